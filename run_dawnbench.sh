@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# From nothing to a report: installs, runs a recipe, and writes and prints the tables.
+set -euo pipefail
+here=${BASH_SOURCE[0]%"${BASH_SOURCE[0]##*/}"}
+cd -- "${here:-.}"
+source ./install.sh
+
+if [[ ${1-} == --help || ${1-} == -h ]]; then
+    echo 'usage: ./run_dawnbench.sh [RECIPE] [OPTION...]'
+    echo
+    echo 'Installs into .venv (the first call only), runs RECIPE, then writes and prints the report.'
+    echo 'Without RECIPE: cifar10_dawnbench on CUDA devices, cifar10_cpu where there are none.'
+    echo 'OPTIONs go to `python -m bench run`.'
+    if ! is_installed; then
+        echo 'Nothing is installed yet: after a first call this also lists the recipes and options.'
+        exit 0
+    fi
+    echo
+    exec "$VENV_PYTHON" -m bench run --help
+fi
+
+# shellcheck disable=SC2046 # one word an extra
+ensure_installed $(benchmark_extras)
+
+if [[ ${1--} == -* ]]; then
+    set -- auto "$@"
+fi
+"$VENV_PYTHON" -m bench run "$@"
+
+results=results
+for ((i = 1; i <= $#; i++)); do
+    case ${!i} in
+        --out) j=$((i + 1)) && results=${!j} ;;
+        --out=*) results=${!i#--out=} ;;
+    esac
+done
+"$VENV_PYTHON" -m bench report --results "$results"

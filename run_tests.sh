@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Installs, then format, lint, types and tests. usage: ./run_tests.sh [--slow] [PYTEST_OPTION...]
+# --slow, or CI=true, adds the tests marked slow; CI=true also makes an unforeseen skip a failure.
+set -euo pipefail
+here=${BASH_SOURCE[0]%"${BASH_SOURCE[0]##*/}"}
+cd -- "${here:-.}"
+source ./install.sh
+
+selection='not slow and not soak'
+guard=()
+if [[ ${CI-} == true ]]; then
+    selection='not soak'
+    guard=(-p skip_guard)
+fi
+if [[ ${1-} == --slow ]]; then
+    selection='not soak'
+    shift
+fi
+
+step() { # step NAME REMEDY COMMAND...
+    local name=$1 remedy=$2
+    shift 2
+    echo "== $name"
+    "$@" || fail 1 "$name failed (see above); $remedy"
+}
+
+# shellcheck disable=SC2046 # one word an extra
+ensure_installed $(benchmark_extras) test
+step 'format' "run '.venv/bin/ruff format .'" "$VENV_PYTHON" -m ruff format --check .
+step 'lint' "'.venv/bin/ruff check --fix .' mends what it can" "$VENV_PYTHON" -m ruff check .
+step 'types' "correct the types or their use" "$VENV_PYTHON" -m mypy
+echo "== tests ($selection)"
+exec "$VENV_PYTHON" -m pytest ${guard[@]+"${guard[@]}"} -m "$selection" --durations=10 "$@"
