@@ -1,0 +1,1 @@
+"""CIFAR on disk, on the device, and in batches."""

@@ -1,0 +1,229 @@
+"""What a data set is in memory: two splits in one canonical order, known by their content.
+
+A *record* is one label byte followed by the 3,072 pixel bytes of an image as red, green and blue
+planes: the layout of CIFAR-10's binary files, with the fine label for CIFAR-100. A record's digest
+is BLAKE2b with 16 bytes of output. The records of a split are put in the order of their digests,
+and the set's SHA-256 is taken over those digests. So the archive, the binary files and a copy in
+another order have one hash and, which matters more, give the same batches for the same seed. The
+order is as good as random with respect to the images, so that the first n of a split are a fair
+sample of it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+DatasetName = Literal["cifar10", "cifar100", "synthetic"]
+DatasetKind = Literal["published", "subset", "synthetic"]
+Channels = tuple[float, float, float]
+ByteArray = npt.NDArray[np.uint8]
+
+IMAGE_SIDE = 32
+IMAGE_BYTES = 3 * IMAGE_SIDE * IMAGE_SIDE
+RECORD_BYTES = 1 + IMAGE_BYTES
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What is fixed by the name of a data set. `mean` and `std` are on the 0..255 scale."""
+
+    title: str
+    num_classes: int
+    full_counts: tuple[int, int]
+    mean: Channels
+    std: Channels
+    published_sha256: str | None
+
+
+_KNOWN: dict[DatasetName, _Known] = {
+    "cifar10": _Known(
+        title="CIFAR-10",
+        num_classes=10,
+        full_counts=(50_000, 10_000),
+        mean=(125.31, 122.95, 113.87),
+        std=(62.99, 62.09, 66.70),
+        published_sha256="9ca8a68e595f26a51716116d398606b8eefde1e7eb795d6a285de5cff4c3bf07",
+    ),
+    "cifar100": _Known(
+        title="CIFAR-100",
+        num_classes=100,
+        full_counts=(50_000, 10_000),
+        mean=(129.30, 124.07, 112.43),
+        std=(68.17, 65.39, 70.42),
+        # Taken as published only when every file has its published MD5: see `cifar.py`.
+        published_sha256=None,
+    ),
+    "synthetic": _Known(
+        title="built-in synthetic set",
+        num_classes=10,
+        full_counts=(50_000, 10_000),
+        mean=(128.0, 128.0, 128.0),
+        std=(64.0, 64.0, 64.0),
+        published_sha256=None,
+    ),
+}
+
+
+def title_of(name: DatasetName) -> str:
+    """The name of a data set as it is written in text: "CIFAR-10"."""
+    return _KNOWN[name].title
+
+
+def num_classes_of(name: DatasetName) -> int:
+    """The number of classes that a data set's name stands for."""
+    return _KNOWN[name].num_classes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """The training or the test half of a data set.
+
+    Raises ValueError where the two arrays do not have the shapes and type below.
+    """
+
+    images: ByteArray
+    """uint8 [N, 32, 32, 3], height, width, then red, green, blue."""
+
+    labels: ByteArray
+    """uint8 [N]; the fine label for CIFAR-100."""
+
+    def __post_init__(self) -> None:
+        """Check the shapes and the type."""
+        expected = (len(self.labels), IMAGE_SIDE, IMAGE_SIDE, 3)
+        if self.images.shape != expected or self.labels.ndim != 1:
+            raise ValueError(
+                f"a split: expected images {expected} for one label an image, "
+                f"got images {self.images.shape} and labels {self.labels.shape}"
+            )
+        if self.images.dtype != np.uint8 or self.labels.dtype != np.uint8:
+            raise ValueError(
+                f"a split: expected uint8 images and labels, "
+                f"got {self.images.dtype} and {self.labels.dtype}"
+            )
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """A data set in its canonical order. Two are the same when their `sha256` are."""
+
+    name: DatasetName
+
+    kind: DatasetKind
+    """Only figures from a "published" set may stand beside published figures."""
+
+    train: Split
+
+    test: Split
+
+    num_classes: int
+
+    sha256: str
+    """64 hexadecimal digits: the content, whatever files it came from and in whatever order."""
+
+    source: str
+    """The folder or archive that was read, or the generator with its seed."""
+
+    mean: Channels
+    """Mean of each channel, on the 0..255 scale, for normalisation."""
+
+    std: Channels
+    """Standard deviation of each channel, on the 0..255 scale, for normalisation."""
+
+    def describe(self) -> str:
+        """One short line: name, kind, counts and the start of the hash."""
+        known = _KNOWN[self.name]
+        counts = (len(self.train), len(self.test))
+        parts = [f"{counts[0]:,} + {counts[1]:,} images", f"sha256 {self.sha256[:12]}…"]
+        if self.kind == "subset" and counts == known.full_counts:
+            # All the images may well be here, but nothing shows that they are the published ones.
+            parts.insert(1, "not verified as published")
+        named = known.title if self.kind == "synthetic" else f"{known.title}, {self.kind}"
+        return ", ".join([named, *parts])
+
+
+def build_dataset(
+    name: DatasetName,
+    train_records: Sequence[ByteArray],
+    test_records: Sequence[ByteArray],
+    *,
+    source: str,
+    verified: bool = False,
+) -> Dataset:
+    """Put records in canonical order and name what they are by their hash.
+
+    Arguments:
+        name: the data set that the records belong to.
+        train_records: blocks of records, each uint8 [n, 3073]; their order does not matter.
+        test_records: the same for the test images.
+        source: where the records are from, for the run's record.
+        verified: every published file was read and each had its published MD5.
+
+    Returns:
+        The data set; its kind is "published" where `verified` or where the hash is the published
+        one, "synthetic" for the generated set, and "subset" for all else.
+    """
+    known = _KNOWN[name]
+    train, train_digests = _canonical_split(train_records)
+    test, test_digests = _canonical_split(test_records)
+    sha256 = _content_sha256(name, known.num_classes, train_digests, test_digests)
+    kind: DatasetKind = "subset"
+    if name == "synthetic":
+        kind = "synthetic"
+    elif verified or sha256 == known.published_sha256:
+        kind = "published"
+    return Dataset(
+        name=name,
+        kind=kind,
+        train=train,
+        test=test,
+        num_classes=known.num_classes,
+        sha256=sha256,
+        source=source,
+        mean=known.mean,
+        std=known.std,
+    )
+
+
+def _canonical_split(blocks: Sequence[ByteArray]) -> tuple[Split, bytes]:
+    """The split in the order of its records' digests, and those digests, sorted, in one string."""
+    digests = b"".join(
+        hashlib.blake2b(record, digest_size=DIGEST_BYTES).digest()
+        for block in blocks
+        for record in block
+    )
+    # Two big-endian words compare as the 16 bytes do.
+    words = np.frombuffer(digests, dtype=">u8").reshape(-1, 2)
+    order = np.lexsort((words[:, 1], words[:, 0]))
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+
+    pixels = np.empty((len(order), IMAGE_SIDE * IMAGE_SIDE, 3), dtype=np.uint8)
+    labels = np.empty(len(order), dtype=np.uint8)
+    start = 0
+    for block in blocks:
+        to = place[start : start + len(block)]
+        labels[to] = block[:, 0]
+        planes = block[:, 1:].reshape(-1, 3, IMAGE_SIDE * IMAGE_SIDE)
+        for channel in range(3):  # twice as fast as one transposed copy
+            pixels[to, :, channel] = planes[:, channel]
+        start += len(block)
+    images = pixels.reshape(-1, IMAGE_SIDE, IMAGE_SIDE, 3)
+    return Split(images=images, labels=labels), words[order].tobytes()
+
+
+def _content_sha256(name: str, num_classes: int, train: bytes, test: bytes) -> str:
+    """SHA-256 over the name, the number of classes and the sorted digests of both splits."""
+    content = hashlib.sha256(f"{name} {num_classes}\n".encode())
+    for split, digests in (("train", train), ("test", test)):
+        content.update(f"{split} {len(digests) // DIGEST_BYTES}\n".encode())
+        content.update(digests)
+    return content.hexdigest()

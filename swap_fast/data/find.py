@@ -1,0 +1,107 @@
+"""Where a data set is looked for, from what the user says to what is always there.
+
+The launching process calls `locate_dataset` once, so that one process alone downloads; each rank
+then calls `load_dataset` with what was found.
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from swap_fast.data.cifar import CifarName, expected_names, find_cifar, read_cifar
+from swap_fast.data.dataset import Dataset, DatasetName, title_of
+from swap_fast.data.synthetic import generate_synthetic
+
+DOWNLOAD_TIMEOUT_S = 10.0
+
+
+def locate_dataset(
+    name: DatasetName,
+    data: Path | None = None,
+    *,
+    download: bool = True,
+    announce: Callable[[str], object] = print,
+) -> Path | None:
+    """The folder or archive that holds a data set; None for the built-in synthetic one.
+
+    In this order: `data`, the environment's SWAP_DATA, the cache, the official download into the
+    cache, the synthetic set. What the user names must hold the set: there is no falling through.
+
+    Raises:
+        ValueError: `data` or SWAP_DATA is given and does not hold the set.
+    """
+    if name == "synthetic":
+        return None
+    named = ("--data", str(data)) if data else ("SWAP_DATA", os.environ.get("SWAP_DATA"))
+    if named[1]:
+        found = find_cifar(name, Path(named[1]))
+        if found is None:
+            raise ValueError(
+                f"{named[0]}: expected {expected_names(name)} in {named[1]}, found none of them"
+            )
+        return found
+    cache = _cache_folder()
+    found = find_cifar(name, cache)
+    if found is None and download:
+        found = _download(name, cache, announce)
+    if found is None:
+        announce(
+            f"{title_of(name)} was not found: the built-in synthetic images stand in for it, and "
+            "their figures never stand beside published ones; to use it, give --data DIR"
+        )
+    return found
+
+
+def load_dataset(name: DatasetName, path: Path | None) -> Dataset:
+    """Load what `locate_dataset` found.
+
+    Raises:
+        ValueError: a file is missing, damaged, or not a whole number of records.
+    """
+    if name == "synthetic" or path is None:
+        return generate_synthetic()
+    return read_cifar(name, path)
+
+
+def find_dataset(
+    name: DatasetName,
+    data: Path | None = None,
+    *,
+    download: bool = True,
+    announce: Callable[[str], object] = print,
+) -> Dataset:
+    """Locate a data set and load it, for a process that is alone."""
+    return load_dataset(name, locate_dataset(name, data, download=download, announce=announce))
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "swap_fast"
+
+
+def _download(name: CifarName, cache: Path, announce: Callable[[str], object]) -> Path | None:
+    """The official archive, fetched and checked by torchvision; None where that fails."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    announce(f"{title_of(name)}: downloading into {cache}")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _socket_timeout(DOWNLOAD_TIMEOUT_S):
+            (CIFAR10 if name == "cifar10" else CIFAR100)(str(cache), download=True)
+    except (OSError, RuntimeError) as error:
+        announce(f"{title_of(name)}: the download failed: {error}")
+        return None
+    return find_cifar(name, cache)
+
+
+@contextlib.contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """Give up on a network that does not answer, instead of waiting for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,110 @@
+"""A split's images, resident on a device as uint8, and the gather that makes batches of them."""
+
+import torch
+from torch import Tensor
+
+from swap_fast.data.augment import IMAGE_SIZE, Plan
+from swap_fast.data.dataset import Split
+
+ROW = 3 * IMAGE_SIZE  # values in one row of an image in HWC order
+
+
+class DeviceImages:
+    """Images padded once, by reflection, and kept in both orientations.
+
+    A crop of either orientation is then one strided window, and a batch of crops one indexing
+    operation with rows of 96 bytes: no per-sample work, and no flip of its own.
+
+    Arguments:
+        split: uint8 images [N, 32, 32, 3] and labels [N].
+        mean, std: of the three channels, on the scale 0..255.
+        device: where the images live and the batches are made.
+        pad: pixels of border; 0 for a split that is never cropped.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        device: torch.device,
+        pad: int = 0,
+    ) -> None:
+        images = torch.from_numpy(split.images).to(device)
+        side = IMAGE_SIZE + 2 * pad
+        places = torch.arange(-pad, IMAGE_SIZE + pad, device=device).abs()
+        reflected = torch.minimum(places, 2 * (IMAGE_SIZE - 1) - places)
+        both = torch.empty((len(images), 2, side, side, 3), dtype=torch.uint8, device=device)
+        for part, of in zip(both.split(4096), images.split(4096), strict=True):  # small copies
+            part[:, 0] = of[:, reflected][:, :, reflected]
+            part[:, 1] = part[:, 0].flip(2)
+        self.windows = both.as_strided(
+            (len(images), 2, 2 * pad + 1, 2 * pad + 1, IMAGE_SIZE, ROW),
+            (2 * side * side * 3, side * side * 3, side * 3, 3, side * 3, 1),
+        )
+        self.labels = torch.from_numpy(split.labels).to(device, torch.int64)
+        self.pad = pad
+        scale = 1 / torch.tensor(std, dtype=torch.float64)
+        offset = -torch.tensor(mean, dtype=torch.float64) * scale
+        # Repeated to a whole image: a last dimension of 3 would be ten times slower on a CPU.
+        self._scale = scale.float().repeat(IMAGE_SIZE**2).to(device)
+        self._offset = offset.float().repeat(IMAGE_SIZE**2).to(device)
+
+    def __len__(self) -> int:
+        """N, the number of images."""
+        return len(self.labels)
+
+    def upload(self, plan: Plan) -> "DevicePlan":
+        """Move a plan to the device, its crops turned into window places."""
+        flip = torch.from_numpy(plan.flip)
+        crop_x = torch.from_numpy(plan.crop_x)
+        columns = (
+            torch.from_numpy(plan.order),
+            flip,
+            torch.from_numpy(plan.crop_y),
+            # The orientations are those of the padded image: a mirrored crop starts as far from
+            # the right border as its original from the left.
+            torch.where(flip.bool(), 2 * self.pad - crop_x, crop_x),
+            torch.from_numpy(plan.cutout_y),
+            torch.from_numpy(plan.cutout_x),
+        )
+        return DevicePlan(torch.stack(columns).to(self.labels.device), plan.cutout)
+
+    def load_(
+        self, plan: "DevicePlan", positions: Tensor | slice, images: Tensor, labels: Tensor
+    ) -> None:
+        """Write the batch at `positions` of the plan into `images` and `labels`.
+
+        images: [B, 3, 32, 32], floating, channels_last or contiguous. labels: [B] int64.
+        """
+        order, flip, row, column, cutout_y, cutout_x = plan.columns[:, positions]
+        crops = self.windows[order, flip, row, column].view(len(order), -1)  # [B, 3072] uint8 HWC
+        nhwc = images.permute(0, 2, 3, 1)
+        direct = images.dtype == torch.float32 and nhwc.is_contiguous()
+        values = nhwc.view(len(order), -1) if direct else torch.empty_like(crops, dtype=torch.float)
+        values.copy_(crops)
+        torch.addcmul(self._offset, values, self._scale, out=values)
+        if plan.cutout:
+            places = IMAGE_SIZE - plan.cutout + 1
+            squares = values.as_strided(
+                (len(order), places, places, plan.cutout, 3 * plan.cutout),
+                (IMAGE_SIZE * ROW, ROW, 3, ROW, 1),
+                values.storage_offset(),
+            )
+            squares[torch.arange(len(order), device=order.device), cutout_y, cutout_x] = 0.0
+        if not direct:
+            nhwc.copy_(values.view(nhwc.shape))
+        torch.index_select(self.labels, 0, order, out=labels)
+
+
+class DevicePlan:
+    """A plan on the device: six int64 rows of N entries, and the side of the cutout."""
+
+    def __init__(self, columns: Tensor, cutout: int) -> None:
+        self.columns = columns  # [6, N]: order, flip, row, column, cutout row, cutout column
+        self.cutout = cutout
+
+    def __len__(self) -> int:
+        """N, the number of positions."""
+        return self.columns.shape[1]
