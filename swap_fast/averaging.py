@@ -1,0 +1,37 @@
+"""Averages of models: line 28 of Algorithm 1."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from swap_fast.comm import ALONE, Comm
+
+
+def average(models: Iterable[Tensor], num_models: int, comm: Comm = ALONE) -> Tensor:
+    """The mean of weight vectors [P], those of this rank and of all others.
+
+    One flat fp32 all-reduce; every rank gets the result.
+
+    Arguments:
+        models: this rank's vectors, at least one.
+        num_models: the vectors of all ranks together.
+
+    Raises:
+        ValueError: a vector that is not finite: one diverged model would spoil the average.
+    """
+    total: Tensor | None = None
+    for number, theta in enumerate(models):
+        if not torch.isfinite(theta).all():
+            raise ValueError(
+                f"model {number} of rank {comm.rank}: expected finite weights to average, got "
+                "NaN or infinity; lower its learning rate"
+            )
+        total = theta.clone() if total is None else total.add_(theta)
+    assert total is not None, "a rank without a model to average"
+    return comm.all_reduce_(total).div_(num_models)
+
+
+def pairwise_distances(models: list[Tensor]) -> list[list[float]]:
+    """Euclidean distances [W, W] between weight vectors."""
+    return [[float((a.double() - b.double()).norm()) for b in models] for a in models]

@@ -1,0 +1,207 @@
+"""What a phase, a run's method and a recipe are: frozen, typed, checked."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from tyro.conf import Suppress
+
+from swap_fast.schedules import Schedule, triangle
+
+
+def _require(condition: bool, name: str, expected: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One phase of training: its batch, its learning-rate schedule, and where it ends."""
+
+    global_batch_size: int
+    """Images in one update of one model (Tables 5 and 6, "Batch-size")."""
+    peak_lr: float
+    """The schedule's highest learning rate ("Learning-rate Peak")."""
+    max_epochs: int
+    """Epochs after which the phase ends whatever its accuracy ("Maximum Epochs")."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises from 0 ("Warm-up Epochs"); 0 starts at the peak."""
+    horizon_epochs: float | None = None
+    """Epoch at which the learning rate reaches `final_lr`; None means `max_epochs`."""
+    final_lr: float = 0.0
+    """The learning rate at the horizon and after it."""
+    stopping_accuracy: float | None = None
+    """Train accuracy (a fraction) above which the phase ends: Algorithm 1's tau. None: never."""
+    gpus_per_model: int = 1
+    """Slots that share one update, each with its slice of the batch ("GPUs used per model")."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could have."""
+        _require(self.global_batch_size >= 1, "global_batch_size", ">= 1", self.global_batch_size)
+        _require(self.peak_lr > 0, "peak_lr", "> 0", self.peak_lr)
+        _require(self.max_epochs >= 1, "max_epochs", ">= 1", self.max_epochs)
+        _require(self.warmup_epochs >= 0, "warmup_epochs", ">= 0", self.warmup_epochs)
+        horizon = self.horizon_epochs
+        _require(
+            (self.max_epochs if horizon is None else horizon) > self.warmup_epochs,
+            "horizon_epochs",
+            f"more than the {self.warmup_epochs:g} warm-up epochs",
+            self.max_epochs if horizon is None else horizon,
+        )
+        _require(self.final_lr >= 0, "final_lr", ">= 0", self.final_lr)
+        tau = self.stopping_accuracy
+        _require(tau is None or 0 < tau < 1, "stopping_accuracy", "a fraction between 0 and 1", tau)
+        _require(self.gpus_per_model >= 1, "gpus_per_model", ">= 1", self.gpus_per_model)
+        _require(
+            self.global_batch_size % self.gpus_per_model == 0,
+            "global_batch_size",
+            f"a multiple of gpus_per_model = {self.gpus_per_model}",
+            self.global_batch_size,
+        )
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images in one slot's share of an update: B1 / W in Algorithm 1, line 11."""
+        return self.global_batch_size // self.gpus_per_model
+
+    @property
+    def schedule(self) -> Schedule:
+        """Learning rate as a function of the position in epochs."""
+        horizon = self.max_epochs if self.horizon_epochs is None else self.horizon_epochs
+        return triangle(self.peak_lr, self.warmup_epochs, horizon, self.final_lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What is redrawn for each image in each epoch (Section 5.1, with cifar10-fast's numbers)."""
+
+    pad: int = 4
+    """Pixels of reflected border; the crop then has (2 * pad + 1)^2 places."""
+    flip: bool = True
+    """Mirror left and right with probability 1/2."""
+    cutout: int = 8
+    """Side of the square, wholly inside the image, that is set to 0 after normalisation."""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not fit a 32x32 image."""
+        _require(0 <= self.pad < 32, "pad", "0 to 31 pixels", self.pad)
+        _require(0 <= self.cutout <= 32, "cutout", "0 to 32 pixels", self.cutout)
+
+
+NO_AUGMENTATION = Augmentation(pad=0, flip=False, cutout=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Nesterov SGD on the mean loss (Section 5.1)."""
+
+    momentum: float = 0.9
+    """Nesterov momentum, in torch's form: the learning rate stands outside the velocity."""
+    weight_decay: float = 5e-4
+    """L2 on all parameters, batch norm's included."""
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        _require(0 < self.momentum < 1, "momentum", "between 0 and 1", self.momentum)
+        _require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGDRecipe:
+    """One model trained by SGD alone: the first two rows of Tables 1 and 2."""
+
+    name: Annotated[str, Suppress]
+    """The recipe's name on the command line and in records."""
+    summary: Annotated[str, Suppress]
+    """One line for `python -m bench recipes`."""
+    table: Annotated[str, Suppress]
+    """The paper's table and row that it reproduces, or what it is instead."""
+    dataset: Literal["cifar10", "cifar100", "synthetic"] = "cifar10"
+    """Which images."""
+    train_images: int | None = None
+    """Train on the first so many images of the data's canonical order; None: all."""
+    width: int = 64
+    """Channels of ResNet-9's first block; the paper's net has 64."""
+    paper_scale: Annotated[bool, Suppress] = True
+    """Whether net, data and epochs are the paper's; only then may its figures stand beside them."""
+    target_accuracy: float = 0.94
+    """Test accuracy (a fraction) for time-to-accuracy and the share of runs that reach it."""
+    phase1: Phase
+    """The only phase."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    """Momentum and weight decay."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Crop, flip and cutout."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could have."""
+        _require(self.width >= 1, "width", ">= 1", self.width)
+        _require(
+            0 < self.target_accuracy < 1,
+            "target_accuracy",
+            "a fraction between 0 and 1",
+            self.target_accuracy,
+        )
+        size = self.train_images
+        _require(
+            size is None or size >= self.largest_batch_size,
+            "train_images",
+            f"at least one batch of {self.largest_batch_size}",
+            size,
+        )
+
+    @property
+    def largest_batch_size(self) -> int:
+        """The largest global batch of any phase."""
+        return self.phase1.global_batch_size
+
+    @property
+    def num_slots(self) -> int:
+        """Devices that the recipe can use at once."""
+        return self.phase1.gpus_per_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class SWAPRecipe(SGDRecipe):
+    """Stochastic Weight Averaging in Parallel: Algorithm 1."""
+
+    phase2: Phase
+    """Small-batch refinement of each worker, independent of the others (lines 18-27)."""
+    num_workers: int = 8
+    """W: the models that phase 2 refines and phase 3 averages."""
+    keep_momentum: bool = False
+    """Carry phase 1's momentum into phase 2; by default it is zeroed at the switch."""
+    batch_norm_batch_size: int = 512
+    """Images a batch of phase 3's pass over the training data (line 29)."""
+    batch_norm_augmented: bool = True
+    """Whether that pass sees augmented images, as SWA's convention has it, or clean ones."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could have."""
+        super().__post_init__()
+        _require(self.num_workers >= 1, "num_workers", ">= 1", self.num_workers)
+        _require(
+            self.phase2.gpus_per_model == 1,
+            "phase2.gpus_per_model",
+            "1: a worker of phase 2 has one device",
+            self.phase2.gpus_per_model,
+        )
+        _require(
+            self.phase1.gpus_per_model == self.num_workers,
+            "phase1.gpus_per_model",
+            f"num_workers = {self.num_workers}: the workers of phase 2 train phase 1 together",
+            self.phase1.gpus_per_model,
+        )
+        _require(
+            self.batch_norm_batch_size >= 2,
+            "batch_norm_batch_size",
+            ">= 2: batch norm needs more than one image",
+            self.batch_norm_batch_size,
+        )
+
+    @property
+    def largest_batch_size(self) -> int:
+        """The largest global batch of any phase."""
+        return max(self.phase1.global_batch_size, self.phase2.global_batch_size)
+
+
+Recipe = SWAPRecipe | SGDRecipe

@@ -1,0 +1,47 @@
+"""Accuracy of a model on a split."""
+
+import torch
+
+from swap_fast.comm import ALONE, Comm
+from swap_fast.data.augment import plain_plan
+from swap_fast.data.images import DeviceImages
+from swap_fast.execution import Execution
+from swap_fast.weights import Weights
+
+
+class Evaluator:
+    """Top-1 accuracy on the images of a split as they are, without test-time augmentation.
+
+    Arguments:
+        images: the split; its batches are dealt out to the ranks.
+        batch_size: images a forward pass.
+    """
+
+    def __init__(
+        self, weights: Weights, images: DeviceImages, execution: Execution, *, batch_size: int = 500
+    ) -> None:
+        self._weights, self._split, self._execution = weights, images, execution
+        device = images.labels.device
+        self._images = execution.empty_images((batch_size, 3, 32, 32), device)
+        self._labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._plan = images.upload(plain_plan(len(images), images.pad))
+
+    @torch.no_grad()
+    def __call__(self, comm: Comm = ALONE) -> float:
+        """The share of images, as a fraction, that the model in eval mode gets right.
+
+        With a `comm` all its ranks must call, and all get the accuracy over the whole split.
+        """
+        model, total, size = self._weights.model, len(self._split), len(self._labels)
+        was_training = model.training
+        model.eval()
+        correct = torch.zeros((), dtype=torch.int64, device=self._labels.device)
+        for start in range(comm.rank * size, total, comm.world_size * size):
+            n = min(size, total - start)
+            images, labels = self._images[:n], self._labels[:n]
+            self._split.load_(self._plan, slice(start, start + n), images, labels)
+            with self._execution.autocast():
+                logits = model(images)
+            correct += (logits.argmax(1) == labels).sum()
+        model.train(was_training)
+        return comm.all_reduce_(correct).item() / total

@@ -1,0 +1,138 @@
+"""What a run is made of on one rank, and how it is put together."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from swap_fast.clock import Clock
+from swap_fast.comm import ALONE, Comm
+from swap_fast.config import Recipe, SWAPRecipe
+from swap_fast.data.batches import Batches, one_pass
+from swap_fast.data.dataset import Dataset, Split
+from swap_fast.data.images import DeviceImages
+from swap_fast.evaluate import Evaluator
+from swap_fast.execution import Execution
+from swap_fast.optimizer import NesterovSGD
+from swap_fast.record import EpochRow
+from swap_fast.step import Step
+from swap_fast.weights import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who is told of a run's progress. Each is called off the clock but `on_step`."""
+
+    on_step: Callable[[int], None] = lambda phase: None
+    """After every update, with its phase: from the hot loop, so it must be cheap."""
+    on_epoch: Callable[[EpochRow], None] = lambda row: None
+    """After every epoch of this rank."""
+    on_weights: Callable[[int, int, int], None] = lambda phase, worker, epoch: None
+    """(phase, worker, epoch): the model now holds weights worth keeping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run is made of on this rank."""
+
+    weights: Weights
+    """The model, at its initial weights theta_0."""
+    optimizer: NesterovSGD
+    """Shared by both phases' steps."""
+    steps: tuple[Step, ...]
+    """One update of phase 1 and, for SWAP, of phase 2."""
+    batches: tuple[Batches, ...]
+    """Each phase's batches of this rank."""
+    batch_norm_batches: Callable[[], Iterable[Tensor]]
+    """This rank's share of phase 3's pass over the training data."""
+    evaluate: Evaluator
+    """Test accuracy."""
+    execution: Execution
+    """Precision of forward passes."""
+    comm: Comm
+    """The ranks."""
+    clock: Clock
+    """Laps of this rank."""
+    watch: Watch
+    """Who is told."""
+
+
+def make_parts(
+    recipe: Recipe,
+    make_model: Callable[[], nn.Module],
+    dataset: Dataset,
+    *,
+    seed: int,
+    device: torch.device,
+    execution: Execution,
+    comm: Comm = ALONE,
+    clock: Clock,
+    watch: Watch,
+) -> Parts:
+    """Make the model, warm the kernels up, and move the data to the device, in that order.
+
+    Every rank makes the same model from the seed, and takes rank 0's weights to be sure.
+
+    Raises:
+        ValueError: more ranks than the recipe has use for, or too little data.
+    """
+    if comm.world_size > recipe.phase1.gpus_per_model:
+        raise ValueError(
+            f"recipe {recipe.name}: expected 1 to {recipe.phase1.gpus_per_model} processes, one a "
+            f"slot of phase 1, got {comm.world_size}"
+        )
+    phases = (recipe.phase1, recipe.phase2) if isinstance(recipe, SWAPRecipe) else (recipe.phase1,)
+    phase_comms = (comm, ALONE)[: len(phases)]
+    with clock.lap("model_init"):
+        torch.manual_seed(seed)
+        weights = Weights(execution.place(make_model(), device))
+        comm.broadcast_(weights.theta.detach())
+        optimizer = NesterovSGD(
+            weights, recipe.optimizer, scale_gradients=execution.precision == "fp16"
+        )
+        steps = tuple(
+            Step(weights, optimizer, phase, ranks, execution)
+            for phase, ranks in zip(phases, phase_comms, strict=True)
+        )
+    with clock.lap("kernel_warmup"):
+        for step in steps:
+            step.warm_up()
+    with clock.lap("data_preparation"):
+        mean, std, pad = dataset.mean, dataset.std, recipe.augmentation.pad
+        train, size = dataset.train, recipe.train_images
+        train = Split(images=train.images[:size], labels=train.labels[:size])
+        images = DeviceImages(train, mean=mean, std=std, device=device, pad=pad)
+        test = DeviceImages(dataset.test, mean=mean, std=std, device=device)
+        evaluate = Evaluator(weights, test, execution)
+        batches = tuple(
+            Batches(
+                images,
+                recipe.augmentation,
+                phase,
+                seed=seed,
+                number=number,
+                slots=ranks.slots(phase.gpus_per_model),
+            )
+            for number, (phase, ranks) in enumerate(zip(phases, phase_comms, strict=True), start=1)
+        )
+
+    def batch_norm_batches() -> Iterable[Tensor]:
+        assert isinstance(recipe, SWAPRecipe)
+        augmentation = recipe.augmentation if recipe.batch_norm_augmented else None
+        size = recipe.batch_norm_batch_size
+        buffer = execution.empty_images((size, 3, 32, 32), device)
+        return one_pass(images, augmentation, buffer, seed=seed, comm=comm)
+
+    return Parts(
+        weights=weights,
+        optimizer=optimizer,
+        steps=steps,
+        batches=batches,
+        batch_norm_batches=batch_norm_batches,
+        evaluate=evaluate,
+        execution=execution,
+        comm=comm,
+        clock=clock,
+        watch=watch,
+    )

@@ -1,0 +1,210 @@
+"""A run's record: one JSON file, written once, from which every table and figure is made.
+
+This module needs no torch, so that a report can be drawn anywhere.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRow:
+    """One epoch of one model."""
+
+    phase: int
+    """1 or 2."""
+    worker: int
+    """The model of phase 2, from 0; 0 in phase 1, where all workers share one."""
+    epoch: int
+    """Epochs done in this phase, from 1."""
+    learning_rate: float
+    """Of the epoch's last update."""
+    train_loss: float
+    """Mean over the epoch's own batches."""
+    train_accuracy: float
+    """Mean over the epoch's own augmented batches, a fraction."""
+    time_s: float
+    """The paper's reading of this rank's clock at the epoch's end."""
+    test_accuracy: float | None = None
+    """After the epoch, a fraction; None where it was not evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageRow:
+    """The average of all workers, were phase 2 to stop after this epoch (Figure 1)."""
+
+    epoch: int
+    """Epochs done in phase 2, from 1."""
+    test_accuracy: float
+    """With batch-norm statistics of its own, a fraction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Training times in seconds, by the paper's reading of the clock, and the laps behind them."""
+
+    before_averaging_s: float | None
+    """Up to the slowest rank's end of phase 2; None without phase 2."""
+    after_averaging_s: float
+    """The whole: with averaging and the batch-norm pass. Of SGD: its only time."""
+    modelled_before_averaging_s: float | None
+    """As `before_averaging_s`, had every worker of phase 2 run at the same time."""
+    modelled_after_averaging_s: float
+    """As `after_averaging_s`, had every worker of phase 2 run at the same time."""
+    readings_s: dict[str, float]
+    """The paper's, DAWNBench's and MLPerf's reading: sums of laps of the slowest rank."""
+    reading_laps: dict[str, list[str]]
+    """The laps that each reading sums."""
+    laps_by_rank: list[dict[str, float]]
+    """Every lap of every rank, counted or not."""
+    worker_phase2_s: list[float]
+    """Each worker's own time in phase 2."""
+    wall_s: float
+    """From the process's start to the record, whatever ran."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """All that is known of one run."""
+
+    run_id: str
+    """Unique, and the file's name."""
+    recipe: str
+    """The recipe's name."""
+    method: str
+    """"swap" or "sgd"."""
+    seed: int
+    """Of the initial weights, the orders and the augmentation."""
+    created: str
+    """UTC, ISO 8601."""
+    configuration: dict[str, Any]
+    """The whole recipe and how it was executed."""
+    overrides: list[str]
+    """What the command line changed in the recipe."""
+    code: dict[str, Any]
+    """Version, commit, and whether files differed from it."""
+    data: dict[str, Any]
+    """Name, kind (published, subset, synthetic), content hash, counts."""
+    machine: dict[str, Any]
+    """Device, counts, memory, driver, library versions."""
+    world_size: int
+    """Processes."""
+    threads: int
+    """CPU threads a process."""
+    emulated_workers: bool
+    """Whether fewer processes than workers ran them, some one after another."""
+    stopped_by: str
+    """What ended phase 1: "stopping_accuracy" or "max_epochs"."""
+    phase1_epochs: int
+    """Epochs that phase 1 took."""
+    epochs: list[EpochRow]
+    """Phase 1's rows, then each worker's of phase 2."""
+    worker_accuracies: list[float]
+    """Test accuracy of each worker at its end; of SGD: of the model."""
+    accuracy_before_averaging: float | None
+    """Their mean; None without phase 2."""
+    test_accuracy: float
+    """Of the final model: after averaging, or of SGD's last epoch."""
+    pairwise_distances: list[list[float]]
+    """Euclidean distances between the workers' weights; empty without phase 2."""
+    average_by_epoch: list[AverageRow]
+    """Figure 1's running average."""
+    times: Times
+    """The clock."""
+    peak_memory_gib: float
+    """Largest resident memory of any process."""
+    schema_version: int = SCHEMA_VERSION
+    """Of this layout."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader should know: a quick form, a fallback, a missing driver."""
+
+    @property
+    def comparable(self) -> bool:
+        """Whether net, data and epochs are the paper's, as far as the record can tell."""
+        recipe = self.configuration["recipe"]
+        return bool(
+            recipe["paper_scale"] and self.data["kind"] == "published" and not self.overrides
+        )
+
+
+def write_record(record: RunRecord, folder: Path) -> Path:
+    """Write `folder/RUN_ID.json` whole or not at all, and never over another.
+
+    Raises:
+        FileExistsError: a record of that name is there.
+        OSError: the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record.run_id}.json"
+    part = folder / f".{record.run_id}.{os.getpid()}.part"
+    try:
+        with open(part, "x", encoding="utf-8") as file:
+            json.dump(asdict(record), file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(part, path)  # fails where the name is taken; a rename would replace it
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read one record.
+
+    Raises:
+        ValueError: not JSON, of another schema version, or with other fields.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name}: expected a JSON record, got {error}") from None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path.name}: expected schema version {SCHEMA_VERSION}, got {version!r}; "
+            "use the swap_fast that wrote it"
+        )
+    expected = {f.name for f in fields(RunRecord)}
+    if set(content) != expected:
+        odd = sorted(set(content) ^ expected)
+        raise ValueError(f"{path.name}: missing or unknown fields {', '.join(odd)}")
+    try:
+        content["epochs"] = [EpochRow(**row) for row in content["epochs"]]
+        content["average_by_epoch"] = [AverageRow(**row) for row in content["average_by_epoch"]]
+        content["times"] = Times(**content["times"])
+    except TypeError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+    return RunRecord(**content)
+
+
+def read_records(folder: Path) -> tuple[list[RunRecord], list[str]]:
+    """All records of a folder in the order of their names, and why others were left out."""
+    records, skipped = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            records.append(read_record(path))
+        except ValueError as error:
+            skipped.append(str(error))
+    return records, skipped
+
+
+def run_id(recipe: str, seed: int, created: str) -> str:
+    """A run's name: recipe, seed and second of its start, safe as a file name."""
+    stamp = re.sub(r"\D", "", created)[:14]
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '-', recipe)}-seed{seed}-{stamp}"
+
+
+def group_by_recipe(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Records of each recipe, in order."""
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(record.recipe, []).append(record)
+    return groups

@@ -1,0 +1,44 @@
+"""Learning-rate schedules: pure functions of the position in epochs."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+Schedule = Callable[[float], float]
+
+
+def piecewise_linear(knots: Sequence[tuple[float, float]]) -> Schedule:
+    """A schedule that joins (epoch, learning rate) knots by straight lines.
+
+    Before the first knot and after the last one it is constant. Steps are counted from 1, so
+    that step i of an epoch of n steps has the position `epoch + i / n`, and the last step of a
+    schedule that ends in 0 has the learning rate 0.
+
+    Raises:
+        ValueError: fewer than one knot, or epochs that do not rise.
+    """
+    if not knots:
+        raise ValueError("a schedule needs at least one (epoch, learning rate) knot, got none")
+    for (before, _), (after, _) in pairwise(knots):
+        if not before < after:
+            raise ValueError(f"a schedule's epochs must rise, got {before:g} before {after:g}")
+
+    def learning_rate(epoch: float) -> float:
+        if epoch <= knots[0][0]:
+            return knots[0][1]
+        for (x0, y0), (x1, y1) in pairwise(knots):
+            if epoch <= x1:
+                return y0 + (y1 - y0) * (epoch - x0) / (x1 - x0)
+        return knots[-1][1]
+
+    return learning_rate
+
+
+def triangle(
+    peak_lr: float, warmup_epochs: float, horizon_epochs: float, final_lr: float = 0.0
+) -> Schedule:
+    """Up from 0 over the warm-up, then down to `final_lr` at the horizon (Tables 5 and 6).
+
+    Without warm-up it starts at its peak: the schedule of phase 2.
+    """
+    rise = [(0.0, 0.0)] if warmup_epochs > 0 else []
+    return piecewise_linear([*rise, (warmup_epochs, peak_lr), (horizon_epochs, final_lr)])

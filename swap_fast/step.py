@@ -1,0 +1,109 @@
+"""One update of theta from one global batch: lines 10-15 of Algorithm 1, and 21-24."""
+
+import torch
+from torch import Tensor, nn
+
+from swap_fast.batchnorm import SlotStatistics
+from swap_fast.comm import Comm
+from swap_fast.config import Phase
+from swap_fast.execution import Execution
+from swap_fast.optimizer import NesterovSGD
+from swap_fast.weights import Weights
+
+
+class Step:
+    """An update in which every slot takes the gradient of its micro-batch, and all are averaged.
+
+    Slots of other ranks run there, at the same time; slots of this rank run one after another and
+    add up their gradients. One flat all-reduce then makes the sum of all. Fill `images` and
+    `labels`, set the learning rate, and call. Nothing in a call waits for the device.
+
+    Arguments:
+        weights: the model.
+        optimizer: what turns the gradient into an update.
+        phase: gives the slots and the micro-batch size.
+        comm: the ranks that share the update; `ALONE` for a worker of phase 2.
+        image_shape: C, H, W.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        optimizer: NesterovSGD,
+        phase: Phase,
+        comm: Comm,
+        execution: Execution,
+        *,
+        image_shape: tuple[int, int, int] = (3, 32, 32),
+    ) -> None:
+        self._weights, self._optimizer, self._comm = weights, optimizer, comm
+        self._execution, self._num_slots = execution, phase.gpus_per_model
+        self._slots = len(comm.slots(phase.gpus_per_model))
+        self.statistics = SlotStatistics(weights, phase.gpus_per_model, comm)
+        device = weights.theta.device
+        batch = self._slots * phase.micro_batch_size
+        self.images = execution.empty_images((batch, *image_shape), device)
+        self.labels = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._seen = 0
+        forward = self._loss_and_correct
+        self._forward = torch.compile(forward, dynamic=False) if execution.compile else forward
+
+    def _loss_and_correct(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with self._execution.autocast():
+            logits = self._weights.model(images)
+            loss = nn.functional.cross_entropy(logits.float(), labels)
+        return loss, (logits.argmax(1) == labels).sum()
+
+    def __call__(self) -> None:
+        """Update theta from `images` and `labels`."""
+        self._weights.gradient.zero_()
+        slots = zip(self.images.chunk(self._slots), self.labels.chunk(self._slots), strict=True)
+        for slot, (images, labels) in enumerate(slots):
+            self.statistics.enter_(slot)
+            loss, correct = self._forward(images, labels)
+            # The mean over slots of their mean losses: lines 12 and 14 at once.
+            self._optimizer.scale(loss / self._num_slots).backward()
+            self.statistics.leave_(slot)
+            self._loss_sum += loss.detach() * len(labels)
+            self._correct += correct
+        self._comm.all_reduce_(self._weights.gradient)
+        self._optimizer.step()
+        self._seen += len(self.labels)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the next updates, on the device."""
+        self._optimizer.learning_rate.fill_(learning_rate)
+
+    def read_metrics(self) -> tuple[float, float]:
+        """Mean loss and accuracy over all images since the last reading, over all ranks.
+
+        Waits for the device: an epoch's only synchronisation.
+        """
+        sums = torch.stack(
+            [self._loss_sum, self._correct.double(), self._loss_sum.new_tensor(self._seen)]
+        )
+        loss, correct, seen = self._comm.all_reduce_(sums).tolist()
+        self._loss_sum.zero_()
+        self._correct.zero_()
+        self._seen = 0
+        return loss / seen, correct / seen
+
+    def warm_up(self, updates: int = 2) -> None:
+        """Run updates on random images, then put everything back as it was.
+
+        Whatever libraries choose, build or allocate on first use, they do here, off the clock.
+        """
+        theta, statistics = self._weights.copy()
+        self.images.normal_()
+        self.labels.zero_()
+        self._weights.model.train()
+        self.statistics.reset_()
+        self.set_learning_rate(0.0)
+        for _ in range(updates):
+            self()
+        self.read_metrics()
+        self._weights.load_(theta, statistics)
+        self.statistics.reset_()
+        self._optimizer.reset_()

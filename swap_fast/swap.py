@@ -1,0 +1,164 @@
+"""Algorithm 1: Stochastic Weight Averaging in Parallel.
+
+Line numbers are those of the paper's listing. Everything that depends on the hardware is handed
+in as `Parts`; a rank runs the slots and workers that `comm` gives it.
+"""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from swap_fast.averaging import average
+from swap_fast.batchnorm import recompute_statistics_
+from swap_fast.comm import ALONE
+from swap_fast.config import SGDRecipe, SWAPRecipe
+from swap_fast.parts import Parts
+from swap_fast.record import EpochRow
+from swap_fast.train import train
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseOne:
+    """The output of phase 1."""
+
+    theta: Tensor
+    """theta_T [P]."""
+    statistics: Tensor
+    """Batch-norm statistics [2C], those of all slots merged."""
+    velocity: Tensor
+    """The optimizer's history [P], for `keep_momentum`."""
+    stopped_by: str
+    """What ended it."""
+    epochs: int
+    """How many it took."""
+    test_accuracy: float
+    """At its end, a fraction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """The output of one worker of phase 2."""
+
+    number: int
+    """w, from 0."""
+    theta: Tensor
+    """theta_{T+Q}^w [P]."""
+    time_s: float
+    """Its own time in phase 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What this rank has when a run is done; the model holds the final weights."""
+
+    stopped_by: str
+    """What ended phase 1."""
+    workers: list[Worker]
+    """This rank's workers; empty for SGD."""
+    before_averaging_s: float
+    """The paper's reading of this rank's clock when its training was done."""
+    test_accuracy: float
+    """Of the final model, a fraction."""
+
+
+def swap(recipe: SWAPRecipe, parts: Parts) -> Result:
+    """Run the three phases (Section 3)."""
+    phase1 = large_batch_phase(recipe, parts)
+    workers = small_batch_phase(recipe, parts, phase1)
+    before_averaging_s = parts.clock.reading()
+    averaging_phase(recipe, parts, [worker.theta for worker in workers])
+    with parts.clock.lap("evaluation"):
+        test_accuracy = parts.evaluate(parts.comm)
+    return Result(
+        stopped_by=phase1.stopped_by,
+        workers=workers,
+        before_averaging_s=before_averaging_s,
+        test_accuracy=test_accuracy,
+    )
+
+
+def large_batch_phase(recipe: SGDRecipe, parts: Parts) -> PhaseOne:
+    """Phase 1, lines 7-17: all slots train one model until its train accuracy is above tau."""
+    step, epochs, test_accuracy = parts.steps[0], 0, 0.0
+
+    def after_epoch(row: EpochRow) -> None:
+        nonlocal epochs, test_accuracy
+        with parts.clock.lap("evaluation"):
+            step.statistics.merge_()
+            test_accuracy = parts.evaluate(parts.comm)
+        epochs = row.epoch
+        parts.watch.on_epoch(replace(row, test_accuracy=test_accuracy))
+
+    parts.weights.model.train()
+    stopped_by = train(
+        step,
+        parts.batches[0],
+        recipe.phase1,
+        number=1,
+        clock=parts.clock,
+        on_step=parts.watch.on_step,
+        after_epoch=after_epoch,
+    )
+    with parts.clock.lap("phase1"):
+        step.statistics.merge_()
+        theta, statistics = parts.weights.copy()
+        velocity = parts.optimizer.velocity.clone()
+    with parts.clock.lap("checkpoint"):
+        parts.watch.on_weights(1, 0, epochs)
+        parts.comm.barrier()
+    return PhaseOne(
+        theta=theta,
+        statistics=statistics,
+        velocity=velocity,
+        stopped_by=stopped_by,
+        epochs=epochs,
+        test_accuracy=test_accuracy,
+    )
+
+
+def small_batch_phase(recipe: SWAPRecipe, parts: Parts, start: PhaseOne) -> list[Worker]:
+    """Phase 2, lines 18-27: each worker refines its own copy, with no communication."""
+    step, workers = parts.steps[1], []
+
+    def after_epoch(row: EpochRow) -> None:
+        with parts.clock.lap("evaluation"):
+            step.statistics.merge_()
+            test_accuracy = parts.evaluate(ALONE)
+        parts.watch.on_epoch(replace(row, test_accuracy=test_accuracy))
+        with parts.clock.lap("checkpoint"):
+            parts.watch.on_weights(2, row.worker, row.epoch)
+
+    for number in parts.comm.slots(recipe.num_workers):
+        started_s = parts.clock.reading()
+        with parts.clock.lap("phase2"):
+            parts.weights.load_(start.theta, start.statistics)
+            step.statistics.reset_()
+            parts.optimizer.reset_(start.velocity if recipe.keep_momentum else None)
+        train(
+            step,
+            parts.batches[1],
+            recipe.phase2,
+            number=2,
+            worker=number,
+            clock=parts.clock,
+            on_step=parts.watch.on_step,
+            after_epoch=after_epoch,
+        )
+        with parts.clock.lap("phase2"):
+            theta, _ = parts.weights.copy()
+        time_s = parts.clock.reading() - started_s
+        workers.append(Worker(number=number, theta=theta, time_s=time_s))
+    return workers
+
+
+def averaging_phase(recipe: SWAPRecipe, parts: Parts, thetas: list[Tensor]) -> None:
+    """Phase 3, lines 28-29: average the weights, then compute the batch-norm statistics anew."""
+    with parts.clock.lap("waiting"):
+        parts.comm.barrier()
+    with parts.clock.lap("averaging"):
+        theta = average(thetas, recipe.num_workers, parts.comm)
+        parts.weights.load_(theta, parts.weights.statistics)
+    with parts.clock.lap("batch_norm"):
+        recompute_statistics_(
+            parts.weights, parts.batch_norm_batches(), parts.comm, autocast=parts.execution.autocast
+        )

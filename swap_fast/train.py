@@ -1,0 +1,70 @@
+"""The one training loop."""
+
+import math
+from collections.abc import Callable
+
+from swap_fast.clock import Clock
+from swap_fast.config import Phase
+from swap_fast.data.batches import Batches
+from swap_fast.record import EpochRow
+from swap_fast.step import Step
+
+
+def train(
+    step: Step,
+    batches: Batches,
+    phase: Phase,
+    *,
+    number: int,
+    worker: int = 0,
+    clock: Clock,
+    on_step: Callable[[int], None],
+    after_epoch: Callable[[EpochRow], None],
+) -> str:
+    """Train through a phase, up to its last epoch or its stopping accuracy.
+
+    The train accuracy is the running mean over an epoch's own augmented batches, taken over all
+    ranks and read once, at the epoch's end; the phase ends where it is above tau.
+
+    Arguments:
+        number: of the phase, 1 or 2; its time goes to the lap of that name.
+        worker: the model that is trained; 0 in phase 1.
+        on_step: called after every update with the phase's number.
+        after_epoch: given each epoch's row, off the clock.
+
+    Returns:
+        "stopping_accuracy" or "max_epochs": what ended the phase.
+
+    Raises:
+        FloatingPointError: the loss of an epoch is not finite.
+    """
+    schedule, steps = phase.schedule, batches.steps_per_epoch
+    for epoch in range(phase.max_epochs):
+        learning_rate = 0.0
+        with clock.lap(f"phase{number}"):
+            batches.start_epoch(worker, epoch)
+            for i in range(steps):
+                batches.load_(i, step.images, step.labels)
+                learning_rate = schedule(epoch + (i + 1) / steps)
+                step.set_learning_rate(learning_rate)
+                step()
+                on_step(number)
+            loss, accuracy = step.read_metrics()
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"phase {number}, worker {worker}, epoch {epoch + 1}: the loss is {loss}, expected "
+                f"a finite one; lower --phase{number}.peak-lr (now {phase.peak_lr:g})"
+            )
+        row = EpochRow(
+            phase=number,
+            worker=worker,
+            epoch=epoch + 1,
+            learning_rate=learning_rate,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            time_s=clock.reading(),
+        )
+        after_epoch(row)
+        if phase.stopping_accuracy is not None and accuracy > phase.stopping_accuracy:
+            return "stopping_accuracy"
+    return "max_epochs"

@@ -1,0 +1,74 @@
+"""A model's weights as the paper has them: one vector theta."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Weights:
+    """The parameters, gradients and batch-norm statistics of a model, each in one flat vector.
+
+    The model goes on as before: its parameters, their gradients and its running statistics become
+    views of these vectors. One update is then one kernel, the synchronisation of gradients one
+    collective, and a copy, an average or a distance of models one operation.
+
+    Arguments:
+        model: its trainable parameters float32 on one device. Frozen parameters stay outside.
+
+    Raises:
+        ValueError: no trainable parameter, or one that is not float32.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        if not named:
+            raise ValueError("expected a model with trainable parameters, got none")
+        for name, parameter in named:
+            if parameter.dtype != torch.float32:
+                raise ValueError(
+                    f"parameter {name}: expected float32 weights, got {parameter.dtype}; lower "
+                    "precision is autocast's work: pass the model in float32"
+                )
+        self.model = model
+        parameters = [p for _, p in named]
+        self.theta = nn.Parameter(_join(parameters))  # [P] fp32
+        self.gradient = torch.zeros_like(self.theta)  # [P] fp32
+        self.theta.grad = self.gradient
+        views = _split(self.theta.detach(), parameters), _split(self.gradient, parameters)
+        for parameter, value, gradient in zip(parameters, *views, strict=True):
+            parameter.data, parameter.grad = value, gradient
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+        self.norms = [norm for norm in norms if norm.track_running_stats]
+        means = [norm.running_mean for norm in self.norms]
+        variances = [norm.running_var for norm in self.norms]
+        buffers = [b for b in means + variances if b is not None]
+        # [2C] fp32: the running means of all layers, then their running variances.
+        self.statistics = _join(buffers) if buffers else self.theta.detach().new_zeros(0)
+        for buffer, value in zip(buffers, _split(self.statistics, buffers), strict=True):
+            buffer.data = value
+
+    def load_(self, theta: Tensor, statistics: Tensor) -> None:
+        """Copy a vector of weights and one of statistics into the model."""
+        self.theta.detach().copy_(theta)
+        self.statistics.copy_(statistics)
+
+    def copy(self) -> tuple[Tensor, Tensor]:
+        """Copies of theta [P] and of the statistics [2C]."""
+        return self.theta.detach().clone(), self.statistics.clone()
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    """One vector of all values, each tensor's in the order of its own memory."""
+    vectors = [t.detach().as_strided((t.numel(),), (1,), t.storage_offset()) for t in tensors]
+    return torch.cat(vectors)
+
+
+def _split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of the vector with the shapes and strides of the tensors given."""
+    views, at = [], 0
+    for tensor in like:
+        views.append(vector.as_strided(tensor.shape, tensor.stride(), at))
+        at += tensor.numel()
+    return views
