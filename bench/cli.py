@@ -1,0 +1,36 @@
+"""The command line: finds the command, and leaves its arguments to it."""
+
+import sys
+from collections.abc import Callable
+
+from bench import commands
+from bench.choices import choose
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "recipes": (commands.recipes, "list the recipes, with the paper's table and what each needs"),
+    "run": (commands.run, "run a recipe and write its record: run RECIPE --help"),
+    "report": (commands.report, "draw tables, figures and the report from the records"),
+    "micro": (commands.micro, "measure the step, the input path: micro step, micro data"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 2 for bad input, 1 for a failed run."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m bench COMMAND ...\n")
+        for name, (_, summary) in COMMANDS.items():
+            print(f"  {name:<9} {summary}")
+        return 0 if arguments else 2
+    try:
+        command, _ = COMMANDS[choose("command", arguments[0], COMMANDS)]
+        return command(arguments[1:])
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bench: interrupted", file=sys.stderr)
+        return 130
+    except (RuntimeError, FloatingPointError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1

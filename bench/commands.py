@@ -1,0 +1,110 @@
+"""The commands: each parses its arguments and calls what does the work.
+
+Nothing heavy is imported before the arguments are known to be right.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from bench.choices import choose
+from bench.options import MicroOptions, RunOptions
+from swap_fast.config import SGDRecipe, SWAPRecipe
+from swap_fast.recipes import RECIPES
+
+Flat = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSWAP:
+    """Run a SWAP recipe and write its record."""
+
+    options: Annotated[RunOptions, Flat]
+    recipe: Annotated[SWAPRecipe, Flat]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSGD:
+    """Run an SGD recipe and write its record."""
+
+    options: Annotated[RunOptions, Flat]
+    recipe: Annotated[SGDRecipe, Flat]
+
+
+def recipes(arguments: list[str]) -> int:
+    """List the recipes."""
+    tyro.cli(_nothing, args=arguments, prog="python -m bench recipes")
+    for name, make in RECIPES.items():
+        recipe = make()
+        needs = f"{recipe.phase1.gpus_per_model} GPUs" if recipe.paper_scale else "CPU"
+        print(f"{name:<22} {needs:<7} {recipe.table:<40} {recipe.summary}")
+    return 0
+
+
+def _nothing() -> None:
+    """List the recipes, with the paper's table and what each needs."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run a recipe as often as asked."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            "usage: python -m bench run RECIPE [OPTIONS]\n\n"
+            "`run RECIPE --help` shows the options, and the recipe's own fields, each of which\n"
+            "can be overridden: --phase1.peak-lr 1.5. RECIPE is `auto` (cifar10_dawnbench with\n"
+            "CUDA devices, else cifar10_cpu, or cifar10_quick after --quick) or one of\n"
+        )
+        recipes([])
+        return 0 if arguments else 2
+    name = choose("recipe", arguments[0], [*RECIPES, "auto"])
+    if name == "auto":
+        if "-h" in arguments or "--help" in arguments:
+            name = "cifar10_cpu"
+        else:
+            from bench.session import automatic_recipe
+
+            name = automatic_recipe(quick="--quick" in arguments)
+    recipe = RECIPES[name]()
+    form: Any = RunSWAP if isinstance(recipe, SWAPRecipe) else RunSGD
+    parsed = tyro.cli(
+        form,
+        args=[a for a in arguments[1:] if not (arguments[0] == "auto" and a == "--quick")],
+        default=form(options=RunOptions(), recipe=recipe),
+        prog=f"python -m bench run {arguments[0]}",
+    )
+    from bench.session import run_session
+
+    return run_session(parsed.options, parsed.recipe, recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Draw the tables, the figures and the report from the records alone."""
+
+    results: Path = Path("results")
+    """Results folder: records are read from RESULTS/runs."""
+    readme: Path | None = None
+    """Also write the main table between the results markers of this file."""
+
+
+def report(arguments: list[str]) -> int:
+    """Draw the report."""
+    options = tyro.cli(ReportOptions, args=arguments, prog="python -m bench report")
+    from bench.report import print_summary, update_readme, write_report
+
+    path = write_report(options.results)
+    print_summary(options.results)
+    if options.readme is not None:
+        update_readme(options.readme, options.results)
+    print(f"report: {path}")
+    return 0
+
+
+def micro(arguments: list[str]) -> int:
+    """Measure."""
+    options = tyro.cli(MicroOptions, args=arguments, prog="python -m bench micro")
+    from bench.micro import measure
+
+    return measure(options)

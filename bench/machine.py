@@ -1,0 +1,93 @@
+"""What a run ran on: devices, libraries and code. No torch at import."""
+
+import os
+import platform
+import resource
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda120", "nvidia-ml-py", "safetensors")
+
+
+def describe_machine(device_type: str) -> dict[str, Any]:
+    """The machine as a record keeps it, with null for what is absent."""
+    libraries = {name: _version(name) for name in LIBRARIES}
+    machine: dict[str, Any] = {
+        "device_type": device_type,
+        "device": _cpu_model(),
+        "device_count": os.cpu_count() or 1,
+        "cpu": _cpu_model(),
+        "cpu_count": os.cpu_count() or 1,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "driver": _driver(),
+        "cuda": None,
+        "libraries": libraries,
+    }
+    if device_type == "cuda":
+        import torch
+
+        machine["device"] = torch.cuda.get_device_name()
+        machine["device_count"] = torch.cuda.device_count()
+        machine["cuda"] = torch.version.cuda
+    return machine
+
+
+def describe_code() -> dict[str, Any]:
+    """The version, and the commit where the code stands in a git checkout."""
+    here = Path(__file__).resolve().parent.parent
+    commit = _git(here, "rev-parse", "HEAD")
+    changed = _git(here, "status", "--porcelain", "--", "swap_fast", "bench")
+    return {
+        "version": _version("swap_fast"),
+        "commit": commit,
+        "changed": None if commit is None else bool(changed),
+    }
+
+
+def peak_memory_gib() -> float:
+    """The largest resident memory of this process so far."""
+    kib_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib_or_bytes / (2**30 if platform.system() == "Darwin" else 2**20)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    """The NVIDIA driver's version; null without pynvml or without a driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion()
+        pynvml.nvmlShutdown()
+    except Exception:  # pynvml raises types of its own for each thing that may be missing
+        return None
+    return str(version)

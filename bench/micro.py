@@ -1,0 +1,135 @@
+"""`python -m bench micro`: measures a part of the work beside others' ways, in one run."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from bench import micro_data, micro_step
+from bench.alternation import Timing, Way, alternate
+from bench.machine import describe_code, describe_machine
+from bench.options import MicroOptions
+
+
+def measure(options: MicroOptions) -> int:
+    """Time every way, print a table, and keep a JSON record where one is wanted."""
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    threads = options.threads or cores
+    groups = (step_ways if options.what == "step" else data_ways)(options, device, threads)
+    results: dict[str, list[Timing]] = {}
+    print(f"{options.rounds} rounds; images/s; ratio = the first way over this one, round by round")
+    for title, ways in groups.items():
+        print(f"\n{title}\n{'':<52} {'median':>10} {'min':>10} {'max':>10}   ratio (min..max)")
+        results[title] = alternate(ways, rounds=options.rounds)
+        for timing in results[title]:
+            low, middle, high = timing.ratio
+            speeds = timing.images_per_s
+            print(
+                f"{timing.name:<52} {timing.median:>10,.0f} {min(speeds):>10,.0f} "
+                f"{max(speeds):>10,.0f}   {middle:5.2f} ({low:.2f}..{high:.2f})"
+            )
+    if options.out is not None:
+        print(f"\nrecord: {_write(options, device, threads, results)}")
+    return 0
+
+
+def step_ways(options: MicroOptions, device: str, threads: int) -> dict[str, list[Way]]:
+    """The step, the loop around it, and the batch-norm pass."""
+    size = (device, options.width, options.batch_size)
+    ours = Way(name="ours", make=micro_step.our_step, arguments=size, threads=threads)
+    ways = [ours]
+    if device == "cpu" and threads > 1:
+        apart = f"ours, {threads} processes of 1 thread (what runs use)"
+        ways.insert(0, Way(name=apart, make=micro_step.our_step, arguments=size, processes=threads))
+    compiles = (False, True) if device == "cuda" or shutil.which("c++") else (False,)
+    if len(compiles) == 1:
+        print("no C++ compiler: the compiled ways are left out")
+    for compiled in compiles:
+        for channels_last in (False, True):
+            name = f"torch, {'compiled' if compiled else 'eager'}, "
+            name += "channels_last" if channels_last else "NCHW"
+            arguments = (*size, compiled, channels_last)
+            ways.append(
+                Way(name=name, make=micro_step.torch_step, arguments=arguments, threads=threads)
+            )
+    return {
+        "the step": ways,
+        "the loop around it: input, schedule, metrics, clock": [
+            Way(name="the loop", make=micro_step.our_loop, arguments=size, threads=threads),
+            ours,
+        ],
+        "the batch-norm pass": [
+            Way(
+                name=name,
+                make=micro_step.batch_norm_pass,
+                arguments=(*size, mine),
+                threads=threads,
+            )
+            for name, mine in (("ours", True), ("torch's update_bn", False))
+        ],
+    }
+
+
+def data_ways(options: MicroOptions, device: str, threads: int) -> dict[str, list[Way]]:
+    """Augmented batches of CIFAR size."""
+    size = (device, options.batch_size)
+    return {
+        "augmented batches": [
+            Way(
+                name="ours: crop, flip, cutout, normalise",
+                make=micro_data.our_batches,
+                arguments=size,
+                threads=threads,
+            ),
+            Way(
+                name="whole-epoch crop and flip, as airbench",
+                make=micro_data.whole_epoch_crop,
+                arguments=size,
+                threads=threads,
+            ),
+            Way(
+                name=f"torchvision v2, DataLoader, {threads} processes",
+                make=micro_data.torchvision_loader,
+                arguments=(options.batch_size, threads),
+            ),
+            Way(
+                name="floor: read uint8, write float32",
+                make=micro_data.copy_floor,
+                arguments=size,
+                threads=threads,
+            ),
+        ]
+    }
+
+
+def _write(
+    options: MicroOptions, device: str, threads: int, results: dict[str, list[Timing]]
+) -> Path:
+    assert options.out is not None
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {
+        "created": created,
+        "what": options.what,
+        "width": options.width,
+        "batch_size": options.batch_size,
+        "threads": threads,
+        "rounds": options.rounds,
+        "code": describe_code(),
+        "machine": describe_machine(device),
+        "results": {title: [asdict(t) for t in timings] for title, timings in results.items()},
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    stamp = created[:19].replace(":", "").replace("-", "")
+    path = options.out / f"micro-{options.what}-{device}-{stamp}.json"
+    with open(path, "x", encoding="utf-8") as file:
+        json.dump(record, file, indent=1)
+    return path

@@ -1,0 +1,64 @@
+"""How a recipe is run: the options that are no part of the recipe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a recipe is run; what it is, its own fields say."""
+
+    runs: int = 1
+    """Runs, with seeds SEED, SEED + 1, ..."""
+    seed: int = 0
+    """Seed of the first run: of weights, orders and augmentation."""
+    data: Path | None = None
+    """Folder that holds the data set; else SWAP_DATA, the cache, the download, synthetic images."""
+    out: Path = Path("results")
+    """Results folder: records go to OUT/runs, weights to OUT/checkpoints."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes CUDA devices where there are any."""
+    ranks: int | None = None
+    """Processes; by default one a device, or one a CPU core, as many as the recipe can use."""
+    threads: int | None = None
+    """CPU threads a process; by default the cores divided by the processes."""
+    precision: Literal["fp16", "bf16", "fp32"] | None = None
+    """Type of the matrix work; by default fp16 on CUDA devices and fp32 on CPUs."""
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    """Layout of images and convolution weights."""
+    compile: bool = False
+    """Use torch.compile."""
+    quiet: bool = False
+    """Print no progress."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below one."""
+        for name in ("runs", "ranks", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {value}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroOptions:
+    """Measure a part of the work on this machine, beside others' ways, in one run."""
+
+    what: Positional[Literal["step", "data"]]
+    """What to measure: the training step, or the input path."""
+    width: int = 16
+    """Channels of ResNet-9's first block."""
+    batch_size: int = 256
+    """Images a step."""
+    rounds: int = 7
+    """Alternations; each round times every way once."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """cpu, cuda or auto."""
+    out: Path | None = None
+    """Folder for a JSON record of the measurement."""

@@ -1,0 +1,110 @@
+"""Progress of a run: a bar on a terminal, plain lines elsewhere, from every rank's own work."""
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from swap_fast.comm import Comm
+from swap_fast.config import Recipe, SWAPRecipe
+from swap_fast.record import EpochRow
+
+if TYPE_CHECKING:
+    import rich.progress
+
+
+class Progress:
+    """Counts this rank's updates; rank 0 shows the bar, each rank prints its workers' epochs.
+
+    Arguments:
+        train_images: in the data set, of which a recipe may use fewer.
+        quiet: print nothing.
+    """
+
+    def __init__(self, recipe: Recipe, comm: Comm, train_images: int, *, quiet: bool) -> None:
+        self._recipe, self._comm = recipe, comm
+        self._quiet, self._started = quiet, time.monotonic()
+        train_images = recipe.train_images or train_images
+        # Work is counted in images: of an update of phase 1, this rank's share.
+        share = len(comm.slots(recipe.phase1.gpus_per_model)) * recipe.phase1.micro_batch_size
+        self._images = [share]
+        self._phase1_epoch = train_images // recipe.phase1.global_batch_size * share
+        self._total = self._phase1_epoch * recipe.phase1.max_epochs
+        if isinstance(recipe, SWAPRecipe):
+            batch, epochs = recipe.phase2.global_batch_size, recipe.phase2.max_epochs
+            workers = len(comm.slots(recipe.num_workers))
+            self._images.append(batch)
+            self._total += workers * epochs * (train_images // batch * batch)
+        self._done = 0
+        self._bar: rich.progress.Progress | None = None
+
+    def __enter__(self) -> "Progress":
+        """Put the bar on the screen."""
+        self._started = time.monotonic()
+        if not self._quiet and self._comm.rank == 0 and sys.stdout.isatty():
+            self._bar = self._make_bar()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the bar off the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def on_step(self, phase: int) -> None:
+        """Count one update."""
+        self._done += self._images[phase - 1]
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+
+    def on_epoch(self, row: EpochRow) -> None:
+        """Say how an epoch went."""
+        recipe = self._recipe
+        epochs = recipe.phase1.max_epochs
+        who = "phase 1"
+        if row.phase == 2 and isinstance(recipe, SWAPRecipe):
+            epochs, who = recipe.phase2.max_epochs, f"phase 2, worker {row.worker}"
+        elif self._comm.rank > 0:
+            return  # phase 1's model is the same on every rank
+        test = "" if row.test_accuracy is None else f"  test {row.test_accuracy:7.2%}"
+        self.say(
+            f"{who:<17} epoch {row.epoch:>3}/{epochs}  lr {row.learning_rate:.4f}  "
+            f"loss {row.train_loss:.4f}  train {row.train_accuracy:7.2%}{test}  "
+            f"{row.time_s:7.1f} s  {self._remaining()}"
+        )
+
+    def phase1_ended(self, epochs: int) -> None:
+        """Take the epochs that phase 1 did not need out of what remains."""
+        skipped = self._recipe.phase1.max_epochs - epochs
+        self._total -= skipped * self._phase1_epoch
+        if self._bar is not None:
+            self._bar.update(self._task, total=self._total)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, flush=True)
+
+    def _remaining(self) -> str:
+        elapsed = time.monotonic() - self._started
+        if not 0 < self._done < self._total:
+            return ""
+        seconds = elapsed * (self._total - self._done) / self._done
+        return f"about {seconds / 60:.0f} min to go" if seconds > 90 else f"{seconds:.0f} s to go"
+
+    def _make_bar(self) -> "rich.progress.Progress":
+        import rich.progress as rp
+
+        bar = rp.Progress(
+            rp.TextColumn("training"),
+            rp.BarColumn(),
+            rp.TextColumn("{task.percentage:>3.0f}%"),
+            rp.TimeRemainingColumn(),
+            refresh_per_second=2,
+            transient=True,
+        )
+        self._task = bar.add_task("training", total=self._total)
+        bar.start()
+        return bar

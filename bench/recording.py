@@ -1,0 +1,100 @@
+"""From a finished run on all ranks to its record."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from bench.machine import describe_machine, peak_memory_gib
+from swap_fast.averaging import pairwise_distances
+from swap_fast.clock import PAPER, READINGS
+from swap_fast.config import SWAPRecipe
+from swap_fast.data.dataset import Dataset
+from swap_fast.parts import Parts
+from swap_fast.record import AverageRow, EpochRow, RunRecord, Times
+from swap_fast.swap import Result
+
+if TYPE_CHECKING:
+    from bench.run import Request
+
+
+def make_record(
+    request: Request,
+    parts: Parts,
+    result: Result,
+    rows: list[EpochRow],
+    averages: list[AverageRow],
+    dataset: Dataset,
+    *,
+    name: str,
+    created: str,
+) -> RunRecord:
+    """Gather what the ranks know into one record; every rank must call."""
+    recipe, comm = request.recipe, parts.comm
+    num_workers = recipe.num_workers if isinstance(recipe, SWAPRecipe) else 0
+    workers = sorted(
+        (w for rank in comm.gather(result.workers) for w in rank), key=lambda w: w.number
+    )
+    all_rows = [row for rank in comm.gather(rows) for row in rank if row.phase == 2]
+    phase1_rows = [row for row in rows if row.phase == 1]
+    phase2_rows = sorted(all_rows, key=lambda row: (row.worker, row.epoch))
+    last_rows = {row.worker: row for row in phase2_rows or phase1_rows}
+    accuracies = [row.test_accuracy or 0.0 for _, row in sorted(last_rows.items())]
+    return RunRecord(
+        run_id=name,
+        recipe=recipe.name,
+        method="swap" if num_workers else "sgd",
+        seed=request.seed,
+        created=created,
+        configuration={"recipe": asdict(recipe), "execution": asdict(request.execution)},
+        overrides=list(request.overrides),
+        code=request.code,
+        data={
+            "name": dataset.name,
+            "kind": dataset.kind,
+            "sha256": dataset.sha256,
+            "train_images": recipe.train_images or len(dataset.train),
+            "test_images": len(dataset.test),
+        },
+        machine=describe_machine(request.execution.device_type),
+        world_size=comm.world_size,
+        threads=request.threads,
+        emulated_workers=comm.world_size < num_workers,
+        stopped_by=result.stopped_by,
+        phase1_epochs=len(phase1_rows),
+        epochs=phase1_rows + phase2_rows,
+        worker_accuracies=accuracies,
+        accuracy_before_averaging=sum(accuracies) / len(accuracies) if num_workers else None,
+        test_accuracy=result.test_accuracy,
+        pairwise_distances=pairwise_distances([w.theta for w in workers]),
+        average_by_epoch=averages,
+        times=_times(parts, result, [w.time_s for w in workers]),
+        peak_memory_gib=max(comm.gather(peak_memory_gib())),
+        notes=list(request.notes),
+    )
+
+
+def _times(parts: Parts, result: Result, worker_phase2_s: list[float]) -> Times:
+    """The times of all ranks together: of those that ran side by side, the slowest counts."""
+    comm, clock = parts.comm, parts.clock
+    laps = comm.gather(clock.laps)
+    before_s = max(comm.gather(result.before_averaging_s))
+    slowest = max(laps, key=lambda rank: sum(rank.get(lap, 0.0) for lap in PAPER))
+    readings_s = {
+        reading: sum(slowest.get(lap, 0.0) for lap in names) for reading, names in READINGS.items()
+    }
+    after_s = readings_s["paper"]
+    phase2_s = slowest.get("phase2", 0.0)
+    saved_s = phase2_s - max(worker_phase2_s, default=phase2_s)
+    has_phase2 = bool(worker_phase2_s)
+    return Times(
+        before_averaging_s=before_s if has_phase2 else None,
+        after_averaging_s=after_s,
+        modelled_before_averaging_s=before_s - saved_s if has_phase2 else None,
+        modelled_after_averaging_s=after_s - saved_s,
+        readings_s=readings_s,
+        reading_laps={reading: list(names) for reading, names in READINGS.items()},
+        laps_by_rank=laps,
+        worker_phase2_s=worker_phase2_s,
+        wall_s=clock.wall() + laps[comm.rank].get("imports", 0.0),
+    )

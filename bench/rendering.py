@@ -1,0 +1,162 @@
+"""A table as data, and its three forms: Markdown, CSV and LaTeX, each with its own escaping."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+NOTHING = "—"
+"""A cell that has no value."""
+
+EMULATED, UNSTABLE = "†", "‡"
+"""Marks behind a time."""
+
+EMULATED_NOTE = f"{EMULATED} emulated_workers: fewer processes than workers, which took turns."
+UNSTABLE_NOTE = f"{UNSTABLE} unstable: the standard deviation is 10% of the mean or more."
+
+# Backslash first: what follows adds backslashes of its own.
+_MARKDOWN_BACKSLASHED = re.compile(r"([\\|_*`$~#\[\]])")
+_FIGURE = re.compile(rf"{NOTHING}|-?\d+(\.\d+)?( ± \d+\.\d+)? ?[{EMULATED}{UNSTABLE}]*")
+_MARKDOWN_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "±": r"$\pm$",
+    "≥": r"$\geq$",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
+    "—": "---",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table, built once and rendered in three ways. All text is plain, not yet escaped."""
+
+    name: str
+    """The name of its files."""
+    title: str
+    """One line."""
+    caption: str
+    """What a reader must know before the figures."""
+    columns: tuple[str, ...]
+    """Heads, with units."""
+    rows: tuple[tuple[str, ...], ...]
+    """Cells, as many a row as there are columns."""
+    footnotes: tuple[str, ...] = ()
+    """What the cells' marks mean."""
+
+    def __post_init__(self) -> None:
+        """Hold the shape."""
+        assert all(len(row) == len(self.columns) for row in self.rows), self.name
+
+
+def escape_markdown(text: str) -> str:
+    """The text as it stands, on one line, in a Markdown cell or sentence."""
+    text = "".join(_MARKDOWN_ENTITIES.get(character, character) for character in _one_line(text))
+    return _MARKDOWN_BACKSLASHED.sub(r"\\\1", text)
+
+
+def escape_latex(text: str) -> str:
+    """The text as it stands, on one line, in LaTeX's text mode."""
+    return "".join(_LATEX.get(character, character) for character in _one_line(text))
+
+
+def to_markdown(table: Table) -> str:
+    """Title, caption, a pipe table, footnotes."""
+    columns = [escape_markdown(column) for column in table.columns]
+    rows = [[escape_markdown(cell) for cell in row] for row in table.rows]
+    widths = [max(3, *(len(row[i]) for row in [columns, *rows])) for i in range(len(columns))]
+    right = _figure_columns(table)
+    rule = [
+        "-" * (width - is_right) + ":" * is_right
+        for width, is_right in zip(widths, right, strict=True)
+    ]
+    cells = [
+        [
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(row, widths, right, strict=True)
+        ]
+        for row in [columns, rule, *rows]
+    ]
+    lines = [f"**{escape_markdown(table.title)}**", "", escape_markdown(table.caption), ""]
+    lines += ["| " + " | ".join(row) + " |" for row in cells]
+    if table.footnotes:
+        lines += ["", *(f"{escape_markdown(note)}<br>" for note in table.footnotes[:-1])]
+        lines.append(escape_markdown(table.footnotes[-1]))
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """The heads and the rows alone."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(table.rows)
+    return text.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    """A `table` environment that needs no package but an input encoding of UTF-8."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(escape_latex(cell) for cell in cells) + r" \\"
+
+    alignment = "".join("r" if is_right else "l" for is_right in _figure_columns(table))
+    note = " ".join(escape_latex(each) for each in (table.caption, *table.footnotes))
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\hline",
+        line(table.columns),
+        r"\hline",
+        *(line(row) for row in table.rows),
+        r"\hline",
+        r"\end{tabular}",
+        rf"\caption{{{escape_latex(table.title)}. {note}}}",
+        rf"\label{{tab:{table.name}}}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+RENDERINGS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
+"""Each form by the ending of its files."""
+
+
+def percent(fraction: float, decimals: int = 2) -> str:
+    """A fraction as percent, without the sign."""
+    return f"{100 * fraction:.{decimals}f}"
+
+
+def plus_minus(mean: float, std: float | None, decimals: int = 2) -> str:
+    """`mean ± std`, or the mean alone where there is no deviation."""
+    text = f"{mean:.{decimals}f}"
+    return text if std is None else f"{text} ± {std:.{decimals}f}"
+
+
+def _figure_columns(table: Table) -> list[bool]:
+    """Which columns hold figures alone, and are set to the right."""
+    return [
+        bool(table.rows) and all(_FIGURE.fullmatch(row[i]) for row in table.rows)
+        for i in range(len(table.columns))
+    ]
+
+
+def _one_line(text: str) -> str:
+    """Without line ends and other control characters, which would end a cell or a comment."""
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -1,0 +1,118 @@
+"""One run of a recipe on one rank: load the data, run the method, write the record."""
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.progress import Progress
+from bench.recording import make_record
+from bench.snapshots import Snapshots
+from swap_fast.baselines import sgd
+from swap_fast.clock import Clock
+from swap_fast.comm import connect
+from swap_fast.config import Recipe, SWAPRecipe
+from swap_fast.data.find import load_dataset
+from swap_fast.execution import Execution
+from swap_fast.memory import keep_freed_memory
+from swap_fast.models import ResNet9
+from swap_fast.parts import Watch, make_parts
+from swap_fast.record import EpochRow, run_id, write_record
+from swap_fast.swap import swap
+from swap_fast.trajectory import running_average
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What every rank of a run is told."""
+
+    recipe: Recipe
+    """What to run."""
+    overrides: tuple[str, ...]
+    """What of it the command line changed."""
+    seed: int
+    """Of weights, orders and augmentation."""
+    data: Path | None
+    """Where the data set was found; None for the synthetic one."""
+    out: Path
+    """The results folder."""
+    execution: Execution
+    """How the arithmetic is done."""
+    threads: int
+    """CPU threads a process."""
+    code: dict[str, Any]
+    """Version and commit, looked up before the run: files may change under a long one."""
+    started: float
+    """`time.time()` when the run was asked for, to know what starting and importing took."""
+    notes: tuple[str, ...] = ()
+    """What the record's reader should know."""
+    quiet: bool = False
+    """Print no progress."""
+
+
+def run_rank(request: Request) -> Path | None:
+    """Run the recipe on this rank; rank 0 returns the path of the record it wrote.
+
+    Raises:
+        ValueError: what was asked for cannot be run.
+        FloatingPointError: training diverged.
+    """
+    imports_s = time.time() - request.started
+    torch.set_num_threads(request.threads)
+    keep_freed_memory()
+    recipe, device = request.recipe, torch.device(request.execution.device_type)
+    comm = connect(device.type)
+    clock = Clock(torch.cuda.synchronize if device.type == "cuda" else lambda: None)
+    clock.add("imports", imports_s)
+    with clock.lap("data_loading"):
+        dataset = load_dataset(recipe.dataset, request.data)
+    created = comm.on_first(lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    name = run_id(recipe.name, request.seed, created)
+    snapshots = Snapshots(request.out / "checkpoints" / name, comm)
+    progress = Progress(recipe, comm, len(dataset.train), quiet=request.quiet)
+    rows: list[EpochRow] = []
+
+    def on_epoch(row: EpochRow) -> None:
+        rows.append(row)
+        progress.on_epoch(row)
+
+    def on_weights(phase: int, worker: int, epoch: int) -> None:
+        snapshots.save(parts.weights, phase, worker, epoch)
+        if phase == 1:
+            progress.phase1_ended(epoch)
+
+    parts = make_parts(
+        recipe,
+        lambda: ResNet9(dataset.num_classes, recipe.width),
+        dataset,
+        seed=request.seed,
+        device=device,
+        execution=request.execution,
+        comm=comm,
+        clock=clock,
+        watch=Watch(on_step=progress.on_step, on_epoch=on_epoch, on_weights=on_weights),
+    )
+    averages = []
+    with progress:
+        if isinstance(recipe, SWAPRecipe):
+            result = swap(recipe, parts)
+            with clock.lap("analysis"):
+                if comm.rank == 0:
+                    progress.say("averaging the workers' epochs of phase 2, for Figure 1")
+                averages = running_average(
+                    recipe, parts, result, lambda w, e: snapshots.load(parts.weights, w, e)
+                )
+        else:
+            result = sgd(recipe, parts)
+    with clock.lap("checkpoint"):
+        snapshots.keep_last(recipe)
+        snapshots.save_final(parts.weights)
+    record = make_record(
+        request, parts, result, rows, averages, dataset, name=name, created=created
+    )
+    path = write_record(record, request.out / "runs") if comm.rank == 0 else None
+    comm.close()
+    return path

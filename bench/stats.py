@@ -1,0 +1,231 @@
+"""Statistics over runs, and which runs may be put together. No torch.
+
+Times are pooled over one kind of machine only; accuracies only over the same recipe on the same
+data, in the same precision, on the same type of device.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from swap_fast.record import RunRecord
+
+UNSTABLE_SHARE = 0.1
+"""A standard deviation of this share of the mean, or more, marks times as unstable."""
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Several runs' values of one quantity."""
+
+    values: tuple[float, ...]
+    """Every one, in the order given."""
+    mean: float
+    """Arithmetic mean."""
+    std: float | None
+    """Sample standard deviation (ddof = 1); None for one value."""
+
+    @property
+    def n(self) -> int:
+        """How many values."""
+        return len(self.values)
+
+    @property
+    def unstable(self) -> bool:
+        """Whether the standard deviation is 10% of the mean or more: a warning for times."""
+        return self.std is not None and self.std >= UNSTABLE_SHARE * abs(self.mean)
+
+
+def summarize(values: Iterable[float]) -> Summary:
+    """Mean and sample standard deviation.
+
+    Raises:
+        ValueError: no values.
+    """
+    kept = tuple(values)
+    if not kept:
+        raise ValueError("a summary needs at least one value, got none")
+    std = statistics.stdev(kept) if len(kept) > 1 else None
+    return Summary(values=kept, mean=statistics.fmean(kept), std=std)
+
+
+def count_reaching(accuracies: Iterable[float], target: float) -> int:
+    """How many accuracies are at the target or over it; all are fractions."""
+    return sum(accuracy >= target for accuracy in accuracies)
+
+
+def share_reaching(accuracies: Sequence[float], target: float) -> float:
+    """Share of the accuracies at the target or over it; all are fractions.
+
+    Raises:
+        ValueError: no accuracies.
+    """
+    if not accuracies:
+        raise ValueError("a share needs at least one accuracy, got none")
+    return count_reaching(accuracies, target) / len(accuracies)
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class MachineKey:
+    """What must be equal for times to be pooled."""
+
+    device_type: str
+    """"cpu" or "cuda"."""
+    device: str
+    """The device's model."""
+    device_count: int
+    """GPUs, or CPU cores."""
+    world_size: int
+    """Processes."""
+    threads: int
+    """CPU threads a process."""
+    torch_minor: str
+    """Such as "2.10"."""
+
+    @property
+    def short(self) -> str:
+        """For a table's cell: what ran it."""
+        if self.device_type == "cpu":
+            return f"{self.device_count} CPU core{_plural(self.device_count)}"
+        return f"{self.device_count} {self.device}"
+
+    @property
+    def label(self) -> str:
+        """All of it, for a caption."""
+        model = f" ({self.device})" if self.device_type == "cpu" else ""
+        processes = f"{self.world_size} process{_plural(self.world_size, 'es')}"
+        threads = f"{self.threads} thread{_plural(self.threads)}"
+        return f"{self.short}{model}, {processes} of {threads}, torch {self.torch_minor}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyKey:
+    """What must be equal for accuracies to be pooled."""
+
+    device_type: str
+    """"cpu" or "cuda"."""
+    precision: str
+    """Of the matrix work."""
+    data_hash: str
+    """The data set's content."""
+    recipe: str
+    """The whole recipe, as JSON with sorted keys."""
+    overrides: tuple[str, ...]
+    """What the command line changed in it."""
+
+
+def machine_key(record: RunRecord) -> MachineKey:
+    """The kind of machine that a run was measured on."""
+    machine = record.machine
+    torch_version = str((machine.get("libraries") or {}).get("torch") or "unknown")
+    return MachineKey(
+        device_type=device_type(record),
+        device=str(machine.get("device") or "unknown device"),
+        device_count=int(machine.get("device_count") or 0),
+        world_size=record.world_size,
+        threads=record.threads,
+        torch_minor=".".join(torch_version.split("+")[0].split(".")[:2]),
+    )
+
+
+def accuracy_key(record: RunRecord) -> AccuracyKey:
+    """What an accuracy depends on, apart from the seed."""
+    execution = record.configuration.get("execution") or {}
+    return AccuracyKey(
+        device_type=device_type(record),
+        precision=str(execution.get("precision", "unknown")),
+        data_hash=str(record.data.get("sha256", "unknown")),
+        recipe=json.dumps(recipe_of(record), sort_keys=True),
+        overrides=tuple(record.overrides),
+    )
+
+
+def recipe_of(record: RunRecord) -> dict[str, Any]:
+    """The recipe's fields as the record keeps them."""
+    recipe: dict[str, Any] = record.configuration["recipe"]
+    return recipe
+
+
+def target_of(record: RunRecord) -> float:
+    """The recipe's target test accuracy, a fraction."""
+    return float(recipe_of(record)["target_accuracy"])
+
+
+def device_type(record: RunRecord) -> str:
+    """ "cpu" or "cuda"."""
+    return str(record.machine.get("device_type", "unknown"))
+
+
+def why_not_comparable(record: RunRecord) -> str | None:
+    """Why a run may stand in no table beside published figures; None where it may.
+
+    A form of a recipe for a CPU may, in a table of its own: this does not ask for its size.
+    """
+    kind = record.data.get("kind")
+    if any("quick" in text.lower() for text in [record.recipe, *record.notes]):
+        return "quick form"
+    if kind != "published":
+        return f"{kind} data"
+    if record.overrides:
+        return f"overrides: {', '.join(record.overrides)}"
+    return None
+
+
+def scale_note(records: Iterable[RunRecord]) -> str:
+    """A sentence for every list that holds runs of less than the paper's net; else nothing."""
+    small = sorted({r.recipe for r in records if not recipe_of(r)["paper_scale"]})
+    return f" Not the paper's hardware or net: {', '.join(small)}." if small else ""
+
+
+def group_by(
+    records: Iterable[RunRecord], key: Callable[[RunRecord], Key]
+) -> dict[Key, list[RunRecord]]:
+    """Records of each key, keys in the order in which they first come."""
+    groups: dict[Key, list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
+def pool_times(
+    records: Sequence[RunRecord], time: Callable[[RunRecord], float | None]
+) -> Summary | None:
+    """The runs' times together; None where a run has none.
+
+    Raises:
+        ValueError: runs of more than one kind of machine, or no runs.
+    """
+    _require_one([machine_key(record) for record in records], "times", "kind of machine")
+    return _summary_of_all([time(record) for record in records])
+
+
+def pool_accuracies(
+    records: Sequence[RunRecord], accuracy: Callable[[RunRecord], float | None]
+) -> Summary | None:
+    """The runs' accuracies (fractions) together; None where a run has none.
+
+    Raises:
+        ValueError: runs of more than one recipe, data set, precision or device type, or no runs.
+    """
+    keys = [accuracy_key(record) for record in records]
+    _require_one(keys, "accuracies", "recipe, data set, precision and device type")
+    return _summary_of_all([accuracy(record) for record in records])
+
+
+def _require_one(keys: Sequence[Hashable], what: str, of: str) -> None:
+    found = len(set(keys))
+    if found != 1:
+        raise ValueError(f"{what} are pooled over one {of}, got {found}; group the runs first")
+
+
+def _summary_of_all(values: Sequence[float | None]) -> Summary | None:
+    present = [value for value in values if value is not None]
+    return summarize(present) if len(present) == len(values) else None
+
+
+def _plural(count: int, ending: str = "s") -> str:
+    return "" if count == 1 else ending
