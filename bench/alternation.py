@@ -73,7 +73,7 @@ def _station(way: Way) -> Iterator[list[Connection]]:
     for _ in range(way.processes):
         ours, theirs = context.Pipe()
         arguments = (theirs, way.make, way.arguments, way.threads)
-        process = context.Process(target=_serve, args=arguments, daemon=True)
+        process = context.Process(target=_serve, args=arguments)
         process.start()
         theirs.close()
         connections.append(ours)
