@@ -18,7 +18,7 @@ from swap_fast.config import Recipe, SWAPRecipe
 from swap_fast.data.find import load_dataset
 from swap_fast.execution import Execution
 from swap_fast.memory import keep_freed_memory
-from swap_fast.models import ResNet9
+from swap_fast.models import make_net
 from swap_fast.parts import Watch, make_parts
 from swap_fast.record import EpochRow, run_id, write_record
 from swap_fast.swap import swap
@@ -86,7 +86,7 @@ def run_rank(request: Request) -> Path | None:
 
     parts = make_parts(
         recipe,
-        lambda: ResNet9(dataset.num_classes, recipe.width),
+        lambda: make_net(recipe, dataset),
         dataset,
         seed=request.seed,
         device=device,

@@ -103,8 +103,8 @@ def recompute_statistics_(
     totals = torch.zeros(len(norms), dtype=torch.float64)
     try:
         weights.model.train()
-        # With momentum 1 a running statistic is the batch's own: 0 times the old one is added, which
-        # an old NaN or infinity would survive.
+        # With momentum 1 a running statistic is the batch's own: the old one is added 0 times,
+        # which an old NaN or infinity would survive.
         statistics.nan_to_num_()
         with _momentum(norms, 1.0):
             for images in batches:

@@ -1,7 +1,9 @@
 """Ranks and collectives. One process alone takes the same path: collectives are the identity."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -68,6 +70,20 @@ class Comm:
 ALONE = Comm()
 
 
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Keep gloo's C++ code from printing its connections into the progress lines."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def connect(device_type: str, *, timeout_s: float = 300.0) -> Comm:
     """Join the process group that torchrun's environment names; without one, be alone.
 
@@ -79,9 +95,11 @@ def connect(device_type: str, *, timeout_s: float = 300.0) -> Comm:
         torch.cuda.set_device(local_rank)
     if world_size == 1:
         return ALONE
-    dist.init_process_group(
-        "nccl" if device_type == "cuda" else "gloo",
-        timeout=timedelta(seconds=timeout_s),
-        device_id=torch.device("cuda", local_rank) if device_type == "cuda" else None,
-    )
+    with _silent_stdout():
+        dist.init_process_group(
+            "nccl" if device_type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout_s),
+            device_id=torch.device("cuda", local_rank) if device_type == "cuda" else None,
+        )
+        dist.barrier()
     return Comm(rank=dist.get_rank(), local_rank=local_rank, world_size=world_size)

@@ -98,11 +98,14 @@ class Optimizer:
     """Nesterov momentum, in torch's form: the learning rate stands outside the velocity."""
     weight_decay: float = 5e-4
     """L2 on all parameters, batch norm's included."""
+    bias_lr_factor: float = 1.0
+    """Factor on the learning rate of biases, whose weight decay is divided by it."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         _require(0 < self.momentum < 1, "momentum", "between 0 and 1", self.momentum)
         _require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
+        _require(self.bias_lr_factor > 0, "bias_lr_factor", "> 0", self.bias_lr_factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,8 @@ class SGDRecipe:
     """Which images."""
     train_images: int | None = None
     """Train on the first so many images of the data's canonical order; None: all."""
+    net: Literal["resnet9", "whitened_resnet9"] = "resnet9"
+    """The paper's ResNet-9, or its authors' later one with whitened input."""
     width: int = 64
     """Channels of ResNet-9's first block; the paper's net has 64."""
     paper_scale: Annotated[bool, Suppress] = True
@@ -131,6 +136,10 @@ class SGDRecipe:
     """Momentum and weight decay."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Crop, flip and cutout."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes."""
+    mirrored_evaluation: bool = False
+    """Whether test logits are the mean over the image and its mirror image."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run could have."""
@@ -140,6 +149,9 @@ class SGDRecipe:
             "target_accuracy",
             "a fraction between 0 and 1",
             self.target_accuracy,
+        )
+        _require(
+            0 <= self.label_smoothing < 1, "label_smoothing", "0 to below 1", self.label_smoothing
         )
         size = self.train_images
         _require(

@@ -10,17 +10,26 @@ from swap_fast.weights import Weights
 
 
 class Evaluator:
-    """Top-1 accuracy on the images of a split as they are, without test-time augmentation.
+    """Top-1 accuracy on the images of a split as they are.
 
     Arguments:
         images: the split; its batches are dealt out to the ranks.
+        mirrored: take the mean logits of an image and its mirror image (test-time augmentation,
+            of which the paper says nothing).
         batch_size: images a forward pass.
     """
 
     def __init__(
-        self, weights: Weights, images: DeviceImages, execution: Execution, *, batch_size: int = 500
+        self,
+        weights: Weights,
+        images: DeviceImages,
+        execution: Execution,
+        *,
+        mirrored: bool = False,
+        batch_size: int = 500,
     ) -> None:
         self._weights, self._split, self._execution = weights, images, execution
+        self._mirrored = mirrored
         device = images.labels.device
         self._images = execution.empty_images((batch_size, 3, 32, 32), device)
         self._labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
@@ -42,6 +51,8 @@ class Evaluator:
             self._split.load_(self._plan, slice(start, start + n), images, labels)
             with self._execution.autocast():
                 logits = model(images)
+                if self._mirrored:
+                    logits = logits + model(images.flip(3))
             correct += (logits.argmax(1) == labels).sum()
         model.train(was_training)
         return comm.all_reduce_(correct).item() / total

@@ -1,7 +1,7 @@
 """Nesterov SGD on the weight vector: `Update` of Algorithm 1, lines 15 and 24."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swap_fast.config import Optimizer
 from swap_fast.weights import Weights
@@ -23,22 +23,33 @@ class NesterovSGD:
     """
 
     def __init__(self, weights: Weights, config: Optimizer, *, scale_gradients: bool) -> None:
-        theta = weights.theta
-        self.learning_rate = torch.zeros((), device=theta.device)
+        theta, device = weights.theta, weights.theta.device
         self.velocity = torch.zeros_like(theta, requires_grad=False)
-        self._sgd = torch.optim.SGD(
-            [theta],
-            lr=self.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=True,
-            fused=True,
-        )
-        self._sgd.state[theta]["momentum_buffer"] = self.velocity
-        self.scaler = torch.amp.GradScaler(theta.device.type, enabled=scale_gradients)
+        # Each part of theta with the factor on its learning rate.
+        end = len(theta) - weights.num_biases
+        parts = [(slice(0, end), 1.0), (slice(end, None), config.bias_lr_factor)]
+        self._rates: list[tuple[Tensor, float]] = []
+        groups, vectors = [], []
+        for part, factor in parts if weights.num_biases else parts[:1]:
+            vector = nn.Parameter(theta.detach()[part])
+            vector.grad = weights.gradient[part]
+            rate = torch.zeros((), device=device)
+            vectors.append((vector, self.velocity[part]))
+            self._rates.append((rate, factor))
+            decay = config.weight_decay / factor
+            groups.append({"params": [vector], "lr": rate, "weight_decay": decay})
+        self._sgd = torch.optim.SGD(groups, momentum=config.momentum, nesterov=True, fused=True)
+        for vector, velocity in vectors:
+            self._sgd.state[vector]["momentum_buffer"] = velocity
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scale_gradients)
         # Its tensors are made on first use: here, not inside a captured step.
-        self.scaler.scale(torch.zeros((), device=theta.device))
+        self.scaler.scale(torch.zeros((), device=device))
         self._first_scale = self.scaler.state_dict()
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the next updates, on the device."""
+        for rate, factor in self._rates:
+            rate.fill_(learning_rate * factor)
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss whose gradient is taken."""

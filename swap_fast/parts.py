@@ -86,13 +86,18 @@ def make_parts(
     phase_comms = (comm, ALONE)[: len(phases)]
     with clock.lap("model_init"):
         torch.manual_seed(seed)
-        weights = Weights(execution.place(make_model(), device))
+        weights = Weights(
+            execution.place(make_model(), device),
+            biases_last=recipe.optimizer.bias_lr_factor != 1,
+        )
         comm.broadcast_(weights.theta.detach())
         optimizer = NesterovSGD(
             weights, recipe.optimizer, scale_gradients=execution.precision == "fp16"
         )
         steps = tuple(
-            Step(weights, optimizer, phase, ranks, execution)
+            Step(
+                weights, optimizer, phase, ranks, execution, label_smoothing=recipe.label_smoothing
+            )
             for phase, ranks in zip(phases, phase_comms, strict=True)
         )
     with clock.lap("kernel_warmup"):
@@ -104,7 +109,7 @@ def make_parts(
         train = Split(images=train.images[:size], labels=train.labels[:size])
         images = DeviceImages(train, mean=mean, std=std, device=device, pad=pad)
         test = DeviceImages(dataset.test, mean=mean, std=std, device=device)
-        evaluate = Evaluator(weights, test, execution)
+        evaluate = Evaluator(weights, test, execution, mirrored=recipe.mirrored_evaluation)
         batches = tuple(
             Batches(
                 images,

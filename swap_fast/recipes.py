@@ -6,7 +6,7 @@ whole batch; "gpus_per_model" is Table 5's "GPUs used per model".
 
 from collections.abc import Callable
 
-from swap_fast.config import Phase, Recipe, SGDRecipe, SWAPRecipe
+from swap_fast.config import Augmentation, Optimizer, Phase, Recipe, SGDRecipe, SWAPRecipe
 
 
 def cifar10_sgd_small() -> SGDRecipe:
@@ -72,6 +72,35 @@ def cifar10_dawnbench() -> SWAPRecipe:
             gpus_per_model=8,
         ),
         phase2=Phase(global_batch_size=256, peak_lr=0.08, max_epochs=1),
+    )
+
+
+def cifar10_large_18() -> SGDRecipe:
+    """The SWAP authors' own later entry: 18 epochs at 2048 with another net (apple's
+    ml-cifar-10-faster; 9.43 s in DAWNBench, 94% in 41 of 50 runs).
+
+    The numbers are those of their code in terms of the mean loss: peak 1.5 at epoch 3.6, 0.15
+    from epoch 16 on, weight decay 7.5e-4, and for biases 64 times the learning rate. Their
+    partition of the data among the GPUs was fixed; ours is drawn anew each epoch.
+    """
+    return SGDRecipe(
+        name="cifar10_large_18",
+        summary="SGD with large batches for time to 94%: 18 epochs at 2048, whitened net",
+        table="none: the authors' later DAWNBench entry",
+        net="whitened_resnet9",
+        phase1=Phase(
+            global_batch_size=2048,
+            peak_lr=1.5,
+            max_epochs=18,
+            warmup_epochs=3.6,
+            horizon_epochs=16,
+            final_lr=0.15,
+            gpus_per_model=8,
+        ),
+        optimizer=Optimizer(weight_decay=7.5e-4, bias_lr_factor=64),
+        augmentation=Augmentation(cutout=0),
+        label_smoothing=0.2,
+        mirrored_evaluation=True,
     )
 
 
@@ -161,6 +190,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         cifar10_sgd_large,
         cifar10_swap,
         cifar10_dawnbench,
+        cifar10_large_18,
         cifar10_cpu,
         cifar10_sgd_small_cpu,
         cifar10_sgd_large_cpu,

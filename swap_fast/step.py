@@ -23,6 +23,7 @@ class Step:
         optimizer: what turns the gradient into an update.
         phase: gives the slots and the micro-batch size.
         comm: the ranks that share the update; `ALONE` for a worker of phase 2.
+        label_smoothing: share of the target that is spread evenly over all classes.
         image_shape: C, H, W.
     """
 
@@ -34,10 +35,12 @@ class Step:
         comm: Comm,
         execution: Execution,
         *,
+        label_smoothing: float = 0.0,
         image_shape: tuple[int, int, int] = (3, 32, 32),
     ) -> None:
         self._weights, self._optimizer, self._comm = weights, optimizer, comm
         self._execution, self._num_slots = execution, phase.gpus_per_model
+        self._label_smoothing = label_smoothing
         self._slots = len(comm.slots(phase.gpus_per_model))
         self.statistics = SlotStatistics(weights, phase.gpus_per_model, comm)
         device = weights.theta.device
@@ -53,7 +56,9 @@ class Step:
     def _loss_and_correct(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with self._execution.autocast():
             logits = self._weights.model(images)
-            loss = nn.functional.cross_entropy(logits.float(), labels)
+            loss = nn.functional.cross_entropy(
+                logits.float(), labels, label_smoothing=self._label_smoothing
+            )
         return loss, (logits.argmax(1) == labels).sum()
 
     def __call__(self) -> None:
@@ -74,7 +79,7 @@ class Step:
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the next updates, on the device."""
-        self._optimizer.learning_rate.fill_(learning_rate)
+        self._optimizer.set_learning_rate(learning_rate)
 
     def read_metrics(self) -> tuple[float, float]:
         """Mean loss and accuracy over all images since the last reading, over all ranks.

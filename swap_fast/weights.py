@@ -16,12 +16,13 @@ class Weights:
 
     Arguments:
         model: its trainable parameters float32 on one device. Frozen parameters stay outside.
+        biases_last: put the biases at theta's end, for a learning rate of their own.
 
     Raises:
         ValueError: no trainable parameter, or one that is not float32.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, biases_last: bool = False) -> None:
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         if not named:
             raise ValueError("expected a model with trainable parameters, got none")
@@ -32,7 +33,11 @@ class Weights:
                     "precision is autocast's work: pass the model in float32"
                 )
         self.model = model
+        if biases_last:
+            named.sort(key=lambda pair: pair[0].endswith("bias"))
         parameters = [p for _, p in named]
+        # Values at theta's end that are biases, where they were asked to stand there.
+        self.num_biases = sum(p.numel() for n, p in named if biases_last and n.endswith("bias"))
         self.theta = nn.Parameter(_join(parameters))  # [P] fp32
         self.gradient = torch.zeros_like(self.theta)  # [P] fp32
         self.theta.grad = self.gradient

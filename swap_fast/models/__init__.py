@@ -1,5 +1,29 @@
-"""The networks of the paper's experiments."""
+"""The networks of the experiments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
 
 from swap_fast.models.resnet9 import ResNet9
+from swap_fast.models.whitened_resnet9 import WhitenedResNet9, whitening_filters
 
-__all__ = ["ResNet9"]
+if TYPE_CHECKING:
+    from swap_fast.config import Recipe
+    from swap_fast.data.dataset import Dataset
+
+__all__ = ["ResNet9", "WhitenedResNet9", "make_net"]
+
+WHITENING_IMAGES = 10_000
+
+
+def make_net(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    """The recipe's net with fresh weights, and with filters from the data where it whitens."""
+    if recipe.net == "resnet9":
+        return ResNet9(dataset.num_classes, recipe.width)
+    images = torch.from_numpy(dataset.train.images[:WHITENING_IMAGES]).permute(0, 3, 1, 2).float()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (dataset.mean, dataset.std))
+    filters = whitening_filters((images - mean) / std)
+    return WhitenedResNet9(dataset.num_classes, recipe.width, filters)
