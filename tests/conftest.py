@@ -1,0 +1,118 @@
+"""What many tests share: one thread, real CIFAR-10 where it is at hand, small fake sets."""
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from swap_fast.data.cifar import find_cifar
+
+SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where there is no device."""
+    if not any(item.get_closest_marker("gpu") for item in items):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the real CIFAR-10."""
+    named = os.environ.get("SWAP_DATA")
+    if named and find_cifar("cifar10", Path(named)):
+        return Path(named)
+    if not (SHARED_DATA / "unpack.py").exists():
+        pytest.skip("no shared data")
+    folder = tmp_path_factory.mktemp("cifar")
+    subprocess.run([sys.executable, str(SHARED_DATA / "unpack.py"), str(folder)], check=True)
+    return folder
+
+
+@dataclass(frozen=True)
+class FakeCifar:
+    """A small set of random images, written in any published layout.
+
+    `train` and `test` are records uint8 [n, 3073]: a label, then red, green and blue planes.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+
+    def write_binary(self, folder: Path) -> Path:
+        """The binary layout; CIFAR-10's training images spread over five files."""
+        folder = (
+            folder / {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}[self.name]
+        )
+        folder.mkdir(parents=True)
+        for file, records in self._files(
+            "data_batch_{}.bin", "train.bin", "test_batch.bin"
+        ).items():
+            if self.name == "cifar100":
+                coarse = records[:, :1] // 5
+                records = np.concatenate([coarse, records], axis=1)
+            (folder / file).write_bytes(records.tobytes())
+        return folder
+
+    def write_python(self, folder: Path) -> tuple[Path, dict[str, str]]:
+        """The Python layout, with keys in bytes as Python 2 wrote them, and the files' MD5s."""
+        folder = (
+            folder / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[self.name]
+        )
+        folder.mkdir(parents=True)
+        md5s = {}
+        key = b"labels" if self.name == "cifar10" else b"fine_labels"
+        for file, records in self._files("data_batch_{}", "train", "test_batch").items():
+            content = pickle.dumps(
+                {key: records[:, 0].tolist(), b"data": np.ascontiguousarray(records[:, 1:])},
+                protocol=2,
+            )
+            (folder / file).write_bytes(content)
+            md5s[file] = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        return folder, md5s
+
+    def _files(self, batch: str, train: str, test: str) -> dict[str, np.ndarray]:
+        if self.name == "cifar100":
+            suffix = Path(test).suffix
+            return {train: self.train, f"test{suffix}": self.test}
+        parts = np.array_split(self.train, 5)
+        return {**{batch.format(i + 1): part for i, part in enumerate(parts)}, test: self.test}
+
+
+def archive(folder: Path) -> Path:
+    """The folder as the .tar.gz that its publishers give."""
+    name = {
+        "cifar-10-batches-bin": "cifar-10-binary",
+        "cifar-10-batches-py": "cifar-10-python",
+    }.get(folder.name, folder.name)
+    path = folder.parent / f"{name}.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(folder, arcname=folder.name)
+    return path
+
+
+def fake_cifar(name: str = "cifar10", seed: int = 0) -> FakeCifar:
+    """53 training and 20 test images with every label's range."""
+    random = np.random.default_rng(seed)
+    classes = 10 if name == "cifar10" else 100
+
+    def records(count: int) -> np.ndarray:
+        made = random.integers(256, size=(count, 3073), dtype=np.uint8)
+        made[:, 0] = random.integers(classes, size=count)
+        return made
+
+    return FakeCifar(name, records(53), records(20))

@@ -1,0 +1,142 @@
+"""The training loop, given a step and batches that only note what is done to them."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+
+from swap_fast.clock import Clock
+from swap_fast.config import Phase
+from swap_fast.data.batches import Batches
+from swap_fast.record import EpochRow
+from swap_fast.step import Step
+from swap_fast.train import train
+
+
+class Script:
+    """A step and batches in one: accuracies and losses are given in advance, one an epoch."""
+
+    steps_per_epoch = 3
+
+    def __init__(self, accuracies: list[float], losses: list[float] | None = None) -> None:
+        self.metrics = list(zip(losses or [1.0] * len(accuracies), accuracies, strict=True))
+        self.images, self.labels = torch.empty(0), torch.empty(0)
+        self.events: list[Any] = []
+        self.rates: list[float] = []
+        self.seconds = 0.0
+
+    def start_epoch(self, worker: int, epoch: int) -> None:
+        self.events.append(("epoch", worker, epoch))
+
+    def load_(self, step: int, images: torch.Tensor, labels: torch.Tensor) -> None:
+        assert images is self.images
+        assert labels is self.labels
+        self.events.append(("load", step))
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        self.rates.append(learning_rate)
+
+    def __call__(self) -> None:
+        self.events.append("update")
+        self.seconds += 2.0
+
+    def read_metrics(self) -> tuple[float, float]:
+        self.events.append("read")
+        return self.metrics.pop(0)
+
+    def run(
+        self, phase: Phase, *, number: int = 1, worker: int = 0
+    ) -> tuple[str, list[EpochRow], Clock]:
+        clock, rows = Clock(now=lambda: self.seconds), []
+
+        def after_epoch(row: EpochRow) -> None:
+            self.seconds += 100.0  # an evaluation, off the clock
+            self.events.append("after")
+            rows.append(row)
+
+        stopped_by = train(
+            cast(Step, self),
+            cast(Batches, self),
+            phase,
+            number=number,
+            worker=worker,
+            clock=clock,
+            on_step=lambda n: self.events.append(("on_step", n)),
+            after_epoch=after_epoch,
+        )
+        return stopped_by, rows, clock
+
+
+def phase(max_epochs: int, tau: float | None = None) -> Phase:
+    return Phase(global_batch_size=4, peak_lr=0.6, max_epochs=max_epochs, stopping_accuracy=tau)
+
+
+def test_it_ends_after_the_last_epoch() -> None:
+    script = Script([0.1, 0.2, 0.3])
+    stopped_by, rows, _ = script.run(phase(3))
+    assert stopped_by == "max_epochs"
+    assert [row.epoch for row in rows] == [1, 2, 3]
+    assert script.metrics == []
+
+
+def test_it_ends_at_the_first_epoch_above_tau() -> None:
+    stopped_by, rows, _ = Script([0.5, 0.97, 0.99, 0.4, 0.4]).run(phase(5, 0.98))
+    assert stopped_by == "stopping_accuracy"
+    assert [row.train_accuracy for row in rows] == [0.5, 0.97, 0.99]
+
+
+def test_at_tau_it_goes_on() -> None:
+    # Algorithm 1, line 8: while the training accuracy is at most tau.
+    stopped_by, rows, _ = Script([0.75, 0.75, 0.7500001]).run(phase(9, 0.75))
+    assert stopped_by == "stopping_accuracy"
+    assert len(rows) == 3
+
+
+def test_above_tau_in_the_last_epoch() -> None:
+    assert Script([0.1, 0.9]).run(phase(2, 0.8))[0] == "stopping_accuracy"
+    assert Script([0.1, 0.8]).run(phase(2, 0.8))[0] == "max_epochs"
+
+
+def test_without_tau_it_never_ends_early() -> None:
+    assert Script([1.0, 1.0]).run(phase(2))[0] == "max_epochs"
+
+
+def test_every_step_loads_sets_its_rate_and_updates() -> None:
+    script = Script([0.1, 0.2])
+    script.run(phase(2), number=2, worker=5)
+    steps = [event for i in range(3) for event in (("load", i), "update", ("on_step", 2))]
+    assert script.events == [
+        *[("epoch", 5, 0), *steps, "read", "after"],
+        *[("epoch", 5, 1), *steps, "read", "after"],
+    ]
+    # From 0.6 to 0 in six steps counted from 1.
+    assert script.rates == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1, 0.0], abs=1e-15)
+
+
+def test_rows_say_what_happened() -> None:
+    _, rows, clock = Script([0.25, 0.5], [2.0, 1.5]).run(phase(2), number=2, worker=3)
+    assert rows[0] == EpochRow(
+        phase=2,
+        worker=3,
+        epoch=1,
+        learning_rate=pytest.approx(0.3),
+        train_loss=2.0,
+        train_accuracy=0.25,
+        time_s=6.0,
+    )
+    assert (rows[1].epoch, rows[1].train_loss, rows[1].time_s) == (2, 1.5, 12.0)
+    assert clock.laps == {"phase2": 12.0}  # three updates of 2 s twice; what came between is out
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(bad: float) -> None:
+    script = Script([0.1, 0.9, 0.9], [2.0, bad, 1.0])
+    with pytest.raises(FloatingPointError) as stopped:
+        script.run(phase(3, 0.5), number=2, worker=4)
+    message = str(stopped.value)
+    assert message.startswith(f"phase 2, worker 4, epoch 2: the loss is {bad}, expected")
+    assert "--phase2.peak-lr (now 0.6)" in message
+    assert "\n" not in message
+    assert script.events.count("after") == 1
