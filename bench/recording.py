@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.machine import describe_machine, peak_memory_gib
 from swap_fast.averaging import pairwise_distances
 from swap_fast.clock import PAPER, READINGS
-from swap_fast.config import SWAPRecipe
+from swap_fast.config import Recipe, SWAPRecipe
 from swap_fast.data.dataset import Dataset
 from swap_fast.parts import Parts
 from swap_fast.record import AverageRow, EpochRow, RunRecord, Times
@@ -18,13 +18,24 @@ if TYPE_CHECKING:
     from bench.run import Request
 
 
+def describe_data(dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
+    """The data set as a record keeps it: by its content, not by its place on a machine."""
+    return {
+        "name": dataset.name,
+        "kind": dataset.kind,
+        "sha256": dataset.sha256,
+        "train_images": recipe.train_images or len(dataset.train),
+        "test_images": len(dataset.test),
+    }
+
+
 def make_record(
     request: Request,
     parts: Parts,
     result: Result,
     rows: list[EpochRow],
     averages: list[AverageRow],
-    dataset: Dataset,
+    data: dict[str, Any],
     *,
     name: str,
     created: str,
@@ -49,13 +60,7 @@ def make_record(
         configuration={"recipe": asdict(recipe), "execution": asdict(request.execution)},
         overrides=list(request.overrides),
         code=request.code,
-        data={
-            "name": dataset.name,
-            "kind": dataset.kind,
-            "sha256": dataset.sha256,
-            "train_images": recipe.train_images or len(dataset.train),
-            "test_images": len(dataset.test),
-        },
+        data=data,
         machine=describe_machine(request.execution.device_type),
         world_size=comm.world_size,
         threads=request.threads,

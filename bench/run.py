@@ -3,13 +3,14 @@
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.progress import Progress
-from bench.recording import make_record
+from bench.recording import describe_data, make_record
 from bench.snapshots import Snapshots
 from swap_fast.baselines import sgd
 from swap_fast.clock import Clock
@@ -86,7 +87,7 @@ def run_rank(request: Request) -> Path | None:
 
     parts = make_parts(
         recipe,
-        lambda: make_net(recipe, dataset),
+        partial(make_net, recipe, dataset),
         dataset,
         seed=request.seed,
         device=device,
@@ -95,6 +96,8 @@ def run_rank(request: Request) -> Path | None:
         clock=clock,
         watch=Watch(on_step=progress.on_step, on_epoch=on_epoch, on_weights=on_weights),
     )
+    data = describe_data(dataset, recipe)
+    del dataset  # the parts hold what they need of it
     averages = []
     with progress:
         if isinstance(recipe, SWAPRecipe):
@@ -110,9 +113,7 @@ def run_rank(request: Request) -> Path | None:
     with clock.lap("checkpoint"):
         snapshots.keep_last(recipe)
         snapshots.save_final(parts.weights)
-    record = make_record(
-        request, parts, result, rows, averages, dataset, name=name, created=created
-    )
+    record = make_record(request, parts, result, rows, averages, data, name=name, created=created)
     path = write_record(record, request.out / "runs") if comm.rank == 0 else None
     comm.close()
     return path

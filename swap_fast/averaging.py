@@ -14,20 +14,26 @@ def average(models: Iterable[Tensor], num_models: int, comm: Comm = ALONE) -> Te
     One flat fp32 all-reduce; every rank gets the result.
 
     Arguments:
-        models: this rank's vectors, at least one.
-        num_models: the vectors of all ranks together.
+        models: this rank's vectors, at least one, in the order of its workers.
+        num_models: W, the vectors of all ranks together.
 
     Raises:
-        ValueError: a vector that is not finite: one diverged model would spoil the average.
+        ValueError: on every rank, where a vector of any rank is not finite: one diverged model
+            would spoil the average.
     """
     total: Tensor | None = None
-    for number, theta in enumerate(models):
+    diverged = []
+    for worker, theta in zip(comm.slots(num_models), models, strict=True):
         if not torch.isfinite(theta).all():
-            raise ValueError(
-                f"model {number} of rank {comm.rank}: expected finite weights to average, got "
-                "NaN or infinity; lower its learning rate"
-            )
+            diverged.append(worker)
         total = theta.clone() if total is None else total.add_(theta)
+    diverged = sorted(worker for rank in comm.gather(diverged) for worker in rank)
+    if diverged:
+        names = ", ".join(map(str, diverged))
+        raise ValueError(
+            f"worker {names}: expected finite weights to average, got NaN or infinity; "
+            "lower the learning rate of phase 2"
+        )
     assert total is not None, "a rank without a model to average"
     return comm.all_reduce_(total).div_(num_models)
 

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from swap_fast.weights import Weights
@@ -14,7 +15,7 @@ def save_weights(weights: Weights, path: Path) -> None:
     """Write the model's state whole or not at all: aside, synced, then renamed.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written to.
+        OSError: the disk is full or the folder cannot be written to; a former file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -26,10 +27,12 @@ def save_weights(weights: Weights, path: Path) -> None:
         name: torch.zeros_like(t) if name.endswith("num_batches_tracked") else t.clone()
         for name, t in tensors.items()
     }
+    content = save(tensors)
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        save_file(tensors, part)
-        with open(part, "rb") as file:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     finally:
@@ -40,9 +43,19 @@ def load_theta(weights: Weights, path: Path) -> Tensor:
     """Read a saved state into the model, and return its vector theta [P].
 
     Raises:
-        RuntimeError: names or shapes that are not the model's.
+        ValueError: a damaged file, or names and shapes that are not the model's; the model is
+            then as it was.
     """
-    device = str(weights.theta.device)
+    try:
+        saved = load_file(path, device=str(weights.theta.device))
+    except SafetensorError as error:
+        raise ValueError(f"{path.name}: expected a safetensors file, got {error}") from None
+    state = weights.model.state_dict()
+    for name in sorted(set(state) | set(saved)):
+        expected = tuple(state[name].shape) if name in state else "no such tensor"
+        got = tuple(saved[name].shape) if name in saved else "no such tensor"
+        if expected != got:
+            raise ValueError(f"{path.name}, {name}: expected {expected}, got {got}")
     with torch.no_grad():
-        weights.model.load_state_dict(load_file(path, device=device))
+        weights.model.load_state_dict(saved)
     return weights.theta.detach().clone()

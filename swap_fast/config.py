@@ -1,11 +1,18 @@
 """What a phase, a run's method and a recipe are: frozen, typed, checked."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from tyro.conf import Suppress
 
 from swap_fast.schedules import Schedule, triangle
+
+
+def _whole(name: str, value: object, *, least: int = 1) -> None:
+    """Refuse what is no whole number, or less than `least`."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    _require(is_whole, name, f"a whole number >= {least}", value)
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -36,9 +43,9 @@ class Phase:
 
     def __post_init__(self) -> None:
         """Refuse values that no run could have."""
-        _require(self.global_batch_size >= 1, "global_batch_size", ">= 1", self.global_batch_size)
-        _require(self.peak_lr > 0, "peak_lr", "> 0", self.peak_lr)
-        _require(self.max_epochs >= 1, "max_epochs", ">= 1", self.max_epochs)
+        _whole("global_batch_size", self.global_batch_size)
+        _require(0 < self.peak_lr < math.inf, "peak_lr", "a finite number > 0", self.peak_lr)
+        _whole("max_epochs", self.max_epochs)
         _require(self.warmup_epochs >= 0, "warmup_epochs", ">= 0", self.warmup_epochs)
         horizon = self.horizon_epochs
         _require(
@@ -50,7 +57,7 @@ class Phase:
         _require(self.final_lr >= 0, "final_lr", ">= 0", self.final_lr)
         tau = self.stopping_accuracy
         _require(tau is None or 0 < tau < 1, "stopping_accuracy", "a fraction between 0 and 1", tau)
-        _require(self.gpus_per_model >= 1, "gpus_per_model", ">= 1", self.gpus_per_model)
+        _whole("gpus_per_model", self.gpus_per_model)
         _require(
             self.global_batch_size % self.gpus_per_model == 0,
             "global_batch_size",
@@ -143,7 +150,13 @@ class SGDRecipe:
 
     def __post_init__(self) -> None:
         """Refuse values that no run could have."""
-        _require(self.width >= 1, "width", ">= 1", self.width)
+        _whole("width", self.width)
+        _require(
+            self.dataset in ("cifar10", "cifar100", "synthetic"),
+            "dataset",
+            "cifar10, cifar100 or synthetic",
+            self.dataset,
+        )
         _require(
             0 < self.target_accuracy < 1,
             "target_accuracy",
@@ -190,7 +203,19 @@ class SWAPRecipe(SGDRecipe):
     def __post_init__(self) -> None:
         """Refuse values that no run could have."""
         super().__post_init__()
-        _require(self.num_workers >= 1, "num_workers", ">= 1", self.num_workers)
+        _whole("num_workers", self.num_workers)
+        _require(
+            self.phase2.stopping_accuracy is None,
+            "phase2.stopping_accuracy",
+            "None: every worker trains for all of phase 2's epochs (line 19)",
+            self.phase2.stopping_accuracy,
+        )
+        _require(
+            self.net == "resnet9",
+            "net",
+            "resnet9: phase 3 knows no statistics of groups within a batch",
+            self.net,
+        )
         _require(
             self.phase2.gpus_per_model == 1,
             "phase2.gpus_per_model",

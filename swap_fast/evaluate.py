@@ -45,14 +45,16 @@ class Evaluator:
         was_training = model.training
         model.eval()
         correct = torch.zeros((), dtype=torch.int64, device=self._labels.device)
-        for start in range(comm.rank * size, total, comm.world_size * size):
-            n = min(size, total - start)
-            images, labels = self._images[:n], self._labels[:n]
-            self._split.load_(self._plan, slice(start, start + n), images, labels)
-            with self._execution.autocast():
-                logits = model(images)
-                if self._mirrored:
-                    logits = logits + model(images.flip(3))
-            correct += (logits.argmax(1) == labels).sum()
-        model.train(was_training)
+        try:
+            for start in range(comm.rank * size, total, comm.world_size * size):
+                n = min(size, total - start)
+                images, labels = self._images[:n], self._labels[:n]
+                self._split.load_(self._plan, slice(start, start + n), images, labels)
+                with self._execution.autocast():
+                    logits = model(images)
+                    if self._mirrored:
+                        logits = logits + model(images.flip(3))
+                correct += (logits.argmax(1) == labels).sum()
+        finally:
+            model.train(was_training)
         return comm.all_reduce_(correct).item() / total

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from swap_fast.batchnorm import recompute_statistics_
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm
 from swap_fast.config import Recipe, SWAPRecipe
+from swap_fast.data.augment import IMAGE_SIZE
 from swap_fast.data.batches import Batches, one_pass
 from swap_fast.data.dataset import Dataset, Split
 from swap_fast.data.images import DeviceImages
@@ -58,6 +60,15 @@ class Parts:
     """Who is told."""
 
 
+def _warm_up_batch_norm(weights: Weights, recipe: SWAPRecipe, execution: Execution) -> None:
+    """Run phase 3's pass on one batch of random images, then put the statistics back."""
+    before = weights.statistics.clone()
+    shape = (recipe.batch_norm_batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
+    images = execution.empty_images(shape, weights.theta.device).normal_()
+    recompute_statistics_(weights, [images], autocast=execution.autocast)
+    weights.statistics.copy_(before)
+
+
 def make_parts(
     recipe: Recipe,
     make_model: Callable[[], nn.Module],
@@ -75,8 +86,15 @@ def make_parts(
     Every rank makes the same model from the seed, and takes rank 0's weights to be sure.
 
     Raises:
-        ValueError: more ranks than the recipe has use for, or too little data.
+        ValueError: more ranks than the recipe has use for, too little data, or a seed below 0.
     """
+    if seed < 0:
+        raise ValueError(f"seed: expected 0 or more, got {seed}")
+    size = recipe.train_images or len(dataset.train)
+    if size > len(dataset.train):
+        raise ValueError(
+            f"train_images: expected at most the data set's {len(dataset.train):,}, got {size:,}"
+        )
     if comm.world_size > recipe.phase1.gpus_per_model:
         raise ValueError(
             f"recipe {recipe.name}: expected 1 to {recipe.phase1.gpus_per_model} processes, one a "
@@ -103,9 +121,11 @@ def make_parts(
     with clock.lap("kernel_warmup"):
         for step in steps:
             step.warm_up()
+        if isinstance(recipe, SWAPRecipe):
+            _warm_up_batch_norm(weights, recipe, execution)
     with clock.lap("data_preparation"):
         mean, std, pad = dataset.mean, dataset.std, recipe.augmentation.pad
-        train, size = dataset.train, recipe.train_images
+        train = dataset.train
         train = Split(images=train.images[:size], labels=train.labels[:size])
         images = DeviceImages(train, mean=mean, std=std, device=device, pad=pad)
         test = DeviceImages(dataset.test, mean=mean, std=std, device=device)

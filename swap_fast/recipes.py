@@ -87,6 +87,7 @@ def cifar10_large_18() -> SGDRecipe:
         name="cifar10_large_18",
         summary="SGD with large batches for time to 94%: 18 epochs at 2048, whitened net",
         table="none: the authors' later DAWNBench entry",
+        paper_scale=False,
         net="whitened_resnet9",
         phase1=Phase(
             global_batch_size=2048,

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 SCHEMA_VERSION = 1
 
@@ -143,7 +144,7 @@ def write_record(record: RunRecord, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record.run_id}.json"
-    part = folder / f".{record.run_id}.{os.getpid()}.part"
+    part = folder / f".{record.run_id}.{uuid4().hex}.part"
     try:
         with open(part, "x", encoding="utf-8") as file:
             json.dump(asdict(record), file, indent=1)

@@ -19,7 +19,8 @@ class Weights:
         biases_last: put the biases at theta's end, for a learning rate of their own.
 
     Raises:
-        ValueError: no trainable parameter, or one that is not float32.
+        ValueError: no trainable parameter, one that is not float32, or a batch norm whose momentum
+            is None.
     """
 
     def __init__(self, model: nn.Module, *, biases_last: bool = False) -> None:
@@ -46,6 +47,11 @@ class Weights:
             parameter.data, parameter.grad = value, gradient
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
         self.norms = [norm for norm in norms if norm.track_running_stats]
+        if any(norm.momentum is None for norm in self.norms):
+            raise ValueError(
+                "batch norm: expected a momentum such as 0.1, got None; its cumulative mean would "
+                "count the batches of all slots, and be read on the host"
+            )
         means = [norm.running_mean for norm in self.norms]
         variances = [norm.running_var for norm in self.norms]
         buffers = [b for b in means + variances if b is not None]

@@ -44,7 +44,7 @@ def test_models_are_taken_one_at_a_time() -> None:
 def test_a_model_that_is_not_finite_is_refused_by_name(bad: float) -> None:
     models = vectors(4)
     models[2][7] = bad
-    with pytest.raises(ValueError, match=r"^model 2 of rank 0: expected finite") as refused:
+    with pytest.raises(ValueError, match=r"^worker 2: expected finite") as refused:
         average(models, 4)
     assert "\n" not in str(refused.value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from safetensors.torch import load_file
 from small_parts import SmallNet
 from torch import nn
 
-from swap_fast import checkpoint
 from swap_fast.checkpoint import load_theta, save_weights
 from swap_fast.execution import Execution
 from swap_fast.models import ResNet9
@@ -75,27 +75,38 @@ def test_a_second_save_replaces_the_first(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_other_shapes_and_names_are_refused(tmp_path: Path) -> None:
+def test_other_shapes_and_names_are_refused_and_the_model_is_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_weights(Weights(ResNet9(width=2)), path)
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        load_theta(Weights(ResNet9(width=3)), path)
-    with pytest.raises(RuntimeError, match="Missing key"):
+    wider = Weights(ResNet9(width=3))
+    before = wider.copy()
+    with pytest.raises(ValueError, match=r"^w\.safetensors, layer1\.0\.bn\.bias: expected \(6,\)"):
+        load_theta(wider, path)
+    assert all(torch.equal(a, b) for a, b in zip(wider.copy(), before, strict=True))
+    with pytest.raises(ValueError, match="no such tensor"):
         load_theta(small_weights(0), path)
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_weights(small_weights(0), path)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"^w\.safetensors: expected a safetensors file") as caught:
+        load_theta(small_weights(0), path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_may_not_grow_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_weights(small_weights(0), path)
     before = path.read_bytes()
-
-    def half(tensors: dict[str, torch.Tensor], part: Path) -> None:
-        part.write_bytes(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", half)
-    with pytest.raises(OSError, match="No space left"):
-        save_weights(small_weights(1), path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_weights(small_weights(1), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
 

@@ -9,7 +9,7 @@ from swap_fast.data.synthetic import generate_synthetic
 def test_it_is_the_same_for_ever() -> None:
     generated = generate_synthetic(train_images=100, test_images=50)
     assert generated.kind == generated.name == "synthetic"
-    assert generated.sha256 == "c5f8f9cfc475eb4559965b9d0e62fa23121b1a48cd7122c55a528ee91802f331"
+    assert generated.sha256 == "ee45331d550fb756e883809b6cff42716f7e269021c6919422cd46e5b5419d95"
 
 
 def test_classes_are_balanced_and_splits_differ() -> None:

@@ -8,7 +8,9 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from swap_fast.data.cifar import CifarName, expected_names, find_cifar, read_cifar
 from swap_fast.data.dataset import Dataset, DatasetName, title_of
@@ -88,9 +90,14 @@ def _download(name: CifarName, cache: Path, announce: Callable[[str], object]) -
     announce(f"{title_of(name)}: downloading into {cache}")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _socket_timeout(DOWNLOAD_TIMEOUT_S):
-            (CIFAR10 if name == "cifar10" else CIFAR100)(str(cache), download=True)
-    except (OSError, RuntimeError) as error:
+        # Unpacked aside, then renamed: what is cut short never looks like a whole set.
+        with TemporaryDirectory(dir=cache) as aside:
+            with _socket_timeout(DOWNLOAD_TIMEOUT_S):
+                (CIFAR10 if name == "cifar10" else CIFAR100)(aside, download=True)
+            unpacked = find_cifar(name, Path(aside))
+            if unpacked is not None:
+                unpacked.rename(cache / unpacked.name)
+    except (OSError, RuntimeError, HTTPException) as error:
         announce(f"{title_of(name)}: the download failed: {error}")
         return None
     return find_cifar(name, cache)

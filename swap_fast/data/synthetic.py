@@ -1,10 +1,10 @@
 """The built-in synthetic set: what a run falls back on where there is no CIFAR.
 
-Each class has a few smooth patterns. An image is a window at a random place of one pattern of its
-class, at random contrast and in random colours, over a fainter pattern of another class and under
-noise. A linear classifier on pixels gets well under half of the test images right; a small
-convolutional net learns them in a few epochs. Its figures say that the program works, and nothing
-about CIFAR.
+Each class has two smooth, periodic textures. An image is a window at a random place of one of them,
+at random contrast and in random colours, mixed with a fainter texture of another class, a smooth
+background that says nothing of the class, and noise. A linear classifier on pixels gets well under
+half of the test images right; a small convolutional net learns them in a few epochs. Its figures
+say that the program works, and nothing about CIFAR.
 
 All arithmetic is in integers, from the bit generator's raw words, so that the same seed gives the
 same bytes on every machine and with every numpy.
@@ -32,6 +32,10 @@ _BACKGROUNDS = 20
 _BACKGROUND_CELL = 12
 _CANVAS_SIDE = 48  # a window of 32 on a canvas has 17 places along each axis
 _OFFSETS = _CANVAS_SIDE - IMAGE_SIDE + 1
+_OWN_WEIGHT = (40, 64)  # least and greatest strength of each layer, in 64ths
+_OTHER_WEIGHT = (24, 40)
+_BACKGROUND_WEIGHT = (16, 40)
+_NOISE_EIGHTHS = 4
 _CHUNK = 1_000  # images drawn at a time; a part of what the seed means
 _NUMBERS_PER_IMAGE = 20
 
@@ -117,10 +121,10 @@ def _draw_records(canvases: Canvases, entropy: tuple[int, ...]) -> ByteArray:
     other = others * _TEXTURES_PER_CLASS + numbers[2] % _TEXTURES_PER_CLASS
     background = num_classes * _TEXTURES_PER_CLASS + numbers[3] % _BACKGROUNDS
 
-    # Weights in 64ths, int32 [1000, 3]: each layer's strength, the own glyph's also by channel.
-    own_weight = (OWN_LO + numbers[4] % OWN_R)[:, None] * (64 + numbers[5:8].T % 33 - 16) // 64
-    other_weight = np.repeat(OTH_LO + numbers[8] % OTH_R, 3).reshape(_CHUNK, 3)
-    background_weight = np.repeat(BG_LO + numbers[9] % BG_R, 3).reshape(_CHUNK, 3)
+    # Weights in 64ths, int32 [1000, 3]: each layer's strength, the own texture's also by channel.
+    own_weight = _between(_OWN_WEIGHT, numbers[4]) * (64 + numbers[5:8].T % 33 - 16) // 64
+    other_weight = np.repeat(_between(_OTHER_WEIGHT, numbers[8]), 3, axis=1)
+    background_weight = np.repeat(_between(_BACKGROUND_WEIGHT, numbers[9]), 3, axis=1)
     shade = 128 + numbers[10:13].T % 49 - 24
 
     pixels = np.zeros((_CHUNK, 3, IMAGE_SIDE, IMAGE_SIDE), dtype=np.int16)
@@ -134,7 +138,7 @@ def _draw_records(canvases: Canvases, entropy: tuple[int, ...]) -> ByteArray:
     pixels >>= 6
     pixels += shade.astype(np.int16)[:, :, None, None]
     # The sum of two uniform bytes, a triangle about zero.
-    pixels += ((noise[0].astype(np.int16) + noise[1] - 255) * NOISE) >> 3
+    pixels += ((noise[0].astype(np.int16) + noise[1] - 255) * _NOISE_EIGHTHS) >> 3
     np.clip(pixels, 0, 255, out=pixels)
 
     records = np.empty((_CHUNK, RECORD_BYTES), dtype=np.uint8)
@@ -143,12 +147,15 @@ def _draw_records(canvases: Canvases, entropy: tuple[int, ...]) -> ByteArray:
     return records
 
 
+def _between(limits: tuple[int, int], numbers: Numbers) -> Numbers:
+    """Random numbers [n] brought between two limits, both included: [n, 1]."""
+    low, high = limits
+    return (low + numbers % (high - low + 1))[:, None]
+
+
 def _windows(canvases: Canvases, chosen: Numbers, places: Numbers) -> Canvases:
     """The window of each chosen canvas at its row and column `places` [2, n]: [n, 3, 32, 32]."""
     windows = np.lib.stride_tricks.sliding_window_view(
         canvases, (IMAGE_SIDE, IMAGE_SIDE), axis=(2, 3)
     ).transpose(0, 2, 3, 1, 4, 5)  # [canvases, 17, 17, 3, 32, 32]
     return windows[chosen, places[0], places[1]]
-
-
-OWN_LO, OWN_R, OTH_LO, OTH_R, BG_LO, BG_R, NOISE = 40, 25, 12, 21, 16, 25, 3
