@@ -31,6 +31,8 @@ class RunOptions:
     """Layout of images and convolution weights."""
     compile: bool = False
     """Use torch.compile."""
+    capture: Literal["auto", "on", "off"] = "auto"
+    """Capture the whole step as one CUDA graph; auto does on CUDA devices."""
     quiet: bool = False
     """Print no progress."""
 

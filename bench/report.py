@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bench.contents import collect, warning
 from bench.lists import machines_table, other_runs, runs_table
+from bench.micro_tables import micro_tables
 from bench.places import number_machines, place_of, why_other
 from bench.plots import figure_1, timing_figure
 from bench.rendering import RENDERINGS, Table, escape_markdown, to_markdown
@@ -30,7 +31,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 """What stands between these lines of a README is generated."""
 
 _GENERATED = re.compile(
-    r"(table1|time_to_target|runs|other_runs|timing|laps|machines|figure1)[\w-]*"
+    r"(table1|time_to_target|micro|runs|other_runs|timing|laps|machines|figure1)[\w-]*"
     r"\.(md|csv|tex|svg|png)"
 )
 _WIDE = 120
@@ -75,6 +76,9 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
     published = time_to_target(records, content.paper)
     tables = {t.name: t for t in [*content.main, published, *lists, *timing]}
     tables["machines"] = machines_table(records)
+    measured, unmeasured = micro_tables(results / "micro")
+    tables |= {table.name: table for table in measured}
+    skipped = [*content.skipped, *unmeasured]
     written = [
         _write(results / "tables" / f"{table.name}.{ending}", render(table))
         for table in tables.values()
@@ -90,7 +94,7 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
         f"**{escape_markdown(warning(content))}**",
         "",
         f"Made from {len(records)} records by `python -m bench report`; "
-        f"{len(content.skipped)} left out. The same records give the same report.",
+        f"{len(skipped)} left out. The same records give the same report.",
         "",
         "## Beside the paper",
         "",
@@ -105,13 +109,15 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
         *_figure_lines("Laps", timing_figures),
         to_markdown(timing[0]),
         *(_folded(lap_table(record), record) for record in records),
+        *(["## Speed of the parts", ""] if measured else []),
+        *(to_markdown(table) for table in measured),
         "## Machines",
         "",
         to_markdown(tables["machines"]),
-        f"## Records left out: {len(content.skipped)}",
+        f"## Records left out: {len(skipped)}",
         "",
-        *(f"- {escape_markdown(reason)}" for reason in content.skipped),
-        *([""] if content.skipped else []),
+        *(f"- {escape_markdown(reason)}" for reason in skipped),
+        *([""] if skipped else []),
         "## What does not agree in the paper",
         "",
         *(

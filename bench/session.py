@@ -1,6 +1,7 @@
 """The launching process: choose devices, find the data, start the ranks of each run."""
 
 import os
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -39,9 +40,14 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
     )
     if options.precision is not None:
         execution = replace(execution, precision=options.precision)
+    if options.capture != "auto":
+        execution = replace(execution, capture=options.capture == "on")
     _check_writable(options.out)
     first = os.environ.get("RANK", "0") == "0"
     say = print if first and not options.quiet else _say_nothing
+    if execution.compile and device_type == "cpu" and not _has_compiler():
+        say("no C++ compiler was found, which torch.compile needs on a CPU: the step runs eagerly")
+        execution = replace(execution, compile=False)
     if not recipe.paper_scale:
         say(
             f"not the paper's hardware or net: {recipe.name} has a ResNet-9 of width {recipe.width}"
@@ -111,6 +117,11 @@ def _processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[i
     if device_type == "cuda" and ranks > units:
         raise ValueError(f"ranks: expected at most one a CUDA device, {units}, got {ranks}")
     return ranks, options.threads or max(1, cores // ranks)
+
+
+def _has_compiler() -> bool:
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    return any(name and shutil.which(name) for name in names)
 
 
 def _check_writable(out: Path) -> None:

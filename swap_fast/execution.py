@@ -22,6 +22,15 @@ class Execution:
     """Layout of convolution weights and of images."""
     compile: bool = False
     """Whether torch.compile makes the forward and backward pass."""
+    capture: bool = False
+    """Whether the whole step is captured as one CUDA graph."""
+
+    def __post_init__(self) -> None:
+        """Refuse a capture where there are no CUDA graphs."""
+        if self.capture and self.device_type != "cuda":
+            raise ValueError(
+                f"capture: expected a CUDA device, got {self.device_type}; use --capture off"
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,7 +66,7 @@ class Execution:
 
 
 def default_execution(device_type: str) -> Execution:
-    """What measures fastest: fp16 on CUDA devices, fp32 on CPUs, channels_last on both."""
+    """By default fp16 and a captured step on CUDA devices, fp32 on CPUs; channels_last on both."""
     if device_type == "cuda":
-        return Execution(device_type="cuda", precision="fp16")
+        return Execution(device_type="cuda", precision="fp16", capture=True)
     return Execution()

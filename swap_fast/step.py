@@ -1,9 +1,12 @@
 """One update of theta from one global batch: lines 10-15 of Algorithm 1, and 21-24."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from swap_fast.batchnorm import SlotStatistics
+from swap_fast.capture import capture
 from swap_fast.comm import Comm
 from swap_fast.config import Phase
 from swap_fast.execution import Execution
@@ -50,6 +53,7 @@ class Step:
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self._seen = 0
+        self._run: Callable[[], None] = self.update_no_sync
         forward = self._loss_and_correct
         self._forward = torch.compile(forward, dynamic=False) if execution.compile else forward
 
@@ -62,7 +66,12 @@ class Step:
         return loss, (logits.argmax(1) == labels).sum()
 
     def __call__(self) -> None:
-        """Update theta from `images` and `labels`."""
+        """Update theta from `images` and `labels`: run the update, or replay its capture."""
+        self._run()
+        self._seen += len(self.labels)
+
+    def update_no_sync(self) -> None:
+        """The update itself: tensors of fixed addresses, no host state, no wait for the device."""
         self._weights.gradient.zero_()
         slots = zip(self.images.chunk(self._slots), self.labels.chunk(self._slots), strict=True)
         for slot, (images, labels) in enumerate(slots):
@@ -75,7 +84,6 @@ class Step:
             self._correct += correct
         self._comm.all_reduce_(self._weights.gradient)
         self._optimizer.step()
-        self._seen += len(self.labels)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the next updates, on the device."""
@@ -98,7 +106,8 @@ class Step:
     def warm_up(self, updates: int = 2) -> None:
         """Run updates on random images, then put everything back as it was.
 
-        Whatever libraries choose, build or allocate on first use, they do here, off the clock.
+        Whatever libraries choose, build or allocate on first use, they do here, off the clock;
+        where the execution says so, the step is captured here too.
         """
         theta, statistics = self._weights.copy()
         self.images.normal_()
@@ -108,6 +117,8 @@ class Step:
         self.set_learning_rate(0.0)
         for _ in range(updates):
             self()
+        if self._execution.capture:
+            self._run = capture(self.update_no_sync)
         self.read_metrics()
         self._weights.load_(theta, statistics)
         self.statistics.reset_()

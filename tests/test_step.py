@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from swap_fast.step import Step
 from swap_fast.weights import Weights
 
 
-def small_step(slots: int, batch: int) -> tuple[Step, Weights, NesterovSGD]:
+def small_step(
+    slots: int, batch: int, *, compiled: bool = False
+) -> tuple[Step, Weights, NesterovSGD]:
     torch.manual_seed(0)
-    execution = Execution()
+    execution = Execution(compile=compiled)
     weights = Weights(execution.place(SmallNet(), torch.device("cpu")))
     optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=False)
     phase = Phase(global_batch_size=batch, peak_lr=0.1, max_epochs=1, gpus_per_model=slots)
@@ -170,3 +173,21 @@ def test_label_smoothing_spreads_its_share_over_all_classes() -> None:
     for ours, expected in zip(weights.model.parameters(), gradients, strict=True):
         torch.testing.assert_close(ours.grad, expected, rtol=1e-4, atol=1e-6)
     assert step.read_metrics()[0] == pytest.approx(loss.item(), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_a_compiled_step_is_the_eager_one() -> None:
+    (eager, expected, _), (step, weights, _) = small_step(2, 8), small_step(2, 8, compiled=True)
+    for each in (eager, step):
+        each.warm_up()
+    for number in range(3):
+        images, labels = draw(step, number)
+        eager.images.copy_(images)
+        eager.labels.copy_(labels)
+        for each in (eager, step):
+            each.set_learning_rate(0.05)
+            each()
+    torch.testing.assert_close(weights.theta, expected.theta, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights.statistics, expected.statistics, rtol=1e-4, atol=1e-5)
+    assert step.read_metrics() == pytest.approx(eager.read_metrics(), rel=1e-5)

@@ -1,0 +1,36 @@
+"""An update as one CUDA graph: a launch for the whole step instead of one for each kernel."""
+
+from collections.abc import Callable
+
+import torch
+
+WARM_UPS = 11
+"""Updates before a capture: libraries choose their kernels, NCCL makes its communicator."""
+
+
+def capture(update: Callable[[], None]) -> Callable[[], None]:
+    """Run an update until it is warm, capture it, and return its replay.
+
+    Whatever the update reads and writes must keep its address, it may not wait for the device, and
+    nothing that it keeps on the host changes from call to call: a replay repeats the kernels of
+    the captured call, and no Python. The warm-up runs the update for real.
+
+    Raises:
+        RuntimeError: the update cannot be captured.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS):
+            update()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # Other threads, such as a loader's or a telemetry sampler's, may use CUDA meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            update()
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the step could not be captured as a CUDA graph: {error}; use --capture off"
+        ) from error
+    return graph.replay
