@@ -1,11 +1,10 @@
 """From a finished run on all ranks to its record."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.machine import describe_machine, peak_memory_gib
+from bench.request import Request
 from swap_fast.averaging import pairwise_distances
 from swap_fast.clock import PAPER, READINGS
 from swap_fast.config import Recipe, SWAPRecipe
@@ -13,9 +12,6 @@ from swap_fast.data.dataset import Dataset
 from swap_fast.parts import Parts
 from swap_fast.record import AverageRow, EpochRow, RunRecord, Times
 from swap_fast.swap import Result
-
-if TYPE_CHECKING:
-    from bench.run import Request
 
 
 def describe_data(dataset: Dataset, recipe: Recipe) -> dict[str, Any]:

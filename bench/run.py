@@ -1,57 +1,27 @@
 """One run of a recipe on one rank: load the data, run the method, write the record."""
 
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bench.progress import Progress
 from bench.recording import describe_data, make_record
+from bench.request import Request
 from bench.snapshots import Snapshots
 from swap_fast.baselines import sgd
 from swap_fast.clock import Clock
 from swap_fast.comm import connect
-from swap_fast.config import Recipe, SWAPRecipe
+from swap_fast.config import SWAPRecipe
 from swap_fast.data.find import load_dataset
-from swap_fast.execution import Execution
 from swap_fast.memory import keep_freed_memory
 from swap_fast.models import make_net
 from swap_fast.parts import Watch, make_parts
 from swap_fast.record import EpochRow, run_id, write_record
 from swap_fast.swap import swap
 from swap_fast.trajectory import running_average
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What every rank of a run is told."""
-
-    recipe: Recipe
-    """What to run."""
-    overrides: tuple[str, ...]
-    """What of it the command line changed."""
-    seed: int
-    """Of weights, orders and augmentation."""
-    data: Path | None
-    """Where the data set was found; None for the synthetic one."""
-    out: Path
-    """The results folder."""
-    execution: Execution
-    """How the arithmetic is done."""
-    threads: int
-    """CPU threads a process."""
-    code: dict[str, Any]
-    """Version and commit, looked up before the run: files may change under a long one."""
-    started: float
-    """`time.time()` when the run was asked for, to know what starting and importing took."""
-    notes: tuple[str, ...] = ()
-    """What the record's reader should know."""
-    quiet: bool = False
-    """Print no progress."""
 
 
 def run_rank(request: Request) -> Path | None:

@@ -12,7 +12,8 @@ import torch
 from bench.launch import launch, under_torchrun
 from bench.machine import describe_code
 from bench.options import RunOptions
-from bench.run import Request, run_rank
+from bench.request import Request
+from bench.run import run_rank
 from swap_fast.config import Recipe
 from swap_fast.data.find import locate_dataset
 from swap_fast.execution import default_execution

@@ -1,0 +1,36 @@
+"""What every rank of a run is told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swap_fast.config import Recipe
+from swap_fast.execution import Execution
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What every rank of a run is told."""
+
+    recipe: Recipe
+    """What to run."""
+    overrides: tuple[str, ...]
+    """What of it the command line changed."""
+    seed: int
+    """Of weights, orders and augmentation."""
+    data: Path | None
+    """Where the data set was found; None for the synthetic one."""
+    out: Path
+    """The results folder."""
+    execution: Execution
+    """How the arithmetic is done."""
+    threads: int
+    """CPU threads a process."""
+    code: dict[str, Any]
+    """Version and commit, looked up before the run: files may change under a long one."""
+    started: float
+    """`time.time()` when the run was asked for, to know what starting and importing took."""
+    notes: tuple[str, ...] = ()
+    """What the record's reader should know."""
+    quiet: bool = False
+    """Print no progress."""
