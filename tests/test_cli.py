@@ -53,7 +53,7 @@ def test_a_wrong_field_gets_did_you_mean_and_exit_2(capsys: pytest.CaptureFixtur
     ("arguments", "words"),
     [
         (["--phase1.global-batch-size", "1023"], "multiple of gpus_per_model = 4"),
-        (["--phase1.peak-lr", "-1"], "peak_lr: expected > 0, got -1.0"),
+        (["--phase1.peak-lr", "-1"], "peak_lr: expected a finite number > 0, got -1.0"),
         (["--runs", "0"], "runs: expected 1 or more, got 0"),
     ],
 )

@@ -43,6 +43,7 @@ def test_matrix_work_is_done_in_the_precision(precision: str, dtype: torch.dtype
 
 def test_defaults() -> None:
     assert default_execution("cpu") == Execution(device_type="cpu", precision="fp32")
-    assert default_execution("cuda") == Execution(device_type="cuda", precision="fp16")
+    on_gpu = Execution(device_type="cuda", precision="fp16", capture=True)
+    assert default_execution("cuda") == on_gpu
     assert Execution().memory_format == "channels_last"
     assert not Execution().compile

@@ -216,12 +216,12 @@ def test_first_call_installs_then_runs_and_reports(checkout: Checkout) -> None:
     pip, run, report = checkout.calls
     assert pip.startswith("-m pip install ")
     assert " -c constraints.txt -e .[telemetry,plots" in pip
-    assert (run, report) == ("-m bench run auto", "-m bench report")
+    assert (run, report) == ("-m bench run auto", "-m bench report --results results")
 
 
 def test_second_call_installs_nothing(installed: Checkout) -> None:
     assert installed.run("run_dawnbench.sh").returncode == 0
-    assert installed.calls == ["-m bench run auto", "-m bench report"]
+    assert installed.calls == ["-m bench run auto", "-m bench report --results results"]
 
 
 def test_tests_add_their_extra_and_keep_the_others(installed: Checkout) -> None:
@@ -274,7 +274,13 @@ def test_a_failed_install_says_so_and_is_repeated(checkout: Checkout) -> None:
 )
 def test_arguments_go_through(installed: Checkout, arguments: list[str], run: str) -> None:
     assert installed.run("run_dawnbench.sh", *arguments).returncode == 0
-    assert installed.calls == [f"-m bench run {run}", "-m bench report"]
+    assert installed.calls == [f"-m bench run {run}", "-m bench report --results results"]
+
+
+@pytest.mark.parametrize("arguments", [["--out", "there"], ["cifar10_cpu", "--out=there"]])
+def test_the_report_is_drawn_where_the_run_wrote(installed: Checkout, arguments: list[str]) -> None:
+    assert installed.run("run_dawnbench.sh", *arguments).returncode == 0
+    assert installed.calls[1] == "-m bench report --results there"
 
 
 def test_a_failed_run_keeps_its_exit_code(installed: Checkout) -> None:
