@@ -1,5 +1,6 @@
 """Start a run's processes: torchrun's launcher as a library, unless torchrun started us already."""
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +17,13 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
     One rank alone, or a rank of torchrun's, is called right here.
 
     Raises:
-        RuntimeError: a rank failed; the message holds its number and its error's last line.
+        ValueError: a rank raised one.
+        RuntimeError: a rank failed otherwise; the message holds its number and its error.
+        KeyboardInterrupt: the processes were interrupted, or told to end, and have ended.
     """
     if num_ranks == 1 or under_torchrun():
         return function(*arguments)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -34,9 +38,30 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
         max_restarts=0,
         monitor_interval=0.5,
     )
+    # What the launcher logs of a failure, our one line says.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        return elastic_launch(config, function)(*arguments)[0]
+        return elastic_launch(config, _on_rank)(function, *arguments)[0]
+    except SignalException:
+        raise KeyboardInterrupt from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        message = failure.message
-        raise RuntimeError(f"rank {rank} failed: {message}") from None
+        kind, _, message = _message(failure.message).partition(": ")
+        if kind == "ValueError":
+            raise ValueError(message) from None
+        raise RuntimeError(f"rank {rank} failed: {kind}: {message}") from None
+
+
+def _on_rank(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call it in a process of its own, which ends at once and silently when it is interrupted."""
+    try:
+        return function(*arguments)
+    except KeyboardInterrupt:
+        os._exit(130)
+
+
+def _message(reported: Any) -> str:
+    """A failed rank's error, of which the launcher's file holds a text or a table with one."""
+    return reported["message"] if isinstance(reported, dict) else str(reported)

@@ -34,6 +34,7 @@ def run_rank(request: Request) -> Path | None:
     imports_s = time.time() - request.started
     torch.set_num_threads(request.threads)
     keep_freed_memory()
+    torch.backends.cudnn.benchmark = True  # every shape comes again; the warm-up tries the kernels
     recipe, device = request.recipe, torch.device(request.execution.device_type)
     comm = connect(device.type)
     clock = Clock(torch.cuda.synchronize if device.type == "cuda" else lambda: None)

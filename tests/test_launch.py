@@ -1,0 +1,70 @@
+"""Starting ranks: their result, and what is said when one fails or all are interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.launch import launch
+from swap_fast.comm import connect
+
+
+def add_ranks(start: float) -> float:
+    """Sum over the ranks, on each of them."""
+    comm = connect("cpu", timeout_s=30)
+    total = comm.all_reduce_(torch.tensor(start + comm.rank)).item()
+    comm.close()
+    return total
+
+
+def fail_on_rank_1(error: type[Exception]) -> None:
+    """Raise on rank 1, while rank 0 waits for it in a collective."""
+    comm = connect("cpu", timeout_s=30)
+    if comm.rank == 1:
+        raise error("data_batch_3.bin: expected whole records")
+    comm.barrier()
+
+
+def test_one_rank_is_called_right_here() -> None:
+    assert launch(os.getpid, num_ranks=1) == os.getpid()
+
+
+def test_ranks_work_together() -> None:
+    assert launch(add_ranks, 10.0, num_ranks=2) == 21.0
+
+
+def test_a_rank_s_value_error_is_the_launcher_s() -> None:
+    with pytest.raises(ValueError, match=r"^data_batch_3\.bin: expected whole records$"):
+        launch(fail_on_rank_1, ValueError, num_ranks=2)
+
+
+def test_another_failure_names_the_rank_in_one_line() -> None:
+    with pytest.raises(RuntimeError, match=r"^rank 1 failed: OSError: data_batch_3") as caught:
+        launch(fail_on_rank_1, OSError, num_ranks=2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_all_ranks_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "run", "cifar10_quick", "--dataset", "synthetic"]
+    command += ["--ranks", "2", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        while "phase 1" not in (line := process.stdout.readline()):
+            assert line, process.stderr and process.stderr.read()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.strip().splitlines()[-1] == "bench: interrupted"
+    assert "Traceback" not in error
+    assert not list((tmp_path / "runs").glob("*.json"))
+    time.sleep(0.5)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # no orphan
