@@ -41,6 +41,11 @@ def run_rank(request: Request) -> Path | None:
     clock.add("imports", imports_s)
     with clock.lap("data_loading"):
         dataset = load_dataset(recipe.dataset, request.data)
+    if len(set(comm.gather(dataset.sha256))) > 1:
+        raise ValueError(
+            f"{recipe.dataset}: expected the same data on every rank, got sets of different "
+            "content; give all of them --data DIR"
+        )
     created = comm.on_first(lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     name = run_id(recipe.name, request.seed, created)
     snapshots = Snapshots(request.out / "checkpoints" / name, comm)

@@ -74,5 +74,32 @@ def test_without_a_network_the_synthetic_set_is_announced(
     assert all("\n" not in line for line in said)
 
 
+def test_a_download_that_another_process_finished_first_is_used(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Second:
+        def __init__(self, root: str, *, download: bool) -> None:
+            fake_cifar().write_binary(cache)
+            raise OSError("connection reset")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Second)
+    assert locate_dataset("cifar10", announce=print) == cache / "cifar-10-batches-bin"
+
+
+def test_a_download_cut_short_leaves_nothing_that_looks_whole(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class CutShort:
+        def __init__(self, root: str, *, download: bool) -> None:
+            folder = fake_cifar().write_binary(Path(root))
+            (folder / "data_batch_5.bin").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", CutShort)
+    with pytest.raises(KeyboardInterrupt):
+        locate_dataset("cifar10", announce=print)
+    assert list(cache.iterdir()) == []
+
+
 def test_synthetic_looks_nowhere(cache: Path) -> None:
     assert locate_dataset("synthetic", Path("nowhere")) is None

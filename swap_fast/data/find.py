@@ -1,7 +1,7 @@
 """Where a data set is looked for, from what the user says to what is always there.
 
 The launching process calls `locate_dataset` once, so that one process alone downloads; each rank
-then calls `load_dataset` with what was found.
+then calls `load_dataset` with what was found. Ranks that torchrun started each look for themselves.
 """
 
 import contextlib
@@ -95,11 +95,12 @@ def _download(name: CifarName, cache: Path, announce: Callable[[str], object]) -
             with _socket_timeout(DOWNLOAD_TIMEOUT_S):
                 (CIFAR10 if name == "cifar10" else CIFAR100)(aside, download=True)
             unpacked = find_cifar(name, Path(aside))
-            if unpacked is not None:
+            if unpacked is not None and find_cifar(name, cache) is None:
                 unpacked.rename(cache / unpacked.name)
     except (OSError, RuntimeError, HTTPException) as error:
-        announce(f"{title_of(name)}: the download failed: {error}")
-        return None
+        # Of ranks that torchrun started, another may have put the same set there meanwhile.
+        if find_cifar(name, cache) is None:
+            announce(f"{title_of(name)}: the download failed: {error}")
     return find_cifar(name, cache)
 
 
