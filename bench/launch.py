@@ -2,7 +2,10 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 
@@ -42,26 +45,36 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        return elastic_launch(config, _on_rank)(function, *arguments)[0]
-    except SignalException:
-        raise KeyboardInterrupt from None
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        kind, _, message = _message(failure.message).partition(": ")
-        if kind == "ValueError":
-            raise ValueError(message) from None
-        raise RuntimeError(f"rank {rank} failed: {kind}: {message}") from None
+    with TemporaryDirectory() as errors:
+        try:
+            return elastic_launch(config, _on_rank)(errors, function, *arguments)[0]
+        except SignalException:
+            raise KeyboardInterrupt from None
+        except ChildFailedError as error:
+            # The rank that failed first is the cause; a peer's broken connection came after it.
+            reported = sorted(path.read_text() for path in Path(errors).glob("*.txt"))
+            if not reported:
+                rank, failure = error.get_first_failure()
+                raise RuntimeError(f"rank {rank} ended with code {failure.exitcode}") from None
+            _, number, kind, message = reported[0].split(" ", maxsplit=3)
+            if kind == "ValueError":
+                raise ValueError(message) from None
+            raise RuntimeError(f"rank {number} failed: {kind}: {message}") from None
 
 
-def _on_rank(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call it in a process of its own, which ends at once and silently when it is interrupted."""
+def _on_rank(errors: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call it in a process of its own, which says when and how it failed.
+
+    Interrupted, the process ends at once and silently.
+    """
     try:
         return function(*arguments)
     except KeyboardInterrupt:
         os._exit(130)
-
-
-def _message(reported: Any) -> str:
-    """A failed rank's error, of which the launcher's file holds a text or a table with one."""
-    return reported["message"] if isinstance(reported, dict) else str(reported)
+    except Exception as error:
+        rank = os.environ["RANK"]
+        line = f"{time.time_ns()} {rank} {type(error).__name__} {' '.join(str(error).split())}"
+        part = Path(errors) / f"{rank}.part"
+        part.write_text(line)
+        part.rename(Path(errors) / f"{rank}.txt")
+        raise
