@@ -3,6 +3,7 @@
 import os
 import platform
 import resource
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +35,33 @@ def describe_machine(device_type: str) -> dict[str, Any]:
         machine["device_count"] = torch.cuda.device_count()
         machine["cuda"] = torch.version.cuda
     return machine
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which torch.compile needs on a CPU."""
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    return any(name and shutil.which(name) for name in names)
+
+
+def choose_device(device: str) -> str:
+    """The type of device for "auto", "cpu" or "cuda".
+
+    Raises:
+        ValueError: "cuda" without a CUDA device.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ValueError("device: expected a CUDA device, found none; use --device cpu")
+    return device if device != "auto" else "cuda" if available else "cpu"
 
 
 def describe_code() -> dict[str, Any]:

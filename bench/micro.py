@@ -1,29 +1,26 @@
 """`python -m bench micro`: measures a part of the work beside others' ways, in one run."""
 
 import json
-import os
-import shutil
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
 from bench import micro_data, micro_step
 from bench.alternation import Timing, Way, alternate
-from bench.machine import describe_code, describe_machine
+from bench.machine import (
+    available_cores,
+    choose_device,
+    describe_code,
+    describe_machine,
+    has_compiler,
+)
 from bench.options import MicroOptions
 
 
 def measure(options: MicroOptions) -> int:
     """Time every way, print a table, and keep a JSON record where one is wanted."""
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    threads = options.threads or cores
+    device = choose_device(options.device)
+    threads = options.threads or available_cores()
     groups = (step_ways if options.what == "step" else data_ways)(options, device, threads)
     results: dict[str, list[Timing]] = {}
     print(f"{options.rounds} rounds; images/s; ratio = the first way over this one, round by round")
@@ -50,7 +47,7 @@ def step_ways(options: MicroOptions, device: str, threads: int) -> dict[str, lis
     if device == "cpu" and threads > 1:
         apart = f"ours, {threads} processes of 1 thread (what runs use)"
         ways.insert(0, Way(name=apart, make=micro_step.our_step, arguments=size, processes=threads))
-    compiles = (False, True) if device == "cuda" or shutil.which("c++") else (False,)
+    compiles = (False, True) if device == "cuda" or has_compiler() else (False,)
     if len(compiles) == 1:
         print("no C++ compiler: the compiled ways are left out")
     for compiled in compiles:

@@ -17,18 +17,19 @@ LOADER_IMAGES = 4_096  # a turn of the slowest way
 MEAN, STD = (125.31, 122.95, 113.87), (62.99, 62.09, 66.70)
 
 
-def _split() -> Split:
+def random_split(num_images: int) -> Split:
+    """Images of noise: what they show does not matter to the clock."""
     random = np.random.default_rng(0)
     return Split(
-        images=random.integers(256, size=(NUM_IMAGES, 32, 32, 3), dtype=np.uint8),
-        labels=random.integers(10, size=NUM_IMAGES, dtype=np.uint8),
+        images=random.integers(256, size=(num_images, 32, 32, 3), dtype=np.uint8),
+        labels=random.integers(10, size=num_images, dtype=np.uint8),
     )
 
 
 def our_batches(device_type: str, batch_size: int) -> Work:
     """An epoch's plan and all its batches: crop, flip, cutout, normalised float32."""
     device = torch.device(device_type)
-    images = DeviceImages(_split(), mean=MEAN, std=STD, device=device, pad=4)
+    images = DeviceImages(random_split(NUM_IMAGES), mean=MEAN, std=STD, device=device, pad=4)
     phase = Phase(global_batch_size=batch_size, peak_lr=0.1, max_epochs=1)
     batches = Batches(images, Augmentation(), phase, seed=0, number=1, slots=range(1))
     batch = torch.empty((batch_size, 3, 32, 32), device=device)
@@ -55,7 +56,7 @@ def whole_epoch_crop(device_type: str, batch_size: int) -> Work:
     After the way that airbench works, written anew; without cutout, which it does not have.
     """
     device = torch.device(device_type)
-    split = _split()
+    split = random_split(NUM_IMAGES)
     scaled = torch.from_numpy(split.images).to(device).permute(0, 3, 1, 2).float()
     mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1)
     std = torch.tensor(STD, device=device).view(1, 3, 1, 1)
@@ -113,10 +114,8 @@ def torchvision_loader(batch_size: int, loader_processes: int) -> Work:
             v2.Normalize(MEAN, STD),
         ]
     )
-    split = _split()
-    part = Split(images=split.images[:LOADER_IMAGES], labels=split.labels[:LOADER_IMAGES])
     loader = torch.utils.data.DataLoader(
-        _Augmented(part, transform),
+        _Augmented(random_split(LOADER_IMAGES), transform),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
@@ -134,7 +133,7 @@ def torchvision_loader(batch_size: int, loader_processes: int) -> Work:
 def copy_floor(device_type: str, batch_size: int) -> Work:
     """The floor: one pass that reads an image's bytes and writes it as float32."""
     device = torch.device(device_type)
-    images = torch.from_numpy(_split().images).to(device)
+    images = torch.from_numpy(random_split(NUM_IMAGES).images).to(device)
     batch = torch.empty((batch_size, 32, 32, 3), device=device)
 
     def work() -> int:

@@ -1,20 +1,20 @@
 """Ways to run the training step, and the batch-norm pass: ours beside torch's own."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import repeat
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from bench.alternation import Work
+from bench.micro_data import MEAN, STD, random_split
 from swap_fast.batchnorm import recompute_statistics_
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE
 from swap_fast.config import Augmentation, Optimizer, Phase
 from swap_fast.data.batches import Batches
-from swap_fast.data.dataset import Split
 from swap_fast.data.images import DeviceImages
 from swap_fast.execution import default_execution
 from swap_fast.memory import keep_freed_memory
@@ -36,14 +36,6 @@ def _synchronised(device: torch.device, work: Callable[[], None], images: int) -
 
     portion()
     return portion
-
-
-def _random_split(num_images: int) -> Split:
-    random = np.random.default_rng(0)
-    return Split(
-        images=random.integers(256, size=(num_images, 32, 32, 3), dtype=np.uint8),
-        labels=random.integers(10, size=num_images, dtype=np.uint8),
-    )
 
 
 def _our_step(device_type: str, width: int, batch_size: int) -> tuple[Step, Phase, torch.device]:
@@ -73,13 +65,8 @@ def our_step(device_type: str, width: int, batch_size: int) -> Work:
 def our_loop(device_type: str, width: int, batch_size: int) -> Work:
     """The same step in the training loop: input, schedule, metrics and clock with it."""
     step, phase, device = _our_step(device_type, width, batch_size)
-    images = DeviceImages(
-        _random_split(STEPS * batch_size),
-        mean=(125.0, 125.0, 125.0),
-        std=(60.0, 60.0, 60.0),
-        device=device,
-        pad=4,
-    )
+    split = random_split(STEPS * batch_size)
+    images = DeviceImages(split, mean=MEAN, std=STD, device=device, pad=4)
     batches = Batches(images, Augmentation(), phase, seed=0, number=1, slots=range(1))
     clock = Clock()
 
@@ -101,13 +88,14 @@ def torch_step(
     device_type: str, width: int, batch_size: int, compiled: bool, channels_last: bool
 ) -> Work:
     """A plain loop over torch's own parts in the precision of ours; compiled or eager."""
-    device, execution = torch.device(device_type), default_execution(device_type)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = ResNet9(width=width).to(device)
-    for parameter in model.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.to(memory_format=layout)
-    images = torch.randn(batch_size, 3, 32, 32, device=device).to(memory_format=layout)
+    device = torch.device(device_type)
+    execution = replace(
+        default_execution(device_type),
+        memory_format="channels_last" if channels_last else "contiguous",
+    )
+    model = execution.place(ResNet9(width=width), device)
+    images = torch.randn(batch_size, 3, 32, 32, device=device)
+    images = images.to(memory_format=execution.format)
     labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True

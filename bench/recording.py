@@ -6,7 +6,7 @@ from typing import Any
 from bench.machine import describe_machine, peak_memory_gib
 from bench.request import Request
 from swap_fast.averaging import pairwise_distances
-from swap_fast.clock import PAPER, READINGS
+from swap_fast.clock import PAPER, READINGS, total
 from swap_fast.config import Recipe, SWAPRecipe
 from swap_fast.data.dataset import Dataset
 from swap_fast.parts import Parts
@@ -80,10 +80,8 @@ def _times(parts: Parts, result: Result, worker_phase2_s: list[float]) -> Times:
     comm, clock = parts.comm, parts.clock
     laps = comm.gather(clock.laps)
     before_s = max(comm.gather(result.before_averaging_s))
-    slowest = max(laps, key=lambda rank: sum(rank.get(lap, 0.0) for lap in PAPER))
-    readings_s = {
-        reading: sum(slowest.get(lap, 0.0) for lap in names) for reading, names in READINGS.items()
-    }
+    slowest = max(laps, key=lambda rank: total(rank, PAPER))
+    readings_s = {reading: total(slowest, names) for reading, names in READINGS.items()}
     after_s = readings_s["paper"]
     phase2_s = slowest.get("phase2", 0.0)
     saved_s = phase2_s - max(worker_phase2_s, default=phase2_s)

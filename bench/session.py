@@ -1,7 +1,6 @@
 """The launching process: choose devices, find the data, start the ranks of each run."""
 
 import os
-import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from bench.launch import launch, under_torchrun
-from bench.machine import describe_code
+from bench.machine import available_cores, choose_device, describe_code, has_compiler
 from bench.options import RunOptions
 from bench.request import Request
 from bench.run import run_rank
@@ -34,7 +33,7 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
         ValueError: a device, a number of processes or data that cannot be had.
     """
     started = time.time()
-    device_type = _device_type(options.device)
+    device_type = choose_device(options.device)
     ranks, threads = _processes(options, recipe, device_type)
     execution = replace(
         default_execution(device_type), memory_format=options.memory_format, compile=options.compile
@@ -46,7 +45,7 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
     _check_writable(options.out)
     first = os.environ.get("RANK", "0") == "0"
     say = print if first and not options.quiet else _say_nothing
-    if execution.compile and device_type == "cpu" and not _has_compiler():
+    if execution.compile and device_type == "cpu" and not has_compiler():
         say("no C++ compiler was found, which torch.compile needs on a CPU: the step runs eagerly")
         execution = replace(execution, compile=False)
     if not recipe.paper_scale:
@@ -90,24 +89,15 @@ def differences(original: dict[str, Any], changed: dict[str, Any], at: str = "")
     return found
 
 
-def _device_type(device: str) -> str:
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise ValueError("device: expected a CUDA device, found none; use --device cpu")
-    return device if device != "auto" else "cuda" if available else "cpu"
-
-
 def _processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[int, int]:
     """Processes, and CPU threads of each.
 
     On a CPU, processes of one thread each share out a convolution's work better than one process
     of several threads does: 18% more images/s on two cores, at the width of the CPU recipes.
     """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = available_cores()
     units = torch.cuda.device_count() if device_type == "cuda" else cores
-    slots = recipe.phase1.gpus_per_model
+    slots = recipe.num_slots
     ranks = int(os.environ["WORLD_SIZE"]) if under_torchrun() else options.ranks
     if ranks is None:
         ranks = min(slots, units)
@@ -118,11 +108,6 @@ def _processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[i
     if device_type == "cuda" and ranks > units:
         raise ValueError(f"ranks: expected at most one a CUDA device, {units}, got {ranks}")
     return ranks, options.threads or max(1, cores // ranks)
-
-
-def _has_compiler() -> bool:
-    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    return any(name and shutil.which(name) for name in names)
 
 
 def _check_writable(out: Path) -> None:

@@ -1,7 +1,7 @@
 """Tables from records: Table 1, and the seconds to an accuracy. No torch.
 
 Nothing measured on one kind of machine stands in another's table. Runs that differ from the
-published setting are in none (`bench.run_lists` has them).
+published setting are in none (`bench.lists` has them).
 """
 
 from collections.abc import Callable, Iterable, Sequence

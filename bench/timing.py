@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from bench.rendering import NOTHING, Table, percent
 from bench.stats import recipe_of, scale_note, target_of
-from swap_fast.clock import LAPS
+from swap_fast.clock import LAPS, total
 from swap_fast.record import RunRecord
 
 READING_TITLES = {"paper": "paper", "dawnbench": "DAWNBench", "mlperf": "MLPerf"}
@@ -19,7 +19,7 @@ def laps_of_slowest_rank(record: RunRecord) -> dict[str, float]:
     counted, reading_s = record.times.reading_laps["paper"], record.times.readings_s["paper"]
     laps = min(
         record.times.laps_by_rank,
-        key=lambda rank: abs(sum(rank.get(name, 0.0) for name in counted) - reading_s),
+        key=lambda rank: abs(total(rank, counted) - reading_s),
     )
     known = [name for name in LAPS if name in laps]
     return {name: laps[name] for name in [*known, *sorted(set(laps) - set(LAPS))]}
@@ -64,7 +64,7 @@ def dawnbench_time(record: RunRecord) -> float | None:
     target, readings = target_of(record), record.times.reading_laps
     # An epoch's row holds the paper's reading; DAWNBench's adds laps that end before phase 1.
     more = set(readings["dawnbench"]) - set(readings["paper"])
-    before_s = sum(record.times.laps_by_rank[0].get(name, 0.0) for name in more)
+    before_s = total(record.times.laps_by_rank[0], more)
     for row in record.epochs:
         if row.phase == 1 and row.test_accuracy is not None and row.test_accuracy >= target:
             return row.time_s + before_s

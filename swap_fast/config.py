@@ -9,10 +9,10 @@ from tyro.conf import Suppress
 from swap_fast.schedules import Schedule, triangle
 
 
-def _whole(name: str, value: object, *, least: int = 1) -> None:
-    """Refuse what is no whole number, or less than `least`."""
-    is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    _require(is_whole, name, f"a whole number >= {least}", value)
+def _whole(name: str, value: object) -> None:
+    """Refuse what is no whole number, or less than 1."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    _require(is_whole, name, "a whole number >= 1", value)
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:

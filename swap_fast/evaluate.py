@@ -4,6 +4,7 @@ import torch
 
 from swap_fast.comm import ALONE, Comm
 from swap_fast.data.augment import plain_plan
+from swap_fast.data.batches import deal
 from swap_fast.data.images import DeviceImages
 from swap_fast.execution import Execution
 from swap_fast.weights import Weights
@@ -41,15 +42,12 @@ class Evaluator:
 
         With a `comm` all its ranks must call, and all get the accuracy over the whole split.
         """
-        model, total, size = self._weights.model, len(self._split), len(self._labels)
+        model, batch = self._weights.model, (self._images, self._labels)
         was_training = model.training
         model.eval()
         correct = torch.zeros((), dtype=torch.int64, device=self._labels.device)
         try:
-            for start in range(comm.rank * size, total, comm.world_size * size):
-                n = min(size, total - start)
-                images, labels = self._images[:n], self._labels[:n]
-                self._split.load_(self._plan, slice(start, start + n), images, labels)
+            for images, labels in deal(self._split, self._plan, *batch, comm):
                 with self._execution.autocast():
                     logits = model(images)
                     if self._mirrored:
@@ -57,4 +55,4 @@ class Evaluator:
                 correct += (logits.argmax(1) == labels).sum()
         finally:
             model.train(was_training)
-        return comm.all_reduce_(correct).item() / total
+        return comm.all_reduce_(correct).item() / len(self._split)

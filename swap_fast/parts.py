@@ -95,9 +95,9 @@ def make_parts(
         raise ValueError(
             f"train_images: expected at most the data set's {len(dataset.train):,}, got {size:,}"
         )
-    if comm.world_size > recipe.phase1.gpus_per_model:
+    if comm.world_size > recipe.num_slots:
         raise ValueError(
-            f"recipe {recipe.name}: expected 1 to {recipe.phase1.gpus_per_model} processes, one a "
+            f"recipe {recipe.name}: expected 1 to {recipe.num_slots} processes, one a "
             f"slot of phase 1, got {comm.world_size}"
         )
     phases = (recipe.phase1, recipe.phase2) if isinstance(recipe, SWAPRecipe) else (recipe.phase1,)

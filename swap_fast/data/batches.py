@@ -8,7 +8,7 @@ from torch import Tensor
 from swap_fast.comm import ALONE, Comm
 from swap_fast.config import Augmentation, Phase
 from swap_fast.data.augment import plain_plan, plan_epoch
-from swap_fast.data.images import DeviceImages
+from swap_fast.data.images import DeviceImages, DevicePlan
 
 
 class Batches:
@@ -85,14 +85,25 @@ def one_pass(
     Yields:
         The buffer, or as much of it as the last batch fills.
     """
-    total, size = len(images), len(buffer)
     plan = images.upload(
-        plain_plan(total, images.pad)
+        plain_plan(len(images), images.pad)
         if augmentation is None
-        else plan_epoch(total, augmentation, seed=seed, phase=3, worker=0, epoch=0)
+        else plan_epoch(len(images), augmentation, seed=seed, phase=3, worker=0, epoch=0)
     )
-    labels = torch.zeros(size, dtype=torch.int64, device=buffer.device)
+    labels = torch.zeros(len(buffer), dtype=torch.int64, device=buffer.device)
+    for batch, _ in deal(images, plan, buffer, labels, comm):
+        yield batch
+
+
+def deal(
+    images: DeviceImages, plan: DevicePlan, buffer: Tensor, labels: Tensor, comm: Comm
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's batches of a plan, every world_size-th, images [n, 3, 32, 32] and labels [n].
+
+    They are written into `buffer` [B, 3, 32, 32] and `labels` [B], over each other.
+    """
+    total, size = len(plan), len(buffer)
     for start in range(comm.rank * size, total, comm.world_size * size):
         n = min(size, total - start)
         images.load_(plan, slice(start, start + n), buffer[:n], labels[:n])
-        yield buffer[:n]
+        yield buffer[:n], labels[:n]

@@ -23,7 +23,6 @@ def locate_dataset(
     name: DatasetName,
     data: Path | None = None,
     *,
-    download: bool = True,
     announce: Callable[[str], object] = print,
 ) -> Path | None:
     """The folder or archive that holds a data set; None for the built-in synthetic one.
@@ -46,7 +45,7 @@ def locate_dataset(
         return found
     cache = _cache_folder()
     found = find_cifar(name, cache)
-    if found is None and download:
+    if found is None:
         found = _download(name, cache, announce)
     if found is None:
         announce(
@@ -65,17 +64,6 @@ def load_dataset(name: DatasetName, path: Path | None) -> Dataset:
     if name == "synthetic" or path is None:
         return generate_synthetic()
     return read_cifar(name, path)
-
-
-def find_dataset(
-    name: DatasetName,
-    data: Path | None = None,
-    *,
-    download: bool = True,
-    announce: Callable[[str], object] = print,
-) -> Dataset:
-    """Locate a data set and load it, for a process that is alone."""
-    return load_dataset(name, locate_dataset(name, data, download=download, announce=announce))
 
 
 def _cache_folder() -> Path:
