@@ -19,6 +19,7 @@ from swap_fast.data.augment import IMAGE_SIZE
 from swap_fast.parts import Parts, Watch
 from swap_fast.record import EpochRow
 from swap_fast.swap import swap
+from swap_fast.trajectory import running_average
 
 W = 4
 RECIPE = replace(
@@ -123,6 +124,66 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     run_processes(run_swap, request.param, folder)
     files = [folder / f"rank{rank}of{request.param}.pt" for rank in range(request.param)]
     return [torch.load(file) for file in files]
+
+
+GROUPS = replace(
+    RECIPE,
+    num_workers=2,
+    phase2=replace(RECIPE.phase2, gpus_per_model=2),
+)
+"""Two workers, each of two slots: on four ranks a worker is two ranks' work."""
+
+
+def run_groups(comm: Comm, folder: Path) -> None:
+    """Run SWAP with workers of two slots as this rank, with the weights that it saves."""
+    rows: list[EpochRow] = []
+    saved: dict[tuple[int, int], Tensor] = {}
+
+    def on_weights(phase: int, worker: int, epoch: int) -> None:
+        if phase == 2:
+            saved[worker, epoch] = parts.weights.theta.detach().clone()
+
+    recipe = replace(GROUPS, phase2=replace(GROUPS.phase2, max_epochs=2))
+    parts = small_parts(
+        recipe,
+        dataset=DATA,
+        make_model=SmoothNet,
+        comm=comm,
+        watch=Watch(on_epoch=rows.append, on_weights=on_weights),
+    )
+    result = swap(recipe, parts)
+    averages = running_average(recipe, parts, result, lambda w, e: saved[w, e])
+    torch.save(
+        {
+            "theta": parts.weights.theta.detach(),
+            "statistics": parts.weights.statistics,
+            "rows": [where(asdict(row)) for row in rows],
+            "saved": sorted(saved),
+            "workers": {worker.number: worker.theta for worker in result.workers},
+            "averages": [row.test_accuracy for row in averages],
+        },
+        folder / f"rank{comm.rank}of{comm.world_size}.pt",
+    )
+
+
+@pytest.mark.slow
+def test_workers_of_several_ranks_are_those_of_one(tmp_path: Path) -> None:
+    run_groups(ALONE, tmp_path)
+    alone = torch.load(tmp_path / "rank0of1.pt")
+    for world_size in (2, 4):
+        run_processes(run_groups, world_size, tmp_path)
+        size = world_size // 2  # ranks a worker
+        for rank in range(world_size):
+            run = torch.load(tmp_path / f"rank{rank}of{world_size}.pt")
+            worker = rank // size
+            for name in ("theta", "statistics"):
+                assert_close(run[name], alone[name], TOLERANCE)
+            assert list(run["workers"]) == [worker]
+            assert_close(run["workers"][worker], alone["workers"][worker], TOLERANCE)
+            own = [(2, worker, 1), (2, worker, 2)] if rank % size == 0 else []
+            assert run["rows"] == [(1, 0, 1), (1, 0, 2), *own]
+            assert run["saved"] == [place[1:] for place in own]
+            assert run["averages"] == alone["averages"]
 
 
 def assert_close(ours: Tensor, expected: Tensor, tolerance: float) -> None:
