@@ -5,7 +5,7 @@ the eager step, over everything that changes between calls, it must stay equal t
 is itself tested: a step that keeps something on the host must fail it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from swap_fast.batchnorm import StatisticsPass
 from swap_fast.comm import ALONE
 from swap_fast.config import Optimizer, Phase
 from swap_fast.execution import Execution
@@ -163,6 +164,40 @@ def test_the_contract_can_fail(step_type: type[Step]) -> None:
     except RuntimeError:  # tracing itself may refuse a read of the device
         held = False
     assert not held
+
+
+def test_the_batch_norm_pass_is_what_a_graph_would_replay() -> None:
+    results = []
+    for replayed in (False, True):
+        torch.manual_seed(0)
+        weights = Weights(ResNet9(width=2))
+        statistics_pass = StatisticsPass(weights)
+        buffer = torch.empty(BATCH, 3, 32, 32)
+        statistics_pass.warm_up(buffer, captured=False)
+        if replayed:
+            with torch.no_grad(), statistics_pass._passing():
+                statistics_pass._run = make_fx(lambda p=statistics_pass: p._add_buffer_no_sync())()
+
+        def batches(buffer: Tensor = buffer) -> Iterator[Tensor]:
+            random = torch.Generator().manual_seed(1)
+            for size in (BATCH, BATCH, BATCH // 2):  # the short one is never a replay
+                buffer[:size] = torch.randn(size, 3, 32, 32, generator=random)
+                yield buffer[:size]
+
+        for _ in range(2):  # sums start anew each time
+            statistics_pass(batches())
+        results.append(weights.statistics.clone())
+    assert torch.equal(*results)
+    assert results[0].isfinite().all()
+
+
+def test_the_batch_norm_pass_does_not_wait_for_the_device() -> None:
+    weights = Weights(ResNet9(width=2))
+    statistics_pass = StatisticsPass(weights)
+    buffer = torch.empty(BATCH, 3, 32, 32)
+    statistics_pass.warm_up(buffer, captured=False)
+    with torch.no_grad(), statistics_pass._passing(), NoSync():
+        statistics_pass._add_buffer_no_sync()
 
 
 class NoSync(TorchDispatchMode):

@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from swap_fast.averaging import average
 from swap_fast.batchnorm import SlotStatistics, recompute_statistics_
 from swap_fast.comm import ALONE, Comm
-from swap_fast.config import Phase
+from swap_fast.config import Optimizer, Phase
 from swap_fast.data.augment import IMAGE_SIZE
+from swap_fast.execution import Execution
+from swap_fast.optimizer import NesterovSGD
 from swap_fast.parts import Parts, Watch
 from swap_fast.record import EpochRow
+from swap_fast.step import Step
 from swap_fast.swap import swap
 from swap_fast.trajectory import running_average
+from swap_fast.weights import Weights
 
 W = 4
 RECIPE = replace(
@@ -124,6 +128,32 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     run_processes(run_swap, request.param, folder)
     files = [folder / f"rank{rank}of{request.param}.pt" for rank in range(request.param)]
     return [torch.load(file) for file in files]
+
+
+def sum_gradients(comm: Comm, folder: Path) -> None:
+    """One update of phase 1 in fp16, its gradients summed in fp32 and in half the bytes."""
+    for all_reduce in ("fp32", "fp16"):
+        torch.manual_seed(0)
+        execution = Execution(precision="fp16", all_reduce=all_reduce)
+        weights = Weights(execution.place(SmoothNet(), torch.device("cpu")))
+        optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=True)
+        step = Step(weights, optimizer, RECIPE.phase1, comm, execution)
+        for slot, images in enumerate(step.images.chunk(len(comm.slots(W)))):
+            generator = torch.Generator().manual_seed(comm.slots(W)[slot])
+            images.copy_(torch.randn(images.shape, generator=generator))
+        optimizer.scaler.update(1024.0)
+        step()
+        name = f"{all_reduce}-rank{comm.rank}of{comm.world_size}.pt"
+        torch.save(weights.gradient / 1024, folder / name)
+
+
+def test_gradients_summed_in_half_the_bytes_are_the_same_but_for_rounding(tmp_path: Path) -> None:
+    run_processes(sum_gradients, 2, tmp_path)
+    whole, half = (torch.load(tmp_path / f"{t}-rank0of2.pt") for t in ("fp32", "fp16"))
+    assert torch.equal(half, torch.load(tmp_path / "fp16-rank1of2.pt"))
+    assert not torch.equal(whole, half)
+    # Half precision keeps 11 bits of each rank's part and of the sum.
+    assert_close(half, whole, 3 * 2.0**-11)
 
 
 GROUPS = replace(
