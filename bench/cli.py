@@ -10,6 +10,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "recipes": (commands.recipes, "list the recipes, with the paper's table and what each needs"),
     "run": (commands.run, "run a recipe and write its record: run RECIPE --help"),
     "report": (commands.report, "draw tables, figures and the report from the records"),
+    "verify-gpu": (commands.verify_gpu, "confirm on a GPU what only a GPU can"),
     "micro": (commands.micro, "measure the step, the input path: micro step, micro data"),
 }
 
@@ -20,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m bench COMMAND ...\n")
         for name, (_, summary) in COMMANDS.items():
-            print(f"  {name:<9} {summary}")
+            print(f"  {name:<11} {summary}")
         return 0 if arguments else 2
     try:
         command, _ = COMMANDS[choose("command", arguments[0], COMMANDS)]

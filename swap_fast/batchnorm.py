@@ -21,19 +21,20 @@ class SlotStatistics:
     def __init__(self, weights: Weights, num_slots: int, comm: Comm) -> None:
         self._weights, self._num_slots, self._comm = weights, num_slots, comm
         local = len(comm.slots(num_slots))
-        self._values = weights.statistics.expand(local, -1).clone()
+        # [slots of this rank, 2C]
+        self.values = weights.statistics.expand(local, -1).clone()
 
     def reset_(self) -> None:
         """Start every slot from the model's statistics."""
-        self._values.copy_(self._weights.statistics.expand_as(self._values))
+        self.values.copy_(self._weights.statistics.expand_as(self.values))
 
     def enter_(self, slot: int) -> None:
         """Put the statistics of this rank's slot number `slot` into the model."""
-        self._weights.statistics.copy_(self._values[slot])
+        self._weights.statistics.copy_(self.values[slot])
 
     def leave_(self, slot: int) -> None:
         """Take them back, updated by a forward pass."""
-        self._values[slot].copy_(self._weights.statistics)
+        self.values[slot].copy_(self._weights.statistics)
 
     def merge_(self) -> None:
         """Put the statistics of all slots' data taken together into the model.
@@ -43,7 +44,7 @@ class SlotStatistics:
         """
         if self._num_slots == 1:
             return self.enter_(0)
-        means, variances = self._values.double().chunk(2, dim=1)
+        means, variances = self.values.double().chunk(2, dim=1)
         sums = torch.cat([means.sum(0), (variances + means.square()).sum(0)])
         mean, second = (self._comm.all_reduce_(sums) / self._num_slots).chunk(2)
         self._weights.statistics.copy_(torch.cat([mean, second - mean.square()]))
@@ -88,7 +89,8 @@ class StatisticsPass:
         self._values: dict[torch.Size, tuple[Tensor, Tensor]] = {}
         self._sums = torch.zeros(len(statistics), dtype=torch.float64, device=statistics.device)
         self._buffer: Tensor | None = None
-        self._run: Callable[[], None] = self._add_buffer_no_sync
+        # What a full buffer's batch runs: the forward pass and its sums, or their replay.
+        self.run: Callable[[], None] = self.add_buffer_no_sync
 
     @torch.no_grad()
     def warm_up(self, buffer: Tensor, *, captured: bool) -> None:
@@ -100,11 +102,11 @@ class StatisticsPass:
         if not self._channels:
             return
         before = self._weights.statistics.clone()
-        with self._passing():
+        with self.passing():
             self._buffer = buffer.normal_()
             self._add_no_sync(buffer)
             if captured:
-                self._run = capture(self._add_buffer_no_sync)
+                self.run = capture(self.add_buffer_no_sync)
         self._weights.statistics.copy_(before)
 
     @torch.no_grad()
@@ -125,10 +127,10 @@ class StatisticsPass:
         before = statistics.clone()
         totals = torch.zeros(len(self._channels), dtype=torch.float64)
         try:
-            with self._passing():
+            with self.passing():
                 for images in batches:
                     if self._fills_buffer(images):
-                        self._run()
+                        self.run()
                     else:
                         self._add_no_sync(images)
                     totals += self._values[images.shape][0]
@@ -155,7 +157,8 @@ class StatisticsPass:
             and images.shape == buffer.shape
         )
 
-    def _add_buffer_no_sync(self) -> None:
+    def add_buffer_no_sync(self) -> None:
+        """Add the moments of the batch in the buffer, within `passing`."""
         assert self._buffer is not None
         self._add_no_sync(self._buffer)
 
@@ -173,7 +176,7 @@ class StatisticsPass:
         self._sums.add_(torch.cat([n * mean, n * (biased + mean.square())]))
 
     @contextmanager
-    def _passing(self) -> Iterator[None]:
+    def passing(self) -> Iterator[None]:
         """The model in train mode, each running statistic the last batch's own, the sums at 0."""
         model, norms = self._weights.model, self._weights.norms
 

@@ -57,10 +57,12 @@ class Step:
         )
         self.images = execution.empty_images((batch, *image_shape), device)
         self.labels = torch.zeros(batch, dtype=torch.int64, device=device)
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        # Over the images since the last reading: the sum of their losses, and how many were right.
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self._seen = 0
-        self._run: Callable[[], None] = self.update_no_sync
+        # What a call runs: the update, or the replay of its capture.
+        self.run: Callable[[], None] = self.update_no_sync
         forward = self._loss_and_correct
         self._forward = torch.compile(forward, dynamic=False) if execution.compile else forward
 
@@ -86,7 +88,7 @@ class Step:
             self.images.copy_(_alike("images", images, self.images))
         if labels is not None:
             self.labels.copy_(_alike("labels", labels, self.labels))
-        self._run()
+        self.run()
         self._seen += len(self.labels)
 
     def update_no_sync(self) -> None:
@@ -99,8 +101,8 @@ class Step:
             # The mean over slots of their mean losses: lines 12 and 14 at once.
             self._optimizer.scale(loss / self._num_slots).backward()
             self.statistics.leave_(slot)
-            self._loss_sum += loss.detach() * len(labels)
-            self._correct += correct
+            self.loss_sum += loss.detach() * len(labels)
+            self.correct += correct
         self._sum_over_ranks_()
         self._optimizer.step()
 
@@ -126,11 +128,11 @@ class Step:
         Waits for the device: an epoch's only synchronisation.
         """
         sums = torch.stack(
-            [self._loss_sum, self._correct.double(), self._loss_sum.new_tensor(self._seen)]
+            [self.loss_sum, self.correct.double(), self.loss_sum.new_tensor(self._seen)]
         )
         loss, correct, seen = self._comm.all_reduce_(sums).tolist()
-        self._loss_sum.zero_()
-        self._correct.zero_()
+        self.loss_sum.zero_()
+        self.correct.zero_()
         self._seen = 0
         return loss / seen, correct / seen
 
@@ -149,7 +151,7 @@ class Step:
         for _ in range(updates):
             self()
         if self._execution.capture:
-            self._run = capture(self.update_no_sync)
+            self.run = capture(self.update_no_sync)
         self.read_metrics()
         self._weights.load_(theta, statistics)
         self.statistics.reset_()
