@@ -32,5 +32,7 @@ class Request:
     """`time.time()` when the run was asked for, to know what starting and importing took."""
     notes: tuple[str, ...] = ()
     """What the record's reader should know."""
+    first: bool = True
+    """Whether it is its session's first run, which says what holds for all of them."""
     quiet: bool = False
     """Print no progress."""

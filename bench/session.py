@@ -69,6 +69,7 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
             threads=threads,
             code=code,
             started=started if number == 0 else time.time(),
+            first=number == 0,
             quiet=options.quiet,
         )
         say(f"run {number + 1} of {options.runs}, seed {request.seed}")
