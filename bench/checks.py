@@ -18,7 +18,7 @@ from swap_fast.comm import ALONE, Comm, connect
 from swap_fast.config import Optimizer, Phase
 from swap_fast.execution import Execution, default_execution
 from swap_fast.models import ResNet9
-from swap_fast.optimizer import NesterovSGD
+from swap_fast.optimizer import MomentumSGD
 from swap_fast.step import Step
 from swap_fast.weights import Weights
 
@@ -211,7 +211,7 @@ def _update(device_type: str, comm: Comm) -> torch.Tensor:
     torch.manual_seed(0)
     execution = replace(default_execution(device_type), precision="fp32")
     weights = Weights(execution.place(ResNet9(width=4), torch.device(device_type)))
-    optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=False)
+    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=False)
     phase = Phase(global_batch_size=64, peak_lr=1.0, max_epochs=1, gpus_per_model=4)
     step = Step(weights, optimizer, phase, comm, execution)
     weights.model.train()
