@@ -12,5 +12,6 @@ def sgd(recipe: SGDRecipe, parts: Parts) -> Result:
         stopped_by=phase1.stopped_by,
         workers=[],
         before_averaging_s=parts.clock.reading(),
-        test_accuracy=phase1.test_accuracy,
+        test_accuracy=phase1.accuracies.top1,
+        test_top5_accuracy=phase1.accuracies.top5,
     )

@@ -38,7 +38,7 @@ def running_average(
         theta = average(thetas, recipe.num_workers, group.across)
         parts.weights.load_(theta, final[1])
         parts.statistics_pass(parts.batch_norm_batches(), parts.comm)
-        rows.append(AverageRow(epoch=epoch, test_accuracy=parts.evaluate(parts.comm)))
+        rows.append(AverageRow(epoch=epoch, test_accuracy=parts.evaluate(parts.comm).top1))
     parts.weights.load_(*final)
     last = AverageRow(epoch=recipe.phase2.max_epochs, test_accuracy=result.test_accuracy)
     return [*rows, last]
