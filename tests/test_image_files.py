@@ -92,8 +92,6 @@ def test_noise_of_600_bytes_is_nearly_always_found(form: str) -> None:
     assert found >= 170
 
 
-
-
 def test_what_is_no_file_is_bad(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.jpg"):
         with pytest.raises(BadImageError, match="cannot be read"):

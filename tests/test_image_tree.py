@@ -22,7 +22,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def message_of(root: Path, **options: bool) -> str:
-    with pytest.raises(ValueError, match=".") as raised:
+    with pytest.raises(ValueError, match=r"[^ ]: ") as raised:
         scan_tree(root, **options)
     (line,) = str(raised.value).splitlines()
     return line
@@ -162,9 +162,7 @@ def test_the_scan_does_not_depend_on_where_the_split_of_work_falls(
         ),
     ],
 )
-def test_a_tree_that_cannot_be_trained_on_is_refused(
-    root: Path, spoil: object, words: str
-) -> None:
+def test_a_tree_that_cannot_be_trained_on_is_refused(root: Path, spoil: object, words: str) -> None:
     spoil(root)  # type: ignore[operator]
     assert words in message_of(root)
 

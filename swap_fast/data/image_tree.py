@@ -61,9 +61,10 @@ class ImageSplit:
         """Where image `index` is."""
         return os.path.join(self.folder, self.names[index])
 
-    def describe(self, index: int) -> str:
-        """The name of image `index` from the tree's folder on, quoted, in one line."""
-        return repr(f"{self.folder.name}/{self.names[index]}")
+    def complaint(self, index: int, reason: str) -> str:
+        """One line on a file that turned out to be bad after the scan."""
+        bad = BadFile(name=f"{self.folder.name}/{self.names[index]}", reason=reason)
+        return f"{self.folder.parent}: {bad} cannot be used; mend or remove it"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
