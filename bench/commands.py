@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from bench.choices import choose
-from bench.options import MicroOptions, RunOptions
+from bench.options import MicroOptions, PrepareOptions, RunOptions
 from swap_fast.config import SGDRecipe, SWAPRecipe
 from swap_fast.recipes import RECIPES
 
@@ -108,3 +108,11 @@ def micro(arguments: list[str]) -> int:
     from bench.micro import measure
 
     return measure(options)
+
+
+def prepare(arguments: list[str]) -> int:
+    """Write a pre-resized tree."""
+    options = tyro.cli(PrepareOptions, args=arguments, prog="python -m bench prepare")
+    from bench.prepare import prepare as write_tree
+
+    return write_tree(options)

@@ -12,7 +12,8 @@ from PIL import Image
 def texture(label: int, seed: int, width: int, height: int) -> Image.Image:
     """Stripes in the class's direction and period, at random phase, contrast and colours."""
     random = np.random.default_rng((label, seed))
-    angle, period = label * np.pi / 5, 6 + 3 * (label % 3)
+    # Directions within a quarter turn: a mirrored one is no other class's.
+    angle, period = label * np.pi / 10, 6 + 3 * (label % 3)
     y, x = np.mgrid[:height, :width]
     phase = random.uniform(0, 2 * np.pi)
     wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period + phase)
