@@ -21,7 +21,7 @@ PACKAGES = ("swap_fast", "bench")
 # What makes tables and plots, and the record's schema, must work on a machine without torch.
 TORCHLESS = ("bench.tables", "bench.plots", "bench.report", "bench.stats", "swap_fast.record")
 # Distributions whose import name is another.
-IMPORT_NAMES = {"nvidia-dali-cuda120": "nvidia", "nvidia-ml-py": "pynvml"}
+IMPORT_NAMES = {"nvidia-dali-cuda120": "nvidia", "nvidia-ml-py": "pynvml", "pillow": "PIL"}
 MACHINE_PATH = re.compile(r"""(?<![\w.}])/(?:work|home|root|tmp|opt|mnt|private|Users)/""")
 
 

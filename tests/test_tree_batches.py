@@ -354,6 +354,21 @@ def test_the_graph_for_a_gpu_can_be_built_without_one(tree: ImageTree, centred: 
     assert images.device == "gpu"
 
 
+@pytest.mark.gpu
+def test_a_gpu_shows_the_same_crops(tree: ImageTree) -> None:
+    """Its decoder smooths colours otherwise than libjpeg, so that the values are only alike."""
+    device = torch.device("cuda")
+    execution = Execution(device_type="cuda", precision="fp16")
+    batches = batches_of(tree.train)
+    loader = make_loader(
+        "dali", tree.train, batch_size=BATCH, execution=execution, device=device, threads=2
+    )
+    on_gpu = [images.float().cpu() for images, _ in deal(loader, batches, execution, device)]
+    on_cpu = loaded(loader_of("dali", tree.train), batches)
+    for ours, expected in zip(torch.cat(on_gpu), torch.cat(on_cpu), strict=True):
+        assert np.corrcoef(ours.flatten(), expected.flatten())[0, 1] > 0.98
+
+
 def resident_bytes() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -166,7 +166,6 @@ def define_pipeline(
             device="cpu" if device_id is None else "mixed",
             output_type=types.RGB,
             adjust_orientation=False,  # as Pillow and torchvision leave it
-            jpeg_fancy_upsampling=True,  # libjpeg's default, and so Pillow's
             **on_gpu,
         )
         images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR, antialias=True)

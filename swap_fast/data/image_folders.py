@@ -21,7 +21,11 @@ class BadFile:
 
 
 def find_split(root: Path, *names: str) -> Path:
-    """The first of these folders that is there."""
+    """The first of these folders that is there.
+
+    Raises:
+        ValueError: none is, or it is a link out of the tree.
+    """
     for name in names:
         if (root / name).is_dir():
             if not _is_inside(root / name, root):
@@ -35,7 +39,11 @@ def _is_inside(path: Path, root: Path) -> bool:
 
 
 def common_classes(folders: Sequence[Path]) -> tuple[str, ...]:
-    """The names of the class folders, which both splits must have."""
+    """The names of the class folders, sorted, which both splits must have.
+
+    Raises:
+        ValueError: a split has none, or the two differ.
+    """
     found = []
     for folder in folders:
         with os.scandir(folder) as entries:
@@ -68,7 +76,10 @@ class ListedFile:
 def list_files(
     root: Path, folder: Path, classes: Sequence[str]
 ) -> tuple[list[ListedFile], list[BadFile]]:
-    """The files of all classes, sorted, and the links that cannot be followed."""
+    """The files of all classes, sorted, and the links that cannot be followed.
+
+    Hidden files and folders are left out; folders in class folders are gone through.
+    """
     files: list[ListedFile] = []
     bad: list[BadFile] = []
     for label, name in enumerate(classes):
