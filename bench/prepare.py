@@ -155,7 +155,8 @@ def resize_file(job: Job, size: int) -> str | None:
     """Write one image again, at once or not at all; the reason where it cannot be decoded."""
     source, destination = job
     try:
-        content = resized(read_image(source), size)
+        _, content = read_image(source)
+        content = resized(content, size)
     except BadImageError as error:
         return str(error)
     except (SyntaxError, ValueError, OSError) as error:  # what Pillow raises for damage

@@ -10,7 +10,13 @@ import pytest
 from image_trees import bad_forms, damaged_in_the_middle, encoded, legal_forms, texture
 from PIL import Image
 
-from swap_fast.data.image_files import BadImageError, inspect_image, read_image, require_whole
+from swap_fast.data.image_files import (
+    MAX_PIXELS,
+    BadImageError,
+    inspect_image,
+    read_image,
+    require_whole,
+)
 
 IMAGE = texture(1, 0, 131, 97)
 
@@ -23,7 +29,7 @@ def test_a_legal_file_has_pillows_size(name: str, tmp_path: Path) -> None:
     header, size = inspect_image(path)
     assert (header.width, header.height) == Image.open(io.BytesIO(content)).size == (131, 97)
     assert size == len(content)
-    assert read_image(path) == content
+    assert read_image(path) == (header, content)
 
 
 @pytest.mark.parametrize("name", bad_forms(IMAGE))
@@ -90,6 +96,32 @@ def test_noise_of_600_bytes_is_nearly_always_found(form: str) -> None:
         except BadImageError:
             found += 1
     assert found >= 170
+
+
+def test_whatever_a_file_holds_there_is_an_answer() -> None:
+    """Bytes changed at random: a header, or a reason, and never another error or a long wait."""
+    random = np.random.default_rng(11)
+    small = texture(0, 0, 24, 20)
+    refused = 0
+    for whole in (encoded(small, quality=70), encoded(small, "PNG")):
+        for _ in range(1_500):
+            content = bytearray(whole)
+            for place in random.integers(len(whole), size=3):
+                content[place] = random.integers(256)
+            try:
+                header = require_whole(bytes(content))
+            except BadImageError:
+                refused += 1
+            else:
+                assert 0 < header.width * header.height <= MAX_PIXELS
+    assert 200 < refused < 2_800
+
+
+def test_a_file_of_fill_bytes_alone_does_not_hold_the_scan_up(tmp_path: Path) -> None:
+    path = tmp_path / "fill.jpg"
+    path.write_bytes(b"\xff\xd8" + b"\xff" * 3_000_000)
+    with pytest.raises(BadImageError, match="damaged header: no marker at byte 1,02"):
+        inspect_image(path)
 
 
 def test_what_is_no_file_is_bad(tmp_path: Path) -> None:

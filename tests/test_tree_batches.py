@@ -291,7 +291,9 @@ def test_a_pass_shows_each_image_once(tree: ImageTree, name: LoaderName, world_s
     ("name", "threads"),
     [("dali", 1), ("torchvision", 0), pytest.param("torchvision", 1, marks=SLOW)],
 )
-@pytest.mark.parametrize("damage", ["noise in a JPEG", "noise in a PNG", "gone", "cut since"])
+@pytest.mark.parametrize(
+    "damage", ["noise in a JPEG", "noise in a PNG", "gone", "cut since", "other size"]
+)
 def test_what_is_found_at_decoding_is_named(
     tmp_path: Path, name: LoaderName, threads: int, damage: str
 ) -> None:
@@ -311,6 +313,8 @@ def test_what_is_found_at_decoding_is_named(
         path.unlink()
     if damage == "cut since":
         path.write_bytes(content[:-500])
+    if damage == "other size":
+        path.write_bytes(encoded(texture(0, 9, 99, 100)))
     loader = loader_of(name, split, threads=threads)
     with pytest.raises(ValueError, match=r"train/class1/bad\\nname.jpg' \(") as raised:
         loaded(loader, batches_of(split))

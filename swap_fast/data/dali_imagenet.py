@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from swap_fast.data.crop_plan import Crops
-from swap_fast.data.image_files import BadImageError, read_image
 from swap_fast.data.image_tree import IMAGENET_MEAN, IMAGENET_STD, ImageSplit
 from swap_fast.execution import Execution
 
@@ -223,10 +222,7 @@ class _Source:
         return (*inputs, crops.start, np.full((len(crops), 2), crops.size, np.int32))
 
     def _read(self, index: int) -> Encoded:
-        try:
-            return np.frombuffer(read_image(self._split.path(index)), np.uint8)
-        except BadImageError as error:
-            raise ValueError(self._split.complaint(index, str(error))) from None
+        return np.frombuffer(self._split.read(index), np.uint8)
 
 
 def _raise_for_undecodable(split: ImageSplit, crops: Crops) -> None:

@@ -16,6 +16,7 @@ MAX_PIXELS = 89_478_485
 
 _HEAD_BYTES = 4096  # holds most headers, so that one read is enough
 _TAIL_BYTES = 4096  # some programs write a little after the end of the image
+_MAX_FILL_BYTES = 1024  # JPEG sets no limit to them; a file of nothing else must not hold us up
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -79,8 +80,8 @@ def inspect_image(path: str | bytes | os.PathLike[str]) -> tuple[ImageHeader, in
     return header, size
 
 
-def read_image(path: str | bytes | os.PathLike[str]) -> bytes:
-    """A file's content, looked through for damage that decoders may pass over in silence.
+def read_image(path: str | bytes | os.PathLike[str]) -> tuple[ImageHeader, bytes]:
+    """A file's header and content, looked through for damage that decoders pass over in silence.
 
     Raises:
         BadImageError: it cannot be read, or is damaged.
@@ -90,11 +91,10 @@ def read_image(path: str | bytes | os.PathLike[str]) -> bytes:
             content = file.read()
     except OSError as error:
         raise BadImageError(f"cannot be read: {error.strerror or error}") from None
-    require_whole(content)
-    return content
+    return require_whole(content), content
 
 
-def require_whole(content: bytes) -> None:
+def require_whole(content: bytes) -> ImageHeader:
     """Refuse content that breaks off, or a JPEG whose scans hold what no scan can hold.
 
     A decoder gives a damaged scan some picture or other. What was overwritten by anything but
@@ -107,13 +107,13 @@ def require_whole(content: bytes) -> None:
     if not header.is_jpeg:
         # A PNG's chunks carry checksums, which decoders compare.
         _require_end(lambda at, count: content[at : at + count], header, len(content))
-        return
+        return header
     pattern = _MARKER if header.has_restarts else _MARKER_OR_RESTART
     position = header.body
     while found := pattern.search(content, position):
         marker, position = content[found.end() - 1], found.end()
         if marker == _END_OF_IMAGE:
-            return
+            return header
         if marker not in _BETWEEN_SCANS:
             raise BadImageError(f"damaged: marker ff {marker:02x} at byte {found.start():,}")
         if marker == _RESTART_INTERVAL:
@@ -157,17 +157,18 @@ def _read_jpeg_header(head: bytes, read: Read) -> ImageHeader:
     """Go from segment to segment up to the first scan."""
     size: tuple[int, int] | None = None
     has_restarts = False
-    position = 2
+    position, fill_bytes = 2, 0
     while True:
         segment = head[position : position + 9]
         if len(segment) < 9:
             segment = read(position, 9)
         if len(segment) < 4:
             raise BadImageError("header cut short")
-        if segment[0] != 0xFF:
-            raise BadImageError(f"damaged header: no marker at byte {position:,}")
         marker, length = segment[1], int.from_bytes(segment[2:4])
-        if marker == 0xFF:  # a fill byte
+        if segment[0] != 0xFF or fill_bytes > _MAX_FILL_BYTES:
+            raise BadImageError(f"damaged header: no marker at byte {position:,}")
+        if marker == 0xFF:
+            fill_bytes += 1
             position += 1
             continue
         if marker in _OTHER_FRAMES:
@@ -178,7 +179,7 @@ def _read_jpeg_header(head: bytes, read: Read) -> ImageHeader:
             size = (int.from_bytes(segment[7:9]), int.from_bytes(segment[5:7]))
         elif marker == _RESTART_INTERVAL:
             has_restarts = segment[4:6] != b"\0\0"
-        elif marker not in _BETWEEN_SCANS:
+        elif marker not in _BETWEEN_SCANS or length < 2:
             raise BadImageError(f"damaged header: marker ff {marker:02x} at byte {position:,}")
         position += 2 + length
         if marker == _START_OF_SCAN:

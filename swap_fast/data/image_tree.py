@@ -61,6 +61,22 @@ class ImageSplit:
         """Where image `index` is."""
         return os.path.join(self.folder, self.names[index])
 
+    def read(self, index: int) -> bytes:
+        """The content of image `index`, which is as large as it was when the tree was scanned.
+
+        Raises:
+            ValueError: the file is damaged, changed or gone; its name and the reason, in one line.
+        """
+        try:
+            header, content = read_image(self.path(index))
+        except BadImageError as error:
+            raise ValueError(self.complaint(index, str(error))) from None
+        height, width = self.sizes[index].tolist()
+        if (header.height, header.width) != (height, width):
+            now = f"{header.width} x {header.height} pixels"
+            raise ValueError(self.complaint(index, f"changed since the scan: {now}"))
+        return content
+
     def complaint(self, index: int, reason: str) -> str:
         """One line on a file that turned out to be bad after the scan."""
         bad = BadFile(name=f"{self.folder.name}/{self.names[index]}", reason=reason)

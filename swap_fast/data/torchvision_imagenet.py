@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from swap_fast.data.crop_plan import Crops
-from swap_fast.data.image_files import BadImageError, read_image
 from swap_fast.data.image_tree import IMAGENET_MEAN, IMAGENET_STD, ImageSplit
 from swap_fast.execution import Execution
 
@@ -94,17 +93,16 @@ class _Decoded(Dataset[Tensor | str]):
 
     def __getitem__(self, job: Job) -> Tensor | str:
         index, window, resized, start, flip, size = job
+        # A complaint is handed on: an exception would come out of the process as many lines.
         try:
-            return decode_crop(
-                read_image(self._split.path(index)), window, resized, start, flip, size
-            )
-        except BadImageError as error:
-            return self._split.complaint(index, str(error))
-        except (OSError, SyntaxError, ValueError) as error:
-            # An exception would come out of the process as many lines.
-            return self._split.complaint(
-                index, f"cannot be decoded: {' '.join(str(error).split())}"
-            )
+            content = self._split.read(index)
+        except ValueError as error:
+            return str(error)
+        try:
+            return decode_crop(content, window, resized, start, flip, size)
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damage
+            reason = " ".join(str(error).split())
+            return self._split.complaint(index, f"cannot be decoded: {reason}")
 
 
 def decode_crop(
