@@ -49,7 +49,7 @@ def prepare(options: PrepareOptions) -> int:
         on_bad_file=_name_bad_file,
         on_progress=progress,
     )
-    _claim(destination, tree, options.size)
+    note = _claim(destination, tree, options.size)
     jobs = [
         (split.path(index), str(destination / split.folder.name / split.names[index]))
         for split in (tree.train, tree.test)
@@ -71,6 +71,7 @@ def prepare(options: PrepareOptions) -> int:
             f"{source}: {len(bad):,} of {len(missing):,} files cannot be decoded, the first is "
             f"{bad[0]}; mend or remove them and repeat, or go on without them by --skip-bad-files"
         )
+    _write_note(destination, {**note, "finished": True})
     skipped = len(bad) + len(tree.skipped)
     print(
         f"{destination}: {len(jobs) - len(bad):,} images, shorter side {options.size} px"
@@ -79,23 +80,32 @@ def prepare(options: PrepareOptions) -> int:
     return 0
 
 
-def _claim(destination: Path, tree: ImageTree, size: int) -> None:
-    """Write down what the destination is to hold, or refuse one that holds something else."""
+def _claim(destination: Path, tree: ImageTree, size: int) -> dict[str, object]:
+    """Note what the destination is to hold, as unfinished, or refuse one that holds another."""
     classes = hashlib.sha256(b"\0".join(os.fsencode(name) for name in tree.classes))
-    wanted = {"size": size, "jpeg_quality": JPEG_QUALITY, "classes_sha256": classes.hexdigest()}
+    wanted: dict[str, object] = {
+        "size": size,
+        "jpeg_quality": JPEG_QUALITY,
+        "classes_sha256": classes.hexdigest(),
+    }
     note = destination / PREPARED
     if note.exists():
         try:
             found = json.loads(note.read_text(encoding="utf-8"))
-        except ValueError:
-            found = "no JSON"
+            found.pop("finished")
+        except (ValueError, KeyError, AttributeError):
+            found = "no note of prepare's"
         if found != wanted:
             raise ValueError(f"{note}: expected {wanted} to go on, got {found}; use another folder")
-        return
-    if destination.exists() and any(destination.iterdir()):
+    elif destination.exists() and any(destination.iterdir()):
         raise ValueError(f"{destination}: expected an empty folder, or one that prepare began")
     destination.mkdir(parents=True, exist_ok=True)
-    _write_whole(note, json.dumps(wanted, indent=1).encode())
+    _write_note(destination, {**wanted, "finished": False})
+    return wanted
+
+
+def _write_note(destination: Path, note: dict[str, object]) -> None:
+    _write_whole(destination / PREPARED, json.dumps(note, indent=1).encode())
 
 
 def _make_folders(destination: Path, splits: Sequence[ImageSplit]) -> None:

@@ -183,8 +183,10 @@ def test_a_class_of_bad_files_alone_is_refused_even_when_they_are_skipped(root: 
 
 def test_a_resized_tree_says_so(root: Path) -> None:
     assert scan_tree(root).prepared_size is None
-    (root / PREPARED).write_text(json.dumps({"size": 160}))
+    (root / PREPARED).write_text(json.dumps({"size": 160, "finished": True}))
     assert scan_tree(root).prepared_size == 160
     assert "resized to 160 px" in scan_tree(root).describe()
+    (root / PREPARED).write_text(json.dumps({"size": 160, "finished": False}))
+    assert "`bench prepare` has not finished" in message_of(root)
     (root / PREPARED).write_text("{")
     assert "expected what `bench prepare` writes" in message_of(root)

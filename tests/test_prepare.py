@@ -129,16 +129,20 @@ def test_an_interrupted_run_leaves_whole_files_only(
     def interrupted(source: str, destination: str) -> None:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == 4:
             raise KeyboardInterrupt
         os.rename(source, destination)
 
     monkeypatch.setattr(module.os, "replace", interrupted)
     assert run(source, "--size", "40") == 130
     monkeypatch.undo()
+    with pytest.raises(ValueError, match="has not finished"):
+        scan_tree(small)
     visible = {name for name in contents(small) if "/." not in name}
     assert len(visible) < len(expected)
-    assert all(contents(small)[name] == expected[name] for name in visible)
+    assert all(contents(small)[name] == expected[name] for name in visible - {"prepared.json"})
+    assert run(source, "--size", "40") == 0
+    assert contents(small) == expected
 
 
 def test_a_changed_source_is_written_again(source: Path) -> None:
@@ -204,7 +208,7 @@ def test_a_folder_that_holds_something_else_is_refused(source: Path, capsys: Out
     assert "got 'train/class0/more.jpg'; remove it" in error_of(capsys)
     (small / "prepared.json").write_text("{")
     assert run(source, "--size", "40") == 2
-    assert "got no JSON" in error_of(capsys)
+    assert "got no note of prepare's" in error_of(capsys)
 
 
 def test_a_destination_in_the_source_is_refused(source: Path, capsys: Outputs) -> None:

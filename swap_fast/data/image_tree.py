@@ -263,9 +263,10 @@ def _prepared_size(root: Path) -> int | None:
     if not path.exists():
         return None
     try:
-        size = json.loads(path.read_text(encoding="utf-8"))["size"]
+        note = json.loads(path.read_text(encoding="utf-8"))
+        size, finished = int(note["size"]), note["finished"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected what `bench prepare` writes, got {error}") from None
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"{path}: expected a size in pixels, got {size!r}")
+    if not finished:
+        raise ValueError(f"{root}: `bench prepare` has not finished; repeat it to go on")
     return size
