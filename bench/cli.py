@@ -12,6 +12,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "report": (commands.report, "draw tables, figures and the report from the records"),
     "verify-gpu": (commands.verify_gpu, "confirm on a GPU what only a GPU can"),
     "micro": (commands.micro, "measure the step, the input path: micro step, micro data"),
+    "prepare": (commands.prepare, "write a tree of images again at a smaller size"),
 }
 
 
