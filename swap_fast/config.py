@@ -147,14 +147,16 @@ class SGDRecipe:
     """One line for `python -m bench recipes`."""
     table: Annotated[str, Suppress]
     """The paper's table and row that it reproduces, or what it is instead."""
-    dataset: Literal["cifar10", "cifar100", "synthetic"] = "cifar10"
-    """Which images."""
+    dataset: Literal["cifar10", "cifar100", "synthetic", "imagenet"] = "cifar10"
+    """Which images; imagenet is any tree of image files, a folder a class."""
     train_images: int | None = None
     """Train on the first so many images of the data's canonical order; None: all."""
-    net: Literal["resnet9", "whitened_resnet9"] = "resnet9"
-    """The paper's ResNet-9, or its authors' later one with whitened input."""
+    net: Literal["resnet9", "whitened_resnet9", "resnet50"] = "resnet9"
+    """The paper's ResNet-9, its authors' later one with whitened input, or ResNet-50."""
     width: int = 64
-    """Channels of ResNet-9's first block; the paper's net has 64."""
+    """Channels of the net's first convolution; the paper's nets have 64."""
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    """Blocks in each of ResNet-50's groups."""
     paper_scale: Annotated[bool, Suppress] = True
     """Whether net, data and epochs are the paper's; only then may its figures stand beside them."""
     target_accuracy: float = 0.94
@@ -174,10 +176,23 @@ class SGDRecipe:
         """Refuse values that no run could have."""
         _whole("width", self.width)
         _require(
-            self.dataset in ("cifar10", "cifar100", "synthetic"),
+            self.dataset in ("cifar10", "cifar100", "synthetic", "imagenet"),
             "dataset",
-            "cifar10, cifar100 or synthetic",
+            "cifar10, cifar100, synthetic or imagenet",
             self.dataset,
+        )
+        _require(
+            (self.net == "resnet50") == (self.dataset == "imagenet"),
+            "net",
+            f"{'resnet50' if self.dataset == 'imagenet' else 'a ResNet-9'} for {self.dataset}",
+            self.net,
+        )
+        _require(min(self.blocks) >= 1, "blocks", "1 or more in each group", self.blocks)
+        _require(
+            self.train_images is None or self.dataset != "imagenet",
+            "train_images",
+            "None for a tree of files, which is trained on whole",
+            self.train_images,
         )
         _require(
             0 < self.target_accuracy < 1,
@@ -233,9 +248,9 @@ class SWAPRecipe(SGDRecipe):
             self.phase2.stopping_accuracy,
         )
         _require(
-            self.net == "resnet9",
+            self.net != "whitened_resnet9",
             "net",
-            "resnet9: phase 3 knows no statistics of groups within a batch",
+            "resnet9 or resnet50: phase 3 knows no statistics of groups within a batch",
             self.net,
         )
         workers, each = self.num_workers, self.gpus_per_worker
