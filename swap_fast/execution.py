@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from swap_fast.config import LoaderName
+
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -24,6 +26,8 @@ class Execution:
     """Whether torch.compile makes the forward and backward pass."""
     capture: bool = False
     """Whether the whole step is captured as one CUDA graph."""
+    loader: LoaderName = "tensor"
+    """What makes the batches of training; evaluation and phase 3 always use the tensor backend."""
 
     def __post_init__(self) -> None:
         """Refuse a capture where there are no CUDA graphs."""

@@ -11,9 +11,10 @@ from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm
 from swap_fast.config import Recipe, SWAPRecipe
 from swap_fast.data.augment import IMAGE_SIZE
-from swap_fast.data.batches import Batches, one_pass
+from swap_fast.data.batches import Loader, Share, one_pass
 from swap_fast.data.dataset import Dataset, Split
 from swap_fast.data.images import DeviceImages
+from swap_fast.data.loaders import loader_maker
 from swap_fast.evaluate import Evaluator
 from swap_fast.execution import Execution
 from swap_fast.optimizer import NesterovSGD
@@ -44,7 +45,7 @@ class Parts:
     """Shared by both phases' steps."""
     steps: tuple[Step, ...]
     """One update of phase 1 and, for SWAP, of phase 2."""
-    batches: tuple[Batches, ...]
+    batches: tuple[Loader, ...]
     """Each phase's batches of this rank."""
     batch_norm_batches: Callable[[], Iterable[Tensor]]
     """This rank's share of phase 3's pass over the training data."""
@@ -130,14 +131,25 @@ def make_parts(
         images = DeviceImages(train, mean=mean, std=std, device=device, pad=pad)
         test = DeviceImages(dataset.test, mean=mean, std=std, device=device)
         evaluate = Evaluator(weights, test, execution, mirrored=recipe.mirrored_evaluation)
+        make_loader = loader_maker(
+            images,
+            train,
+            recipe.augmentation,
+            mean=mean,
+            std=std,
+            execution=execution,
+            device=device,
+        )
         batches = tuple(
-            Batches(
-                images,
-                recipe.augmentation,
-                phase,
-                seed=seed,
-                number=number,
-                slots=ranks.slots(phase.gpus_per_model),
+            make_loader(
+                Share(
+                    num_images=size,
+                    augmentation=recipe.augmentation,
+                    phase=phase,
+                    seed=seed,
+                    number=number,
+                    slots=ranks.slots(phase.gpus_per_model),
+                )
             )
             for number, (phase, ranks) in enumerate(zip(phases, phase_comms, strict=True), start=1)
         )

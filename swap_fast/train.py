@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 from swap_fast.clock import Clock
 from swap_fast.config import Phase
-from swap_fast.data.batches import Batches
+from swap_fast.data.batches import Loader
 from swap_fast.record import EpochRow
 from swap_fast.step import Step
 
 
 def train(
     step: Step,
-    batches: Batches,
+    batches: Loader,
     phase: Phase,
     *,
     number: int,
