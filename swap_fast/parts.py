@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from swap_fast.batchnorm import recompute_statistics_
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm
 from swap_fast.config import Recipe, SWAPRecipe
-from swap_fast.data.augment import IMAGE_SIZE
+from swap_fast.data.augment import IMAGE_SIZE, plain_plan, plan_epoch
 from swap_fast.data.batches import Loader, Share, one_pass
 from swap_fast.data.dataset import Dataset, Split
 from swap_fast.data.images import DeviceImages
@@ -70,6 +71,18 @@ def _warm_up_batch_norm(weights: Weights, recipe: SWAPRecipe, execution: Executi
     weights.statistics.copy_(before)
 
 
+def _warm_up_gathers(recipe: Recipe, execution: Execution, device: torch.device) -> None:
+    """Gather one image in each of the run's ways: as phases, clean passes and evaluation do."""
+    split = Split(images=np.zeros((1, 32, 32, 3), np.uint8), labels=np.zeros(1, np.uint8))
+    batch = execution.empty_images((1, 3, IMAGE_SIZE, IMAGE_SIZE), device)
+    labels = torch.zeros(1, dtype=torch.int64, device=device)
+    of_phases = plan_epoch(1, recipe.augmentation, seed=0, phase=1, worker=0, epoch=0)
+    pad, channels = recipe.augmentation.pad, (1.0, 1.0, 1.0)
+    for border, plan in ((pad, of_phases), (pad, plain_plan(1, pad)), (0, plain_plan(1, 0))):
+        images = DeviceImages(split, mean=channels, std=channels, device=device, pad=border)
+        images.load_(images.upload(plan), slice(0, 1), batch, labels)
+
+
 def make_parts(
     recipe: Recipe,
     make_model: Callable[[], nn.Module],
@@ -83,6 +96,8 @@ def make_parts(
     watch: Watch,
 ) -> Parts:
     """Make the model, warm the kernels up, and move the data to the device, in that order.
+
+    So the steps are captured before a loader's threads use the device.
 
     Every rank makes the same model from the seed, and takes rank 0's weights to be sure.
 
@@ -122,6 +137,7 @@ def make_parts(
     with clock.lap("kernel_warmup"):
         for step in steps:
             step.warm_up()
+        _warm_up_gathers(recipe, execution, device)
         if isinstance(recipe, SWAPRecipe):
             _warm_up_batch_norm(weights, recipe, execution)
     with clock.lap("data_preparation"):
