@@ -20,6 +20,10 @@ def _require(condition: bool, name: str, expected: str, got: object) -> None:
         raise ValueError(f"{name}: expected {expected}, got {got!r}")
 
 
+LoaderName = Literal["tensor", "dali", "torchvision"]
+"""What makes the batches: torch or a kernel on resident images, DALI, or a DataLoader."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """One phase of training: its batch, its learning-rate schedule, and where it ends."""
@@ -171,6 +175,8 @@ class SGDRecipe:
     """Share of the target that is spread evenly over all classes."""
     mirrored_evaluation: bool = False
     """Whether test logits are the mean over the image and its mirror image."""
+    loader: Annotated[LoaderName | None, Suppress] = None
+    """What `--loader auto` takes on GPUs; None: the fastest."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run could have."""

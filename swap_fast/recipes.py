@@ -1,4 +1,4 @@
-"""The recipes: Tables 5 and 6 for CIFAR-10, DAWNBench, and forms of them for a CPU.
+"""The recipes: Table 5, DAWNBench, and forms of them for a CPU; and all recipes by name.
 
 Each is a function named for data set and method. Steps an epoch leave out the images that fill no
 whole batch; "gpus_per_model" is Table 5's "GPUs used per model".
@@ -7,6 +7,7 @@ whole batch; "gpus_per_model" is Table 5's "GPUs used per model".
 from collections.abc import Callable
 
 from swap_fast.config import Augmentation, Optimizer, Phase, Recipe, SGDRecipe, SWAPRecipe
+from swap_fast.recipes_cifar100 import CIFAR100_RECIPES
 
 
 def cifar10_sgd_small() -> SGDRecipe:
@@ -72,6 +73,7 @@ def cifar10_dawnbench() -> SWAPRecipe:
             gpus_per_model=8,
         ),
         phase2=Phase(global_batch_size=256, peak_lr=0.08, max_epochs=1),
+        loader="dali",
     )
 
 
@@ -196,6 +198,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         cifar10_sgd_small_cpu,
         cifar10_sgd_large_cpu,
         cifar10_quick,
+        *CIFAR100_RECIPES,
     )
 }
 """All recipes by name."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from swap_fast.comm import Comm
@@ -40,6 +41,9 @@ class TreeSource:
         self.num_images = len(tree.train)
         self._tree, self._loader, self._threads = tree, loader, threads
         self._training: tuple[int, Decoder] | None = None
+
+    def warm_up(self, execution: Execution, device: torch.device) -> None:
+        """Nothing: what decodes on the device also builds there, when a stage begins."""
 
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Note where the images go, and make the decoder of test images, which all stages share."""
