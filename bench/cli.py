@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "run": (commands.run, "run a recipe and write its record: run RECIPE --help"),
     "report": (commands.report, "draw tables, figures and the report from the records"),
     "verify-gpu": (commands.verify_gpu, "confirm on a GPU what only a GPU can"),
+    "small-tree": (commands.small_tree, "write a small tree of JPEGs, to try ImageNet's path on"),
     "micro": (commands.micro, "measure the step, the input path: micro step, micro data"),
     "prepare": (commands.prepare, "write a tree of images again at a smaller size"),
 }

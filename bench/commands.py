@@ -3,15 +3,15 @@
 Nothing heavy is imported before the arguments are known to be right.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from bench.choices import choose
-from bench.options import MicroOptions, PrepareOptions, RunOptions
-from swap_fast.config import SGDRecipe, SWAPRecipe
+from bench.options import MicroOptions, PrepareOptions, RunOptions, SmallTreeOptions
+from swap_fast.config import Recipe, SGDRecipe, SWAPRecipe
 from swap_fast.recipes import RECIPES
 
 Flat = tyro.conf.arg(name="")
@@ -76,7 +76,13 @@ def run(arguments: list[str]) -> int:
     )
     from bench.session import run_session
 
-    return run_session(parsed.options, parsed.recipe, recipe)
+    return run_session(parsed.options, derived(parsed.recipe), recipe)
+
+
+def derived(recipe: Recipe) -> Recipe:
+    """The recipe with each phase's sums made anew: the parser keeps those of the default."""
+    phases = ("phase1", "phase2") if isinstance(recipe, SWAPRecipe) else ("phase1",)
+    return replace(recipe, **{name: replace(getattr(recipe, name)) for name in phases})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,3 +140,11 @@ def prepare(arguments: list[str]) -> int:
     from bench.prepare import prepare as write_tree
 
     return write_tree(options)
+
+
+def small_tree(arguments: list[str]) -> int:
+    """Write a small tree."""
+    options = tyro.cli(SmallTreeOptions, args=arguments, prog="python -m bench small-tree")
+    from bench.small_tree import make_small_tree
+
+    return make_small_tree(options)

@@ -33,6 +33,8 @@ class RunOptions:
     """Use torch.compile."""
     loader: Literal["auto", "tensor", "dali", "torchvision"] = "auto"
     """What makes the batches; auto takes the recipe's own on CUDA devices, else the fastest."""
+    skip_bad_files: bool = False
+    """Go on without the files of an image tree that cannot be used; the record says how many."""
     capture: Literal["auto", "on", "off"] = "auto"
     """Capture the whole step as one CUDA graph; auto does on CUDA devices."""
     all_reduce: Literal["fp16", "fp32"] = "fp32"
@@ -97,3 +99,25 @@ class PrepareOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallTreeOptions:
+    """Write a small tree of JPEG files from CIFAR-10's images, to try ImageNet's path on."""
+
+    destination: Positional[Path]
+    """A new folder."""
+    per_class: int = 400
+    """Training images of each of the ten classes."""
+    test_per_class: int = 100
+    """Test images of each."""
+    size: int = 96
+    """The images' shorter side in pixels."""
+    data: Path | None = None
+    """Folder that holds CIFAR-10; else SWAP_DATA, the cache, the download, synthetic images."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below one."""
+        for name in ("per_class", "test_per_class", "size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")

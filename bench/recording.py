@@ -7,22 +7,10 @@ from bench.machine import describe_machine, peak_memory_gib
 from bench.request import Request
 from swap_fast.averaging import pairwise_distances
 from swap_fast.clock import PAPER, READINGS, total
-from swap_fast.config import Recipe, SWAPRecipe
-from swap_fast.data.dataset import Dataset
+from swap_fast.config import SWAPRecipe
 from swap_fast.parts import Parts
 from swap_fast.record import AverageRow, EpochRow, RunRecord, Telemetry, Times
 from swap_fast.swap import Result
-
-
-def describe_data(dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
-    """The data set as a record keeps it: by its content, not by its place on a machine."""
-    return {
-        "name": dataset.name,
-        "kind": dataset.kind,
-        "sha256": dataset.sha256,
-        "train_images": recipe.train_images or len(dataset.train),
-        "test_images": len(dataset.test),
-    }
 
 
 def make_record(

@@ -2,25 +2,22 @@
 
 import time
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from bench.machine import device_uuid
 from bench.progress import Progress
-from bench.recording import describe_data, make_record
+from bench.recording import make_record
 from bench.request import Request
+from bench.run_data import load_run_data
 from bench.snapshots import Snapshots
 from bench.telemetry import Sampler, missing_line
 from swap_fast.baselines import sgd
-from swap_fast.cifar_source import CifarSource
 from swap_fast.clock import Clock
 from swap_fast.comm import Comm, connect
 from swap_fast.config import SWAPRecipe
-from swap_fast.data.find import load_dataset
 from swap_fast.memory import keep_freed_memory
-from swap_fast.models import make_net
 from swap_fast.parts import Watch, make_parts
 from swap_fast.record import EpochRow, run_id, write_record
 from swap_fast.swap import swap
@@ -55,18 +52,17 @@ def _run(
 ) -> Path | None:
     """Load, train, and write the record, with the clock running and the device watched."""
     recipe = request.recipe
+
+    def say(line: str) -> None:
+        if not request.quiet:
+            print(line, flush=True)
+
     with clock.lap("data_loading"):
-        dataset = load_dataset(recipe.dataset, request.data)
-    if len(set(comm.gather(dataset.sha256))) > 1:
-        raise ValueError(
-            f"{recipe.dataset}: expected the same data on every rank, got sets of different "
-            "content; give all of them --data DIR"
-        )
-    source = CifarSource(recipe, dataset)
+        data = load_run_data(request, comm, say)
     created = comm.on_first(lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     name = run_id(recipe.name, request.seed, created)
     snapshots = Snapshots(request.out / "checkpoints" / name, comm)
-    progress = Progress(recipe, comm, source.num_images, quiet=request.quiet)
+    progress = Progress(recipe, comm, data.source.num_images, quiet=request.quiet)
     line = missing_line(comm.gather(sampler.missing))
     if line is not None and request.first and comm.rank == 0:
         progress.say(line)
@@ -83,8 +79,8 @@ def _run(
 
     parts = make_parts(
         recipe,
-        partial(make_net, recipe, dataset),
-        source,
+        data.make_model,
+        data.source,
         seed=request.seed,
         device=device,
         execution=request.execution,
@@ -92,9 +88,8 @@ def _run(
         clock=clock,
         watch=Watch(on_step=progress.on_step, on_epoch=on_epoch, on_weights=on_weights),
     )
-    data = describe_data(dataset, recipe)
-    del dataset  # the parts hold what they need of it
-    averages = []
+    description, averages = data.description, []
+    del data  # the parts hold what they need of it
     with progress:
         if isinstance(recipe, SWAPRecipe):
             result = swap(recipe, parts)
@@ -115,7 +110,7 @@ def _run(
         result,
         rows,
         averages,
-        data,
+        description,
         name=name,
         created=created,
         telemetry=sampler.finish(),

@@ -13,9 +13,9 @@ from bench.machine import available_cores, choose_device, describe_code, has_com
 from bench.options import RunOptions
 from bench.request import Request
 from bench.run import run_rank
-from swap_fast.config import Recipe, SWAPRecipe
-from swap_fast.data.find import locate_dataset
-from swap_fast.data.loaders import choose_loader
+from swap_fast.config import LoaderName, Recipe, SWAPRecipe
+from swap_fast.data.find import locate_dataset, locate_tree
+from swap_fast.data.loaders import choose_decoder, choose_loader
 from swap_fast.execution import default_execution
 from swap_fast.record import read_record
 
@@ -44,7 +44,11 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
     execution = replace(execution, all_reduce=options.all_reduce)
     if options.capture != "auto":
         execution = replace(execution, capture=options.capture == "on")
-    loader, note = choose_loader(options.loader, recipe.loader, device_type)
+    loader: LoaderName
+    if recipe.dataset == "imagenet":
+        loader, note = choose_decoder(options.loader, device_type)
+    else:
+        loader, note = choose_loader(options.loader, recipe.loader, device_type)
     execution = replace(execution, loader=loader)
     _check_writable(options.out)
     first = os.environ.get("RANK", "0") == "0"
@@ -54,11 +58,16 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
         execution = replace(execution, compile=False)
     if not recipe.paper_scale:
         say(
-            f"not the paper's hardware or net: {recipe.name} has a ResNet-9 of width {recipe.width}"
+            f"not the paper's hardware or net: {recipe.name} has {recipe.net} of width "
+            f"{recipe.width}"
         )
     if note is not None:
         say(note)
-    data = locate_dataset(recipe.dataset, options.data, announce=say)
+    data = (
+        locate_tree(options.data)
+        if recipe.dataset == "imagenet"
+        else locate_dataset(recipe.dataset, options.data, announce=say)
+    )
     say(
         f"{recipe.summary}; {ranks} process{'es' if ranks > 1 else ''} of {threads} "
         f"thread{'s' if threads > 1 else ''}, {execution.precision}, {execution.memory_format}, "
@@ -76,6 +85,7 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
             threads=threads,
             code=code,
             started=started if number == 0 else time.time(),
+            skip_bad_files=options.skip_bad_files,
             timeout_s=options.timeout_s,
             first=number == 0,
             notes=() if note is None else (note,),

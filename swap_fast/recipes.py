@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from swap_fast.config import Augmentation, Optimizer, Phase, Recipe, SGDRecipe, SWAPRecipe
 from swap_fast.recipes_cifar100 import CIFAR100_RECIPES
+from swap_fast.recipes_imagenet import IMAGENET_RECIPES
 
 
 def cifar10_sgd_small() -> SGDRecipe:
@@ -199,6 +200,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         cifar10_sgd_large_cpu,
         cifar10_quick,
         *CIFAR100_RECIPES,
+        *IMAGENET_RECIPES,
     )
 }
 """All recipes by name."""

@@ -166,3 +166,13 @@ def imagenet_sgd_large_cpu() -> SGDRecipe:
         phase1=StagedPhase(stages=cpu_stages(4), gpus_per_model=4),
         optimizer=OPTIMIZER,
     )
+
+
+IMAGENET_RECIPES = (
+    imagenet_sgd_small,
+    imagenet_sgd_large,
+    imagenet_swap,
+    imagenet_sgd_small_cpu,
+    imagenet_sgd_large_cpu,
+    imagenet_swap_cpu,
+)

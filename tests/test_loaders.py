@@ -17,7 +17,7 @@ from swap_fast.data import loaders
 from swap_fast.data.batches import Loader, Share
 from swap_fast.data.dataset import Channels
 from swap_fast.data.images import DeviceImages
-from swap_fast.data.loaders import choose_loader, loader_maker
+from swap_fast.data.loaders import choose_decoder, choose_loader, loader_maker
 from swap_fast.execution import Execution
 
 CPU = torch.device("cpu")
@@ -286,6 +286,20 @@ def test_without_dali_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
             "loader dali: DALI cannot be imported (No module named 'nvidia.dali.backend'); "
             "the tensor backend makes the batches",
         )
+
+
+def test_a_tree_s_files_are_decoded_by_dali_or_by_torchvision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loaders, "missing_for_dali", lambda device_type: None)
+    assert choose_decoder("auto", "cpu") == choose_decoder("dali", "cpu") == ("dali", None)
+    assert choose_decoder("torchvision", "cuda") == ("torchvision", None)
+    with pytest.raises(ValueError, match=r"^loader: expected auto, dali or torchvision"):
+        choose_decoder("tensor", "cpu")
+    monkeypatch.setattr(loaders, "missing_for_dali", lambda device_type: "DALI is away")
+    line = "loader dali: DALI is away; torchvision's DataLoader decodes the images"
+    assert choose_decoder("auto", "cpu") == ("torchvision", line)
+    assert choose_decoder("torchvision", "cpu") == ("torchvision", None)
 
 
 def test_without_a_driver_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

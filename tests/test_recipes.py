@@ -9,6 +9,7 @@ import pytest
 from swap_fast.config import Augmentation, Optimizer, Phase, SWAPRecipe
 from swap_fast.data.batches import Share
 from swap_fast.recipes import RECIPES
+from swap_fast.stages import StagedPhase, shapes
 
 # recipe, phase, batch, peak, epochs, warm-up, GPUs, tau, horizon, steps an epoch of 50,000 images
 TABLE5 = [
@@ -76,7 +77,59 @@ def test_every_recipe_goes_by_its_own_name() -> None:
 
 
 def test_only_the_paper_s_net_is_at_paper_scale() -> None:
-    small = [make() for name, make in RECIPES.items() if name not in PAPER]
+    paper = {*PAPER, "imagenet_sgd_small", "imagenet_sgd_large", "imagenet_swap"}
+    small = [make() for name, make in RECIPES.items() if name not in paper]
     assert small
     assert not any(recipe.paper_scale for recipe in small)
     assert all(recipe.table for recipe in small)
+
+
+# The originals' table: epochs, px, least area, batch a GPU, and rates from 8 and from 16 GPUs.
+IMAGENET = [
+    (0, 7, 128, 0.08, 512, (1.0, 2.0), (2.0, 4.0)),
+    (7, 13, 128, 0.08, 512, (2.0, 0.25), (4.0, 0.5)),
+    (13, 22, 224, 0.087, 224, (0.4375, 0.04375), (0.875, 0.0875)),
+    (22, 25, 224, 0.087, 224, (0.04375, 0.004375), (0.0875, 0.00875)),
+    (25, 28, 288, 0.5, 128, (0.0025, 0.00025), (0.005, 0.0005)),
+]
+
+
+def rows(phase: Phase, start: int) -> list[tuple[Any, ...]]:
+    """A staged phase as rows of that table, its first epoch being `start`."""
+    assert isinstance(phase, StagedPhase)
+    made = []
+    for stage in phase.stages:
+        batch = stage.global_batch_size // phase.gpus_per_model
+        rates = (stage.first_lr, stage.last_lr)
+        end = start + stage.epochs
+        made.append((start, end, stage.image_size, stage.min_scale, batch, rates))
+        assert stage.rectangular_test == (stage.image_size == 288)
+        start = end
+    return made
+
+
+def test_imagenet_s_stages() -> None:
+    small, large, swap = (RECIPES[f"imagenet_{n}"]() for n in ("sgd_small", "sgd_large", "swap"))
+    on_8 = [(*row[:5], pytest.approx(row[5])) for row in IMAGENET]
+    on_16 = [(*row[:5], pytest.approx(row[6])) for row in IMAGENET]
+    assert rows(small.phase1, 0) == on_8
+    assert small.phase1.gpus_per_model == 8
+    assert rows(large.phase1, 0) == on_16
+    assert large.phase1.gpus_per_model == 16
+    assert isinstance(swap, SWAPRecipe)
+    # 22 large-batch epochs on 16 GPUs, then two workers of 8 in the small run's last six.
+    assert rows(swap.phase1, 0) == on_16[:3]
+    assert rows(swap.phase2, 22) == on_8[3:]
+    assert (swap.num_workers, swap.gpus_per_worker, swap.num_slots) == (2, 8, 16)
+    # The batch-norm pass is at the last stage's 288 px.
+    assert shapes(swap.phase2, 0)[-1].image_size == 288
+    for recipe in (small, large, swap):
+        assert (recipe.net, recipe.width, recipe.blocks) == ("resnet50", 64, (3, 4, 6, 3))
+        assert recipe.optimizer == Optimizer(
+            momentum=0.9,
+            nesterov=False,
+            weight_decay=1e-4,
+            decay_norms_and_biases=False,
+            loss_scale=1024.0,
+            loss_scale_grows=False,
+        )

@@ -21,7 +21,6 @@ from swap_fast.data.tree_batches import (
     Decoder,
     LoaderName,
     TreeBatches,
-    choose_loader,
     deal,
     make_decoder,
     one_pass,
@@ -317,21 +316,6 @@ def test_what_is_found_at_decoding_is_named(
         loaded(loader, batches_of(split))
     (line,) = str(raised.value).splitlines()
     assert line.endswith("cannot be used; mend or remove it")
-
-
-# Which loader.
-
-
-def test_without_dali_there_is_one_line_and_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_loader("auto") == "dali"
-    assert choose_loader("torchvision") == "torchvision"
-    monkeypatch.setattr("swap_fast.data.tree_batches.find_spec", lambda name: None)
-    lines: list[str] = []
-    assert choose_loader("auto", lines.append) == "torchvision"
-    (line,) = lines
-    assert "swap_fast[dali]" in line
-    with pytest.raises(ValueError, match="expected DALI to be installed, found none"):
-        choose_loader("dali")
 
 
 @pytest.mark.parametrize("centred", [False, True])

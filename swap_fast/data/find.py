@@ -55,6 +55,23 @@ def locate_dataset(
     return found
 
 
+def locate_tree(data: Path | None = None) -> Path:
+    """The folder that holds train/ and val/, a folder a class: `data`, or SWAP_DATA.
+
+    Raises:
+        ValueError: neither is given, or it has no train/.
+    """
+    named = ("--data", data) if data else ("SWAP_DATA", os.environ.get("SWAP_DATA"))
+    expected = "a folder with train/ and val/, in each a folder of images a class"
+    remedy = "`python -m bench small-tree DEST` makes a small one"
+    if not named[1]:
+        raise ValueError(f"--data: expected {expected}, got none; {remedy}")
+    root = Path(named[1])
+    if not (root / "train").is_dir():
+        raise ValueError(f"{named[0]}: expected {expected}, found no train/ in {root}; {remedy}")
+    return root
+
+
 def load_dataset(name: DatasetName, path: Path | None) -> Dataset:
     """Load what `locate_dataset` found.
 

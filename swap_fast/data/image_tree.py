@@ -104,7 +104,9 @@ class ImageTree:
         """One short line: counts and the start of the hash."""
         parts = [
             f"{len(self.train):,} + {len(self.test):,} images of {len(self.classes):,} classes",
-            "as published" if self.prepared_size is None else f"resized to {self.prepared_size} px",
+            "original sizes"
+            if self.prepared_size is None
+            else f"resized to {self.prepared_size} px",
             f"sha256 {self.sha256[:12]}…",
         ]
         if self.skipped:

@@ -36,6 +36,25 @@ def choose_loader(
     return "tensor", f"loader {named}: {missing}; the tensor backend makes the batches"
 
 
+def choose_decoder(
+    asked: LoaderName | Literal["auto"], device_type: str
+) -> tuple[Literal["dali", "torchvision"], str | None]:
+    """What decodes the files of a tree, and a line that says why where DALI cannot.
+
+    Raises:
+        ValueError: the tensor backend, whose images are resident.
+    """
+    if asked == "tensor":
+        raise ValueError(
+            "loader: expected auto, dali or torchvision for a tree of files, got tensor"
+        )
+    missing = None if asked == "torchvision" else missing_for_dali(device_type)
+    if asked != "torchvision" and missing is None:
+        return "dali", None
+    note = f"loader dali: {missing}; torchvision's DataLoader decodes the images"
+    return "torchvision", note if missing else None
+
+
 def missing_for_dali(device_type: str) -> str | None:
     """What DALI lacks on this machine to serve a type of device, in a few words; or None."""
     try:

@@ -1,7 +1,6 @@
 """A phase's batches of an image tree, slot by slot, and passes that show each image once."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from typing import Literal, Protocol
 
 import numpy as np
@@ -25,32 +24,7 @@ class Decoder(Protocol):
 
 
 LoaderName = Literal["dali", "torchvision"]
-
-
-def choose_loader(
-    wanted: Literal["auto", "dali", "torchvision"],
-    announce: Callable[[str], None] = lambda line: None,
-) -> LoaderName:
-    """The loader to use: by default DALI where it is installed.
-
-    Arguments:
-        announce: told in one line where auto has to do without DALI.
-
-    Raises:
-        ValueError: DALI is wanted and not installed.
-    """
-    if wanted == "torchvision":
-        return "torchvision"
-    # As for any name with dots, the packages around it are imported, or missing themselves.
-    if find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None:
-        return "dali"
-    remedy = "`pip install 'swap_fast[dali]'` adds it"
-    if wanted == "dali":
-        raise ValueError(
-            f"loader: expected DALI to be installed, found none; {remedy}, or use torchvision"
-        )
-    announce(f"DALI is not installed: torchvision's DataLoader decodes the images; {remedy}")
-    return "torchvision"
+"""The ways to decode files."""
 
 
 def make_decoder(
