@@ -38,8 +38,8 @@ def collective_table(record: MicroRecord) -> Table:
                 row["precision"],
                 f"{1e6 * median:,.1f}",
                 f"{1e6 * min(seconds):,.1f} to {1e6 * max(seconds):,.1f}",
-                f"{bus_bandwidth(row['bytes'], median, ranks) / 1e9:.3f}",
-                f"{row['bytes'] / copy / 1e9:.3f}",
+                f"{bus_bandwidth(row['bytes'], median, ranks) / 1e9:.4f}",
+                f"{row['bytes'] / copy / 1e9:.4f}",
             )
         )
     return Table(
@@ -49,7 +49,8 @@ def collective_table(record: MicroRecord) -> Table:
             f"{machine['device']}, torch {machine['libraries']['torch']}, {record.rounds} rounds, "
             f"{record.created[:10]}. Time of the slowest process; bus bandwidth is 2 (n - 1) / n x "
             f"bytes / time with n = {ranks}. The copy is of as many bytes within each process, all "
-            f"at once. The gradient is that of ResNet-9 of width {record.width}."
+            f"at once. The gradient is that of ResNet-9 of width {record.width}. "
+            f"Record {record.file}."
         ),
         columns=(
             "Message (bytes)",

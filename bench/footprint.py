@@ -1,11 +1,13 @@
 """What a step takes beside its time: its first update, its memory, its launches."""
 
+import os
 import platform
 import resource
 import time
 from collections.abc import Callable, Iterable
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.autograd import DeviceType
@@ -96,11 +98,11 @@ def count_launches(events: Iterable[tuple[str, bool, bool]], device_type: str) -
     """What a profile of one step started.
 
     Arguments:
-        events: (name, whether it ran on a CUDA device, whether nothing was called inside it).
+        events: (name, whether it ran on a CUDA device, whether no operator of torch called it).
 
     Returns:
         On CUDA `kernels`, those that ran, and `host_launches`, the calls that started them (a
-        graph is one); on a CPU `operators`, those of torch that call no other. A compiled way's
+        graph is one); on a CPU `operators`, those of torch that no other called. A compiled way's
         own fused loops are no operators of torch, and not among them.
     """
     seen = list(events)
@@ -110,20 +112,32 @@ def count_launches(events: Iterable[tuple[str, bool, bool]], device_type: str) -
             "kernels": sum(not name.startswith(("Memcpy", "Memset")) for name in ran),
             "host_launches": sum(name in _HOST_LAUNCHES for name, on_device, _ in seen),
         }
-    return {"operators": sum(leaf and name.startswith("aten::") for name, _, leaf in seen)}
+    return {"operators": sum(outer and name.startswith("aten::") for name, _, outer in seen)}
 
 
 def _launches(device: torch.device, step: Callable[[], None]) -> dict[str, float]:
+    # Where there is no CUDA device, the profiler would print an error that is none.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as profiled:
+    with profile(activities=activities, acc_events=True) as profiled:
         step()
         synchronize(device)
     return count_launches(
         (
-            (event.name, event.device_type == DeviceType.CUDA, not event.cpu_children)
+            (event.name, event.device_type == DeviceType.CUDA, not _called_by_operator(event))
             for event in profiled.events()
         ),
         device.type,
     )
+
+
+def _called_by_operator(event: Any) -> bool:
+    """Whether one of torch's operators stands above an event of the profile."""
+    above = event.cpu_parent
+    while above is not None:
+        if above.name.startswith("aten::"):
+            return True
+        above = above.cpu_parent
+    return False

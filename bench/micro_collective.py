@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.bandwidth import bus_bandwidth
 from bench.footprint import synchronize
 from bench.launch import launch
 from bench.machine import available_cores
@@ -132,8 +133,6 @@ def _slowest(comm: Comm, seconds: float) -> float:
 
 def print_collective(measured: dict[str, Any]) -> None:
     """A line a message, as the table of the report has it."""
-    from bench.bandwidth import bus_bandwidth
-
     print(f"all-reduce over {measured['backend']}, {measured['ranks']} processes")
     print(f"{'bytes':>12} {'type':<5} {'median us':>12} {'bus GB/s':>9} {'copy GB/s':>10}")
     for row in measured["rows"]:
@@ -142,7 +141,7 @@ def print_collective(measured: dict[str, Any]) -> None:
         mark = "  the gradient" if row["gradient"] else ""
         print(
             f"{row['bytes']:>12,} {row['precision']:<5} {1e6 * seconds:>12,.1f} "
-            f"{speed / 1e9:>9.3f} {row['bytes'] / copy / 1e9:>10.3f}{mark}"
+            f"{speed / 1e9:>9.4f} {row['bytes'] / copy / 1e9:>10.4f}{mark}"
         )
     for reason in measured["left_out"]:
         print(f"left out: {reason}")

@@ -55,12 +55,17 @@ class MicroRecord:
         what, device, width = self.key
         return f"micro_{what}_{device}" + (f"_width{width}" if width else "")
 
+    @property
+    def file(self) -> str:
+        """The name of the record's own file: it ends in the record's time."""
+        stamp = self.created[:19].replace(":", "").replace("-", "")
+        return f"micro-{self.what}-{self.machine['device_type']}-{stamp}.json"
+
 
 def write_micro_record(record: MicroRecord, folder: Path) -> Path:
     """Write a record to a file of its own, whose name ends in its time."""
     folder.mkdir(parents=True, exist_ok=True)
-    stamp = record.created[:19].replace(":", "").replace("-", "")
-    path = folder / f"micro-{record.what}-{record.machine['device_type']}-{stamp}.json"
+    path = folder / record.file
     with open(path, "x", encoding="utf-8") as file:
         json.dump(asdict(record), file, indent=1)
     return path

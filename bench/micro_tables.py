@@ -18,14 +18,19 @@ WHAT = {
 
 def micro_tables(folder: Path) -> tuple[list[Table], list[str]]:
     """The tables of each measurement, and why other files of the folder were left out."""
+    shown, skipped = _showable(folder)
+    return [table for _, tables in shown for table in tables], skipped
+
+
+def _showable(folder: Path) -> tuple[list[tuple[MicroRecord, list[Table]]], list[str]]:
     records, skipped = read_micro_records(folder)
-    tables = []
+    shown = []
     for record in records:
         try:
-            tables += tables_of(record)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            skipped.append(f"{record.name}, {record.created}: cannot be shown, {error!r}")
-    return tables, skipped
+            shown.append((record, tables_of(record)))
+        except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            skipped.append(f"{record.file}: expected a whole measurement, got {error!r}")
+    return shown, skipped
 
 
 def tables_of(record: MicroRecord) -> list[Table]:
@@ -39,8 +44,7 @@ def tables_of(record: MicroRecord) -> list[Table]:
 def micro_figures(folder: Path, plots: Path) -> dict[str, list[Path]]:
     """Draw the roofline of each step's record and the bandwidths of each collective's, by title."""
     figures = {}
-    records, _ = read_micro_records(folder)
-    for record in records:
+    for record, _ in _showable(folder)[0]:
         where = f"{record.machine['device']}, {record.created[:10]}"
         if record.collective is not None:
             figures[f"Bandwidth of all-reduces, {where}"] = collective_figure(record, plots)
@@ -72,7 +76,7 @@ def _speeds(record: MicroRecord) -> Table:
         caption=(
             f"{_where(record)}; {record.rounds} rounds in which the ways took turns, "
             f"{record.created[:10]}. The ratio is the first way's images/s over this way's, round "
-            "by round."
+            f"by round. Record {record.file}."
         ),
         columns=("", "Way", "Images/s (median)", "Range", "Ratio (median)", "Range of the ratio"),
         rows=tuple(rows),
@@ -94,7 +98,7 @@ def _efficiencies(record: MicroRecord) -> Table:
             "torch's count over the net, forward and backward; the shares are of the matrix "
             "product and of the copy that took turns with the ways, with as many processes and "
             "threads. The bytes are counted from the shapes, as if no cache kept any, so that a "
-            "share of the copy's bandwidth can be over 100%."
+            f"share of the copy's bandwidth can be over 100%. Record {record.file}."
         ),
         columns=(
             "",
@@ -110,7 +114,7 @@ def _efficiencies(record: MicroRecord) -> Table:
         rows=tuple(rows),
         footnotes=(
             "Started a step: kernels and, in brackets, the calls that start them, on a CUDA "
-            "device; on a CPU operators of torch that call no other, which leaves out the fused "
+            "device; on a CPU torch's operators that no other called, which leaves out the fused "
             "loops of a compiled way.",
             "First step: from a made step to its first finished update; of ours, its whole "
             "warm-up with it. Peak memory: allocated on a CUDA device; on a CPU, growth of one "
