@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.figures import figure_style, save_figure
 from bench.micro_records import MicroRecord
 from bench.rendering import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BACKENDS = {"gloo": "gloo", "nccl": "NCCL"}
 STYLES = {"fp32": ("#000000", "o", "-"), "fp16": ("#5b8db8", "s", "--")}
@@ -101,17 +104,9 @@ def collective_figure(record: MicroRecord, folder: Path) -> list[Path]:
                     markerfacecolor=color if what == "all-reduce" else "white",
                     label=f"{what}, {precision}",
                 )
-            for row, speed in zip(rows, speeds, strict=True):
+            for row in rows:
                 if row["gradient"]:
-                    axes.annotate(
-                        "gradient",
-                        (row["bytes"], speed / 1e9),
-                        xytext=(0, -12),
-                        textcoords="offset points",
-                        ha="center",
-                        fontsize=8,
-                        color="0.25",
-                    )
+                    _mark_gradient(axes, row["bytes"], precision)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("message (bytes)")
@@ -121,6 +116,21 @@ def collective_figure(record: MicroRecord, folder: Path) -> list[Path]:
         return save_figure(
             figure, folder, f"collective-{record.machine['device_type']}-width{record.width}"
         )
+
+
+def _mark_gradient(axes: Axes, num_bytes: int, precision: str) -> None:
+    axes.axvline(num_bytes, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
+    axes.annotate(
+        f"gradient, {precision}",
+        (num_bytes, 0),
+        xycoords=("data", "axes fraction"),
+        xytext=(-2, 4),
+        textcoords="offset points",
+        rotation=90,
+        ha="right",
+        fontsize=7.5,
+        color="0.3",
+    )
 
 
 def _measured(record: MicroRecord) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _time(groups: dict[str, list[Way]], rounds: int) -> dict[str, list[Timing]]:
         print(f"\n{title}\n{'':<72} {'median':>10} {'min':>10} {'max':>10}   ratio (min..max)")
         results[title] = alternate(ways, rounds=rounds)
         for timing in results[title]:
-            print(_line(timing))
+            print(_line(timing), flush=True)
     return results
 
 

@@ -197,6 +197,8 @@ def vmapped(execution: Execution, width: int, batch_size: int, workers: int) -> 
     def make() -> Callable[[], None]:
         models = [execution.place(ResNet9(width=width), device) for _ in range(workers)]
         parameters, buffers = stack_module_state(models)
+        if execution.precision != "fp32":
+            _normalise_in_float32(models[0], execution.dtype)
         images, labels = _batches(execution, workers, batch_size)
         update = _Update(list(parameters.values()), execution)
 
@@ -212,6 +214,14 @@ def vmapped(execution: Execution, width: int, batch_size: int, workers: int) -> 
         return step
 
     return observe(device, make, workers * batch_size)
+
+
+def _normalise_in_float32(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let batch norms compute in float32: under `vmap` torch's take one type for all they read."""
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+            norm.register_forward_hook(lambda _, inputs, output: output.to(dtype))
 
 
 class _Update:

@@ -59,8 +59,9 @@ def matrix_product(device_type: str, precision: str, size: int) -> Work:
 def memory_copy(device_type: str, num_bytes: int) -> Work:
     """A copy of so many bytes: each is read once and written once, and counted twice."""
     device = torch.device(device_type)
-    source = torch.zeros(num_bytes // 4, device=device)
-    target = torch.zeros_like(source)
+    # Of ones: zeros that were never written may all be one page of the system's.
+    source = torch.ones(num_bytes // 4, device=device)
+    target = torch.ones_like(source)
 
     def work() -> int:
         target.copy_(source)

@@ -57,6 +57,7 @@ def roofline_figure(record: MicroRecord, folder: Path) -> list[Path]:
         raise ValueError(f"roofline: expected ways with a counted cost, got none in {record.name}")
     with figure_style():
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullLocator
 
         figure = Figure(figsize=(7.2, 5.4), layout="constrained")
         axes = figure.add_subplot()
@@ -92,10 +93,14 @@ def roofline_figure(record: MicroRecord, folder: Path) -> list[Path]:
             )
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
         axes.set_xlim(low, high)
         axes.set_xlabel("arithmetic intensity (FLOP a byte of counted traffic)")
         axes.set_ylabel("arithmetic (GFLOP/s)")
-        axes.grid(which="both")
+        axes.grid()
         figure.legend(loc="outside lower center", ncols=1, fontsize=7.5)
         _, device, width = record.key
         return save_figure(figure, folder, f"roofline-{device}-width{width}")

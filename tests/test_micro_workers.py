@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -83,10 +85,22 @@ def test_the_stack_is_a_copy() -> None:
     assert all(map(torch.equal, models[0].parameters(), before))
 
 
-@pytest.mark.parametrize("way", [micro_workers.in_turn, micro_workers.grouped,
-                                 micro_workers.vmapped])  # fmt: skip
-def test_the_ways_take_the_images_they_count(way) -> None:  # type: ignore[no-untyped-def]
-    assert way(Execution(), 2, 4, 2)() == 2 * 4 * STEPS
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["in_turn", "grouped", "vmapped"])
+def test_the_ways_take_the_images_they_count(name: str, precision: Literal["fp32", "bf16"]) -> None:
+    way = getattr(micro_workers, name)
+    assert way(Execution(precision=precision), 2, 4, 2)() == 2 * 4 * STEPS
+
+
+def test_a_scaled_loss_has_scaled_gradients() -> None:
+    models, images, labels = make_workers()
+    parameters, buffers = stack_module_state(models)
+    plain, _ = stacked_gradients(models[0], parameters, buffers, images, labels)
+    scaled, _ = stacked_gradients(
+        models[0], parameters, buffers, images, labels, lambda loss: 1024 * loss
+    )
+    for name, gradient in plain.items():
+        assert_close(scaled[name] / 1024, gradient)
 
 
 @pytest.mark.gpu
@@ -94,3 +108,5 @@ def test_streams_and_captured_stacks_on_a_device() -> None:
     execution = Execution(device_type="cuda", precision="fp16", capture=True)
     for way in (micro_workers.in_turn, micro_workers.grouped, micro_workers.on_streams):
         assert way(execution, 4, 8, 2)() == 2 * 8 * STEPS
+    eager = Execution(device_type="cuda", precision="fp16")
+    assert micro_workers.vmapped(eager, 4, 8, 2)() == 2 * 8 * STEPS
