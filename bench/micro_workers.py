@@ -104,7 +104,9 @@ def stacked_gradients(
         logits = functional_call(model, (own, state), (x,))
         return scale(nn.functional.cross_entropy(logits.float(), y))
 
-    gradients, losses = vmap(grad_and_value(loss))(parameters, buffers, images, labels)
+    # `grad` differentiates within; without this, autograd would record all of it once more.
+    with torch.no_grad():
+        gradients, losses = vmap(grad_and_value(loss))(parameters, buffers, images, labels)
     return gradients, losses
 
 
