@@ -11,9 +11,35 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from typing import Any, Literal
 
 Work = Callable[[], int]
-"""Does a portion of work, and returns the images it took."""
+"""Does a portion of work, and returns how much: the images it took, or another unit."""
+
+Unit = Literal["images", "FLOP", "bytes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an image of training costs, by count: the same for everyone who does that work."""
+
+    flop: float
+    """Floating-point operations forward and backward; a multiplication and an addition are two."""
+    bytes: float
+    """Traffic with memory, as `bench.traffic` counts it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """Work that, asked once when all rounds are done, also says what else it took."""
+
+    work: Work
+    facts: Callable[[], dict[str, float]]
+    """Seconds, counts and bytes by name; of several processes the largest stands."""
+
+    def __call__(self) -> int:
+        """Do the portion."""
+        return self.work()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +52,10 @@ class Way:
     arguments: tuple[object, ...] = ()
     processes: int = 1
     threads: int = 1
+    unit: Unit = "images"
+    """What `make`'s work counts."""
+    cost: Cost | None = None
+    """Of an image, where it is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +63,25 @@ class Timing:
     """What a way achieved in each round, and against the first way of the list."""
 
     name: str
-    images_per_s: list[float] = field(default_factory=list)
+    unit: Unit = "images"
+    processes: int = 1
+    threads: int = 1
+    cost: Cost | None = None
+    per_s: list[float] = field(default_factory=list)
+    """Units a second in each round, of all processes together."""
     ratios: list[float] = field(default_factory=list)
+    """The first way's units a second over this way's; none where the units differ."""
+    facts: dict[str, float] = field(default_factory=dict)
+    """What `Observed` work said."""
 
     @property
     def median(self) -> float:
-        """Median images/s over the rounds."""
-        return statistics.median(self.images_per_s)
+        """Median units a second over the rounds."""
+        return statistics.median(self.per_s)
 
     @property
     def ratio(self) -> tuple[float, float, float]:
-        """The first way's images/s over this way's, round by round: minimum, median, maximum."""
+        """The first way's speed over this way's, round by round: minimum, median, maximum."""
         return min(self.ratios), statistics.median(self.ratios), max(self.ratios)
 
 
@@ -53,15 +91,29 @@ def alternate(ways: list[Way], *, rounds: int) -> list[Timing]:
     Raises:
         RuntimeError: a way's process failed.
     """
-    timings = [Timing(name=way.name) for way in ways]
+    timings = [
+        Timing(
+            name=way.name,
+            unit=way.unit,
+            processes=way.processes,
+            threads=way.threads,
+            cost=way.cost,
+        )
+        for way in ways
+    ]
     with ExitStack() as stack:
         stations = [stack.enter_context(_station(way)) for way in ways]
         for number in range(rounds + 1):
             speeds = [_take_turn(way, station) for way, station in zip(ways, stations, strict=True)]
             if number > 0:
                 for timing, speed in zip(timings, speeds, strict=True):
-                    timing.images_per_s.append(speed)
-                    timing.ratios.append(speeds[0] / speed)
+                    timing.per_s.append(speed)
+                    if timing.unit == ways[0].unit:
+                        timing.ratios.append(speeds[0] / speed)
+        for way, station, timing in zip(ways, stations, timings, strict=True):
+            for facts in _ask(way, station, "facts"):
+                for name, value in facts.items():
+                    timing.facts[name] = max(value, timing.facts.get(name, value))
     return timings
 
 
@@ -88,14 +140,19 @@ def _station(way: Way) -> Iterator[list[Connection]]:
 
 
 def _take_turn(way: Way, connections: list[Connection]) -> float:
-    """Images/s of all of a way's processes together."""
+    """Units a second of all of a way's processes together."""
+    done = _ask(way, connections, "turn")
+    return sum(amount for amount, _ in done) / max(seconds for _, seconds in done)
+
+
+def _ask(way: Way, connections: list[Connection], what: Literal["turn", "facts"]) -> list[Any]:
+    """Ask all of a way's processes at once, and wait for all their answers."""
     try:
         for connection in connections:
-            connection.send(None)
-        done = [connection.recv() for connection in connections]
+            connection.send(what)
+        return [connection.recv() for connection in connections]
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise RuntimeError(f"{way.name}: its process ended early, see its error above") from None
-    return sum(images for images, _ in done) / max(seconds for _, seconds in done)
 
 
 def _serve(
@@ -108,9 +165,12 @@ def _serve(
     work = make(*arguments)
     while True:
         try:
-            connection.recv()
+            what = connection.recv()
         except EOFError:
             return
+        if what == "facts":
+            connection.send(work.facts() if isinstance(work, Observed) else {})
+            continue
         started = time.perf_counter()
-        images = work()
-        connection.send((images, time.perf_counter() - started))
+        amount = work()
+        connection.send((amount, time.perf_counter() - started))

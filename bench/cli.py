@@ -12,8 +12,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "report": (commands.report, "draw tables, figures and the report from the records"),
     "verify-gpu": (commands.verify_gpu, "confirm on a GPU what only a GPU can"),
     "small-tree": (commands.small_tree, "write a small tree of JPEGs, to try ImageNet's path on"),
-    "micro": (commands.micro, "measure the step, the input path: micro step, micro data"),
     "prepare": (commands.prepare, "write a tree of images again at a smaller size"),
+    "micro": (commands.micro, "measure a part: micro step, data, jpeg, workers, collective"),
 }
 
 

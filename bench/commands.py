@@ -93,17 +93,21 @@ class ReportOptions:
     """Results folder: records are read from RESULTS/runs."""
     readme: Path | None = None
     """Also write the main table between the results markers of this file."""
+    performance: Path | None = None
+    """Also write the tables of measurements between the micro markers of this file."""
 
 
 def report(arguments: list[str]) -> int:
     """Draw the report."""
     options = tyro.cli(ReportOptions, args=arguments, prog="python -m bench report")
-    from bench.report import print_summary, update_readme, write_report
+    from bench.report import print_summary, update_performance, update_readme, write_report
 
     path = write_report(options.results)
     print_summary(options.results)
     if options.readme is not None:
         update_readme(options.readme, options.results)
+    if options.performance is not None:
+        update_performance(options.performance, options.results)
     print(f"report: {path}")
     return 0
 

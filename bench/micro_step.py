@@ -1,7 +1,5 @@
 """Ways to run the training step, and the batch-norm pass: ours beside torch's own."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from itertools import repeat
 
 import torch
@@ -9,14 +7,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from bench.alternation import Work
+from bench.footprint import STEPS, observe, synchronize
 from bench.micro_data import MEAN, STD, random_split
 from swap_fast.batchnorm import recompute_statistics_
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE
 from swap_fast.config import Augmentation, Optimizer, Phase
 from swap_fast.data.batches import Batches, Share
+from swap_fast.data.dataset import Split
 from swap_fast.data.images import DeviceImages
-from swap_fast.execution import default_execution
+from swap_fast.execution import Execution
 from swap_fast.memory import keep_freed_memory
 from swap_fast.models import ResNet9
 from swap_fast.optimizer import MomentumSGD
@@ -24,49 +24,54 @@ from swap_fast.step import Step
 from swap_fast.train import Stretch, train
 from swap_fast.weights import Weights
 
-STEPS = 4  # updates a turn
+PEAK_LR = 0.1
 
 
-def _synchronised(device: torch.device, work: Callable[[], None], images: int) -> Work:
-    def portion() -> int:
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return images
-
-    portion()
-    return portion
-
-
-def _our_step(device_type: str, width: int, batch_size: int) -> tuple[Step, Phase, torch.device]:
-    keep_freed_memory()
-    device, execution = torch.device(device_type), default_execution(device_type)
+def make_step(execution: Execution, width: int, batch_size: int) -> tuple[Step, Phase]:
+    """The step of `swap_fast` as phase 2 has it, not warmed up yet."""
+    device = torch.device(execution.device_type)
     weights = Weights(execution.place(ResNet9(width=width), device))
     scaled = execution.precision == "fp16"
     optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=scaled)
-    phase = Phase(global_batch_size=batch_size, peak_lr=0.1, max_epochs=1)
-    step = Step(weights, optimizer, phase, ALONE, execution)
-    step.warm_up()
-    return step, phase, device
+    phase = Phase(global_batch_size=batch_size, peak_lr=PEAK_LR, max_epochs=1)
+    return Step(weights, optimizer, phase, ALONE, execution), phase
 
 
-def our_step(device_type: str, width: int, batch_size: int) -> Work:
+def our_step(execution: Execution, width: int, batch_size: int) -> Work:
     """The step of `swap_fast`, on one batch again and again."""
-    step, _, device = _our_step(device_type, width, batch_size)
-    step.images.normal_()
+    keep_freed_memory()
+    made: list[Step] = []
 
-    def work() -> None:
-        for _ in repeat(None, STEPS):
-            step()
+    def make() -> Step:
+        made.append(make_step(execution, width, batch_size)[0])
+        return made[0]
 
-    return _synchronised(device, work, STEPS * batch_size)
+    def prepare() -> None:
+        made[0].warm_up()
+        made[0].images.normal_()
+
+    return observe(torch.device(execution.device_type), make, batch_size, prepare=prepare)
 
 
-def our_loop(device_type: str, width: int, batch_size: int) -> Work:
+def our_loop(execution: Execution, width: int, batch_size: int) -> Work:
     """The same step in the training loop: input, schedule, metrics and clock with it."""
-    step, phase, device = _our_step(device_type, width, batch_size)
-    split = random_split(STEPS * batch_size)
-    images = DeviceImages(split, mean=MEAN, std=STD, device=device, pad=4)
+    return training_loop(execution, width, batch_size, random_split(STEPS * batch_size), MEAN, STD)
+
+
+def training_loop(
+    execution: Execution,
+    width: int,
+    batch_size: int,
+    split: Split,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Work:
+    """An epoch of `swap_fast.train` over a split, metrics read at its end."""
+    keep_freed_memory()
+    device = torch.device(execution.device_type)
+    step, phase = make_step(execution, width, batch_size)
+    step.warm_up()
+    images = DeviceImages(split, mean=mean, std=std, device=device, pad=4)
     share = Share(
         num_images=len(images),
         augmentation=Augmentation(),
@@ -78,7 +83,7 @@ def our_loop(device_type: str, width: int, batch_size: int) -> Work:
     batches = Batches(images, share)
     clock = Clock()
 
-    def work() -> None:
+    def work() -> int:
         train(
             [Stretch(epochs=range(1), step=step, open_batches=lambda: batches)],
             phase,
@@ -87,58 +92,69 @@ def our_loop(device_type: str, width: int, batch_size: int) -> Work:
             on_step=lambda _: None,
             after_epoch=lambda _: None,
         )
+        synchronize(device)
+        return batches.steps_per_epoch * batch_size
 
-    return _synchronised(device, work, STEPS * batch_size)
+    work()
+    return work
 
 
-def torch_step(
-    device_type: str, width: int, batch_size: int, compiled: bool, channels_last: bool
-) -> Work:
+def torch_step(execution: Execution, width: int, batch_size: int) -> Work:
     """A plain loop over torch's own parts in the precision of ours; compiled or eager."""
-    device = torch.device(device_type)
-    execution = replace(
-        default_execution(device_type),
-        memory_format="channels_last" if channels_last else "contiguous",
-    )
-    model = execution.place(ResNet9(width=width), device)
-    images = torch.randn(batch_size, 3, 32, 32, device=device)
-    images = images.to(memory_format=execution.format)
-    labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
-    )
-    scaler = torch.amp.GradScaler(device_type, enabled=execution.precision == "fp16")
+    device = torch.device(execution.device_type)
 
-    def loss_of(images: Tensor, labels: Tensor) -> Tensor:
-        with execution.autocast():
-            return nn.functional.cross_entropy(model(images).float(), labels)
+    def make() -> "TorchStep":
+        return TorchStep(execution, width, batch_size)
 
-    forward = torch.compile(loss_of) if compiled else loss_of
-
-    def work() -> None:
-        for _ in repeat(None, STEPS):
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(forward(images, labels)).backward()
-            scaler.step(optimizer)
-            scaler.update()
-
-    return _synchronised(device, work, STEPS * batch_size)
+    return observe(device, make, batch_size)
 
 
-def batch_norm_pass(device_type: str, width: int, batch_size: int, ours: bool) -> Work:
+class TorchStep:
+    """A step of torch's own parts: parameters apart, default SGD, on one batch."""
+
+    def __init__(self, execution: Execution, width: int, batch_size: int) -> None:
+        device = torch.device(execution.device_type)
+        self._model = execution.place(ResNet9(width=width), device)
+        images = torch.randn(batch_size, 3, 32, 32, device=device)
+        self._images = images.to(memory_format=execution.format)
+        self._labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._optimizer = torch.optim.SGD(
+            self._model.parameters(), lr=PEAK_LR, momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
+        scaled = execution.precision == "fp16"
+        self._scaler = torch.amp.GradScaler(execution.device_type, enabled=scaled)
+        self._execution = execution
+        self._forward = torch.compile(self._loss) if execution.compile else self._loss
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        with self._execution.autocast():
+            return nn.functional.cross_entropy(self._model(images).float(), labels)
+
+    def __call__(self) -> None:
+        """One update."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(self._forward(self._images, self._labels)).backward()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+
+
+def batch_norm_pass(execution: Execution, width: int, batch_size: int, ours: bool) -> Work:
     """The statistics of a few batches computed anew, by us or by torch's `update_bn`."""
     keep_freed_memory()  # for both: what is compared is the pass
-    device, execution = torch.device(device_type), default_execution(device_type)
+    device = torch.device(execution.device_type)
     model = execution.place(ResNet9(width=width), device)
     weights = Weights(model)
     batch = execution.empty_images((batch_size, 3, 32, 32), device).normal_()
-    batches = [batch] * STEPS
+    batches = list(repeat(batch, STEPS))
 
-    def work() -> None:
+    def work() -> int:
         if ours:
             recompute_statistics_(weights, batches, autocast=execution.autocast)
         else:
             with execution.autocast():
                 update_bn(batches, model)
+        synchronize(device)
+        return STEPS * batch_size
 
-    return _synchronised(device, work, STEPS * batch_size)
+    work()
+    return work

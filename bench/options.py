@@ -60,12 +60,27 @@ class RunOptions:
 class MicroOptions:
     """Measure a part of the work on this machine, beside others' ways, in one run."""
 
-    what: Positional[Literal["step", "data"]]
-    """What to measure: the training step, or the input path."""
-    width: int = 16
-    """Channels of ResNet-9's first block."""
+    what: Positional[Literal["step", "data", "jpeg", "workers", "collective"]]
+    """What to measure: the training step; the input path; workers of phase 2 on one device, in
+    turn and side by side; or all-reduces by message size."""
+    width: int | None = None
+    """Channels of ResNet-9's first block; by default 64 on CUDA devices and 16 on CPUs."""
     batch_size: int = 256
     """Images a step."""
+    batch_sizes: tuple[int, ...] = ()
+    """step: a sweep over these in place of batch_size."""
+    peers: bool = False
+    """step: also whole training loops over real batches, beside a stock one and torch's best."""
+    dataset: Literal["cifar10", "synthetic"] = "cifar10"
+    """peers: which images."""
+    data: Path | None = None
+    """peers: folder that holds CIFAR-10; else SWAP_DATA, the cache, the download, synthetic."""
+    images: int = 4096
+    """peers: images of an epoch, which is a turn."""
+    ranks: int | None = None
+    """collective: processes; by default one a CUDA device, or one a CPU core and two at least."""
+    largest: int = 2**26
+    """collective: bytes of the largest message."""
     rounds: int = 7
     """Alternations; each round times every way once."""
     threads: int | None = None
@@ -74,6 +89,15 @@ class MicroOptions:
     """cpu, cuda or auto."""
     out: Path | None = None
     """Folder for a JSON record of the measurement."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below one."""
+        for name in ("width", "batch_size", "images", "ranks", "largest", "rounds", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {value}")
+        if any(size < 1 for size in self.batch_sizes):
+            raise ValueError(f"batch_sizes: expected 1 or more each, got {self.batch_sizes}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from bench.contents import collect, warning
 from bench.energy import energy_table
 from bench.lists import machines_table, other_runs, runs_table
-from bench.micro_tables import micro_tables
+from bench.micro_tables import micro_figures, micro_tables
 from bench.places import number_machines, place_of, why_other
 from bench.plots import figure_1, timing_figure
 from bench.rendering import RENDERINGS, Table, escape_markdown, to_markdown
@@ -30,9 +30,12 @@ if TYPE_CHECKING:
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 """What stands between these lines of a README is generated."""
+MICRO_BEGIN, MICRO_END = "<!-- micro:begin -->", "<!-- micro:end -->"
+"""Likewise in a page about performance."""
 
 _GENERATED = re.compile(
-    r"(table1|time_to_target|micro|runs|other_runs|timing|laps|energy|machines|figure1)[\w-]*"
+    r"(table1|time_to_target|micro|runs|other_runs|timing|laps|energy|machines|figure1|"
+    r"roofline|collective)[\w-]*"
     r"\.(md|csv|tex|svg|png)"
 )
 _WIDE = 120
@@ -89,7 +92,10 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
         for ending, render in RENDERINGS.items()
     ]
     figures, timing_figures = _draw(records, results / "plots", figure_run)
-    for paths in [*figures.values(), *timing_figures.values()]:
+    speed_figures: dict[str, list[Path]] = {}
+    if importlib.util.find_spec("matplotlib") is not None:
+        speed_figures = micro_figures(results / "micro", results / "plots")
+    for paths in [*figures.values(), *timing_figures.values(), *speed_figures.values()]:
         written += paths
     _remove_stale(results, written)
     lines = [
@@ -116,6 +122,7 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
         *(_folded(lap_table(record), record) for record in records),
         *(["## Speed of the parts", ""] if measured else []),
         *(to_markdown(table) for table in measured),
+        *(_figure_lines("Speed", speed_figures) if speed_figures else []),
         "## Machines",
         "",
         to_markdown(tables["machines"]),
@@ -173,23 +180,42 @@ def update_readme(readme: Path, results: Path) -> None:
     Raises:
         ValueError: the markers are not there once each, in order.
     """
-    text = readme.read_bytes().decode("utf-8")
-    begin, end = text.find(BEGIN), text.find(END)
-    if not (text.count(BEGIN) == text.count(END) == 1 and begin < end):
-        raise ValueError(f"{readme.name}: expected one line {BEGIN} and one line {END} after it")
     content = collect(results)
     report = Path(os.path.relpath(results / "report.md", readme.parent)).as_posix()
     lines = [
-        BEGIN,
-        "",
         f"**{escape_markdown(warning(content))}**",
         "",
         *(to_markdown(table) for table in content.main),
         f"All runs, figures and times: [the report]({report}).",
         "",
     ]
-    generated = "\n".join(lines) + "\n"
-    readme.write_bytes((text[:begin] + generated + text[end:]).encode("utf-8"))
+    _replace_between(readme, BEGIN, END, lines)
+
+
+def update_performance(page: Path, results: Path) -> None:
+    """Put the tables of measurements between the micro markers of a page.
+
+    Raises:
+        ValueError: the markers are not there once each, in order.
+    """
+    tables, _ = micro_tables(results / "micro")
+    plots = results / "plots"
+    figures = sorted([*plots.glob("roofline-*.svg"), *plots.glob("collective-*.svg")])
+    linked = [Path(os.path.relpath(path, page.parent)).as_posix() for path in figures]
+    lines = [
+        *([to_markdown(table) for table in tables] or ["No measurement has been recorded yet.\n"]),
+        *(f"![{path.stem}]({link})\n" for path, link in zip(figures, linked, strict=True)),
+    ]
+    _replace_between(page, MICRO_BEGIN, MICRO_END, lines)
+
+
+def _replace_between(page: Path, begin: str, end: str, lines: list[str]) -> None:
+    text = page.read_bytes().decode("utf-8")
+    start, stop = text.find(begin), text.find(end)
+    if not (text.count(begin) == text.count(end) == 1 and start < stop):
+        raise ValueError(f"{page.name}: expected one line {begin} and one line {end} after it")
+    generated = "\n".join([begin, "", *lines]) + "\n"
+    page.write_bytes((text[:start] + generated + text[stop:]).encode("utf-8"))
 
 
 def _draw(

@@ -25,12 +25,12 @@ def test_rounds_speeds_and_ratios() -> None:
         Way(name="slow, but two of them", make=sleeper, arguments=(0.02, 10), processes=2),
     ]
     quick, slow = alternate(ways, rounds=3)
-    assert len(quick.images_per_s) == len(slow.ratios) == 3
+    assert len(quick.per_s) == len(slow.ratios) == 3
     # A sleep lasts at least as long as asked: 10 images in 0.01 s, 20 in 0.02 s, at the most.
-    assert max(quick.images_per_s) <= 1000
-    assert max(slow.images_per_s) <= 1000
+    assert max(quick.per_s) <= 1000
+    assert max(slow.per_s) <= 1000
     assert quick.ratios == [1.0, 1.0, 1.0]
-    for ratio, a, b in zip(slow.ratios, quick.images_per_s, slow.images_per_s, strict=True):
+    for ratio, a, b in zip(slow.ratios, quick.per_s, slow.per_s, strict=True):
         assert ratio == a / b
 
 
@@ -40,6 +40,6 @@ def test_a_way_that_fails_is_named() -> None:
 
 
 def test_medians() -> None:
-    timing = Timing(name="a", images_per_s=[1.0, 9.0, 2.0], ratios=[3.0, 1.0, 2.0])
+    timing = Timing(name="a", per_s=[1.0, 9.0, 2.0], ratios=[3.0, 1.0, 2.0])
     assert timing.median == 2.0
     assert timing.ratio == (1.0, 2.0, 3.0)

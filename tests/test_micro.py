@@ -1,28 +1,60 @@
 """The measurements run from end to end, at the smallest size, and leave a record."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench import micro, micro_data, micro_step
+from bench import data_ways as data_ways_module
+from bench import micro_data, micro_step, roof
 from bench.cli import main
-from bench.micro import data_ways
+from bench.data_ways import data_ways
+from bench.footprint import STEPS
+from bench.machine import has_compiler
+from bench.micro_records import read_micro_records
 from bench.options import MicroOptions
+from bench.step_ways import step_groups
+from swap_fast.execution import Execution
+
+EAGER = Execution()
+NCHW = Execution(memory_format="contiguous")
 
 
-@pytest.mark.parametrize("compiled", [False])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_the_steps_take_the_images_they_count(compiled: bool, channels_last: bool) -> None:
-    assert micro_step.our_step("cpu", 2, 4)() == 4 * micro_step.STEPS
-    assert micro_step.our_loop("cpu", 2, 4)() == 4 * micro_step.STEPS
-    assert micro_step.torch_step("cpu", 2, 4, compiled, channels_last)() == 4 * micro_step.STEPS
+def test_the_steps_take_the_images_they_count() -> None:
+    assert micro_step.our_step(EAGER, 2, 4)() == 4 * STEPS
+    assert micro_step.our_loop(EAGER, 2, 4)() == 4 * STEPS
+    for execution in (EAGER, NCHW):
+        assert micro_step.torch_step(execution, 2, 4)() == 4 * STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+def test_compiled_steps_take_the_images_they_count() -> None:
+    execution = Execution(compile=True)
+    assert micro_step.our_step(execution, 2, 4)() == 4 * STEPS
+    assert micro_step.torch_step(execution, 2, 4)() == 4 * STEPS
 
 
 @pytest.mark.parametrize("ours", [False, True])
 def test_the_batch_norm_pass_takes_the_images_it_counts(ours: bool) -> None:
-    assert micro_step.batch_norm_pass("cpu", 2, 4, ours)() == 4 * micro_step.STEPS
+    assert micro_step.batch_norm_pass(EAGER, 2, 4, ours)() == 4 * STEPS
+
+
+def test_the_roofs_count_their_own_work() -> None:
+    assert roof.matrix_product("cpu", "fp32", 16)() == roof.PRODUCTS["cpu"] * 2 * 16**3
+    assert roof.memory_copy("cpu", 64)() == 128  # read and written
+
+
+def test_each_way_of_the_step_has_a_roof_of_its_own_shape() -> None:
+    groups = step_groups("cpu", 2, 4, (8, 16))
+    for size in (8, 16):
+        ways = groups[f"the step, batch {size}"]
+        shapes = {(way.processes, way.threads) for way in ways if way.unit == "images"}
+        assert shapes == {(2, 1), (1, 2)}
+        for unit in ("FLOP", "bytes"):
+            assert {(w.processes, w.threads) for w in ways if w.unit == unit} == shapes
+        assert ways[0].name == "ours, eager, 2 processes of 1 thread"
+        assert all(way.cost is not None for way in ways if way.unit == "images")
 
 
 def test_the_input_ways_make_the_images_they_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,19 +95,51 @@ def test_each_group_of_input_ways_has_our_own_first() -> None:
 
 
 def test_without_dali_its_ways_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(micro, "missing_for_dali", lambda device: "DALI is not there")
+    monkeypatch.setattr(data_ways_module, "missing_for_dali", lambda device: "DALI is not there")
     for ways in data_ways(MicroOptions(what="data"), "cpu", 1).values():
         assert not any("dali" in way.name.lower() for way in ways)
 
 
 @pytest.mark.slow
 def test_a_measurement_leaves_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--rounds", "2", "--width", "2", "--batch-size", "8", "--threads", "1"]
-    assert main(["micro", "step", *arguments, "--out", str(tmp_path)]) == 0
+    arguments = ["--rounds", "2", "--width", "2", "--batch-sizes", "8", "4", "--threads", "1"]
+    peers = ["--peers", "--dataset", "synthetic", "--images", "16"]
+    assert main(["micro", "step", *arguments, *peers, "--out", str(tmp_path)]) == 0
     assert "torch's update_bn" in capsys.readouterr().out
-    (path,) = tmp_path.glob("micro-step-cpu-*.json")
-    record = json.loads(path.read_text())
-    for timings in record["results"].values():
-        for timing in timings:
-            assert len(timing["images_per_s"]) == 2
-            assert np.isfinite(timing["images_per_s"]).all()
+    ((record,), skipped) = read_micro_records(tmp_path)
+    assert skipped == []
+    assert (record.schema_version, record.width, record.batch_size) == (2, 2, 8)
+    titles = [f"{what}, batch {size}" for what in ("whole training, input included", "the step")
+              for size in (8, 4)]  # fmt: skip
+    assert [title for title in record.results if "batch " in title] == titles
+    for group in record.results.values():
+        for timing in group:
+            assert len(timing.per_s) == 2
+            assert np.isfinite(timing.per_s).all()
+    for timing in record.results["the step, batch 8"]:
+        if timing.unit == "images":
+            assert timing.facts["operators"] > 50
+            assert 0 < timing.facts["first_step_s"] < 600
+            assert timing.facts["peak_memory_bytes"] > 0
+    assert "synthetic images" in record.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["step", "--batch-sizes", "8", "0"], "batch_sizes: expected 1 or more each, got (8, 0)"),
+        (["step", "--rounds", "0"], "rounds: expected 1 or more, got 0"),
+        (["collective", "--ranks", "1"], "ranks: expected 2 or more, got 1"),
+        (["step", "--peers", "--dataset", "synthetic", "--images", "9"], "one batch of 256, got 9"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_with_exit_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["micro", *arguments, "--device", "cpu"])
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
+    error = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert words in error

@@ -1,0 +1,75 @@
+"""What a step takes beside its time: launches counted from events, memory, the first update."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.footprint import STEPS, count_launches, observe, resident_bytes
+
+
+def test_kernels_and_the_calls_that_start_them() -> None:
+    events = [
+        ("aten::mm", False, False),
+        ("cudaLaunchKernel", False, True),
+        ("cudaLaunchKernel", False, True),
+        ("cudaMemcpyAsync", False, True),
+        ("cudaGraphLaunch", False, True),
+        ("volta_sgemm_128x64", True, True),
+        ("vectorized_elementwise_kernel", True, True),
+        ("Memcpy DtoD", True, True),
+        ("Memset (Device)", True, True),
+    ]
+    assert count_launches(events, "cuda") == {"kernels": 2, "host_launches": 3}
+
+
+def test_operators_that_no_other_called() -> None:
+    events = [
+        ("aten::linear", False, True),
+        ("aten::addmm", False, False),
+        ("aten::relu", False, True),
+        ("cpp_fused_relu", False, True),
+        ("ProfilerStep", False, False),
+    ]
+    assert count_launches(events, "cpu") == {"operators": 2}
+
+
+def test_a_step_is_observed() -> None:
+    calls = []
+    kept: list[torch.Tensor] = []
+    left, right = torch.ones(8, 8), torch.ones(8, 8)
+
+    def make():  # type: ignore[no-untyped-def]
+        kept.append(torch.ones(2**24))  # 64 MiB
+
+        def step() -> None:
+            calls.append("step")
+            torch.mm(left, right, out=left)
+
+        return step
+
+    observed = observe(torch.device("cpu"), make, 3, prepare=lambda: calls.append("prepare"))
+    assert calls == ["prepare", "step", *["step"] * STEPS]
+    assert observed() == 3 * STEPS
+    facts = observed.facts()
+    assert facts["operators"] == 1
+    assert facts["first_step_s"] > 0
+    assert facts["peak_memory_bytes"] >= 0
+
+
+def test_resident_memory_grows_with_what_is_kept() -> None:
+    before, _ = resident_bytes()
+    kept = torch.ones(2**24)
+    now, peak = resident_bytes()
+    assert now - before > 0.9 * kept.nbytes
+    assert peak >= now
+
+
+@pytest.mark.gpu
+def test_a_captured_step_is_one_launch() -> None:
+    from bench.micro_step import our_step
+    from swap_fast.execution import Execution
+
+    facts = our_step(Execution(device_type="cuda", precision="fp16", capture=True), 4, 8).facts()
+    assert facts["host_launches"] < 5 < facts["kernels"]
+    assert facts["peak_memory_bytes"] > 0
