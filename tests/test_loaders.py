@@ -211,13 +211,13 @@ def test_both_phases_share_a_stream(name: LoaderName) -> None:
     phase1 = replace(PHASE, gpus_per_model=2)
     shares = [share_of(phase=phase1), share_of(phase=phase2, number=2)]
     phases = [made.make(share) for share in shares]
-    # Phase 1 ends after one epoch; two workers; and phase 1 of a second run.
-    for number, worker in ((0, 0), (1, 0), (1, 1), (0, 0)):
+    # Phase 1 ends after one epoch; two workers; and phase 1 where it was left.
+    for number, worker, epoch in ((0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 0, 1)):
         loader, share = phases[number], shares[number]
-        loader.start_epoch(worker, 0)
+        loader.start_epoch(worker, epoch)
         for step in range(loader.steps_per_epoch):
             images, labels = made.take(loader, share, step)
-            values, numbers = expected(share, worker, 0, step)
+            values, numbers = expected(share, worker, epoch, step)
             np.testing.assert_allclose(images.double().numpy(), values, rtol=0, atol=2e-6)
             assert labels.tolist() == numbers
 

@@ -91,7 +91,7 @@ def loader_maker(
         from swap_fast.data.torchvision_cifar import TorchvisionImages
 
         baseline = TorchvisionImages(
-            split, mean=mean, std=std, pad=pad, cutout=cutout, threads=threads
+            split, mean=mean, std=std, pad=pad, cutout=cutout, device=device, threads=threads
         )
         return partial(StreamedBatches, baseline)
     from swap_fast.data.dali_cifar import DaliImages

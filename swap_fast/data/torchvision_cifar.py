@@ -30,11 +30,20 @@ class TorchvisionImages:
         mean, std: of the three channels, on the scale 0..255.
         pad: pixels of reflected border.
         cutout: side of the square that is set to 0 after normalisation.
+        device: where the batches go.
         threads: processes of the DataLoader; with one, it works in this process.
     """
 
     def __init__(
-        self, split: Split, *, mean: Channels, std: Channels, pad: int, cutout: int, threads: int
+        self,
+        split: Split,
+        *,
+        mean: Channels,
+        std: Channels,
+        pad: int,
+        cutout: int,
+        device: torch.device,
+        threads: int,
     ) -> None:
         self.sequence: Sequence | None = None
         self._iterator: Iterator[tuple[Tensor, Tensor]] = iter(())
@@ -45,7 +54,7 @@ class TorchvisionImages:
             num_workers=processes,
             persistent_workers=processes > 0,
             multiprocessing_context="forkserver" if processes else None,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=device.type == "cuda",
         )
 
     def start(self, sequence: Sequence) -> None:
