@@ -19,6 +19,7 @@ from bench.micro_tables import micro_tables
 from bench.places import number_machines, place_of, why_other
 from bench.plots import figure_1, timing_figure
 from bench.rendering import RENDERINGS, Table, escape_markdown, to_markdown
+from bench.statistics_table import statistics_tables
 from bench.stats import group_by, machine_key
 from bench.tables import time_to_target
 from bench.timing import all_laps_table, lap_table, readings_table
@@ -31,7 +32,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 """What stands between these lines of a README is generated."""
 
 _GENERATED = re.compile(
-    r"(table1|time_to_target|micro|runs|other_runs|timing|laps|machines|figure1)[\w-]*"
+    r"(table1|statistics|time_to_target|micro|runs|other_runs|timing|laps|machines|figure1)[\w-]*"
     r"\.(md|csv|tex|svg|png)"
 )
 _WIDE = 120
@@ -40,6 +41,8 @@ _WIDE = 120
 _LEFT_OUT = frozenset(
     {
         "n",
+        "Ours: 95% interval (%)",
+        "Verdict",
         "Phase 1 (mean epochs)",
         "Machine",
         "Source",
@@ -74,7 +77,8 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
     lists = [runs_table(records), other_runs(records)]
     timing = [readings_table(records), all_laps_table(records)]
     published = time_to_target(records, content.paper)
-    tables = {t.name: t for t in [*content.main, published, *lists, *timing]}
+    statistics = statistics_tables(records, content.paper)
+    tables = {t.name: t for t in [*content.main, published, *statistics, *lists, *timing]}
     tables["machines"] = machines_table(records)
     measured, unmeasured = micro_tables(results / "micro")
     tables |= {table.name: table for table in measured}
@@ -100,6 +104,7 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
         "",
         *(to_markdown(table) for table in content.main),
         *([] if published in content.main else [to_markdown(published)]),
+        *(to_markdown(table) for table in statistics),
         *_figure_lines("Figure 1", figures),
         "## Runs",
         "",

@@ -6,7 +6,6 @@ This module needs no torch, so that a report can be drawn anywhere.
 import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -201,11 +200,3 @@ def run_id(recipe: str, seed: int, created: str) -> str:
     """A run's name: recipe, seed and second of its start, safe as a file name."""
     stamp = re.sub(r"\D", "", created)[:14]
     return f"{re.sub(r'[^A-Za-z0-9_-]', '-', recipe)}-seed{seed}-{stamp}"
-
-
-def group_by_recipe(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Records of each recipe, in order."""
-    groups: dict[str, list[RunRecord]] = {}
-    for record in records:
-        groups.setdefault(record.recipe, []).append(record)
-    return groups
