@@ -10,6 +10,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "recipes": (commands.recipes, "list the recipes, with the paper's table and what each needs"),
     "run": (commands.run, "run a recipe and write its record: run RECIPE --help"),
     "report": (commands.report, "draw tables, figures and the report from the records"),
+    "plan": (commands.plan, "what a recipe will take: time, memory, bytes, cost; plan --help"),
     "micro": (commands.micro, "measure the step, the input path: micro step, micro data"),
 }
 

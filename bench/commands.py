@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from bench.choices import choose
-from bench.options import MicroOptions, RunOptions
+from bench.options import MicroOptions, PlanOptions, RunOptions
 from swap_fast.config import SGDRecipe, SWAPRecipe
 from swap_fast.recipes import RECIPES
 
@@ -108,3 +108,11 @@ def micro(arguments: list[str]) -> int:
     from bench.micro import measure
 
     return measure(options)
+
+
+def plan(arguments: list[str]) -> int:
+    """Plan a recipe, or hold the planner against the paper."""
+    options = tyro.cli(PlanOptions, args=arguments, prog="python -m bench plan")
+    from bench.plan import run_plan
+
+    return run_plan(options)

@@ -7,11 +7,11 @@ records give the same bytes: fixed identifiers, no dates, text as paths.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.figures import figure_style, save_figure
 from bench.places import place_of
 from bench.stats import machine_key, recipe_of
 from bench.timing import counted_by, laps_of_slowest_rank, unattributed_s
@@ -21,22 +21,7 @@ from swap_fast.schedules import Schedule, triangle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-STYLE = {
-    "font.family": "DejaVu Sans",  # matplotlib's own, so that every machine draws the same
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "0.88",
-    "grid.linewidth": 0.6,
-    "hatch.linewidth": 0.6,
-    "legend.frameon": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "swap_fast",
-}
-DOTS_PER_INCH = 150
 POINTS_AN_EPOCH = 50
 """Of the drawn learning rate, whose corners may lie between epochs."""
 
@@ -61,7 +46,7 @@ def figure_1(record: RunRecord, folder: Path, name: str = "figure1") -> list[Pat
     """
     if record.method != "swap":
         raise ValueError(f"Figure 1: expected a run of SWAP, got {record.run_id} of SGD")
-    with _style():
+    with figure_style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7.2, 5.2), layout="constrained")
@@ -79,7 +64,7 @@ def figure_1(record: RunRecord, folder: Path, name: str = "figure1") -> list[Pat
         corner = figure.add_subplot(grid[0, 1])
         corner.axis("off")
         corner.legend(handles, labels, loc="center left", fontsize=8.5, borderaxespad=0)
-        return _save(figure, folder, name)
+        return save_figure(figure, folder, name)
 
 
 def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timing") -> list[Path]:
@@ -93,7 +78,7 @@ def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timin
     """
     if len({machine_key(record) for record in records}) != 1:
         raise ValueError("timing figure: expected runs of one kind of machine; group them first")
-    with _style():
+    with figure_style():
         from matplotlib.figure import Figure
 
         height = 1.5 + 0.3 * len(records)
@@ -128,7 +113,7 @@ def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timin
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside upper center", ncols=4, fontsize=8)
-        return _save(figure, folder, name)
+        return save_figure(figure, folder, name)
 
 
 def learning_rate_curves(record: RunRecord) -> list[tuple[list[float], list[float]]]:
@@ -281,19 +266,3 @@ def _lap_styles(records: Sequence[RunRecord]) -> dict[str, tuple[str, str | None
         **{lap: ("white", HATCHES[i % len(HATCHES)]) for i, lap in enumerate(hatched)},
     }
     return {lap: styles[lap] for lap in sorted(present, key=lambda lap: lap not in counted)}
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    from matplotlib import style
-
-    with style.context(["default", STYLE]):
-        yield
-
-
-def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.svg", folder / f"{name}.png"]
-    figure.savefig(paths[0], metadata={"Date": None})
-    figure.savefig(paths[1], dpi=DOTS_PER_INCH)
-    return paths

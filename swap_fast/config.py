@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Suppress
 
-from swap_fast.schedules import Schedule, triangle
+from swap_fast.schedules import Schedule, cyclic, triangle
 
 
 def _whole(name: str, value: object) -> None:
@@ -40,6 +40,8 @@ class Phase:
     """Train accuracy (a fraction) above which the phase ends: Algorithm 1's tau. None: never."""
     gpus_per_model: int = 1
     """Slots that share one update, each with its slice of the batch ("GPUs used per model")."""
+    cycles: int = 1
+    """Times that the schedule runs from its peak to `final_lr`; a model is sampled after each."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run could have."""
@@ -65,6 +67,21 @@ class Phase:
             self.global_batch_size,
         )
 
+        _whole("cycles", self.cycles)
+        plain = self.warmup_epochs == 0 and horizon is None and tau is None
+        _require(
+            self.cycles == 1 or (plain and self.max_epochs % self.cycles == 0),
+            "cycles",
+            f"1, or a divisor of the {self.max_epochs} epochs of a phase without warm-up, horizon "
+            "and stopping accuracy",
+            self.cycles,
+        )
+
+    @property
+    def cycle_epochs(self) -> int:
+        """Epochs of one cycle of the learning rate."""
+        return self.max_epochs // self.cycles
+
     @property
     def micro_batch_size(self) -> int:
         """Images in one slot's share of an update: B1 / W in Algorithm 1, line 11."""
@@ -73,6 +90,8 @@ class Phase:
     @property
     def schedule(self) -> Schedule:
         """Learning rate as a function of the position in epochs."""
+        if self.cycles > 1:
+            return cyclic(self.peak_lr, self.cycle_epochs, self.final_lr)
         horizon = self.max_epochs if self.horizon_epochs is None else self.horizon_epochs
         return triangle(self.peak_lr, self.warmup_epochs, horizon, self.final_lr)
 
@@ -241,4 +260,43 @@ class SWAPRecipe(SGDRecipe):
         return max(self.phase1.global_batch_size, self.phase2.global_batch_size)
 
 
-Recipe = SWAPRecipe | SGDRecipe
+@dataclass(frozen=True, kw_only=True)
+class SWARecipe(SGDRecipe):
+    """Stochastic Weight Averaging (Izmailov et al.): one model sampled in sequence (Table 4)."""
+
+    phase2: Phase
+    """Goes on from phase 1 at its own batch, with cyclic learning rates (Figure 6)."""
+    batch_norm_batch_size: int = 512
+    """Images a batch of the pass over the training data after averaging."""
+    batch_norm_augmented: bool = True
+    """Whether that pass sees augmented images, as SWA's convention has it, or clean ones."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could have."""
+        super().__post_init__()
+        _require(
+            self.phase2.gpus_per_model in (1, self.phase1.gpus_per_model),
+            "phase2.gpus_per_model",
+            f"1, or phase 1's {self.phase1.gpus_per_model}",
+            self.phase2.gpus_per_model,
+        )
+        _require(
+            self.net == "resnet9",
+            "net",
+            "resnet9: the pass after averaging knows no statistics of groups within a batch",
+            self.net,
+        )
+        _require(
+            self.batch_norm_batch_size >= 2,
+            "batch_norm_batch_size",
+            ">= 2: batch norm needs more than one image",
+            self.batch_norm_batch_size,
+        )
+
+    @property
+    def largest_batch_size(self) -> int:
+        """The largest global batch of any phase."""
+        return max(self.phase1.global_batch_size, self.phase2.global_batch_size)
+
+
+Recipe = SWAPRecipe | SWARecipe | SGDRecipe

@@ -1,4 +1,4 @@
-"""The recipes: Tables 5 and 6 for CIFAR-10, DAWNBench, and forms of them for a CPU.
+"""The recipes: Table 5, DAWNBench, and forms of them for a CPU; and all recipes by name.
 
 Each is a function named for data set and method. Steps an epoch leave out the images that fill no
 whole batch; "gpus_per_model" is Table 5's "GPUs used per model".
@@ -7,6 +7,8 @@ whole batch; "gpus_per_model" is Table 5's "GPUs used per model".
 from collections.abc import Callable
 
 from swap_fast.config import Augmentation, Optimizer, Phase, Recipe, SGDRecipe, SWAPRecipe
+from swap_fast.recipes_cifar100 import CIFAR100_RECIPES
+from swap_fast.recipes_swa import SWA_RECIPES
 
 
 def cifar10_sgd_small() -> SGDRecipe:
@@ -196,6 +198,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         cifar10_sgd_small_cpu,
         cifar10_sgd_large_cpu,
         cifar10_quick,
+        *CIFAR100_RECIPES,
+        *SWA_RECIPES,
     )
 }
 """All recipes by name."""
