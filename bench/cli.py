@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "run": (commands.run, "run a recipe and write its record: run RECIPE --help"),
     "report": (commands.report, "draw tables, figures and the report from the records"),
     "plan": (commands.plan, "what a recipe will take: time, memory, bytes, cost; plan --help"),
+    "verify-gpu": (commands.verify_gpu, "confirm on a GPU what only a GPU can"),
     "micro": (commands.micro, "measure the step, the input path: micro step, micro data"),
 }
 
@@ -21,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m bench COMMAND ...\n")
         for name, (_, summary) in COMMANDS.items():
-            print(f"  {name:<9} {summary}")
+            print(f"  {name:<11} {summary}")
         return 0 if arguments else 2
     try:
         command, _ = COMMANDS[choose("command", arguments[0], COMMANDS)]

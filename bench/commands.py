@@ -5,7 +5,7 @@ Nothing heavy is imported before the arguments are known to be right.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -116,3 +116,21 @@ def plan(arguments: list[str]) -> int:
     from bench.plan import run_plan
 
     return run_plan(options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Confirm what only a GPU can confirm, and write a record of it."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """cpu runs the checks that have a form for CPUs."""
+    out: Path = Path("results/verify")
+    """Folder for the record."""
+
+
+def verify_gpu(arguments: list[str]) -> int:
+    """Confirm."""
+    options = tyro.cli(VerifyOptions, args=arguments, prog="python -m bench verify-gpu")
+    from bench.verify import verify
+
+    return verify(options.device, options.out)

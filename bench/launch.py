@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,9 +53,12 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
             raise KeyboardInterrupt from None
         except ChildFailedError as error:
             # The rank that failed first is the cause; a peer's broken connection came after it.
+            rank, failure = error.get_first_failure()
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+                name = signal.Signals(-failure.exitcode).name
+                raise RuntimeError(f"rank {rank} was ended by {name}") from None
             reported = sorted(path.read_text() for path in Path(errors).glob("*.txt"))
             if not reported:
-                rank, failure = error.get_first_failure()
                 raise RuntimeError(f"rank {rank} ended with code {failure.exitcode}") from None
             _, number, kind, message = reported[0].split(" ", maxsplit=3)
             if kind == "ValueError":

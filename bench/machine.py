@@ -82,6 +82,14 @@ def peak_memory_gib() -> float:
     return kib_or_bytes / (2**30 if platform.system() == "Darwin" else 2**20)
 
 
+def resident_gib() -> float:
+    """Resident memory of this process now; where the system does not tell, its largest so far."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return peak_memory_gib()
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

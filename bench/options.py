@@ -33,6 +33,10 @@ class RunOptions:
     """Use torch.compile."""
     capture: Literal["auto", "on", "off"] = "auto"
     """Capture the whole step as one CUDA graph; auto does on CUDA devices."""
+    all_reduce: Literal["fp16", "fp32"] = "fp32"
+    """Type in which the processes' gradients are summed; fp16 halves the bytes."""
+    timeout_s: float = 300.0
+    """Seconds after which a process that no longer answers the others ends the run."""
     quiet: bool = False
     """Print no progress."""
 
@@ -42,6 +46,8 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {value}")
+        if not 0 < self.timeout_s < 1e6:
+            raise ValueError(f"timeout_s: expected seconds above 0, got {self.timeout_s:g}")
         if self.seed < 0:
             raise ValueError(f"seed: expected 0 or more, got {self.seed}")
 

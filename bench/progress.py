@@ -31,9 +31,11 @@ class Progress:
         self._total = self._phase1_epoch * recipe.phase1.max_epochs
         if isinstance(recipe, SWAPRecipe):
             batch, epochs = recipe.phase2.global_batch_size, recipe.phase2.max_epochs
-            workers = len(comm.slots(recipe.num_workers))
-            self._images.append(batch)
-            self._total += workers * epochs * (train_images // batch * batch)
+            workers = len(comm.workers(recipe.num_workers))
+            # Of ranks that run a worker together, each has a share of its updates.
+            share = batch // max(1, comm.world_size // recipe.num_workers)
+            self._images.append(share)
+            self._total += workers * epochs * (train_images // batch * share)
         self._done = 0
         self._bar: rich.progress.Progress | None = None
 

@@ -39,9 +39,8 @@ def make_record(
     """Gather what the ranks know into one record; every rank must call."""
     recipe, comm = request.recipe, parts.comm
     num_workers = recipe.num_workers if isinstance(recipe, SWAPRecipe) else 0
-    workers = sorted(
-        (w for rank in comm.gather(result.workers) for w in rank), key=lambda w: w.number
-    )
+    own = result.workers if parts.group.is_first else []
+    workers = sorted((w for rank in comm.gather(own) for w in rank), key=lambda w: w.number)
     all_rows = [row for rank in comm.gather(rows) for row in rank if row.phase == 2]
     phase1_rows = [row for row in rows if row.phase == 1]
     phase2_rows = sorted(all_rows, key=lambda row: (row.worker, row.epoch))
@@ -60,7 +59,7 @@ def make_record(
         machine=describe_machine(request.execution.device_type),
         world_size=comm.world_size,
         threads=request.threads,
-        emulated_workers=comm.world_size < num_workers,
+        emulated_workers=num_workers > 0 and comm.world_size < recipe.num_slots,
         stopped_by=result.stopped_by,
         phase1_epochs=len(phase1_rows),
         epochs=phase1_rows + phase2_rows,

@@ -32,5 +32,7 @@ class Request:
     """`time.time()` when the run was asked for, to know what starting and importing took."""
     notes: tuple[str, ...] = ()
     """What the record's reader should know."""
+    timeout_s: float = 300.0
+    """How long a collective may last."""
     quiet: bool = False
     """Print no progress."""

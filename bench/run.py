@@ -36,7 +36,7 @@ def run_rank(request: Request) -> Path | None:
     keep_freed_memory()
     torch.backends.cudnn.benchmark = True  # every shape comes again; the warm-up tries the kernels
     recipe, device = request.recipe, torch.device(request.execution.device_type)
-    comm = connect(device.type)
+    comm = connect(device.type, timeout_s=request.timeout_s)
     clock = Clock(torch.cuda.synchronize if device.type == "cuda" else lambda: None)
     clock.add("imports", imports_s)
     with clock.lap("data_loading"):

@@ -13,7 +13,7 @@ from bench.machine import available_cores, choose_device, describe_code, has_com
 from bench.options import RunOptions
 from bench.request import Request
 from bench.run import run_rank
-from swap_fast.config import Recipe
+from swap_fast.config import Recipe, SWAPRecipe
 from swap_fast.data.find import locate_dataset
 from swap_fast.execution import default_execution
 from swap_fast.record import read_record
@@ -40,6 +40,7 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
     )
     if options.precision is not None:
         execution = replace(execution, precision=options.precision)
+    execution = replace(execution, all_reduce=options.all_reduce)
     if options.capture != "auto":
         execution = replace(execution, capture=options.capture == "on")
     _check_writable(options.out)
@@ -69,6 +70,7 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
             threads=threads,
             code=code,
             started=started if number == 0 else time.time(),
+            timeout_s=options.timeout_s,
             quiet=options.quiet,
         )
         say(f"run {number + 1} of {options.runs}, seed {request.seed}")
@@ -98,16 +100,25 @@ def _processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[i
     cores = available_cores()
     units = torch.cuda.device_count() if device_type == "cuda" else cores
     slots = recipe.num_slots
+    workers = recipe.num_workers if isinstance(recipe, SWAPRecipe) else 1
     ranks = int(os.environ["WORLD_SIZE"]) if under_torchrun() else options.ranks
     if ranks is None:
         ranks = min(slots, units)
+        if ranks > workers:
+            ranks -= ranks % workers
     if ranks > slots:
         raise ValueError(
             f"ranks: expected 1 to {slots}, one a slot of {recipe.name}'s phase 1, got {ranks}"
         )
-    if device_type == "cuda" and ranks > units:
-        raise ValueError(f"ranks: expected at most one a CUDA device, {units}, got {ranks}")
-    return ranks, options.threads or max(1, cores // ranks)
+    if ranks > workers and ranks % workers:
+        raise ValueError(
+            f"ranks: expected at most one a worker, or a multiple of the {workers} workers of "
+            f"{recipe.name}, got {ranks}"
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if under_torchrun() else ranks
+    if device_type == "cuda" and here > units:
+        raise ValueError(f"ranks: expected at most one a CUDA device, {units}, got {here}")
+    return ranks, options.threads or max(1, cores // here)
 
 
 def _check_writable(out: Path) -> None:

@@ -35,9 +35,10 @@ class Snapshots:
     def keep_last(self, recipe: Recipe) -> None:
         """Delete this rank's workers as they were before their last epoch."""
         if isinstance(recipe, SWAPRecipe):
-            for worker in self._comm.slots(recipe.num_workers):
+            for worker in self._comm.workers(recipe.num_workers):
                 for epoch in range(1, recipe.phase2.max_epochs):
-                    self._worker_file(worker, epoch).unlink()
+                    # Of ranks that ran a worker together, one has saved it.
+                    self._worker_file(worker, epoch).unlink(missing_ok=True)
 
     def save_final(self, weights: Weights) -> None:
         """Save the run's result."""

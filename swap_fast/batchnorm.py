@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from swap_fast.capture import capture
 from swap_fast.comm import ALONE, Comm
 from swap_fast.weights import Weights
 
@@ -20,19 +21,20 @@ class SlotStatistics:
     def __init__(self, weights: Weights, num_slots: int, comm: Comm) -> None:
         self._weights, self._num_slots, self._comm = weights, num_slots, comm
         local = len(comm.slots(num_slots))
-        self._values = weights.statistics.expand(local, -1).clone()
+        # [slots of this rank, 2C]
+        self.values = weights.statistics.expand(local, -1).clone()
 
     def reset_(self) -> None:
         """Start every slot from the model's statistics."""
-        self._values.copy_(self._weights.statistics.expand_as(self._values))
+        self.values.copy_(self._weights.statistics.expand_as(self.values))
 
     def enter_(self, slot: int) -> None:
         """Put the statistics of this rank's slot number `slot` into the model."""
-        self._weights.statistics.copy_(self._values[slot])
+        self._weights.statistics.copy_(self.values[slot])
 
     def leave_(self, slot: int) -> None:
         """Take them back, updated by a forward pass."""
-        self._values[slot].copy_(self._weights.statistics)
+        self.values[slot].copy_(self._weights.statistics)
 
     def merge_(self) -> None:
         """Put the statistics of all slots' data taken together into the model.
@@ -42,7 +44,7 @@ class SlotStatistics:
         """
         if self._num_slots == 1:
             return self.enter_(0)
-        means, variances = self._values.double().chunk(2, dim=1)
+        means, variances = self.values.double().chunk(2, dim=1)
         sums = torch.cat([means.sum(0), (variances + means.square()).sum(0)])
         mean, second = (self._comm.all_reduce_(sums) / self._num_slots).chunk(2)
         self._weights.statistics.copy_(torch.cat([mean, second - mean.square()]))
@@ -60,14 +62,7 @@ def _momentum(norms: list[nn.modules.batchnorm._BatchNorm], value: float) -> Ite
             norm.momentum = momentum
 
 
-@torch.no_grad()
-def recompute_statistics_(
-    weights: Weights,
-    batches: Iterable[Tensor],
-    comm: Comm = ALONE,
-    *,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> None:
+class StatisticsPass:
     """Compute the running statistics anew from the data (Algorithm 1, line 29).
 
     Each batch passes through the model in train mode; the statistics become the exact moments of
@@ -76,65 +71,148 @@ def recompute_statistics_(
     made unbiased by n / (n - 1) as torch's running variances are. Sums are kept in float64.
 
     Arguments:
-        batches: images [B, ...] of this rank's share of the data.
+        weights: the model.
         autocast: makes the context of each forward pass.
-
-    Whatever goes wrong, the model has its former statistics, momenta and mode again.
-
-    Raises:
-        ValueError: no data on any rank, or a batch with one value a channel.
     """
-    statistics, norms = weights.statistics, weights.norms
-    if not norms:
-        return
-    channels = [norm.num_features for norm in norms]
-    positions = [1] * len(norms)  # values a channel in one image: H * W of each layer's input
 
-    def count(layer: int, shape: torch.Size) -> None:
-        positions[layer] = shape[2:].numel()
+    def __init__(
+        self,
+        weights: Weights,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self._weights, self._autocast = weights, autocast
+        statistics, norms = weights.statistics, weights.norms
+        self._channels = [norm.num_features for norm in norms]
+        # Values a channel in one image: H * W of each layer's input, noted in a forward pass.
+        self._positions = [1] * len(norms)
+        # For each shape of a batch: values a channel [layers], and for each channel [C].
+        self._values: dict[torch.Size, tuple[Tensor, Tensor]] = {}
+        self._sums = torch.zeros(len(statistics), dtype=torch.float64, device=statistics.device)
+        self._buffer: Tensor | None = None
+        # What a full buffer's batch runs: the forward pass and its sums, or their replay.
+        self.run: Callable[[], None] = self.add_buffer_no_sync
 
-    hooks = [
-        norm.register_forward_pre_hook(lambda _, inputs, layer=layer: count(layer, inputs[0].shape))
-        for layer, norm in enumerate(norms)
-    ]
-    was_training, before = weights.model.training, statistics.clone()
-    half = len(statistics) // 2
-    sums = torch.zeros(len(statistics), dtype=torch.float64, device=statistics.device)
-    totals = torch.zeros(len(norms), dtype=torch.float64)
-    try:
-        weights.model.train()
+    @torch.no_grad()
+    def warm_up(self, buffer: Tensor, *, captured: bool) -> None:
+        """Pass over random images in `buffer` [B, ...], then put everything back as it was.
+
+        Arguments:
+            buffer: where later batches will be; full ones are then a replay, if `captured`.
+        """
+        if not self._channels:
+            return
+        before = self._weights.statistics.clone()
+        with self.passing():
+            self._buffer = buffer.normal_()
+            self._add_no_sync(buffer)
+            if captured:
+                self.run = capture(self.add_buffer_no_sync)
+        self._weights.statistics.copy_(before)
+
+    @torch.no_grad()
+    def __call__(self, batches: Iterable[Tensor], comm: Comm = ALONE) -> None:
+        """Put the statistics of the data into the model.
+
+        Whatever goes wrong, the model has its former statistics, momenta and mode again.
+
+        Arguments:
+            batches: images [B, ...] of this rank's share of the data.
+
+        Raises:
+            ValueError: no data on any rank, or a batch with one value a channel.
+        """
+        statistics = self._weights.statistics
+        if not self._channels:
+            return
+        before = statistics.clone()
+        totals = torch.zeros(len(self._channels), dtype=torch.float64)
+        try:
+            with self.passing():
+                for images in batches:
+                    if self._fills_buffer(images):
+                        self.run()
+                    else:
+                        self._add_no_sync(images)
+                    totals += self._values[images.shape][0]
+        except BaseException:
+            statistics.copy_(before)
+            raise
+        totals = comm.all_reduce_(totals.to(statistics.device)).cpu()
+        if totals.min() < 2:
+            statistics.copy_(before)
+            raise ValueError(
+                "batch-norm statistics: expected data with two values a channel or more, got "
+                f"{int(totals.min())}; give the pass more images"
+            )
+        n = _spread(totals, self._channels).to(statistics.device)
+        mean, second = (comm.all_reduce_(self._sums) / n.repeat(2)).chunk(2)
+        variance = (second - mean.square()) * n / (n - 1)
+        statistics.copy_(torch.cat([mean, variance]))
+
+    def _fills_buffer(self, images: Tensor) -> bool:
+        buffer = self._buffer
+        return (
+            buffer is not None
+            and images.data_ptr() == buffer.data_ptr()
+            and images.shape == buffer.shape
+        )
+
+    def add_buffer_no_sync(self) -> None:
+        """Add the moments of the batch in the buffer, within `passing`."""
+        assert self._buffer is not None
+        self._add_no_sync(self._buffer)
+
+    def _add_no_sync(self, images: Tensor) -> None:
+        """Add a batch's moments to the sums; nothing waits for the device once a shape is known."""
+        with self._autocast():
+            self._weights.model(images)
+        if images.shape not in self._values:
+            values = len(images) * torch.tensor(self._positions, dtype=torch.float64)
+            on_device = _spread(values, self._channels).to(self._sums.device)
+            self._values[images.shape] = values, on_device
+        _, n = self._values[images.shape]
+        mean, unbiased = self._weights.statistics.double().chunk(2)
+        biased = unbiased * (n - 1) / n
+        self._sums.add_(torch.cat([n * mean, n * (biased + mean.square())]))
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """The model in train mode, each running statistic the last batch's own, the sums at 0."""
+        model, norms = self._weights.model, self._weights.norms
+
+        def note(layer: int, shape: torch.Size) -> None:
+            self._positions[layer] = shape[2:].numel()
+
+        hooks = [
+            norm.register_forward_pre_hook(
+                lambda _, inputs, layer=layer: note(layer, inputs[0].shape)
+            )
+            for layer, norm in enumerate(norms)
+        ]
+        was_training = model.training
+        self._sums.zero_()
         # With momentum 1 a running statistic is the batch's own: the old one is added 0 times,
         # which an old NaN or infinity would survive.
-        statistics.nan_to_num_()
-        with _momentum(norms, 1.0):
-            for images in batches:
-                with autocast():
-                    weights.model(images)
-                n = torch.tensor([len(images) * p for p in positions], dtype=torch.float64)
-                totals += n
-                per_channel = _spread(n, channels).to(statistics.device)
-                mean, unbiased = statistics.double().chunk(2)
-                biased = unbiased * (per_channel - 1) / per_channel
-                sums[:half] += per_channel * mean
-                sums[half:] += per_channel * (biased + mean.square())
-    except BaseException:
-        statistics.copy_(before)
-        raise
-    finally:
-        for hook in hooks:
-            hook.remove()
-        weights.model.train(was_training)
-    totals = comm.all_reduce_(totals.to(statistics.device)).cpu()
-    if totals.min() < 2:
-        statistics.copy_(before)
-        raise ValueError(
-            "batch-norm statistics: expected data with two values a channel or more, got "
-            f"{int(totals.min())}; give the pass more images"
-        )
-    n = _spread(totals, channels).to(statistics.device)
-    mean, second = (comm.all_reduce_(sums) / n.repeat(2)).chunk(2)
-    variance = (second - mean.square()) * n / (n - 1)
-    statistics.copy_(torch.cat([mean, variance]))
+        self._weights.statistics.nan_to_num_()
+        try:
+            model.train()
+            with _momentum(norms, 1.0):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            model.train(was_training)
+
+
+def recompute_statistics_(
+    weights: Weights,
+    batches: Iterable[Tensor],
+    comm: Comm = ALONE,
+    *,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> None:
+    """Compute the running statistics anew, once: see `StatisticsPass`."""
+    StatisticsPass(weights, autocast)(batches, comm)
 
 
 def _spread(per_layer: Tensor, channels: list[int]) -> Tensor:

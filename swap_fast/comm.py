@@ -2,42 +2,59 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+GRACE_S = 2.0
+"""After a failed collective, how long a rank waits for the others to say that theirs failed too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comm:
     """This process among `world_size` equal ones.
 
-    Slot s of a phase, and worker w of phase 2, belong to rank `s % world_size`.
+    Slot s of a phase belongs to rank `s % world_size`. A collective that fails, or lasts longer
+    than the timeout, raises a RuntimeError that names the ranks which took no part in it.
     """
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    group: dist.ProcessGroup | None = None
+    """The processes meant; None: all of them."""
+    store: dist.Store | None = None
+    """Where ranks say that a collective failed, for the others to know who did not."""
 
     def slots(self, num_slots: int) -> range:
         """The slots, or workers, that this rank runs."""
         return range(self.rank, num_slots, self.world_size)
 
+    def workers(self, num_workers: int) -> range:
+        """The workers of phase 2 that this rank runs, alone or with others (`worker_group`)."""
+        size = self.world_size // num_workers
+        return self.slots(num_workers) if size <= 1 else range(num_workers)[self.rank // size :][:1]
+
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Sum `tensor` over the ranks, in place."""
         if self.world_size > 1:
-            dist.all_reduce(tensor)
+            self._together("all-reduce", lambda: dist.all_reduce(tensor, group=self.group))
         return tensor
 
     def broadcast_(self, tensor: Tensor, source: int = 0) -> Tensor:
         """Give every rank the tensor of rank `source`, in place."""
         if self.world_size > 1:
-            dist.broadcast(tensor, source)
+            self._together(
+                "broadcast", lambda: dist.broadcast(tensor, group=self.group, group_src=source)
+            )
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
@@ -45,7 +62,7 @@ class Comm:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        self._together("gather", lambda: dist.all_gather_object(values, value, group=self.group))
         return values
 
     def on_first(self, make: Callable[[], Any]) -> Any:
@@ -53,21 +70,97 @@ class Comm:
         if self.world_size == 1:
             return make()
         values = [make() if self.rank == 0 else None]
-        dist.broadcast_object_list(values)
+        self._together(
+            "broadcast",
+            lambda: dist.broadcast_object_list(values, group=self.group, group_src=0),
+        )
         return values[0]
 
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world_size > 1:
-            dist.barrier()
+            self._together("barrier", lambda: dist.barrier(group=self.group))
 
     def close(self) -> None:
         """Leave the process group."""
         if self.world_size > 1:
             dist.destroy_process_group()
 
+    def worker_group(self, num_workers: int) -> "WorkerGroup":
+        """Share out the workers of phase 2; every rank must call.
+
+        With as many ranks as workers or fewer, a rank runs its workers alone, one after another;
+        with more, neighbouring ranks, which a node's fast links join, run one worker together.
+
+        Raises:
+            ValueError: the ranks are no multiple of the workers.
+        """
+        if self.world_size <= num_workers:
+            return WorkerGroup(workers=self.workers(num_workers), inside=ALONE, across=self)
+        size, rest = divmod(self.world_size, num_workers)
+        if rest:
+            raise ValueError(
+                f"processes: expected at most one a worker, or a multiple of the {num_workers} "
+                f"workers, got {self.world_size}"
+            )
+        ranks = range(self.world_size)
+        worker, place = divmod(self.rank, size)
+        return WorkerGroup(
+            workers=self.workers(num_workers),
+            inside=self._part([ranks[w * size :][:size] for w in range(num_workers)], place),
+            across=self._part([ranks[p::size] for p in range(size)], worker),
+        )
+
+    def _part(self, parts: Sequence[Sequence[int]], rank: int) -> "Comm":
+        """This rank's part of a division of all ranks, in which it has another number."""
+        group, _ = dist.new_subgroups_by_enumeration([list(part) for part in parts])
+        return replace(self, rank=rank, world_size=len(parts[0]), group=group)
+
+    def _together(self, what: str, call: Callable[[], object]) -> None:
+        """Call a collective; where it fails, find out who was missing."""
+        try:
+            call()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            missing = self._missing(what)
+            raise RuntimeError(
+                f"{what}: no answer from rank {', '.join(map(str, missing))}, which hangs or has "
+                f"ended ({reason})"
+                if missing
+                else f"{what}: {reason}"
+            ) from error
+
+    def _missing(self, what: str) -> list[int]:
+        """Ranks, as numbered among all, that did not notice that a collective failed."""
+        if self.store is None:
+            return []
+        ranks = dist.get_process_group_ranks(self.group)
+        try:
+            self.store.set(f"failed/{dist.get_rank()}", what)
+            time.sleep(GRACE_S)
+            return [rank for rank in ranks if not self.store.check([f"failed/{rank}"])]
+        except RuntimeError:  # the store's process has ended too
+            return []
+
 
 ALONE = Comm()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerGroup:
+    """The ranks that run the same workers of phase 2, and this rank's place among all groups."""
+
+    workers: range
+    """The workers that this group runs."""
+    inside: Comm
+    """The ranks of this group: they share each update of a worker."""
+    across: Comm
+    """The rank of this place in each group: over these the workers' weights are averaged."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank speaks for its group."""
+        return self.inside.rank == 0
 
 
 @contextmanager
@@ -95,11 +188,18 @@ def connect(device_type: str, *, timeout_s: float = 300.0) -> Comm:
         torch.cuda.set_device(local_rank)
     if world_size == 1:
         return ALONE
+    timeout = timedelta(seconds=timeout_s)
     with _silent_stdout():
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
         dist.init_process_group(
             "nccl" if device_type == "cuda" else "gloo",
-            timeout=timedelta(seconds=timeout_s),
+            store=dist.PrefixStore("group", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
             device_id=torch.device("cuda", local_rank) if device_type == "cuda" else None,
         )
         dist.barrier()
-    return Comm(rank=dist.get_rank(), local_rank=local_rank, world_size=world_size)
+    own = dist.PrefixStore("swap_fast", store)
+    return Comm(rank=rank, local_rank=local_rank, world_size=world_size, store=own)

@@ -235,16 +235,12 @@ class SWAPRecipe(SGDRecipe):
             "resnet9: phase 3 knows no statistics of groups within a batch",
             self.net,
         )
+        workers, each = self.num_workers, self.gpus_per_worker
         _require(
-            self.phase2.gpus_per_model == 1,
-            "phase2.gpus_per_model",
-            "1: a worker of phase 2 has one device",
-            self.phase2.gpus_per_model,
-        )
-        _require(
-            self.phase1.gpus_per_model == self.num_workers,
+            self.phase1.gpus_per_model == workers * each,
             "phase1.gpus_per_model",
-            f"num_workers = {self.num_workers}: the workers of phase 2 train phase 1 together",
+            f"num_workers * phase2.gpus_per_model = {workers} * {each} = {workers * each}: the "
+            "workers of phase 2 train phase 1 together",
             self.phase1.gpus_per_model,
         )
         _require(
@@ -253,6 +249,11 @@ class SWAPRecipe(SGDRecipe):
             ">= 2: batch norm needs more than one image",
             self.batch_norm_batch_size,
         )
+
+    @property
+    def gpus_per_worker(self) -> int:
+        """Slots that share a worker's updates in phase 2; ImageNet has 2 workers of 8."""
+        return self.phase2.gpus_per_model
 
     @property
     def largest_batch_size(self) -> int:

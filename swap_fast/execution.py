@@ -24,9 +24,16 @@ class Execution:
     """Whether torch.compile makes the forward and backward pass."""
     capture: bool = False
     """Whether the whole step is captured as one CUDA graph."""
+    all_reduce: Literal["fp16", "fp32"] = "fp32"
+    """Type in which the ranks' gradients are summed."""
 
     def __post_init__(self) -> None:
-        """Refuse a capture where there are no CUDA graphs."""
+        """Refuse a capture without CUDA graphs, and halved gradients without a loss scale."""
+        if self.all_reduce == "fp16" and self.precision != "fp16":
+            raise ValueError(
+                "all_reduce: expected fp32, got fp16, in which small gradients are lost without "
+                f"the loss scale of --precision fp16 (now {self.precision})"
+            )
         if self.capture and self.device_type != "cuda":
             raise ValueError(
                 f"capture: expected a CUDA device, got {self.device_type}; use --capture off"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from swap_fast.batchnorm import recompute_statistics_
+from swap_fast.batchnorm import SlotStatistics, StatisticsPass
 from swap_fast.clock import Clock
-from swap_fast.comm import ALONE, Comm
+from swap_fast.comm import ALONE, Comm, WorkerGroup
 from swap_fast.config import Recipe, SWAPRecipe
 from swap_fast.data.augment import IMAGE_SIZE
 from swap_fast.data.batches import Batches, one_pass
@@ -35,6 +35,18 @@ class Watch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhaseParts:
+    """What one phase is made of on this rank."""
+
+    step: Step
+    """One update."""
+    batches: Batches
+    """What it is given."""
+    statistics: SlotStatistics
+    """Batch-norm statistics of the slots that share an update."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parts:
     """What a run is made of on this rank."""
 
@@ -42,31 +54,24 @@ class Parts:
     """The model, at its initial weights theta_0."""
     optimizer: NesterovSGD
     """Shared by both phases' steps."""
-    steps: tuple[Step, ...]
-    """One update of phase 1 and, for SWAP, of phase 2."""
-    batches: tuple[Batches, ...]
-    """Each phase's batches of this rank."""
+    phases: tuple[PhaseParts, ...]
+    """Phase 1 and, for SWAP, phase 2."""
+    statistics_pass: StatisticsPass
+    """Phase 3's computation of batch-norm statistics ..."""
     batch_norm_batches: Callable[[], Iterable[Tensor]]
-    """This rank's share of phase 3's pass over the training data."""
+    """... and this rank's share of the training data for it."""
     evaluate: Evaluator
     """Test accuracy."""
     execution: Execution
     """Precision of forward passes."""
     comm: Comm
     """The ranks."""
+    group: WorkerGroup
+    """Of these, the ones that run the same workers of phase 2."""
     clock: Clock
     """Laps of this rank."""
     watch: Watch
     """Who is told."""
-
-
-def _warm_up_batch_norm(weights: Weights, recipe: SWAPRecipe, execution: Execution) -> None:
-    """Run phase 3's pass on one batch of random images, then put the statistics back."""
-    before = weights.statistics.clone()
-    shape = (recipe.batch_norm_batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
-    images = execution.empty_images(shape, weights.theta.device).normal_()
-    recompute_statistics_(weights, [images], autocast=execution.autocast)
-    weights.statistics.copy_(before)
 
 
 def make_parts(
@@ -100,8 +105,13 @@ def make_parts(
             f"recipe {recipe.name}: expected 1 to {recipe.num_slots} processes, one a "
             f"slot of phase 1, got {comm.world_size}"
         )
-    phases = (recipe.phase1, recipe.phase2) if isinstance(recipe, SWAPRecipe) else (recipe.phase1,)
-    phase_comms = (comm, ALONE)[: len(phases)]
+    group, phases = (
+        WorkerGroup(workers=range(0), inside=ALONE, across=comm),
+        [(recipe.phase1, comm)],
+    )
+    if isinstance(recipe, SWAPRecipe):
+        group = comm.worker_group(recipe.num_workers)
+        phases.append((recipe.phase2, group.inside))
     with clock.lap("model_init"):
         torch.manual_seed(seed)
         weights = Weights(
@@ -116,13 +126,16 @@ def make_parts(
             Step(
                 weights, optimizer, phase, ranks, execution, label_smoothing=recipe.label_smoothing
             )
-            for phase, ranks in zip(phases, phase_comms, strict=True)
+            for phase, ranks in phases
         )
+        statistics_pass = StatisticsPass(weights, execution.autocast)
     with clock.lap("kernel_warmup"):
         for step in steps:
             step.warm_up()
         if isinstance(recipe, SWAPRecipe):
-            _warm_up_batch_norm(weights, recipe, execution)
+            shape = (recipe.batch_norm_batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
+            buffer = execution.empty_images(shape, device)
+            statistics_pass.warm_up(buffer, captured=execution.capture)
     with clock.lap("data_preparation"):
         mean, std, pad = dataset.mean, dataset.std, recipe.augmentation.pad
         train = dataset.train
@@ -139,25 +152,27 @@ def make_parts(
                 number=number,
                 slots=ranks.slots(phase.gpus_per_model),
             )
-            for number, (phase, ranks) in enumerate(zip(phases, phase_comms, strict=True), start=1)
+            for number, (phase, ranks) in enumerate(phases, start=1)
         )
 
     def batch_norm_batches() -> Iterable[Tensor]:
         assert isinstance(recipe, SWAPRecipe)
         augmentation = recipe.augmentation if recipe.batch_norm_augmented else None
-        size = recipe.batch_norm_batch_size
-        buffer = execution.empty_images((size, 3, 32, 32), device)
         return one_pass(images, augmentation, buffer, seed=seed, comm=comm)
 
     return Parts(
         weights=weights,
         optimizer=optimizer,
-        steps=steps,
-        batches=batches,
+        phases=tuple(
+            PhaseParts(step=step, batches=of_step, statistics=step.statistics)
+            for step, of_step in zip(steps, batches, strict=True)
+        ),
+        statistics_pass=statistics_pass,
         batch_norm_batches=batch_norm_batches,
         evaluate=evaluate,
         execution=execution,
         comm=comm,
+        group=group,
         clock=clock,
         watch=watch,
     )

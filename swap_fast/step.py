@@ -9,7 +9,7 @@ from swap_fast.batchnorm import SlotStatistics
 from swap_fast.capture import capture
 from swap_fast.comm import Comm
 from swap_fast.config import Phase
-from swap_fast.execution import Execution
+from swap_fast.execution import DTYPES, Execution
 from swap_fast.optimizer import NesterovSGD
 from swap_fast.weights import Weights
 
@@ -18,14 +18,15 @@ class Step:
     """An update in which every slot takes the gradient of its micro-batch, and all are averaged.
 
     Slots of other ranks run there, at the same time; slots of this rank run one after another and
-    add up their gradients. One flat all-reduce then makes the sum of all. Fill `images` and
-    `labels`, set the learning rate, and call. Nothing in a call waits for the device.
+    add up their gradients. One flat all-reduce then makes the sum of all. Set the learning rate,
+    and call with a batch, or fill `images` and `labels` and call without: eager, compiled or
+    captured, the call is the same. Nothing in it waits for the device.
 
     Arguments:
         weights: the model.
         optimizer: what turns the gradient into an update.
         phase: gives the slots and the micro-batch size.
-        comm: the ranks that share the update; `ALONE` for a worker of phase 2.
+        comm: the ranks that share the update; `ALONE` for a worker with one device.
         label_smoothing: share of the target that is spread evenly over all classes.
         image_shape: C, H, W.
     """
@@ -48,12 +49,20 @@ class Step:
         self.statistics = SlotStatistics(weights, phase.gpus_per_model, comm)
         device = weights.theta.device
         batch = self._slots * phase.micro_batch_size
+        low_precision = comm.world_size > 1 and execution.all_reduce != "fp32"
+        self._bucket = (
+            torch.empty_like(weights.gradient, dtype=DTYPES[execution.all_reduce])
+            if low_precision
+            else weights.gradient
+        )
         self.images = execution.empty_images((batch, *image_shape), device)
         self.labels = torch.zeros(batch, dtype=torch.int64, device=device)
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        # Over the images since the last reading: the sum of their losses, and how many were right.
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self._seen = 0
-        self._run: Callable[[], None] = self.update_no_sync
+        # What a call runs: the update, or the replay of its capture.
+        self.run: Callable[[], None] = self.update_no_sync
         forward = self._loss_and_correct
         self._forward = torch.compile(forward, dynamic=False) if execution.compile else forward
 
@@ -65,9 +74,21 @@ class Step:
             )
         return loss, (logits.argmax(1) == labels).sum()
 
-    def __call__(self) -> None:
-        """Update theta from `images` and `labels`: run the update, or replay its capture."""
-        self._run()
+    def __call__(self, images: Tensor | None = None, labels: Tensor | None = None) -> None:
+        """Update theta: run the update, or replay its capture.
+
+        Arguments:
+            images: copied into `images` [B, C, H, W], and must be like it; None: it is filled.
+            labels: copied into `labels` [B] int64; None: it is filled.
+
+        Raises:
+            ValueError: shape, type, device or memory format is another.
+        """
+        if images is not None:
+            self.images.copy_(_alike("images", images, self.images))
+        if labels is not None:
+            self.labels.copy_(_alike("labels", labels, self.labels))
+        self.run()
         self._seen += len(self.labels)
 
     def update_no_sync(self) -> None:
@@ -80,10 +101,22 @@ class Step:
             # The mean over slots of their mean losses: lines 12 and 14 at once.
             self._optimizer.scale(loss / self._num_slots).backward()
             self.statistics.leave_(slot)
-            self._loss_sum += loss.detach() * len(labels)
-            self._correct += correct
-        self._comm.all_reduce_(self._weights.gradient)
+            self.loss_sum += loss.detach() * len(labels)
+            self.correct += correct
+        self._sum_over_ranks_()
         self._optimizer.step()
+
+    def _sum_over_ranks_(self) -> None:
+        """Sum the gradient over the ranks, as it is or in half the bytes.
+
+        Too large a sum becomes infinite on every rank alike, and the scaler leaves the update out.
+        """
+        gradient, bucket = self._weights.gradient, self._bucket
+        if bucket is gradient:
+            self._comm.all_reduce_(gradient)
+            return
+        bucket.copy_(gradient)
+        gradient.copy_(self._comm.all_reduce_(bucket))
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the next updates, on the device."""
@@ -95,11 +128,11 @@ class Step:
         Waits for the device: an epoch's only synchronisation.
         """
         sums = torch.stack(
-            [self._loss_sum, self._correct.double(), self._loss_sum.new_tensor(self._seen)]
+            [self.loss_sum, self.correct.double(), self.loss_sum.new_tensor(self._seen)]
         )
         loss, correct, seen = self._comm.all_reduce_(sums).tolist()
-        self._loss_sum.zero_()
-        self._correct.zero_()
+        self.loss_sum.zero_()
+        self.correct.zero_()
         self._seen = 0
         return loss / seen, correct / seen
 
@@ -118,8 +151,32 @@ class Step:
         for _ in range(updates):
             self()
         if self._execution.capture:
-            self._run = capture(self.update_no_sync)
+            self.run = capture(self.update_no_sync)
         self.read_metrics()
         self._weights.load_(theta, statistics)
         self.statistics.reset_()
         self._optimizer.reset_()
+
+
+def _alike(name: str, given: Tensor, static: Tensor) -> Tensor:
+    """What is given, where it is of the kind of a step's own tensor."""
+    nhwc = static.dim() == 4 and not static.is_contiguous()
+    layout = torch.channels_last if nhwc else torch.contiguous_format
+    if (
+        given.shape == static.shape
+        and given.dtype == static.dtype
+        and given.device == static.device
+        and given.is_contiguous(memory_format=layout)
+    ):
+        return given
+    raise ValueError(f"{name}: expected {_describe(static)}, got {_describe(given)}")
+
+
+def _describe(tensor: Tensor) -> str:
+    layout = f"strides {list(tensor.stride())}"
+    if tensor.is_contiguous():
+        layout = "contiguous"
+    elif tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        layout = "channels_last"
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"{kind} {list(tensor.shape)} {layout} on {tensor.device}"

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from swap_fast.averaging import average
-from swap_fast.batchnorm import recompute_statistics_
-from swap_fast.comm import ALONE
 from swap_fast.config import SGDRecipe, SWAPRecipe
 from swap_fast.parts import Parts
 from swap_fast.record import EpochRow
@@ -54,7 +52,7 @@ class Result:
     stopped_by: str
     """What ended phase 1."""
     workers: list[Worker]
-    """This rank's workers; empty for SGD."""
+    """This rank's workers, which a group of ranks has in common; empty for SGD."""
     before_averaging_s: float
     """The paper's reading of this rank's clock when its training was done."""
     test_accuracy: float
@@ -79,20 +77,20 @@ def swap(recipe: SWAPRecipe, parts: Parts) -> Result:
 
 def large_batch_phase(recipe: SGDRecipe, parts: Parts) -> PhaseOne:
     """Phase 1, lines 7-17: all slots train one model until its train accuracy is above tau."""
-    step, epochs, test_accuracy = parts.steps[0], 0, 0.0
+    phase, epochs, test_accuracy = parts.phases[0], 0, 0.0
 
     def after_epoch(row: EpochRow) -> None:
         nonlocal epochs, test_accuracy
         with parts.clock.lap("evaluation"):
-            step.statistics.merge_()
+            phase.statistics.merge_()
             test_accuracy = parts.evaluate(parts.comm)
         epochs = row.epoch
         parts.watch.on_epoch(replace(row, test_accuracy=test_accuracy))
 
     parts.weights.model.train()
     stopped_by = train(
-        step,
-        parts.batches[0],
+        phase.step,
+        phase.batches,
         recipe.phase1,
         number=1,
         clock=parts.clock,
@@ -100,7 +98,7 @@ def large_batch_phase(recipe: SGDRecipe, parts: Parts) -> PhaseOne:
         after_epoch=after_epoch,
     )
     with parts.clock.lap("phase1"):
-        step.statistics.merge_()
+        phase.statistics.merge_()
         theta, statistics = parts.weights.copy()
         velocity = parts.optimizer.velocity.clone()
     with parts.clock.lap("checkpoint"):
@@ -117,26 +115,27 @@ def large_batch_phase(recipe: SGDRecipe, parts: Parts) -> PhaseOne:
 
 
 def small_batch_phase(recipe: SWAPRecipe, parts: Parts, start: PhaseOne) -> list[Worker]:
-    """Phase 2, lines 18-27: each worker refines its own copy, with no communication."""
-    step, workers = parts.steps[1], []
+    """Phase 2, lines 18-27: each worker refines its own copy, with no communication among them."""
+    phase, group, workers = parts.phases[1], parts.group, []
 
     def after_epoch(row: EpochRow) -> None:
         with parts.clock.lap("evaluation"):
-            step.statistics.merge_()
-            test_accuracy = parts.evaluate(ALONE)
-        parts.watch.on_epoch(replace(row, test_accuracy=test_accuracy))
-        with parts.clock.lap("checkpoint"):
-            parts.watch.on_weights(2, row.worker, row.epoch)
+            phase.statistics.merge_()
+            test_accuracy = parts.evaluate(group.inside)
+        if group.is_first:
+            parts.watch.on_epoch(replace(row, test_accuracy=test_accuracy))
+            with parts.clock.lap("checkpoint"):
+                parts.watch.on_weights(2, row.worker, row.epoch)
 
-    for number in parts.comm.slots(recipe.num_workers):
+    for number in group.workers:
         started_s = parts.clock.reading()
         with parts.clock.lap("phase2"):
             parts.weights.load_(start.theta, start.statistics)
-            step.statistics.reset_()
+            phase.statistics.reset_()
             parts.optimizer.reset_(start.velocity if recipe.keep_momentum else None)
         train(
-            step,
-            parts.batches[1],
+            phase.step,
+            phase.batches,
             recipe.phase2,
             number=2,
             worker=number,
@@ -156,9 +155,7 @@ def averaging_phase(recipe: SWAPRecipe, parts: Parts, thetas: list[Tensor]) -> N
     with parts.clock.lap("waiting"):
         parts.comm.barrier()
     with parts.clock.lap("averaging"):
-        theta = average(thetas, recipe.num_workers, parts.comm)
+        theta = average(thetas, recipe.num_workers, parts.group.across)
         parts.weights.load_(theta, parts.weights.statistics)
     with parts.clock.lap("batch_norm"):
-        recompute_statistics_(
-            parts.weights, parts.batch_norm_batches(), parts.comm, autocast=parts.execution.autocast
-        )
+        parts.statistics_pass(parts.batch_norm_batches(), parts.comm)

@@ -145,14 +145,19 @@ def oracle_batch(
 
 
 def run_processes(
-    function: Callable[[Comm, Path], None], world_size: int, folder: Path, *, timeout_s: float = 120
+    function: Callable[[Comm, Path], None],
+    world_size: int,
+    folder: Path,
+    *,
+    timeout_s: float = 120,
+    collectives_s: float = 60,
 ) -> None:
     """Run a module's function on each rank of a gloo group; a failure or a hang is an error."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = mp.spawn(
-        _process, (function, world_size, port, folder), nprocs=world_size, join=False
+        _process, (function, world_size, port, folder, collectives_s), nprocs=world_size, join=False
     )
     limit = time.monotonic() + timeout_s
     try:
@@ -172,6 +177,7 @@ def _process(
     world_size: int,
     port: int,
     folder: Path,
+    collectives_s: float,
 ) -> None:
     os.environ.update(
         RANK=str(rank),
@@ -180,7 +186,7 @@ def _process(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    comm = connect("cpu", timeout_s=60.0)
+    comm = connect("cpu", timeout_s=collectives_s)
     try:
         function(comm, folder)
     finally:

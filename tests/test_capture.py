@@ -5,114 +5,30 @@ the eager step, over everything that changes between calls, it must stay equal t
 is itself tested: a step that keeps something on the host must fail it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from swap_fast.comm import ALONE
-from swap_fast.config import Optimizer, Phase
+from bench.checks import CHECKS, Check, UnavailableError
+from bench.contract import BATCH, Trained, largest_difference, no_wait
+from swap_fast.batchnorm import StatisticsPass
 from swap_fast.execution import Execution
 from swap_fast.models import ResNet9
-from swap_fast.optimizer import NesterovSGD
 from swap_fast.step import Step
 from swap_fast.weights import Weights
-
-BATCH = 16
-
-
-class Trained:
-    """A small net with its step, always from the same weights."""
-
-    def __init__(self, *, scaled: bool, step_type: type[Step] = Step) -> None:
-        torch.manual_seed(0)
-        execution = Execution()
-        self.weights = Weights(execution.place(ResNet9(width=2), torch.device("cpu")))
-        self.optimizer = NesterovSGD(self.weights, Optimizer(), scale_gradients=scaled)
-        phase = Phase(global_batch_size=BATCH, peak_lr=1.0, max_epochs=1, gpus_per_model=2)
-        self.step = step_type(self.weights, self.optimizer, phase, ALONE, execution)
-        self.weights.model.train()
-        self.step.warm_up()
-        self._start = self.weights.copy()
-
-    def restart(self) -> None:
-        """Go back to the first weights with no history, as at the switch between phases."""
-        self.weights.load_(*self._start)
-        self.optimizer.reset_()
-        self.step.statistics.reset_()
-
-    def state(self) -> list[Tensor]:
-        """Everything that a step writes."""
-        scale = self.optimizer.scaler.state_dict().get("scale", 1.0)
-        return [
-            self.weights.theta.detach().clone(),
-            self.weights.gradient.clone(),
-            self.optimizer.velocity.clone(),
-            self.step.statistics._values.clone(),
-            self.step._loss_sum.clone(),
-            self.step._correct.clone(),
-            torch.tensor(scale),
-        ]
-
-
-def traced(trained: Trained) -> Callable[[], None]:
-    """The step's operations as a graph, on the same tensors; tracing runs the step once."""
-    trained.step.set_learning_rate(0.0)
-    graph = make_fx(lambda: trained.step.update_no_sync())()
-    trained.step._seen = 1
-    trained.step.read_metrics()
-    trained.restart()
-
-    def replay() -> None:
-        with torch.no_grad():
-            graph()
-
-    return replay
-
-
-def follows_eager(step_type: type[Step] = Step, *, scaled: bool = True) -> bool:
-    """Whether a traced step stays equal to an eager one for 20 steps of a varied run."""
-    eager, replayed = (Trained(scaled=scaled, step_type=step_type) for _ in range(2))
-    replay = traced(replayed)
-    random = torch.Generator().manual_seed(1)
-    for number in range(20):
-        images = torch.randn(BATCH, 3, 32, 32, generator=random)
-        labels = torch.randint(10, (BATCH,), generator=random)
-        if number == 0 or number == 7:
-            images[3] = torch.inf  # the very first update overflows, and a later one
-        for trained in (eager, replayed):
-            trained.step.images.copy_(images)
-            trained.step.labels.copy_(labels)
-            trained.step.set_learning_rate(0.02 * (number + 1))
-        eager.step.update_no_sync()
-        replay()
-        if number == 7:  # an overflow leaves batch norm's statistics not finite: start them again
-            for trained in (eager, replayed):
-                trained.step.statistics.reset_()
-        if number == 10:  # an epoch ends
-            for trained in (eager, replayed):
-                trained.step._seen = 1
-                trained.step.read_metrics()
-        if number == 14:  # the phases switch
-            for trained in (eager, replayed):
-                trained.restart()
-        pairs = zip(eager.state(), replayed.state(), strict=True)
-        if not all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in pairs):
-            return False
-    return True
 
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_the_step_is_what_a_graph_would_replay(scaled: bool) -> None:
     # Without a scaler an overflow is an overflow: what follows it is NaN on both sides.
-    assert follows_eager(scaled=scaled)
+    assert largest_difference(Execution(), scaled=scaled) == 0.0
 
 
 def test_an_overflowing_first_update_is_left_out() -> None:
-    trained = Trained(scaled=True)
+    trained = Trained(Execution(), scaled=True)
     before = trained.state()
     trained.step.images.fill_(torch.inf)
     trained.step.set_learning_rate(0.1)
@@ -144,7 +60,7 @@ class ReadsBack(Step):
     def update_no_sync(self) -> None:
         """Decay by the first weight."""
         super().update_no_sync()
-        self._weights.theta.detach().mul_(1 - 1e-3 * self._correct.item())
+        self._weights.theta.detach().mul_(1 - 1e-3 * self.correct.item())
 
 
 class Rebinds(Step):
@@ -153,43 +69,70 @@ class Rebinds(Step):
     def update_no_sync(self) -> None:
         """Rebind the count."""
         super().update_no_sync()
-        self._correct = self._correct + 1
+        self.correct = self.correct + 1
 
 
 @pytest.mark.parametrize("step_type", [FloatRate, ReadsBack, Rebinds])
 def test_the_contract_can_fail(step_type: type[Step]) -> None:
     try:
-        held = follows_eager(step_type)
+        difference = largest_difference(Execution(), scaled=True, step_type=step_type)
     except RuntimeError:  # tracing itself may refuse a read of the device
-        held = False
-    assert not held
+        difference = 1.0
+    assert difference > 0
 
 
-class NoSync(TorchDispatchMode):
-    """Raises on what waits for the device: values read on the host, sizes that depend on data."""
+def traced(statistics_pass: StatisticsPass) -> Callable[[], None]:
+    """The operations of a pass over a full buffer."""
+    graph: Callable[[], None] = make_fx(lambda: statistics_pass.add_buffer_no_sync())()
+    return graph
 
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "item", "unique")
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Let through, or raise."""
-        name = func.overloadpacket.__name__
-        if name in self.FORBIDDEN:
-            raise AssertionError(f"{name} waits for the device")
-        return func(*args, **(kwargs or {}))
+def test_the_batch_norm_pass_is_what_a_graph_would_replay() -> None:
+    results = []
+    for replayed in (False, True):
+        torch.manual_seed(0)
+        weights = Weights(ResNet9(width=2))
+        statistics_pass = StatisticsPass(weights)
+        buffer = torch.empty(BATCH, 3, 32, 32)
+        statistics_pass.warm_up(buffer, captured=False)
+        if replayed:
+            with torch.no_grad(), statistics_pass.passing():
+                statistics_pass.run = traced(statistics_pass)
+
+        def batches(buffer: Tensor = buffer) -> Iterator[Tensor]:
+            random = torch.Generator().manual_seed(1)
+            for size in (BATCH, BATCH, BATCH // 2):  # the short one is never a replay
+                buffer[:size] = torch.randn(size, 3, 32, 32, generator=random)
+                yield buffer[:size]
+
+        for _ in range(2):  # sums start anew each time
+            statistics_pass(batches())
+        results.append(weights.statistics.clone())
+    assert torch.equal(*results)
+    assert results[0].isfinite().all()
+
+
+def test_the_batch_norm_pass_does_not_wait_for_the_device() -> None:
+    weights = Weights(ResNet9(width=2))
+    statistics_pass = StatisticsPass(weights)
+    buffer = torch.empty(BATCH, 3, 32, 32)
+    statistics_pass.warm_up(buffer, captured=False)
+    with torch.no_grad(), statistics_pass.passing(), no_wait("cpu"):
+        statistics_pass.add_buffer_no_sync()
 
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_no_step_waits_for_the_device(scaled: bool) -> None:
-    trained = Trained(scaled=scaled)
-    with NoSync():
+    trained = Trained(Execution(), scaled=scaled)
+    with no_wait("cpu"):
         for _ in range(2):
             trained.step.set_learning_rate(0.1)
             trained.step()
 
 
 def test_the_watch_for_waits_can_fail() -> None:
-    trained = Trained(scaled=True, step_type=ReadsBack)
-    with NoSync(), pytest.raises(AssertionError, match="_local_scalar_dense waits"):
+    trained = Trained(Execution(), scaled=True, step_type=ReadsBack)
+    with no_wait("cpu"), pytest.raises(AssertionError, match="_local_scalar_dense waits"):
         trained.step()
 
 
@@ -224,26 +167,9 @@ def test_the_forward_pass_on_a_fake_cuda_device(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.gpu
-def test_a_captured_step_is_the_eager_one() -> None:
-    device = torch.device("cuda")
-    steps = []
-    for captured in (False, True):
-        torch.manual_seed(0)
-        execution = Execution(device_type="cuda", precision="fp16", capture=captured)
-        weights = Weights(execution.place(ResNet9(width=8), device))
-        optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=True)
-        phase = Phase(global_batch_size=64, peak_lr=1.0, max_epochs=1, gpus_per_model=2)
-        step = Step(weights, optimizer, phase, ALONE, execution)
-        weights.model.train()
-        step.warm_up()
-        steps.append((step, weights))
-    for number in range(20):
-        images = torch.randn(64, 3, 32, 32, device=device)
-        labels = torch.randint(10, (64,), device=device)
-        for step, _ in steps:
-            step.images.copy_(images)
-            step.labels.copy_(labels)
-            step.set_learning_rate(0.001 * (number + 1))
-            step()
-    torch.testing.assert_close(steps[0][1].theta, steps[1][1].theta, rtol=1e-2, atol=1e-3)
-    assert steps[0][0].read_metrics() == pytest.approx(steps[1][0].read_metrics(), rel=1e-2)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+def test_on_a_gpu(check: Check) -> None:
+    try:
+        check.confirm("cuda")
+    except UnavailableError as missing:
+        pytest.skip(str(missing))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from small_parts import run_processes
+from small_parts import SWAP, make_dataset, run_processes, small_parts
 
 from swap_fast.comm import ALONE, Comm, connect
 
@@ -78,3 +82,87 @@ def check_collectives(comm: Comm, folder: Path) -> None:
 def test_collectives_of_two_processes(tmp_path: Path) -> None:
     run_processes(check_collectives, 2, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"written", "done0", "done1"}
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 2), (3, 8), (2, 2), (4, 2), (16, 2)])
+def test_workers_are_shared_out(world_size: int, num_workers: int) -> None:
+    comms = [Comm(rank=rank, world_size=world_size) for rank in range(world_size)]
+    dealt = [worker for comm in comms for worker in comm.workers(num_workers)]
+    each = max(1, world_size // num_workers)
+    assert sorted(dealt) == sorted(list(range(num_workers)) * each)
+    if each > 1:  # neighbours work together
+        assert dealt == sorted(dealt)
+
+
+def test_ranks_that_cannot_be_shared_out_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"a multiple of the 2 workers, got 3$"):
+        Comm(world_size=3).worker_group(2)
+
+
+@pytest.fixture
+def fake_rank(request: pytest.FixtureRequest) -> Iterator[Comm]:
+    """A rank of 16 whose collectives do nothing: for shapes and groups."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=request.param, world_size=16, store=FakeStore())
+    yield Comm(rank=request.param, world_size=16)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("fake_rank", [0, 7, 8, 13], indirect=True)
+def test_groups_of_imagenet_s_two_workers_of_eight(fake_rank: Comm) -> None:
+    rank, group = fake_rank.rank, fake_rank.worker_group(2)
+    worker, place = rank // 8, rank % 8
+    assert list(group.workers) == [worker]
+    assert group.is_first == (place == 0)
+    assert (group.inside.rank, group.inside.world_size) == (place, 8)
+    assert (group.across.rank, group.across.world_size) == (worker, 2)
+    inside = dist.get_process_group_ranks(group.inside.group)
+    assert inside == list(range(8 * worker, 8 * worker + 8))
+    assert dist.get_process_group_ranks(group.across.group) == [place, place + 8]
+    assert group.inside.slots(8) == range(place, 8, 8)
+
+
+@pytest.mark.parametrize("fake_rank", [0, 13], indirect=True)
+def test_a_step_of_sixteen_ranks_has_one_slot_of_each_phase(fake_rank: Comm) -> None:
+    recipe = replace(
+        SWAP,
+        phase1=replace(SWAP.phase1, global_batch_size=64, gpus_per_model=16),
+        phase2=replace(SWAP.phase2, global_batch_size=32, gpus_per_model=8),
+    )
+    parts = small_parts(recipe, comm=fake_rank, dataset=make_dataset(128))
+    assert [phase.step.images.shape for phase in parts.phases] == [(4, 3, 32, 32)] * 2
+    assert [phase.batches.steps_per_epoch for phase in parts.phases] == [2, 4]
+    for phase in parts.phases:
+        phase.step()
+
+
+def hang_on_rank_1(comm: Comm, folder: Path) -> None:
+    if comm.rank == 1:
+        while not (folder / "seen").exists():
+            time.sleep(0.1)
+        return
+    try:
+        comm.all_reduce_(torch.zeros(1))
+    except RuntimeError as error:
+        (folder / "error").write_text(str(error))
+    (folder / "seen").touch()
+
+
+def die_on_rank_1(comm: Comm, folder: Path) -> None:
+    if comm.rank == 1:
+        os._exit(0)
+    try:
+        comm.all_reduce_(torch.zeros(1))
+    except RuntimeError as error:
+        (folder / "error").write_text(str(error))
+
+
+@pytest.mark.parametrize("fault", [hang_on_rank_1, die_on_rank_1])
+def test_a_rank_that_does_not_answer_is_named(
+    fault: Callable[[Comm, Path], None], tmp_path: Path
+) -> None:
+    run_processes(fault, 2, tmp_path, collectives_s=3.0)
+    error = (tmp_path / "error").read_text()
+    assert error.startswith("all-reduce: no answer from rank 1, which hangs or has ended (")
+    assert "\n" not in error

@@ -46,7 +46,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (SWAP, {"train_images": 15}, "train_images"),
     (SWAP, {"num_workers": 0}, "num_workers"),
     (SWAP, {"num_workers": 4}, "phase1.gpus_per_model"),
-    (SWAP, {"phase2": replace(PHASE2, gpus_per_model=2)}, "phase2.gpus_per_model"),
+    (SWAP, {"phase2": replace(PHASE2, gpus_per_model=2)}, "phase1.gpus_per_model"),
     (SWAP, {"phase2": replace(PHASE2, global_batch_size=400), "train_images": 300}, "train_images"),
     (SWAP, {"batch_norm_batch_size": 1}, "batch_norm_batch_size"),
 ]

@@ -14,11 +14,16 @@ from torch import Tensor, nn
 from swap_fast.averaging import average
 from swap_fast.batchnorm import SlotStatistics, recompute_statistics_
 from swap_fast.comm import ALONE, Comm
-from swap_fast.config import Phase
+from swap_fast.config import Optimizer, Phase
 from swap_fast.data.augment import IMAGE_SIZE
+from swap_fast.execution import Execution
+from swap_fast.optimizer import NesterovSGD
 from swap_fast.parts import Parts, Watch
 from swap_fast.record import EpochRow
+from swap_fast.step import Step
 from swap_fast.swap import swap
+from swap_fast.trajectory import running_average
+from swap_fast.weights import Weights
 
 W = 4
 RECIPE = replace(
@@ -123,6 +128,92 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     run_processes(run_swap, request.param, folder)
     files = [folder / f"rank{rank}of{request.param}.pt" for rank in range(request.param)]
     return [torch.load(file) for file in files]
+
+
+def sum_gradients(comm: Comm, folder: Path) -> None:
+    """One update of phase 1 in fp16, its gradients summed in fp32 and in half the bytes."""
+    for all_reduce in ("fp32", "fp16"):
+        torch.manual_seed(0)
+        execution = Execution(precision="fp16", all_reduce=all_reduce)
+        weights = Weights(execution.place(SmoothNet(), torch.device("cpu")))
+        optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=True)
+        step = Step(weights, optimizer, RECIPE.phase1, comm, execution)
+        for slot, images in enumerate(step.images.chunk(len(comm.slots(W)))):
+            generator = torch.Generator().manual_seed(comm.slots(W)[slot])
+            images.copy_(torch.randn(images.shape, generator=generator))
+        optimizer.scaler.update(1024.0)
+        step()
+        name = f"{all_reduce}-rank{comm.rank}of{comm.world_size}.pt"
+        torch.save(weights.gradient / 1024, folder / name)
+
+
+def test_gradients_summed_in_half_the_bytes_are_the_same_but_for_rounding(tmp_path: Path) -> None:
+    run_processes(sum_gradients, 2, tmp_path)
+    whole, half = (torch.load(tmp_path / f"{t}-rank0of2.pt") for t in ("fp32", "fp16"))
+    assert torch.equal(half, torch.load(tmp_path / "fp16-rank1of2.pt"))
+    assert not torch.equal(whole, half)
+    # Half precision keeps 11 bits of each rank's part and of the sum.
+    assert_close(half, whole, 3 * 2.0**-11)
+
+
+GROUPS = replace(
+    RECIPE,
+    num_workers=2,
+    phase2=replace(RECIPE.phase2, gpus_per_model=2),
+)
+"""Two workers, each of two slots: on four ranks a worker is two ranks' work."""
+
+
+def run_groups(comm: Comm, folder: Path) -> None:
+    """Run SWAP with workers of two slots as this rank, with the weights that it saves."""
+    rows: list[EpochRow] = []
+    saved: dict[tuple[int, int], Tensor] = {}
+
+    def on_weights(phase: int, worker: int, epoch: int) -> None:
+        if phase == 2:
+            saved[worker, epoch] = parts.weights.theta.detach().clone()
+
+    recipe = replace(GROUPS, phase2=replace(GROUPS.phase2, max_epochs=2))
+    parts = small_parts(
+        recipe,
+        dataset=DATA,
+        make_model=SmoothNet,
+        comm=comm,
+        watch=Watch(on_epoch=rows.append, on_weights=on_weights),
+    )
+    result = swap(recipe, parts)
+    averages = running_average(recipe, parts, result, lambda w, e: saved[w, e])
+    torch.save(
+        {
+            "theta": parts.weights.theta.detach(),
+            "statistics": parts.weights.statistics,
+            "rows": [where(asdict(row)) for row in rows],
+            "saved": sorted(saved),
+            "workers": {worker.number: worker.theta for worker in result.workers},
+            "averages": [row.test_accuracy for row in averages],
+        },
+        folder / f"rank{comm.rank}of{comm.world_size}.pt",
+    )
+
+
+@pytest.mark.slow
+def test_workers_of_several_ranks_are_those_of_one(tmp_path: Path) -> None:
+    run_groups(ALONE, tmp_path)
+    alone = torch.load(tmp_path / "rank0of1.pt")
+    for world_size in (2, 4):
+        run_processes(run_groups, world_size, tmp_path)
+        size = world_size // 2  # ranks a worker
+        for rank in range(world_size):
+            run = torch.load(tmp_path / f"rank{rank}of{world_size}.pt")
+            worker = rank // size
+            for name in ("theta", "statistics"):
+                assert_close(run[name], alone[name], TOLERANCE)
+            assert list(run["workers"]) == [worker]
+            assert_close(run["workers"][worker], alone["workers"][worker], TOLERANCE)
+            own = [(2, worker, 1), (2, worker, 2)] if rank % size == 0 else []
+            assert run["rows"] == [(1, 0, 1), (1, 0, 2), *own]
+            assert run["saved"] == [place[1:] for place in own]
+            assert run["averages"] == alone["averages"]
 
 
 def assert_close(ours: Tensor, expected: Tensor, tolerance: float) -> None:

@@ -1,0 +1,251 @@
+"""What only a GPU can confirm of the step, one check each; most have a form for CPUs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+
+from bench.contract import BATCH, Trained, growth, largest_difference, no_wait
+from bench.launch import launch
+from bench.machine import has_compiler, resident_gib
+from swap_fast.batchnorm import StatisticsPass
+from swap_fast.comm import ALONE, Comm, connect
+from swap_fast.config import Optimizer, Phase
+from swap_fast.execution import Execution, default_execution
+from swap_fast.models import ResNet9
+from swap_fast.optimizer import NesterovSGD
+from swap_fast.step import Step
+from swap_fast.weights import Weights
+
+
+class UnavailableError(Exception):
+    """The check needs what this machine does not have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing to confirm."""
+
+    name: str
+    """In one word."""
+    claim: str
+    """What holds where the check passes."""
+    confirm: Callable[[str], str]
+    """Given "cpu" or "cuda": says what was seen, or raises AssertionError or UnavailableError."""
+
+
+def _execution(device_type: str) -> Execution:
+    """fp16 with its loss scale on both; captured where that can be."""
+    return replace(default_execution(device_type), precision="fp16")
+
+
+def replay(device_type: str) -> str:
+    """The captured step beside the eager one; on a CPU its trace."""
+    tolerance = 1e-3 if device_type == "cuda" else 0.0
+    deterministic = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        # Each device's own precision: what is compared is the replay, not the rounding.
+        difference = largest_difference(default_execution(device_type), scaled=True)
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic
+    assert difference <= tolerance, f"differs by {difference:.1e}, allowed {tolerance:g}"
+    return f"largest relative difference over 20 updates {difference:.1e}"
+
+
+def statistics(device_type: str) -> str:
+    """Phase 3's pass, captured where that can be, against torch's own `update_bn`."""
+    execution = _execution(device_type)
+    device = torch.device(device_type)
+    torch.manual_seed(0)
+    weights = Weights(execution.place(ResNet9(width=8), device))
+    batches = [torch.randn(64, 3, 32, 32, device=device).to(execution.dtype) for _ in range(3)]
+    batches = [batch.to(memory_format=execution.format) for batch in batches]
+    with execution.autocast():
+        torch.optim.swa_utils.update_bn(batches, weights.model)
+    theirs = weights.statistics.clone()
+    # The same batches in one buffer, so that their passes are replays.
+    buffer = execution.empty_images((64, 3, 32, 32), device)
+    statistics_pass = StatisticsPass(weights, execution.autocast)
+    statistics_pass.warm_up(buffer, captured=execution.capture)
+    statistics_pass(buffer.copy_(batch) for batch in batches)
+    means = len(theirs) // 2
+    # update_bn takes the mean of the batches' variances, which leaves out what is between them.
+    difference = float(
+        (weights.statistics - theirs)[:means].abs().max() / theirs[:means].abs().max()
+    )
+    assert difference < 1e-3, f"running means differ from torch's by {difference:.1e}"
+    return f"running means within {difference:.1e} of torch's update_bn"
+
+
+def no_waiting(device_type: str) -> str:
+    """Updates under a watch for whatever waits for the device."""
+    trained = Trained(_execution(device_type), scaled=True)
+    with no_wait(device_type):
+        for _ in range(3):
+            trained.step.set_learning_rate(0.1)
+            trained.step()
+    return "3 updates, no wait"
+
+
+def launches(device_type: str) -> str:
+    """The profiler's count of graph launches."""
+    if device_type != "cuda":
+        raise UnavailableError("CUDA graphs")
+    from torch.profiler import ProfilerActivity, profile
+
+    trained = Trained(_execution(device_type), scaled=True)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        for _ in range(50):
+            trained.step()
+        torch.cuda.synchronize()
+    counts = {event.key: event.count for event in seen.key_averages()}
+    graphs = sum(n for key, n in counts.items() if "GraphLaunch" in key)
+    kernels = sum(n for key, n in counts.items() if "LaunchKernel" in key)
+    assert graphs == 50, f"50 updates made {graphs} graph launches"
+    assert kernels == 0, f"50 updates launched {kernels} kernels outside the graph"
+    return "50 updates, 50 graph launches, no other"
+
+
+def memory(device_type: str) -> str:
+    """What 1,000 updates leave allocated."""
+    trained = Trained(_execution(device_type), scaled=True)
+
+    def allocated() -> float:
+        if device_type == "cuda":
+            torch.cuda.synchronize()
+            return torch.cuda.memory_reserved() + torch.cuda.memory_allocated()
+        return resident_gib()
+
+    share = growth(trained.step, allocated, times=1000)
+    limit = 0.0 if device_type == "cuda" else 0.02
+    assert share <= limit, f"memory grew by {share:.2%} over 1,000 updates"
+    return f"memory grew by {share:.2%} over 1,000 updates"
+
+
+def precision(device_type: str) -> str:
+    """Types and layouts of what flows through the net."""
+    execution = _execution(device_type)
+    weights = Weights(execution.place(ResNet9(width=8), torch.device(device_type)))
+    seen: list[tuple[torch.dtype, bool]] = []
+    for module in weights.model.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            module.register_forward_hook(
+                lambda _, __, out: seen.append(
+                    (out.dtype, out.is_contiguous(memory_format=torch.channels_last))
+                )
+            )
+    images = execution.empty_images((4, 3, 32, 32), weights.theta.device).normal_()
+    with execution.autocast():
+        weights.model(images)
+    assert len(seen) == 16, f"expected 16 layers, saw {len(seen)}"
+    assert set(seen) == {(torch.float16, True)}, f"saw {sorted(set(map(str, seen)))}"
+    assert {p.dtype for p in weights.model.parameters()} == {torch.float32}
+    return "16 layers fp16 channels_last, weights and statistics fp32"
+
+
+def overflow(device_type: str) -> str:
+    """A first update whose gradient is not finite."""
+    trained = Trained(_execution(device_type), scaled=True)
+    theta, scale = trained.weights.theta.detach().clone(), trained.optimizer.scaler.get_scale()
+    trained.step.images.fill_(torch.inf)
+    trained.step.labels.zero_()
+    trained.step.set_learning_rate(0.1)
+    trained.step()
+    assert torch.equal(trained.weights.theta.detach(), theta), "the weights moved"
+    assert not trained.optimizer.velocity.any(), "the velocity moved"
+    after = trained.optimizer.scaler.get_scale()
+    assert after == scale / 2, f"the scale went from {scale:g} to {after:g}"
+    return f"left out; the scale went from {scale:g} to {after:g}"
+
+
+def compiled(device_type: str) -> str:
+    """A compiled update beside an eager one."""
+    if device_type == "cpu" and not has_compiler():
+        raise UnavailableError("a C++ compiler")
+    thetas = []
+    for compile_ in (False, True):
+        execution = replace(default_execution(device_type), precision="fp32", compile=compile_)
+        trained = Trained(execution, scaled=False)
+        trained.step.images.copy_(
+            torch.linspace(-2, 2, trained.step.images.numel()).view(BATCH, 3, 32, 32)
+        )
+        trained.step.set_learning_rate(0.01)
+        trained.step()
+        thetas.append(trained.weights.theta.detach().clone())
+    difference = float((thetas[0] - thetas[1]).abs().max() / thetas[0].abs().max())
+    assert difference < 1e-3, f"differs by {difference:.1e}"
+    return f"within {difference:.1e} of the eager update"
+
+
+def together(device_type: str) -> str:
+    """An update of two ranks, its all-reduce inside the graph, beside that of one process."""
+    if device_type == "cuda" and torch.cuda.device_count() < 2:
+        raise UnavailableError("two CUDA devices")
+    with TemporaryDirectory() as folder:
+        launch(_save_update, device_type, folder, num_ranks=2)
+        two = torch.load(f"{folder}/theta.pt", weights_only=True)
+    one = _update(device_type, ALONE)
+    difference = float((one - two).abs().max() / one.abs().max())
+    assert difference < 1e-4, f"two ranks differ from one process by {difference:.1e}"
+    backend = "NCCL, in the graph" if device_type == "cuda" else "gloo"
+    return f"two ranks ({backend}) within {difference:.1e} of one process"
+
+
+def _save_update(device_type: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    comm = connect(device_type, timeout_s=120)
+    theta = _update(device_type, comm)
+    if comm.rank == 0:
+        torch.save(theta, f"{folder}/theta.pt")
+    comm.close()
+
+
+def _update(device_type: str, comm: Comm) -> torch.Tensor:
+    """theta after one update from four slots, whose batches depend on the slot alone."""
+    torch.manual_seed(0)
+    execution = replace(default_execution(device_type), precision="fp32")
+    weights = Weights(execution.place(ResNet9(width=4), torch.device(device_type)))
+    optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=False)
+    phase = Phase(global_batch_size=64, peak_lr=1.0, max_epochs=1, gpus_per_model=4)
+    step = Step(weights, optimizer, phase, comm, execution)
+    weights.model.train()
+    step.warm_up()
+    slots, labels = comm.slots(4), torch.arange(64).view(4, 16) % 10
+    for slot, images in zip(slots, step.images.chunk(len(slots)), strict=True):
+        images.copy_(torch.randn(images.shape, generator=torch.Generator().manual_seed(slot)))
+    step.labels.copy_(labels[list(slots)].flatten())
+    step.set_learning_rate(0.01)
+    step()
+    return weights.theta.detach().cpu()
+
+
+CHECKS = (
+    Check(name="replay", claim="a captured step stays equal to the eager one", confirm=replay),
+    Check(
+        name="statistics",
+        claim="the captured batch-norm pass agrees with torch's `update_bn`",
+        confirm=statistics,
+    ),
+    Check(name="no-waiting", claim="no update waits for the device", confirm=no_waiting),
+    Check(name="launches", claim="an update is one graph launch and no other", confirm=launches),
+    Check(name="memory", claim="1,000 updates allocate nothing more", confirm=memory),
+    Check(
+        name="precision",
+        claim="every layer computes in fp16 channels_last, from fp32 weights",
+        confirm=precision,
+    ),
+    Check(
+        name="overflow",
+        claim="a first update that overflows leaves weights and velocity as they were",
+        confirm=overflow,
+    ),
+    Check(name="compiled", claim="a compiled update agrees with the eager one", confirm=compiled),
+    Check(
+        name="together",
+        claim="ranks whose all-reduce is in the graph agree with one process",
+        confirm=together,
+    ),
+)
