@@ -11,7 +11,7 @@ import tyro
 
 from bench.choices import choose
 from bench.options import MicroOptions, PlanOptions, RunOptions
-from swap_fast.config import SGDRecipe, SWAPRecipe
+from swap_fast.config import SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.recipes import RECIPES
 
 Flat = tyro.conf.arg(name="")
@@ -23,6 +23,14 @@ class RunSWAP:
 
     options: Annotated[RunOptions, Flat]
     recipe: Annotated[SWAPRecipe, Flat]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSWA:
+    """Run an SWA recipe and write its record."""
+
+    options: Annotated[RunOptions, Flat]
+    recipe: Annotated[SWARecipe, Flat]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +75,7 @@ def run(arguments: list[str]) -> int:
 
             name = automatic_recipe(quick="--quick" in arguments)
     recipe = RECIPES[name]()
-    form: Any = RunSWAP if isinstance(recipe, SWAPRecipe) else RunSGD
+    form: Any = {SWAPRecipe: RunSWAP, SWARecipe: RunSWA, SGDRecipe: RunSGD}[type(recipe)]
     parsed = tyro.cli(
         form,
         args=[a for a in arguments[1:] if not (arguments[0] == "auto" and a == "--quick")],

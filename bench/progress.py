@@ -5,7 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 from swap_fast.comm import Comm
-from swap_fast.config import Recipe, SWAPRecipe
+from swap_fast.config import AveragingRecipe, Recipe
 from swap_fast.record import EpochRow
 
 if TYPE_CHECKING:
@@ -29,11 +29,12 @@ class Progress:
         self._images = [share]
         self._phase1_epoch = train_images // recipe.phase1.global_batch_size * share
         self._total = self._phase1_epoch * recipe.phase1.max_epochs
-        if isinstance(recipe, SWAPRecipe):
+        if isinstance(recipe, AveragingRecipe):
             batch, epochs = recipe.phase2.global_batch_size, recipe.phase2.max_epochs
             workers = len(comm.workers(recipe.num_workers))
             # Of ranks that run a worker together, each has a share of its updates.
-            share = batch // max(1, comm.world_size // recipe.num_workers)
+            together = min(recipe.phase2.gpus_per_model, comm.world_size // recipe.num_workers)
+            share = batch // max(1, together)
             self._images.append(share)
             self._total += workers * epochs * (train_images // batch * share)
         self._done = 0
@@ -62,7 +63,7 @@ class Progress:
         recipe = self._recipe
         epochs = recipe.phase1.max_epochs
         who = "phase 1"
-        if row.phase == 2 and isinstance(recipe, SWAPRecipe):
+        if row.phase == 2 and isinstance(recipe, AveragingRecipe):
             epochs, who = recipe.phase2.max_epochs, f"phase 2, worker {row.worker}"
         elif self._comm.rank > 0:
             return  # phase 1's model is the same on every rank

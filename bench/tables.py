@@ -238,7 +238,9 @@ def _epochs(record: RunRecord) -> str:
     recipe = recipe_of(record)
     text = str(recipe["phase1"]["max_epochs"])
     if recipe.get("phase2"):
-        phase2 = f"{recipe['phase2']['max_epochs']} of each of {recipe['num_workers']} workers"
+        phase2 = str(recipe["phase2"]["max_epochs"])
+        if workers := recipe.get("num_workers"):  # SWA has none
+            phase2 = f"{phase2} of each of {workers} workers"
         return f"at most {text} + {phase2}"
     return text
 

@@ -13,7 +13,7 @@ from bench.physical import FLOOR, Efficiency
 from bench.workload import NUM_CLASSES, PhaseWork
 from swap_fast.batchnorm import recompute_statistics_
 from swap_fast.comm import ALONE
-from swap_fast.config import Optimizer, Phase, Recipe, SWAPRecipe, SWARecipe
+from swap_fast.config import AveragingRecipe, Optimizer, Phase, Recipe
 from swap_fast.execution import DTYPES, Execution, default_execution
 from swap_fast.memory import keep_freed_memory
 from swap_fast.models import ResNet9
@@ -66,7 +66,7 @@ def measure(recipe: Recipe, device: str = "auto") -> Measured:
     keep_freed_memory()
     execution, place = default_execution(device_type), torch.device(device_type)
     phases = [recipe.phase1]
-    if isinstance(recipe, SWAPRecipe | SWARecipe):
+    if isinstance(recipe, AveragingRecipe):
         phases.append(recipe.phase2)
     weights = Weights(
         execution.place(ResNet9(NUM_CLASSES[recipe.dataset], recipe.width), place),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from bench.net_cost import Net, resnet9
 from bench.paper import Paper
-from swap_fast.config import Phase, Recipe, SWAPRecipe, SWARecipe
+from swap_fast.config import AveragingRecipe, Phase, Recipe
 
 TRAIN_IMAGES = 50_000
 """Of CIFAR-10 and CIFAR-100."""
@@ -137,8 +137,8 @@ def workload_of(recipe: Recipe, paper: Paper, phase1_epochs: float | None = None
         )
 
     phases = [phase_work("phase 1", recipe.phase1, epochs)]
-    if isinstance(recipe, SWAPRecipe | SWARecipe):
-        models = recipe.num_workers if isinstance(recipe, SWAPRecipe) else 1
+    if isinstance(recipe, AveragingRecipe):
+        models = recipe.num_workers
         phases.append(phase_work("phase 2", recipe.phase2, float(recipe.phase2.max_epochs), models))
     # Both orientations of each training image, padded; the test images as they are.
     side = 32 + 2 * recipe.augmentation.pad

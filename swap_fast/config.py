@@ -204,6 +204,14 @@ class SGDRecipe:
         return self.phase1.gpus_per_model
 
 
+def _check_statistics_pass(net: str, batch_size: int) -> None:
+    """Refuse what the batch-norm pass after averaging cannot do."""
+    expected = "resnet9: phase 3 knows no statistics of groups within a batch"
+    _require(net == "resnet9", "net", expected, net)
+    expected = ">= 2: batch norm needs more than one image"
+    _require(batch_size >= 2, "batch_norm_batch_size", expected, batch_size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SWAPRecipe(SGDRecipe):
     """Stochastic Weight Averaging in Parallel: Algorithm 1."""
@@ -229,12 +237,6 @@ class SWAPRecipe(SGDRecipe):
             "None: every worker trains for all of phase 2's epochs (line 19)",
             self.phase2.stopping_accuracy,
         )
-        _require(
-            self.net == "resnet9",
-            "net",
-            "resnet9: phase 3 knows no statistics of groups within a batch",
-            self.net,
-        )
         workers, each = self.num_workers, self.gpus_per_worker
         _require(
             self.phase1.gpus_per_model == workers * each,
@@ -243,12 +245,7 @@ class SWAPRecipe(SGDRecipe):
             "workers of phase 2 train phase 1 together",
             self.phase1.gpus_per_model,
         )
-        _require(
-            self.batch_norm_batch_size >= 2,
-            "batch_norm_batch_size",
-            ">= 2: batch norm needs more than one image",
-            self.batch_norm_batch_size,
-        )
+        _check_statistics_pass(self.net, self.batch_norm_batch_size)
 
     @property
     def gpus_per_worker(self) -> int:
@@ -267,6 +264,8 @@ class SWARecipe(SGDRecipe):
 
     phase2: Phase
     """Goes on from phase 1 at its own batch, with cyclic learning rates (Figure 6)."""
+    keep_momentum: bool = False
+    """Carry phase 1's momentum into phase 2; by default it is zeroed at the switch, as SWAP's."""
     batch_norm_batch_size: int = 512
     """Images a batch of the pass over the training data after averaging."""
     batch_norm_augmented: bool = True
@@ -281,18 +280,12 @@ class SWARecipe(SGDRecipe):
             f"1, or phase 1's {self.phase1.gpus_per_model}",
             self.phase2.gpus_per_model,
         )
-        _require(
-            self.net == "resnet9",
-            "net",
-            "resnet9: the pass after averaging knows no statistics of groups within a batch",
-            self.net,
-        )
-        _require(
-            self.batch_norm_batch_size >= 2,
-            "batch_norm_batch_size",
-            ">= 2: batch norm needs more than one image",
-            self.batch_norm_batch_size,
-        )
+        _check_statistics_pass(self.net, self.batch_norm_batch_size)
+
+    @property
+    def num_workers(self) -> int:
+        """One: its models are of one sequence."""
+        return 1
 
     @property
     def largest_batch_size(self) -> int:
@@ -300,4 +293,7 @@ class SWARecipe(SGDRecipe):
         return max(self.phase1.global_batch_size, self.phase2.global_batch_size)
 
 
-Recipe = SWAPRecipe | SWARecipe | SGDRecipe
+AveragingRecipe = SWAPRecipe | SWARecipe
+"""Those with a phase 2 whose models are averaged."""
+
+Recipe = AveragingRecipe | SGDRecipe

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from swap_fast.batchnorm import SlotStatistics, StatisticsPass
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm, WorkerGroup
-from swap_fast.config import Recipe, SWAPRecipe
+from swap_fast.config import AveragingRecipe, Recipe, SWARecipe
 from swap_fast.data.augment import IMAGE_SIZE
 from swap_fast.data.batches import Batches, one_pass
 from swap_fast.data.dataset import Dataset, Split
@@ -55,7 +55,7 @@ class Parts:
     optimizer: NesterovSGD
     """Shared by both phases' steps."""
     phases: tuple[PhaseParts, ...]
-    """Phase 1 and, for SWAP, phase 2."""
+    """Phase 1 and, for SWAP and SWA, phase 2."""
     statistics_pass: StatisticsPass
     """Phase 3's computation of batch-norm statistics ..."""
     batch_norm_batches: Callable[[], Iterable[Tensor]]
@@ -109,8 +109,12 @@ def make_parts(
         WorkerGroup(workers=range(0), inside=ALONE, across=comm),
         [(recipe.phase1, comm)],
     )
-    if isinstance(recipe, SWAPRecipe):
-        group = comm.worker_group(recipe.num_workers)
+    if isinstance(recipe, AveragingRecipe):
+        group = (
+            comm.sequence_group(recipe.phase2.gpus_per_model)
+            if isinstance(recipe, SWARecipe)
+            else comm.worker_group(recipe.num_workers)
+        )
         phases.append((recipe.phase2, group.inside))
     with clock.lap("model_init"):
         torch.manual_seed(seed)
@@ -132,7 +136,7 @@ def make_parts(
     with clock.lap("kernel_warmup"):
         for step in steps:
             step.warm_up()
-        if isinstance(recipe, SWAPRecipe):
+        if isinstance(recipe, AveragingRecipe):
             shape = (recipe.batch_norm_batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
             buffer = execution.empty_images(shape, device)
             statistics_pass.warm_up(buffer, captured=execution.capture)
@@ -156,7 +160,7 @@ def make_parts(
         )
 
     def batch_norm_batches() -> Iterable[Tensor]:
-        assert isinstance(recipe, SWAPRecipe)
+        assert isinstance(recipe, AveragingRecipe)
         augmentation = recipe.augmentation if recipe.batch_norm_augmented else None
         return one_pass(images, augmentation, buffer, seed=seed, comm=comm)
 

@@ -79,7 +79,7 @@ class RunRecord:
     recipe: str
     """The recipe's name."""
     method: str
-    """"swap" or "sgd"."""
+    """"swap", "swa" or "sgd"."""
     seed: int
     """Of the initial weights, the orders and the augmentation."""
     created: str
@@ -113,9 +113,9 @@ class RunRecord:
     test_accuracy: float
     """Of the final model: after averaging, or of SGD's last epoch."""
     pairwise_distances: list[list[float]]
-    """Euclidean distances between the workers' weights; empty without phase 2."""
+    """Euclidean distances between the averaged models; empty without phase 2."""
     average_by_epoch: list[AverageRow]
-    """Figure 1's running average."""
+    """Figure 1's running average; of SWA, the average of its samples after each cycle."""
     times: Times
     """The clock."""
     peak_memory_gib: float
