@@ -1,5 +1,6 @@
 """What only a GPU can confirm of the step, one check each; most have a form for CPUs."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
@@ -9,13 +10,15 @@ from torch import nn
 
 from bench.contract import BATCH, Trained, growth, largest_difference, no_wait
 from bench.launch import launch
-from bench.machine import has_compiler, resident_gib
+from bench.machine import device_uuid, has_compiler, resident_gib
+from bench.telemetry import Sampler
 from swap_fast.batchnorm import StatisticsPass
+from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm, connect
 from swap_fast.config import Optimizer, Phase
 from swap_fast.execution import Execution, default_execution
 from swap_fast.models import ResNet9
-from swap_fast.optimizer import NesterovSGD
+from swap_fast.optimizer import MomentumSGD
 from swap_fast.step import Step
 from swap_fast.weights import Weights
 
@@ -208,7 +211,7 @@ def _update(device_type: str, comm: Comm) -> torch.Tensor:
     torch.manual_seed(0)
     execution = replace(default_execution(device_type), precision="fp32")
     weights = Weights(execution.place(ResNet9(width=4), torch.device(device_type)))
-    optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=False)
+    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=False)
     phase = Phase(global_batch_size=64, peak_lr=1.0, max_epochs=1, gpus_per_model=4)
     step = Step(weights, optimizer, phase, comm, execution)
     weights.model.train()
@@ -220,6 +223,26 @@ def _update(device_type: str, comm: Comm) -> torch.Tensor:
     step.set_learning_rate(0.01)
     step()
     return weights.theta.detach().cpu()
+
+
+def telemetry(device_type: str) -> str:
+    """What the driver tells of the device while it works."""
+    if device_type != "cuda":
+        raise UnavailableError("a CUDA device")
+    sampler, trained = Sampler(), Trained(_execution(device_type), scaled=True)
+    clock = Clock(torch.cuda.synchronize, around=sampler.lap)
+    with sampler.watching(device_uuid(device_type)):
+        with clock.lap("phase1"):
+            started = time.monotonic()
+            while time.monotonic() - started < 3:
+                trained.step()
+        seen = sampler.finish()
+    assert seen is not None
+    assert not seen.missing, f"missing: {seen.missing}"
+    lap = seen.laps["phase1"]
+    assert lap.energy_j is not None, "the driver counts no energy"
+    assert lap.energy_j > 0, "no energy was counted"
+    return f"{seen.device}: {lap.energy_j:.0f} J in 3 s of updates"
 
 
 CHECKS = (
@@ -247,5 +270,10 @@ CHECKS = (
         name="together",
         claim="ranks whose all-reduce is in the graph agree with one process",
         confirm=together,
+    ),
+    Check(
+        name="telemetry",
+        claim="the driver tells the device's energy, clocks and throttling",
+        confirm=telemetry,
     ),
 )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.energy import energy_table
 from bench.lists import other_runs, runs_table
 from bench.paper import Paper, load_paper
 from bench.places import place_of
@@ -75,6 +76,7 @@ def _unreadable(record: RunRecord) -> str | None:
         accuracy_key(record)
         readings_table([record])
         lap_table(record)
+        energy_table([record])
         place_of(record)
         runs_table([record])
         other_runs([record])

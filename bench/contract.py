@@ -19,7 +19,7 @@ from swap_fast.comm import ALONE
 from swap_fast.config import Optimizer, Phase
 from swap_fast.execution import Execution
 from swap_fast.models import ResNet9
-from swap_fast.optimizer import NesterovSGD
+from swap_fast.optimizer import MomentumSGD
 from swap_fast.step import Step
 from swap_fast.weights import Weights
 
@@ -35,7 +35,7 @@ class Trained:
         torch.manual_seed(0)
         device = torch.device(execution.device_type)
         self.weights = Weights(execution.place(ResNet9(width=2), device))
-        self.optimizer = NesterovSGD(self.weights, Optimizer(), scale_gradients=scaled)
+        self.optimizer = MomentumSGD(self.weights, Optimizer(), scale_gradients=scaled)
         phase = Phase(global_batch_size=BATCH, peak_lr=1.0, max_epochs=1, gpus_per_model=2)
         self.step = step_type(self.weights, self.optimizer, phase, ALONE, execution)
         self.weights.model.train()

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench.nvml import driver_version
+
 LIBRARIES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda120", "nvidia-ml-py", "safetensors")
 
 
@@ -24,7 +26,7 @@ def describe_machine(device_type: str) -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "driver": _driver(),
+        "driver": driver_version(),
         "cuda": None,
         "libraries": libraries,
     }
@@ -62,6 +64,15 @@ def choose_device(device: str) -> str:
     if device == "cuda" and not available:
         raise ValueError("device: expected a CUDA device, found none; use --device cpu")
     return device if device != "auto" else "cuda" if available else "cpu"
+
+
+def device_uuid(device_type: str) -> str | None:
+    """The UUID of the device that this process uses, as its driver spells it; None of a CPU."""
+    if device_type != "cuda":
+        return None
+    import torch
+
+    return f"GPU-{torch.cuda.get_device_properties(torch.device('cuda')).uuid}"
 
 
 def describe_code() -> dict[str, Any]:
@@ -114,16 +125,3 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _driver() -> str | None:
-    """The NVIDIA driver's version; null without pynvml or without a driver."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        version = pynvml.nvmlSystemGetDriverVersion()
-        pynvml.nvmlShutdown()
-    except Exception:  # pynvml raises types of its own for each thing that may be missing
-        return None
-    return str(version)

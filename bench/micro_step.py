@@ -19,7 +19,7 @@ from swap_fast.data.images import DeviceImages
 from swap_fast.execution import default_execution
 from swap_fast.memory import keep_freed_memory
 from swap_fast.models import ResNet9
-from swap_fast.optimizer import NesterovSGD
+from swap_fast.optimizer import MomentumSGD
 from swap_fast.step import Step
 from swap_fast.train import train
 from swap_fast.weights import Weights
@@ -43,7 +43,7 @@ def _our_step(device_type: str, width: int, batch_size: int) -> tuple[Step, Phas
     device, execution = torch.device(device_type), default_execution(device_type)
     weights = Weights(execution.place(ResNet9(width=width), device))
     scaled = execution.precision == "fp16"
-    optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=scaled)
+    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=scaled)
     phase = Phase(global_batch_size=batch_size, peak_lr=0.1, max_epochs=1)
     step = Step(weights, optimizer, phase, ALONE, execution)
     step.warm_up()

@@ -10,7 +10,7 @@ from swap_fast.clock import PAPER, READINGS, total
 from swap_fast.config import AveragingRecipe, Recipe, SWAPRecipe
 from swap_fast.data.dataset import Dataset
 from swap_fast.parts import Parts
-from swap_fast.record import AverageRow, EpochRow, RunRecord, Times
+from swap_fast.record import AverageRow, EpochRow, RunRecord, Telemetry, Times
 from swap_fast.swap import Result
 
 
@@ -35,6 +35,7 @@ def make_record(
     *,
     name: str,
     created: str,
+    telemetry: Telemetry | None,
 ) -> RunRecord:
     """Gather what the ranks know into one record; every rank must call."""
     recipe, comm = request.recipe, parts.comm
@@ -71,6 +72,7 @@ def make_record(
         average_by_epoch=averages,
         times=_times(parts, result, [w.time_s for w in workers]),
         peak_memory_gib=max(comm.gather(peak_memory_gib())),
+        telemetry=None if telemetry is None else comm.gather(telemetry),
         notes=list(request.notes),
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.contents import collect, warning
+from bench.energy import energy_table
 from bench.lists import machines_table, other_runs, runs_table
 from bench.micro_tables import micro_tables
 from bench.places import number_machines, place_of, why_other
@@ -32,7 +33,8 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 """What stands between these lines of a README is generated."""
 
 _GENERATED = re.compile(
-    r"(table1|statistics|time_to_target|micro|runs|other_runs|timing|laps|machines|figure1)[\w-]*"
+    r"(table1|statistics|time_to_target|micro|runs|other_runs|timing|laps|energy|machines|figure1)"
+    r"[\w-]*"
     r"\.(md|csv|tex|svg|png)"
 )
 _WIDE = 120
@@ -79,6 +81,9 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
     published = time_to_target(records, content.paper)
     statistics = statistics_tables(records, content.paper)
     tables = {t.name: t for t in [*content.main, published, *statistics, *lists, *timing]}
+    energy = energy_table(records)
+    if energy.rows:
+        tables[energy.name] = energy
     tables["machines"] = machines_table(records)
     measured, unmeasured = micro_tables(results / "micro")
     tables |= {table.name: table for table in measured}
@@ -113,6 +118,7 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
         "",
         *_figure_lines("Laps", timing_figures),
         to_markdown(timing[0]),
+        *([to_markdown(energy)] if energy.rows else []),
         *(_folded(lap_table(record), record) for record in records),
         *(["## Speed of the parts", ""] if measured else []),
         *(to_markdown(table) for table in measured),

@@ -34,5 +34,7 @@ class Request:
     """What the record's reader should know."""
     timeout_s: float = 300.0
     """How long a collective may last."""
+    first: bool = True
+    """Whether it is its session's first run, which says what holds for all of them."""
     quiet: bool = False
     """Print no progress."""

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 
+from bench.machine import device_uuid
 from bench.progress import Progress
 from bench.recording import describe_data, make_record
 from bench.request import Request
 from bench.snapshots import Snapshots
+from bench.telemetry import Sampler, missing_line
 from swap_fast.baselines import sgd, swa
 from swap_fast.clock import Clock
-from swap_fast.comm import connect
+from swap_fast.comm import Comm, connect
 from swap_fast.config import SWAPRecipe, SWARecipe
 from swap_fast.data.find import load_dataset
 from swap_fast.memory import keep_freed_memory
@@ -35,10 +37,23 @@ def run_rank(request: Request) -> Path | None:
     torch.set_num_threads(request.threads)
     keep_freed_memory()
     torch.backends.cudnn.benchmark = True  # every shape comes again; the warm-up tries the kernels
-    recipe, device = request.recipe, torch.device(request.execution.device_type)
+    device = torch.device(request.execution.device_type)
     comm = connect(device.type, timeout_s=request.timeout_s)
-    clock = Clock(torch.cuda.synchronize if device.type == "cuda" else lambda: None)
+    sampler = Sampler()
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    clock = Clock(synchronize, around=sampler.lap)
     clock.add("imports", imports_s)
+    with sampler.watching(device_uuid(device.type)):
+        path = _run(request, device, comm, clock, sampler)
+    comm.close()
+    return path
+
+
+def _run(
+    request: Request, device: torch.device, comm: Comm, clock: Clock, sampler: Sampler
+) -> Path | None:
+    """Load, train, and write the record, with the clock running and the device watched."""
+    recipe = request.recipe
     with clock.lap("data_loading"):
         dataset = load_dataset(recipe.dataset, request.data)
     if len(set(comm.gather(dataset.sha256))) > 1:
@@ -50,6 +65,9 @@ def run_rank(request: Request) -> Path | None:
     name = run_id(recipe.name, request.seed, created)
     snapshots = Snapshots(request.out / "checkpoints" / name, comm)
     progress = Progress(recipe, comm, len(dataset.train), quiet=request.quiet)
+    line = missing_line(comm.gather(sampler.missing))
+    if line is not None and request.first and comm.rank == 0:
+        progress.say(line)
     rows: list[EpochRow] = []
 
     def on_epoch(row: EpochRow) -> None:
@@ -93,7 +111,15 @@ def run_rank(request: Request) -> Path | None:
     with clock.lap("checkpoint"):
         snapshots.keep_last(recipe)
         snapshots.save_final(parts.weights)
-    record = make_record(request, parts, result, rows, averages, data, name=name, created=created)
-    path = write_record(record, request.out / "runs") if comm.rank == 0 else None
-    comm.close()
-    return path
+    record = make_record(
+        request,
+        parts,
+        result,
+        rows,
+        averages,
+        data,
+        name=name,
+        created=created,
+        telemetry=sampler.finish(),
+    )
+    return write_record(record, request.out / "runs") if comm.rank == 0 else None

@@ -71,6 +71,7 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
             code=code,
             started=started if number == 0 else time.time(),
             timeout_s=options.timeout_s,
+            first=number == 0,
             quiet=options.quiet,
         )
         say(f"run {number + 1} of {options.runs}, seed {request.seed}")

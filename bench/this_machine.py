@@ -17,7 +17,7 @@ from swap_fast.config import AveragingRecipe, Optimizer, Phase, Recipe
 from swap_fast.execution import DTYPES, Execution, default_execution
 from swap_fast.memory import keep_freed_memory
 from swap_fast.models import ResNet9
-from swap_fast.optimizer import NesterovSGD
+from swap_fast.optimizer import MomentumSGD
 from swap_fast.step import Step
 from swap_fast.weights import Weights
 
@@ -80,7 +80,7 @@ def measure(recipe: Recipe, device: str = "auto") -> Measured:
 
 
 def _update_s(weights: Weights, micro_batch_size: int, execution: Execution) -> float:
-    optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=execution.precision == "fp16")
+    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=execution.precision == "fp16")
     phase = Phase(global_batch_size=micro_batch_size, peak_lr=0.1, max_epochs=1)
     step = Step(weights, optimizer, phase, ALONE, execution)
     step.warm_up()

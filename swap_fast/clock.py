@@ -8,7 +8,7 @@ run for the report.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 PAPER = ("data_preparation", "model_init", "phase1", "phase2", "averaging", "batch_norm")
 """The laps of Tables 1 to 4's training time: preprocessing counts, test evaluation does not."""
@@ -40,14 +40,17 @@ class Clock:
     Arguments:
         synchronize: waits until the device has done all work given to it.
         now: seconds from a monotonic source.
+        around: given a lap's name, a context that is entered before its time starts and left after
+            it has stopped, so that what a meter does at both ends of a lap counts in none.
     """
 
     def __init__(
         self,
         synchronize: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.perf_counter,
+        around: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
     ) -> None:
-        self._synchronize, self._now = synchronize, now
+        self._synchronize, self._now, self._around = synchronize, now, around
         self._running: str | None = None
         self._started = now()
         self.laps: dict[str, float] = {}
@@ -58,13 +61,14 @@ class Clock:
         assert name in LAPS, f"unknown lap {name}"
         assert self._running is None, f"lap {name} inside lap {self._running}"
         self._synchronize()
-        self._running, started = name, self._now()
-        try:
-            yield
-            self._synchronize()
-        finally:
-            self.laps[name] = self.laps.get(name, 0.0) + self._now() - started
-            self._running = None
+        with self._around(name):
+            self._running, started = name, self._now()
+            try:
+                yield
+                self._synchronize()
+            finally:
+                self.laps[name] = self.laps.get(name, 0.0) + self._now() - started
+                self._running = None
 
     def add(self, name: str, seconds: float) -> None:
         """Add time that was measured before the clock existed: the imports."""

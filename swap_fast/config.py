@@ -66,7 +66,6 @@ class Phase:
             f"a multiple of gpus_per_model = {self.gpus_per_model}",
             self.global_batch_size,
         )
-
         _whole("cycles", self.cycles)
         plain = self.warmup_epochs == 0 and horizon is None and tau is None
         _require(
@@ -118,20 +117,42 @@ NO_AUGMENTATION = Augmentation(pad=0, flip=False, cutout=0)
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """Nesterov SGD on the mean loss (Section 5.1)."""
+    """SGD with momentum on the mean loss (Section 5.1)."""
 
     momentum: float = 0.9
-    """Nesterov momentum, in torch's form: the learning rate stands outside the velocity."""
+    """In torch's form: the learning rate stands outside the velocity."""
+    nesterov: bool = True
+    """Nesterov's momentum, which CIFAR's recipes have and ImageNet's do not."""
     weight_decay: float = 5e-4
-    """L2 on all parameters, batch norm's included."""
+    """L2 on all parameters, batch norm's included ..."""
+    decay_norms_and_biases: bool = True
+    """... or, where this is off, on none of batch norm's and no bias, as for ImageNet."""
     bias_lr_factor: float = 1.0
     """Factor on the learning rate of biases, whose weight decay is divided by it."""
+    loss_scale: float = 65536.0
+    """In fp16, the loss is multiplied by so much at first; halved where a gradient overflows."""
+    loss_scale_grows: bool = True
+    """Whether the loss scale doubles after 2,000 updates without an overflow; else it is static."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         _require(0 < self.momentum < 1, "momentum", "between 0 and 1", self.momentum)
         _require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
         _require(self.bias_lr_factor > 0, "bias_lr_factor", "> 0", self.bias_lr_factor)
+        _require(
+            self.decay_norms_and_biases or self.bias_lr_factor == 1,
+            "bias_lr_factor",
+            "1 where norms and biases are not decayed",
+            self.bias_lr_factor,
+        )
+        _require(self.loss_scale >= 1, "loss_scale", "1 or more", self.loss_scale)
+
+    @property
+    def set_apart(self) -> Literal["nothing", "biases", "norms_and_biases"]:
+        """The parameters with a learning rate or a weight decay of their own."""
+        if not self.decay_norms_and_biases:
+            return "norms_and_biases"
+        return "biases" if self.bias_lr_factor != 1 else "nothing"
 
 
 @dataclass(frozen=True, kw_only=True)

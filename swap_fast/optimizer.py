@@ -1,4 +1,4 @@
-"""Nesterov SGD on the weight vector: `Update` of Algorithm 1, lines 15 and 24."""
+"""SGD with momentum on the weight vector: `Update` of Algorithm 1, lines 15 and 24."""
 
 import torch
 from torch import Tensor, nn
@@ -7,11 +7,12 @@ from swap_fast.config import Optimizer
 from swap_fast.weights import Weights
 
 
-class NesterovSGD:
+class MomentumSGD:
     """torch's fused SGD over the one vector theta, with its state where a replay can reach it.
 
     With gradient g, weight decay d, momentum m and learning rate a (torch's semantics):
         g <- g + d theta;  v <- m v + g;  theta <- theta - a (g + m v)
+    and theta <- theta - a v without Nesterov's form.
 
     The learning rate is a tensor on the device, so that no step reads it on the host. The velocity
     is made here, as zeros: left to torch, the fused kernel makes it without values, and a first
@@ -25,23 +26,30 @@ class NesterovSGD:
     def __init__(self, weights: Weights, config: Optimizer, *, scale_gradients: bool) -> None:
         theta, device = weights.theta, weights.theta.device
         self.velocity = torch.zeros_like(theta, requires_grad=False)
-        # Each part of theta with the factor on its learning rate.
-        end = len(theta) - weights.num_biases
-        parts = [(slice(0, end), 1.0), (slice(end, None), config.bias_lr_factor)]
+        # Each part of theta with its weight decay and the factor on its learning rate.
+        end, factor = len(theta) - weights.num_apart, config.bias_lr_factor
+        decay_apart = config.weight_decay / factor if config.decay_norms_and_biases else 0.0
+        parts = [(slice(0, end), 1.0, config.weight_decay), (slice(end, None), factor, decay_apart)]
         self._rates: list[tuple[Tensor, float]] = []
         groups, vectors = [], []
-        for part, factor in parts if weights.num_biases else parts[:1]:
+        for part, factor, decay in parts if weights.num_apart else parts[:1]:
             vector = nn.Parameter(theta.detach()[part])
             vector.grad = weights.gradient[part]
             rate = torch.zeros((), device=device)
             vectors.append((vector, self.velocity[part]))
             self._rates.append((rate, factor))
-            decay = config.weight_decay / factor
             groups.append({"params": [vector], "lr": rate, "weight_decay": decay})
-        self._sgd = torch.optim.SGD(groups, momentum=config.momentum, nesterov=True, fused=True)
+        self._sgd = torch.optim.SGD(
+            groups, momentum=config.momentum, nesterov=config.nesterov, fused=True
+        )
         for vector, velocity in vectors:
             self._sgd.state[vector]["momentum_buffer"] = velocity
-        self.scaler = torch.amp.GradScaler(device.type, enabled=scale_gradients)
+        self.scaler = torch.amp.GradScaler(
+            device.type,
+            init_scale=config.loss_scale,
+            growth_interval=2000 if config.loss_scale_grows else 2**31 - 1,
+            enabled=scale_gradients,
+        )
         # Its tensors are made on first use: here, not inside a captured step.
         self.scaler.scale(torch.zeros((), device=device))
         self._first_scale = self.scaler.state_dict()

@@ -16,7 +16,7 @@ from swap_fast.data.dataset import Dataset, Split
 from swap_fast.data.images import DeviceImages
 from swap_fast.evaluate import Evaluator
 from swap_fast.execution import Execution
-from swap_fast.optimizer import NesterovSGD
+from swap_fast.optimizer import MomentumSGD
 from swap_fast.record import EpochRow
 from swap_fast.step import Step
 from swap_fast.weights import Weights
@@ -52,7 +52,7 @@ class Parts:
 
     weights: Weights
     """The model, at its initial weights theta_0."""
-    optimizer: NesterovSGD
+    optimizer: MomentumSGD
     """Shared by both phases' steps."""
     phases: tuple[PhaseParts, ...]
     """Phase 1 and, for SWAP and SWA, phase 2."""
@@ -120,10 +120,10 @@ def make_parts(
         torch.manual_seed(seed)
         weights = Weights(
             execution.place(make_model(), device),
-            biases_last=recipe.optimizer.bias_lr_factor != 1,
+            set_apart=recipe.optimizer.set_apart,
         )
         comm.broadcast_(weights.theta.detach())
-        optimizer = NesterovSGD(
+        optimizer = MomentumSGD(
             weights, recipe.optimizer, scale_gradients=execution.precision == "fp16"
         )
         steps = tuple(

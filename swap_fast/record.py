@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 had neither `telemetry` nor `test_top5_accuracy`; `read_record` still reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,48 @@ class Times:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LapTelemetry:
+    """What a device did during one lap; None is what its driver could not tell."""
+
+    samples: int
+    """How often it was read. What follows, but the energy, is over these."""
+    energy_j: float | None
+    """By the device's own counter, read at both ends of the lap."""
+    mean_power_w: float | None
+    """Of the whole board."""
+    mean_sm_clock_mhz: float | None
+    """Of the multiprocessors."""
+    lowest_sm_clock_mhz: float | None
+    """Of the multiprocessors."""
+    mean_memory_clock_mhz: float | None
+    """Of the device's memory."""
+    mean_utilization: float | None
+    """Share of the time in which a kernel ran, a fraction."""
+    peak_memory_used_gib: float | None
+    """By all processes on the device."""
+    peak_temperature_c: float | None
+    """Of the chip."""
+    throttle_reasons: dict[str, float] | None
+    """What kept the clocks from being higher, and in which share of the samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telemetry:
+    """What the driver told of one rank's device during a run."""
+
+    device: str | None
+    """The device's name."""
+    driver: str | None
+    """The driver's version."""
+    interval_s: float
+    """From one sample to the next."""
+    laps: dict[str, LapTelemetry]
+    """Of every lap that ran while the device was watched."""
+    missing: dict[str, str]
+    """What is None from some moment on, and why, in the driver's words."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """All that is known of one run."""
 
@@ -120,6 +163,10 @@ class RunRecord:
     """The clock."""
     peak_memory_gib: float
     """Largest resident memory of any process."""
+    test_top5_accuracy: float | None = None
+    """Share of test images with the right class among the first five; of ImageNet only."""
+    telemetry: list[Telemetry] | None = None
+    """One entry a rank, for the device that it used; None on CPUs."""
     schema_version: int = SCHEMA_VERSION
     """Of this layout."""
     notes: list[str] = field(default_factory=list)
@@ -167,9 +214,11 @@ def read_record(path: Path) -> RunRecord:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name}: expected a JSON record, got {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if version == 1:
+        content |= {"test_top5_accuracy": None, "telemetry": None, "schema_version": 2}
+    elif version != SCHEMA_VERSION:
         raise ValueError(
-            f"{path.name}: expected schema version {SCHEMA_VERSION}, got {version!r}; "
+            f"{path.name}: expected schema version 1 to {SCHEMA_VERSION}, got {version!r}; "
             "use the swap_fast that wrote it"
         )
     expected = {f.name for f in fields(RunRecord)}
@@ -180,9 +229,15 @@ def read_record(path: Path) -> RunRecord:
         content["epochs"] = [EpochRow(**row) for row in content["epochs"]]
         content["average_by_epoch"] = [AverageRow(**row) for row in content["average_by_epoch"]]
         content["times"] = Times(**content["times"])
-    except TypeError as error:
+        if content["telemetry"] is not None:
+            content["telemetry"] = [_read_telemetry(**rank) for rank in content["telemetry"]]
+    except (AttributeError, TypeError) as error:
         raise ValueError(f"{path.name}: {error}") from None
     return RunRecord(**content)
+
+
+def _read_telemetry(*, laps: dict[str, Any], **others: Any) -> Telemetry:
+    return Telemetry(laps={name: LapTelemetry(**lap) for name, lap in laps.items()}, **others)
 
 
 def read_records(folder: Path) -> tuple[list[RunRecord], list[str]]:

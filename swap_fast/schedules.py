@@ -59,3 +59,23 @@ def cyclic(peak_lr: float, cycle_epochs: float, final_lr: float = 0.0) -> Schedu
         return (1 - t) * peak_lr + t * final_lr
 
     return learning_rate
+
+
+def pieces(parts: Sequence[tuple[float, float, float]]) -> Schedule:
+    """Straight pieces, one after another, that need not meet (Figure 5).
+
+    Arguments:
+        parts: of each piece its length in epochs, and its learning rate at both ends. A position
+            between two pieces belongs to the first: an epoch's last update ends its piece.
+    """
+    parts = tuple(parts)
+
+    def learning_rate(epoch: float) -> float:
+        start = 0.0
+        for length, first, last in parts:
+            if epoch <= start + length:
+                return first + (last - first) * (epoch - start) / length
+            start += length
+        return parts[-1][2]
+
+    return learning_rate

@@ -10,7 +10,7 @@ from swap_fast.capture import capture
 from swap_fast.comm import Comm
 from swap_fast.config import Phase
 from swap_fast.execution import DTYPES, Execution
-from swap_fast.optimizer import NesterovSGD
+from swap_fast.optimizer import MomentumSGD
 from swap_fast.weights import Weights
 
 
@@ -34,7 +34,7 @@ class Step:
     def __init__(
         self,
         weights: Weights,
-        optimizer: NesterovSGD,
+        optimizer: MomentumSGD,
         phase: Phase,
         comm: Comm,
         execution: Execution,

@@ -1,6 +1,7 @@
 """A model's weights as the paper has them: one vector theta."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,20 @@ class Weights:
 
     Arguments:
         model: its trainable parameters float32 on one device. Frozen parameters stay outside.
-        biases_last: put the biases at theta's end, for a learning rate of their own.
+        set_apart: put these parameters at theta's end, for a learning rate or a weight decay of
+            their own.
 
     Raises:
         ValueError: no trainable parameter, one that is not float32, or a batch norm whose momentum
             is None.
     """
 
-    def __init__(self, model: nn.Module, *, biases_last: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        set_apart: Literal["nothing", "biases", "norms_and_biases"] = "nothing",
+    ) -> None:
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         if not named:
             raise ValueError("expected a model with trainable parameters, got none")
@@ -34,11 +41,11 @@ class Weights:
                     "precision is autocast's work: pass the model in float32"
                 )
         self.model = model
-        if biases_last:
-            named.sort(key=lambda pair: pair[0].endswith("bias"))
+        apart = _names_apart(model, set_apart)
+        named.sort(key=lambda pair: pair[0] in apart)
         parameters = [p for _, p in named]
-        # Values at theta's end that are biases, where they were asked to stand there.
-        self.num_biases = sum(p.numel() for n, p in named if biases_last and n.endswith("bias"))
+        # Values at theta's end that are set apart.
+        self.num_apart = sum(p.numel() for n, p in named if n in apart)
         self.theta = nn.Parameter(_join(parameters))  # [P] fp32
         self.gradient = torch.zeros_like(self.theta)  # [P] fp32
         self.theta.grad = self.gradient
@@ -68,6 +75,18 @@ class Weights:
     def copy(self) -> tuple[Tensor, Tensor]:
         """Copies of theta [P] and of the statistics [2C]."""
         return self.theta.detach().clone(), self.statistics.clone()
+
+
+def _names_apart(model: nn.Module, which: str) -> set[str]:
+    """Of the biases, or of these and all that batch norms have."""
+    if which == "nothing":
+        return set()
+    names = {name for name, _ in model.named_parameters() if name.endswith("bias")}
+    if which == "norms_and_biases":
+        for prefix, module in model.named_modules():
+            if isinstance(module, _BatchNorm):
+                names |= {f"{prefix}.{name}".lstrip(".") for name, _ in module.named_parameters()}
+    return names
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,14 @@ from typing import Any
 from swap_fast.clock import READINGS
 from swap_fast.config import Phase, Recipe, SWAPRecipe
 from swap_fast.recipes import RECIPES
-from swap_fast.record import AverageRow, EpochRow, RunRecord, Times
+from swap_fast.record import (
+    AverageRow,
+    EpochRow,
+    LapTelemetry,
+    RunRecord,
+    Telemetry,
+    Times,
+)
 
 CPU = {
     "device_type": "cpu",
@@ -128,6 +135,49 @@ def make_record(recipe: str = "cifar10_cpu", seed: int = 0, **changed: Any) -> R
         peak_memory_gib=1.25,
     )
     return replace(record, **changed)
+
+
+def make_telemetry(*, energy_j: float | None = 6000.0, **phase1: Any) -> Telemetry:
+    """A device's: 60 s of phase 1 at 100 W, 10 s of evaluation at 50 W, loading too short to see.
+
+    Arguments:
+        phase1: other values of that lap.
+    """
+    unseen = LapTelemetry(
+        samples=0,
+        energy_j=None,
+        mean_power_w=None,
+        mean_sm_clock_mhz=None,
+        lowest_sm_clock_mhz=None,
+        mean_memory_clock_mhz=None,
+        mean_utilization=None,
+        peak_memory_used_gib=None,
+        peak_temperature_c=None,
+        throttle_reasons=None,
+    )
+    training = LapTelemetry(
+        samples=120,
+        energy_j=energy_j,
+        mean_power_w=104.0,
+        mean_sm_clock_mhz=1400.0,
+        lowest_sm_clock_mhz=1200.0,
+        mean_memory_clock_mhz=877.0,
+        mean_utilization=0.9,
+        peak_memory_used_gib=3.5,
+        peak_temperature_c=61.0,
+        throttle_reasons={"idle": 0.1, "software power cap": 0.5},
+    )
+    return Telemetry(
+        device="Tesla V100-SXM2-16GB",
+        driver="550.1",
+        interval_s=0.5,
+        laps={
+            "evaluation": replace(unseen, energy_j=500.0),
+            "data_loading": unseen,
+            "phase1": replace(training, **phase1),
+        },
+        missing={} if energy_j is not None else {"energy": "Not Supported"},
+    )
 
 
 def with_recipe(record: RunRecord, **changed: Any) -> RunRecord:

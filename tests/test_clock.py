@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
 from swap_fast.clock import DAWNBENCH, LAPS, MLPERF, PAPER, READINGS, UNCOUNTED, Clock
@@ -49,6 +52,31 @@ def test_synchronize_is_called_at_both_ends(source: Source) -> None:
         source.seconds += 5
     # The wait before a lap belongs to what came before it; the wait at its end to the lap.
     assert source.events == ["synchronize", "now", "work", "synchronize", "now"]
+    assert clock.laps == {"phase1": 6.0}
+
+
+def test_what_surrounds_a_lap_counts_in_none(source: Source) -> None:
+    @contextmanager
+    def meter(name: str) -> Iterator[None]:
+        source.events.append(f"{name} begins")
+        source.seconds += 20
+        try:
+            yield
+        finally:
+            source.seconds += 20
+            source.events.append(f"{name} ended")
+
+    clock = Clock(source.synchronize, source.now, meter)
+    source.events.clear()
+    with clock.lap("phase1"):
+        source.seconds += 5
+    assert source.events == [
+        *("synchronize", "phase1 begins", "now"),
+        *("synchronize", "now", "phase1 ended"),
+    ]
+    with pytest.raises(FloatingPointError), clock.lap("phase1"):
+        raise FloatingPointError
+    assert source.events[-1] == "phase1 ended"
     assert clock.laps == {"phase1": 6.0}
 
 

@@ -18,8 +18,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("swap_fast", "bench")
-# What makes tables and plots, and the record's schema, must work on a machine without torch.
-TORCHLESS = ("bench.tables", "bench.plots", "bench.report", "bench.stats", "swap_fast.record")
+# What makes tables and plots, and the record's schema, must work on a machine without torch; the
+# sampler's thread must have no way to touch it.
+TORCHLESS = (
+    *("bench.tables", "bench.plots", "bench.report", "bench.stats", "swap_fast.record"),
+    *("bench.energy", "bench.nvml", "bench.telemetry"),
+)
 # Distributions whose import name is another.
 IMPORT_NAMES = {"nvidia-dali-cuda120": "nvidia", "nvidia-ml-py": "pynvml"}
 MACHINE_PATH = re.compile(r"""(?<![\w.}])/(?:work|home|root|tmp|opt|mnt|private|Users)/""")

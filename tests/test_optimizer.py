@@ -10,7 +10,7 @@ import torch
 from small_parts import SmallNet
 
 from swap_fast.config import Optimizer
-from swap_fast.optimizer import NesterovSGD
+from swap_fast.optimizer import MomentumSGD
 from swap_fast.weights import Weights
 
 RATES = [0.1, 0.3, 0.0, 0.02]
@@ -31,7 +31,7 @@ def gradients(size: int) -> list[torch.Tensor]:
 def test_updates_are_the_formula(momentum: float, decay: float, scale_gradients: bool) -> None:
     weights = small_weights()
     config = Optimizer(momentum=momentum, weight_decay=decay)
-    optimizer = NesterovSGD(weights, config, scale_gradients=scale_gradients)
+    optimizer = MomentumSGD(weights, config, scale_gradients=scale_gradients)
     theta = weights.theta.detach().double().numpy().copy()
     velocity = np.zeros_like(theta)
     for rate, gradient in zip(RATES, gradients(len(theta)), strict=True):
@@ -48,7 +48,7 @@ def test_updates_are_the_formula(momentum: float, decay: float, scale_gradients:
 def test_updates_are_those_of_torch_parameter_by_parameter() -> None:
     weights = small_weights()
     reference = copy.deepcopy(weights.model)
-    optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=False)
+    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=False)
     torchs = torch.optim.SGD(
         reference.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=False
     )
@@ -67,7 +67,7 @@ def test_updates_are_those_of_torch_parameter_by_parameter() -> None:
 
 def test_a_step_at_rate_zero_moves_nothing_but_the_velocity() -> None:
     weights = small_weights()
-    optimizer = NesterovSGD(weights, Optimizer(weight_decay=0.0), scale_gradients=False)
+    optimizer = MomentumSGD(weights, Optimizer(weight_decay=0.0), scale_gradients=False)
     before = weights.theta.detach().clone()
     weights.gradient.fill_(2.0)
     optimizer.step()
@@ -78,7 +78,7 @@ def test_a_step_at_rate_zero_moves_nothing_but_the_velocity() -> None:
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
 def test_a_first_step_that_overflows_is_left_out_exactly(bad: float) -> None:
     weights = small_weights()
-    optimizer = NesterovSGD(weights, Optimizer(weight_decay=0.0), scale_gradients=True)
+    optimizer = MomentumSGD(weights, Optimizer(weight_decay=0.0), scale_gradients=True)
     before = weights.theta.detach().clone()
     scale = optimizer.scaler.get_scale()
     optimizer.set_learning_rate(0.5)
@@ -97,7 +97,7 @@ def test_a_first_step_that_overflows_is_left_out_exactly(bad: float) -> None:
 
 def test_a_later_step_that_overflows_keeps_the_velocity() -> None:
     weights = small_weights()
-    optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=True)
+    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=True)
     optimizer.set_learning_rate(0.1)
     weights.gradient.copy_(optimizer.scale(gradients(len(weights.theta))[0]))
     optimizer.step()
@@ -111,7 +111,7 @@ def test_a_later_step_that_overflows_keeps_the_velocity() -> None:
 @pytest.mark.parametrize("scale_gradients", [True, False])
 def test_reset_forgets_the_history_in_place(scale_gradients: bool) -> None:
     weights = small_weights()
-    optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=scale_gradients)
+    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=scale_gradients)
     start = weights.theta.detach().clone()
     gradient = gradients(len(start))[0]
     optimizer.set_learning_rate(0.1)
@@ -136,7 +136,7 @@ def test_reset_forgets_the_history_in_place(scale_gradients: bool) -> None:
 
 def test_reset_to_a_velocity_goes_on_from_it() -> None:
     weights = small_weights()
-    optimizer = NesterovSGD(weights, Optimizer(weight_decay=0.0), scale_gradients=False)
+    optimizer = MomentumSGD(weights, Optimizer(weight_decay=0.0), scale_gradients=False)
     before = weights.theta.detach().clone()
     velocity = torch.full_like(before, 2.0)
     optimizer.reset_(velocity)
@@ -150,9 +150,9 @@ def test_reset_to_a_velocity_goes_on_from_it() -> None:
 
 def test_biases_with_a_rate_of_their_own_are_torch_s_second_group() -> None:
     torch.manual_seed(0)
-    weights = Weights(SmallNet(), biases_last=True)
+    weights = Weights(SmallNet(), set_apart="biases")
     reference = copy.deepcopy(weights.model)
-    optimizer = NesterovSGD(
+    optimizer = MomentumSGD(
         weights, Optimizer(weight_decay=0.01, bias_lr_factor=64), scale_gradients=False
     )
     groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
@@ -181,3 +181,58 @@ def test_biases_with_a_rate_of_their_own_are_torch_s_second_group() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     optimizer.reset_()
     assert (optimizer.velocity == 0).all()
+
+
+def test_imagenet_s_form_decays_no_norm_and_no_bias_and_has_plain_momentum() -> None:
+    config = Optimizer(nesterov=False, weight_decay=0.1, decay_norms_and_biases=False)
+    torch.manual_seed(0)
+    model = SmallNet()
+    reference = copy.deepcopy(model)
+    weights = Weights(model, set_apart=config.set_apart)
+    optimizer = MomentumSGD(weights, config, scale_gradients=False)
+    named = dict(reference.named_parameters())
+    # Of the net's layers 1 and 4 are batch norms.
+    plain = [n for n in named if n.endswith("bias") or n.startswith(("body.1", "body.4"))]
+    assert sorted(plain) == [
+        "body.1.bias",
+        "body.1.weight",
+        "body.4.bias",
+        "body.4.weight",
+        "linear.bias",
+    ]
+    assert weights.num_apart == sum(named[n].numel() for n in plain)
+    sgd = torch.optim.SGD(
+        [
+            {"params": [p for n, p in named.items() if n not in plain], "weight_decay": 0.1},
+            {"params": [named[n] for n in plain], "weight_decay": 0.0},
+        ],
+        lr=0.05,
+        momentum=0.9,
+    )
+    optimizer.set_learning_rate(0.05)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        for ours, theirs in zip(model.parameters(), named.values(), strict=True):
+            gradient = torch.randn(ours.shape, generator=generator)
+            assert ours.grad is not None
+            ours.grad.copy_(gradient)
+            theirs.grad = gradient
+        optimizer.step()
+        sgd.step()
+        for name, ours in model.named_parameters():
+            torch.testing.assert_close(ours, named[name], rtol=1e-6, atol=1e-7)
+
+
+def test_a_static_loss_scale_halves_at_an_overflow_and_does_not_grow() -> None:
+    config = Optimizer(loss_scale=1024.0, loss_scale_grows=False)
+    weights = Weights(SmallNet())
+    optimizer = MomentumSGD(weights, config, scale_gradients=True)
+    assert optimizer.scale(torch.ones(())).item() == 1024
+    for _ in range(3):
+        weights.gradient.fill_(1.0)
+        optimizer.step()
+    assert optimizer.scaler.get_scale() == 1024
+    assert optimizer.scaler.get_growth_interval() == 2**31 - 1
+    weights.gradient.fill_(torch.inf)
+    optimizer.step()
+    assert optimizer.scaler.get_scale() == 512

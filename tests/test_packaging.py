@@ -328,3 +328,54 @@ def test_slow_tests_run_when_asked_and_in_ci(
     done = _bash(installed.folder, "run_tests.sh", *arguments, env=env)
     assert done.returncode == 0
     assert installed.calls[-1] == f"-m pytest {expected}"
+
+
+# What CI calls.
+
+
+@pytest.fixture
+def ci(tmp_path: Path) -> Checkout:
+    """A copy of .ci/run, before a run_tests.sh that notes that it was called in CI."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", tmp_path / ".ci")
+    script = tmp_path / "run_tests.sh"
+    script.write_text(f'#!{BASH}\necho "run_tests.sh, CI=$CI" >>calls\n', encoding="utf-8")
+    script.chmod(0o755)
+    return Checkout(folder=tmp_path)
+
+
+def _run_ci(ci: Checkout, *programs: str, apt_get: str = "") -> subprocess.CompletedProcess[str]:
+    """Call .ci/run where there are only these compilers, and an apt-get that ends in this way."""
+    path = _folder_with(ci.folder / "path", "dirname")
+    for name in (*programs, "apt-get"):
+        (ci.folder / "path" / name).write_text(f'#!{BASH}\necho "{name} $*" >>calls\n{apt_get}\n')
+        (ci.folder / "path" / name).chmod(0o755)
+    return _bash(ci.folder, ".ci/run", env={"PATH": path})
+
+
+@pytest.mark.parametrize("compiler", ["cc", "gcc", "clang"])
+def test_ci_installs_nothing_where_there_is_a_compiler(ci: Checkout, compiler: str) -> None:
+    done = _run_ci(ci, compiler)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert ci.calls == ["run_tests.sh, CI=true"]
+
+
+def test_ci_installs_a_compiler_where_there_is_none(ci: Checkout) -> None:
+    done = _run_ci(ci)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ci.calls == [
+        "apt-get update",
+        "apt-get install -y --no-install-recommends gcc libc6-dev",
+        "run_tests.sh, CI=true",
+    ]
+
+
+def test_ci_says_so_where_no_compiler_can_be_had(ci: Checkout) -> None:
+    done = _run_ci(ci, apt_get="echo are you root? >&2; exit 100")
+    assert done.returncode == 0  # the tests run all the same, and their guard ends in an error
+    assert done.stderr.splitlines() == [
+        "are you root?",
+        ".ci/run: no C compiler, and apt-get could not install one (see above): "
+        "the tests that need it will be skipped, which fails this run.",
+    ]
+    assert ci.calls == ["apt-get update", "run_tests.sh, CI=true"]

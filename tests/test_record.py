@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from record_factory import make_record
+from record_factory import make_record, make_telemetry
 
 from swap_fast.record import read_record, read_records, run_id, write_record
 
 RECORD = make_record()
+COMMITTED = Path(__file__).resolve().parent.parent / "results" / "runs"
 
 
 @pytest.mark.parametrize("recipe", ["cifar10_cpu", "cifar10_sgd_small"])
@@ -23,6 +24,36 @@ def test_round_trip(tmp_path: Path, recipe: str) -> None:
     assert path == tmp_path / "deeper" / "runs" / f"{record.run_id}.json"
     assert read_record(path) == record
     assert os.listdir(path.parent) == [path.name]
+
+
+def test_round_trip_with_telemetry(tmp_path: Path) -> None:
+    record = replace(RECORD, telemetry=[make_telemetry()] * 2, test_top5_accuracy=0.9)
+    assert read_record(write_record(record, tmp_path)) == record
+
+
+def test_a_record_of_version_1_is_read_with_nothing_where_it_had_nothing(tmp_path: Path) -> None:
+    path = write_record(RECORD, tmp_path)
+    content = json.loads(path.read_text())
+    for name in ("telemetry", "test_top5_accuracy"):
+        del content[name]
+    path.write_text(json.dumps(content | {"schema_version": 1}))
+    read = read_record(path)
+    assert read == RECORD
+    assert (read.telemetry, read.test_top5_accuracy, read.schema_version) == (None, None, 2)
+    path.write_text(json.dumps(content | {"schema_version": 1, "extra": 1}))
+    assert "fields extra" in refusal(path)
+    path.write_text(json.dumps(content))
+    assert "fields telemetry, test_top5_accuracy" in refusal(path)
+
+
+@pytest.mark.parametrize("path", sorted(COMMITTED.glob("*.json")), ids=lambda path: path.stem)
+def test_every_record_of_the_project_is_read(path: Path) -> None:
+    content = json.loads(path.read_text())
+    read = asdict(read_record(path))
+    if content["schema_version"] == 1:
+        assert (read.pop("telemetry"), read.pop("test_top5_accuracy")) == (None, None)
+        read["schema_version"] = 1
+    assert read == content
 
 
 def test_a_record_is_never_written_over(tmp_path: Path) -> None:
@@ -66,10 +97,10 @@ def refusal(path: Path) -> str:
     return message
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_another_schema_is_refused(tmp_path: Path, version: object) -> None:
     message = refusal(written(tmp_path, schema_version=version))
-    assert f"expected schema version 1, got {version!r}" in message
+    assert f"expected schema version 1 to 2, got {version!r}" in message
 
 
 def test_a_half_written_file_is_refused(tmp_path: Path) -> None:
@@ -102,6 +133,11 @@ def test_unknown_and_missing_fields_are_named(tmp_path: Path) -> None:
         ("average_by_epoch", [{"epoch": 1, "test_accuracy": 0.5, "loss": 1}]),
         ("times", {"wall_s": 1.0}),
         ("times", [1.0]),
+        ("telemetry", 3),
+        ("telemetry", [3]),
+        ("telemetry", [{"laps": {}}]),
+        ("telemetry", [asdict(make_telemetry()) | {"laps": 3}]),
+        ("telemetry", [asdict(make_telemetry()) | {"laps": {"phase1": {"energy_j": 1.0}}}]),
     ],
 )
 def test_odd_rows_are_refused(tmp_path: Path, name: str, value: object) -> None:

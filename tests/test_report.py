@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from record_factory import V100, make_record
+from record_factory import V100, make_record, make_telemetry
 from rich.console import Console
 
 from bench.report import BEGIN, END, print_summary, update_readme, write_report
@@ -102,6 +102,18 @@ def test_records_that_cannot_be_used_are_left_out_with_a_count(tmp_path: Path) -
     left_out = text.partition("## Records left out: 5\n")[2]
     for part in ("half.json", "got 99", "expected a whole record", "got None", "got another"):
         assert left_out.count(part) == 1, part
+
+
+def test_energy_is_shown_where_there_is_any(tmp_path: Path) -> None:
+    watched = make_record("cifar10_swap", machine=V100, telemetry=[make_telemetry()])
+    results = _results(tmp_path, [watched, make_record()])
+    text = write_report(results).read_text(encoding="utf-8")
+    table = (results / "tables/energy.md").read_text(encoding="utf-8")
+    assert table in text
+    assert "cifar10\\_cpu-seed0" not in table
+    (results / "runs" / f"{watched.run_id}.json").unlink()
+    assert "Energy" not in write_report(results).read_text(encoding="utf-8")
+    assert not list((results / "tables").glob("energy.*"))
 
 
 def test_report_without_records(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from swap_fast.comm import ALONE
 from swap_fast.config import Optimizer, Phase
 from swap_fast.execution import DTYPES, Execution
-from swap_fast.optimizer import NesterovSGD
+from swap_fast.optimizer import MomentumSGD
 from swap_fast.step import Step
 from swap_fast.weights import Weights
 
@@ -56,13 +56,13 @@ class Reference:
             self.scale, self.finite_steps = self.scale * 2, 0
 
 
-def make(precision: Literal["fp16", "bf16"]) -> tuple[Step, Weights, NesterovSGD, Reference]:
+def make(precision: Literal["fp16", "bf16"]) -> tuple[Step, Weights, MomentumSGD, Reference]:
     torch.manual_seed(0)
     execution = Execution(precision=precision)
     weights = Weights(execution.place(SmallNet(), torch.device("cpu")))
     scaled = precision == "fp16"
     reference = Reference(copy.deepcopy(weights.model), DTYPES[precision], scaled)
-    optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=scaled)
+    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=scaled)
     optimizer.scaler.set_growth_interval(GROWTH_INTERVAL) if scaled else None
     phase = Phase(global_batch_size=BATCH, peak_lr=1.0, max_epochs=1)
     return Step(weights, optimizer, phase, ALONE, execution), weights, optimizer, reference

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from swap_fast.comm import ALONE
 from swap_fast.config import Optimizer, Phase
 from swap_fast.execution import Execution
-from swap_fast.optimizer import NesterovSGD
+from swap_fast.optimizer import MomentumSGD
 from swap_fast.step import Step
 from swap_fast.weights import Weights
 
 
 def small_step(
     slots: int, batch: int, *, compiled: bool = False
-) -> tuple[Step, Weights, NesterovSGD]:
+) -> tuple[Step, Weights, MomentumSGD]:
     torch.manual_seed(0)
     execution = Execution(compile=compiled)
     weights = Weights(execution.place(SmallNet(), torch.device("cpu")))
-    optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=False)
+    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=False)
     phase = Phase(global_batch_size=batch, peak_lr=0.1, max_epochs=1, gpus_per_model=slots)
     return Step(weights, optimizer, phase, ALONE, execution), weights, optimizer
 
@@ -142,7 +142,7 @@ def test_warm_up_leaves_no_trace() -> None:
 
 def test_warm_up_leaves_the_gradient_s_scale_as_it_was() -> None:
     _, weights, _ = small_step(1, 4)
-    optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=True)
+    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=True)
     phase = Phase(global_batch_size=4, peak_lr=0.1, max_epochs=1)
     step = Step(weights, optimizer, phase, ALONE, Execution())
     before = optimizer.scaler.state_dict()

@@ -17,7 +17,7 @@ from swap_fast.comm import ALONE, Comm
 from swap_fast.config import Optimizer, Phase
 from swap_fast.data.augment import IMAGE_SIZE
 from swap_fast.execution import Execution
-from swap_fast.optimizer import NesterovSGD
+from swap_fast.optimizer import MomentumSGD
 from swap_fast.parts import Parts, Watch
 from swap_fast.record import EpochRow
 from swap_fast.step import Step
@@ -136,7 +136,7 @@ def sum_gradients(comm: Comm, folder: Path) -> None:
         torch.manual_seed(0)
         execution = Execution(precision="fp16", all_reduce=all_reduce)
         weights = Weights(execution.place(SmoothNet(), torch.device("cpu")))
-        optimizer = NesterovSGD(weights, Optimizer(), scale_gradients=True)
+        optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=True)
         step = Step(weights, optimizer, RECIPE.phase1, comm, execution)
         for slot, images in enumerate(step.images.chunk(len(comm.slots(W)))):
             generator = torch.Generator().manual_seed(comm.slots(W)[slot])

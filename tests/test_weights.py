@@ -179,9 +179,9 @@ def test_a_model_without_trainable_parameters_is_refused() -> None:
 def test_biases_stand_at_the_end_where_asked_for() -> None:
     model = small_net()
     before = copy.deepcopy(model)
-    weights = Weights(model, biases_last=True)
+    weights = Weights(model, set_apart="biases")
     biases = [p for name, p in before.named_parameters() if name.endswith("bias")]
-    assert weights.num_biases == sum(p.numel() for p in biases) == 4 + 6 + 10
+    assert weights.num_apart == sum(p.numel() for p in biases) == 4 + 6 + 10
     assert torch.equal(weights.theta[-20:], torch.cat(biases))
     assert torch.equal(model(IMAGES), before(IMAGES))
-    assert Weights(small_net()).num_biases == 0
+    assert Weights(small_net()).num_apart == 0
