@@ -47,7 +47,7 @@ def recipes(arguments: list[str]) -> int:
     for name, make in RECIPES.items():
         recipe = make()
         needs = f"{recipe.phase1.gpus_per_model} GPUs" if recipe.paper_scale else "CPU"
-        print(f"{name:<22} {needs:<7} {recipe.table:<40} {recipe.summary}")
+        print(f"{name:<24} {needs:<7} {recipe.table:<48} {recipe.summary}")
     return 0
 
 
