@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "plan": (commands.plan, "what a recipe will take: time, memory, bytes, cost; plan --help"),
     "verify-gpu": (commands.verify_gpu, "confirm on a GPU what only a GPU can"),
     "micro": (commands.micro, "measure the step, the input path: micro step, micro data"),
+    "prepare": (commands.prepare, "write a tree of images again at a smaller size"),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bench.choices import choose
-from bench.options import MicroOptions, PlanOptions, RunOptions
+from bench.options import MicroOptions, PlanOptions, PrepareOptions, RunOptions
 from swap_fast.config import SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.recipes import RECIPES
 
@@ -142,3 +142,11 @@ def verify_gpu(arguments: list[str]) -> int:
     from bench.verify import verify
 
     return verify(options.device, options.out)
+
+
+def prepare(arguments: list[str]) -> int:
+    """Write a pre-resized tree."""
+    options = tyro.cli(PrepareOptions, args=arguments, prog="python -m bench prepare")
+    from bench.prepare import prepare as write_tree
+
+    return write_tree(options)

@@ -21,7 +21,7 @@ from swap_fast.memory import keep_freed_memory
 from swap_fast.models import ResNet9
 from swap_fast.optimizer import MomentumSGD
 from swap_fast.step import Step
-from swap_fast.train import train
+from swap_fast.train import Stretch, train
 from swap_fast.weights import Weights
 
 STEPS = 4  # updates a turn
@@ -72,8 +72,7 @@ def our_loop(device_type: str, width: int, batch_size: int) -> Work:
 
     def work() -> None:
         train(
-            step,
-            batches,
+            [Stretch(epochs=range(1), step=step, open_batches=lambda: batches)],
             phase,
             number=1,
             clock=clock,

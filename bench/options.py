@@ -114,3 +114,28 @@ class PlanOptions:
                 "scaling: expected v100, a100 or h100, got this machine; a few of its steps say "
                 "nothing of a network"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """Write a tree of images (train/ and val/, a folder a class) again at a smaller size."""
+
+    source: Positional[Path]
+    """The tree to read."""
+    dest: Positional[Path]
+    """The folder to write; what is there already of the same tree and size is kept."""
+    size: int
+    """Pixels of the shorter side: 160 for a stage at 128 px, 352 for one at 224 px."""
+    processes: int | None = None
+    """Processes; by default one a core."""
+    skip_bad_files: bool = False
+    """Go on without files that cannot be used."""
+    quiet: bool = False
+    """Print no progress."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes and counts below one."""
+        for name in ("size", "processes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {value}")

@@ -5,8 +5,10 @@ import time
 from typing import TYPE_CHECKING
 
 from swap_fast.comm import Comm
-from swap_fast.config import AveragingRecipe, Recipe
+from swap_fast.config import AveragingRecipe, Phase, Recipe
+from swap_fast.data.augment import IMAGE_SIZE
 from swap_fast.record import EpochRow
+from swap_fast.stages import shapes
 
 if TYPE_CHECKING:
     import rich.progress
@@ -16,27 +18,23 @@ class Progress:
     """Counts this rank's updates; rank 0 shows the bar, each rank prints its workers' epochs.
 
     Arguments:
-        train_images: in the data set, of which a recipe may use fewer.
+        train_images: that the recipe trains on.
         quiet: print nothing.
     """
 
     def __init__(self, recipe: Recipe, comm: Comm, train_images: int, *, quiet: bool) -> None:
         self._recipe, self._comm = recipe, comm
         self._quiet, self._started = quiet, time.monotonic()
-        train_images = recipe.train_images or train_images
-        # Work is counted in images: of an update of phase 1, this rank's share.
-        share = len(comm.slots(recipe.phase1.gpus_per_model)) * recipe.phase1.micro_batch_size
-        self._images = [share]
-        self._phase1_epoch = train_images // recipe.phase1.global_batch_size * share
-        self._total = self._phase1_epoch * recipe.phase1.max_epochs
+        # Work is counted in images: of an update that ranks share, this rank's part.
+        slots = len(comm.slots(recipe.num_slots))
+        self._phase1_epochs = self._images_of(recipe.phase1, train_images, slots)
+        self._total = sum(self._phase1_epochs)
         if isinstance(recipe, AveragingRecipe):
-            batch, epochs = recipe.phase2.global_batch_size, recipe.phase2.max_epochs
-            workers = len(comm.workers(recipe.num_workers))
-            # Of ranks that run a worker together, each has a share of its updates.
-            together = min(recipe.phase2.gpus_per_model, comm.world_size // recipe.num_workers)
-            share = batch // max(1, together)
-            self._images.append(share)
-            self._total += workers * epochs * (train_images // batch * share)
+            each = recipe.phase2.gpus_per_model
+            ranks = max(1, min(each, comm.world_size // recipe.num_workers))
+            slots = len(range(comm.rank % ranks, each, ranks))
+            epochs = self._images_of(recipe.phase2, train_images, slots)
+            self._total += len(comm.workers(recipe.num_workers)) * sum(epochs)
         self._done = 0
         self._bar: rich.progress.Progress | None = None
 
@@ -52,9 +50,9 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def on_step(self, phase: int) -> None:
+    def on_step(self, images: int) -> None:
         """Count one update."""
-        self._done += self._images[phase - 1]
+        self._done += images
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)
 
@@ -76,8 +74,7 @@ class Progress:
 
     def phase1_ended(self, epochs: int) -> None:
         """Take the epochs that phase 1 did not need out of what remains."""
-        skipped = self._recipe.phase1.max_epochs - epochs
-        self._total -= skipped * self._phase1_epoch
+        self._total -= sum(self._phase1_epochs[epochs:])
         if self._bar is not None:
             self._bar.update(self._task, total=self._total)
 
@@ -89,6 +86,16 @@ class Progress:
             self._bar.console.print(line, highlight=False, markup=False)
         else:
             print(line, flush=True)
+
+    @staticmethod
+    def _images_of(phase: Phase, train_images: int, slots: int) -> list[int]:
+        """The images that a rank with so many slots is given in each epoch of a phase."""
+        share = slots / phase.gpus_per_model
+        return [
+            round(train_images // shape.global_batch_size * shape.global_batch_size * share)
+            for shape in shapes(phase, IMAGE_SIZE)
+            for _ in shape.epochs
+        ]
 
     def _remaining(self) -> str:
         elapsed = time.monotonic() - self._started

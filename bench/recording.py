@@ -68,6 +68,7 @@ def make_record(
         worker_accuracies=accuracies,
         accuracy_before_averaging=sum(accuracies) / len(accuracies) if num_workers else None,
         test_accuracy=result.test_accuracy,
+        test_top5_accuracy=result.test_top5_accuracy,
         pairwise_distances=pairwise_distances([theta for w in workers for theta in w.samples]),
         average_by_epoch=averages,
         times=_times(parts, result, [w.time_s for w in workers]),

@@ -14,6 +14,7 @@ from bench.request import Request
 from bench.snapshots import Snapshots
 from bench.telemetry import Sampler, missing_line
 from swap_fast.baselines import sgd, swa
+from swap_fast.cifar_source import CifarSource
 from swap_fast.clock import Clock
 from swap_fast.comm import Comm, connect
 from swap_fast.config import SWAPRecipe, SWARecipe
@@ -61,10 +62,11 @@ def _run(
             f"{recipe.dataset}: expected the same data on every rank, got sets of different "
             "content; give all of them --data DIR"
         )
+    source = CifarSource(recipe, dataset)
     created = comm.on_first(lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     name = run_id(recipe.name, request.seed, created)
     snapshots = Snapshots(request.out / "checkpoints" / name, comm)
-    progress = Progress(recipe, comm, len(dataset.train), quiet=request.quiet)
+    progress = Progress(recipe, comm, source.num_images, quiet=request.quiet)
     line = missing_line(comm.gather(sampler.missing))
     if line is not None and request.first and comm.rank == 0:
         progress.say(line)
@@ -82,7 +84,7 @@ def _run(
     parts = make_parts(
         recipe,
         partial(make_net, recipe, dataset),
-        dataset,
+        source,
         seed=request.seed,
         device=device,
         execution=request.execution,

@@ -12,7 +12,8 @@ def sgd(recipe: SGDRecipe, parts: Parts) -> Result:
         stopped_by=phase1.stopped_by,
         workers=[],
         before_averaging_s=parts.clock.reading(),
-        test_accuracy=phase1.test_accuracy,
+        test_accuracy=phase1.accuracies.top1,
+        test_top5_accuracy=phase1.accuracies.top5,
     )
 
 
@@ -32,10 +33,11 @@ def swa(recipe: SWARecipe, parts: Parts) -> Result:
                 parts.comm.broadcast_(theta)
     averaging_phase(recipe, parts, workers)
     with parts.clock.lap("evaluation"):
-        test_accuracy = parts.evaluate(parts.comm)
+        accuracies = parts.evaluate(parts.comm)
     return Result(
         stopped_by=phase1.stopped_by,
         workers=workers,
         before_averaging_s=before_averaging_s,
-        test_accuracy=test_accuracy,
+        test_accuracy=accuracies.top1,
+        test_top5_accuracy=accuracies.top5,
     )

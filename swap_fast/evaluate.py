@@ -1,5 +1,7 @@
 """Accuracy of a model on a split."""
 
+from typing import NamedTuple
+
 import torch
 
 from swap_fast.comm import ALONE, Comm
@@ -8,6 +10,15 @@ from swap_fast.data.batches import deal
 from swap_fast.data.images import DeviceImages
 from swap_fast.execution import Execution
 from swap_fast.weights import Weights
+
+
+class Accuracies(NamedTuple):
+    """Shares of the test images, as fractions."""
+
+    top1: float
+    """The class with the largest logit is the right one."""
+    top5: float | None = None
+    """One of the five with the largest is; None where it is not measured."""
 
 
 class Evaluator:
@@ -37,8 +48,8 @@ class Evaluator:
         self._plan = images.upload(plain_plan(len(images), images.pad))
 
     @torch.no_grad()
-    def __call__(self, comm: Comm = ALONE) -> float:
-        """The share of images, as a fraction, that the model in eval mode gets right.
+    def __call__(self, comm: Comm = ALONE) -> Accuracies:
+        """The share of images that the model in eval mode gets right.
 
         With a `comm` all its ranks must call, and all get the accuracy over the whole split.
         """
@@ -55,4 +66,4 @@ class Evaluator:
                 correct += (logits.argmax(1) == labels).sum()
         finally:
             model.train(was_training)
-        return comm.all_reduce_(correct).item() / len(self._split)
+        return Accuracies(comm.all_reduce_(correct).item() / len(self._split))

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +11,15 @@ from torch import Tensor, nn
 from swap_fast.batchnorm import SlotStatistics, StatisticsPass
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm, WorkerGroup
-from swap_fast.config import AveragingRecipe, Recipe, SWARecipe
-from swap_fast.data.augment import IMAGE_SIZE
-from swap_fast.data.batches import Batches, one_pass
-from swap_fast.data.dataset import Dataset, Split
-from swap_fast.data.images import DeviceImages
-from swap_fast.evaluate import Evaluator
+from swap_fast.config import AveragingRecipe, Phase, Recipe, SWARecipe
+from swap_fast.data.batches import Batches
+from swap_fast.evaluate import Accuracies
 from swap_fast.execution import Execution
 from swap_fast.optimizer import MomentumSGD
 from swap_fast.record import EpochRow
+from swap_fast.stages import Shape, shapes
 from swap_fast.step import Step
+from swap_fast.train import Stretch
 from swap_fast.weights import Weights
 
 
@@ -26,24 +27,56 @@ from swap_fast.weights import Weights
 class Watch:
     """Who is told of a run's progress. Each is called off the clock but `on_step`."""
 
-    on_step: Callable[[int], None] = lambda phase: None
-    """After every update, with its phase: from the hot loop, so it must be cheap."""
+    on_step: Callable[[int], None] = lambda images: None
+    """After every update, with the images that this rank gave to it: from the hot loop, so it must
+    be cheap."""
     on_epoch: Callable[[EpochRow], None] = lambda row: None
     """After every epoch of this rank."""
     on_weights: Callable[[int, int, int], None] = lambda phase, worker, epoch: None
     """(phase, worker, epoch): the model now holds weights worth keeping."""
 
 
+Evaluate = Callable[[Comm], Accuracies]
+"""The model's accuracies on the test images, shared out over the ranks given."""
+
+
+class Source(Protocol):
+    """A run's data: read when it is made, and moved to the device when the steps are warm."""
+
+    num_images: int
+    """To train on."""
+    image_size: int
+    """Side of the images of a phase without stages, in pixels."""
+
+    def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
+        """Move the data to the weights' device."""
+
+    def batches(self, phase: Phase, shape: Shape, *, number: int, slots: range) -> Batches:
+        """What makes the batches of some epochs of phase `number`, for the slots of this rank."""
+
+    def batch_norm_batches(self, buffer: Tensor, shape: Shape, comm: Comm) -> Iterable[Tensor]:
+        """This rank's share of phase 3's pass over the training data: the buffer [B, 3, H, W] or
+        its first part, written over for each batch."""
+
+    def evaluator(self, shape: Shape) -> Evaluate:
+        """Test accuracy as it is measured during these epochs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PhaseParts:
     """What one phase is made of on this rank."""
 
-    step: Step
-    """One update."""
-    batches: Batches
-    """What it is given."""
+    stretches: tuple[Stretch, ...]
+    """Steps and batches, epoch by epoch."""
     statistics: SlotStatistics
     """Batch-norm statistics of the slots that share an update."""
+    evaluators: tuple[Evaluate, ...]
+    """Of each stretch."""
+
+    def evaluate(self, epoch: int, comm: Comm) -> Accuracies:
+        """Test accuracy after an epoch counted from 1, over the ranks of `comm`."""
+        at = [epoch - 1 in stretch.epochs for stretch in self.stretches].index(True)
+        return self.evaluators[at](comm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +93,8 @@ class Parts:
     """Phase 3's computation of batch-norm statistics ..."""
     batch_norm_batches: Callable[[], Iterable[Tensor]]
     """... and this rank's share of the training data for it."""
-    evaluate: Evaluator
-    """Test accuracy."""
+    evaluate: Evaluate
+    """Test accuracy of the final model."""
     execution: Execution
     """Precision of forward passes."""
     comm: Comm
@@ -77,7 +110,7 @@ class Parts:
 def make_parts(
     recipe: Recipe,
     make_model: Callable[[], nn.Module],
-    dataset: Dataset,
+    source: Source,
     *,
     seed: int,
     device: torch.device,
@@ -95,11 +128,6 @@ def make_parts(
     """
     if seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {seed}")
-    size = recipe.train_images or len(dataset.train)
-    if size > len(dataset.train):
-        raise ValueError(
-            f"train_images: expected at most the data set's {len(dataset.train):,}, got {size:,}"
-        )
     if comm.world_size > recipe.num_slots:
         raise ValueError(
             f"recipe {recipe.name}: expected 1 to {recipe.num_slots} processes, one a "
@@ -116,67 +144,90 @@ def make_parts(
             else comm.worker_group(recipe.num_workers)
         )
         phases.append((recipe.phase2, group.inside))
+    for number, (phase, _) in enumerate(phases, start=1):
+        if source.num_images < phase.global_batch_size:
+            raise ValueError(
+                f"phase {number}: expected at least one batch of {phase.global_batch_size} images, "
+                f"got {source.num_images}; lower the phase's batch size or use more data"
+            )
     with clock.lap("model_init"):
         torch.manual_seed(seed)
         weights = Weights(
-            execution.place(make_model(), device),
-            set_apart=recipe.optimizer.set_apart,
+            execution.place(make_model(), device), set_apart=recipe.optimizer.set_apart
         )
         comm.broadcast_(weights.theta.detach())
         optimizer = MomentumSGD(
             weights, recipe.optimizer, scale_gradients=execution.precision == "fp16"
         )
-        steps = tuple(
-            Step(
-                weights, optimizer, phase, ranks, execution, label_smoothing=recipe.label_smoothing
-            )
-            for phase, ranks in phases
+        make_step = partial(
+            Step,
+            weights,
+            optimizer,
+            execution=execution,
+            label_smoothing=recipe.label_smoothing,
         )
-        statistics_pass = StatisticsPass(weights, execution.autocast)
+        steps = [make_steps(make_step, phase, ranks, source.image_size) for phase, ranks in phases]
+        statistics_pass, buffer = StatisticsPass(weights, execution.autocast), None
     with clock.lap("kernel_warmup"):
-        for step in steps:
+        for step in (step for of_phase in steps for step in of_phase):
             step.warm_up()
         if isinstance(recipe, AveragingRecipe):
-            shape = (recipe.batch_norm_batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
-            buffer = execution.empty_images(shape, device)
+            side = steps[-1][-1].shape.image_size
+            buffer = execution.empty_images((recipe.batch_norm_batch_size, 3, side, side), device)
             statistics_pass.warm_up(buffer, captured=execution.capture)
     with clock.lap("data_preparation"):
-        mean, std, pad = dataset.mean, dataset.std, recipe.augmentation.pad
-        train = dataset.train
-        train = Split(images=train.images[:size], labels=train.labels[:size])
-        images = DeviceImages(train, mean=mean, std=std, device=device, pad=pad)
-        test = DeviceImages(dataset.test, mean=mean, std=std, device=device)
-        evaluate = Evaluator(weights, test, execution, mirrored=recipe.mirrored_evaluation)
-        batches = tuple(
-            Batches(
-                images,
-                recipe.augmentation,
-                phase,
-                seed=seed,
-                number=number,
-                slots=ranks.slots(phase.gpus_per_model),
+        source.open_(weights, execution, seed=seed)
+        made = tuple(
+            make_phase(source, of_phase, phase, ranks, number=number)
+            for number, ((phase, ranks), of_phase) in enumerate(
+                zip(phases, steps, strict=True), start=1
             )
-            for number, (phase, ranks) in enumerate(phases, start=1)
         )
 
     def batch_norm_batches() -> Iterable[Tensor]:
-        assert isinstance(recipe, AveragingRecipe)
-        augmentation = recipe.augmentation if recipe.batch_norm_augmented else None
-        return one_pass(images, augmentation, buffer, seed=seed, comm=comm)
+        assert buffer is not None, "without a phase 2 nothing is averaged"
+        return source.batch_norm_batches(buffer, steps[-1][-1].shape, comm)
 
     return Parts(
         weights=weights,
         optimizer=optimizer,
-        phases=tuple(
-            PhaseParts(step=step, batches=of_step, statistics=step.statistics)
-            for step, of_step in zip(steps, batches, strict=True)
-        ),
+        phases=made,
         statistics_pass=statistics_pass,
         batch_norm_batches=batch_norm_batches,
-        evaluate=evaluate,
+        evaluate=made[-1].evaluators[-1],
         execution=execution,
         comm=comm,
         group=group,
         clock=clock,
         watch=watch,
+    )
+
+
+def make_steps(
+    make_step: Callable[..., Step], phase: Phase, ranks: Comm, image_size: int
+) -> list[Step]:
+    """A step for each shape of a phase's batches; they share one set of statistics a slot."""
+    steps: list[Step] = []
+    for shape in shapes(phase, image_size):
+        shared = steps[0].statistics if steps else None
+        steps.append(make_step(phase, ranks, shape=shape, statistics=shared))
+    return steps
+
+
+def make_phase(
+    source: Source, steps: list[Step], phase: Phase, ranks: Comm, *, number: int
+) -> PhaseParts:
+    """A phase's steps with what gives them their batches and tests what they make."""
+    slots = ranks.slots(phase.gpus_per_model)
+    return PhaseParts(
+        stretches=tuple(
+            Stretch(
+                epochs=step.shape.epochs,
+                step=step,
+                open_batches=partial(source.batches, phase, step.shape, number=number, slots=slots),
+            )
+            for step in steps
+        ),
+        statistics=steps[0].statistics,
+        evaluators=tuple(source.evaluator(step.shape) for step in steps),
     )

@@ -1,7 +1,7 @@
 """A phase in stages: stretches of epochs with an image size and a batch of their own (ImageNet)."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from tyro.conf import Suppress
@@ -87,3 +87,45 @@ class StagedPhase(Phase):
     def schedule(self) -> Schedule:
         """Learning rate as a function of the position in epochs: one straight piece a stage."""
         return pieces([(stage.epochs, stage.first_lr, stage.last_lr) for stage in self.stages])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What the updates of some epochs of a phase have in common: all that a step depends on."""
+
+    epochs: range
+    """Of the phase, from 0."""
+    image_size: int
+    """Side of the images in pixels."""
+    global_batch_size: int
+    """Images in one update of one model."""
+    min_scale: float = 1.0
+    """The least share of an image's area that a crop shows."""
+    rectangular_test: bool = False
+    """Whether test crops have their batch's mean aspect ratio."""
+
+
+def shapes(phase: Phase, image_size: int) -> tuple[Shape, ...]:
+    """A phase's shapes in their order; stages that differ in the learning rate alone share one.
+
+    Arguments:
+        image_size: of a phase without stages.
+    """
+    if not isinstance(phase, StagedPhase):
+        epochs, batch = range(phase.max_epochs), phase.global_batch_size
+        return (Shape(epochs=epochs, image_size=image_size, global_batch_size=batch),)
+    found: list[Shape] = []
+    start = 0
+    for stage in phase.stages:
+        shape = Shape(
+            epochs=range(start, start + stage.epochs),
+            image_size=stage.image_size,
+            global_batch_size=stage.global_batch_size,
+            min_scale=stage.min_scale,
+            rectangular_test=stage.rectangular_test,
+        )
+        start += stage.epochs
+        if found and replace(found[-1], epochs=shape.epochs) == shape:
+            shape = replace(shape, epochs=range(found.pop().epochs.start, start))
+        found.append(shape)
+    return tuple(found)

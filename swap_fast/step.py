@@ -9,8 +9,10 @@ from swap_fast.batchnorm import SlotStatistics
 from swap_fast.capture import capture
 from swap_fast.comm import Comm
 from swap_fast.config import Phase
+from swap_fast.data.augment import IMAGE_SIZE
 from swap_fast.execution import DTYPES, Execution
 from swap_fast.optimizer import MomentumSGD
+from swap_fast.stages import Shape, shapes
 from swap_fast.weights import Weights
 
 
@@ -25,10 +27,11 @@ class Step:
     Arguments:
         weights: the model.
         optimizer: what turns the gradient into an update.
-        phase: gives the slots and the micro-batch size.
+        phase: gives the slots, and the batch where no shape does.
         comm: the ranks that share the update; `ALONE` for a worker with one device.
+        shape: of the batches, where a phase has several.
+        statistics: batch norm's, where steps of one phase share them.
         label_smoothing: share of the target that is spread evenly over all classes.
-        image_shape: C, H, W.
     """
 
     def __init__(
@@ -39,23 +42,26 @@ class Step:
         comm: Comm,
         execution: Execution,
         *,
+        shape: Shape | None = None,
+        statistics: SlotStatistics | None = None,
         label_smoothing: float = 0.0,
-        image_shape: tuple[int, int, int] = (3, 32, 32),
     ) -> None:
         self._weights, self._optimizer, self._comm = weights, optimizer, comm
         self._execution, self._num_slots = execution, phase.gpus_per_model
         self._label_smoothing = label_smoothing
         self._slots = len(comm.slots(phase.gpus_per_model))
-        self.statistics = SlotStatistics(weights, phase.gpus_per_model, comm)
+        self.shape = shape or shapes(phase, IMAGE_SIZE)[0]
+        self.statistics = statistics or SlotStatistics(weights, phase.gpus_per_model, comm)
         device = weights.theta.device
-        batch = self._slots * phase.micro_batch_size
+        batch = self._slots * self.shape.global_batch_size // phase.gpus_per_model
         low_precision = comm.world_size > 1 and execution.all_reduce != "fp32"
         self._bucket = (
             torch.empty_like(weights.gradient, dtype=DTYPES[execution.all_reduce])
             if low_precision
             else weights.gradient
         )
-        self.images = execution.empty_images((batch, *image_shape), device)
+        side = self.shape.image_size
+        self.images = execution.empty_images((batch, 3, side, side), device)
         self.labels = torch.zeros(batch, dtype=torch.int64, device=device)
         # Over the images since the last reading: the sum of their losses, and how many were right.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)

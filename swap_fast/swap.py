@@ -10,6 +10,7 @@ from torch import Tensor
 
 from swap_fast.averaging import average, mean_of
 from swap_fast.config import AveragingRecipe, SGDRecipe, SWAPRecipe
+from swap_fast.evaluate import Accuracies
 from swap_fast.parts import Parts
 from swap_fast.record import EpochRow
 from swap_fast.train import train
@@ -29,8 +30,8 @@ class PhaseOne:
     """What ended it."""
     epochs: int
     """How many it took."""
-    test_accuracy: float
-    """At its end, a fraction."""
+    accuracies: Accuracies
+    """On the test images, at its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,8 @@ class Result:
     """The paper's reading of this rank's clock when its training was done."""
     test_accuracy: float
     """Of the final model, a fraction."""
+    test_top5_accuracy: float | None
+    """The same for the five best classes; None where it is not measured."""
 
 
 def swap(recipe: SWAPRecipe, parts: Parts) -> Result:
@@ -71,31 +74,31 @@ def swap(recipe: SWAPRecipe, parts: Parts) -> Result:
     before_averaging_s = parts.clock.reading()
     averaging_phase(recipe, parts, workers)
     with parts.clock.lap("evaluation"):
-        test_accuracy = parts.evaluate(parts.comm)
+        accuracies = parts.evaluate(parts.comm)
     return Result(
         stopped_by=phase1.stopped_by,
         workers=workers,
         before_averaging_s=before_averaging_s,
-        test_accuracy=test_accuracy,
+        test_accuracy=accuracies.top1,
+        test_top5_accuracy=accuracies.top5,
     )
 
 
 def large_batch_phase(recipe: SGDRecipe, parts: Parts) -> PhaseOne:
     """Phase 1, lines 7-17: all slots train one model until its train accuracy is above tau."""
-    phase, epochs, test_accuracy = parts.phases[0], 0, 0.0
+    phase, epochs, accuracies = parts.phases[0], 0, Accuracies(0.0)
 
     def after_epoch(row: EpochRow) -> None:
-        nonlocal epochs, test_accuracy
+        nonlocal epochs, accuracies
         with parts.clock.lap("evaluation"):
             phase.statistics.merge_()
-            test_accuracy = parts.evaluate(parts.comm)
+            accuracies = phase.evaluate(row.epoch, parts.comm)
         epochs = row.epoch
-        parts.watch.on_epoch(replace(row, test_accuracy=test_accuracy))
+        parts.watch.on_epoch(replace(row, test_accuracy=accuracies.top1))
 
     parts.weights.model.train()
     stopped_by = train(
-        phase.step,
-        phase.batches,
+        phase.stretches,
         recipe.phase1,
         number=1,
         clock=parts.clock,
@@ -115,7 +118,7 @@ def large_batch_phase(recipe: SGDRecipe, parts: Parts) -> PhaseOne:
         velocity=velocity,
         stopped_by=stopped_by,
         epochs=epochs,
-        test_accuracy=test_accuracy,
+        accuracies=accuracies,
     )
 
 
@@ -130,9 +133,9 @@ def small_batch_phase(recipe: AveragingRecipe, parts: Parts, start: PhaseOne) ->
     def after_epoch(row: EpochRow) -> None:
         with parts.clock.lap("evaluation"):
             phase.statistics.merge_()
-            test_accuracy = parts.evaluate(group.inside)
+            accuracies = phase.evaluate(row.epoch, group.inside)
         if group.is_first:
-            parts.watch.on_epoch(replace(row, test_accuracy=test_accuracy))
+            parts.watch.on_epoch(replace(row, test_accuracy=accuracies.top1))
             with parts.clock.lap("checkpoint"):
                 parts.watch.on_weights(2, row.worker, row.epoch)
         if row.epoch % recipe.phase2.cycle_epochs == 0:
@@ -147,8 +150,7 @@ def small_batch_phase(recipe: AveragingRecipe, parts: Parts, start: PhaseOne) ->
             phase.statistics.reset_()
             parts.optimizer.reset_(start.velocity if recipe.keep_momentum else None)
         train(
-            phase.step,
-            phase.batches,
+            phase.stretches,
             recipe.phase2,
             number=2,
             worker=number,

@@ -1,7 +1,8 @@
 """The one training loop."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from swap_fast.clock import Clock
 from swap_fast.config import Phase
@@ -10,9 +11,20 @@ from swap_fast.record import EpochRow
 from swap_fast.step import Step
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Epochs of a phase that share a step: all of them for CIFAR, a stage's for ImageNet."""
+
+    epochs: range
+    """Of the phase, from 0."""
+    step: Step
+    """One update."""
+    open_batches: Callable[[], Batches]
+    """Gives what makes its batches, when the stretch begins and those before it are gone."""
+
+
 def train(
-    step: Step,
-    batches: Batches,
+    stretches: Sequence[Stretch],
     phase: Phase,
     *,
     number: int,
@@ -29,7 +41,7 @@ def train(
     Arguments:
         number: of the phase, 1 or 2; its time goes to the lap of that name.
         worker: the model that is trained; 0 in phase 1.
-        on_step: called after every update with the phase's number.
+        on_step: called after every update with the images that this rank gave to it.
         after_epoch: given each epoch's row, off the clock.
 
     Returns:
@@ -38,33 +50,45 @@ def train(
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
     """
-    schedule, steps = phase.schedule, batches.steps_per_epoch
-    for epoch in range(phase.max_epochs):
-        learning_rate = 0.0
+
+    def stops(stretch: Stretch) -> bool:
+        step = stretch.step
         with clock.lap(f"phase{number}"):
-            batches.start_epoch(worker, epoch)
-            for i in range(steps):
-                batches.load_(i, step.images, step.labels)
-                learning_rate = schedule(epoch + (i + 1) / steps)
-                step.set_learning_rate(learning_rate)
-                step()
-                on_step(number)
-            loss, accuracy = step.read_metrics()
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"phase {number}, worker {worker}, epoch {epoch + 1}: the loss is {loss}, expected "
-                f"a finite one; lower --phase{number}.peak-lr (now {phase.peak_lr:g})"
+            batches = stretch.open_batches()
+        steps = batches.steps_per_epoch
+        for epoch in stretch.epochs:
+            learning_rate = 0.0
+            with clock.lap(f"phase{number}"):
+                batches.start_epoch(worker, epoch)
+                for i in range(steps):
+                    batches.load_(i, step.images, step.labels)
+                    learning_rate = phase.schedule(epoch + (i + 1) / steps)
+                    step.set_learning_rate(learning_rate)
+                    step()
+                    on_step(len(step.labels))
+                loss, accuracy = step.read_metrics()
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"phase {number}, worker {worker}, epoch {epoch + 1}: the loss is {loss}, "
+                    f"expected a finite one; lower the learning rate (the phase's peak is "
+                    f"{phase.peak_lr:g})"
+                )
+            after_epoch(
+                EpochRow(
+                    phase=number,
+                    worker=worker,
+                    epoch=epoch + 1,
+                    learning_rate=learning_rate,
+                    train_loss=loss,
+                    train_accuracy=accuracy,
+                    time_s=clock.reading(),
+                )
             )
-        row = EpochRow(
-            phase=number,
-            worker=worker,
-            epoch=epoch + 1,
-            learning_rate=learning_rate,
-            train_loss=loss,
-            train_accuracy=accuracy,
-            time_s=clock.reading(),
-        )
-        after_epoch(row)
-        if phase.stopping_accuracy is not None and accuracy > phase.stopping_accuracy:
+            if phase.stopping_accuracy is not None and accuracy > phase.stopping_accuracy:
+                return True
+        return False
+
+    for stretch in stretches:
+        if stops(stretch):
             return "stopping_accuracy"
     return "max_epochs"

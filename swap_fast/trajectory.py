@@ -44,7 +44,7 @@ def running_average(
         theta = average(thetas, recipe.num_workers, group.across)
         parts.weights.load_(theta, final[1])
         parts.statistics_pass(parts.batch_norm_batches(), parts.comm)
-        rows.append(AverageRow(epoch=epoch, test_accuracy=parts.evaluate(parts.comm)))
+        rows.append(AverageRow(epoch=epoch, test_accuracy=parts.evaluate(parts.comm).top1))
     parts.weights.load_(*final)
     last = AverageRow(epoch=recipe.phase2.max_epochs, test_accuracy=result.test_accuracy)
     return [*rows, last]
@@ -60,8 +60,7 @@ def average_by_cycle(recipe: SWARecipe, parts: Parts, result: Result) -> list[Av
     for count in range(1, recipe.phase2.cycles):
         parts.weights.load_(mean_of(worker.samples[:count]), final[1])
         parts.statistics_pass(parts.batch_norm_batches(), parts.comm)
-        rows.append(
-            AverageRow(epoch=count * cycle_epochs, test_accuracy=parts.evaluate(parts.comm))
-        )
+        accuracy = parts.evaluate(parts.comm).top1
+        rows.append(AverageRow(epoch=count * cycle_epochs, test_accuracy=accuracy))
     parts.weights.load_(*final)
     return [*rows, AverageRow(epoch=recipe.phase2.max_epochs, test_accuracy=result.test_accuracy)]

@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from swap_fast.cifar_source import CifarSource
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm, connect
 from swap_fast.config import Augmentation, Phase, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
@@ -110,7 +111,7 @@ def small_parts(
     return make_parts(
         recipe,
         make_model,
-        dataset or make_dataset(),
+        CifarSource(recipe, dataset or make_dataset()),
         seed=seed,
         device=torch.device("cpu"),
         execution=Execution(),

@@ -131,10 +131,11 @@ def test_a_step_of_sixteen_ranks_has_one_slot_of_each_phase(fake_rank: Comm) -> 
         phase2=replace(SWAP.phase2, global_batch_size=32, gpus_per_model=8),
     )
     parts = small_parts(recipe, comm=fake_rank, dataset=make_dataset(128))
-    assert [phase.step.images.shape for phase in parts.phases] == [(4, 3, 32, 32)] * 2
-    assert [phase.batches.steps_per_epoch for phase in parts.phases] == [2, 4]
-    for phase in parts.phases:
-        phase.step()
+    stretches = [phase.stretches[0] for phase in parts.phases]
+    assert [stretch.step.images.shape for stretch in stretches] == [(4, 3, 32, 32)] * 2
+    assert [stretch.open_batches().steps_per_epoch for stretch in stretches] == [2, 4]
+    for stretch in stretches:
+        stretch.step()
 
 
 def hang_on_rank_1(comm: Comm, folder: Path) -> None:

@@ -25,7 +25,7 @@ TORCHLESS = (
     *("bench.energy", "bench.nvml", "bench.telemetry"),
 )
 # Distributions whose import name is another.
-IMPORT_NAMES = {"nvidia-dali-cuda120": "nvidia", "nvidia-ml-py": "pynvml"}
+IMPORT_NAMES = {"nvidia-dali-cuda120": "nvidia", "nvidia-ml-py": "pynvml", "pillow": "PIL"}
 MACHINE_PATH = re.compile(r"""(?<![\w.}])/(?:work|home|root|tmp|opt|mnt|private|Users)/""")
 
 

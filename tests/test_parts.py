@@ -60,10 +60,11 @@ def test_train_images_takes_the_first() -> None:
     recipe = with_phases()
     recipe = type(recipe)(**{**vars(recipe), "train_images": 17})
     parts = small_parts(recipe, dataset=dataset)
-    assert [b.steps_per_epoch for b in (p.batches for p in parts.phases)] == [1, 2]
-    parts.phases[0].batches.start_epoch(0, 0)
-    step = parts.phases[0].step
-    parts.phases[0].batches.load_(0, step.images, step.labels)
+    assert [s.open_batches().steps_per_epoch for p in parts.phases for s in p.stretches] == [1, 2]
+    stretch = parts.phases[0].stretches[0]
+    step, batches = stretch.step, stretch.open_batches()
+    batches.start_epoch(0, 0)
+    batches.load_(0, step.images, step.labels)
     order = plan_epoch(17, recipe.augmentation, seed=3, phase=1, worker=0, epoch=0).order
     assert step.labels.tolist() == dataset.train.labels[order[:16]].tolist()
 
@@ -82,7 +83,6 @@ def test_the_batch_norm_pass_shows_every_training_image_once() -> None:
 
 def test_phase_2_runs_alone_with_its_own_batch() -> None:
     parts = small_parts()
-    assert [phase.step.images.shape[0] for phase in parts.phases] == [16, 8]
-    assert [phase.batches.images_per_step for phase in parts.phases] == [16, 8]
+    assert [p.stretches[0].step.images.shape[0] for p in parts.phases] == [16, 8]
     assert len(small_parts(SGD).phases) == 1
     assert math.isfinite(parts.clock.reading())

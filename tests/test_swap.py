@@ -273,28 +273,28 @@ def test_laps_follow_one_another_in_the_order_of_the_algorithm() -> None:
     clock = NotingClock()
     events: list[object] = []
     watch = Watch(
-        on_step=lambda phase: events.append(phase),
+        on_step=lambda images: events.append(images),
         on_epoch=lambda row: events.append((row.phase, row.worker, row.epoch)),
         on_weights=lambda *where: events.append(("weights", *where)),
     )
     result = swap(SWAP, small_parts(dataset=DATA, clock=clock, watch=watch))
-    worker = ["phase2", *["phase2", "evaluation", "checkpoint"] * 2, "phase2"]
+    worker = ["phase2", "phase2", *["phase2", "evaluation", "checkpoint"] * 2, "phase2"]
     assert clock.order == [
         *["model_init", "kernel_warmup", "data_preparation"],
-        *["phase1", "evaluation"] * 2,
+        *["phase1", *["phase1", "evaluation"] * 2],
         *["phase1", "checkpoint"],
         *worker * 2,
         *["waiting", "averaging", "batch_norm", "evaluation"],
     ]
     assert events == [
-        *[1, 1, (1, 0, 1), 1, 1, (1, 0, 2), ("weights", 1, 0, 2)],
-        *[*[2] * 5, (2, 0, 1), ("weights", 2, 0, 1), *[2] * 5, (2, 0, 2), ("weights", 2, 0, 2)],
-        *[*[2] * 5, (2, 1, 1), ("weights", 2, 1, 1), *[2] * 5, (2, 1, 2), ("weights", 2, 1, 2)],
+        *[16, 16, (1, 0, 1), 16, 16, (1, 0, 2), ("weights", 1, 0, 2)],
+        *[*[8] * 5, (2, 0, 1), ("weights", 2, 0, 1), *[8] * 5, (2, 0, 2), ("weights", 2, 0, 2)],
+        *[*[8] * 5, (2, 1, 1), ("weights", 2, 1, 1), *[8] * 5, (2, 1, 2), ("weights", 2, 1, 2)],
     ]
-    # A second a lap: model, data, three of phase 1 and four of each worker, before averaging.
-    assert [worker.time_s for worker in result.workers] == [4.0, 4.0]
-    assert result.before_averaging_s == 2 + 3 + 8
-    assert clock.reading() == 2 + 3 + 8 + 2
+    # A second a lap: model, data, four of phase 1 and five of each worker, before averaging.
+    assert [worker.time_s for worker in result.workers] == [5.0, 5.0]
+    assert result.before_averaging_s == 2 + 4 + 10
+    assert clock.reading() == 2 + 4 + 10 + 2
 
 
 def test_the_same_run_twice_has_the_same_bits() -> None:

@@ -12,7 +12,7 @@ from swap_fast.config import Phase
 from swap_fast.data.batches import Batches
 from swap_fast.record import EpochRow
 from swap_fast.step import Step
-from swap_fast.train import train
+from swap_fast.train import Stretch, train
 
 
 class Script:
@@ -47,7 +47,12 @@ class Script:
         return self.metrics.pop(0)
 
     def run(
-        self, phase: Phase, *, number: int = 1, worker: int = 0
+        self,
+        phase: Phase,
+        *,
+        number: int = 1,
+        worker: int = 0,
+        stretches: list[range] | None = None,
     ) -> tuple[str, list[EpochRow], Clock]:
         clock, rows = Clock(now=lambda: self.seconds), []
 
@@ -57,8 +62,14 @@ class Script:
             rows.append(row)
 
         stopped_by = train(
-            cast(Step, self),
-            cast(Batches, self),
+            [
+                Stretch(
+                    epochs=epochs,
+                    step=cast(Step, self),
+                    open_batches=lambda: self.events.append("open") or cast(Batches, self),
+                )
+                for epochs in stretches or [range(phase.max_epochs)]
+            ],
             phase,
             number=number,
             worker=worker,
@@ -106,13 +117,28 @@ def test_without_tau_it_never_ends_early() -> None:
 def test_every_step_loads_sets_its_rate_and_updates() -> None:
     script = Script([0.1, 0.2])
     script.run(phase(2), number=2, worker=5)
-    steps = [event for i in range(3) for event in (("load", i), "update", ("on_step", 2))]
+    steps = [event for i in range(3) for event in (("load", i), "update", ("on_step", 0))]
     assert script.events == [
+        "open",
         *[("epoch", 5, 0), *steps, "read", "after"],
         *[("epoch", 5, 1), *steps, "read", "after"],
     ]
     # From 0.6 to 0 in six steps counted from 1.
     assert script.rates == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1, 0.0], abs=1e-15)
+
+
+def test_stretches_follow_one_another_and_epochs_are_counted_on() -> None:
+    script = Script([0.1, 0.2, 0.3, 0.9])
+    stopped_by, rows, _ = script.run(phase(5, 0.8), stretches=[range(1), range(1, 3), range(3, 5)])
+    assert stopped_by == "stopping_accuracy"
+    assert [row.epoch for row in rows] == [1, 2, 3, 4]
+    opened = [event for event in script.events if event == "open" or event[0] == "epoch"]
+    assert opened == [
+        *["open", ("epoch", 0, 0)],
+        *["open", ("epoch", 0, 1), ("epoch", 0, 2)],
+        *["open", ("epoch", 0, 3)],
+    ]
+    assert script.rates == pytest.approx([0.6 - 0.04 * i for i in range(1, 13)])
 
 
 def test_rows_say_what_happened() -> None:
@@ -137,6 +163,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(bad: float) -> None:
         script.run(phase(3, 0.5), number=2, worker=4)
     message = str(stopped.value)
     assert message.startswith(f"phase 2, worker 4, epoch 2: the loss is {bad}, expected")
-    assert "--phase2.peak-lr (now 0.6)" in message
+    assert "lower the learning rate (the phase's peak is 0.6)" in message
     assert "\n" not in message
     assert script.events.count("after") == 1

@@ -1,0 +1,70 @@
+"""CIFAR's data of a run on this rank: resident on the device."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from swap_fast.comm import Comm
+from swap_fast.config import AveragingRecipe, Phase, Recipe
+from swap_fast.data.augment import IMAGE_SIZE
+from swap_fast.data.batches import Batches, one_pass
+from swap_fast.data.dataset import Dataset, Split
+from swap_fast.data.images import DeviceImages
+from swap_fast.evaluate import Evaluator
+from swap_fast.execution import Execution
+from swap_fast.stages import Shape
+from swap_fast.weights import Weights
+
+
+class CifarSource:
+    """The training images that a recipe takes, and the test images.
+
+    Raises:
+        ValueError: fewer images than the recipe trains on.
+    """
+
+    image_size = IMAGE_SIZE
+
+    def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
+        size = recipe.train_images or len(dataset.train)
+        if size > len(dataset.train):
+            raise ValueError(
+                f"train_images: expected at most the data set's {len(dataset.train):,}, "
+                f"got {size:,}"
+            )
+        self.num_images, self._recipe = size, recipe
+        self._dataset: Dataset | None = dataset
+
+    def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
+        """Move the data to the weights' device, and forget what is not needed on the host."""
+        assert self._dataset is not None, "a source is opened once"
+        dataset, device, size = self._dataset, weights.theta.device, self.num_images
+        train = Split(images=dataset.train.images[:size], labels=dataset.train.labels[:size])
+        mean, std, pad = dataset.mean, dataset.std, self._recipe.augmentation.pad
+        self._images = DeviceImages(train, mean=mean, std=std, device=device, pad=pad)
+        test = DeviceImages(dataset.test, mean=mean, std=std, device=device)
+        mirrored = self._recipe.mirrored_evaluation
+        self._evaluator = Evaluator(weights, test, execution, mirrored=mirrored)
+        self._seed, self._dataset = seed, None
+
+    def batches(self, phase: Phase, shape: Shape, *, number: int, slots: range) -> Batches:
+        """Gathers the phase's batches on the device."""
+        return Batches(
+            self._images,
+            self._recipe.augmentation,
+            phase,
+            seed=self._seed,
+            number=number,
+            slots=slots,
+        )
+
+    def batch_norm_batches(self, buffer: Tensor, shape: Shape, comm: Comm) -> Iterable[Tensor]:
+        """Every training image once, augmented where the recipe says so."""
+        recipe = self._recipe
+        assert isinstance(recipe, AveragingRecipe), "without a phase 2 nothing is averaged"
+        augmentation = recipe.augmentation if recipe.batch_norm_augmented else None
+        return one_pass(self._images, augmentation, buffer, seed=self._seed, comm=comm)
+
+    def evaluator(self, shape: Shape) -> Evaluator:
+        """Top-1 accuracy, the same in all epochs."""
+        return self._evaluator

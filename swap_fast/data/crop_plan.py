@@ -1,0 +1,173 @@
+"""What to show of ImageNet's images: the plan of a training epoch, and of a test pass.
+
+A plan follows from (seed, phase, worker, epoch) and the images' sizes alone, so that every way of
+decoding, on any number of processes and any device, shows the same crops in the same order.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+RATIOS = (3 / 4, 4 / 3)
+"""Least and greatest width over height of a random window."""
+
+TRIES = 10
+RESIZE_FACTOR = 1.14
+"""The shorter side before a centre crop, over the crop's side."""
+
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """Images to show, one a row: of each a window, resized, cropped once more and mirrored.
+
+    Training cuts a random window and resizes it to the crop's size; a test resizes the whole image
+    and cuts out its centre.
+    """
+
+    image: NDArray[np.int64]
+    """[n]: which image of the split."""
+    window: Ints
+    """[n, 4]: top, left, height, width in the image as decoded."""
+    resized: Ints
+    """[n, 2]: height and width to which the window is resized."""
+    start: Ints
+    """[n, 2]: first row and column of the crop in it; what lies outside of it is black."""
+    flip: Ints
+    """[n]: 1 where the crop is mirrored left and right."""
+    size: tuple[int, int]
+    """Height and width of every crop."""
+
+    def __len__(self) -> int:
+        """The number of images n."""
+        return len(self.image)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> "Crops":
+        """The crops of some rows."""
+        return replace(
+            self,
+            image=self.image[rows],
+            window=self.window[rows],
+            resized=self.resized[rows],
+            start=self.start[rows],
+            flip=self.flip[rows],
+        )
+
+
+def plan_crops(
+    sizes: Ints, *, px: int, min_scale: float, seed: int, phase: int, worker: int, epoch: int
+) -> Crops:
+    """Draw an epoch's order, random resized crops and flips.
+
+    Arguments:
+        sizes: [N, 2], height and width of each image of the split.
+        px: the crop's side.
+        min_scale: the least share of an image's area that a window has.
+        phase, worker, epoch: as for CIFAR; phase 1 has one plan for all its slots (worker 0), and
+            in phase 2 each worker has its own.
+
+    Returns:
+        All N images, each once, in a random order that is independent between workers and epochs.
+    """
+    random = np.random.default_rng(np.random.SeedSequence((seed, phase, worker, epoch)))
+    order = random.permutation(len(sizes))
+    window = draw_windows(sizes[order], min_scale, random)
+    flip = random.integers(2, size=len(sizes), dtype=np.int32)
+    return Crops(
+        image=order,
+        window=window,
+        resized=np.full((len(sizes), 2), px, np.int32),
+        start=np.zeros((len(sizes), 2), np.int32),
+        flip=flip,
+        size=(px, px),
+    )
+
+
+def draw_windows(sizes: Ints, min_scale: float, random: np.random.Generator) -> Ints:
+    """Random windows with the distribution of torchvision's RandomResizedCrop, for all images.
+
+    A share of the area is uniform in (min_scale, 1), the logarithm of width over height uniform
+    between those of 3/4 and 4/3, the place uniform. What does not fit is drawn again, ten times at
+    most; then the window is the largest in the centre with a ratio within the limits.
+
+    Returns:
+        [N, 4]: top, left, height, width.
+    """
+    height, width = sizes[:, 0].astype(np.int64), sizes[:, 1].astype(np.int64)
+    window_height, window_width = _largest_within_ratios(height, width)
+    fallback_top = (height - window_height) // 2
+    fallback_left = (width - window_width) // 2
+    waiting = np.arange(len(sizes))
+    for _ in range(TRIES):
+        area = height[waiting] * width[waiting] * random.uniform(min_scale, 1, len(waiting))
+        log_ratio = random.uniform(math.log(RATIOS[0]), math.log(RATIOS[1]), len(waiting))
+        ratio = np.exp(log_ratio)
+        tried_width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+        tried_height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        fits = (tried_width > 0) & (tried_width <= width[waiting])
+        fits &= (tried_height > 0) & (tried_height <= height[waiting])
+        window_height[waiting[fits]] = tried_height[fits]
+        window_width[waiting[fits]] = tried_width[fits]
+        waiting = waiting[~fits]
+    top = random.integers(height - window_height + 1)
+    left = random.integers(width - window_width + 1)
+    top[waiting], left[waiting] = fallback_top[waiting], fallback_left[waiting]
+    return np.stack([top, left, window_height, window_width], axis=1).astype(np.int32)
+
+
+def _largest_within_ratios(
+    height: NDArray[np.int64], width: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Height and width of the largest windows whose ratio is within the limits."""
+    ratio = width / height
+    narrow, wide = ratio < RATIOS[0], ratio > RATIOS[1]
+    return (
+        np.where(narrow, np.rint(width / RATIOS[0]).astype(np.int64), height),
+        np.where(wide, np.rint(height * RATIOS[1]).astype(np.int64), width),
+    )
+
+
+def centre_crops(sizes: Ints, *, px: int) -> Crops:
+    """All images in their own order, the shorter side resized to int(1.14 * px), the centre cut."""
+    every = np.arange(len(sizes))
+    return _centre(every, sizes, px, (px, px))
+
+
+def rectangular_batches(sizes: Ints, *, px: int, batch_size: int) -> Iterator[Crops]:
+    """All images by aspect ratio, in batches that are cropped to their mean ratio.
+
+    The crop's shorter side is px, its longer one px times the batch's mean ratio, rounded down to a
+    multiple of 8. Little of an image is then cut away, and a batch is still one tensor.
+    """
+    ratios = sizes[:, 1] / sizes[:, 0]
+    order = np.argsort(ratios, kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        mean = round(float(ratios[rows].mean()), 5)
+        size = (int(px / mean) // 8 * 8, px) if mean < 1 else (px, int(px * mean) // 8 * 8)
+        yield _centre(rows, sizes[rows], px, size)
+
+
+def _centre(image: NDArray[np.int64], sizes: Ints, px: int, size: tuple[int, int]) -> Crops:
+    """Centre crops of whole images, with torchvision's roundings."""
+    short = int(RESIZE_FACTOR * px)
+    height, width = sizes[:, 0].astype(np.int64), sizes[:, 1].astype(np.int64)
+    shorter = np.minimum(height, width)
+    resized = np.stack([short * height // shorter, short * width // shorter], axis=1)
+    room = resized - np.array(size)
+    # Where there is no room, torchvision puts a black border around, the smaller part of an odd
+    # one at the start; else it rounds half of the room to the nearest even number.
+    start = np.where(room < 0, -(-room // 2), np.rint(room / 2).astype(np.int64))
+    zeros = np.zeros(len(sizes), np.int32)
+    return Crops(
+        image=image,
+        window=np.stack([zeros, zeros, sizes[:, 0], sizes[:, 1]], axis=1),
+        resized=resized.astype(np.int32),
+        start=start.astype(np.int32),
+        flip=zeros,
+        size=size,
+    )
