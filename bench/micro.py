@@ -1,12 +1,13 @@
 """`python -m bench micro`: measures a part of the work beside others' ways, in one run."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import micro_data, micro_step
-from bench.alternation import Timing, Way, alternate
+from bench.alternation import Timing, Way, Work, alternate
 from bench.machine import (
     available_cores,
     choose_device,
@@ -15,6 +16,8 @@ from bench.machine import (
     has_compiler,
 )
 from bench.options import MicroOptions
+from swap_fast.config import LoaderName
+from swap_fast.data.loaders import missing_for_dali
 
 
 def measure(options: MicroOptions) -> int:
@@ -77,35 +80,49 @@ def step_ways(options: MicroOptions, device: str, threads: int) -> dict[str, lis
 
 
 def data_ways(options: MicroOptions, device: str, threads: int) -> dict[str, list[Way]]:
-    """Augmented batches of CIFAR size."""
-    size = (device, options.batch_size)
-    return {
-        "augmented batches": [
-            Way(
-                name="ours: crop, flip, cutout, normalise",
-                make=micro_data.our_batches,
-                arguments=size,
-                threads=threads,
-            ),
-            Way(
-                name="whole-epoch crop and flip, as airbench",
-                make=micro_data.whole_epoch_crop,
-                arguments=size,
-                threads=threads,
-            ),
-            Way(
-                name=f"torchvision v2, DataLoader, {threads} processes",
-                make=micro_data.torchvision_loader,
-                arguments=(options.batch_size, threads),
-            ),
-            Way(
-                name="floor: read uint8, write float32",
-                make=micro_data.copy_floor,
-                arguments=size,
-                threads=threads,
-            ),
+    """Augmented batches of CIFAR size, in each type and with one thread and all of them."""
+    groups: dict[str, list[Way]] = {}
+    for dtype in micro_data.DTYPES:
+        for count in sorted({1, threads}):
+            form = f"{dtype}, {count} thread{'s' if count > 1 else ''}"
+            ours, dali = data_group(device, options.batch_size, dtype, count)
+            groups[f"augmented batches, {form}"] = ours
+            if dali:
+                groups[f"DALI's own, {form}"] = dali
+    return groups
+
+
+def data_group(
+    device: str, batch_size: int, dtype: str, threads: int
+) -> tuple[list[Way], list[Way]]:
+    """Our loaders beside others' ways and a copy; and ours of DALI beside DALI alone."""
+    size = (device, batch_size, dtype)
+
+    def way(name: str, make: Callable[..., Work], *arguments: object) -> Way:
+        return Way(name=name, make=make, arguments=arguments, threads=threads)
+
+    def ours(loader: LoaderName) -> Way:
+        return way(f"ours, {loader}", micro_data.our_batches, loader, *size)
+
+    dali = []
+    if missing_for_dali(device) is None:
+        operators = "DALI alone: the same operators, batches that lie ready"
+        dali = [
+            ours("dali"),
+            way(operators, micro_data.bare_dali, *size, threads),
+            way("DALI alone: its own crop and flip", micro_data.stock_dali, *size, threads),
         ]
-    }
+    processes = f"{threads} process{'es' if threads > 1 else ''}"
+    stock = f"torchvision v2, DataLoader, {processes}"
+    ways = [
+        ours("tensor"),
+        *dali[:1],
+        ours("torchvision"),
+        way("whole-epoch crop and flip, as airbench", micro_data.whole_epoch_crop, *size),
+        way(stock, micro_data.torchvision_loader, batch_size, dtype, threads),
+        way("floor: read bytes, write values", micro_data.copy_floor, *size),
+    ]
+    return ways, dali
 
 
 def _write(

@@ -12,7 +12,7 @@ import torch
 
 from bench.alternation import Work
 from swap_fast.data.image_tree import IMAGENET_MEAN, IMAGENET_STD, ImageTree, scan_tree
-from swap_fast.data.tree_batches import LoaderName, TreeBatches, make_loader
+from swap_fast.data.tree_batches import LoaderName, TreeBatches, make_decoder
 from swap_fast.execution import Execution
 
 NUM_FILES = 256  # a turn of every way
@@ -53,7 +53,7 @@ def _our_work(
     )
     batches = TreeBatches(
         tree.train,
-        make_loader(
+        make_decoder(
             name,
             tree.train,
             batch_size=batch_size,

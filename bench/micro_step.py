@@ -14,7 +14,7 @@ from swap_fast.batchnorm import recompute_statistics_
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE
 from swap_fast.config import Augmentation, Optimizer, Phase
-from swap_fast.data.batches import Batches
+from swap_fast.data.batches import Batches, Share
 from swap_fast.data.images import DeviceImages
 from swap_fast.execution import default_execution
 from swap_fast.memory import keep_freed_memory
@@ -67,7 +67,15 @@ def our_loop(device_type: str, width: int, batch_size: int) -> Work:
     step, phase, device = _our_step(device_type, width, batch_size)
     split = random_split(STEPS * batch_size)
     images = DeviceImages(split, mean=MEAN, std=STD, device=device, pad=4)
-    batches = Batches(images, Augmentation(), phase, seed=0, number=1, slots=range(1))
+    share = Share(
+        num_images=len(images),
+        augmentation=Augmentation(),
+        phase=phase,
+        seed=0,
+        number=1,
+        slots=range(1),
+    )
+    batches = Batches(images, share)
     clock = Clock()
 
     def work() -> None:

@@ -100,7 +100,13 @@ def resnet9(width: int, num_classes: int) -> Net:
     return Net(layers=layers)
 
 
-def resnet50(side: int, *, width: int = 64, num_classes: int = 1000) -> Net:
+def resnet50(
+    side: int,
+    *,
+    width: int = 64,
+    num_classes: int = 1000,
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
+) -> Net:
     """ResNet-50 v1.5 at images of `side` x `side` px: the stride is on the 3x3 convolution."""
 
     def bottleneck(inputs: int, inner: int, side: int, stride: int) -> Iterator[Layer]:
@@ -124,7 +130,7 @@ def resnet50(side: int, *, width: int = 64, num_classes: int = 1000) -> Net:
     layers = [_convolution(3, width, 7, 2 * side, side, is_first=True), _batch_norm(width, side)]
     layers += [_relu(width, side), _max_pool(width, side, _halved(side), saves="output")]
     side, channels = _halved(side), width
-    for group, count in enumerate((3, 4, 6, 3)):
+    for group, count in enumerate(blocks):
         for i in range(count):
             stride = 2 if group > 0 and i == 0 else 1
             layers += bottleneck(channels, width << group, side, stride)

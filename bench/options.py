@@ -31,6 +31,8 @@ class RunOptions:
     """Layout of images and convolution weights."""
     compile: bool = False
     """Use torch.compile."""
+    loader: Literal["auto", "tensor", "dali", "torchvision"] = "auto"
+    """What makes the batches; auto takes the recipe's own on CUDA devices, else the fastest."""
     capture: Literal["auto", "on", "off"] = "auto"
     """Capture the whole step as one CUDA graph; auto does on CUDA devices."""
     all_reduce: Literal["fp16", "fp32"] = "fp32"

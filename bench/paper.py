@@ -113,6 +113,15 @@ class Paper:
                 return value
         raise KeyError((table, row, column))
 
+    def time_s(self, table: str, row: str) -> float:
+        """A row's training time in seconds, whatever it is printed in.
+
+        Raises:
+            KeyError: the paper has no such row.
+        """
+        cell = self.value(table, row, "train_time")
+        return cell.mean * {"seconds": 1, "minutes": 60}[cell.units]
+
     def phase1_mean(self, dataset: str) -> PhaseOneMean:
         """How many epochs phase 1 took on this data set.
 

@@ -4,24 +4,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from bench.hardware import V100
-from bench.net_cost import resnet50
 from bench.paper import Paper
 from bench.physical import Efficiency, Modelled, estimate, fit
-from bench.rates import (
-    IMAGENET_EPOCHS,
-    IMAGENET_PHASE_2,
-    Rate,
-    predict,
-    predict_imagenet_swap,
-    read_rates,
-)
+from bench.rates import PAPER_RUNS, Rate, predict, read_rates
 from bench.rendering import NOTHING, Table
-from bench.workload import PhaseWork, Workload, workload_of
-from swap_fast.recipes import RECIPES
-
-IMAGENET_IMAGES = 1_281_167
-IMAGENET_STAGES = ((0, 13, 128, 512), (13, 25, 224, 224), (25, 28, 288, 128))
-"""Figure 5's sizes: first epoch, last epoch, pixels, images a GPU in an update."""
+from bench.workload import TRAIN_IMAGES, workload_of
 
 LEFT_OUT = ("Table 4", "Large-batch SWA")
 """By Table 2's rate its 230 epochs take half the published time: the paper contradicts itself."""
@@ -67,10 +54,10 @@ def check_paper(paper: Paper) -> list[CheckedRow]:
         ("Table 2", "SGD (large-batch)", "cifar100_sgd_large", True, True),
         ("Table 2", "SWAP (before averaging)", "cifar100_swap", False, False),
         ("Table 2", "SWAP (after averaging)", "cifar100_swap", True, False),
-        ("Table 3", "SGD (small-batch)", "", True, True),
-        ("Table 3", "SGD (large-batch)", "", True, True),
-        ("Table 3", "SWAP (before averaging)", "", False, False),
-        ("Table 3", "SWAP (after averaging)", "", True, False),
+        ("Table 3", "SGD (small-batch)", "imagenet_sgd_small", True, True),
+        ("Table 3", "SGD (large-batch)", "imagenet_sgd_large", True, True),
+        ("Table 3", "SWAP (before averaging)", "imagenet_swap", False, False),
+        ("Table 3", "SWAP (after averaging)", "imagenet_swap", True, False),
         ("Table 4", "Large-batch SWA", "cifar100_swa_large", True, False),
         (
             *("Table 4", "Large-batch followed by small-batch SWA"),
@@ -81,12 +68,8 @@ def check_paper(paper: Paper) -> list[CheckedRow]:
         ("Table 4", "SWAP (40 small-batch epochs)", "cifar100_swap_40", True, False),
         ("Section 5.1", "27 seconds", "cifar10_dawnbench", True, False),
     ):
-        if recipe:
-            work = workload_of(RECIPES[recipe](), paper)
-            predicted = predict(rates, work)
-        else:
-            work = imagenet_work(row)
-            predicted = predict_imagenet_swap(rates)
+        work = workload_of(PAPER_RUNS[recipe](), paper)
+        predicted = predict(rates, work)
         physical = estimate(work, speed, work.slots)
         rows.append(
             CheckedRow(
@@ -103,12 +86,12 @@ def check_paper(paper: Paper) -> list[CheckedRow]:
 def paper_efficiency(paper: Paper, rates: list[Rate]) -> Efficiency:
     """How far the paper's CIFAR runs were from the floor of their machine."""
     works = [
-        workload_of(RECIPES[name](), paper)
+        workload_of(PAPER_RUNS[name](), paper)
         for name in ("cifar10_sgd_small", "cifar10_sgd_large", "cifar100_sgd_small",
                      "cifar100_sgd_large", "cifar10_swap")
     ]  # fmt: skip
     # Each rate is of the recipe's only phase, the last one of SWAP's phase 2, of one worker.
-    cifar = [rate.seconds for rate in rates if rate.images == "CIFAR"]
+    cifar = [rate.seconds for rate in rates if rate.images == TRAIN_IMAGES["cifar10"]]
     return fit(
         [(w.last_phase, w.slots, s) for w, s in zip(works, cifar, strict=True)],
         V100,
@@ -118,35 +101,6 @@ def paper_efficiency(paper: Paper, rates: list[Rate]) -> Efficiency:
 def mean_error(rows: list[CheckedRow]) -> float:
     """The rate model's mean absolute error over the rows that count, a share."""
     return fmean(abs(row.rate_error) for row in rows if row.counts and row.rate_error is not None)
-
-
-def imagenet_work(row: str) -> Workload:
-    """Table 3's runs: SGD on 8 or 16 GPUs, or SWAP on 16 and then twice 8."""
-    stages = []
-    for first, last, side, micro_batch_size in IMAGENET_STAGES:
-        switch = IMAGENET_EPOCHS - IMAGENET_PHASE_2
-        for start, end in ((first, min(last, switch)), (max(first, switch), last)):
-            in_phase_2 = row.startswith("SWAP") and start >= switch
-            gpus = 8 if in_phase_2 or row == "SGD (small-batch)" else 16
-            if end > start:
-                stages.append(
-                    PhaseWork(
-                        name=f"phase {1 + in_phase_2}, {side} px",
-                        net=resnet50(side),
-                        epochs=end - start,
-                        images=IMAGENET_IMAGES,
-                        global_batch_size=micro_batch_size * gpus,
-                        gpus_per_model=gpus,
-                        num_models=1 + in_phase_2,
-                    )
-                )
-    return Workload(
-        name=f"ImageNet, {row}",
-        phases=tuple(stages),
-        averages=row.startswith("SWAP"),
-        resident_bytes=0,
-        epochs_source="Section 5.2",
-    )
 
 
 def check_table(paper: Paper) -> Table:
@@ -198,8 +152,7 @@ def check_table(paper: Paper) -> Table:
 def _published_s(paper: Paper, table: str, row: str) -> float:
     if table == "Section 5.1":
         return paper.claim.time_s
-    cell = paper.value(table, row, "train_time")
-    return cell.mean * (60 if cell.units == "minutes" else 1)
+    return paper.time_s(table, row)
 
 
 def _mark(row: CheckedRow) -> str:

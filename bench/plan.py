@@ -23,12 +23,11 @@ from bench.physical import (
     memory_bytes,
     sent_bytes,
 )
-from bench.rates import predict, read_rates
+from bench.rates import PAPER_RUNS, predict, read_rates
 from bench.rendering import NOTHING, RENDERINGS, Table
 from bench.scaling import Scaling, scale, scaling_figure, scaling_table
 from bench.workload import PhaseWork, Workload, workload_of
 from swap_fast.config import Recipe
-from swap_fast.recipes import RECIPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +226,7 @@ def run_plan(options: PlanOptions) -> int:
         figures: list[Scaling] = []
     else:
         assert options.recipe is not None
-        recipe = RECIPES[choose("recipe", options.recipe, RECIPES)]()
+        recipe = PAPER_RUNS[choose("recipe", options.recipe, PAPER_RUNS)]()
         tables, figures = _tables_of(recipe, options, paper)
     for table in tables:
         show(table)
@@ -247,6 +246,10 @@ def _tables_of(
         from bench.this_machine import measure
 
         workload_of(recipe, paper, options.phase1_epochs)  # refuse before the seconds of measuring
+        if recipe.dataset == "imagenet":
+            raise ValueError(
+                f"hardware: expected a recipe of 32 px images to measure here, got {recipe.name}"
+            )
         print("measuring this machine for some seconds", flush=True)
         speed = measure(recipe)
     else:

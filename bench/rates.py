@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from bench.paper import Paper
 from bench.workload import PhaseWork, Workload, workload_of
 from swap_fast.recipes import RECIPES
+from swap_fast.recipes_imagenet import imagenet_sgd_large, imagenet_sgd_small, imagenet_swap
 
 PASS_SHARE = 1 / 3
 """Of an epoch's time: the pass after averaging is forward alone, and backward costs two of it."""
 
-IMAGENET_EPOCHS, IMAGENET_PHASE_2 = 28, 6
-"""Section 5.2: epochs of every row of Table 3; the last of SWAP's, in phase 2."""
+
+PAPER_RUNS = {
+    **RECIPES,
+    **{make.__name__: make for make in (imagenet_sgd_small, imagenet_sgd_large, imagenet_swap)},
+}
+"""The recipes by name, with those of every row of the paper's tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +29,12 @@ class Rate:
 
     source: str
     """The row that it is read from."""
-    images: str
-    """"CIFAR" or "ImageNet"."""
+    images: int
+    """Training images: those of the CIFAR sets, or ImageNet's."""
     gpus: int
     """V100 that train the model."""
-    global_batch_size: int
-    """Images an update; of ImageNet, whose batch changes with the stage, the first."""
+    global_batch_size: int | None
+    """Images an update; None for ImageNet: the mean epoch of all stages."""
     seconds: float
     """An epoch's."""
 
@@ -37,43 +42,33 @@ class Rate:
 def read_rates(paper: Paper) -> list[Rate]:
     """The seven rates."""
     rates = [
-        _cifar_rate(paper, table, row, recipe)
+        _sgd_rate(paper, table, row, recipe)
         for table, row, recipe in (
             ("Table 1", "SGD (small-batch)", "cifar10_sgd_small"),
             ("Table 1", "SGD (large-batch)", "cifar10_sgd_large"),
             ("Table 2", "SGD (small-batch)", "cifar100_sgd_small"),
             ("Table 2", "SGD (large-batch)", "cifar100_sgd_large"),
+            ("Table 3", "SGD (small-batch)", "imagenet_sgd_small"),
+            ("Table 3", "SGD (large-batch)", "imagenet_sgd_large"),
         )
     ]
-    swap = workload_of(RECIPES["cifar10_swap"](), paper)
-    phase1, phase2 = swap.phases
-    whole_s = paper.value("Table 1", "SWAP (before averaging)", "train_time").mean
+    phase1, phase2 = workload_of(PAPER_RUNS["cifar10_swap"](), paper).phases
+    whole_s = paper.time_s("Table 1", "SWAP (before averaging)")
     phase2_s = whole_s - phase1.epochs * phase_rate(rates, phase1)
-    rates.append(
+    return [
+        *rates,
         Rate(
             source="Table 1, SWAP (before averaging), less phase 1",
-            images="CIFAR",
+            images=phase2.images,
             gpus=phase2.gpus_per_model,
             global_batch_size=phase2.global_batch_size,
             seconds=phase2_s / phase2.epochs,
-        )
-    )
-    for row, gpus in (("SGD (small-batch)", 8), ("SGD (large-batch)", 16)):
-        whole_min = paper.value("Table 3", row, "train_time").mean
-        rates.append(
-            Rate(
-                source=f"Table 3, {row}",
-                images="ImageNet",
-                gpus=gpus,
-                global_batch_size=512 * gpus,
-                seconds=60 * whole_min / IMAGENET_EPOCHS,
-            )
-        )
-    return rates
+        ),
+    ]
 
 
 def phase_rate(rates: list[Rate], phase: PhaseWork) -> float:
-    """Seconds an epoch of a CIFAR phase on the paper's machine.
+    """Seconds an epoch of a phase on the paper's machine.
 
     That of the row with the same devices and batch; between two rows with the same devices, on
     the line through them over the steps an epoch.
@@ -81,11 +76,8 @@ def phase_rate(rates: list[Rate], phase: PhaseWork) -> float:
     Raises:
         ValueError: no row has as many devices, or the batch is outside of those that do.
     """
-    same = {
-        1 / rate.global_batch_size: rate.seconds
-        for rate in rates
-        if rate.images == "CIFAR" and rate.gpus == phase.gpus_per_model
-    }
+    here = [r for r in rates if (r.images, r.gpus) == (phase.images, phase.gpus_per_model)]
+    same = {1 / (rate.global_batch_size or phase.global_batch_size): rate.seconds for rate in here}
     at = 1 / phase.global_batch_size
     below, above = (
         max((x for x in same if x <= at), default=0),
@@ -123,7 +115,7 @@ class Predicted:
 
 
 def predict(rates: list[Rate], work: Workload) -> Predicted:
-    """The time of a recipe for CIFAR on the paper's machine.
+    """The time of a recipe on the paper's machine.
 
     Raises:
         ValueError: a phase that the paper has no rate for.
@@ -133,21 +125,12 @@ def predict(rates: list[Rate], work: Workload) -> Predicted:
     return Predicted(phases_s=phases_s, averaging_s=work.averages * PASS_SHARE * seconds[-1])
 
 
-def predict_imagenet_swap(rates: list[Rate]) -> Predicted:
-    """The time of Table 3's SWAP: phase 1 on 16 GPUs, two workers on 8 each side by side."""
-    small, large = (rate.seconds for rate in rates if rate.images == "ImageNet")
-    return Predicted(
-        phases_s=((IMAGENET_EPOCHS - IMAGENET_PHASE_2) * large, IMAGENET_PHASE_2 * small),
-        averaging_s=PASS_SHARE * small,
-    )
-
-
-def _cifar_rate(paper: Paper, table: str, row: str, recipe: str) -> Rate:
-    (phase,) = workload_of(RECIPES[recipe](), paper).phases
+def _sgd_rate(paper: Paper, table: str, row: str, recipe: str) -> Rate:
+    phases = workload_of(PAPER_RUNS[recipe](), paper).phases
     return Rate(
         source=f"{table}, {row}",
-        images="CIFAR",
-        gpus=phase.gpus_per_model,
-        global_batch_size=phase.global_batch_size,
-        seconds=paper.value(table, row, "train_time").mean / phase.epochs,
+        images=phases[0].images,
+        gpus=phases[0].gpus_per_model,
+        global_batch_size=phases[0].global_batch_size if len(phases) == 1 else None,
+        seconds=paper.time_s(table, row) / sum(phase.epochs for phase in phases),
     )

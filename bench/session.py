@@ -15,6 +15,7 @@ from bench.request import Request
 from bench.run import run_rank
 from swap_fast.config import Recipe, SWAPRecipe
 from swap_fast.data.find import locate_dataset
+from swap_fast.data.loaders import choose_loader
 from swap_fast.execution import default_execution
 from swap_fast.record import read_record
 
@@ -43,6 +44,8 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
     execution = replace(execution, all_reduce=options.all_reduce)
     if options.capture != "auto":
         execution = replace(execution, capture=options.capture == "on")
+    loader, note = choose_loader(options.loader, recipe.loader, device_type)
+    execution = replace(execution, loader=loader)
     _check_writable(options.out)
     first = os.environ.get("RANK", "0") == "0"
     say = print if first and not options.quiet else _say_nothing
@@ -53,10 +56,13 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
         say(
             f"not the paper's hardware or net: {recipe.name} has a ResNet-9 of width {recipe.width}"
         )
+    if note is not None:
+        say(note)
     data = locate_dataset(recipe.dataset, options.data, announce=say)
     say(
         f"{recipe.summary}; {ranks} process{'es' if ranks > 1 else ''} of {threads} "
-        f"thread{'s' if threads > 1 else ''}, {execution.precision}, {execution.memory_format}"
+        f"thread{'s' if threads > 1 else ''}, {execution.precision}, {execution.memory_format}, "
+        f"loader {loader}"
     )
     code = describe_code()
     for number in range(options.runs):
@@ -72,6 +78,7 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
             started=started if number == 0 else time.time(),
             timeout_s=options.timeout_s,
             first=number == 0,
+            notes=() if note is None else (note,),
             quiet=options.quiet,
         )
         say(f"run {number + 1} of {options.runs}, seed {request.seed}")

@@ -2,14 +2,19 @@
 
 from dataclasses import dataclass
 
-from bench.net_cost import Net, resnet9
+from bench.net_cost import Net, resnet9, resnet50
 from bench.paper import Paper
 from swap_fast.config import AveragingRecipe, Phase, Recipe
+from swap_fast.stages import StagedPhase, shapes
 
-TRAIN_IMAGES = 50_000
-"""Of CIFAR-10 and CIFAR-100."""
+IMAGE_SIZE = 32
+"""Of CIFAR, in pixels."""
+TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "synthetic": 50_000, "imagenet": 1_281_167}
+"""Of each data set."""
 TEST_IMAGES = 10_000
-NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "synthetic": 10}
+"""Of CIFAR-10 and CIFAR-100."""
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "synthetic": 10, "imagenet": 1000}
+"""Of each data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +114,20 @@ def workload_of(recipe: Recipe, paper: Paper, phase1_epochs: float | None = None
     Raises:
         ValueError: a net whose layers are not counted here.
     """
-    if recipe.net != "resnet9":
-        raise ValueError(f"plan: expected a recipe of resnet9, got {recipe.net} in {recipe.name}")
+    if recipe.net == "whitened_resnet9":
+        raise ValueError(
+            f"plan: expected a recipe of resnet9 or resnet50, got {recipe.net} in {recipe.name}"
+        )
+    if recipe.dataset == "imagenet" and not recipe.paper_scale:
+        raise ValueError(
+            f"plan: expected a recipe whose data have a known size, got {recipe.name}, which is "
+            "for any tree of images"
+        )
     if phase1_epochs is not None and not 0 < phase1_epochs <= recipe.phase1.max_epochs:
         raise ValueError(
             f"phase1_epochs: expected more than 0 and at most {recipe.phase1.max_epochs}, "
             f"got {phase1_epochs:g}"
         )
-    images = recipe.train_images or TRAIN_IMAGES
-    net = resnet9(recipe.width, NUM_CLASSES[recipe.dataset])
     epochs, source = float(recipe.phase1.max_epochs), "the recipe's maximum"
     if phase1_epochs is not None:
         epochs, source = phase1_epochs, "as given"
@@ -125,27 +135,51 @@ def workload_of(recipe: Recipe, paper: Paper, phase1_epochs: float | None = None
         mean = paper.phase1_mean(recipe.dataset)
         epochs, source = mean.epochs, f"the paper's mean, {mean.source}"
 
-    def phase_work(name: str, phase: Phase, epochs: float, num_models: int = 1) -> PhaseWork:
-        return PhaseWork(
-            name=name,
-            net=net,
-            epochs=epochs,
-            images=images,
-            global_batch_size=phase.global_batch_size,
-            gpus_per_model=phase.gpus_per_model,
-            num_models=num_models,
-        )
-
-    phases = [phase_work("phase 1", recipe.phase1, epochs)]
+    phases = _stages("phase 1", recipe, recipe.phase1, epochs)
     if isinstance(recipe, AveragingRecipe):
-        models = recipe.num_workers
-        phases.append(phase_work("phase 2", recipe.phase2, float(recipe.phase2.max_epochs), models))
-    # Both orientations of each training image, padded; the test images as they are.
-    side = 32 + 2 * recipe.augmentation.pad
+        phases += _stages(
+            "phase 2", recipe, recipe.phase2, float(recipe.phase2.max_epochs), recipe.num_workers
+        )
+    resident = 0
+    if recipe.dataset != "imagenet":
+        # Both orientations of each training image, padded; the test images as they are.
+        side = IMAGE_SIZE + 2 * recipe.augmentation.pad
+        resident = 3 * (2 * side**2 * phases[0].images + 2 * IMAGE_SIZE**2 * TEST_IMAGES)
     return Workload(
         name=recipe.name,
         phases=tuple(phases),
-        averages=len(phases) > 1,
-        resident_bytes=3 * (2 * side**2 * images + 2 * 32**2 * TEST_IMAGES),
+        averages=isinstance(recipe, AveragingRecipe),
+        resident_bytes=resident,
         epochs_source=source,
     )
+
+
+def _stages(
+    name: str, recipe: Recipe, phase: Phase, epochs: float, num_models: int = 1
+) -> list[PhaseWork]:
+    """A phase, stage by stage where it has stages."""
+    staged = isinstance(phase, StagedPhase)
+    works = []
+    for shape in shapes(phase, IMAGE_SIZE):
+        of_shape = min(epochs, shape.epochs.stop) - shape.epochs.start
+        if of_shape <= 0:
+            break
+        works.append(
+            PhaseWork(
+                name=f"{name}, {shape.image_size} px" if staged else name,
+                net=_net(recipe, shape.image_size),
+                epochs=of_shape,
+                images=recipe.train_images or TRAIN_IMAGES[recipe.dataset],
+                global_batch_size=shape.global_batch_size,
+                gpus_per_model=phase.gpus_per_model,
+                num_models=num_models,
+            )
+        )
+    return works
+
+
+def _net(recipe: Recipe, side: int) -> Net:
+    num_classes = NUM_CLASSES[recipe.dataset]
+    if recipe.net == "resnet50":
+        return resnet50(side, width=recipe.width, num_classes=num_classes, blocks=recipe.blocks)
+    return resnet9(recipe.width, num_classes)

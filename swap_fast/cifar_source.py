@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from swap_fast.comm import Comm
 from swap_fast.config import AveragingRecipe, Phase, Recipe
-from swap_fast.data.augment import IMAGE_SIZE
-from swap_fast.data.batches import Batches, one_pass
+from swap_fast.data.augment import IMAGE_SIZE, plain_plan, plan_epoch
+from swap_fast.data.batches import Loader, Share, one_pass
 from swap_fast.data.dataset import Dataset, Split
 from swap_fast.data.images import DeviceImages
+from swap_fast.data.loaders import loader_maker
 from swap_fast.evaluate import Evaluator
 from swap_fast.execution import Execution
 from swap_fast.stages import Shape
@@ -35,6 +38,18 @@ class CifarSource:
         self.num_images, self._recipe = size, recipe
         self._dataset: Dataset | None = dataset
 
+    def warm_up(self, execution: Execution, device: torch.device) -> None:
+        """Gather one image in each of the run's ways: as phases, clean passes and evaluation do."""
+        split = Split(images=np.zeros((1, 32, 32, 3), np.uint8), labels=np.zeros(1, np.uint8))
+        batch = execution.empty_images((1, 3, IMAGE_SIZE, IMAGE_SIZE), device)
+        labels = torch.zeros(1, dtype=torch.int64, device=device)
+        augmentation, channels = self._recipe.augmentation, (1.0, 1.0, 1.0)
+        of_phases = plan_epoch(1, augmentation, seed=0, phase=1, worker=0, epoch=0)
+        pad = augmentation.pad
+        for border, plan in ((pad, of_phases), (pad, plain_plan(1, pad)), (0, plain_plan(1, 0))):
+            images = DeviceImages(split, mean=channels, std=channels, device=device, pad=border)
+            images.load_(images.upload(plan), slice(0, 1), batch, labels)
+
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Move the data to the weights' device, and forget what is not needed on the host."""
         assert self._dataset is not None, "a source is opened once"
@@ -45,18 +60,28 @@ class CifarSource:
         test = DeviceImages(dataset.test, mean=mean, std=std, device=device)
         mirrored = self._recipe.mirrored_evaluation
         self._evaluator = Evaluator(weights, test, execution, mirrored=mirrored)
+        self._make_loader = loader_maker(
+            self._images,
+            train,
+            self._recipe.augmentation,
+            mean=mean,
+            std=std,
+            execution=execution,
+            device=device,
+        )
         self._seed, self._dataset = seed, None
 
-    def batches(self, phase: Phase, shape: Shape, *, number: int, slots: range) -> Batches:
-        """Gathers the phase's batches on the device."""
-        return Batches(
-            self._images,
-            self._recipe.augmentation,
-            phase,
+    def batches(self, phase: Phase, shape: Shape, *, number: int, slots: range) -> Loader:
+        """Makes the phase's batches with the execution's backend."""
+        share = Share(
+            num_images=self.num_images,
+            augmentation=self._recipe.augmentation,
+            phase=phase,
             seed=self._seed,
             number=number,
             slots=slots,
         )
+        return self._make_loader(share)
 
     def batch_norm_batches(self, buffer: Tensor, shape: Shape, comm: Comm) -> Iterable[Tensor]:
         """Every training image once, augmented where the recipe says so."""

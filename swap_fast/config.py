@@ -20,6 +20,10 @@ def _require(condition: bool, name: str, expected: str, got: object) -> None:
         raise ValueError(f"{name}: expected {expected}, got {got!r}")
 
 
+LoaderName = Literal["tensor", "dali", "torchvision"]
+"""What makes the batches: torch or a kernel on resident images, DALI, or a DataLoader."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """One phase of training: its batch, its learning-rate schedule, and where it ends."""
@@ -165,14 +169,16 @@ class SGDRecipe:
     """One line for `python -m bench recipes`."""
     table: Annotated[str, Suppress]
     """The paper's table and row that it reproduces, or what it is instead."""
-    dataset: Literal["cifar10", "cifar100", "synthetic"] = "cifar10"
-    """Which images."""
+    dataset: Literal["cifar10", "cifar100", "synthetic", "imagenet"] = "cifar10"
+    """Which images; imagenet is any tree of image files, a folder a class."""
     train_images: int | None = None
     """Train on the first so many images of the data's canonical order; None: all."""
-    net: Literal["resnet9", "whitened_resnet9"] = "resnet9"
-    """The paper's ResNet-9, or its authors' later one with whitened input."""
+    net: Literal["resnet9", "whitened_resnet9", "resnet50"] = "resnet9"
+    """The paper's ResNet-9, its authors' later one with whitened input, or ResNet-50."""
     width: int = 64
-    """Channels of ResNet-9's first block; the paper's net has 64."""
+    """Channels of the net's first convolution; the paper's nets have 64."""
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    """Blocks in each of ResNet-50's groups."""
     paper_scale: Annotated[bool, Suppress] = True
     """Whether net, data and epochs are the paper's; only then may its figures stand beside them."""
     target_accuracy: float = 0.94
@@ -187,15 +193,30 @@ class SGDRecipe:
     """Share of the target that is spread evenly over all classes."""
     mirrored_evaluation: bool = False
     """Whether test logits are the mean over the image and its mirror image."""
+    loader: Annotated[LoaderName | None, Suppress] = None
+    """What `--loader auto` takes on GPUs; None: the fastest."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run could have."""
         _whole("width", self.width)
         _require(
-            self.dataset in ("cifar10", "cifar100", "synthetic"),
+            self.dataset in ("cifar10", "cifar100", "synthetic", "imagenet"),
             "dataset",
-            "cifar10, cifar100 or synthetic",
+            "cifar10, cifar100, synthetic or imagenet",
             self.dataset,
+        )
+        _require(
+            (self.net == "resnet50") == (self.dataset == "imagenet"),
+            "net",
+            f"{'resnet50' if self.dataset == 'imagenet' else 'a ResNet-9'} for {self.dataset}",
+            self.net,
+        )
+        _require(min(self.blocks) >= 1, "blocks", "1 or more in each group", self.blocks)
+        _require(
+            self.train_images is None or self.dataset != "imagenet",
+            "train_images",
+            "None for a tree of files, which is trained on whole",
+            self.train_images,
         )
         _require(
             0 < self.target_accuracy < 1,
@@ -227,8 +248,8 @@ class SGDRecipe:
 
 def _check_statistics_pass(net: str, batch_size: int) -> None:
     """Refuse what the batch-norm pass after averaging cannot do."""
-    expected = "resnet9: phase 3 knows no statistics of groups within a batch"
-    _require(net == "resnet9", "net", expected, net)
+    expected = "resnet9 or resnet50: phase 3 knows no statistics of groups within a batch"
+    _require(net != "whitened_resnet9", "net", expected, net)
     expected = ">= 2: batch norm needs more than one image"
     _require(batch_size >= 2, "batch_norm_batch_size", expected, batch_size)
 

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from swap_fast.config import LoaderName
+
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -26,6 +28,8 @@ class Execution:
     """Whether the whole step is captured as one CUDA graph."""
     all_reduce: Literal["fp16", "fp32"] = "fp32"
     """Type in which the ranks' gradients are summed."""
+    loader: LoaderName = "tensor"
+    """What makes the batches of training; evaluation and phase 3 always use the tensor backend."""
 
     def __post_init__(self) -> None:
         """Refuse a capture without CUDA graphs, and halved gradients without a loss scale."""

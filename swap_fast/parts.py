@@ -12,7 +12,7 @@ from swap_fast.batchnorm import SlotStatistics, StatisticsPass
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm, WorkerGroup
 from swap_fast.config import AveragingRecipe, Phase, Recipe, SWARecipe
-from swap_fast.data.batches import Batches
+from swap_fast.data.batches import Loader
 from swap_fast.evaluate import Accuracies
 from swap_fast.execution import Execution
 from swap_fast.optimizer import MomentumSGD
@@ -48,10 +48,13 @@ class Source(Protocol):
     image_size: int
     """Side of the images of a phase without stages, in pixels."""
 
+    def warm_up(self, execution: Execution, device: torch.device) -> None:
+        """Run whatever kernels make its batches, without the data."""
+
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Move the data to the weights' device."""
 
-    def batches(self, phase: Phase, shape: Shape, *, number: int, slots: range) -> Batches:
+    def batches(self, phase: Phase, shape: Shape, *, number: int, slots: range) -> Loader:
         """What makes the batches of some epochs of phase `number`, for the slots of this rank."""
 
     def batch_norm_batches(self, buffer: Tensor, shape: Shape, comm: Comm) -> Iterable[Tensor]:
@@ -121,6 +124,8 @@ def make_parts(
 ) -> Parts:
     """Make the model, warm the kernels up, and move the data to the device, in that order.
 
+    So the steps are captured before a loader's threads use the device.
+
     Every rank makes the same model from the seed, and takes rank 0's weights to be sure.
 
     Raises:
@@ -171,6 +176,7 @@ def make_parts(
     with clock.lap("kernel_warmup"):
         for step in (step for of_phase in steps for step in of_phase):
             step.warm_up()
+        source.warm_up(execution, device)
         if isinstance(recipe, AveragingRecipe):
             side = steps[-1][-1].shape.image_size
             buffer = execution.empty_images((recipe.batch_norm_batch_size, 3, side, side), device)

@@ -74,6 +74,7 @@ def cifar10_dawnbench() -> SWAPRecipe:
             gpus_per_model=8,
         ),
         phase2=Phase(global_batch_size=256, peak_lr=0.08, max_epochs=1),
+        loader="dali",
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from swap_fast.clock import Clock
 from swap_fast.config import Phase
-from swap_fast.data.batches import Batches
+from swap_fast.data.batches import Loader
 from swap_fast.record import EpochRow
 from swap_fast.step import Step
 
@@ -19,7 +19,7 @@ class Stretch:
     """Of the phase, from 0."""
     step: Step
     """One update."""
-    open_batches: Callable[[], Batches]
+    open_batches: Callable[[], Loader]
     """Gives what makes its batches, when the stretch begins and those before it are gone."""
 
 

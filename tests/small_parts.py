@@ -106,6 +106,7 @@ def small_parts(
     comm: Comm = ALONE,
     clock: Clock | None = None,
     watch: Watch | None = None,
+    execution: Execution | None = None,
 ) -> Parts:
     """A run's parts on the CPU in float32."""
     return make_parts(
@@ -114,7 +115,7 @@ def small_parts(
         CifarSource(recipe, dataset or make_dataset()),
         seed=seed,
         device=torch.device("cpu"),
-        execution=Execution(),
+        execution=execution or Execution(),
         comm=comm,
         clock=clock or Clock(),
         watch=watch or Watch(),

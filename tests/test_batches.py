@@ -11,7 +11,7 @@ import torch
 from swap_fast.comm import Comm
 from swap_fast.config import NO_AUGMENTATION, Augmentation, Phase
 from swap_fast.data.augment import plan_epoch
-from swap_fast.data.batches import Batches, one_pass
+from swap_fast.data.batches import Batches, Share, one_pass
 from swap_fast.data.dataset import Split
 from swap_fast.data.images import DeviceImages
 
@@ -34,13 +34,34 @@ def numbers(images: torch.Tensor) -> list[int]:
     return (images.amax((1, 2, 3)) - 1).int().tolist()
 
 
+def share_of(
+    num_images: int = N,
+    augmentation: Augmentation = AUGMENTATION,
+    *,
+    phase: Phase = PHASE,
+    number: int = 1,
+    slots: range = range(4),
+    drop_last: bool = True,
+) -> Share:
+    return Share(
+        num_images=num_images,
+        augmentation=augmentation,
+        phase=phase,
+        seed=5,
+        number=number,
+        slots=slots,
+        drop_last=drop_last,
+    )
+
+
 def epoch_of(rank: int, world_size: int, *, worker: int = 0, epoch: int = 0) -> list[list[int]]:
     """The images of each update that one rank loads."""
     comm = Comm(rank=rank, world_size=world_size)
-    batches = Batches(numbered_images(), AUGMENTATION, PHASE, seed=5, number=1, slots=comm.slots(4))
+    share = share_of(slots=comm.slots(4))
+    batches = Batches(numbered_images(), share)
     assert batches.steps_per_epoch == 6
-    images = torch.empty(batches.images_per_step, 3, 32, 32)
-    labels = torch.empty(batches.images_per_step, dtype=torch.int64)
+    images = torch.empty(share.images_per_step, 3, 32, 32)
+    labels = torch.empty(share.images_per_step, dtype=torch.int64)
     batches.start_epoch(worker, epoch)
     loaded = []
     for step in range(6):
@@ -80,7 +101,7 @@ def test_epochs_and_workers_have_their_own_order() -> None:
 
 
 def test_a_second_epoch_replaces_the_first() -> None:
-    batches = Batches(numbered_images(), AUGMENTATION, PHASE, seed=5, number=1, slots=range(4))
+    batches = Batches(numbered_images(), share_of())
     images, labels = torch.empty(16, 3, 32, 32), torch.empty(16, dtype=torch.int64)
     batches.start_epoch(0, 0)
     batches.start_epoch(2, 3)
@@ -90,13 +111,56 @@ def test_a_second_epoch_replaces_the_first() -> None:
 
 
 def test_a_batch_that_fits_exactly() -> None:
-    batches = Batches(numbered_images(16), NO_AUGMENTATION, PHASE, seed=0, number=2, slots=range(4))
+    batches = Batches(numbered_images(16), share_of(16, NO_AUGMENTATION, number=2))
     assert batches.steps_per_epoch == 1
 
 
 def test_fewer_images_than_a_batch_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^phase 2: expected .* 16 images, got 15; [^\n]+$"):
-        Batches(numbered_images(15), AUGMENTATION, PHASE, seed=0, number=2, slots=range(4))
+        share_of(15, number=2)
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 8])
+@pytest.mark.parametrize("batch_size", [4096, 2048])
+def test_all_ranks_together_show_each_image_once(world_size: int, batch_size: int) -> None:
+    phase = Phase(global_batch_size=batch_size, peak_lr=0.1, max_epochs=1, gpus_per_model=8)
+    shares = [
+        share_of(50_000, phase=phase, slots=Comm(rank=rank, world_size=world_size).slots(8))
+        for rank in range(world_size)
+    ]
+    order = shares[0].plan(0, 0).order
+    steps = range(shares[0].steps_per_epoch)
+    seen = np.concatenate([order[share.positions(step)] for share in shares for step in steps])
+    assert len(seen) == 50_000 // batch_size * batch_size
+    assert len(np.unique(seen)) == len(seen)
+
+
+def test_a_short_last_batch_holds_the_rest() -> None:
+    phase = Phase(global_batch_size=16, peak_lr=0.1, max_epochs=1)
+    share = share_of(phase=phase, slots=range(1), drop_last=False)
+    sizes = [len(share.positions(step)) for step in range(share.steps_per_epoch)]
+    assert sizes == [16] * 6 + [N - 96]
+    images, labels = torch.empty(16, 3, 32, 32), torch.empty(16, dtype=torch.int64)
+    batches = Batches(numbered_images(), share)
+    batches.start_epoch(0, 0)
+    seen = []
+    for step, size in enumerate(sizes):
+        batches.load_(step, images[:size], labels[:size])
+        seen += labels[:size].tolist()
+    assert sorted(seen) == list(range(N))
+
+
+def test_each_epoch_s_plan_lies_where_the_first_did() -> None:
+    # A captured step would read it there.
+    batches = Batches(numbered_images(), share_of())
+    batches.start_epoch(0, 0)
+    plan = batches._plan
+    assert plan is not None
+    before, address = plan.columns.clone(), plan.columns.data_ptr()
+    batches.start_epoch(0, 1)
+    assert batches._plan is plan
+    assert plan.columns.data_ptr() == address
+    assert not torch.equal(plan.columns, before)
 
 
 @pytest.mark.parametrize("augmentation", [AUGMENTATION, None])

@@ -10,6 +10,7 @@ import pytest
 
 from bench.cli import main
 from bench.session import differences
+from swap_fast.data import loaders
 
 SMALL = (
     *("--dataset", "synthetic", "--train-images", "256", "--width", "4", "--device", "cpu"),
@@ -98,6 +99,7 @@ def test_recipes_names_every_recipe_with_its_table(capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("cifar10_swap ") and "Table 1, SWAP" in line for line in lines)
     assert any(line.startswith("cifar10_dawnbench ") and "8 GPUs" in line for line in lines)
+    assert any(line.startswith("cifar100_swap ") and "Table 2, SWAP" in line for line in lines)
 
 
 def test_help_loads_no_torch() -> None:
@@ -145,6 +147,38 @@ def test_a_whole_small_run_leaves_a_record_and_a_report(
     capsys.readouterr()
     assert main(["report", "--results", out]) == 0
     assert "synthetic" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("loader", ["dali", pytest.param("torchvision", marks=pytest.mark.slow)])
+def test_another_loader_gives_the_same_run(loader: str, tmp_path: Path) -> None:
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    run = ["run", "cifar10_sgd_small_cpu", "--out", str(tmp_path), "--ranks", "1", "--quiet"]
+    records = []
+    for name in ("auto", loader):
+        assert main([*run, *SMALL, "--loader", name]) == 0
+        (path,) = (tmp_path / "runs").glob("*.json")
+        records.append(json.loads(path.read_text()))
+        path.unlink()
+    taken = [record["configuration"]["execution"]["loader"] for record in records]
+    assert taken == ["tensor", loader]
+    losses = [record["epochs"][0]["train_loss"] for record in records]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert records[1]["notes"] == []
+
+
+def test_a_loader_that_cannot_be_had_is_replaced_and_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loaders, "missing_for_dali", lambda device_type: "DALI is not there")
+    run = ["run", "cifar10_sgd_small_cpu", "--out", str(tmp_path), "--ranks", "1"]
+    assert main([*run, *SMALL, "--loader", "dali"]) == 0
+    line = "loader dali: DALI is not there; the tensor backend makes the batches"
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+    (path,) = (tmp_path / "runs").glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["notes"] == [line]
+    assert record["configuration"]["execution"]["loader"] == "tensor"
 
 
 def test_an_sgd_run_has_no_workers(tmp_path: Path) -> None:

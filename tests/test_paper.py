@@ -6,6 +6,7 @@ import pytest
 
 from bench.paper import load_paper
 from bench.places import TABLE_1_RECIPES
+from bench.rates import PAPER_RUNS
 from bench.rows import TABLE_1
 from swap_fast.recipes import RECIPES
 
@@ -18,15 +19,16 @@ def _rows(*tables: str) -> list[tuple[str, str]]:
     return list(dict.fromkeys((v.table, v.row) for v in PAPER.values if v.table in tables))
 
 
-@pytest.mark.parametrize(("table", "row"), _rows("Table 1", "Table 2", "Table 4"))
+@pytest.mark.parametrize(("table", "row"), _rows("Table 1", "Table 2", "Table 3", "Table 4"))
 def test_every_row_has_one_recipe(table: str, row: str) -> None:
     # Before and after averaging are two rows of one run.
     short = row.partition(" (before")[0].partition(" (after")[0]
     named = SAME.get((table, row), f"{table}, {short}")
-    found = [recipe for make in RECIPES.values() if (recipe := make()).table == named]
+    found = [recipe for make in PAPER_RUNS.values() if (recipe := make()).table == named]
     assert len(found) == 1
     assert found[0].paper_scale
-    assert found[0].dataset == ("cifar10" if table == "Table 1" else "cifar100")
+    datasets = {"Table 1": "cifar10", "Table 3": "imagenet"}
+    assert found[0].dataset == datasets.get(table, "cifar100")
 
 
 def test_every_cell_has_its_units() -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from bench.paper import Paper, load_paper
-from bench.paper_check import check_paper, check_table, imagenet_work, mean_error
-from bench.rates import phase_rate, predict, read_rates
+from bench.paper_check import check_paper, check_table, mean_error
+from bench.rates import PAPER_RUNS, phase_rate, predict, read_rates
 from bench.rendering import to_markdown
 from bench.workload import workload_of
 from swap_fast.config import SWAPRecipe
@@ -66,13 +66,13 @@ def test_rates_by_hand() -> None:
     rates = {(r.images, r.gpus, r.global_batch_size): r.seconds for r in read_rates(PAPER)}
     assert rates == pytest.approx(
         {
-            ("CIFAR", 2, 512): 254.12 / 100,
-            ("CIFAR", 8, 4096): 132.62 / 150,
-            ("CIFAR", 1, 128): 573.76 / 150,
-            ("CIFAR", 8, 2048): 116.13 / 150,
-            ("CIFAR", 1, 512): (167.57 - 108 * 132.62 / 150) / 30,
-            ("ImageNet", 8, 4096): 60 * 235.29 / 28,
-            ("ImageNet", 16, 8192): 60 * 127.20 / 28,
+            (50_000, 2, 512): 254.12 / 100,
+            (50_000, 8, 4096): 132.62 / 150,
+            (50_000, 1, 128): 573.76 / 150,
+            (50_000, 8, 2048): 116.13 / 150,
+            (50_000, 1, 512): (167.57 - 108 * 132.62 / 150) / 30,
+            (1_281_167, 8, None): 60 * 235.29 / 28,
+            (1_281_167, 16, None): 60 * 127.20 / 28,
         }
     )
 
@@ -95,14 +95,20 @@ def test_between_two_rows_the_rate_is_linear_in_the_steps() -> None:
 
 
 def test_imagenet_s_stages() -> None:
-    sgd, swap = imagenet_work("SGD (large-batch)"), imagenet_work("SWAP (after averaging)")
+    sgd, swap = (
+        workload_of(PAPER_RUNS[n](), PAPER) for n in ("imagenet_sgd_large", "imagenet_swap")
+    )
     assert [(p.epochs, p.global_batch_size) for p in sgd.phases] == [
-        *((13, 8192), (9, 3584), (3, 3584), (3, 2048)),
+        *((13, 8192), (12, 3584), (3, 2048)),
     ]
     assert [(p.epochs, p.global_batch_size, p.num_models) for p in swap.phases] == [
         *((13, 8192, 1), (9, 3584, 1), (3, 1792, 2), (3, 1024, 2)),
     ]
     assert sgd.slots == swap.slots == 16
+    # 22 epochs on 16 GPUs, 6 on 8: the minutes of Table 3's rows over 28.
+    found = predict(read_rates(PAPER), swap)
+    assert found.before_s == pytest.approx(60 * (22 * 127.20 + 6 * 235.29) / 28)
+    assert found.after_s == pytest.approx(found.before_s + 60 * 235.29 / 28 / 3)
 
 
 def test_the_table_says_what_is_left_out() -> None:

@@ -11,7 +11,11 @@ from small_parts import SGD, SWAP, SmallNet, make_dataset, small_parts, with_pha
 
 from swap_fast.clock import Clock
 from swap_fast.comm import Comm
+from swap_fast.config import LoaderName
 from swap_fast.data.augment import plan_epoch
+from swap_fast.execution import Execution
+from swap_fast.step import Step
+from swap_fast.swap import swap
 
 
 def test_the_weights_are_those_of_the_seed() -> None:
@@ -86,3 +90,41 @@ def test_phase_2_runs_alone_with_its_own_batch() -> None:
     assert [p.stretches[0].step.images.shape[0] for p in parts.phases] == [16, 8]
     assert len(small_parts(SGD).phases) == 1
     assert math.isfinite(parts.clock.reading())
+
+
+def test_steps_are_warm_before_dali_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is captured must not meet the threads of a pipeline: see `data/dali_cifar.py`.
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    from swap_fast.data import dali_cifar
+
+    events: list[str] = []
+    warm_up, build = Step.warm_up, dali_cifar.StaticFeeder.__init__
+
+    def noted_warm_up(self: Step) -> None:
+        warm_up(self)
+        events.append("warm")
+
+    def noted_build(*arguments: object) -> None:
+        build(*arguments)  # type: ignore[arg-type]
+        events.append("pipeline")
+
+    monkeypatch.setattr(Step, "warm_up", noted_warm_up)
+    monkeypatch.setattr(dali_cifar.StaticFeeder, "__init__", noted_build)
+    parts = small_parts(execution=Execution(loader="dali"))
+    assert events == ["warm", "warm"]
+    swap(SWAP, parts)
+    # One pipeline for phase 1, and one for each worker of phase 2.
+    assert events == ["warm", "warm", *["pipeline"] * (1 + SWAP.num_workers)]
+
+
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+def test_a_run_does_not_depend_on_what_loads_its_batches(loader: LoaderName) -> None:
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    thetas = []
+    for name in ("tensor", loader):
+        parts = small_parts(execution=Execution(loader=name))
+        result = swap(SWAP, parts)
+        thetas.append(torch.stack([worker.theta for worker in result.workers]))
+    # They normalise in another order of operations: the last digit of a pixel differs.
+    torch.testing.assert_close(*thetas, rtol=0, atol=1e-4)

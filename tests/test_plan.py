@@ -17,6 +17,7 @@ from bench.plan import make_plan, modelled, plan_table
 from bench.scaling import Point, Scaling, advice, scale, scaling_figure, scaling_table
 from bench.workload import workload_of
 from swap_fast.recipes import RECIPES
+from swap_fast.recipes_imagenet import imagenet_swap_cpu
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = load_paper()
@@ -55,7 +56,8 @@ def test_other_hardware_and_fewer_devices_have_no_rate_of_the_paper() -> None:
     [
         (["cifar10_swop"], "unknown recipe 'cifar10_swop'; did you mean cifar10_swap?"),
         (["cifar10_swap", "--gpus", "9"], "gpus: expected 1 to 8"),
-        (["cifar10_large_18"], "expected a recipe of resnet9, got whitened_resnet9"),
+        (["cifar10_large_18"], "resnet9 or resnet50, got whitened_resnet9"),
+        (["imagenet_swap", "--hardware", "this"], "expected a recipe of 32 px images"),
         (["cifar10_swap", "--phase1-epochs", "151"], "at most 150, got 151"),
     ],
 )
@@ -66,6 +68,11 @@ def test_what_cannot_be_planned_is_one_line_and_exit_2(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_a_recipe_for_any_tree_of_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="known size, got imagenet_swap_cpu"):
+        workload_of(imagenet_swap_cpu(), PAPER)
 
 
 @pytest.mark.parametrize(

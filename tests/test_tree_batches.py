@@ -17,17 +17,17 @@ from torch import Tensor
 from swap_fast.comm import Comm
 from swap_fast.data.crop_plan import Crops, plan_crops
 from swap_fast.data.image_tree import IMAGENET_MEAN, IMAGENET_STD, ImageSplit, ImageTree, scan_tree
-from swap_fast.data.imagenet_evaluation import evaluation_batches
 from swap_fast.data.tree_batches import (
-    Loader,
+    Decoder,
     LoaderName,
     TreeBatches,
     choose_loader,
     deal,
-    make_loader,
+    make_decoder,
     one_pass,
 )
 from swap_fast.execution import Execution
+from swap_fast.tree_evaluator import evaluation_batches
 
 CPU = torch.device("cpu")
 LOADERS: tuple[LoaderName, ...] = ("dali", "torchvision")
@@ -50,11 +50,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> ImageTree:
 
 def loader_of(
     name: LoaderName, split: ImageSplit, *, threads: int = 0, centred: bool = False, **options: str
-) -> Loader:
+) -> Decoder:
     execution = Execution(**options)  # type: ignore[arg-type]
     # DALI has no way to go without a thread.
     threads = max(threads, 1) if name == "dali" else threads
-    return make_loader(
+    return make_decoder(
         name,
         split,
         batch_size=BATCH,
@@ -74,7 +74,7 @@ def batches_of(split: ImageSplit, **changed: int) -> list[Crops]:
     return [plan[start : start + BATCH] for start in range(0, len(plan), BATCH)]
 
 
-def loaded(loader: Loader, batches: list[Crops], **options: str) -> list[Tensor]:
+def loaded(loader: Decoder, batches: list[Crops], **options: str) -> list[Tensor]:
     execution = Execution(**options)  # type: ignore[arg-type]
     return [images.clone() for images, _ in deal(loader, batches, execution, CPU)]
 
@@ -264,11 +264,8 @@ def test_a_pass_shows_each_image_once(tree: ImageTree, name: LoaderName, world_s
             passed = one_pass(
                 tree.train,
                 loader_of(name, tree.train),
-                px=32,
+                Execution().empty_images((BATCH, 3, 32, 32), CPU),
                 min_scale=0.08,
-                batch_size=BATCH,
-                execution=Execution(),
-                device=CPU,
                 seed=2,
                 comm=Comm(rank=rank, world_size=count),
             )
@@ -364,7 +361,7 @@ def test_a_gpu_shows_the_same_crops(tree: ImageTree) -> None:
     device = torch.device("cuda")
     execution = Execution(device_type="cuda", precision="fp16")
     batches = batches_of(tree.train)
-    loader = make_loader(
+    loader = make_decoder(
         "dali", tree.train, batch_size=BATCH, execution=execution, device=device, threads=2
     )
     on_gpu = [images.float().cpu() for images, _ in deal(loader, batches, execution, device)]

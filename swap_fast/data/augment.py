@@ -36,6 +36,22 @@ class Plan:
     cutout: int
     """The square's side; 0 means that nothing is cut."""
 
+    def __len__(self) -> int:
+        """N, the number of positions."""
+        return len(self.order)
+
+    def take(self, positions: NDArray[np.int64]) -> "Plan":
+        """The plan of one batch: that of these positions."""
+        return Plan(
+            order=self.order[positions],
+            crop_y=self.crop_y[positions],
+            crop_x=self.crop_x[positions],
+            flip=self.flip[positions],
+            cutout_y=self.cutout_y[positions],
+            cutout_x=self.cutout_x[positions],
+            cutout=self.cutout,
+        )
+
 
 def plan_epoch(
     num_images: int, augmentation: Augmentation, *, seed: int, phase: int, worker: int, epoch: int

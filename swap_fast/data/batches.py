@@ -1,68 +1,128 @@
 """The batches of a phase: each update's positions in the epoch's plan, slot by slot."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from swap_fast.comm import ALONE, Comm
 from swap_fast.config import Augmentation, Phase
-from swap_fast.data.augment import plain_plan, plan_epoch
+from swap_fast.data.augment import Plan, plain_plan, plan_epoch
 from swap_fast.data.images import DeviceImages, DevicePlan
 
 
-class Batches:
-    """An epoch of global batches, of which this rank loads the slices of its own slots.
+class Loader(Protocol):
+    """A phase's batches of one rank, whatever makes them.
+
+    What a batch holds follows from (worker, epoch, step) alone: any epoch may be started at any
+    time, and any step of it loaded, without those before it. In their order they are fast.
+    """
+
+    steps_per_epoch: int
+    """Updates of an epoch."""
+    images_per_step: int
+    """Images of this rank in an update."""
+
+    def start_epoch(self, worker: int, epoch: int) -> None:
+        """Go to an epoch: its plan says what the batches hold."""
+
+    def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
+        """Write this rank's part of update `step` into [slots * micro-batch, ...] tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What of each epoch's plan one rank loads.
 
     Update i of an epoch covers positions [i * B, (i + 1) * B) of the plan, and slot s the s-th of
-    its equal slices (Algorithm 1, line 11). Images that fill no whole batch are left out.
-
-    Arguments:
-        images: the training split.
-        slots: the slots of this rank, among `phase.gpus_per_model`.
-        number: the phase's number, 1 or 2.
+    its equal slices (Algorithm 1, line 11).
 
     Raises:
         ValueError: fewer images than one global batch.
     """
 
-    def __init__(
-        self,
-        images: DeviceImages,
-        augmentation: Augmentation,
-        phase: Phase,
-        *,
-        seed: int,
-        number: int,
-        slots: range,
-    ) -> None:
-        self.steps_per_epoch = len(images) // phase.global_batch_size
-        if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"phase {number}: expected at least one batch of {phase.global_batch_size} images, "
-                f"got {len(images)}; lower --phase{number}.global-batch-size or use more data"
-            )
-        self.images_per_step = len(slots) * phase.micro_batch_size
-        self._images, self._augmentation = images, augmentation
-        self._seed, self._number = seed, number
-        shape = (self.steps_per_epoch, phase.gpus_per_model, phase.micro_batch_size)
-        positions = torch.arange(self.steps_per_epoch * phase.global_batch_size).view(shape)
-        self._positions = positions[:, list(slots)].flatten(1).to(images.labels.device)
+    num_images: int
+    """Of the training split."""
+    augmentation: Augmentation
+    """How the plan is drawn."""
+    phase: Phase
+    """Gives the slots and the batch size."""
+    seed: int
+    """Of all plans."""
+    number: int
+    """The phase's number, 1 or 2."""
+    slots: range
+    """The slots of this rank, among `phase.gpus_per_model`."""
+    drop_last: bool = True
+    """Leave out the images that fill no whole batch, as updates do; else the last is short."""
 
-    def start_epoch(self, worker: int, epoch: int) -> None:
-        """Draw the epoch's plan and move it to the device."""
-        plan = plan_epoch(
-            len(self._images),
-            self._augmentation,
-            seed=self._seed,
-            phase=self._number,
+    def __post_init__(self) -> None:
+        """Refuse a phase without a batch."""
+        assert self.drop_last or self.phase.gpus_per_model == 1, "a short batch has no slices"
+        if self.num_images < self.phase.global_batch_size:
+            raise ValueError(
+                f"phase {self.number}: expected at least one batch of "
+                f"{self.phase.global_batch_size} images, got {self.num_images}; "
+                f"lower --phase{self.number}.global-batch-size or use more data"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates of an epoch."""
+        whole, rest = divmod(self.num_images, self.phase.global_batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of this rank in a whole batch."""
+        return len(self.slots) * self.phase.micro_batch_size
+
+    def plan(self, worker: int, epoch: int) -> Plan:
+        """Draw an epoch's plan: that of all slots."""
+        return plan_epoch(
+            self.num_images,
+            self.augmentation,
+            seed=self.seed,
+            phase=self.number,
             worker=worker,
             epoch=epoch,
         )
-        self._plan = self._images.upload(plan)
+
+    def positions(self, step: int) -> NDArray[np.int64]:
+        """This rank's positions in the plan at one update."""
+        size = self.phase.micro_batch_size
+        starts = step * self.phase.global_batch_size + np.array(self.slots) * size
+        positions = (starts[:, None] + np.arange(size)).ravel()
+        return positions[positions < self.num_images]
+
+
+class Batches:
+    """The tensor backend: batches gathered from images that are resident on the device.
+
+    Arguments:
+        images: the training split.
+        share: what of each epoch is loaded.
+    """
+
+    def __init__(self, images: DeviceImages, share: Share) -> None:
+        self.steps_per_epoch, self.images_per_step = share.steps_per_epoch, share.images_per_step
+        self._images, self._share = images, share
+        positions = [share.positions(step) for step in range(share.steps_per_epoch)]
+        on_device = torch.from_numpy(np.concatenate(positions)).to(images.labels.device)
+        self._positions = on_device.split([len(each) for each in positions])
+        self._plan: DevicePlan | None = None
+
+    def start_epoch(self, worker: int, epoch: int) -> None:
+        """Draw the epoch's plan and move it to the device, to the same place each time."""
+        self._plan = self._images.upload(self._share.plan(worker, epoch), self._plan)
 
     def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
         """Write this rank's part of update `step` into [slots * micro-batch, ...] tensors."""
+        assert self._plan is not None, "an epoch is started first"
         self._images.load_(self._plan, self._positions[step], images, labels)
 
 

@@ -14,7 +14,7 @@ from swap_fast.data.image_tree import ImageSplit
 from swap_fast.execution import Execution
 
 
-class Loader(Protocol):
+class Decoder(Protocol):
     """What decodes batches: `DaliLoader` or `TorchvisionLoader`."""
 
     def start(self, batches: Iterable[Crops]) -> None:
@@ -53,7 +53,7 @@ def choose_loader(
     return "torchvision"
 
 
-def make_loader(
+def make_decoder(
     name: LoaderName,
     split: ImageSplit,
     *,
@@ -62,9 +62,9 @@ def make_loader(
     device: torch.device,
     threads: int,
     centred: bool = False,
-) -> Loader:
-    """A loader of that name; its arguments are those of `DaliLoader`."""
-    make: Callable[..., Loader]
+) -> Decoder:
+    """A decoder of that name; its arguments are those of `DaliLoader`."""
+    make: Callable[..., Decoder]
     if name == "dali":
         from swap_fast.data.dali_imagenet import DaliLoader
 
@@ -91,7 +91,7 @@ class TreeBatches:
     left out. Each stage of an image size has an object of its own: drop the old one first.
 
     Arguments:
-        loader: decodes the batches; made for this split.
+        decoder: decodes the batches; made for this split.
         px: the crop's side.
         min_scale: the least share of an image's area that is shown.
         global_batch_size: images in one update of one model.
@@ -106,7 +106,7 @@ class TreeBatches:
     def __init__(
         self,
         split: ImageSplit,
-        loader: Loader,
+        decoder: Decoder,
         *,
         px: int,
         min_scale: float,
@@ -123,7 +123,7 @@ class TreeBatches:
                 f"phase {number}: expected at least one batch of {global_batch_size} images, "
                 f"got {len(split)}; lower the batch size or use more data"
             )
-        self._split, self._loader, self._device = split, loader, device
+        self._split, self._decoder, self._device = split, decoder, device
         self._px, self._min_scale = px, min_scale
         self._seed, self._number = seed, number
         positions = np.arange(self.steps_per_epoch * global_batch_size)
@@ -147,7 +147,7 @@ class TreeBatches:
         self._start_at(0)
 
     def _start_at(self, step: int) -> None:
-        self._loader.start(self._plan[rows] for rows in self._positions[step:])
+        self._decoder.start(self._plan[rows] for rows in self._positions[step:])
         self._next = step
 
     def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
@@ -158,20 +158,17 @@ class TreeBatches:
         """
         if step != self._next:
             self._start_at(step)
-        self._loader.load_(images)
+        self._decoder.load_(images)
         labels.copy_(self._labels[step])
         self._next += 1
 
 
 def one_pass(
     split: ImageSplit,
-    loader: Loader,
+    decoder: Decoder,
+    buffer: Tensor,
     *,
-    px: int,
     min_scale: float,
-    batch_size: int,
-    execution: Execution,
-    device: torch.device,
     seed: int,
     comm: Comm = ALONE,
 ) -> Iterator[Tensor]:
@@ -179,19 +176,27 @@ def one_pass(
 
     The batches are the same for any number of ranks; the last one may be short.
 
+    Arguments:
+        buffer: [B, 3, px, px], written over for each batch.
+
     Yields:
-        Images [n, 3, px, px], written over for each batch.
+        The buffer, or as much of it as the last batch fills.
     """
     plan = plan_crops(
-        split.sizes, px=px, min_scale=min_scale, seed=seed, phase=3, worker=0, epoch=0
+        split.sizes, px=buffer.shape[2], min_scale=min_scale, seed=seed, phase=3, worker=0, epoch=0
     )
-    batches = [plan[start : start + batch_size] for start in range(0, len(plan), batch_size)]
-    for images, _ in deal(loader, batches, execution, device, comm):
+    size = len(buffer)
+    batches = [plan[start : start + size] for start in range(0, len(plan), size)]
+    mine = batches[comm.rank :: comm.world_size]
+    decoder.start(mine)
+    for crops in mine:
+        images = buffer[: len(crops)]
+        decoder.load_(images)
         yield images
 
 
 def deal(
-    loader: Loader,
+    decoder: Decoder,
     batches: Sequence[Crops],
     execution: Execution,
     device: torch.device,
@@ -204,12 +209,12 @@ def deal(
     mine = batches[comm.rank :: comm.world_size]
     numbers = [len(crops) * 3 * crops.size[0] * crops.size[1] for crops in mine]
     buffer = torch.empty(max(numbers, default=0), dtype=execution.dtype, device=device)
-    loader.start(mine)
+    decoder.start(mine)
     for crops, count in zip(mine, numbers, strict=True):
         height, width = crops.size
         if execution.memory_format == "channels_last":
             images = buffer[:count].view(len(crops), height, width, 3).permute(0, 3, 1, 2)
         else:
             images = buffer[:count].view(len(crops), 3, height, width)
-        loader.load_(images)
+        decoder.load_(images)
         yield images, crops

@@ -8,15 +8,21 @@ import torch
 from torch import nn
 
 from swap_fast.models.resnet9 import ResNet9
+from swap_fast.models.resnet50 import ResNet50
 from swap_fast.models.whitened_resnet9 import WhitenedResNet9, whitening_filters
 
 if TYPE_CHECKING:
     from swap_fast.config import Recipe
     from swap_fast.data.dataset import Dataset
 
-__all__ = ["ResNet9", "WhitenedResNet9", "make_net"]
+__all__ = ["ResNet9", "ResNet50", "WhitenedResNet9", "make_net", "make_tree_net"]
 
 WHITENING_IMAGES = 10_000
+
+
+def make_tree_net(recipe: Recipe, num_classes: int) -> nn.Module:
+    """The recipe's net for trees of images, with fresh weights."""
+    return ResNet50(num_classes, recipe.width, blocks=recipe.blocks)
 
 
 def make_net(recipe: Recipe, dataset: Dataset) -> nn.Module:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from swap_fast.comm import Comm
 from swap_fast.data.image_tree import IMAGENET_MEAN, IMAGENET_STD, ImageTree, scan_tree
-from swap_fast.data.imagenet_evaluation import TreeEvaluator
-from swap_fast.data.tree_batches import LoaderName, TreeBatches, make_loader
+from swap_fast.data.tree_batches import LoaderName, TreeBatches, make_decoder
 from swap_fast.execution import Execution
 from swap_fast.models.resnet50 import ResNet50
+from swap_fast.tree_evaluator import TreeEvaluator
 
 CPU = torch.device("cpu")
 PX = 40
@@ -49,7 +49,7 @@ class OneOfTwo(Comm):
 
 def evaluator(tree: ImageTree, model: nn.Module, name: LoaderName, rectangular: bool):
     execution = Execution()
-    loader = make_loader(
+    loader = make_decoder(
         name,
         tree.test,
         batch_size=8,
@@ -128,7 +128,7 @@ def test_a_narrow_resnet50_learns_from_a_tree(tmp_path: Path) -> None:
     tree = scan_tree(write_tree(tmp_path, classes=5, train_images=80, test_images=20))
     execution = Execution()
     model = execution.place(ResNet50(5, width=8, blocks=(1, 1, 1, 1)), CPU)
-    loader = make_loader(
+    loader = make_decoder(
         "dali", tree.train, batch_size=32, execution=execution, device=CPU, threads=2
     )
     batches = TreeBatches(

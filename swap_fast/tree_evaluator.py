@@ -6,7 +6,7 @@ from torch import nn
 from swap_fast.comm import ALONE, Comm
 from swap_fast.data.crop_plan import Crops, centre_crops, rectangular_batches
 from swap_fast.data.image_tree import ImageSplit
-from swap_fast.data.tree_batches import Loader, deal
+from swap_fast.data.tree_batches import Decoder, deal
 from swap_fast.evaluate import Accuracies
 from swap_fast.execution import Execution
 
@@ -30,7 +30,7 @@ class TreeEvaluator:
     """Accuracy of a model on the test images.
 
     Arguments:
-        loader: decodes the batches; made for this split, `centred`.
+        decoder: decodes the batches; made for this split, `centred`.
         px: the crop's side, or its shorter one.
         batch_size: images a forward pass.
     """
@@ -39,15 +39,15 @@ class TreeEvaluator:
         self,
         model: nn.Module,
         split: ImageSplit,
-        loader: Loader,
+        decoder: Decoder,
         execution: Execution,
         device: torch.device,
         *,
         px: int,
         rectangular: bool = False,
-        batch_size: int = 128,
+        batch_size: int,
     ) -> None:
-        self._model, self._split, self._loader = model, split, loader
+        self._model, self._split, self._decoder = model, split, decoder
         self._execution, self._device = execution, device
         self._batches = evaluation_batches(
             split, px=px, batch_size=batch_size, rectangular=rectangular
@@ -63,7 +63,7 @@ class TreeEvaluator:
         model.eval()
         correct = torch.zeros(2, dtype=torch.int64, device=self._device)
         try:
-            dealt = deal(self._loader, self._batches, self._execution, self._device, comm)
+            dealt = deal(self._decoder, self._batches, self._execution, self._device, comm)
             for images, crops in dealt:
                 labels = torch.from_numpy(self._split.labels[crops.image]).to(self._device)
                 with self._execution.autocast():

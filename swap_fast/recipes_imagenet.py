@@ -1,0 +1,168 @@
+"""Table 3 and Figure 5: ImageNet with ResNet-50, in stages of growing images.
+
+The stages, batches and learning rates are those of the DAWNBench entry that the paper starts from:
+a device's batch is the same in the large run, which has twice the devices and twice the rate.
+"""
+
+from swap_fast.config import Optimizer, SGDRecipe, SWAPRecipe
+from swap_fast.stages import Stage, StagedPhase
+
+OPTIMIZER = Optimizer(
+    nesterov=False,
+    weight_decay=1e-4,
+    decay_norms_and_biases=False,
+    loss_scale=1024.0,
+    loss_scale_grows=False,
+)
+
+
+def stages(gpus: int) -> tuple[Stage, ...]:
+    """All five rows of the table; rates in proportion to the devices, of which the base has 8."""
+    many = gpus / 8
+    rows = (
+        # epochs, px, least area, batch a device, first and last learning rate of 8 devices
+        (7, 128, 0.08, 512, 1.0, 2.0),
+        (6, 128, 0.08, 512, 2.0, 0.25),
+        (9, 224, 0.087, 224, 0.4375, 0.04375),
+        (3, 224, 0.087, 224, 0.04375, 0.004375),
+        (3, 288, 0.5, 128, 0.0025, 0.00025),
+    )
+    return tuple(
+        Stage(
+            epochs=epochs,
+            image_size=px,
+            min_scale=min_scale,
+            global_batch_size=batch * gpus,
+            first_lr=first * many,
+            last_lr=last * many,
+            rectangular_test=px == 288,
+        )
+        for epochs, px, min_scale, batch, first, last in rows
+    )
+
+
+def imagenet_sgd_small() -> SGDRecipe:
+    """Table 3, SGD (small-batch)."""
+    return SGDRecipe(
+        name="imagenet_sgd_small",
+        summary="SGD with the original batches, 28 epochs at 128, 224 and 288 px on 8 GPUs",
+        table="Table 3, SGD (small-batch)",
+        dataset="imagenet",
+        net="resnet50",
+        target_accuracy=0.75,
+        phase1=StagedPhase(stages=stages(8), gpus_per_model=8),
+        optimizer=OPTIMIZER,
+    )
+
+
+def imagenet_sgd_large() -> SGDRecipe:
+    """Table 3, SGD (large-batch)."""
+    return SGDRecipe(
+        name="imagenet_sgd_large",
+        summary="SGD with doubled batches and rates, 28 epochs at 128, 224 and 288 px on 16 GPUs",
+        table="Table 3, SGD (large-batch)",
+        dataset="imagenet",
+        net="resnet50",
+        target_accuracy=0.75,
+        phase1=StagedPhase(stages=stages(16), gpus_per_model=16),
+        optimizer=OPTIMIZER,
+    )
+
+
+def imagenet_swap() -> SWAPRecipe:
+    """Table 3, SWAP: 22 large-batch epochs on 16 devices, then 2 workers of 8 for 6 epochs."""
+    return SWAPRecipe(
+        name="imagenet_swap",
+        summary="SWAP: 22 large-batch epochs on 16 GPUs, then 2 workers of 8 GPUs for 6 epochs",
+        table="Table 3, SWAP",
+        dataset="imagenet",
+        net="resnet50",
+        target_accuracy=0.75,
+        num_workers=2,
+        phase1=StagedPhase(stages=stages(16)[:3], gpus_per_model=16),
+        phase2=StagedPhase(stages=stages(8)[3:], gpus_per_model=8),
+        optimizer=OPTIMIZER,
+        batch_norm_batch_size=128,
+    )
+
+
+CPU_WIDTH, CPU_BLOCKS = 8, (1, 1, 1, 1)
+"""An eighth of the net's width and a block a group: what two cores train in minutes."""
+
+
+def cpu_stages(slots: int) -> tuple[Stage, ...]:
+    """The five rows at sizes for a CPU and a tree of some thousand images; rates by slots."""
+    many = slots / 2
+    rows = (
+        (2, 48, 0.35, 64, 0.05, 0.2),
+        (2, 48, 0.35, 64, 0.2, 0.1),
+        (2, 64, 0.35, 32, 0.05, 0.01),
+        (1, 64, 0.35, 32, 0.01, 0.005),
+        (1, 80, 0.5, 32, 0.005, 0.0005),
+    )
+    return tuple(
+        Stage(
+            epochs=epochs,
+            image_size=px,
+            min_scale=min_scale,
+            global_batch_size=batch * slots,
+            first_lr=first * many,
+            last_lr=last * many,
+            rectangular_test=px == 80,
+        )
+        for epochs, px, min_scale, batch, first, last in rows
+    )
+
+
+def imagenet_swap_cpu() -> SWAPRecipe:
+    """Table 3's SWAP with its two workers, each of two slots, through three image sizes."""
+    return SWAPRecipe(
+        name="imagenet_swap_cpu",
+        summary="SWAP on two CPU cores: a narrow, shallow ResNet-50 at 48, 64 and 80 px, 2 workers",
+        table="Table 3, SWAP, at CPU size",
+        paper_scale=False,
+        dataset="imagenet",
+        net="resnet50",
+        width=CPU_WIDTH,
+        blocks=CPU_BLOCKS,
+        target_accuracy=0.50,
+        num_workers=2,
+        phase1=StagedPhase(stages=cpu_stages(4)[:3], gpus_per_model=4),
+        phase2=StagedPhase(stages=cpu_stages(2)[3:], gpus_per_model=2),
+        optimizer=OPTIMIZER,
+        batch_norm_batch_size=128,
+    )
+
+
+def imagenet_sgd_small_cpu() -> SGDRecipe:
+    """Table 3's SGD with small batches, at the same sizes."""
+    return SGDRecipe(
+        name="imagenet_sgd_small_cpu",
+        summary="SGD with small batches on two CPU cores: the net and sizes of imagenet_swap_cpu",
+        table="Table 3, SGD (small-batch), at CPU size",
+        paper_scale=False,
+        dataset="imagenet",
+        net="resnet50",
+        width=CPU_WIDTH,
+        blocks=CPU_BLOCKS,
+        target_accuracy=0.50,
+        phase1=StagedPhase(stages=cpu_stages(2), gpus_per_model=2),
+        optimizer=OPTIMIZER,
+    )
+
+
+def imagenet_sgd_large_cpu() -> SGDRecipe:
+    """Table 3's SGD with large batches, at the same sizes."""
+    return SGDRecipe(
+        name="imagenet_sgd_large_cpu",
+        summary="SGD with doubled batches on two CPU cores: the net and sizes of imagenet_swap_cpu",
+        table="Table 3, SGD (large-batch), at CPU size",
+        paper_scale=False,
+        dataset="imagenet",
+        net="resnet50",
+        width=CPU_WIDTH,
+        blocks=CPU_BLOCKS,
+        target_accuracy=0.50,
+        phase1=StagedPhase(stages=cpu_stages(4), gpus_per_model=4),
+        optimizer=OPTIMIZER,
+    )
