@@ -102,8 +102,8 @@ def advice(scaling: Scaling) -> str:
     if last.num_models == 1:
         return text
     return (
-        f"{text} Beyond, W should grow: a worker of phase 2 needs {last.gpus_per_model} GPU and no "
-        f"other worker, so that {LARGEST:,} GPUs refine {LARGEST // last.gpus_per_model:,} models "
+        f"{text} Beyond, W should grow: a worker of phase 2 needs "
+        f"{last.gpus_per_model} GPU{'s' * (last.gpus_per_model > 1)} and no other worker, so that {LARGEST:,} GPUs refine {LARGEST // last.gpus_per_model:,} models "
         f"in the time of {last.num_models}."
     )
 
