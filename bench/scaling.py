@@ -101,10 +101,11 @@ def advice(scaling: Scaling) -> str:
     last = scaling.work.last_phase
     if last.num_models == 1:
         return text
+    each = f"{last.gpus_per_model} GPU{'s' * (last.gpus_per_model > 1)}"
     return (
-        f"{text} Beyond, W should grow: a worker of phase 2 needs "
-        f"{last.gpus_per_model} GPU{'s' * (last.gpus_per_model > 1)} and no other worker, so that {LARGEST:,} GPUs refine {LARGEST // last.gpus_per_model:,} models "
-        f"in the time of {last.num_models}."
+        f"{text} Beyond, W should grow: a worker of phase 2 needs {each} and no other worker, so "
+        f"that {LARGEST:,} GPUs refine {LARGEST // last.gpus_per_model:,} models in the time of "
+        f"{last.num_models}."
     )
 
 
