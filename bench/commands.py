@@ -10,8 +10,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bench.choices import choose
-from bench.options import MicroOptions, PrepareOptions, RunOptions, SmallTreeOptions
-from swap_fast.config import Recipe, SGDRecipe, SWAPRecipe
+from bench.options import (
+    MicroOptions,
+    PlanOptions,
+    PrepareOptions,
+    RunOptions,
+    SmallTreeOptions,
+)
+from swap_fast.config import Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.recipes import RECIPES
 
 Flat = tyro.conf.arg(name="")
@@ -23,6 +29,14 @@ class RunSWAP:
 
     options: Annotated[RunOptions, Flat]
     recipe: Annotated[SWAPRecipe, Flat]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSWA:
+    """Run an SWA recipe and write its record."""
+
+    options: Annotated[RunOptions, Flat]
+    recipe: Annotated[SWARecipe, Flat]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +53,7 @@ def recipes(arguments: list[str]) -> int:
     for name, make in RECIPES.items():
         recipe = make()
         needs = f"{recipe.phase1.gpus_per_model} GPUs" if recipe.paper_scale else "CPU"
-        print(f"{name:<22} {needs:<7} {recipe.table:<40} {recipe.summary}")
+        print(f"{name:<24} {needs:<7} {recipe.table:<48} {recipe.summary}")
     return 0
 
 
@@ -67,7 +81,7 @@ def run(arguments: list[str]) -> int:
 
             name = automatic_recipe(quick="--quick" in arguments)
     recipe = RECIPES[name]()
-    form: Any = RunSWAP if isinstance(recipe, SWAPRecipe) else RunSGD
+    form: Any = {SWAPRecipe: RunSWAP, SWARecipe: RunSWA, SGDRecipe: RunSGD}[type(recipe)]
     parsed = tyro.cli(
         form,
         args=[a for a in arguments[1:] if not (arguments[0] == "auto" and a == "--quick")],
@@ -118,6 +132,14 @@ def micro(arguments: list[str]) -> int:
     from bench.micro import measure
 
     return measure(options)
+
+
+def plan(arguments: list[str]) -> int:
+    """Plan a recipe, or hold the planner against the paper."""
+    options = tyro.cli(PlanOptions, args=arguments, prog="python -m bench plan")
+    from bench.plan import run_plan
+
+    return run_plan(options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,7 @@ def _footnotes(records: Sequence[RunRecord]) -> tuple[str, ...]:
 
 
 def _best_epoch(record: RunRecord) -> str:
-    rows = record.average_by_epoch if record.method == "swap" else record.epochs
+    rows = record.average_by_epoch or record.epochs  # SGD has no average
     seen = [row.test_accuracy for row in rows if row.test_accuracy is not None]
     return percent(max(seen)) if seen else NOTHING
 

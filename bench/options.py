@@ -101,6 +101,50 @@ class MicroOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What a recipe will take, before it is run."""
+
+    recipe: Positional[str | None] = None
+    """The recipe; not needed with --check-paper."""
+    hardware: Literal["v100", "a100", "h100", "this"] = "v100"
+    """Devices by their makers' figures, or this machine, measured for some seconds."""
+    gpus: int | None = None
+    """Devices of each node; by default as many as the recipe can use."""
+    nodes: int = 1
+    """Nodes."""
+    phase1_epochs: float | None = None
+    """Epochs of phase 1; by default the paper's mean, or the recipe's maximum."""
+    price_per_gpu_hour: float | None = None
+    """Adds the cost, in the price's currency."""
+    check_paper: bool = False
+    """Print what the models make of every time in the paper."""
+    scaling: bool = False
+    """Show phase 1 on up to 1,024 devices: a table and a figure in OUT."""
+    out: Path | None = None
+    """Folder for tables and figures; --scaling takes `results` by default."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be planned."""
+        if self.recipe is None and not self.check_paper:
+            raise ValueError("plan: expected a recipe or --check-paper, got neither")
+        for name in ("gpus", "nodes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {value}")
+        if self.nodes > 1 and self.gpus is None:
+            raise ValueError(f"gpus: expected the devices of each of {self.nodes} nodes, got none")
+        if self.price_per_gpu_hour is not None and self.price_per_gpu_hour < 0:
+            raise ValueError(
+                f"price_per_gpu_hour: expected 0 or more, got {self.price_per_gpu_hour:g}"
+            )
+        if self.scaling and self.hardware == "this":
+            raise ValueError(
+                "scaling: expected v100, a100 or h100, got this machine; a few of its steps say "
+                "nothing of a network"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
     """Write a tree of images (train/ and val/, a folder a class) again at a smaller size."""
 

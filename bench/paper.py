@@ -62,6 +62,18 @@ class PublishedTime:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhaseOneMean:
+    """How many epochs phase 1 took on average until it reached its train accuracy."""
+
+    dataset: str
+    """"cifar10" or "cifar100"."""
+    epochs: float
+    """The mean."""
+    source: str
+    """The section that says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inconsistency:
     """Two statements of the paper that do not agree."""
 
@@ -85,6 +97,8 @@ class Paper:
     """Section 5.1's 27 seconds."""
     peers: tuple[PublishedTime, ...]
     """The DAWNBench leaderboard and what came after it."""
+    phase1_means: tuple[PhaseOneMean, ...]
+    """Of Tables 1 and 2."""
     inconsistencies: tuple[Inconsistency, ...]
     """Shown with every report."""
 
@@ -98,6 +112,23 @@ class Paper:
             if (value.table, value.row, value.column) == (table, row, column):
                 return value
         raise KeyError((table, row, column))
+
+    def time_s(self, table: str, row: str) -> float:
+        """A row's training time in seconds, whatever it is printed in.
+
+        Raises:
+            KeyError: the paper has no such row.
+        """
+        cell = self.value(table, row, "train_time")
+        return cell.mean * {"seconds": 1, "minutes": 60}[cell.units]
+
+    def phase1_mean(self, dataset: str) -> PhaseOneMean:
+        """How many epochs phase 1 took on this data set.
+
+        Raises:
+            KeyError: the paper does not say.
+        """
+        return {mean.dataset: mean for mean in self.phase1_means}[dataset]
 
 
 def load_paper(results: Path = CHECKOUT) -> Paper:
@@ -121,6 +152,7 @@ def load_paper(results: Path = CHECKOUT) -> Paper:
             values=tuple(PaperValue(**each) for each in content["values"]),
             claim=PublishedTime(**content["claim"]),
             peers=tuple(PublishedTime(**each) for each in content["peers"]),
+            phase1_means=tuple(PhaseOneMean(**each) for each in content["phase1_means"]),
             inconsistencies=tuple(Inconsistency(**each) for each in content["inconsistencies"]),
         )
     except (ValueError, TypeError, KeyError) as error:

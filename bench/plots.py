@@ -17,7 +17,7 @@ from bench.stats import machine_key, recipe_of
 from bench.timing import counted_by, laps_of_slowest_rank, unattributed_s
 from swap_fast.clock import LAPS
 from swap_fast.record import RunRecord
-from swap_fast.schedules import Schedule, triangle
+from swap_fast.schedules import Schedule, cyclic, triangle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,6 +131,9 @@ def learning_rate_curves(record: RunRecord) -> list[tuple[list[float], list[floa
 
 
 def _schedule(phase: dict[str, Any]) -> Schedule:
+    # Records of before phases had cycles hold none.
+    if (cycles := phase.get("cycles", 1)) > 1:
+        return cyclic(phase["peak_lr"], phase["max_epochs"] / cycles, phase["final_lr"])
     horizon = phase["horizon_epochs"] or phase["max_epochs"]
     return triangle(phase["peak_lr"], phase["warmup_epochs"], horizon, phase["final_lr"])
 

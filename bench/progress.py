@@ -5,7 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 from swap_fast.comm import Comm
-from swap_fast.config import Phase, Recipe, SWAPRecipe
+from swap_fast.config import AveragingRecipe, Phase, Recipe
 from swap_fast.data.augment import IMAGE_SIZE
 from swap_fast.record import EpochRow
 from swap_fast.stages import shapes
@@ -29,9 +29,10 @@ class Progress:
         slots = len(comm.slots(recipe.num_slots))
         self._phase1_epochs = self._images_of(recipe.phase1, train_images, slots)
         self._total = sum(self._phase1_epochs)
-        if isinstance(recipe, SWAPRecipe):
-            ranks = max(1, comm.world_size // recipe.num_workers)
-            slots = len(range(comm.rank % ranks, recipe.gpus_per_worker, ranks))
+        if isinstance(recipe, AveragingRecipe):
+            each = recipe.phase2.gpus_per_model
+            ranks = max(1, min(each, comm.world_size // recipe.num_workers))
+            slots = len(range(comm.rank % ranks, each, ranks))
             epochs = self._images_of(recipe.phase2, train_images, slots)
             self._total += len(comm.workers(recipe.num_workers)) * sum(epochs)
         self._done = 0
@@ -60,7 +61,7 @@ class Progress:
         recipe = self._recipe
         epochs = recipe.phase1.max_epochs
         who = "phase 1"
-        if row.phase == 2 and isinstance(recipe, SWAPRecipe):
+        if row.phase == 2 and isinstance(recipe, AveragingRecipe):
             epochs, who = recipe.phase2.max_epochs, f"phase 2, worker {row.worker}"
         elif self._comm.rank > 0:
             return  # phase 1's model is the same on every rank

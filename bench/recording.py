@@ -7,7 +7,7 @@ from bench.machine import describe_machine, peak_memory_gib
 from bench.request import Request
 from swap_fast.averaging import pairwise_distances
 from swap_fast.clock import PAPER, READINGS, total
-from swap_fast.config import SWAPRecipe
+from swap_fast.config import AveragingRecipe, SWAPRecipe
 from swap_fast.parts import Parts
 from swap_fast.record import AverageRow, EpochRow, RunRecord, Telemetry, Times
 from swap_fast.swap import Result
@@ -27,7 +27,8 @@ def make_record(
 ) -> RunRecord:
     """Gather what the ranks know into one record; every rank must call."""
     recipe, comm = request.recipe, parts.comm
-    num_workers = recipe.num_workers if isinstance(recipe, SWAPRecipe) else 0
+    num_workers = recipe.num_workers if isinstance(recipe, AveragingRecipe) else 0
+    is_swap = isinstance(recipe, SWAPRecipe)
     own = result.workers if parts.group.is_first else []
     workers = sorted((w for rank in comm.gather(own) for w in rank), key=lambda w: w.number)
     all_rows = [row for rank in comm.gather(rows) for row in rank if row.phase == 2]
@@ -38,7 +39,7 @@ def make_record(
     return RunRecord(
         run_id=name,
         recipe=recipe.name,
-        method="swap" if num_workers else "sgd",
+        method="swap" if is_swap else "swa" if num_workers else "sgd",
         seed=request.seed,
         created=created,
         configuration={"recipe": asdict(recipe), "execution": asdict(request.execution)},
@@ -48,7 +49,7 @@ def make_record(
         machine=describe_machine(request.execution.device_type),
         world_size=comm.world_size,
         threads=request.threads,
-        emulated_workers=num_workers > 0 and comm.world_size < recipe.num_slots,
+        emulated_workers=is_swap and comm.world_size < recipe.num_slots,
         stopped_by=result.stopped_by,
         phase1_epochs=len(phase1_rows),
         epochs=phase1_rows + phase2_rows,
@@ -56,7 +57,7 @@ def make_record(
         accuracy_before_averaging=sum(accuracies) / len(accuracies) if num_workers else None,
         test_accuracy=result.test_accuracy,
         test_top5_accuracy=result.test_top5_accuracy,
-        pairwise_distances=pairwise_distances([w.theta for w in workers]),
+        pairwise_distances=pairwise_distances([theta for w in workers for theta in w.samples]),
         average_by_epoch=averages,
         times=_times(parts, result, [w.time_s for w in workers]),
         peak_memory_gib=max(comm.gather(peak_memory_gib())),

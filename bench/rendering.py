@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.intervals import Interval
+
 NOTHING = "—"
 """A cell that has no value."""
 
@@ -147,6 +149,14 @@ def plus_minus(mean: float, std: float | None, decimals: int = 2) -> str:
     """`mean ± std`, or the mean alone where there is no deviation."""
     text = f"{mean:.{decimals}f}"
     return text if std is None else f"{text} ± {std:.{decimals}f}"
+
+
+def interval_cell(interval: Interval | None, factor: float = 1, decimals: int = 2) -> str:
+    """`low to high`, each times the factor."""
+    if interval is None:
+        return NOTHING
+    low, high = (f"{factor * end:.{decimals}f}" for end in (interval.low, interval.high))
+    return f"{low} to {high}"
 
 
 def _figure_columns(table: Table) -> list[bool]:

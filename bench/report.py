@@ -20,6 +20,7 @@ from bench.micro_tables import micro_figures, micro_tables
 from bench.places import number_machines, place_of, why_other
 from bench.plots import figure_1, timing_figure
 from bench.rendering import RENDERINGS, Table, escape_markdown, to_markdown
+from bench.statistics_table import statistics_tables
 from bench.stats import group_by, machine_key
 from bench.tables import time_to_target
 from bench.timing import all_laps_table, lap_table, readings_table
@@ -34,7 +35,7 @@ MICRO_BEGIN, MICRO_END = "<!-- micro:begin -->", "<!-- micro:end -->"
 """Likewise in a page about performance."""
 
 _GENERATED = re.compile(
-    r"(table1|time_to_target|micro|runs|other_runs|timing|laps|energy|machines|figure1|"
+    r"(table1|statistics|time_to_target|micro|runs|other_runs|timing|laps|energy|machines|figure1|"
     r"roofline|collective)[\w-]*"
     r"\.(md|csv|tex|svg|png)"
 )
@@ -44,6 +45,8 @@ _WIDE = 120
 _LEFT_OUT = frozenset(
     {
         "n",
+        "Ours: 95% interval (%)",
+        "Verdict",
         "Phase 1 (mean epochs)",
         "Machine",
         "Source",
@@ -78,7 +81,8 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
     lists = [runs_table(records), other_runs(records)]
     timing = [readings_table(records), all_laps_table(records)]
     published = time_to_target(records, content.paper)
-    tables = {t.name: t for t in [*content.main, published, *lists, *timing]}
+    statistics = statistics_tables(records, content.paper)
+    tables = {t.name: t for t in [*content.main, published, *statistics, *lists, *timing]}
     energy = energy_table(records)
     if energy.rows:
         tables[energy.name] = energy
@@ -110,6 +114,7 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
         "",
         *(to_markdown(table) for table in content.main),
         *([] if published in content.main else [to_markdown(published)]),
+        *(to_markdown(table) for table in statistics),
         *_figure_lines("Figure 1", figures),
         "## Runs",
         "",

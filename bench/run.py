@@ -13,15 +13,15 @@ from bench.request import Request
 from bench.run_data import load_run_data
 from bench.snapshots import Snapshots
 from bench.telemetry import Sampler, missing_line
-from swap_fast.baselines import sgd
+from swap_fast.baselines import sgd, swa
 from swap_fast.clock import Clock
 from swap_fast.comm import Comm, connect
-from swap_fast.config import SWAPRecipe
+from swap_fast.config import SWAPRecipe, SWARecipe
 from swap_fast.memory import keep_freed_memory
 from swap_fast.parts import Watch, make_parts
 from swap_fast.record import EpochRow, run_id, write_record
 from swap_fast.swap import swap
-from swap_fast.trajectory import running_average
+from swap_fast.trajectory import average_by_cycle, running_average
 
 
 def run_rank(request: Request) -> Path | None:
@@ -99,6 +99,10 @@ def _run(
                 averages = running_average(
                     recipe, parts, result, lambda w, e: snapshots.load(parts.weights, w, e)
                 )
+        elif isinstance(recipe, SWARecipe):
+            result = swa(recipe, parts)
+            with clock.lap("analysis"):
+                averages = average_by_cycle(recipe, parts, result)
         else:
             result = sgd(recipe, parts)
     with clock.lap("checkpoint"):

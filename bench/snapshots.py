@@ -6,7 +6,7 @@ from torch import Tensor
 
 from swap_fast.checkpoint import load_theta, save_weights
 from swap_fast.comm import Comm
-from swap_fast.config import Recipe, SWAPRecipe
+from swap_fast.config import AveragingRecipe, Recipe
 from swap_fast.weights import Weights
 
 
@@ -34,7 +34,7 @@ class Snapshots:
 
     def keep_last(self, recipe: Recipe) -> None:
         """Delete this rank's workers as they were before their last epoch."""
-        if isinstance(recipe, SWAPRecipe):
+        if isinstance(recipe, AveragingRecipe):
             for worker in self._comm.workers(recipe.num_workers):
                 for epoch in range(1, recipe.phase2.max_epochs):
                     # Of ranks that ran a worker together, one has saved it.

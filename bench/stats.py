@@ -39,6 +39,14 @@ class Summary:
         """Whether the standard deviation is 10% of the mean or more: a warning for times."""
         return self.std is not None and self.std >= UNSTABLE_SHARE * abs(self.mean)
 
+    def scaled(self, factor: float) -> "Summary":
+        """The same quantity in another unit."""
+        return Summary(
+            values=tuple(factor * value for value in self.values),
+            mean=factor * self.mean,
+            std=None if self.std is None else factor * self.std,
+        )
+
 
 def summarize(values: Iterable[float]) -> Summary:
     """Mean and sample standard deviation.

@@ -5,11 +5,11 @@ published setting are in none (`bench.lists` has them).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+from bench.intervals import share_interval, t_interval
 from bench.paper import Paper, PaperValue, PublishedTime
-from bench.places import TABLE_1_RECIPES, number_machines, place_of
+from bench.places import number_machines, place_of
 from bench.rendering import (
     EMULATED,
     EMULATED_NOTE,
@@ -17,8 +17,10 @@ from bench.rendering import (
     UNSTABLE,
     UNSTABLE_NOTE,
     Table,
+    interval_cell,
     plus_minus,
 )
+from bench.rows import Row, table_1_runs
 from bench.stats import (
     MachineKey,
     Summary,
@@ -33,61 +35,14 @@ from bench.stats import (
     target_of,
 )
 from bench.timing import dawnbench_time
+from bench.verdicts import NOT_COMPARED, VERDICT_NOTE, is_comparable, verdict
 from swap_fast.record import RunRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One row of Table 1: whose runs, and which of their figures."""
-
-    label: str
-    """As the paper prints it."""
-    recipe: str
-    """Whose runs: a key of `TABLE_1_RECIPES`' entries."""
-    accuracy: Callable[[RunRecord], float | None]
-    """The row's test accuracy, a fraction."""
-    time_s: Callable[[RunRecord], float | None]
-    """By the paper's reading, as measured."""
-    modelled_s: Callable[[RunRecord], float | None]
-    """Had the workers of phase 2 run at the same time; None without phase 2."""
-
-
-TABLE_1 = (
-    Row(
-        label="SGD (small-batch)",
-        recipe="small",
-        accuracy=lambda record: record.test_accuracy,
-        time_s=lambda record: record.times.after_averaging_s,
-        modelled_s=lambda record: None,
-    ),
-    Row(
-        label="SGD (large-batch)",
-        recipe="large",
-        accuracy=lambda record: record.test_accuracy,
-        time_s=lambda record: record.times.after_averaging_s,
-        modelled_s=lambda record: None,
-    ),
-    Row(
-        label="SWAP (before averaging)",
-        recipe="swap",
-        accuracy=lambda record: record.accuracy_before_averaging,
-        time_s=lambda record: record.times.before_averaging_s,
-        modelled_s=lambda record: record.times.modelled_before_averaging_s,
-    ),
-    Row(
-        label="SWAP (after averaging)",
-        recipe="swap",
-        accuracy=lambda record: record.test_accuracy,
-        time_s=lambda record: record.times.after_averaging_s,
-        modelled_s=lambda record: record.times.modelled_after_averaging_s,
-    ),
-)
-"""Table 1's rows, in the paper's order."""
 
 TABLE_1_COLUMNS = (
     "CIFAR-10",
     "Paper: test accuracy (%)",
     "Ours: test accuracy (%)",
+    "Ours: 95% interval (%)",
     "Paper: time (s)",
     "Ours: time (s), measured",
     "Ours: parallel time (s), modelled",
@@ -95,6 +50,7 @@ TABLE_1_COLUMNS = (
     "Runs at target",
     "Phase 1 (mean epochs)",
     "Machine",
+    "Verdict",
 )
 
 
@@ -110,17 +66,14 @@ def table_1(
 def _table_1_of(
     place: str, machine: MachineKey, number: int, records: Sequence[RunRecord], paper: Paper
 ) -> Table:
-    rows: list[tuple[str, ...]] = []
-    configurations: list[str] = []
-    for row in TABLE_1:
-        runs = [record for record in records if record.recipe == TABLE_1_RECIPES[place][row.recipe]]
-        groups = list(group_by(runs, accuracy_key).values())
-        for i, group in enumerate(groups or [[]], start=1):
-            mark = f" [{i}]" if len(groups) > 1 else ""
-            rows.append(_table_1_row(row, f"{row.label}{mark}", group, paper))
-            if mark:
-                ids = ", ".join(record.run_id for record in group)
-                configurations.append(f"{row.label}{mark}: {ids}; not the same recipe or data.")
+    dealt = table_1_runs(place, records)
+    rows = [_table_1_row(each.row, each.label, each.records, paper) for each in dealt]
+    configurations = [
+        f"{each.label}: {', '.join(record.run_id for record in each.records)}; "
+        "not the same recipe or data."
+        for each in dealt
+        if each.label != each.row.label
+    ]
     title = "Table 1 at CPU size" if place == "table1_cpu" else "Table 1"
     caption = f"Ours: machine {number}, {machine.label}. {_paper_caption(paper)}"
     if place == "table1_cpu":
@@ -136,7 +89,10 @@ def _table_1_of(
             "count preprocessing and not test evaluation.",
             "Modelled: had all workers of phase 2 run at the same time, phase 1 as measured. "
             "Not a measurement.",
-            *_marks(rows),
+            "95% interval: of the mean, by Student's t; behind the runs at target, of their share, "
+            "by Wilson's score.",
+            VERDICT_NOTE,
+            *mark_notes(rows),
             *configurations,
         ),
     )
@@ -148,19 +104,35 @@ def _table_1_row(
     published = [paper.value("Table 1", row.label, c) for c in ("test_accuracy", "train_time")]
     accuracy_of_paper, time_of_paper = (plus_minus(each.mean, each.sd) for each in published)
     if not records:
-        return (label, accuracy_of_paper, NOTHING, time_of_paper, *[NOTHING] * 6)
+        return (label, accuracy_of_paper, *[NOTHING] * 2, time_of_paper, *[NOTHING] * 7)
+    accuracy, time_s = pool_accuracies(records, row.accuracy), pool_times(records, row.time_s)
     return (
         label,
         accuracy_of_paper,
-        _accuracy(pool_accuracies(records, row.accuracy)),
+        _accuracy(accuracy),
+        interval_cell(t_interval(accuracy) if accuracy else None, 100),
         time_of_paper,
-        _time(pool_times(records, row.time_s), emulated=_any_emulated(records)),
-        _time(pool_times(records, row.modelled_s), emulated=False),
+        time_cell(time_s, emulated=_any_emulated(records)),
+        time_cell(pool_times(records, row.modelled_s), emulated=False),
         str(len(records)),
         _at_target(records, row.accuracy),
         f"{summarize(record.phase1_epochs for record in records).mean:.1f}",
         machine_key(records[0]).short,
+        _verdict_cell(records, [accuracy and accuracy.scaled(100), time_s], published),
     )
+
+
+def _verdict_cell(
+    records: Sequence[RunRecord], ours: Sequence[Summary | None], published: Sequence[PaperValue]
+) -> str:
+    """Of accuracy and time, or once where neither is compared."""
+    of_accuracy, of_time = (
+        verdict(each, cell) if each and is_comparable(records, cell) else NOT_COMPARED
+        for each, cell in zip(ours, published, strict=True)
+    )
+    if of_accuracy == of_time == NOT_COMPARED:
+        return NOT_COMPARED
+    return f"accuracy: {of_accuracy}; time: {of_time}"
 
 
 def cpu_warning(records: Sequence[RunRecord]) -> str:
@@ -191,7 +163,7 @@ def time_to_target(records: Sequence[RunRecord], paper: Paper) -> Table:
         rows.append(
             (
                 f"Ours: {group[0].recipe}",
-                _time(summarize(reached) if reached else None, emulated=_any_emulated(group)),
+                time_cell(summarize(reached) if reached else None, emulated=_any_emulated(group)),
                 _short_percent(target_of(group[0])),
                 machine.short,
                 f"machine {numbers[machine]}",
@@ -208,7 +180,7 @@ def time_to_target(records: Sequence[RunRecord], paper: Paper) -> Table:
         ),
         columns=("Who", "Time (s)", "Test accuracy (%)", "Hardware", "Source", "Note"),
         rows=tuple(rows),
-        footnotes=tuple(_marks(rows)),
+        footnotes=tuple(mark_notes(rows)),
     )
 
 
@@ -223,7 +195,8 @@ def _accuracy(summary: Summary | None) -> str:
     return plus_minus(100 * summary.mean, None if summary.std is None else 100 * summary.std)
 
 
-def _time(summary: Summary | None, *, emulated: bool) -> str:
+def time_cell(summary: Summary | None, *, emulated: bool) -> str:
+    """`mean ± std` in seconds, with its marks."""
     if summary is None:
         return NOTHING
     marks = EMULATED * emulated + UNSTABLE * summary.unstable
@@ -234,14 +207,15 @@ def _at_target(records: Sequence[RunRecord], accuracy: Callable[[RunRecord], flo
     target = target_of(records[0])
     present = [value for value in map(accuracy, records) if value is not None]
     count = count_reaching(present, target)
-    return f"{count} of {len(records)} ≥ {_short_percent(target)}%"
+    interval = interval_cell(share_interval(count, len(records)), 100, decimals=0)
+    return f"{count} of {len(records)} ≥ {_short_percent(target)}% ({interval}%)"
 
 
 def _any_emulated(records: Sequence[RunRecord]) -> bool:
     return any(record.emulated_workers for record in records)
 
 
-def _marks(rows: Iterable[Sequence[str]]) -> list[str]:
+def mark_notes(rows: Iterable[Sequence[str]]) -> list[str]:
     """The footnotes of those marks that the rows hold."""
     text = "".join(cell for row in rows for cell in row)
     notes = {EMULATED: EMULATED_NOTE, UNSTABLE: UNSTABLE_NOTE}
@@ -264,7 +238,9 @@ def _epochs(record: RunRecord) -> str:
     recipe = recipe_of(record)
     text = str(recipe["phase1"]["max_epochs"])
     if recipe.get("phase2"):
-        phase2 = f"{recipe['phase2']['max_epochs']} of each of {recipe['num_workers']} workers"
+        phase2 = str(recipe["phase2"]["max_epochs"])
+        if workers := recipe.get("num_workers"):  # SWA has none
+            phase2 = f"{phase2} of each of {workers} workers"
         return f"at most {text} + {phase2}"
     return text
 

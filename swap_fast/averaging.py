@@ -1,6 +1,6 @@
 """Averages of models: line 28 of Algorithm 1."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +36,11 @@ def average(models: Iterable[Tensor], num_models: int, comm: Comm = ALONE) -> Te
         )
     assert total is not None, "a rank without a model to average"
     return comm.all_reduce_(total).div_(num_models)
+
+
+def mean_of(samples: Sequence[Tensor]) -> Tensor:
+    """The mean of one worker's samples [P]; of a single one, itself."""
+    return samples[0] if len(samples) == 1 else torch.stack(tuple(samples)).mean(0)
 
 
 def pairwise_distances(models: list[Tensor]) -> list[list[float]]:

@@ -1,8 +1,8 @@
 """What SWAP is compared with: the same parts, in another order."""
 
-from swap_fast.config import SGDRecipe
+from swap_fast.config import SGDRecipe, SWARecipe
 from swap_fast.parts import Parts
-from swap_fast.swap import Result, large_batch_phase
+from swap_fast.swap import Result, averaging_phase, large_batch_phase, small_batch_phase
 
 
 def sgd(recipe: SGDRecipe, parts: Parts) -> Result:
@@ -14,4 +14,30 @@ def sgd(recipe: SGDRecipe, parts: Parts) -> Result:
         before_averaging_s=parts.clock.reading(),
         test_accuracy=phase1.accuracies.top1,
         test_top5_accuracy=phase1.accuracies.top5,
+    )
+
+
+def swa(recipe: SWARecipe, parts: Parts) -> Result:
+    """SWA: one model goes on, is sampled at the end of each cycle, and its samples are averaged.
+
+    Rows 1 to 3 of Table 4: phase 1 is a whole large-batch run, one stopped as SWAP's, or a whole
+    small-batch run.
+    """
+    phase1 = large_batch_phase(recipe, parts)
+    workers = small_batch_phase(recipe, parts, phase1)
+    before_averaging_s = parts.clock.reading()
+    with parts.clock.lap("averaging"):
+        for worker in workers:
+            for theta in worker.samples:
+                # Ranks that trained the same model may differ in its last digits.
+                parts.comm.broadcast_(theta)
+    averaging_phase(recipe, parts, workers)
+    with parts.clock.lap("evaluation"):
+        accuracies = parts.evaluate(parts.comm)
+    return Result(
+        stopped_by=phase1.stopped_by,
+        workers=workers,
+        before_averaging_s=before_averaging_s,
+        test_accuracy=accuracies.top1,
+        test_top5_accuracy=accuracies.top5,
     )

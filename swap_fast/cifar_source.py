@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from swap_fast.comm import Comm
-from swap_fast.config import Phase, Recipe, SWAPRecipe
+from swap_fast.config import AveragingRecipe, Phase, Recipe
 from swap_fast.data.augment import IMAGE_SIZE, plain_plan, plan_epoch
 from swap_fast.data.batches import Loader, Share, one_pass
 from swap_fast.data.dataset import Dataset, Split
@@ -86,7 +86,7 @@ class CifarSource:
     def batch_norm_batches(self, buffer: Tensor, shape: Shape, comm: Comm) -> Iterable[Tensor]:
         """Every training image once, augmented where the recipe says so."""
         recipe = self._recipe
-        assert isinstance(recipe, SWAPRecipe), "phase 3 is SWAP's"
+        assert isinstance(recipe, AveragingRecipe), "without a phase 2 nothing is averaged"
         augmentation = recipe.augmentation if recipe.batch_norm_augmented else None
         return one_pass(self._images, augmentation, buffer, seed=self._seed, comm=comm)
 

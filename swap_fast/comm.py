@@ -111,6 +111,17 @@ class Comm:
             across=self._part([ranks[p::size] for p in range(size)], worker),
         )
 
+    def sequence_group(self, gpus_per_model: int) -> "WorkerGroup":
+        """Share out the one model that SWA trains in phase 2; every rank must call.
+
+        A model of several slots is trained by all ranks together. One of a single slot is trained
+        by every rank for itself, to the same end: ranks that wait for one would wait longer than
+        a collective may last, and would be no faster.
+        """
+        if gpus_per_model > 1:
+            return self.worker_group(1)
+        return WorkerGroup(workers=range(1), inside=ALONE, across=ALONE, copy=self.rank)
+
     def _part(self, parts: Sequence[Sequence[int]], rank: int) -> "Comm":
         """This rank's part of a division of all ranks, in which it has another number."""
         group, _ = dist.new_subgroups_by_enumeration([list(part) for part in parts])
@@ -156,11 +167,13 @@ class WorkerGroup:
     """The ranks of this group: they share each update of a worker."""
     across: Comm
     """The rank of this place in each group: over these the workers' weights are averaged."""
+    copy: int = 0
+    """Which of the groups that train the same model, each for itself; only the first speaks."""
 
     @property
     def is_first(self) -> bool:
         """Whether this rank speaks for its group."""
-        return self.inside.rank == 0
+        return self.inside.rank == 0 and self.copy == 0
 
 
 @contextmanager

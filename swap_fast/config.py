@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Suppress
 
-from swap_fast.schedules import Schedule, triangle
+from swap_fast.schedules import Schedule, cyclic, triangle
 
 
 def _whole(name: str, value: object) -> None:
@@ -44,6 +44,8 @@ class Phase:
     """Train accuracy (a fraction) above which the phase ends: Algorithm 1's tau. None: never."""
     gpus_per_model: int = 1
     """Slots that share one update, each with its slice of the batch ("GPUs used per model")."""
+    cycles: int = 1
+    """Times that the schedule runs from its peak to `final_lr`; a model is sampled after each."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run could have."""
@@ -68,6 +70,20 @@ class Phase:
             f"a multiple of gpus_per_model = {self.gpus_per_model}",
             self.global_batch_size,
         )
+        _whole("cycles", self.cycles)
+        plain = self.warmup_epochs == 0 and horizon is None and tau is None
+        _require(
+            self.cycles == 1 or (plain and self.max_epochs % self.cycles == 0),
+            "cycles",
+            f"1, or a divisor of the {self.max_epochs} epochs of a phase without warm-up, horizon "
+            "and stopping accuracy",
+            self.cycles,
+        )
+
+    @property
+    def cycle_epochs(self) -> int:
+        """Epochs of one cycle of the learning rate."""
+        return self.max_epochs // self.cycles
 
     @property
     def micro_batch_size(self) -> int:
@@ -77,6 +93,8 @@ class Phase:
     @property
     def schedule(self) -> Schedule:
         """Learning rate as a function of the position in epochs."""
+        if self.cycles > 1:
+            return cyclic(self.peak_lr, self.cycle_epochs, self.final_lr)
         horizon = self.max_epochs if self.horizon_epochs is None else self.horizon_epochs
         return triangle(self.peak_lr, self.warmup_epochs, horizon, self.final_lr)
 
@@ -228,6 +246,14 @@ class SGDRecipe:
         return self.phase1.gpus_per_model
 
 
+def _check_statistics_pass(net: str, batch_size: int) -> None:
+    """Refuse what the batch-norm pass after averaging cannot do."""
+    expected = "resnet9 or resnet50: phase 3 knows no statistics of groups within a batch"
+    _require(net != "whitened_resnet9", "net", expected, net)
+    expected = ">= 2: batch norm needs more than one image"
+    _require(batch_size >= 2, "batch_norm_batch_size", expected, batch_size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SWAPRecipe(SGDRecipe):
     """Stochastic Weight Averaging in Parallel: Algorithm 1."""
@@ -253,12 +279,6 @@ class SWAPRecipe(SGDRecipe):
             "None: every worker trains for all of phase 2's epochs (line 19)",
             self.phase2.stopping_accuracy,
         )
-        _require(
-            self.net != "whitened_resnet9",
-            "net",
-            "resnet9 or resnet50: phase 3 knows no statistics of groups within a batch",
-            self.net,
-        )
         workers, each = self.num_workers, self.gpus_per_worker
         _require(
             self.phase1.gpus_per_model == workers * each,
@@ -267,12 +287,7 @@ class SWAPRecipe(SGDRecipe):
             "workers of phase 2 train phase 1 together",
             self.phase1.gpus_per_model,
         )
-        _require(
-            self.batch_norm_batch_size >= 2,
-            "batch_norm_batch_size",
-            ">= 2: batch norm needs more than one image",
-            self.batch_norm_batch_size,
-        )
+        _check_statistics_pass(self.net, self.batch_norm_batch_size)
 
     @property
     def gpus_per_worker(self) -> int:
@@ -285,4 +300,42 @@ class SWAPRecipe(SGDRecipe):
         return max(self.phase1.global_batch_size, self.phase2.global_batch_size)
 
 
-Recipe = SWAPRecipe | SGDRecipe
+@dataclass(frozen=True, kw_only=True)
+class SWARecipe(SGDRecipe):
+    """Stochastic Weight Averaging (Izmailov et al.): one model sampled in sequence (Table 4)."""
+
+    phase2: Phase
+    """Goes on from phase 1 at its own batch, with cyclic learning rates (Figure 6)."""
+    keep_momentum: bool = False
+    """Carry phase 1's momentum into phase 2; by default it is zeroed at the switch, as SWAP's."""
+    batch_norm_batch_size: int = 512
+    """Images a batch of the pass over the training data after averaging."""
+    batch_norm_augmented: bool = True
+    """Whether that pass sees augmented images, as SWA's convention has it, or clean ones."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could have."""
+        super().__post_init__()
+        _require(
+            self.phase2.gpus_per_model in (1, self.phase1.gpus_per_model),
+            "phase2.gpus_per_model",
+            f"1, or phase 1's {self.phase1.gpus_per_model}",
+            self.phase2.gpus_per_model,
+        )
+        _check_statistics_pass(self.net, self.batch_norm_batch_size)
+
+    @property
+    def num_workers(self) -> int:
+        """One: its models are of one sequence."""
+        return 1
+
+    @property
+    def largest_batch_size(self) -> int:
+        """The largest global batch of any phase."""
+        return max(self.phase1.global_batch_size, self.phase2.global_batch_size)
+
+
+AveragingRecipe = SWAPRecipe | SWARecipe
+"""Those with a phase 2 whose models are averaged."""
+
+Recipe = AveragingRecipe | SGDRecipe

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from swap_fast.batchnorm import SlotStatistics, StatisticsPass
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm, WorkerGroup
-from swap_fast.config import Phase, Recipe, SWAPRecipe
+from swap_fast.config import AveragingRecipe, Phase, Recipe, SWARecipe
 from swap_fast.data.batches import Loader
 from swap_fast.evaluate import Accuracies
 from swap_fast.execution import Execution
@@ -91,7 +91,7 @@ class Parts:
     optimizer: MomentumSGD
     """Shared by both phases' steps."""
     phases: tuple[PhaseParts, ...]
-    """Phase 1 and, for SWAP, phase 2."""
+    """Phase 1 and, for SWAP and SWA, phase 2."""
     statistics_pass: StatisticsPass
     """Phase 3's computation of batch-norm statistics ..."""
     batch_norm_batches: Callable[[], Iterable[Tensor]]
@@ -142,8 +142,12 @@ def make_parts(
         WorkerGroup(workers=range(0), inside=ALONE, across=comm),
         [(recipe.phase1, comm)],
     )
-    if isinstance(recipe, SWAPRecipe):
-        group = comm.worker_group(recipe.num_workers)
+    if isinstance(recipe, AveragingRecipe):
+        group = (
+            comm.sequence_group(recipe.phase2.gpus_per_model)
+            if isinstance(recipe, SWARecipe)
+            else comm.worker_group(recipe.num_workers)
+        )
         phases.append((recipe.phase2, group.inside))
     for number, (phase, _) in enumerate(phases, start=1):
         if source.num_images < phase.global_batch_size:
@@ -173,7 +177,7 @@ def make_parts(
         for step in (step for of_phase in steps for step in of_phase):
             step.warm_up()
         source.warm_up(execution, device)
-        if isinstance(recipe, SWAPRecipe):
+        if isinstance(recipe, AveragingRecipe):
             side = steps[-1][-1].shape.image_size
             buffer = execution.empty_images((recipe.batch_norm_batch_size, 3, side, side), device)
             statistics_pass.warm_up(buffer, captured=execution.capture)
@@ -187,7 +191,7 @@ def make_parts(
         )
 
     def batch_norm_batches() -> Iterable[Tensor]:
-        assert buffer is not None, "phase 3 is SWAP's"
+        assert buffer is not None, "without a phase 2 nothing is averaged"
         return source.batch_norm_batches(buffer, steps[-1][-1].shape, comm)
 
     return Parts(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from swap_fast.config import Augmentation, Optimizer, Phase, Recipe, SGDRecipe, SWAPRecipe
 from swap_fast.recipes_cifar100 import CIFAR100_RECIPES
 from swap_fast.recipes_imagenet import IMAGENET_RECIPES
+from swap_fast.recipes_swa import SWA_RECIPES
 
 
 def cifar10_sgd_small() -> SGDRecipe:
@@ -201,6 +202,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         cifar10_quick,
         *CIFAR100_RECIPES,
         *IMAGENET_RECIPES,
+        *SWA_RECIPES,
     )
 }
 """All recipes by name."""

@@ -6,7 +6,6 @@ This module needs no torch, so that a report can be drawn anywhere.
 import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,7 @@ class RunRecord:
     recipe: str
     """The recipe's name."""
     method: str
-    """"swap" or "sgd"."""
+    """"swap", "swa" or "sgd"."""
     seed: int
     """Of the initial weights, the orders and the augmentation."""
     created: str
@@ -157,9 +156,9 @@ class RunRecord:
     test_accuracy: float
     """Of the final model: after averaging, or of SGD's last epoch."""
     pairwise_distances: list[list[float]]
-    """Euclidean distances between the workers' weights; empty without phase 2."""
+    """Euclidean distances between the averaged models; empty without phase 2."""
     average_by_epoch: list[AverageRow]
-    """Figure 1's running average."""
+    """Figure 1's running average; of SWA, the average of its samples after each cycle."""
     times: Times
     """The clock."""
     peak_memory_gib: float
@@ -256,11 +255,3 @@ def run_id(recipe: str, seed: int, created: str) -> str:
     """A run's name: recipe, seed and second of its start, safe as a file name."""
     stamp = re.sub(r"\D", "", created)[:14]
     return f"{re.sub(r'[^A-Za-z0-9_-]', '-', recipe)}-seed{seed}-{stamp}"
-
-
-def group_by_recipe(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Records of each recipe, in order."""
-    groups: dict[str, list[RunRecord]] = {}
-    for record in records:
-        groups.setdefault(record.recipe, []).append(record)
-    return groups

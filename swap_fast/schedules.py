@@ -1,5 +1,6 @@
 """Learning-rate schedules: pure functions of the position in epochs."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -42,6 +43,22 @@ def triangle(
     """
     rise = [(0.0, 0.0)] if warmup_epochs > 0 else []
     return piecewise_linear([*rise, (warmup_epochs, peak_lr), (horizon_epochs, final_lr)])
+
+
+def cyclic(peak_lr: float, cycle_epochs: float, final_lr: float = 0.0) -> Schedule:
+    """Again and again from the peak down to `final_lr`: SWA's schedule (Figure 6).
+
+    Izmailov et al.'s a(i) = (1 - t) a1 + t a2 with t = (mod(i - 1, c) + 1) / c, for steps i from
+    1 and cycles of c steps: the last step of a cycle, after which a model is sampled, has
+    `final_lr`, and the next one is nearly at the peak again.
+    """
+
+    def learning_rate(epoch: float) -> float:
+        cycles = epoch / cycle_epochs
+        t = cycles - max(math.ceil(cycles) - 1, 0)
+        return (1 - t) * peak_lr + t * final_lr
+
+    return learning_rate
 
 
 def pieces(parts: Sequence[tuple[float, float, float]]) -> Schedule:

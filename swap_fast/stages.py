@@ -61,6 +61,8 @@ class StagedPhase(Phase):
     """None: the stages say where the learning rate ends."""
     final_lr: Annotated[float, Suppress] = field(init=False, default=0.0)
     """Of no meaning: the last stage's is."""
+    cycles: Annotated[int, Suppress] = field(init=False, default=1)
+    """One: the stages say how the learning rate goes."""
 
     def __post_init__(self) -> None:
         """Sum the stages up, and refuse batches that the slots cannot share."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from swap_fast.averaging import average
-from swap_fast.config import SGDRecipe, SWAPRecipe
+from swap_fast.averaging import average, mean_of
+from swap_fast.config import AveragingRecipe, SGDRecipe, SWAPRecipe
 from swap_fast.evaluate import Accuracies
 from swap_fast.parts import Parts
 from swap_fast.record import EpochRow
@@ -40,10 +40,15 @@ class Worker:
 
     number: int
     """w, from 0."""
-    theta: Tensor
-    """theta_{T+Q}^w [P]."""
+    samples: tuple[Tensor, ...]
+    """Its weights [P] at the end of each cycle of the learning rate."""
     time_s: float
     """Its own time in phase 2."""
+
+    @property
+    def theta(self) -> Tensor:
+        """theta_{T+Q}^w [P]."""
+        return self.samples[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +72,7 @@ def swap(recipe: SWAPRecipe, parts: Parts) -> Result:
     phase1 = large_batch_phase(recipe, parts)
     workers = small_batch_phase(recipe, parts, phase1)
     before_averaging_s = parts.clock.reading()
-    averaging_phase(recipe, parts, [worker.theta for worker in workers])
+    averaging_phase(recipe, parts, workers)
     with parts.clock.lap("evaluation"):
         accuracies = parts.evaluate(parts.comm)
     return Result(
@@ -117,9 +122,13 @@ def large_batch_phase(recipe: SGDRecipe, parts: Parts) -> PhaseOne:
     )
 
 
-def small_batch_phase(recipe: SWAPRecipe, parts: Parts, start: PhaseOne) -> list[Worker]:
-    """Phase 2, lines 18-27: each worker refines its own copy, with no communication among them."""
+def small_batch_phase(recipe: AveragingRecipe, parts: Parts, start: PhaseOne) -> list[Worker]:
+    """Phase 2, lines 18-27: each worker refines its own copy, with no communication among them.
+
+    A worker's weights are sampled at the end of each cycle: once, but for Table 4's longer forms.
+    """
     phase, group, workers = parts.phases[1], parts.group, []
+    samples: list[Tensor] = []
 
     def after_epoch(row: EpochRow) -> None:
         with parts.clock.lap("evaluation"):
@@ -129,9 +138,13 @@ def small_batch_phase(recipe: SWAPRecipe, parts: Parts, start: PhaseOne) -> list
             parts.watch.on_epoch(replace(row, test_accuracy=accuracies.top1))
             with parts.clock.lap("checkpoint"):
                 parts.watch.on_weights(2, row.worker, row.epoch)
+        if row.epoch % recipe.phase2.cycle_epochs == 0:
+            with parts.clock.lap("phase2"):
+                theta, _ = parts.weights.copy()
+                samples.append(theta)
 
     for number in group.workers:
-        started_s = parts.clock.reading()
+        started_s, samples = parts.clock.reading(), []
         with parts.clock.lap("phase2"):
             parts.weights.load_(start.theta, start.statistics)
             phase.statistics.reset_()
@@ -145,18 +158,17 @@ def small_batch_phase(recipe: SWAPRecipe, parts: Parts, start: PhaseOne) -> list
             on_step=parts.watch.on_step,
             after_epoch=after_epoch,
         )
-        with parts.clock.lap("phase2"):
-            theta, _ = parts.weights.copy()
         time_s = parts.clock.reading() - started_s
-        workers.append(Worker(number=number, theta=theta, time_s=time_s))
+        workers.append(Worker(number=number, samples=tuple(samples), time_s=time_s))
     return workers
 
 
-def averaging_phase(recipe: SWAPRecipe, parts: Parts, thetas: list[Tensor]) -> None:
+def averaging_phase(recipe: AveragingRecipe, parts: Parts, workers: list[Worker]) -> None:
     """Phase 3, lines 28-29: average the weights, then compute the batch-norm statistics anew."""
     with parts.clock.lap("waiting"):
         parts.comm.barrier()
     with parts.clock.lap("averaging"):
+        thetas = (mean_of(worker.samples) for worker in workers)
         theta = average(thetas, recipe.num_workers, parts.group.across)
         parts.weights.load_(theta, parts.weights.statistics)
     with parts.clock.lap("batch_norm"):

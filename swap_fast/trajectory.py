@@ -1,6 +1,7 @@
 """Figure 1's running average: the average model, were phase 2 to stop after each of its epochs.
 
 Computed after the run from the weights that each worker saved, never by communication in phase 2.
+Of SWA: the average of its samples so far, after each cycle.
 """
 
 from collections.abc import Callable
@@ -8,11 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from swap_fast.averaging import average
-from swap_fast.config import SWAPRecipe
+from swap_fast.averaging import average, mean_of
+from swap_fast.config import SWAPRecipe, SWARecipe
 from swap_fast.parts import Parts
 from swap_fast.record import AverageRow
-from swap_fast.swap import Result
+from swap_fast.swap import Result, Worker
 
 
 def running_average(
@@ -28,11 +29,16 @@ def running_average(
             on the group's first rank.
     """
     rows, final, group = [], parts.weights.copy(), parts.group
+
+    def theta_after(worker: Worker, epoch: int) -> Tensor:
+        theta = saved(worker.number, epoch) if group.is_first else torch.empty_like(worker.theta)
+        return group.inside.broadcast_(theta)
+
     for epoch in range(1, recipe.phase2.max_epochs):
+        # The samples of the cycles that are done, and the weights of the one that is not.
+        done = (epoch - 1) // recipe.phase2.cycle_epochs
         thetas = (
-            group.inside.broadcast_(
-                saved(worker.number, epoch) if group.is_first else torch.empty_like(worker.theta)
-            )
+            mean_of([*worker.samples[:done], theta_after(worker, epoch)])
             for worker in result.workers
         )
         theta = average(thetas, recipe.num_workers, group.across)
@@ -42,3 +48,19 @@ def running_average(
     parts.weights.load_(*final)
     last = AverageRow(epoch=recipe.phase2.max_epochs, test_accuracy=result.test_accuracy)
     return [*rows, last]
+
+
+def average_by_cycle(recipe: SWARecipe, parts: Parts, result: Result) -> list[AverageRow]:
+    """The test accuracy of the samples' average after each cycle of SWA.
+
+    Leaves the model with the final weights.
+    """
+    rows, final, cycle_epochs = [], parts.weights.copy(), recipe.phase2.cycle_epochs
+    (worker,) = result.workers
+    for count in range(1, recipe.phase2.cycles):
+        parts.weights.load_(mean_of(worker.samples[:count]), final[1])
+        parts.statistics_pass(parts.batch_norm_batches(), parts.comm)
+        accuracy = parts.evaluate(parts.comm).top1
+        rows.append(AverageRow(epoch=count * cycle_epochs, test_accuracy=accuracy))
+    parts.weights.load_(*final)
+    return [*rows, AverageRow(epoch=recipe.phase2.max_epochs, test_accuracy=result.test_accuracy)]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from swap_fast.cifar_source import CifarSource
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm, connect
-from swap_fast.config import Augmentation, Phase, Recipe, SGDRecipe, SWAPRecipe
+from swap_fast.config import Augmentation, Phase, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.data.augment import Plan
 from swap_fast.data.dataset import Dataset, Split
 from swap_fast.execution import Execution
@@ -42,6 +42,15 @@ SWAP = SWAPRecipe(
     batch_norm_batch_size=20,
 )
 SGD = SGDRecipe(name="small", summary="SGD", table="none", paper_scale=False, phase1=PHASE1)
+SWA = SWARecipe(
+    name="small",
+    summary="SWA",
+    table="none",
+    paper_scale=False,
+    phase1=PHASE1,
+    phase2=Phase(global_batch_size=8, peak_lr=0.1, max_epochs=6, cycles=3),
+    batch_norm_batch_size=20,
+)
 
 
 class SmallNet(nn.Module):

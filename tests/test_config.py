@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
-from small_parts import PHASE1, PHASE2, SGD, SWAP
+from small_parts import PHASE1, PHASE2, SGD, SWA, SWAP
 
 from swap_fast.config import NO_AUGMENTATION, Augmentation, Optimizer, Phase
 
@@ -29,6 +29,19 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (PHASE1, {"stopping_accuracy": 98.0}, "stopping_accuracy"),
     (PHASE1, {"gpus_per_model": 0}, "gpus_per_model"),
     (PHASE1, {"gpus_per_model": -2}, "gpus_per_model"),
+    (PHASE2, {"cycles": 0}, "cycles"),
+    (PHASE2, {"cycles": 3}, "cycles"),
+    (PHASE1, {"cycles": 2}, "cycles"),
+    (PHASE2, {"cycles": 2, "horizon_epochs": 3}, "cycles"),
+    (PHASE2, {"cycles": 2, "stopping_accuracy": 0.9}, "cycles"),
+    (
+        SWA,
+        {"phase2": replace(PHASE2, global_batch_size=9, gpus_per_model=3)},
+        "phase2.gpus_per_model",
+    ),
+    (SWA, {"batch_norm_batch_size": 1}, "batch_norm_batch_size"),
+    (SWA, {"net": "whitened_resnet9"}, "net"),
+    (SWA, {"phase2": replace(PHASE2, global_batch_size=400), "train_images": 300}, "train_images"),
     (Augmentation(), {"pad": -1}, "pad"),
     (Augmentation(), {"pad": 32}, "pad"),
     (Augmentation(), {"cutout": -1}, "cutout"),

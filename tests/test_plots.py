@@ -33,6 +33,16 @@ def test_learning_rate_by_hand() -> None:
     assert len(first) > 100
 
 
+def test_cycles_begin_at_the_peak_again() -> None:
+    # Two cycles of one epoch, each from 0.1 to 0.
+    phase2 = {**make_record().configuration["recipe"]["phase2"], "peak_lr": 0.1, "cycles": 2}
+    _, (epochs, rates) = learning_rate_curves(with_recipe(make_record(), phase2=phase2))
+    start = epochs[0]
+    assert [rates[epochs.index(start + x)] for x in (0, 0.5, 1.0, 1.5, 2.0)] == pytest.approx(
+        [0.1, 0.05, 0.0, 0.05, 0.0]
+    )
+
+
 def test_horizon_beyond_the_last_epoch_is_kept() -> None:
     record = make_record("cifar10_dawnbench")
     (epochs, rates), _ = learning_rate_curves(replace(record, phase1_epochs=28))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from record_factory import make_record, make_telemetry
 
-from swap_fast.record import group_by_recipe, read_record, read_records, run_id, write_record
+from swap_fast.record import read_record, read_records, run_id, write_record
 
 RECORD = make_record()
 COMMITTED = Path(__file__).resolve().parent.parent / "results" / "runs"
@@ -173,17 +173,6 @@ def test_a_run_s_name_is_safe_as_a_file_name(tmp_path: Path, name: str) -> None:
 def test_a_plain_name_stays_as_it_is() -> None:
     made = run_id("cifar10_swap", 12, "2026-01-02T03:04:05+00:00")
     assert made == "cifar10_swap-seed12-20260102030405"
-
-
-def test_groups_keep_their_order() -> None:
-    names = ["cifar10_swap", "cifar10_cpu", "cifar10_swap"]
-    records = [make_record(name, seed) for seed, name in enumerate(names)]
-    groups = group_by_recipe(records)
-    assert {n: [r.seed for r in rs] for n, rs in groups.items()} == {
-        "cifar10_swap": [0, 2],
-        "cifar10_cpu": [1],
-    }
-    assert list(groups) == ["cifar10_swap", "cifar10_cpu"]
 
 
 def test_only_the_paper_s_net_on_published_data_is_comparable() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swap_fast.config import Phase
-from swap_fast.schedules import piecewise_linear, triangle
+from swap_fast.schedules import cyclic, piecewise_linear, triangle
 
 
 def rates(phase: Phase, steps_per_epoch: int) -> list[float]:
@@ -85,3 +85,33 @@ def test_the_paper_s_rate_where_phase_1_is_left() -> None:
 def test_knots_that_do_not_rise_are_refused(knots: list[tuple[float, float]]) -> None:
     with pytest.raises(ValueError, match=r"^a schedule.*, got [^\n]+$"):
         piecewise_linear(knots)
+
+
+@pytest.mark.parametrize(
+    ("peak", "final", "cycle_epochs", "steps_per_epoch"),
+    [(0.05, 0.0, 2, 3), (0.05, 0.01, 3, 7), (1.2, 0.0, 10, 24), (0.05, 0.0, 20, 390)],
+)
+def test_cycles_are_izmailov_s_formula(
+    peak: float, final: float, cycle_epochs: int, steps_per_epoch: int
+) -> None:
+    schedule, c = cyclic(peak, cycle_epochs, final), cycle_epochs * steps_per_epoch
+    for i in range(1, 3 * c + 1):
+        t = ((i - 1) % c + 1) / c
+        epoch, step = divmod(i - 1, steps_per_epoch)
+        # The position as the training loop makes it.
+        rate = schedule(epoch + (step + 1) / steps_per_epoch)
+        assert rate == pytest.approx((1 - t) * peak + t * final, abs=1e-12)
+        if i % c == 0:
+            assert rate == final
+
+
+def test_cycles_by_hand() -> None:
+    phase = Phase(global_batch_size=4, peak_lr=0.12, max_epochs=4, cycles=2)
+    assert phase.cycle_epochs == 2
+    assert rates(phase, 2) == pytest.approx([0.09, 0.06, 0.03, 0.0] * 2, abs=1e-15)
+    assert phase.schedule(0.0) == 0.12
+
+
+def test_one_cycle_is_phase_2_s_schedule() -> None:
+    schedule, line = cyclic(0.12, 5, 0.02), triangle(0.12, 0, 5, 0.02)
+    assert [schedule(i / 7) for i in range(36)] == pytest.approx([line(i / 7) for i in range(36)])

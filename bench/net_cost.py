@@ -1,0 +1,210 @@
+"""What a net's layers cost an image: arithmetic, traffic with memory, what backward keeps.
+
+Counted by hand from the shapes, so that a plan needs no torch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+INDEX_BYTES = 8
+"""Of a max pool's position, which its backward pass reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer, for one image."""
+
+    macs: int = 0
+    """Multiplications with addition, forward."""
+    parameters: int = 0
+    """Trained values."""
+    forward_values: int = 0
+    """Activations read and written by the forward pass if no two layers are fused."""
+    backward_values: int = 0
+    """The same for the backward pass, with their gradients."""
+    saved_values: int = 0
+    """Activations kept for the backward pass and by no earlier layer."""
+    saved_indices: int = 0
+    """Positions of maxima kept for the backward pass."""
+    backward_products: int = 2
+    """Of matrices in the backward pass for one forward: 1 where the input needs no gradient."""
+
+    @property
+    def forward_flop(self) -> int:
+        """Operations of the forward pass."""
+        return 2 * self.macs
+
+    @property
+    def backward_flop(self) -> int:
+        """Operations of the backward pass."""
+        return 2 * self.macs * self.backward_products
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """All layers of a net at one image size."""
+
+    layers: tuple[Layer, ...]
+    """In the order of the forward pass."""
+
+    @property
+    def parameters(self) -> int:
+        """P."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def forward_flop(self) -> int:
+        """Operations of a forward pass, an image."""
+        return sum(layer.forward_flop for layer in self.layers)
+
+    @property
+    def train_flop(self) -> int:
+        """Operations of a forward and a backward pass, an image."""
+        return self.forward_flop + sum(layer.backward_flop for layer in self.layers)
+
+    def saved_bytes(self, activation_bytes: int) -> int:
+        """What the forward pass keeps for the backward pass, an image."""
+        values = sum(layer.saved_values for layer in self.layers)
+        return values * activation_bytes + INDEX_BYTES * sum(
+            layer.saved_indices for layer in self.layers
+        )
+
+
+def resnet9(width: int, num_classes: int) -> Net:
+    """The paper's ResNet-9 at 32 px: the layers of `swap_fast.models.ResNet9`."""
+
+    def block(inputs: int, outputs: int, side: int, *, pool: int = 1) -> Iterator[Layer]:
+        # The image needs no gradient.
+        yield _convolution(inputs, outputs, 3, side, side, is_first=inputs == 3)
+        yield _batch_norm(outputs, side)
+        if pool > 1:
+            yield _max_pool(outputs, side, side // pool)
+        yield _relu(outputs, side // pool)
+
+    def residual(channels: int, side: int) -> Iterator[Layer]:
+        yield from block(channels, channels, side)
+        yield from block(channels, channels, side)
+        yield _addition(channels, side, saved=True)
+
+    layers = (
+        *block(3, width, 32),
+        *block(width, 2 * width, 32, pool=2),
+        *residual(2 * width, 16),
+        *block(2 * width, 4 * width, 16, pool=2),
+        *block(4 * width, 8 * width, 8, pool=2),
+        *residual(8 * width, 4),
+        _max_pool(8 * width, 4, 1, saves="nothing"),
+        _linear(8 * width, num_classes, bias=False),
+    )
+    return Net(layers=layers)
+
+
+def resnet50(
+    side: int,
+    *,
+    width: int = 64,
+    num_classes: int = 1000,
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
+) -> Net:
+    """ResNet-50 v1.5 at images of `side` x `side` px: the stride is on the 3x3 convolution."""
+
+    def bottleneck(inputs: int, inner: int, side: int, stride: int) -> Iterator[Layer]:
+        outputs, end = 4 * inner, _halved(side) if stride == 2 else side
+        for in_, out, kernel, before, after in (
+            (inputs, inner, 1, side, side),
+            (inner, inner, 3, side, end),
+            (inner, outputs, 1, end, end),
+        ):
+            yield _convolution(in_, out, kernel, before, after)
+            yield _batch_norm(out, after)
+            if out == inner:
+                yield _relu(inner, after)
+        if stride == 2 or inputs != outputs:
+            yield _convolution(inputs, outputs, 1, side, end)
+            yield _batch_norm(outputs, end)
+        yield _addition(outputs, end, saved=False)
+        yield _relu(outputs, end)
+
+    side = _halved(side)
+    layers = [_convolution(3, width, 7, 2 * side, side, is_first=True), _batch_norm(width, side)]
+    layers += [_relu(width, side), _max_pool(width, side, _halved(side), saves="output")]
+    side, channels = _halved(side), width
+    for group, count in enumerate(blocks):
+        for i in range(count):
+            stride = 2 if group > 0 and i == 0 else 1
+            layers += bottleneck(channels, width << group, side, stride)
+            channels = 4 * (width << group)
+            side = _halved(side) if stride == 2 else side
+    layers.append(Layer(forward_values=channels * side**2, backward_values=channels * side**2))
+    layers.append(_linear(channels, num_classes, bias=True))
+    return Net(layers=tuple(layers))
+
+
+def _halved(side: int) -> int:
+    return (side + 1) // 2
+
+
+def _convolution(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    side: int,
+    end: int,
+    *,
+    is_first: bool = False,
+) -> Layer:
+    """Keeps its input, the image; any other one is kept by the layer before it."""
+    x, y, weights = inputs * side**2, outputs * end**2, inputs * outputs * kernel**2
+    return Layer(
+        macs=weights * end**2,
+        parameters=weights,
+        forward_values=x + y,
+        backward_values=(x + y) * (1 if is_first else 2),
+        saved_values=x if is_first else 0,
+        backward_products=1 if is_first else 2,
+    )
+
+
+def _batch_norm(channels: int, side: int) -> Layer:
+    """Reads its input twice, for the moments and for the result; backward reads both twice."""
+    x = channels * side**2
+    return Layer(
+        parameters=2 * channels, forward_values=3 * x, backward_values=5 * x, saved_values=x
+    )
+
+
+def _relu(channels: int, side: int) -> Layer:
+    """In place; its result is kept, for itself and for what reads it."""
+    y = channels * side**2
+    return Layer(forward_values=2 * y, backward_values=3 * y, saved_values=y)
+
+
+def _max_pool(
+    channels: int, side: int, end: int, *, saves: Literal["input", "output", "nothing"] = "input"
+) -> Layer:
+    """Keeps its input or, for what reads it, its output, where no layer beside it keeps them."""
+    x, y = channels * side**2, channels * end**2
+    return Layer(
+        forward_values=x + y,
+        backward_values=y + x,
+        saved_values={"input": x, "output": y, "nothing": 0}[saves],
+        saved_indices=y,
+    )
+
+
+def _addition(channels: int, side: int, *, saved: bool) -> Layer:
+    y = channels * side**2
+    return Layer(forward_values=3 * y, backward_values=3 * y, saved_values=y if saved else 0)
+
+
+def _linear(inputs: int, outputs: int, *, bias: bool) -> Layer:
+    weights = inputs * outputs
+    x, y = inputs, outputs
+    return Layer(
+        macs=weights,
+        parameters=weights + bias * outputs,
+        forward_values=x + y,
+        backward_values=2 * (x + y),
+        saved_values=x,
+    )

@@ -1,0 +1,139 @@
+"""The statistics behind Table 1: intervals, and Welch's test against the paper. No torch."""
+
+from collections.abc import Sequence
+
+from bench.intervals import (
+    BOOTSTRAP_SEED,
+    RESAMPLES,
+    bootstrap_interval,
+    share_interval,
+    t_interval,
+)
+from bench.paper import Paper, PaperValue
+from bench.places import Place, number_machines, place_of
+from bench.rendering import NOTHING, Table, interval_cell, plus_minus
+from bench.rows import RowRuns, table_1_runs
+from bench.stats import (
+    MachineKey,
+    Summary,
+    count_reaching,
+    group_by,
+    machine_key,
+    pool_accuracies,
+    pool_times,
+    summarize,
+    target_of,
+)
+from bench.tables import mark_notes, time_cell
+from bench.timing import dawnbench_time
+from bench.verdicts import NOT_COMPARED, VERDICT_NOTE, difference_from, is_comparable, verdict
+from swap_fast.record import RunRecord
+
+_COLUMNS = (
+    "Row",
+    "Quantity",
+    "n",
+    "Mean ± std",
+    "95% interval, t",
+    "95% interval, BCa",
+    "Paper",
+    "Difference, 95%",
+    "p",
+    "Verdict",
+)
+
+
+def statistics_tables(records: Sequence[RunRecord], paper: Paper) -> list[Table]:
+    """One for each of Table 1's forms and each kind of machine that has runs."""
+    numbers = number_machines(records)
+    places: tuple[Place, ...] = ("table1", "table1_cpu")
+    groups = [
+        (place, group_by((r for r in records if place_of(r) == place), machine_key))
+        for place in places
+    ]
+    return [
+        _statistics_of(place, key, numbers[key], runs[key], paper)
+        for place, runs in groups
+        for key in sorted(runs)
+    ]
+
+
+def _statistics_of(
+    place: str, machine: MachineKey, number: int, records: Sequence[RunRecord], paper: Paper
+) -> Table:
+    dealt = [each for each in table_1_runs(place, records) if each.records]
+    rows = [row for each in dealt for row in _rows_of(each, paper)]
+    at = " at CPU size" if place == "table1_cpu" else ""
+    return Table(
+        name=f"statistics_{place}_machine{number}",
+        title=f"Statistics of Table 1{at}, machine {number}",
+        caption=f"Every measured quantity of the runs on machine {number}, {machine.label}.",
+        columns=_COLUMNS,
+        rows=tuple(rows),
+        footnotes=(
+            f"BCa: bootstrap with bias correction and acceleration, {RESAMPLES:,} resamples, seed "
+            f"{BOOTSTRAP_SEED}; of few runs it is too narrow. Of the share: Wilson's score. "
+            "Difference and p: Welch's test against the paper's mean, deviation and n.",
+            VERDICT_NOTE,
+            *mark_notes(rows),
+        ),
+    )
+
+
+def _rows_of(runs: RowRuns, paper: Paper) -> list[tuple[str, ...]]:
+    row, records = runs.row, runs.records
+    accuracy, time_s = pool_accuracies(records, row.accuracy), pool_times(records, row.time_s)
+    rows = [
+        (runs.label, *_measured(name, summary, records, paper.value("Table 1", row.label, column)))
+        for name, summary, column in (
+            ("test accuracy (%)", accuracy and accuracy.scaled(100), "test_accuracy"),
+            ("time (s), measured", time_s, "train_time"),
+        )
+        if summary is not None
+    ]
+    if row.is_final:
+        target = target_of(records[0])
+        rows.append((runs.label, *_share(accuracy, target)))
+        reached = [t for t in map(dawnbench_time, records) if t is not None]
+        if reached:
+            name = f"time (s) to {100 * target:g}%, DAWNBench's reading"
+            rows.append((runs.label, *_unpublished(name, summarize(reached), records)))
+    return rows
+
+
+def _measured(
+    name: str, ours: Summary, records: Sequence[RunRecord], published: PaperValue
+) -> tuple[str, ...]:
+    paper = f"{plus_minus(published.mean, published.sd)} (n = {published.n})"
+    if not is_comparable(records, published):
+        return (*_unpublished(name, ours, records)[:5], paper, NOTHING, NOTHING, NOT_COMPARED)
+    difference = difference_from(ours, published)
+    return (
+        *_unpublished(name, ours, records)[:5],
+        paper,
+        interval_cell(difference.interval if difference else None),
+        f"{difference.p_value:.2g}" if difference else NOTHING,
+        verdict(ours, published),
+    )
+
+
+def _unpublished(name: str, ours: Summary, records: Sequence[RunRecord]) -> tuple[str, ...]:
+    is_time = name.startswith("time")
+    emulated = any(record.emulated_workers for record in records)
+    return (
+        name,
+        str(ours.n),
+        time_cell(ours, emulated=emulated) if is_time else plus_minus(ours.mean, ours.std),
+        interval_cell(t_interval(ours)),
+        interval_cell(bootstrap_interval(ours.values)),
+        *[NOTHING] * 4,
+    )
+
+
+def _share(accuracy: Summary | None, target: float) -> tuple[str, ...]:
+    values = accuracy.values if accuracy else ()
+    count, n = count_reaching(values, target), len(values)
+    share = f"{100 * count / n:.0f}" if n else NOTHING
+    interval = interval_cell(share_interval(count, n) if n else None, 100, decimals=0)
+    name = f"share at {100 * target:g}% or more (%)"
+    return (name, str(n), share, interval, *[NOTHING] * 5)

@@ -1,0 +1,148 @@
+"""The machine at hand, measured briefly: its peaks, and the steps of a recipe's phases."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from bench.hardware import Hardware
+from bench.machine import available_cores, choose_device, describe_machine
+from bench.physical import FLOOR, Efficiency
+from bench.workload import NUM_CLASSES, PhaseWork
+from swap_fast.batchnorm import recompute_statistics_
+from swap_fast.comm import ALONE
+from swap_fast.config import AveragingRecipe, Optimizer, Phase, Recipe
+from swap_fast.execution import DTYPES, Execution, default_execution
+from swap_fast.memory import keep_freed_memory
+from swap_fast.models import ResNet9
+from swap_fast.optimizer import MomentumSGD
+from swap_fast.step import Step
+from swap_fast.weights import Weights
+
+LEAST_S = 0.5
+"""How long each thing is measured."""
+MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
+COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}
+"""More than a cache holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One device of this machine, by its own steps: what a step costs on it is in them."""
+
+    hardware: Hardware
+    """Its measured peaks."""
+    micro_batches_s: Mapping[int, float]
+    """Seconds of one update, by the images in it."""
+    pass_s: float
+    """Seconds an image of the batch-norm pass."""
+    efficiency: Efficiency = FLOOR
+    """Nothing is left to be added."""
+
+    def micro_batch_s(self, phase: PhaseWork) -> float:
+        """Forward and backward of one micro-batch, with the update."""
+        return self.micro_batches_s[phase.micro_batch_size]
+
+    def update_s(self, phase: PhaseWork) -> float:
+        """Nothing: it is in the micro-batch's."""
+        return 0.0
+
+    def pass_image_s(self, phase: PhaseWork) -> float:
+        """An image of the pass after averaging."""
+        return self.pass_s
+
+
+def measure(recipe: Recipe, device: str = "auto") -> Measured:
+    """Some seconds' work: peaks, one update of each phase's micro-batch, the batch-norm pass.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    device_type = choose_device(device)
+    torch.set_num_threads(available_cores())
+    torch.backends.cudnn.benchmark = True
+    keep_freed_memory()
+    execution, place = default_execution(device_type), torch.device(device_type)
+    phases = [recipe.phase1]
+    if isinstance(recipe, AveragingRecipe):
+        phases.append(recipe.phase2)
+    weights = Weights(
+        execution.place(ResNet9(NUM_CLASSES[recipe.dataset], recipe.width), place),
+    )
+    sizes = {phase.micro_batch_size for phase in phases}
+    return Measured(
+        hardware=_hardware(place, execution),
+        micro_batches_s={size: _update_s(weights, size, execution) for size in sorted(sizes)},
+        pass_s=_pass_image_s(weights, phases[-1].micro_batch_size, execution),
+    )
+
+
+def _update_s(weights: Weights, micro_batch_size: int, execution: Execution) -> float:
+    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=execution.precision == "fp16")
+    phase = Phase(global_batch_size=micro_batch_size, peak_lr=0.1, max_epochs=1)
+    step = Step(weights, optimizer, phase, ALONE, execution)
+    step.warm_up()
+    step.images.normal_()
+    return _seconds(step, weights.theta.device)
+
+
+def _pass_image_s(weights: Weights, batch_size: int, execution: Execution) -> float:
+    device = weights.theta.device
+    images = execution.empty_images((batch_size, 3, 32, 32), device).normal_()
+
+    def one_pass() -> None:
+        recompute_statistics_(weights, [images], autocast=execution.autocast)
+
+    return _seconds(one_pass, device) / batch_size
+
+
+def _hardware(device: torch.device, execution: Execution) -> Hardware:
+    size, dtype = MATRIX_SIZE[device.type], DTYPES[execution.precision]
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(left)
+    source = torch.zeros(COPIED_BYTES[device.type] // 4, device=device)
+    others = torch.cuda.device_count() if device.type == "cuda" else 1
+    target = torch.zeros_like(source)
+    matrix_s = _seconds(lambda: torch.mm(left, right, out=product), device)
+    copied = source.numel() * source.element_size()
+    copy_s = _seconds(lambda: target.copy_(source), device)
+    link_s = copy_s
+    if others > 1:
+        far = target.to("cuda:1")
+        link_s = _seconds(lambda: far.copy_(source), device)
+    memory_bytes = (
+        torch.cuda.get_device_properties(device).total_memory
+        if device.type == "cuda"
+        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
+    return Hardware(
+        name=f"this machine: {describe_machine(device.type)['device']}, {execution.precision}",
+        matrix_flop_s=2 * size**3 / matrix_s,
+        memory_bytes_s=2 * copied / copy_s,  # read once, written once
+        memory_bytes=memory_bytes,
+        link_bytes_s=copied / link_s,
+        network_bytes_s=copied / link_s,
+        gpus_per_node=others,
+        activation_bytes=torch.empty((), dtype=dtype).element_size(),
+    )
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The fastest of several calls: other programs can only make one slower."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    work()
+    wait()
+    best, spent = float("inf"), 0.0
+    while spent < LEAST_S:
+        started = time.perf_counter()
+        work()
+        wait()
+        took = time.perf_counter() - started
+        best, spent = min(best, took), spent + took
+    return best

@@ -1,0 +1,74 @@
+"""The recipes of Table 4: SWA beside SWAP on CIFAR-100 (Section 5.3).
+
+Its fourth row, SWAP (10 small-batch epochs), is `cifar100_swap`.
+"""
+
+from dataclasses import replace
+
+from swap_fast.config import Phase, SWAPRecipe, SWARecipe
+from swap_fast.recipes_cifar100 import LARGE, SMALL, STOPPED, TARGET, cifar100_swap
+
+SMALL_CYCLES = Phase(global_batch_size=128, peak_lr=0.05, max_epochs=80, cycles=8)
+"""Eight samples, ten epochs apart. The paper found the peak learning rate by grid search for SWA
+and used it for SWAP too; SWAP's is in Table 6."""
+
+
+def cifar100_swap_40() -> SWAPRecipe:
+    """Section 5.3: two 20-epoch cycles, two samples a worker, 16 models."""
+    return replace(
+        cifar100_swap(),
+        name="cifar100_swap_40",
+        summary="SWAP: as cifar100_swap, with two cycles of 20 epochs and 16 models",
+        table="Table 4, SWAP (40 small-batch epochs)",
+        phase2=Phase(global_batch_size=128, peak_lr=0.05, max_epochs=40, cycles=2),
+    )
+
+
+def cifar100_swa_large() -> SWARecipe:
+    """Section 5.3, large-batch SWA: the same batch throughout, and its peak learning rate."""
+    return SWARecipe(
+        name="cifar100_swa_large",
+        summary="SWA with large batches: 150 epochs at 2048, then 8 cycles of 10",
+        table="Table 4, Large-batch SWA",
+        dataset="cifar100",
+        target_accuracy=TARGET,
+        phase1=LARGE,
+        phase2=Phase(
+            global_batch_size=2048, peak_lr=1.2, max_epochs=80, cycles=8, gpus_per_model=8
+        ),
+    )
+
+
+def cifar100_swa_large_small() -> SWARecipe:
+    """Section 5.3, large-batch followed by small-batch SWA: phase 1 of SWAP, then one worker."""
+    return SWARecipe(
+        name="cifar100_swa_large_small",
+        summary="SWA: 2048 to 90% train accuracy, then one worker, 128, 8 cycles of 10 epochs",
+        table="Table 4, Large-batch followed by small-batch SWA",
+        dataset="cifar100",
+        target_accuracy=TARGET,
+        phase1=STOPPED,
+        phase2=SMALL_CYCLES,
+    )
+
+
+def cifar100_swa_small() -> SWARecipe:
+    """Section 5.3, small-batch SWA: from the model of Table 2, row 1."""
+    return SWARecipe(
+        name="cifar100_swa_small",
+        summary="SWA with small batches: 150 epochs at 128, then 8 cycles of 10",
+        table="Table 4, Small-batch SWA",
+        dataset="cifar100",
+        target_accuracy=TARGET,
+        phase1=SMALL,
+        phase2=SMALL_CYCLES,
+    )
+
+
+SWA_RECIPES = (
+    cifar100_swap_40,
+    cifar100_swa_large,
+    cifar100_swa_large_small,
+    cifar100_swa_small,
+)
+"""All of them."""
