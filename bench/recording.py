@@ -9,7 +9,7 @@ from swap_fast.averaging import pairwise_distances
 from swap_fast.clock import PAPER, READINGS, total
 from swap_fast.config import AveragingRecipe, SWAPRecipe
 from swap_fast.parts import Parts
-from swap_fast.record import AverageRow, EpochRow, RunRecord, Telemetry, Times
+from swap_fast.record import AverageRow, EpochRow, RunRecord, Telemetry, Times, plain
 from swap_fast.swap import Result
 
 
@@ -42,7 +42,7 @@ def make_record(
         method="swap" if is_swap else "swa" if num_workers else "sgd",
         seed=request.seed,
         created=created,
-        configuration={"recipe": asdict(recipe), "execution": asdict(request.execution)},
+        configuration=plain({"recipe": asdict(recipe), "execution": asdict(request.execution)}),
         overrides=list(request.overrides),
         code=request.code,
         data=data,

@@ -181,6 +181,11 @@ class RunRecord:
         )
 
 
+def plain(value: Any) -> Any:
+    """A value as JSON keeps it: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
 def write_record(record: RunRecord, folder: Path) -> Path:
     """Write `folder/RUN_ID.json` whole or not at all, and never over another.
 

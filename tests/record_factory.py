@@ -100,7 +100,7 @@ def make_record(recipe: str = "cifar10_cpu", seed: int = 0, **changed: Any) -> R
         seed=seed,
         created="2026-11-22T12:00:00+00:00",
         configuration={
-            "recipe": asdict(made),
+            "recipe": plain(asdict(made)),
             "execution": {"device_type": "cpu", "precision": "fp32", "compile": False},
         },
         overrides=[],

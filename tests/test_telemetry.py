@@ -14,6 +14,7 @@ import torch
 from small_parts import make_dataset
 
 import bench.run
+import bench.run_data
 from bench.cli import main
 from bench.machine import device_uuid
 from bench.nvml import EVERY_VALUE, Reading
@@ -87,7 +88,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakePynvml:
 @pytest.fixture
 def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's data of a few images, in place of the whole synthetic set."""
-    monkeypatch.setattr(bench.run, "load_dataset", lambda name, path: make_dataset(64, 30))
+    monkeypatch.setattr(bench.run_data, "load_dataset", lambda name, path: make_dataset(64, 30))
 
 
 def threads() -> list[str]:
