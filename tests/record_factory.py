@@ -15,6 +15,7 @@ from swap_fast.record import (
     RunRecord,
     Telemetry,
     Times,
+    plain,
 )
 
 CPU = {
