@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from swap_fast.capture import capture
+from swap_fast.capture import Pool, capture
 from swap_fast.comm import ALONE, Comm
 from swap_fast.weights import Weights
 
@@ -93,11 +93,12 @@ class StatisticsPass:
         self.run: Callable[[], None] = self.add_buffer_no_sync
 
     @torch.no_grad()
-    def warm_up(self, buffer: Tensor, *, captured: bool) -> None:
+    def warm_up(self, buffer: Tensor, *, captured: bool, pool: Pool | None = None) -> None:
         """Pass over random images in `buffer` [B, ...], then put everything back as it was.
 
         Arguments:
             buffer: where later batches will be; full ones are then a replay, if `captured`.
+            pool: memory that its graph shares with those that run at other times.
         """
         if not self._channels:
             return
@@ -106,7 +107,7 @@ class StatisticsPass:
             self._buffer = buffer.normal_()
             self._add_no_sync(buffer)
             if captured:
-                self.run = capture(self.add_buffer_no_sync)
+                self.run = capture(self.add_buffer_no_sync, pool)
         self._weights.statistics.copy_(before)
 
     @torch.no_grad()

@@ -8,12 +8,20 @@ WARM_UPS = 11
 """Updates before a capture: libraries choose their kernels, NCCL makes its communicator."""
 
 
-def capture(update: Callable[[], None]) -> Callable[[], None]:
+Pool = tuple[int, int]
+"""torch's handle of the memory that a graph's intermediate tensors live in."""
+
+
+def capture(update: Callable[[], None], pool: Pool | None = None) -> Callable[[], None]:
     """Run an update until it is warm, capture it, and return its replay.
 
     Whatever the update reads and writes must keep its address, it may not wait for the device, and
     nothing that it keeps on the host changes from call to call: a replay repeats the kernels of
     the captured call, and no Python. The warm-up runs the update for real.
+
+    Arguments:
+        pool: memory that graphs may share which never run at the same time and leave nothing in it
+            for one another: the stages of ImageNet would not fit side by side. None: its own.
 
     Raises:
         RuntimeError: the update cannot be captured.
@@ -27,7 +35,7 @@ def capture(update: Callable[[], None]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     try:
         # Other threads, such as a loader's or a telemetry sampler's, may use CUDA meanwhile.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             update()
     except RuntimeError as error:
         raise RuntimeError(

@@ -174,13 +174,14 @@ def make_parts(
         steps = [make_steps(make_step, phase, ranks, source.image_size) for phase, ranks in phases]
         statistics_pass, buffer = StatisticsPass(weights, execution.autocast), None
     with clock.lap("kernel_warmup"):
+        pool = torch.cuda.graph_pool_handle() if execution.capture else None
         for step in (step for of_phase in steps for step in of_phase):
-            step.warm_up()
+            step.warm_up(pool=pool)
         source.warm_up(execution, device)
         if isinstance(recipe, AveragingRecipe):
             side = steps[-1][-1].shape.image_size
             buffer = execution.empty_images((recipe.batch_norm_batch_size, 3, side, side), device)
-            statistics_pass.warm_up(buffer, captured=execution.capture)
+            statistics_pass.warm_up(buffer, captured=execution.capture, pool=pool)
     with clock.lap("data_preparation"):
         source.open_(weights, execution, seed=seed)
         made = tuple(

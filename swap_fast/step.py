@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from swap_fast.batchnorm import SlotStatistics
-from swap_fast.capture import capture
+from swap_fast.capture import Pool, capture
 from swap_fast.comm import Comm
 from swap_fast.config import Phase
 from swap_fast.data.augment import IMAGE_SIZE
@@ -142,11 +142,14 @@ class Step:
         self._seen = 0
         return loss / seen, correct / seen
 
-    def warm_up(self, updates: int = 2) -> None:
+    def warm_up(self, updates: int = 2, *, pool: Pool | None = None) -> None:
         """Run updates on random images, then put everything back as it was.
 
         Whatever libraries choose, build or allocate on first use, they do here, off the clock;
         where the execution says so, the step is captured here too.
+
+        Arguments:
+            pool: memory that its graph shares with those of steps that run at other times.
         """
         theta, statistics = self._weights.copy()
         self.images.normal_()
@@ -157,7 +160,7 @@ class Step:
         for _ in range(updates):
             self()
         if self._execution.capture:
-            self.run = capture(self.update_no_sync)
+            self.run = capture(self.update_no_sync, pool)
         self.read_metrics()
         self._weights.load_(theta, statistics)
         self.statistics.reset_()
