@@ -1,6 +1,7 @@
 """An update as one CUDA graph: a launch for the whole step instead of one for each kernel."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -8,7 +9,7 @@ WARM_UPS = 11
 """Updates before a capture: libraries choose their kernels, NCCL makes its communicator."""
 
 
-Pool = tuple[int, int]
+Pool = Any  # torch keeps its type to itself
 """torch's handle of the memory that a graph's intermediate tensors live in."""
 
 

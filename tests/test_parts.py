@@ -100,8 +100,8 @@ def test_steps_are_warm_before_dali_starts(monkeypatch: pytest.MonkeyPatch) -> N
     events: list[str] = []
     warm_up, build = Step.warm_up, dali_cifar.StaticFeeder.__init__
 
-    def noted_warm_up(self: Step) -> None:
-        warm_up(self)
+    def noted_warm_up(self: Step, **options: object) -> None:
+        warm_up(self, **options)  # type: ignore[arg-type]
         events.append("warm")
 
     def noted_build(*arguments: object) -> None:
