@@ -94,11 +94,11 @@ def cpu_stages(slots: int) -> tuple[Stage, ...]:
     """The five rows at sizes for a CPU and a tree of some thousand images; rates by slots."""
     many = slots / 2
     rows = (
-        (2, 48, 0.35, 64, 0.05, 0.2),
-        (2, 48, 0.35, 64, 0.2, 0.1),
-        (2, 64, 0.35, 32, 0.05, 0.01),
-        (1, 64, 0.35, 32, 0.01, 0.005),
-        (1, 80, 0.5, 32, 0.005, 0.0005),
+        (4, 48, 0.35, 64, 0.05, 0.4),
+        (4, 48, 0.35, 64, 0.4, 0.1),
+        (5, 64, 0.35, 32, 0.05, 0.01),
+        (2, 64, 0.35, 32, 0.05, 0.02),
+        (2, 72, 0.35, 32, 0.02, 0.001),
     )
     return tuple(
         Stage(
@@ -108,7 +108,7 @@ def cpu_stages(slots: int) -> tuple[Stage, ...]:
             global_batch_size=batch * slots,
             first_lr=first * many,
             last_lr=last * many,
-            rectangular_test=px == 80,
+            rectangular_test=px == 72,
         )
         for epochs, px, min_scale, batch, first, last in rows
     )
@@ -118,7 +118,7 @@ def imagenet_swap_cpu() -> SWAPRecipe:
     """Table 3's SWAP with its two workers, each of two slots, through three image sizes."""
     return SWAPRecipe(
         name="imagenet_swap_cpu",
-        summary="SWAP on two CPU cores: a narrow, shallow ResNet-50 at 48, 64 and 80 px, 2 workers",
+        summary="SWAP on two CPU cores: a narrow, shallow ResNet-50 at 48, 64 and 72 px, 2 workers",
         table="Table 3, SWAP, at CPU size",
         paper_scale=False,
         dataset="imagenet",
