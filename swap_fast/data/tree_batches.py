@@ -121,7 +121,8 @@ class TreeBatches:
         self._start_at(0)
 
     def _start_at(self, step: int) -> None:
-        self._decoder.start(self._plan[rows] for rows in self._positions[step:])
+        plan = self._plan  # not self: the decoder would hold who holds it, and neither be freed
+        self._decoder.start(plan[rows] for rows in self._positions[step:])
         self._next = step
 
     def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
