@@ -1,13 +1,13 @@
 """What only a GPU can confirm of the step, one check each; most have a form for CPUs."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
 
+from bench.check import Check, UnavailableError
 from bench.contract import BATCH, Trained, growth, largest_difference, no_wait
 from bench.launch import launch
 from bench.machine import device_uuid, has_compiler, resident_gib
@@ -21,22 +21,6 @@ from swap_fast.models import ResNet9
 from swap_fast.optimizer import MomentumSGD
 from swap_fast.step import Step
 from swap_fast.weights import Weights
-
-
-class UnavailableError(Exception):
-    """The check needs what this machine does not have."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing to confirm."""
-
-    name: str
-    """In one word."""
-    claim: str
-    """What holds where the check passes."""
-    confirm: Callable[[str], str]
-    """Given "cpu" or "cuda": says what was seen, or raises AssertionError or UnavailableError."""
 
 
 def _execution(device_type: str) -> Execution:
@@ -245,7 +229,7 @@ def telemetry(device_type: str) -> str:
     return f"{seen.device}: {lap.energy_j:.0f} J in 3 s of updates"
 
 
-CHECKS = (
+STEP_CHECKS = (
     Check(name="replay", claim="a captured step stays equal to the eager one", confirm=replay),
     Check(
         name="statistics",

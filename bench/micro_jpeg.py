@@ -22,12 +22,12 @@ PX, MIN_SCALE = 224, 0.08
 _QUALITY, _NOISE, _CELL = 92, 20, 12  # give files of about 110 kB
 
 
-def write_jpegs(root: Path) -> Path:
+def write_jpegs(root: Path, num_files: int = NUM_FILES) -> Path:
     """Write the files as a tree, of which the test split has one file a class."""
     from PIL import Image
 
     random = np.random.default_rng(0)
-    for split, count in (("train", NUM_FILES), ("val", CLASSES)):
+    for split, count in (("train", num_files), ("val", CLASSES)):
         for number in range(count):
             cells = random.integers(
                 256, size=(HEIGHT // _CELL + 1, WIDTH // _CELL + 1, 3), dtype=np.uint8

@@ -7,8 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.checks import CHECKS, Check, UnavailableError
+from bench.check import Check, UnavailableError
+from bench.checks import STEP_CHECKS
+from bench.input_checks import INPUT_CHECKS
 from bench.machine import choose_device, describe_code, describe_machine
+
+CHECKS = (*STEP_CHECKS, *INPUT_CHECKS)
+"""In the order in which they run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,7 @@ def verify(device: str, out: Path) -> int:
     for check in CHECKS:
         outcome = _confirm(check, device_type)
         outcomes.append(outcome)
-        print(f"{outcome.outcome:<11} {outcome.name:<11} {outcome.detail}", flush=True)
+        print(f"{outcome.outcome:<11} {outcome.name:<13} {outcome.detail}", flush=True)
     failed = [outcome.name for outcome in outcomes if outcome.outcome == "failed"]
     print(f"record: {_write(outcomes, device_type, out)}")
     if device_type == "cpu":

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from bench.checks import CHECKS, Check, UnavailableError
+from bench.check import Check, UnavailableError
 from bench.contract import BATCH, Trained, largest_difference, no_wait
+from bench.verify import CHECKS
 from swap_fast.batchnorm import StatisticsPass
 from swap_fast.execution import Execution
 from swap_fast.models import ResNet9

@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-import pytest
-
 from bench import micro_jpeg
 from swap_fast.data.image_tree import scan_tree
 
 
-def test_the_ways_make_the_images_they_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(micro_jpeg, "NUM_FILES", 10)
-    root = str(micro_jpeg.write_jpegs(tmp_path))
+def test_the_ways_make_the_images_they_count(tmp_path: Path) -> None:
+    root = str(micro_jpeg.write_jpegs(tmp_path, 10))
     for work in (
         micro_jpeg.our_dali(root, "cpu", 4, 1),
         micro_jpeg.our_torchvision(root, "cpu", 4, 0),
@@ -21,10 +16,7 @@ def test_the_ways_make_the_images_they_count(
         assert [work(), work()] == [8, 8]
 
 
-def test_the_files_are_as_large_as_imagenets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(micro_jpeg, "NUM_FILES", 8)
-    train = scan_tree(micro_jpeg.write_jpegs(tmp_path)).train
+def test_the_files_are_as_large_as_imagenets(tmp_path: Path) -> None:
+    train = scan_tree(micro_jpeg.write_jpegs(tmp_path, 8)).train
     assert (train.sizes == (375, 500)).all()
     assert 105_000 < train.file_bytes.mean() < 115_000
