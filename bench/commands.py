@@ -17,7 +17,7 @@ from bench.options import (
     RunOptions,
     SmallTreeOptions,
 )
-from swap_fast.config import Recipe, SGDRecipe, SWAPRecipe, SWARecipe
+from swap_fast.config import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.recipes import RECIPES
 
 Flat = tyro.conf.arg(name="")
@@ -95,7 +95,7 @@ def run(arguments: list[str]) -> int:
 
 def derived(recipe: Recipe) -> Recipe:
     """The recipe with each phase's sums made anew: the parser keeps those of the default."""
-    phases = ("phase1", "phase2") if isinstance(recipe, SWAPRecipe) else ("phase1",)
+    phases = ("phase1", "phase2") if isinstance(recipe, AveragingRecipe) else ("phase1",)
     return replace(recipe, **{name: replace(getattr(recipe, name)) for name in phases})
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,8 +70,10 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
 def _on_rank(errors: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call it in a process of its own, which says when and how it failed.
 
-    Interrupted, the process ends at once and silently.
+    Interrupted, the process ends at once and silently; told to end, as the others are when one
+    has failed, by Python's own exit, with which the processes of a loader end too.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return function(*arguments)
     except KeyboardInterrupt:

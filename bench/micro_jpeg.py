@@ -12,7 +12,7 @@ import torch
 
 from bench.alternation import Work
 from swap_fast.data.image_tree import IMAGENET_MEAN, IMAGENET_STD, ImageTree, scan_tree
-from swap_fast.data.tree_batches import LoaderName, TreeBatches, make_decoder
+from swap_fast.data.tree_batches import DecoderName, TreeBatches, make_decoder
 from swap_fast.execution import Execution
 
 NUM_FILES = 256  # a turn of every way
@@ -44,7 +44,7 @@ def write_jpegs(root: Path, num_files: int = NUM_FILES) -> Path:
 
 
 def _our_work(
-    tree: ImageTree, name: LoaderName, device_type: str, batch_size: int, threads: int
+    tree: ImageTree, name: DecoderName, device_type: str, batch_size: int, threads: int
 ) -> Work:
     device = torch.device(device_type)
     execution = Execution(

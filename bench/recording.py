@@ -1,6 +1,6 @@
 """From a finished run on all ranks to its record."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from bench.machine import describe_machine, peak_memory_gib
@@ -29,7 +29,11 @@ def make_record(
     recipe, comm = request.recipe, parts.comm
     num_workers = recipe.num_workers if isinstance(recipe, AveragingRecipe) else 0
     is_swap = isinstance(recipe, SWAPRecipe)
-    own = result.workers if parts.group.is_first else []
+    # Off the devices: a gathered tensor would go to its sender's, not to this rank's.
+    own = [
+        replace(worker, samples=tuple(theta.cpu() for theta in worker.samples))
+        for worker in (result.workers if parts.group.is_first else [])
+    ]
     workers = sorted((w for rank in comm.gather(own) for w in rank), key=lambda w: w.number)
     all_rows = [row for rank in comm.gather(rows) for row in rank if row.phase == 2]
     phase1_rows = [row for row in rows if row.phase == 1]

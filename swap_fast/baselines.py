@@ -26,6 +26,8 @@ def swa(recipe: SWARecipe, parts: Parts) -> Result:
     phase1 = large_batch_phase(recipe, parts)
     workers = small_batch_phase(recipe, parts, phase1)
     before_averaging_s = parts.clock.reading()
+    with parts.clock.lap("waiting"):
+        parts.comm.barrier()
     with parts.clock.lap("averaging"):
         for worker in workers:
             for theta in worker.samples:

@@ -15,7 +15,7 @@ from swap_fast.data.images import DeviceImages
 from swap_fast.data.loaders import loader_maker
 from swap_fast.evaluate import Evaluator
 from swap_fast.execution import Execution
-from swap_fast.stages import Shape
+from swap_fast.stages import Shape, StagedPhase
 from swap_fast.weights import Weights
 
 
@@ -23,12 +23,19 @@ class CifarSource:
     """The training images that a recipe takes, and the test images.
 
     Raises:
-        ValueError: fewer images than the recipe trains on.
+        ValueError: fewer images than the recipe trains on, or a phase in stages.
     """
 
     image_size = IMAGE_SIZE
 
     def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
+        phases = [recipe.phase1, *([recipe.phase2] if isinstance(recipe, AveragingRecipe) else [])]
+        for number, phase in enumerate(phases, start=1):
+            if isinstance(phase, StagedPhase):
+                raise ValueError(
+                    f"phase{number}: expected no stages for {recipe.dataset}, whose images "
+                    f"have one size, got {len(phase.stages)}; take another recipe"
+                )
         size = recipe.train_images or len(dataset.train)
         if size > len(dataset.train):
             raise ValueError(

@@ -219,6 +219,18 @@ class SGDRecipe:
             self.train_images,
         )
         _require(
+            self.augmentation == Augmentation() or self.dataset != "imagenet",
+            "augmentation",
+            "its defaults for a tree of files, whose crops are the stages'",
+            self.augmentation,
+        )
+        _require(
+            not self.mirrored_evaluation or self.dataset != "imagenet",
+            "mirrored_evaluation",
+            "False for a tree of files",
+            self.mirrored_evaluation,
+        )
+        _require(
             0 < self.target_accuracy < 1,
             "target_accuracy",
             "a fraction between 0 and 1",
@@ -246,12 +258,14 @@ class SGDRecipe:
         return self.phase1.gpus_per_model
 
 
-def _check_statistics_pass(net: str, batch_size: int) -> None:
+def _check_statistics_pass(net: str, batch_size: int, *, augmented: bool) -> None:
     """Refuse what the batch-norm pass after averaging cannot do."""
     expected = "resnet9 or resnet50: phase 3 knows no statistics of groups within a batch"
     _require(net != "whitened_resnet9", "net", expected, net)
     expected = ">= 2: batch norm needs more than one image"
     _require(batch_size >= 2, "batch_norm_batch_size", expected, batch_size)
+    expected = "True for a tree of files, which are cropped as in the last stage"
+    _require(augmented or net != "resnet50", "batch_norm_augmented", expected, augmented)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +301,9 @@ class SWAPRecipe(SGDRecipe):
             "workers of phase 2 train phase 1 together",
             self.phase1.gpus_per_model,
         )
-        _check_statistics_pass(self.net, self.batch_norm_batch_size)
+        _check_statistics_pass(
+            self.net, self.batch_norm_batch_size, augmented=self.batch_norm_augmented
+        )
 
     @property
     def gpus_per_worker(self) -> int:
@@ -322,7 +338,9 @@ class SWARecipe(SGDRecipe):
             f"1, or phase 1's {self.phase1.gpus_per_model}",
             self.phase2.gpus_per_model,
         )
-        _check_statistics_pass(self.net, self.batch_norm_batch_size)
+        _check_statistics_pass(
+            self.net, self.batch_norm_batch_size, augmented=self.batch_norm_augmented
+        )
 
     @property
     def num_workers(self) -> int:

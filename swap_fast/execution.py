@@ -29,7 +29,7 @@ class Execution:
     all_reduce: Literal["fp16", "fp32"] = "fp32"
     """Type in which the ranks' gradients are summed."""
     loader: LoaderName = "tensor"
-    """What makes the batches of training; evaluation and phase 3 always use the tensor backend."""
+    """What makes the batches; of CIFAR's, evaluation and phase 3 always use the tensor backend."""
 
     def __post_init__(self) -> None:
         """Refuse a capture without CUDA graphs, and halved gradients without a loss scale."""

@@ -10,7 +10,7 @@ from swap_fast.config import Phase
 from swap_fast.data.image_tree import ImageSplit, ImageTree
 from swap_fast.data.tree_batches import (
     Decoder,
-    LoaderName,
+    DecoderName,
     TreeBatches,
     make_decoder,
     one_pass,
@@ -37,7 +37,7 @@ class TreeSource:
 
     image_size = 224  # of a phase without stages
 
-    def __init__(self, tree: ImageTree, *, loader: LoaderName, threads: int) -> None:
+    def __init__(self, tree: ImageTree, *, loader: DecoderName, threads: int) -> None:
         self.num_images = len(tree.train)
         self._tree, self._loader, self._threads = tree, loader, threads
         self._training: tuple[int, Decoder] | None = None

@@ -7,9 +7,11 @@ from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
-from small_parts import PHASE1, PHASE2, SGD, SWA, SWAP
+from small_parts import PHASE1, PHASE2, SGD, SWA, SWAP, make_dataset
 
+from swap_fast.cifar_source import CifarSource
 from swap_fast.config import NO_AUGMENTATION, Augmentation, Optimizer, Phase
+from swap_fast.recipes_imagenet import imagenet_swap_cpu
 
 BAD: list[tuple[Any, dict[str, Any], str]] = [
     (PHASE1, {"global_batch_size": 0}, "global_batch_size"),
@@ -119,3 +121,25 @@ def test_the_paper_s_defaults() -> None:
     assert Augmentation(pad=0, flip=False, cutout=0) == NO_AUGMENTATION
     assert not SWAP.keep_momentum
     assert SWAP.batch_norm_augmented
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"augmentation": NO_AUGMENTATION}, "augmentation"),
+        ({"mirrored_evaluation": True}, "mirrored_evaluation"),
+        ({"batch_norm_augmented": False}, "batch_norm_augmented"),
+        ({"train_images": 50_000}, "train_images"),
+    ],
+)
+def test_a_tree_of_files_refuses_what_only_resident_images_have(
+    change: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        replace(imagenet_swap_cpu(), **change)
+
+
+def test_resident_images_have_no_stages() -> None:
+    recipe = replace(imagenet_swap_cpu(), dataset="synthetic", net="resnet9")
+    with pytest.raises(ValueError, match=r"^phase1: expected no stages for synthetic"):
+        CifarSource(recipe, make_dataset())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from swap_fast.comm import Comm
 from swap_fast.data.image_tree import IMAGENET_MEAN, IMAGENET_STD, ImageTree, scan_tree
-from swap_fast.data.tree_batches import LoaderName, TreeBatches, make_decoder
+from swap_fast.data.tree_batches import DecoderName, TreeBatches, make_decoder
 from swap_fast.execution import Execution
 from swap_fast.models.resnet50 import ResNet50
 from swap_fast.tree_evaluator import TreeEvaluator
@@ -47,7 +47,7 @@ class OneOfTwo(Comm):
         return tensor
 
 
-def evaluator(tree: ImageTree, model: nn.Module, name: LoaderName, rectangular: bool):
+def evaluator(tree: ImageTree, model: nn.Module, name: DecoderName, rectangular: bool):
     execution = Execution()
     loader = make_decoder(
         name,
@@ -92,7 +92,7 @@ def counted_by_hand(tree: ImageTree, model: nn.Module) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("name", ["dali", "torchvision"])
-def test_accuracies_are_those_counted_by_hand(tree: ImageTree, name: LoaderName) -> None:
+def test_accuracies_are_those_counted_by_hand(tree: ImageTree, name: DecoderName) -> None:
     torch.manual_seed(1)
     model = ByColour()
     top1, top5 = counted_by_hand(tree, model)

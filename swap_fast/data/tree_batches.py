@@ -23,12 +23,12 @@ class Decoder(Protocol):
         """Write the next batch into `images` [n, 3, height, width]."""
 
 
-LoaderName = Literal["dali", "torchvision"]
+DecoderName = Literal["dali", "torchvision"]
 """The ways to decode files."""
 
 
 def make_decoder(
-    name: LoaderName,
+    name: DecoderName,
     split: ImageSplit,
     *,
     batch_size: int,
