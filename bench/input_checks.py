@@ -160,7 +160,7 @@ def dali_cifar(device_type: str) -> str:
 
 
 def _decoded(
-    name: tree_batches.LoaderName,
+    name: tree_batches.DecoderName,
     device_type: str,
     split: ImageSplit,
     batches: list[Crops],
@@ -187,7 +187,7 @@ def _decoded(
 def dali_imagenet(device_type: str) -> str:
     """Mixed decoding against DALI's CPU decoder; on a CPU that against torchvision's."""
     _require_dali(device_type)
-    reference: tree_batches.LoaderName = "dali" if device_type == "cuda" else "torchvision"
+    reference: tree_batches.DecoderName = "dali" if device_type == "cuda" else "torchvision"
     seen = []
     with TemporaryDirectory() as folder:
         tree = scan_tree(write_jpegs(Path(folder), FILES))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -237,6 +239,21 @@ def test_a_class_without_images_is_refused(
     assert "class2" in check_refused(capsys.readouterr(), tmp_path / "out")
 
 
+def processes_marked(mark: str) -> list[str]:
+    """Other processes whose environment holds the mark; none where the system does not tell."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (
+                int(folder.name) != os.getpid()
+                and mark.encode() in (folder / "environ").read_bytes()
+            ):
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:  # it has ended meanwhile, or is another user's
+            continue
+    return found
+
+
 @pytest.mark.parametrize(
     ("loader", "ranks"),
     [
@@ -247,8 +264,14 @@ def test_a_class_without_images_is_refused(
     ],
 )
 def test_damage_in_the_middle_is_named_when_it_is_decoded(
-    loader: str, ranks: str, tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    loader: str,
+    ranks: str,
+    tree: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("SWAP_TEST_MARK", str(tmp_path))  # every process of the run inherits it
     damaged = tree / "train" / "class1" / "0003.JPEG"
     damaged.write_bytes(damaged_in_the_middle(texture(1, 3, 300, 280)))
     assert run(SGD, tree, tmp_path / "out", "--loader", loader, "--ranks", ranks) == 2
@@ -257,6 +280,11 @@ def test_damage_in_the_middle_is_named_when_it_is_decoded(
     assert "'train/class1/0003.JPEG'" in error[0]
     assert "mend or remove it" in error[0]
     assert list((tmp_path / "out" / "runs").glob("*.json")) == []
+    if ranks == "2":
+        deadline = time.monotonic() + 15
+        while left := processes_marked(str(tmp_path)):
+            assert time.monotonic() < deadline, f"left behind: {left}"
+            time.sleep(0.2)
 
 
 def test_without_data_one_line_says_how_to_make_some(
