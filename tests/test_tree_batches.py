@@ -19,7 +19,7 @@ from swap_fast.data.crop_plan import Crops, plan_crops
 from swap_fast.data.image_tree import IMAGENET_MEAN, IMAGENET_STD, ImageSplit, ImageTree, scan_tree
 from swap_fast.data.tree_batches import (
     Decoder,
-    LoaderName,
+    DecoderName,
     TreeBatches,
     deal,
     make_decoder,
@@ -29,7 +29,7 @@ from swap_fast.execution import Execution
 from swap_fast.tree_evaluator import evaluation_batches
 
 CPU = torch.device("cpu")
-LOADERS: tuple[LoaderName, ...] = ("dali", "torchvision")
+LOADERS: tuple[DecoderName, ...] = ("dali", "torchvision")
 SLOW = pytest.mark.slow  # processes of a DataLoader take seconds to start
 BATCH = 12
 
@@ -48,7 +48,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> ImageTree:
 
 
 def loader_of(
-    name: LoaderName, split: ImageSplit, *, threads: int = 0, centred: bool = False, **options: str
+    name: DecoderName, split: ImageSplit, *, threads: int = 0, centred: bool = False, **options: str
 ) -> Decoder:
     execution = Execution(**options)  # type: ignore[arg-type]
     # DALI has no way to go without a thread.
@@ -137,7 +137,7 @@ def test_dali_evaluates_as_torchvision_to_one_part_in_255(
 
 
 @pytest.mark.parametrize("name", ["dali", pytest.param("torchvision", marks=SLOW)])
-def test_the_batches_do_not_depend_on_threads(tree: ImageTree, name: LoaderName) -> None:
+def test_the_batches_do_not_depend_on_threads(tree: ImageTree, name: DecoderName) -> None:
     batches = batches_of(tree.train)
     one, two = (loaded(loader_of(name, tree.train, threads=n), batches) for n in (1, 2))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
@@ -146,7 +146,7 @@ def test_the_batches_do_not_depend_on_threads(tree: ImageTree, name: LoaderName)
 @pytest.mark.parametrize("name", LOADERS)
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-3), ("bf16", 1.2e-2)])
 def test_every_type_and_layout_holds_the_same_values(
-    tree: ImageTree, name: LoaderName, precision: str, tolerance: float
+    tree: ImageTree, name: DecoderName, precision: str, tolerance: float
 ) -> None:
     batches = batches_of(tree.train)
     exact = loaded(loader_of(name, tree.train), batches)
@@ -162,7 +162,7 @@ def test_every_type_and_layout_holds_the_same_values(
 @pytest.mark.parametrize("name", ["dali", pytest.param("torchvision", marks=SLOW)])
 @pytest.mark.parametrize("taken", [0, 1, 3])
 def test_a_new_start_drops_what_was_decoded_ahead(
-    tree: ImageTree, name: LoaderName, taken: int
+    tree: ImageTree, name: DecoderName, taken: int
 ) -> None:
     first, second = batches_of(tree.train), batches_of(tree.train, epoch=1)
     loader = loader_of(name, tree.train, threads=1)
@@ -180,7 +180,7 @@ def test_a_new_start_drops_what_was_decoded_ahead(
 # What an update sees.
 
 
-def tree_batches(tree: ImageTree, name: LoaderName, rank: int = 0, world_size: int = 1):
+def tree_batches(tree: ImageTree, name: DecoderName, rank: int = 0, world_size: int = 1):
     comm = Comm(rank=rank, world_size=world_size)
     return TreeBatches(
         tree.train,
@@ -205,7 +205,7 @@ def buffers(batches: TreeBatches) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", LOADERS)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_slots_of_all_ranks_make_the_global_batch(
-    tree: ImageTree, name: LoaderName, world_size: int
+    tree: ImageTree, name: DecoderName, world_size: int
 ) -> None:
     plan = plan_crops(tree.train.sizes, px=32, min_scale=0.3, seed=5, phase=2, worker=1, epoch=4)
     whole = loaded(loader_of(name, tree.train), [plan[k : k + 12] for k in range(0, 36, 12)])
@@ -223,7 +223,7 @@ def test_slots_of_all_ranks_make_the_global_batch(
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_step_out_of_order_shows_the_same(tree: ImageTree, name: LoaderName) -> None:
+def test_a_step_out_of_order_shows_the_same(tree: ImageTree, name: DecoderName) -> None:
     batches = tree_batches(tree, name)
     images, labels = buffers(batches)
     batches.start_epoch(0, 0)
@@ -255,7 +255,7 @@ def test_fewer_images_than_a_batch_are_refused(tree: ImageTree) -> None:
 
 @pytest.mark.parametrize("name", LOADERS)
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_a_pass_shows_each_image_once(tree: ImageTree, name: LoaderName, world_size: int) -> None:
+def test_a_pass_shows_each_image_once(tree: ImageTree, name: DecoderName, world_size: int) -> None:
     alone: list[Tensor] = []
     by_rank: list[list[Tensor]] = []
     for count, into in ((1, alone), (world_size, by_rank)):
@@ -291,7 +291,7 @@ def test_a_pass_shows_each_image_once(tree: ImageTree, name: LoaderName, world_s
     "damage", ["noise in a JPEG", "noise in a PNG", "gone", "cut since", "other size"]
 )
 def test_what_is_found_at_decoding_is_named(
-    tmp_path: Path, name: LoaderName, threads: int, damage: str
+    tmp_path: Path, name: DecoderName, threads: int, damage: str
 ) -> None:
     root = write_tree(tmp_path, classes=2, train_images=10)
     path = root / "train/class1/bad\nname.jpg"
