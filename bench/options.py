@@ -16,7 +16,8 @@ class RunOptions:
     seed: int = 0
     """Seed of the first run: of weights, orders and augmentation."""
     data: Path | None = None
-    """Folder that holds the data set; else SWAP_DATA, the cache, the download, synthetic images."""
+    """Folder that holds the data set; else SWAP_DATA, and for CIFAR the cache, the download,
+    synthetic images."""
     out: Path = Path("results")
     """Results folder: records go to OUT/runs, weights to OUT/checkpoints."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -142,7 +142,7 @@ class RunRecord:
     threads: int
     """CPU threads a process."""
     emulated_workers: bool
-    """Whether fewer processes than workers ran them, some one after another."""
+    """Whether fewer processes than the recipe's devices did their work, some of it in turn."""
     stopped_by: str
     """What ended phase 1: "stopping_accuracy" or "max_epochs"."""
     phase1_epochs: int
