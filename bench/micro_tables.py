@@ -12,6 +12,7 @@ from bench.roofline import has_roofline, roofline_figure
 WHAT = {
     "step": "The training step and what is around it",
     "data": "The input path",
+    "jpeg": "The input path from JPEG files",
     "workers": "Phase 2 of several workers on one device",
 }
 
@@ -162,7 +163,7 @@ def _share(share: float | None) -> str:
 def _where(record: MicroRecord) -> str:
     machine, threads = record.machine, record.threads
     size = f"batch {record.batch_size}"
-    if record.what != "data":
+    if record.what not in ("data", "jpeg"):
         size = f"ResNet-9 of width {record.width}, {size}"
     return (
         f"{machine['device']}, {threads} thread{'s' if threads > 1 else ''}, torch "

@@ -16,7 +16,7 @@ from bench.places import place_of
 from bench.stats import machine_key, recipe_of
 from bench.timing import counted_by, laps_of_slowest_rank, unattributed_s
 from swap_fast.clock import LAPS
-from swap_fast.record import RunRecord
+from swap_fast.record import AverageRow, RunRecord
 from swap_fast.schedules import Schedule, cyclic, triangle
 
 if TYPE_CHECKING:
@@ -117,17 +117,36 @@ def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timin
 
 
 def learning_rate_curves(record: RunRecord) -> list[tuple[list[float], list[float]]]:
-    """Figure 1's upper panel: of each phase, positions in epochs of the run, and learning rates.
+    """Figure 1's upper panel: positions in epochs of the run, and learning rates.
 
-    The recipe's schedules, finely sampled; phase 2 begins where phase 1 ended.
+    The recipe's schedules, finely sampled, a curve a phase, or a stage of one; phase 2 begins
+    where phase 1 ended.
     """
     border = record.phase1_epochs
     curves = []
     for phase, start, count in (("phase1", 0, border), ("phase2", border, _phase2_epochs(record))):
-        schedule = _schedule(recipe_of(record)[phase])
+        configured = recipe_of(record)[phase]
+        if "stages" in configured:
+            for stage in configured["stages"]:  # a straight piece each, which need not meet
+                end = start + stage["epochs"]
+                curves.append(([start, end], [stage["first_lr"], stage["last_lr"]]))
+                start = end
+            continue
+        schedule = _schedule(configured)
         positions = [i / POINTS_AN_EPOCH for i in range(count * POINTS_AN_EPOCH + 1)]
         curves.append(([start + x for x in positions], [schedule(x) for x in positions]))
     return curves
+
+
+def averages_shown(record: RunRecord) -> list[AverageRow]:
+    """The running average where its size of test images is that of the workers': the last stage's.
+
+    Records made before it was left out elsewhere hold it for all stages.
+    """
+    stages = recipe_of(record)["phase2"].get("stages", [])
+    last = stages[-1]["image_size"] if stages else None
+    before = sum(stage["epochs"] for stage in stages if stage["image_size"] != last)
+    return [row for row in record.average_by_epoch if row.epoch > before]
 
 
 def _schedule(phase: dict[str, Any]) -> Schedule:
@@ -198,7 +217,7 @@ def _draw_accuracies(axes: Axes, record: RunRecord, num_ticks: int) -> None:
             markevery=_marker_step(len(own)),
             label="each worker (phase 2)" if i == 0 else None,
         )
-    average = [(border + row.epoch, 100 * row.test_accuracy) for row in record.average_by_epoch]
+    average = [(border + row.epoch, 100 * row.test_accuracy) for row in averages_shown(record)]
     axes.plot(
         *_columns(average),
         color=AVERAGE,
@@ -224,7 +243,7 @@ def _zoom_on_phase_2(axes: Axes, record: RunRecord) -> None:
         for row in record.epochs
         if row.test_accuracy is not None and (row.phase == 2 or row.epoch == border)
     ]
-    accuracies += [100 * row.test_accuracy for row in record.average_by_epoch]
+    accuracies += [100 * row.test_accuracy for row in averages_shown(record)]
     margin = max(0.05 * (max(accuracies) - min(accuracies)), 0.05)
     axes.set_xlim(border - 0.06 * epochs, border + 1.06 * epochs)
     axes.set_ylim(min(accuracies) - margin, max(accuracies) + margin)

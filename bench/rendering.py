@@ -14,7 +14,9 @@ NOTHING = "—"
 EMULATED, UNSTABLE = "†", "‡"
 """Marks behind a time."""
 
-EMULATED_NOTE = f"{EMULATED} emulated_workers: fewer processes than the recipe has devices, whose work they did in turn."
+EMULATED_NOTE = (
+    f"{EMULATED} emulated_workers: fewer processes than the recipe's devices, taking turns."
+)
 UNSTABLE_NOTE = f"{UNSTABLE} unstable: the standard deviation is 10% of the mean or more."
 
 # Backslash first: what follows adds backslashes of its own.

@@ -21,7 +21,8 @@ def running_average(
 ) -> list[AverageRow]:
     """The test accuracy of the workers' average after each epoch of phase 2.
 
-    Leaves the model with the final weights.
+    Of a phase in stages only those of the last one are taken: before it the workers were tested,
+    and trained, at another size of images. Leaves the model with the final weights.
 
     Arguments:
         result: of this run; its accuracy is the last row.
@@ -34,7 +35,8 @@ def running_average(
         theta = saved(worker.number, epoch) if group.is_first else torch.empty_like(worker.theta)
         return group.inside.broadcast_(theta)
 
-    for epoch in range(1, recipe.phase2.max_epochs):
+    first = parts.phases[1].stretches[-1].epochs.start + 1
+    for epoch in range(first, recipe.phase2.max_epochs):
         # The samples of the cycles that are done, and the weights of the one that is not.
         done = (epoch - 1) // recipe.phase2.cycle_epochs
         thetas = (

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from record_factory import V100, make_record, with_recipe
 
-from bench.plots import figure_1, learning_rate_curves, timing_figure
+from bench.plots import averages_shown, figure_1, learning_rate_curves, timing_figure
+from swap_fast.record import AverageRow
 
 
 def test_learning_rate_by_hand() -> None:
@@ -101,3 +102,28 @@ def test_style_of_the_process_is_left_alone(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     figure_1(make_record(), tmp_path)
     assert dict(matplotlib.rcParams) == before
+
+
+def test_stages_have_a_straight_piece_each_and_averages_of_the_last_size_only() -> None:
+    def stage(epochs: int, size: int, first: float, last: float) -> dict[str, float]:
+        return {"epochs": epochs, "image_size": size, "first_lr": first, "last_lr": last}
+
+    base = make_record()
+    recipe = base.configuration["recipe"]
+    first, second = (
+        recipe["phase1"] | {"stages": [stage(2, 48, 0.1, 0.4), stage(3, 64, 0.2, 0.1)]},
+        recipe["phase2"] | {"stages": [stage(1, 64, 0.05, 0.02), stage(2, 72, 0.02, 0.01)]},
+    )
+    record = replace(
+        with_recipe(base, phase1=first, phase2=second),
+        phase1_epochs=5,
+        average_by_epoch=[AverageRow(epoch=e, test_accuracy=0.5 + e / 100) for e in (1, 2, 3)],
+    )
+    assert learning_rate_curves(record) == [
+        ([0, 2], [0.1, 0.4]),
+        ([2, 5], [0.2, 0.1]),
+        ([5, 6], [0.05, 0.02]),
+        ([6, 8], [0.02, 0.01]),
+    ]
+    assert [row.epoch for row in averages_shown(record)] == [2, 3]
+    assert averages_shown(base) == base.average_by_epoch
