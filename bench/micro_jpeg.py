@@ -15,7 +15,7 @@ from swap_fast.data.image_tree import IMAGENET_MEAN, IMAGENET_STD, ImageTree, sc
 from swap_fast.data.tree_batches import DecoderName, TreeBatches, make_decoder
 from swap_fast.execution import Execution
 
-NUM_FILES = 256  # a turn of every way
+NUM_FILES = 1024  # a turn of every way: so many that its start weighs little
 CLASSES = 4
 WIDTH, HEIGHT = 500, 375
 PX, MIN_SCALE = 224, 0.08
