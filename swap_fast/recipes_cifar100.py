@@ -1,4 +1,4 @@
-"""The recipes for CIFAR-100: Table 6.
+"""The recipes for CIFAR-100: Table 6, and forms of them for a CPU.
 
 Table 6 gives 30 epochs of phase 2; the text of Section 5.1, Table 4 and the times say 10, and so
 do we.
@@ -61,5 +61,69 @@ def cifar100_swap() -> SWAPRecipe:
     )
 
 
-CIFAR100_RECIPES = (cifar100_sgd_small, cifar100_sgd_large, cifar100_swap)
+LARGE_CPU = Phase(
+    global_batch_size=512, peak_lr=0.8, max_epochs=20, warmup_epochs=5, gpus_per_model=4
+)
+"""For a tenth of the arithmetic and 10,000 images: as many slots as there are workers."""
+
+STOPPED_CPU = replace(LARGE_CPU, stopping_accuracy=0.30)
+"""Left some epochs before its end, as Table 6's is."""
+
+SMALL_CPU = Phase(
+    global_batch_size=64, peak_lr=0.15, max_epochs=20, warmup_epochs=8, gpus_per_model=2
+)
+"""Two slots, one a core, where the paper has one."""
+
+
+def cifar100_sgd_small_cpu() -> SGDRecipe:
+    """Table 2's first row on two cores: the first 10,000 images, for which a narrow net does."""
+    return replace(
+        cifar100_sgd_small(),
+        name="cifar100_sgd_small_cpu",
+        summary="SGD with small batches on two CPU cores: width 8, 10,000 images, 64, 20 epochs",
+        table="Table 2, SGD (small-batch), at CPU size",
+        paper_scale=False,
+        target_accuracy=0.25,
+        train_images=10_000,
+        width=8,
+        phase1=SMALL_CPU,
+    )
+
+
+def cifar100_sgd_large_cpu() -> SGDRecipe:
+    """Table 2's second row at the same size."""
+    return replace(
+        cifar100_sgd_small_cpu(),
+        name="cifar100_sgd_large_cpu",
+        summary="SGD with large batches on two CPU cores: width 8, 10,000 images, 512, 20 epochs",
+        table="Table 2, SGD (large-batch), at CPU size",
+        phase1=LARGE_CPU,
+    )
+
+
+def cifar100_swap_cpu() -> SWAPRecipe:
+    """Table 2's SWAP, and Table 4's fourth row, at the same size."""
+    return replace(
+        cifar100_swap(),
+        name="cifar100_swap_cpu",
+        summary="SWAP on two CPU cores: 512 to 30% train accuracy, then 4 workers, 64, 3 epochs",
+        table="Table 2, SWAP, at CPU size",
+        paper_scale=False,
+        target_accuracy=0.25,
+        train_images=10_000,
+        width=8,
+        num_workers=4,
+        phase1=STOPPED_CPU,
+        phase2=Phase(global_batch_size=64, peak_lr=0.05, max_epochs=3),
+    )
+
+
+CIFAR100_RECIPES = (
+    cifar100_sgd_small,
+    cifar100_sgd_large,
+    cifar100_swap,
+    cifar100_sgd_small_cpu,
+    cifar100_sgd_large_cpu,
+    cifar100_swap_cpu,
+)
 """All of them."""

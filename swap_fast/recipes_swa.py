@@ -1,4 +1,4 @@
-"""The recipes of Table 4: SWA beside SWAP on CIFAR-100 (Section 5.3).
+"""The recipes of Table 4: SWA beside SWAP on CIFAR-100 (Section 5.3), and forms for a CPU.
 
 Its fourth row, SWAP (10 small-batch epochs), is `cifar100_swap`.
 """
@@ -6,7 +6,17 @@ Its fourth row, SWAP (10 small-batch epochs), is `cifar100_swap`.
 from dataclasses import replace
 
 from swap_fast.config import Phase, SWAPRecipe, SWARecipe
-from swap_fast.recipes_cifar100 import LARGE, SMALL, STOPPED, TARGET, cifar100_swap
+from swap_fast.recipes_cifar100 import (
+    LARGE,
+    LARGE_CPU,
+    SMALL,
+    SMALL_CPU,
+    STOPPED,
+    STOPPED_CPU,
+    TARGET,
+    cifar100_swap,
+    cifar100_swap_cpu,
+)
 
 SMALL_CYCLES = Phase(global_batch_size=128, peak_lr=0.05, max_epochs=80, cycles=8)
 """Eight samples, ten epochs apart. The paper found the peak learning rate by grid search for SWA
@@ -65,10 +75,69 @@ def cifar100_swa_small() -> SWARecipe:
     )
 
 
+SMALL_CYCLES_CPU = Phase(global_batch_size=64, peak_lr=0.05, max_epochs=12, cycles=4)
+"""Four samples, as far apart as the phase 2 of `cifar100_swap_cpu` is long."""
+
+
+def cifar100_swap_40_cpu() -> SWAPRecipe:
+    """Table 4's last row on two cores: two cycles of twice the length, 8 models of 4 workers."""
+    return replace(
+        cifar100_swap_cpu(),
+        name="cifar100_swap_40_cpu",
+        summary="SWAP: as cifar100_swap_cpu, with two cycles of 6 epochs and 8 models",
+        table="Table 4, SWAP (40 small-batch epochs), at CPU size",
+        phase2=Phase(global_batch_size=64, peak_lr=0.05, max_epochs=12, cycles=2),
+    )
+
+
+def cifar100_swa_large_cpu() -> SWARecipe:
+    """Table 4's first row on two cores."""
+    return replace(
+        cifar100_swa_large(),
+        name="cifar100_swa_large_cpu",
+        summary="SWA with large batches on two CPU cores: 20 epochs at 512, then 4 cycles of 3",
+        table="Table 4, Large-batch SWA, at CPU size",
+        paper_scale=False,
+        target_accuracy=0.25,
+        train_images=10_000,
+        width=8,
+        phase1=LARGE_CPU,
+        phase2=replace(SMALL_CYCLES_CPU, global_batch_size=512, peak_lr=0.8, gpus_per_model=4),
+    )
+
+
+def cifar100_swa_large_small_cpu() -> SWARecipe:
+    """Table 4's second row on two cores."""
+    return replace(
+        cifar100_swa_large_cpu(),
+        name="cifar100_swa_large_small_cpu",
+        summary="SWA on two CPU cores: 512 to 30% train accuracy, then one worker, 4 cycles of 3",
+        table="Table 4, Large-batch followed by small-batch SWA, at CPU size",
+        phase1=STOPPED_CPU,
+        phase2=SMALL_CYCLES_CPU,
+    )
+
+
+def cifar100_swa_small_cpu() -> SWARecipe:
+    """Table 4's third row on two cores."""
+    return replace(
+        cifar100_swa_large_cpu(),
+        name="cifar100_swa_small_cpu",
+        summary="SWA with small batches on two CPU cores: 20 epochs at 64, then 4 cycles of 3",
+        table="Table 4, Small-batch SWA, at CPU size",
+        phase1=SMALL_CPU,
+        phase2=SMALL_CYCLES_CPU,
+    )
+
+
 SWA_RECIPES = (
     cifar100_swap_40,
     cifar100_swa_large,
     cifar100_swa_large_small,
     cifar100_swa_small,
+    cifar100_swap_40_cpu,
+    cifar100_swa_large_cpu,
+    cifar100_swa_large_small_cpu,
+    cifar100_swa_small_cpu,
 )
 """All of them."""
