@@ -31,12 +31,25 @@ OVERFLOWS, EPOCH_END, SWITCH = (0, 7), 10, 14
 class Trained:
     """A small net with its step, always from the same weights."""
 
-    def __init__(self, execution: Execution, *, scaled: bool, step_type: type[Step] = Step) -> None:
+    def __init__(
+        self,
+        execution: Execution,
+        *,
+        scaled: bool,
+        measured: bool = False,
+        step_type: type[Step] = Step,
+    ) -> None:
         torch.manual_seed(0)
         device = torch.device(execution.device_type)
         self.weights = Weights(execution.place(ResNet9(width=2), device))
         self.optimizer = MomentumSGD(self.weights, Optimizer(), scale_gradients=scaled)
-        phase = Phase(global_batch_size=BATCH, peak_lr=1.0, max_epochs=1, gpus_per_model=2)
+        phase = Phase(
+            global_batch_size=BATCH,
+            peak_lr=1.0,
+            max_epochs=1,
+            gpus_per_model=2,
+            stop="auto" if measured else "accuracy",
+        )
         self.step = step_type(self.weights, self.optimizer, phase, ALONE, execution)
         self.weights.model.train()
         self.step.warm_up()
@@ -59,6 +72,8 @@ class Trained:
             self.step.correct.double(),
             torch.tensor(self.optimizer.scaler.get_scale()),
         ]
+        if self.step.noise_meter is not None:
+            tensors.append(self.step.noise_meter.sums)
         return [tensor.clone() for tensor in tensors]
 
 
@@ -78,19 +93,28 @@ def trace_(trained: Trained) -> None:
 
 
 def largest_difference(
-    execution: Execution, *, scaled: bool, step_type: type[Step] = Step
+    execution: Execution, *, scaled: bool, measured: bool = False, step_type: type[Step] = Step
 ) -> float:
     """The replayed step's largest difference from the eager one, over a varied run of 20 updates.
 
     Relative to the largest value of each tensor that a step writes; 0.0 means equal to the bit.
     On a CUDA device the replay is of a captured graph, elsewhere of a trace.
 
+    Arguments:
+        scaled: the loss is, as in fp16.
+        measured: the gradient's noise is.
+
     Raises:
         RuntimeError: the step cannot be traced or captured.
     """
     captures = execution.device_type == "cuda"
     eager, replayed = (
-        Trained(replace(execution, capture=capture), scaled=scaled, step_type=step_type)
+        Trained(
+            replace(execution, capture=capture),
+            scaled=scaled,
+            measured=measured,
+            step_type=step_type,
+        )
         for capture in (False, captures)
     )
     if not captures:

@@ -66,9 +66,10 @@ class Progress:
         elif self._comm.rank > 0:
             return  # phase 1's model is the same on every rank
         test = "" if row.test_accuracy is None else f"  test {row.test_accuracy:7.2%}"
+        noise = "" if row.noise_scale is None else f"  noise scale {row.noise_scale:,.0f}"
         self.say(
             f"{who:<17} epoch {row.epoch:>3}/{epochs}  lr {row.learning_rate:.4f}  "
-            f"loss {row.train_loss:.4f}  train {row.train_accuracy:7.2%}{test}  "
+            f"loss {row.train_loss:.4f}  train {row.train_accuracy:7.2%}{test}{noise}  "
             f"{row.time_s:7.1f} s  {self._remaining()}"
         )
 

@@ -42,6 +42,11 @@ class Phase:
     """The learning rate at the horizon and after it."""
     stopping_accuracy: float | None = None
     """Train accuracy (a fraction) above which the phase ends: Algorithm 1's tau. None: never."""
+    stop: Literal["accuracy", "auto"] = "accuracy"
+    """What ends the phase before `max_epochs`: the accuracy above, or, by itself, the gradient."""
+    stopping_noise_ratio: float = 2.0
+    """With `stop` auto: the phase ends where an epoch's gradient noise scale is above so many
+    global batches."""
     gpus_per_model: int = 1
     """Slots that share one update, each with its slice of the batch ("GPUs used per model")."""
     cycles: int = 1
@@ -63,7 +68,18 @@ class Phase:
         _require(self.final_lr >= 0, "final_lr", ">= 0", self.final_lr)
         tau = self.stopping_accuracy
         _require(tau is None or 0 < tau < 1, "stopping_accuracy", "a fraction between 0 and 1", tau)
+        _require(self.stop in ("accuracy", "auto"), "stop", "accuracy or auto", self.stop)
+        auto, ratio = self.stop == "auto", self.stopping_noise_ratio
+        expected = "None beside stop auto, which takes its place (--phase1.stopping-accuracy None)"
+        _require(tau is None or not auto, "stopping_accuracy", expected, tau)
+        _require(0 < ratio < math.inf, "stopping_noise_ratio", "a finite number > 0", ratio)
         _whole("gpus_per_model", self.gpus_per_model)
+        _require(
+            self.gpus_per_model >= 2 or not auto,
+            "gpus_per_model",
+            "2 or more where stop is auto, which compares the slots' gradients",
+            self.gpus_per_model,
+        )
         _require(
             self.global_batch_size % self.gpus_per_model == 0,
             "global_batch_size",
@@ -71,12 +87,12 @@ class Phase:
             self.global_batch_size,
         )
         _whole("cycles", self.cycles)
-        plain = self.warmup_epochs == 0 and horizon is None and tau is None
+        plain = self.warmup_epochs == 0 and horizon is None and tau is None and not auto
         _require(
             self.cycles == 1 or (plain and self.max_epochs % self.cycles == 0),
             "cycles",
             f"1, or a divisor of the {self.max_epochs} epochs of a phase without warm-up, horizon "
-            "and stopping accuracy",
+            "and an end of its own",
             self.cycles,
         )
 
@@ -89,6 +105,11 @@ class Phase:
     def micro_batch_size(self) -> int:
         """Images in one slot's share of an update: B1 / W in Algorithm 1, line 11."""
         return self.global_batch_size // self.gpus_per_model
+
+    @property
+    def peak_epoch(self) -> float:
+        """Position in epochs at which the learning rate is at its peak and begins to fall."""
+        return self.warmup_epochs
 
     @property
     def schedule(self) -> Schedule:
@@ -268,6 +289,12 @@ def _check_statistics_pass(net: str, batch_size: int, *, augmented: bool) -> Non
     _require(augmented or net != "resnet50", "batch_norm_augmented", expected, augmented)
 
 
+def _check_fixed_length(phase2: Phase) -> None:
+    """Refuse a phase 2 that would end by itself."""
+    expected = "accuracy: phase 1 alone ends by itself, phase 2 after its epochs (line 19)"
+    _require(phase2.stop == "accuracy", "phase2.stop", expected, phase2.stop)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SWAPRecipe(SGDRecipe):
     """Stochastic Weight Averaging in Parallel: Algorithm 1."""
@@ -293,6 +320,7 @@ class SWAPRecipe(SGDRecipe):
             "None: every worker trains for all of phase 2's epochs (line 19)",
             self.phase2.stopping_accuracy,
         )
+        _check_fixed_length(self.phase2)
         workers, each = self.num_workers, self.gpus_per_worker
         _require(
             self.phase1.gpus_per_model == workers * each,
@@ -338,6 +366,7 @@ class SWARecipe(SGDRecipe):
             f"1, or phase 1's {self.phase1.gpus_per_model}",
             self.phase2.gpus_per_model,
         )
+        _check_fixed_length(self.phase2)
         _check_statistics_pass(
             self.net, self.batch_norm_batch_size, augmented=self.batch_norm_augmented
         )

@@ -35,6 +35,9 @@ class EpochRow:
     """The paper's reading of this rank's clock at the epoch's end."""
     test_accuracy: float | None = None
     """After the epoch, a fraction; None where it was not evaluated."""
+    noise_scale: float | None = None
+    """The epoch's gradient noise scale in images; None where it was not measured, which it is in a
+    phase that ends by it, or where the noise hid the gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,7 @@ class RunRecord:
     emulated_workers: bool
     """Whether fewer processes than the recipe's devices did their work, some of it in turn."""
     stopped_by: str
-    """What ended phase 1: "stopping_accuracy" or "max_epochs"."""
+    """What ended phase 1: "stopping_accuracy", "noise_scale" or "max_epochs"."""
     phase1_epochs: int
     """Epochs that phase 1 took."""
     epochs: list[EpochRow]

@@ -84,6 +84,18 @@ class StagedPhase(Phase):
                 )
 
     @property
+    def peak_epoch(self) -> float:
+        """Position in epochs at which the learning rate is at its peak and begins to fall."""
+        start, at = 0, 0
+        for stage in self.stages:
+            if stage.first_lr == self.peak_lr:
+                at = start
+            start += stage.epochs
+            if stage.last_lr == self.peak_lr:
+                at = start
+        return at
+
+    @property
     def schedule(self) -> Schedule:
         """Learning rate as a function of the position in epochs: one straight piece a stage."""
         return pieces([(stage.epochs, stage.first_lr, stage.last_lr) for stage in self.stages])

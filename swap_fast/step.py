@@ -1,6 +1,7 @@
 """One update of theta from one global batch: lines 10-15 of Algorithm 1, and 21-24."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,21 @@ from swap_fast.comm import Comm
 from swap_fast.config import Phase
 from swap_fast.data.augment import IMAGE_SIZE
 from swap_fast.execution import DTYPES, Execution
+from swap_fast.noise_scale import GradientNoise, NoiseMeter
 from swap_fast.optimizer import MomentumSGD
 from swap_fast.stages import Shape, shapes
 from swap_fast.weights import Weights
+
+
+class Metrics(NamedTuple):
+    """What a step says of the images since the last reading."""
+
+    loss: float
+    """Their mean."""
+    accuracy: float
+    """The share that was right."""
+    noise: GradientNoise | None = None
+    """Of the gradients, where the phase's end depends on it."""
 
 
 class Step:
@@ -60,6 +73,17 @@ class Step:
             if low_precision
             else weights.gradient
         )
+        # Where the gradient's noise ends the phase; without, no update does anything for it.
+        self.noise_meter = (
+            NoiseMeter(
+                weights.gradient,
+                num_slots=phase.gpus_per_model,
+                slots=self._slots,
+                global_batch_size=self.shape.global_batch_size,
+            )
+            if phase.stop == "auto"
+            else None
+        )
         side = self.shape.image_size
         self.images = execution.empty_images((batch, 3, side, side), device)
         self.labels = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -99,6 +123,7 @@ class Step:
 
     def update_no_sync(self) -> None:
         """The update itself: tensors of fixed addresses, no host state, no wait for the device."""
+        meter = self.noise_meter
         self._weights.gradient.zero_()
         slots = zip(self.images.chunk(self._slots), self.labels.chunk(self._slots), strict=True)
         for slot, (images, labels) in enumerate(slots):
@@ -109,7 +134,11 @@ class Step:
             self.statistics.leave_(slot)
             self.loss_sum += loss.detach() * len(labels)
             self.correct += correct
+            if meter is not None:
+                meter.after_slot_(slot)
         self._sum_over_ranks_()
+        if meter is not None:
+            meter.after_sum_(self._optimizer.scale)
         self._optimizer.step()
 
     def _sum_over_ranks_(self) -> None:
@@ -128,19 +157,22 @@ class Step:
         """Set the learning rate of the next updates, on the device."""
         self._optimizer.set_learning_rate(learning_rate)
 
-    def read_metrics(self) -> tuple[float, float]:
-        """Mean loss and accuracy over all images since the last reading, over all ranks.
+    def read_metrics(self) -> Metrics:
+        """Metrics of all images since the last reading, over all ranks.
 
         Waits for the device: an epoch's only synchronisation.
         """
-        sums = torch.stack(
-            [self.loss_sum, self.correct.double(), self.loss_sum.new_tensor(self._seen)]
-        )
-        loss, correct, seen = self._comm.all_reduce_(sums).tolist()
+        meter, seen = self.noise_meter, self.loss_sum.new_tensor(self._seen)
+        sums = torch.stack([self.loss_sum, self.correct.double(), seen])
+        if meter is not None:
+            sums = torch.cat([sums, meter.sums])
+            meter.sums.zero_()
+        loss, correct, images, *noise = self._comm.all_reduce_(sums).tolist()
         self.loss_sum.zero_()
         self.correct.zero_()
         self._seen = 0
-        return loss / seen, correct / seen
+        estimate = None if meter is None else meter.estimate(noise)
+        return Metrics(loss / images, correct / images, estimate)
 
     def warm_up(self, updates: int = 2, *, pool: Pool | None = None) -> None:
         """Run updates on random images, then put everything back as it was.

@@ -8,7 +8,7 @@ from swap_fast.clock import Clock
 from swap_fast.config import Phase
 from swap_fast.data.batches import Loader
 from swap_fast.record import EpochRow
-from swap_fast.step import Step
+from swap_fast.step import Metrics, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,11 @@ def train(
     on_step: Callable[[int], None],
     after_epoch: Callable[[EpochRow], None],
 ) -> str:
-    """Train through a phase, up to its last epoch or its stopping accuracy.
+    """Train through a phase, up to its last epoch or to where its own rule ends it.
 
     The train accuracy is the running mean over an epoch's own augmented batches, taken over all
-    ranks and read once, at the epoch's end; the phase ends where it is above tau.
+    ranks and read once, at the epoch's end; the phase ends where it is above tau. So is what the
+    gradient's noise is measured by, where that ends the phase: every rank decides alike.
 
     Arguments:
         number: of the phase, 1 or 2; its time goes to the lap of that name.
@@ -45,13 +46,13 @@ def train(
         after_epoch: given each epoch's row, off the clock.
 
     Returns:
-        "stopping_accuracy" or "max_epochs": what ended the phase.
+        "stopping_accuracy", "noise_scale" or "max_epochs": what ended the phase.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
     """
 
-    def stops(stretch: Stretch) -> bool:
+    def run(stretch: Stretch) -> str | None:
         step = stretch.step
         with clock.lap(f"phase{number}"):
             batches = stretch.open_batches()
@@ -66,12 +67,12 @@ def train(
                     step.set_learning_rate(learning_rate)
                     step()
                     on_step(len(step.labels))
-                loss, accuracy = step.read_metrics()
-            if not math.isfinite(loss):
+                metrics = step.read_metrics()
+            if not math.isfinite(metrics.loss):
                 raise FloatingPointError(
-                    f"phase {number}, worker {worker}, epoch {epoch + 1}: the loss is {loss}, "
-                    f"expected a finite one; lower the learning rate (the phase's peak is "
-                    f"{phase.peak_lr:g})"
+                    f"phase {number}, worker {worker}, epoch {epoch + 1}: the loss is "
+                    f"{metrics.loss}, expected a finite one; lower the learning rate (the phase's "
+                    f"peak is {phase.peak_lr:g})"
                 )
             after_epoch(
                 EpochRow(
@@ -79,16 +80,39 @@ def train(
                     worker=worker,
                     epoch=epoch + 1,
                     learning_rate=learning_rate,
-                    train_loss=loss,
-                    train_accuracy=accuracy,
+                    train_loss=metrics.loss,
+                    train_accuracy=metrics.accuracy,
                     time_s=clock.reading(),
+                    noise_scale=None if metrics.noise is None else metrics.noise.scale,
                 )
             )
-            if phase.stopping_accuracy is not None and accuracy > phase.stopping_accuracy:
-                return True
-        return False
+            ended_by = stopped_by(phase, epoch, metrics)
+            if ended_by is not None:
+                return ended_by
+        return None
 
     for stretch in stretches:
-        if stops(stretch):
-            return "stopping_accuracy"
+        ended_by = run(stretch)
+        if ended_by is not None:
+            return ended_by
     return "max_epochs"
+
+
+def stopped_by(phase: Phase, epoch: int, metrics: Metrics) -> str | None:
+    """What ends a phase before its last epoch; None: nothing does.
+
+    Noise counts in epochs that begin when the learning rate is past its peak. Before, it says how
+    far the weights still are from where they settle: the noise scale of the very first epoch is
+    large, falls while the learning rate rises, and only then begins to grow.
+
+    Arguments:
+        epoch: that has ended, from 0.
+        metrics: of this epoch.
+    """
+    tau, noise = phase.stopping_accuracy, metrics.noise
+    if tau is not None and metrics.accuracy > tau:
+        return "stopping_accuracy"
+    past_peak = epoch >= phase.peak_epoch
+    if noise is not None and past_peak and noise.exceeds(phase.stopping_noise_ratio):
+        return "noise_scale"
+    return None

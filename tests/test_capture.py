@@ -22,10 +22,10 @@ from swap_fast.step import Step
 from swap_fast.weights import Weights
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-def test_the_step_is_what_a_graph_would_replay(scaled: bool) -> None:
+@pytest.mark.parametrize(("scaled", "measured"), [(False, False), (True, False), (True, True)])
+def test_the_step_is_what_a_graph_would_replay(scaled: bool, measured: bool) -> None:
     # Without a scaler an overflow is an overflow: what follows it is NaN on both sides.
-    assert largest_difference(Execution(), scaled=scaled) == 0.0
+    assert largest_difference(Execution(), scaled=scaled, measured=measured) == 0.0
 
 
 def test_an_overflowing_first_update_is_left_out() -> None:
@@ -122,9 +122,9 @@ def test_the_batch_norm_pass_does_not_wait_for_the_device() -> None:
         statistics_pass.add_buffer_no_sync()
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-def test_no_step_waits_for_the_device(scaled: bool) -> None:
-    trained = Trained(Execution(), scaled=scaled)
+@pytest.mark.parametrize(("scaled", "measured"), [(False, False), (True, False), (True, True)])
+def test_no_step_waits_for_the_device(scaled: bool, measured: bool) -> None:
+    trained = Trained(Execution(), scaled=scaled, measured=measured)
     with no_wait("cpu"):
         for _ in range(2):
             trained.step.set_learning_rate(0.1)

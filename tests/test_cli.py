@@ -56,6 +56,7 @@ def test_a_wrong_field_gets_did_you_mean_and_exit_2(capsys: pytest.CaptureFixtur
         (["--phase1.global-batch-size", "1023"], "multiple of gpus_per_model = 4"),
         (["--phase1.peak-lr", "-1"], "peak_lr: expected a finite number > 0, got -1.0"),
         (["--runs", "0"], "runs: expected 1 or more, got 0"),
+        (["--phase1.stop", "auto"], "(--phase1.stopping-accuracy None), got 0.73"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_with_exit_2(
@@ -147,6 +148,19 @@ def test_a_whole_small_run_leaves_a_record_and_a_report(
     capsys.readouterr()
     assert main(["report", "--results", out]) == 0
     assert "synthetic" in (tmp_path / "report.md").read_text()
+
+
+def test_phase_1_ends_by_itself(tmp_path: Path) -> None:
+    # A recipe with a tau, which the rule takes the place of.
+    run = ["run", "cifar100_swap_cpu", "--out", str(tmp_path), "--ranks", "1", "--quiet", *SMALL]
+    rule = ("--phase1.stop", "auto", "--phase1.stopping-accuracy", "None")
+    numbers = ("--phase1.stopping-noise-ratio", "1e-6", "--phase1.warmup-epochs", "0")
+    assert main([*run, *rule, *numbers, "--phase2.max-epochs", "1"]) == 0
+    (path,) = (tmp_path / "runs").glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["stopped_by"] == "noise_scale"
+    assert "phase1.stop=auto" in record["overrides"]
+    assert [row["phase"] for row in record["epochs"]] == [1, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("loader", ["dali", pytest.param("torchvision", marks=pytest.mark.slow)])

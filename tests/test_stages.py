@@ -35,6 +35,14 @@ def test_the_rate_is_one_straight_piece_a_stage(epoch: float, rate: float) -> No
     assert PHASE.schedule(epoch) == pytest.approx(rate)
 
 
+def test_the_peak_is_where_the_rate_begins_to_fall() -> None:
+    assert (PHASE.peak_epoch, replace(PHASE, stages=(LARGE, SMALL)).peak_epoch) == (2, 5)
+    falls = replace(SMALL, first_lr=2.0, last_lr=1.0)
+    assert replace(PHASE, stages=(falls, LARGE)).peak_epoch == 0
+    # Two stages meet at the peak, as ImageNet's first two do.
+    assert replace(PHASE, stages=(SMALL, replace(LARGE, first_lr=2.0))).peak_epoch == 2
+
+
 def test_after_the_last_piece_the_rate_stays() -> None:
     assert pieces([(2, 1.0, 0.5)])(7.0) == 0.5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from swap_fast.clock import Clock
 from swap_fast.config import Phase
 from swap_fast.data.batches import Batches
+from swap_fast.noise_scale import GradientNoise
 from swap_fast.record import EpochRow
-from swap_fast.step import Step
+from swap_fast.step import Metrics, Step
 from swap_fast.train import Stretch, train
 
 
@@ -20,8 +22,15 @@ class Script:
 
     steps_per_epoch = 3
 
-    def __init__(self, accuracies: list[float], losses: list[float] | None = None) -> None:
-        self.metrics = list(zip(losses or [1.0] * len(accuracies), accuracies, strict=True))
+    def __init__(
+        self,
+        accuracies: list[float],
+        losses: list[float] | None = None,
+        noises: list[GradientNoise | None] | None = None,
+    ) -> None:
+        count = len(accuracies)
+        told = zip(losses or [1.0] * count, accuracies, noises or [None] * count, strict=True)
+        self.metrics = [Metrics(*epoch) for epoch in told]
         self.images, self.labels = torch.empty(0), torch.empty(0)
         self.events: list[Any] = []
         self.rates: list[float] = []
@@ -42,7 +51,7 @@ class Script:
         self.events.append("update")
         self.seconds += 2.0
 
-    def read_metrics(self) -> tuple[float, float]:
+    def read_metrics(self) -> Metrics:
         self.events.append("read")
         return self.metrics.pop(0)
 
@@ -112,6 +121,41 @@ def test_above_tau_in_the_last_epoch() -> None:
 
 def test_without_tau_it_never_ends_early() -> None:
     assert Script([1.0, 1.0]).run(phase(2))[0] == "max_epochs"
+
+
+def noise(scale: float) -> GradientNoise:
+    """Of batches of 4 images."""
+    return GradientNoise(squared_norm=0.5, variance=0.5 * scale, global_batch_size=4)
+
+
+def auto(max_epochs: int, **others: float) -> Phase:
+    return replace(phase(max_epochs), stop="auto", gpus_per_model=2, **others)
+
+
+def test_it_ends_at_the_first_epoch_of_more_noise_than_so_many_batches() -> None:
+    noises = [noise(scale) for scale in (3.0, 11.0, 12.0, 12.1, 5.0)]
+    script = Script([0.1] * 5, noises=noises)
+    stopped_by, rows, _ = script.run(auto(5, stopping_noise_ratio=3.0))
+    assert stopped_by == "noise_scale"
+    assert [row.noise_scale for row in rows] == [3.0, 11.0, 12.0, 12.1]  # at 3 x 4 it goes on
+
+
+def test_noise_does_not_count_before_the_peak_of_the_learning_rate() -> None:
+    for warmup_epochs, epochs in ((0.0, 1), (1.0, 2), (1.5, 3)):
+        script = Script([0.1] * 4, noises=[noise(1000.0)] * 4)
+        stopped_by, rows, _ = script.run(auto(4, warmup_epochs=warmup_epochs))
+        assert (stopped_by, len(rows)) == ("noise_scale", epochs)
+
+
+def test_where_noise_hides_the_gradient_it_ends() -> None:
+    lost = GradientNoise(squared_norm=-0.1, variance=2.0, global_batch_size=4)
+    stopped_by, rows, _ = Script([0.1] * 3, noises=[noise(1.0), lost, lost]).run(auto(3))
+    assert stopped_by == "noise_scale"
+    assert [row.noise_scale for row in rows] == [1.0, None]
+
+
+def test_without_a_finite_update_nothing_ends_it() -> None:
+    assert Script([0.1, 0.1], noises=[None, None]).run(auto(2))[0] == "max_epochs"
 
 
 def test_every_step_loads_sets_its_rate_and_updates() -> None:
