@@ -12,7 +12,7 @@ from swap_fast.batchnorm import StatisticsPass
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm, WorkerGroup
 from swap_fast.config import AveragingRecipe, Phase, Recipe, SWARecipe
-from swap_fast.data.batches import Loader
+from swap_fast.data.batches import Loader, require_a_batch
 from swap_fast.evaluate import Accuracies
 from swap_fast.execution import Execution
 from swap_fast.optimizer import MomentumSGD
@@ -152,11 +152,7 @@ def make_parts(
         )
         phases.append((recipe.phase2, group.inside))
     for number, (phase, _) in enumerate(phases, start=1):
-        if source.num_images < phase.global_batch_size:
-            raise ValueError(
-                f"phase {number}: expected at least one batch of {phase.global_batch_size} images, "
-                f"got {source.num_images}; lower the phase's batch size or use more data"
-            )
+        require_a_batch(number, phase.global_batch_size, source.num_images)
     with clock.lap("model_init"):
         torch.manual_seed(seed)
         weights = Weights(
