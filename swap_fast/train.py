@@ -8,6 +8,7 @@ from swap_fast.clock import Clock
 from swap_fast.config import Phase
 from swap_fast.data.batches import Loader
 from swap_fast.record import EpochRow
+from swap_fast.state import Position
 from swap_fast.step import Metrics, Step
 
 
@@ -27,37 +28,40 @@ def train(
     stretches: Sequence[Stretch],
     phase: Phase,
     *,
-    number: int,
-    worker: int = 0,
+    begin: Position,
     clock: Clock,
     on_step: Callable[[int], None],
-    after_epoch: Callable[[EpochRow], None],
-) -> str:
-    """Train through a phase, up to its last epoch or to where its own rule ends it.
+    after_epoch: Callable[[EpochRow, str | None], None],
+) -> None:
+    """Train one model through a phase, up to its last epoch or to where its own rule ends it.
 
     The train accuracy is the running mean over an epoch's own augmented batches, taken over all
     ranks and read once, at the epoch's end; the phase ends where it is above tau. So is what the
     gradient's noise is measured by, where that ends the phase: every rank decides alike.
 
     Arguments:
-        number: of the phase, 1 or 2; its time goes to the lap of that name.
-        worker: the model that is trained; 0 in phase 1.
+        begin: the phase, whose time goes to the lap of its name, the worker, and the epochs that
+            it has done already.
         on_step: called after every update with the images that this rank gave to it.
-        after_epoch: given each epoch's row, off the clock.
-
-    Returns:
-        "stopping_accuracy", "noise_scale" or "max_epochs": what ended the phase.
+        after_epoch: given each epoch's row, off the clock; and what ended the phase there,
+            "stopping_accuracy", "noise_scale" or "max_epochs", or None where it goes on.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
     """
+    number, worker = begin.phase, begin.worker
 
-    def run(stretch: Stretch) -> str | None:
-        step = stretch.step
+    def stops(stretch: Stretch) -> bool:
+        step, epochs = (
+            stretch.step,
+            range(max(stretch.epochs.start, begin.epoch), stretch.epochs.stop),
+        )
+        if not epochs:
+            return False
         with clock.lap(f"phase{number}"):
             batches = stretch.open_batches()
         steps = batches.steps_per_epoch
-        for epoch in stretch.epochs:
+        for epoch in epochs:
             learning_rate = 0.0
             with clock.lap(f"phase{number}"):
                 batches.start_epoch(worker, epoch)
@@ -74,6 +78,7 @@ def train(
                     f"{metrics.loss}, expected a finite one; lower the learning rate (the phase's "
                     f"peak is {phase.peak_lr:g})"
                 )
+            ended_by = stopped_by(phase, epoch, metrics)
             after_epoch(
                 EpochRow(
                     phase=number,
@@ -84,22 +89,20 @@ def train(
                     train_accuracy=metrics.accuracy,
                     time_s=clock.reading(),
                     noise_scale=None if metrics.noise is None else metrics.noise.scale,
-                )
+                ),
+                ended_by,
             )
-            ended_by = stopped_by(phase, epoch, metrics)
             if ended_by is not None:
-                return ended_by
-        return None
+                return True
+        return False
 
     for stretch in stretches:
-        ended_by = run(stretch)
-        if ended_by is not None:
-            return ended_by
-    return "max_epochs"
+        if stops(stretch):
+            return
 
 
 def stopped_by(phase: Phase, epoch: int, metrics: Metrics) -> str | None:
-    """What ends a phase before its last epoch; None: nothing does.
+    """What ends a phase after an epoch; None: it goes on.
 
     Noise counts in epochs that begin when the learning rate is past its peak. Before, it says how
     far the weights still are from where they settle: the noise scale of the very first epoch is
@@ -115,4 +118,4 @@ def stopped_by(phase: Phase, epoch: int, metrics: Metrics) -> str | None:
     past_peak = epoch >= phase.peak_epoch
     if noise is not None and past_peak and noise.exceeds(phase.stopping_noise_ratio):
         return "noise_scale"
-    return None
+    return "max_epochs" if epoch + 1 == phase.max_epochs else None
