@@ -237,7 +237,11 @@ def run_swap(recipe: SWAPRecipe) -> tuple[str, Tensor, Tensor, list[EpochRow]]:
     rows: list[EpochRow] = []
     parts = small_parts(recipe, dataset=DATA, watch=Watch(on_epoch=rows.append))
     result = swap(recipe, parts)
-    return result.phase1.stopped_by, *parts.weights.copy(), [replace(row, time_s=0.0) for row in rows]
+    return (
+        result.phase1.stopped_by,
+        *parts.weights.copy(),
+        [replace(row, time_s=0.0) for row in rows],
+    )
 
 
 def test_measuring_changes_no_bit() -> None:
