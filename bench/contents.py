@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.captions import cpu_warning
 from bench.energy import energy_table
 from bench.lists import other_runs, runs_table
 from bench.paper import Paper, load_paper
-from bench.places import place_of
+from bench.places import OTHER, TIME_TO_TARGET, place_of, places_of
 from bench.plots import learning_rate_curves
 from bench.rendering import Table
-from bench.stats import accuracy_key, group_by, machine_key, scale_note
-from bench.tables import cpu_warning, table_1, time_to_target
+from bench.stats import accuracy_key, machine_key, scale_note
+from bench.tables import all_run_tables, time_to_target
 from bench.timing import lap_table, readings_table
 from swap_fast.record import RunRecord, read_records
 
@@ -26,7 +27,7 @@ class Content:
     skipped: list[str]
     """Why other files were left out."""
     main: list[Table]
-    """Table 1, and the times to an accuracy where we have one."""
+    """Tables 1 to 4 in their forms that have runs; the times to an accuracy where we have one."""
 
 
 def collect(results: Path) -> Content:
@@ -46,25 +47,26 @@ def collect(results: Path) -> Content:
         else:
             records[record.run_id] = record
     ordered = sorted(records.values(), key=lambda r: (r.recipe, r.seed, r.created, r.run_id))
-    main = [*table_1(ordered, paper, "table1"), *table_1(ordered, paper, "table1_cpu")]
-    if any(place_of(record) == "time_to_target" for record in ordered):
+    main = all_run_tables(ordered, paper)
+    if any(place_of(record) == TIME_TO_TARGET for record in ordered):
         main.append(time_to_target(ordered, paper))
     return Content(paper=paper, records=ordered, skipped=skipped, main=main)
 
 
 def warning(content: Content) -> str:
     """The report's first line: how far its figures are from the paper's setting."""
-    by_place = group_by(content.records, place_of)
+    standing = [record for record in content.records if place_of(record) != OTHER]
+    cpu = [record for record in standing if not record.comparable]
+    full = [record for record in standing if record.comparable]
     lines = []
-    if cpu := by_place.get("table1_cpu"):
+    if cpu:
         lines.append(cpu_warning(cpu))
-    full = [*by_place.get("table1", []), *by_place.get("time_to_target", [])]
     machines = sorted({machine_key(r).short for r in full if "V100" not in machine_key(r).device})
     if machines:
-        lines.append(f"Not the paper's hardware, 8 NVIDIA Tesla V100: {' and '.join(machines)}.")
+        lines.append(f"Not the paper's hardware, NVIDIA Tesla V100: {' and '.join(machines)}.")
     if not content.records:
         lines.append("There are no runs yet.")
-    elif not cpu and not full:
+    elif not standing:
         lines.append("No run here may stand beside published figures; the list of runs says why.")
         lines.append(scale_note(content.records).strip())
     return " ".join(filter(None, lines)) or "On the paper's hardware."
@@ -77,7 +79,7 @@ def _unreadable(record: RunRecord) -> str | None:
         readings_table([record])
         lap_table(record)
         energy_table([record])
-        place_of(record)
+        places_of(record)
         runs_table([record])
         other_runs([record])
         cpu_warning([record])

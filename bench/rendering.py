@@ -11,17 +11,21 @@ from bench.intervals import Interval
 NOTHING = "—"
 """A cell that has no value."""
 
-EMULATED, UNSTABLE = "†", "‡"
+EMULATED, UNSTABLE, SHARED = "†", "‡", "§"
 """Marks behind a time."""
 
 EMULATED_NOTE = (
     f"{EMULATED} emulated_workers: fewer processes than the recipe's devices, taking turns."
 )
+SHARED_NOTE = (
+    f"{SHARED} shared phase 1: taken from another run of the same seed, its time added as it was "
+    "measured there."
+)
 UNSTABLE_NOTE = f"{UNSTABLE} unstable: the standard deviation is 10% of the mean or more."
 
 # Backslash first: what follows adds backslashes of its own.
 _MARKDOWN_BACKSLASHED = re.compile(r"([\\|_*`$~#\[\]])")
-_FIGURE = re.compile(rf"{NOTHING}|-?\d+(\.\d+)?( ± \d+\.\d+)? ?[{EMULATED}{UNSTABLE}]*")
+_FIGURE = re.compile(rf"{NOTHING}|-?\d+(\.\d+)?( ± \d+\.\d+)? ?[{EMULATED}{UNSTABLE}{SHARED}]*")
 _MARKDOWN_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -42,6 +46,7 @@ _LATEX = {
     "≥": r"$\geq$",
     "†": r"$\dagger$",
     "‡": r"$\ddagger$",
+    "§": r"\S{}",
     "—": "---",
 }
 

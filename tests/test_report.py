@@ -141,7 +141,7 @@ def test_first_line_says_where_the_hardware_is_not_the_papers(tmp_path: Path) ->
         first.append(text.splitlines()[2])
     assert first == [
         "**On the paper's hardware.**",
-        "**Not the paper's hardware, 8 NVIDIA Tesla V100: 1 NVIDIA H200.**",
+        "**Not the paper's hardware, NVIDIA Tesla V100: 1 NVIDIA H200.**",
     ]
 
 
