@@ -25,7 +25,7 @@ UNSTABLE_NOTE = f"{UNSTABLE} unstable: the standard deviation is 10% of the mean
 
 # Backslash first: what follows adds backslashes of its own.
 _MARKDOWN_BACKSLASHED = re.compile(r"([\\|_*`$~#\[\]])")
-_FIGURE = re.compile(rf"{NOTHING}|-?\d+(\.\d+)?( ± \d+\.\d+)? ?[{EMULATED}{UNSTABLE}{SHARED}]*")
+_FIGURE = re.compile(rf"{NOTHING}|-?\d+(\.\d+)?( ± \d+\.\d+)? ?[{EMULATED}{UNSTABLE}{SHARED}*]*")
 _MARKDOWN_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -19,6 +19,7 @@ from bench.lists import machines_table, other_runs, runs_table
 from bench.micro_tables import micro_figures, micro_tables
 from bench.places import number_machines, place_of, why_other
 from bench.plots import figure_1, timing_figure
+from bench.recipe_tables import recipe_tables
 from bench.rendering import RENDERINGS, Table, escape_markdown, to_markdown
 from bench.statistics_table import statistics_tables
 from bench.stats import group_by, machine_key
@@ -82,7 +83,10 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
     timing = [readings_table(records), all_laps_table(records)]
     published = time_to_target(records, content.paper)
     statistics = statistics_tables(records, content.paper)
-    tables = {t.name: t for t in [*content.main, published, *statistics, *lists, *timing]}
+    settings = recipe_tables(content.paper)
+    tables = {
+        t.name: t for t in [*content.main, published, *statistics, *settings, *lists, *timing]
+    }
     energy = energy_table(records)
     if energy.rows:
         tables[energy.name] = energy
@@ -115,6 +119,7 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
         *(to_markdown(table) for table in content.main),
         *([] if published in content.main else [to_markdown(published)]),
         *(to_markdown(table) for table in statistics),
+        *(to_markdown(table) for table in settings),
         *_figure_lines("Figure 1", figures),
         "## Runs",
         "",
