@@ -101,7 +101,7 @@ def derived(recipe: Recipe) -> Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Draw the tables, the figures and the report from the records alone."""
+    """Draw the tables, the figures and the report (Markdown and HTML) from the records alone."""
 
     results: Path = Path("results")
     """Results folder: records are read from RESULTS/runs."""
@@ -114,7 +114,9 @@ class ReportOptions:
 def report(arguments: list[str]) -> int:
     """Draw the report."""
     options = tyro.cli(ReportOptions, args=arguments, prog="python -m bench report")
-    from bench.report import print_summary, update_performance, update_readme, write_report
+    from bench.pages import update_performance, update_readme
+    from bench.report import write_report
+    from bench.summary import print_summary
 
     path = write_report(options.results)
     print_summary(options.results)

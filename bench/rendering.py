@@ -1,4 +1,7 @@
-"""A table as data, and its three forms: Markdown, CSV and LaTeX, each with its own escaping."""
+"""A table as data, and its forms as Markdown, CSV and LaTeX, each with its own escaping.
+
+As HTML it stands in the report's template.
+"""
 
 import csv
 import io
@@ -53,7 +56,7 @@ _LATEX = {
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table, built once and rendered in three ways. All text is plain, not yet escaped."""
+    """A table, built once and rendered in several ways. All text is plain, not yet escaped."""
 
     name: str
     """The name of its files."""
@@ -75,13 +78,13 @@ class Table:
 
 def escape_markdown(text: str) -> str:
     """The text as it stands, on one line, in a Markdown cell or sentence."""
-    text = "".join(_MARKDOWN_ENTITIES.get(character, character) for character in _one_line(text))
+    text = "".join(_MARKDOWN_ENTITIES.get(character, character) for character in one_line(text))
     return _MARKDOWN_BACKSLASHED.sub(r"\\\1", text)
 
 
 def escape_latex(text: str) -> str:
     """The text as it stands, on one line, in LaTeX's text mode."""
-    return "".join(_LATEX.get(character, character) for character in _one_line(text))
+    return "".join(_LATEX.get(character, character) for character in one_line(text))
 
 
 def to_markdown(table: Table) -> str:
@@ -89,7 +92,7 @@ def to_markdown(table: Table) -> str:
     columns = [escape_markdown(column) for column in table.columns]
     rows = [[escape_markdown(cell) for cell in row] for row in table.rows]
     widths = [max(3, *(len(row[i]) for row in [columns, *rows])) for i in range(len(columns))]
-    right = _figure_columns(table)
+    right = figure_columns(table)
     rule = [
         "-" * (width - is_right) + ":" * is_right
         for width, is_right in zip(widths, right, strict=True)
@@ -124,7 +127,7 @@ def to_latex(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return " & ".join(escape_latex(cell) for cell in cells) + r" \\"
 
-    alignment = "".join("r" if is_right else "l" for is_right in _figure_columns(table))
+    alignment = "".join("r" if is_right else "l" for is_right in figure_columns(table))
     note = " ".join(escape_latex(each) for each in (table.caption, *table.footnotes))
     lines = [
         r"\begin{table}",
@@ -166,7 +169,7 @@ def interval_cell(interval: Interval | None, factor: float = 1, decimals: int = 
     return f"{low} to {high}"
 
 
-def _figure_columns(table: Table) -> list[bool]:
+def figure_columns(table: Table) -> list[bool]:
     """Which columns hold figures alone, and are set to the right."""
     return [
         bool(table.rows) and all(_FIGURE.fullmatch(row[i]) for row in table.rows)
@@ -174,6 +177,6 @@ def _figure_columns(table: Table) -> list[bool]:
     ]
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Without line ends and other control characters, which would end a cell or a comment."""
     return "".join(character if character.isprintable() else " " for character in text)

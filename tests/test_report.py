@@ -14,7 +14,9 @@ import pytest
 from record_factory import V100, make_record, make_telemetry
 from rich.console import Console
 
-from bench.report import BEGIN, END, print_summary, update_readme, write_report
+from bench.pages import BEGIN, END, update_readme
+from bench.report import write_report
+from bench.summary import print_summary
 from swap_fast.record import RunRecord, write_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +60,7 @@ def test_report_of_cpu_runs(tmp_path: Path) -> None:
         for ending in ("svg", "png")
     }
     names = ("table1_cpu_machine1", "time_to_target", "runs", "other_runs", "timing", "laps",
-             "machines", "statistics_table1_cpu_machine1")  # fmt: skip
+             "machines", "statistics_table1_cpu_machine1", "claims_cpu_1", "table5", "table6")  # fmt: skip
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {
         f"{name}.{ending}" for name in names for ending in ("md", "csv", "tex")
     }
@@ -237,7 +239,8 @@ def test_report_is_built_where_torch_cannot_be_imported(tmp_path: Path) -> None:
         "        if name in ('torch', 'torchvision', 'nvidia'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "from pathlib import Path\n"
-        "from bench.report import print_summary, write_report\n"
+        "from bench.report import write_report\n"
+        "from bench.summary import print_summary\n"
         "assert 'matplotlib' not in sys.modules and 'rich' not in sys.modules\n"
         "results = Path(sys.argv[1])\n"
         "print(write_report(results).name)\n"
