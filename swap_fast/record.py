@@ -200,18 +200,23 @@ def plain(value: Any) -> Any:
 
 
 def write_record(record: RunRecord, folder: Path) -> Path:
-    """Write `folder/RUN_ID.json` whole or not at all, and never over another.
+    """Write `folder/RUN_ID.json`, as `write_json_record` does."""
+    return write_json_record(asdict(record), folder, record.run_id)
+
+
+def write_json_record(content: dict[str, Any], folder: Path, name: str) -> Path:
+    """Write `folder/NAME.json` whole or not at all, and never over another.
 
     Raises:
         FileExistsError: a record of that name is there.
         OSError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record.run_id}.json"
-    part = folder / f".{record.run_id}.{uuid4().hex}.part"
+    path = folder / f"{name}.json"
+    part = folder / f".{name}.{uuid4().hex}.part"
     try:
         with open(part, "x", encoding="utf-8") as file:
-            json.dump(asdict(record), file, indent=1)
+            json.dump(content, file, indent=1)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
@@ -232,7 +237,7 @@ def read_record(path: Path) -> RunRecord:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name}: expected a JSON record, got {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and 1 <= version < SCHEMA_VERSION:
+    if type(version) is int and 1 <= version < SCHEMA_VERSION:
         for number in range(version + 1, SCHEMA_VERSION + 1):
             content |= copy.deepcopy(_ADDED[number])
         content["schema_version"] = SCHEMA_VERSION
