@@ -9,7 +9,7 @@ import html
 import importlib.util
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from bench.places import number_machines, place_of, why_other
 from bench.plots import figure_1, timing_figure
 from bench.recipe_tables import recipe_tables
 from bench.rendering import RENDERINGS, Table, escape_markdown, to_markdown
+from bench.screen import show_table
 from bench.statistics_table import statistics_tables
 from bench.stats import group_by, machine_key
 from bench.tables import time_to_target
@@ -40,24 +41,6 @@ _GENERATED = re.compile(
     r"figure1|roofline|collective)[\w-]*"
     r"\.(md|csv|tex|svg|png)"
 )
-_WIDE = 120
-"""Characters of a screen that has room for all columns."""
-
-_LEFT_OUT = frozenset(
-    {
-        "n",
-        "Ours: 95% interval (%)",
-        "Verdict",
-        "Phase 1 (mean epochs)",
-        "Machine",
-        "Source",
-        "Note",
-        "Recipe",
-        "Phase 1 ended by",
-        "Phase 1 (epochs)",
-    }
-)
-"""Columns that a narrower one has no room for: the report has them."""
 
 
 def write_report(results: Path, figure_run: str | None = None) -> Path:
@@ -153,35 +136,14 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
 def print_summary(results: Path, console: Console | None = None) -> None:
     """Print the main tables on the screen; without one, the list of other runs."""
     import rich.console
-    from rich import box
-    from rich.table import Table as ScreenTable
     from rich.text import Text
 
     if console is None:
         console = rich.console.Console()
-    narrow = console.width < _WIDE
     content = collect(results)
     console.print(Text(warning(content), style="bold"))
     for table in content.main or [other_runs(content.records)]:
-        # Text, not str: a name with brackets is no markup.
-        screen = ScreenTable(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD)
-        left_out = _LEFT_OUT if narrow else frozenset()
-        kept = [i for i, column in enumerate(table.columns) if column not in left_out]
-        cells = [[column[i] for column in (table.columns, *table.rows)] for i in kept]
-        tight = sum(max(map(len, each)) + 2 for each in cells) > console.width
-        for i, each in zip(kept, cells, strict=True):
-            screen.add_column(
-                Text(table.columns[i]),
-                justify="left" if i == 0 else "right",
-                # Where not all fits, lines break between words, and within none but long names.
-                width=min(_longest_word(each), 40 if i == 0 else 12) if tight else None,
-                overflow="fold",
-            )
-        for row in table.rows:
-            screen.add_row(*(Text(row[i]) for i in kept))
-        console.print(screen)
-        for note in table.footnotes:
-            console.print(Text(note))
+        show_table(table, console)
 
 
 def update_readme(readme: Path, results: Path) -> None:
@@ -265,10 +227,6 @@ def _figure_lines(what: str, figures: dict[str, list[Path]]) -> list[str]:
 def _folded(table: Table, record: RunRecord) -> str:
     name = html.escape(record.run_id)  # within HTML, Markdown's escapes are not read
     return f"<details><summary>{name}</summary>\n\n{to_markdown(table)}\n</details>\n"
-
-
-def _longest_word(texts: Iterable[str]) -> int:
-    return max(len(word) for text in texts for word in text.split())
 
 
 def _remove_stale(results: Path, written: Sequence[Path]) -> None:
