@@ -16,6 +16,7 @@ from bench.options import (
     PrepareOptions,
     RunOptions,
     SmallTreeOptions,
+    TableOptions,
 )
 from swap_fast.config import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.recipes import RECIPES
@@ -130,6 +131,14 @@ def report(arguments: list[str]) -> int:
         update_performance(options.performance, options.results)
     print(f"report: {path}")
     return 0
+
+
+def table(arguments: list[str]) -> int:
+    """Fill and draw one of the paper's tables."""
+    options = tyro.cli(TableOptions, args=arguments, prog="python -m bench table")
+    from bench.fill import run_table
+
+    return run_table(options)
 
 
 def micro(arguments: list[str]) -> int:
