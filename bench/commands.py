@@ -11,6 +11,7 @@ import tyro
 
 from bench.choices import choose
 from bench.options import (
+    FigureOptions,
     MicroOptions,
     PlanOptions,
     PrepareOptions,
@@ -124,6 +125,14 @@ def report(arguments: list[str]) -> int:
         update_performance(options.performance, options.results)
     print(f"report: {path}")
     return 0
+
+
+def figure(arguments: list[str]) -> int:
+    """Draw a figure of the paper."""
+    options = tyro.cli(FigureOptions, args=arguments, prog="python -m bench figure")
+    from bench.figure import make_figure
+
+    return make_figure(options)
 
 
 def micro(arguments: list[str]) -> int:
