@@ -5,7 +5,7 @@ An outcome is computed from the runs; none is written by hand.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from bench.claim_pairs import Pair, pairs_of, values_of
 from bench.contrasts import (
@@ -19,6 +19,8 @@ from bench.contrasts import (
     outcome,
 )
 from bench.intervals import t_interval
+from bench.landscape_claims import Fact, landscape_facts
+from bench.landscape_records import CosineRecord, PlaneRecord
 from bench.paper import Paper
 from bench.paper_claims import ACCURACY_CLAIMS, SWAP_AFTER, TIME_CLAIMS, Claim, Side
 from bench.plots import averages_shown
@@ -58,36 +60,29 @@ MODELLED_NOTE = (
 
 
 def claims_tables(
-    records: Sequence[RunRecord], paper: Paper, facts: Sequence["Fact"] = ()
+    records: Sequence[RunRecord],
+    paper: Paper,
+    planes: Sequence[PlaneRecord] = (),
+    cosines: Sequence[CosineRecord] = (),
 ) -> list[Table]:
     """Every claim, once for each size and machine that has runs of any.
 
     Arguments:
-        facts: what planes and gradients show of single runs.
+        planes: errors around some of the runs' models (Figures 2 and 3).
+        cosines: of gradients along some of the runs (Figure 4).
     """
     tables = []
     for size in SIZES:
         standing = [record for record in records if _stands(record, size)]
         groups = group_by(standing, _host)
         for number, host in enumerate(sorted(groups), start=1):
+            ids = {record.run_id for record in groups[host]}
+            facts = landscape_facts(
+                [plane for plane in planes if plane.run_id in ids],
+                [path for path in cosines if path.run_id in ids],
+            )
             tables.append(_table(size, number, host, groups[host], paper, facts))
     return tables
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fact:
-    """A claim about the loss's landscape, already held against one run or several."""
-
-    run_ids: tuple[str, ...]
-    """Of which runs."""
-    says: str
-    """In the paper's words."""
-    source: str
-    """Where it says so."""
-    ours: str
-    """The figures behind the outcome."""
-    held: bool | None
-    """Whether it held; None: the runs do not tell."""
 
 
 def averages_against_workers(record: RunRecord) -> list[float]:
@@ -119,10 +114,10 @@ def _table(
             rows.append(_figure_1_row(records, size))
     for claim in TIME_CLAIMS:
         for pair in pairs_of(claim, records, size):
-            rows += [_time_row(claim, pair, paper, modelled=modelled) for modelled in (False, True)]
+            ways = (False, True) if pair.first and pair.second else (False,)
+            rows += [_time_row(claim, pair, paper, modelled=modelled) for modelled in ways]
             marks |= dict.fromkeys(_mark_notes(pair))
-    ids = {record.run_id for record in records}
-    rows += [_fact_row(fact) for fact in facts if ids & set(fact.run_ids)]
+    rows += [_fact_row(fact) for fact in facts]
     emulated = [EMULATED_NOTE] if any(EMULATED in cell for row in rows for cell in row) else []
     at = "at the paper's size" if size == "paper" else "at CPU size"
     data = sorted({f"{r.data.get('name')} ({r.data.get('kind')})" for r in records})
@@ -210,9 +205,20 @@ def _figure_1_row(records: Sequence[RunRecord], size: Size) -> tuple[str, ...]:
 
 
 def _fact_row(fact: Fact) -> tuple[str, ...]:
-    held = {True: HELD, False: DID_NOT_HOLD, None: "cannot be told"}[fact.held]
-    n = str(len(fact.run_ids))
-    return (fact.says, fact.source, NOTHING, fact.ours, n, *[NOTHING] * 3, held)
+    """Held where it holds of every plane or path."""
+    if not fact.holds:
+        return (fact.says, fact.source, NOTHING, *[NOTHING] * 5, NO_RUNS)
+    count, n = sum(fact.holds), len(fact.holds)
+    return (
+        fact.says,
+        fact.source,
+        "shown, without figures",
+        "; ".join(fact.ours),
+        str(n),
+        *[NOTHING] * 2,
+        f"holds of {count} of {n}",
+        HELD if count == n else DID_NOT_HOLD,
+    )
 
 
 def _published(claim: Claim, paper: Paper) -> str:

@@ -11,6 +11,7 @@ import tyro
 
 from bench.choices import choose
 from bench.options import (
+    FigureOptions,
     MicroOptions,
     PlanOptions,
     PrepareOptions,
@@ -139,6 +140,14 @@ def table(arguments: list[str]) -> int:
     from bench.fill import run_table
 
     return run_table(options)
+
+
+def figure(arguments: list[str]) -> int:
+    """Draw a figure of the paper."""
+    options = tyro.cli(FigureOptions, args=arguments, prog="python -m bench figure")
+    from bench.figure import make_figure
+
+    return make_figure(options)
 
 
 def micro(arguments: list[str]) -> int:

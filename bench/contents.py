@@ -1,10 +1,20 @@
 """What a results folder holds: its usable records, why others are not, and the main tables."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.captions import cpu_warning
 from bench.energy import energy_table
+from bench.landscape_claims import landscape_facts
+from bench.landscape_records import (
+    CosineRecord,
+    LandscapeRecord,
+    PlaneRecord,
+    read_all_cosines,
+    read_planes,
+)
 from bench.lists import other_runs, runs_table
 from bench.paper import Paper, load_paper
 from bench.places import OTHER, TIME_TO_TARGET, place_of, places_of
@@ -26,6 +36,10 @@ class Content:
     """By recipe, seed and time."""
     skipped: list[str]
     """Why other files were left out."""
+    planes: list[PlaneRecord]
+    """Of runs among the records, in the order of their names."""
+    cosines: list[CosineRecord]
+    """Likewise."""
     main: list[Table]
     """Tables 1 to 4 in their forms that have runs; the times to an accuracy where we have one."""
 
@@ -50,7 +64,19 @@ def collect(results: Path) -> Content:
     main = all_run_tables(ordered, paper)
     if any(place_of(record) == TIME_TO_TARGET for record in ordered):
         main.append(time_to_target(ordered, paper))
-    return Content(paper=paper, records=ordered, skipped=skipped, main=main)
+    planes, odd_planes = read_planes(results)
+    cosines, odd_cosines = read_all_cosines(results)
+    skipped += [*odd_planes, *odd_cosines]
+    for odd in (_unusable(each, records) for each in (*planes, *cosines)):
+        skipped += [odd] if odd else []
+    return Content(
+        paper=paper,
+        records=ordered,
+        planes=[plane for plane in planes if _unusable(plane, records) is None],
+        cosines=[path for path in cosines if _unusable(path, records) is None],
+        skipped=skipped,
+        main=main,
+    )
 
 
 def warning(content: Content) -> str:
@@ -87,4 +113,20 @@ def _unreadable(record: RunRecord) -> str | None:
             learning_rate_curves(record)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         return f"{record.run_id}: expected a whole record, got {error!r}"
+    return None
+
+
+def _unusable(landscape: LandscapeRecord, records: Mapping[str, RunRecord]) -> str | None:
+    """Why a whole record of a landscape still cannot be shown."""
+    if landscape.run_id not in records:
+        return f"{landscape.name}: expected a run of this folder, got {landscape.run_id}"
+    if not re.fullmatch(r"[\w-]+", landscape.name):  # it names the figure's files
+        return f"{landscape.name}: expected letters, digits, _ and - in a run's name"
+    try:
+        landscape_facts(
+            [landscape] if isinstance(landscape, PlaneRecord) else [],
+            [landscape] if isinstance(landscape, CosineRecord) else [],
+        )
+    except KeyError as error:
+        return f"{landscape.name}: expected the marked points of its figure, got none named {error}"
     return None

@@ -63,6 +63,54 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FigureOptions:
+    """Draw a figure of the paper from a run of SWAP, and run and measure what is missing."""
+
+    number: Positional[Literal[1, 2, 3, 4, 5, 6]]
+    """1: learning rate and accuracies. 2: the plane through LB, SGD and SWAP. 3: the plane through
+    three workers. 4: the cosine of -g and the direction to SWAP. 5: ImageNet's schedules. 6: SWA's
+    schedules."""
+    recipe: str | None = None
+    """1 to 4: the SWAP recipe; by default cifar10_swap with CUDA devices, else cifar10_cpu."""
+    run: str | None = None
+    """1 to 4: a run of OUT; by default the recipe's lowest seed that has what is needed."""
+    data: Path | None = None
+    """Folder that holds the data set; else SWAP_DATA, the cache, the download, synthetic images."""
+    out: Path = Path("results")
+    """Results folder: runs are read from OUT/runs and OUT/checkpoints, figures go to OUT/plots."""
+    grid: int | None = None
+    """2, 3: points along each side; by default 31 on CUDA devices and 15 on CPUs."""
+    batch_norm_images: int | None = None
+    """2, 3: training images of each point's batch-norm pass; by default all, on CPUs 2,048."""
+    train_images: int | None = None
+    """2, 3: training images of each point's error; by default all, on CPUs 4,096. 4: of g's batch;
+    by default 4,096."""
+    test_images: int | None = None
+    """2, 3: test images of each point's error; by default all, on CPUs 2,000."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to measure; auto takes CUDA devices where there are any."""
+    processes: int | None = None
+    """Processes that measure; by default one a device, or one a CPU core."""
+    dry_run: bool = False
+    """Say what would be run and measured, and how long that takes."""
+    quiet: bool = False
+    """Print no progress."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that no figure could have."""
+        for name, least in (
+            ("grid", 3),
+            ("batch_norm_images", 2),
+            ("train_images", 1),
+            ("test_images", 1),
+            ("processes", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}: expected {least} or more, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MicroOptions:
     """Measure a part of the work on this machine, beside others' ways, in one run."""
 

@@ -38,7 +38,7 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
         raise ValueError(f"figure: expected a run of {results / 'runs'}, got {figure_run!r}")
     plots = results / "plots"
     figures = ReportFigures(
-        paper=paper_figures(content.records, plots, figure_run),
+        paper=paper_figures(content.records, content.planes, content.cosines, plots, figure_run),
         timing=timing_figures(content.records, plots),
         speed=speed_figures(results / "micro", plots),
     )

@@ -9,23 +9,47 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.document import Block, Figure, Paragraph
+from bench.landscape_plots import cosine_figure, plane_figure
+from bench.landscape_records import CosineRecord, LandscapeRecord, PlaneRecord
 from bench.micro_tables import micro_figures
 from bench.places import number_machines, place_of, why_other
 from bench.plots import figure_1, timing_figure
+from bench.schedule_plots import figure_5, figure_6
 from bench.stats import group_by, machine_key
 from swap_fast.record import RunRecord
 
 Drawn = dict[str, list[Path]]
 """The files of each figure, SVG first, by what it shows."""
 
+SHOWN = {
+    2: "train and test error on the plane through LB, SGD and SWAP",
+    3: "train and test error on the plane through three workers",
+    4: "cosine of -g and the direction to the output of SWAP",
+}
+"""What the figures of landscapes show."""
+
 
 def paper_figures(
-    records: Sequence[RunRecord], folder: Path, figure_run: str | None
+    records: Sequence[RunRecord],
+    planes: Sequence[PlaneRecord],
+    cosines: Sequence[CosineRecord],
+    folder: Path,
+    figure_run: str | None,
 ) -> dict[str, Drawn]:
-    """Draw every figure of the paper that the results hold; by number, in the paper's order."""
+    """Draw the paper's figures of all that was run and measured; by number, in its order."""
     if not _can_draw():
-        return {"Figure 1": {}}
-    return {"Figure 1": _figures_1(records, folder, figure_run)}
+        return {f"Figure {number}": {} for number in range(1, 7)}
+    drawn = {"Figure 1": _figures_1(records, folder, figure_run)}
+    for number in (2, 3):
+        drawn[f"Figure {number}"] = {
+            _of_run(plane): plane_figure(plane, folder)
+            for plane in planes
+            if plane.figure == number
+        }
+    drawn["Figure 4"] = {_of_run(path): cosine_figure(path, folder) for path in cosines}
+    drawn["Figure 5"] = {"ImageNet's schedules, from the recipes": figure_5(folder)}
+    drawn["Figure 6"] = {"schedules of SWA and SWAP, from the recipes": figure_6(folder)}
+    return drawn
 
 
 def timing_figures(records: Sequence[RunRecord], folder: Path) -> Drawn:
@@ -61,6 +85,10 @@ def figure_blocks(what: str, drawn: Drawn) -> list[Block]:
 
 def _can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
+
+
+def _of_run(record: LandscapeRecord) -> str:
+    return f"{SHOWN[record.figure]}, {record.run_id}"
 
 
 def _figures_1(records: Sequence[RunRecord], folder: Path, figure_run: str | None) -> Drawn:

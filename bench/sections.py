@@ -47,7 +47,10 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
     ]
     sections = [
         _section("Beside the paper", [*beside, *statistics_tables(records, content.paper)]),
-        _section("The paper's claims", claims_tables(records, content.paper)),
+        _section(
+            "The paper's claims",
+            claims_tables(records, content.paper, content.planes, content.cosines),
+        ),
         _section("Independent runs or one (Section 4.1)", sampling_blocks(records)),
         _section("The paper's figures", figures_of_paper),
         _section("The paper's settings", recipe_tables(content.paper)),
