@@ -56,11 +56,12 @@ def test_report_of_cpu_runs(tmp_path: Path) -> None:
     assert all((tmp_path / link).is_file() for link in links)
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         f"{name}.{ending}"
-        for name in ("figure1-cifar10_cpu-machine1", "timing-machine1")
+        for name in ("figure1-cifar10_cpu-machine1", "figure5", "figure6", "timing-machine1")
         for ending in ("svg", "png")
     }
     names = ("table1_cpu_machine1", "time_to_target", "runs", "other_runs", "timing", "laps",
-             "machines", "statistics_table1_cpu_machine1", "claims_cpu_1", "table5", "table6")  # fmt: skip
+             "machines", "statistics_table1_cpu_machine1", "claims_cpu_1",
+             "table5", "table6")  # fmt: skip
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {
         f"{name}.{ending}" for name in names for ending in ("md", "csv", "tex")
     }
@@ -87,7 +88,10 @@ def test_what_an_earlier_report_left_is_removed(tmp_path: Path) -> None:
     assert (results / "plots/figure1-cifar10_quick-machine1-other.svg").exists()
     (results / "runs").joinpath(f"{make_record('cifar10_quick').run_id}.json").unlink()
     write_report(results)
-    assert {path.name for path in (results / "plots").iterdir()} == {"mine.svg"}
+    assert {path.name for path in (results / "plots").iterdir()} == {
+        "mine.svg",
+        *(f"figure{number}.{ending}" for number in (5, 6) for ending in ("svg", "png")),
+    }
 
 
 def test_records_that_cannot_be_used_are_left_out_with_a_count(tmp_path: Path) -> None:
