@@ -58,7 +58,7 @@ def test_report_of_cpu_runs(tmp_path: Path) -> None:
         for ending in ("svg", "png")
     }
     names = ("table1_cpu_machine1", "time_to_target", "runs", "other_runs", "timing", "laps",
-             "machines", "statistics_table1_cpu_machine1")  # fmt: skip
+             "machines", "statistics_table1_cpu_machine1", "table5", "table6")  # fmt: skip
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {
         f"{name}.{ending}" for name in names for ending in ("md", "csv", "tex")
     }
