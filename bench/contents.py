@@ -56,7 +56,7 @@ def collect(results: Path) -> Content:
     for record in found:
         if record.run_id in records:
             skipped.append(f"{record.run_id}: expected one record of this run, got another")
-        elif reason := _unreadable(record):
+        elif reason := _unreadable(record, paper):
             skipped.append(reason)
         else:
             records[record.run_id] = record
@@ -98,7 +98,7 @@ def warning(content: Content) -> str:
     return " ".join(filter(None, lines)) or "On the paper's hardware."
 
 
-def _unreadable(record: RunRecord) -> str | None:
+def _unreadable(record: RunRecord, paper: Paper) -> str | None:
     """Why a record with the right fields still cannot be used: what is in them is not."""
     try:
         accuracy_key(record)
@@ -109,6 +109,7 @@ def _unreadable(record: RunRecord) -> str | None:
         runs_table([record])
         other_runs([record])
         cpu_warning([record])
+        all_run_tables([record], paper)
         if record.method == "swap":
             learning_rate_curves(record)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

@@ -26,7 +26,7 @@ class Expected:
     seconds: float | None
     """From its start to its record; None where nothing tells."""
     by: str
-    """What tells."""
+    """What tells: "by ..."; else why nothing does."""
     shares: bool
     """Whether it begins from another run's phase 1."""
 
@@ -58,26 +58,28 @@ def expect(
     alike = [r for r in same if r in here and (r.start is not None) == shares]
     if alike:
         seconds = fmean(record.times.wall_s for record in alike)
-        return Expected(shares=shares, seconds=seconds, by=f"the mean of {_runs(alike)} of it here")
+        return Expected(
+            shares=shares, seconds=seconds, by=f"by the mean of {_runs(alike)} of it here"
+        )
     epochs, bound = phase1_epochs(recipe, records)
     images = images_of(recipe, 0.0 if shares else epochs, records)
     note = "" if shares else bound
     rows = [r for r in here if r.recipe in others and is_run_of(r, RECIPES[r.recipe]())]
     if rows:
-        by = f"the images/s of {_runs(rows)} of {_names(rows)} here{note}"
+        by = f"by the images/s of {_runs(rows)} of {_names(rows)} here{note}"
         return Expected(shares=shares, seconds=images / images_per_s(rows), by=by)
     if size == "paper":
         return _planned(recipe, machine, paper, shares=shares)
     nets = [r for r in here if recipe.net == "resnet9" == recipe_of(r).get("net", "resnet9")]
     if nets:
-        by = f"the arithmetic of {_runs(nets)} of other nets here, roughly{note}"
+        by = f"by the arithmetic of {_runs(nets)} of other nets here, roughly{note}"
         return Expected(
             shares=shares, seconds=images * image_flop(recipe.width) / flop_per_s(nets), by=by
         )
     if same:
-        by = f"the images/s of {_runs(same)} of it on other machines{note}"
+        by = f"by the images/s of {_runs(same)} of it on other machines{note}"
         return Expected(shares=shares, seconds=images / images_per_s(same), by=by)
-    return Expected(shares=shares, seconds=None, by="nothing: there is no run here yet")
+    return Expected(shares=shares, seconds=None, by="there is no run of a like net yet")
 
 
 def phase1_epochs(recipe: Recipe, records: Sequence[RunRecord]) -> tuple[float, str]:
@@ -152,7 +154,7 @@ def _planned(recipe: Recipe, machine: MachineKey, paper: Paper, *, shares: bool)
     where = "" if found else ", not this machine"
     hardware = plan.speed.hardware.name.partition(" (")[0]
     return Expected(
-        shares=shares, seconds=seconds, by=f"the planner, {plan.gpus} x {hardware}{where}"
+        shares=shares, seconds=seconds, by=f"by the planner, {plan.gpus} x {hardware}{where}"
     )
 
 

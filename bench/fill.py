@@ -130,7 +130,7 @@ def plan_lines(
         if job.record is not None:
             line += f"is there  {job.record.run_id}, {job.record.data['kind']} data"
         else:
-            line += f"{duration(each.seconds):>8}  by {each.by}"
+            line += f"{duration(each.seconds):>8}  {each.by}"
             line += f"; phase 1 of {job.start}" if each.shares else ""
         lines.append(line)
     if missing:
@@ -141,11 +141,10 @@ def plan_lines(
 def total(expected: Sequence[Expected]) -> str:
     """The sum as text, with what it leaves out."""
     known = [each.seconds for each in expected if each.seconds is not None]
-    unknown = len(expected) - len(known)
-    if not known:
-        return f"{unknown} runs of unknown time" if unknown else "nothing"
-    more = f", and {unknown} runs of unknown time" if unknown else ""
-    return duration(sum(known)) + more
+    parts = [duration(sum(known))] if known else []
+    if unknown := len(expected) - len(known):
+        parts.append(f"{unknown} run{'s' if unknown > 1 else ''} of unknown time")
+    return ", and ".join(parts)
 
 
 def duration(seconds: float | None) -> str:
