@@ -35,7 +35,7 @@ MICRO_BEGIN, MICRO_END = "<!-- micro:begin -->", "<!-- micro:end -->"
 """Likewise in a page about performance."""
 
 _GENERATED = re.compile(
-    r"(table1|statistics|time_to_target|micro|runs|other_runs|timing|laps|energy|machines|figure1|"
+    r"(table1|statistics|time_to_target|micro|runs|other_runs|timing|laps|energy|machines|figure[1-6]|"
     r"roofline|collective)[\w-]*"
     r"\.(md|csv|tex|svg|png)"
 )
