@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.basin import basin
 from bench.choices import choose
-from bench.figure_runs import (
-    find_run,
-    image_s,
-    next_seed,
-    recipe_again,
-    saved_models,
-    swap_recipe,
-    usual_wall_s,
-)
+from bench.figure_runs import find_run, next_seed, recipe_again, swap_recipe, usual_wall_s
+from bench.figure_work import counts_of, grid_of, processes_of, work_of
 from bench.landscape_records import (
     CosineRecord,
     PlaneRecord,
@@ -35,11 +28,6 @@ from swap_fast.record import RunRecord
 
 if TYPE_CHECKING:
     from bench.survey import Subject
-    from swap_fast.landscape import Counts
-
-CPU_GRID, CUDA_GRID = 15, 31
-CPU_COUNTS = (2048, 4096, 2000)
-"""Images of a point on CPUs: batch-norm pass, train error, test error."""
 
 
 def make_figure(options: FigureOptions) -> int:
@@ -97,33 +85,13 @@ def make_figure(options: FigureOptions) -> int:
     return _draw(landscape, options)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What measuring a figure asks for."""
-
-    points: int
-    """Of the grid and the models marked on it, or models of a path."""
-    images: int
-    """Of each point."""
-    passes: int
-    """Of each image: a backward pass counts as two."""
-    processes: int
-    """That share them."""
-
-    def seconds(self, record: RunRecord) -> float | None:
-        """At the speed of the run's own batch-norm pass; None where it had none."""
-        each_s = image_s(record)
-        whole = self.points * self.images * self.passes / self.processes
-        return None if each_s is None else each_s * whole
-
-
 def _survey(
     options: FigureOptions, record: RunRecord, device: str, say: Callable[[str], None]
 ) -> PlaneRecord | CosineRecord:
     """Measure what Figure 2, 3 or 4 shows of a run."""
     from bench.survey import survey_cosines, survey_plane
 
-    work = _work(options, record, device)
+    work = work_of(options, record, device)
     seconds = work.seconds(record)
     expected = "" if seconds is None else f", {in_words(seconds)}"
     say(
@@ -133,8 +101,8 @@ def _survey(
     subject = _subject(options, record, device, say)
     if options.number == 4:
         return survey_cosines(subject, work.images)
-    counts = _counts(options, record, device)
-    return survey_plane(options.number, subject, counts, _grid(options, device))
+    counts = counts_of(options, record, device)
+    return survey_plane(options.number, subject, counts, grid_of(options, device))
 
 
 def _subject(
@@ -169,54 +137,9 @@ def _subject(
         dataset=cut(dataset, record.data["train_images"], record.data["test_images"]),
         execution=execution,
         results=options.out,
-        processes=_processes(options, device),
+        processes=processes_of(options, device),
         say=say,
     )
-
-
-def _grid(options: FigureOptions, device: str) -> int:
-    return options.grid or (CUDA_GRID if device == "cuda" else CPU_GRID)
-
-
-def _counts(options: FigureOptions, record: RunRecord, device: str) -> Counts:
-    from swap_fast.landscape import Counts
-
-    train, test = record.data["train_images"], record.data["test_images"]
-    passed, on_train, on_test = (train, train, test) if device == "cuda" else CPU_COUNTS
-    return Counts(
-        batch_norm_images=options.batch_norm_images or passed,
-        train_images=options.train_images or on_train,
-        test_images=options.test_images or on_test,
-    ).within(train, test)
-
-
-def _processes(options: FigureOptions, device: str) -> int:
-    from bench.machine import available_cores
-
-    if device == "cpu":
-        return options.processes or available_cores()
-    import torch
-
-    units = torch.cuda.device_count()
-    if options.processes is not None and options.processes > units:
-        raise ValueError(
-            f"processes: expected at most one a CUDA device, {units}, got {options.processes}"
-        )
-    return options.processes or units
-
-
-def _work(options: FigureOptions, record: RunRecord, device: str) -> Work:
-    from swap_fast.landscape import GRADIENT_IMAGES
-
-    models, processes = (
-        len(saved_models(options.number, record, options.out)),
-        _processes(options, device),
-    )
-    if options.number == 4:
-        images = min(options.train_images or GRADIENT_IMAGES, record.data["train_images"])
-        return Work(points=models - 1, images=images, passes=3, processes=processes)
-    grid, counts = _grid(options, device), _counts(options, record, device)
-    return Work(points=models + grid**2, images=counts.total, passes=1, processes=processes)
 
 
 def _dry_run(
@@ -239,7 +162,7 @@ def _dry_run(
     if options.number == 1:
         print(f"{what}: drawn from {record.run_id}; nothing is run")
         return 0
-    work = _work(options, record, device)
+    work = work_of(options, record, device)
     seconds = work.seconds(record)
     print(
         f"{what}: measures {work.points} points of {work.images:,} images of {record.run_id}, on "
@@ -286,7 +209,8 @@ def _draw(record: PlaneRecord | CosineRecord, options: FigureOptions) -> int:
         return _written(cosine_figure(record, plots))
     found = basin(record)
     distances = ", ".join(f"{name} {distance:.2f}" for name, distance in found.distances.items())
-    print(f"from the basin's centre: {distances}")
+    border = "; the basin goes on beyond the grid" if found.cut_off else ""
+    print(f"from the basin's centre: {distances}{border}")
     return _written(plane_figure(record, plots))
 
 

@@ -46,7 +46,9 @@ def saved_models(figure: int, record: RunRecord, results: Path) -> list[Saved]:
         return Saved(name=name, path=path, phase=2, epoch=epoch)
 
     def of_phase1(name: str, epoch: int, file: str) -> Saved:
-        path = folder / f"{file}.safetensors"
+        # Its end is in every run's folder, its epochs in that of the run whose phase 1 it was.
+        source = record.start["run_id"] if record.start and file != "phase1" else record.run_id
+        path = folder.with_name(source) / f"{file}.safetensors"
         return Saved(name=name, path=path, phase=1, epoch=epoch)
 
     swap = Saved(name="SWAP", path=folder / "final.safetensors", phase=3, epoch=0)

@@ -34,10 +34,9 @@ def plane_figure(record: PlaneRecord, folder: Path) -> list[Path]:
 
         width = max(record.alphas) - min(record.alphas)
         height = max(record.betas) - min(record.betas)
-        # Both axes have one scale; within these bounds the panels fit the plane's shape.
-        figure = Figure(
-            figsize=(8.4, min(max(3.1 * height / width + 1.2, 2.6), 5.4)), layout="constrained"
-        )
+        # Both axes have one scale; the figure's height fits the plane's shape.
+        size = (8.4, min(max(3.0 * height / width + 0.9, 2.4), 5.4))
+        figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         for axes, title, errors in (
             (panels[0], "train error", record.train_error),
@@ -76,13 +75,12 @@ def _draw_errors(
         levels=levels,
         cmap=COLORS,
         norm=BoundaryNorm(levels, 256),
-        extend="max",
     )
     axes.contour(
         record.alphas, record.betas, percent, levels=levels[1:], colors="0.15", linewidths=0.4
     )
     axes.set_aspect("equal")
-    bar = figure.colorbar(filled, ax=axes, shrink=0.9, pad=0.02, spacing="uniform")
+    bar = figure.colorbar(filled, cax=axes.inset_axes((1.03, 0, 0.045, 1)), spacing="uniform")
     bar.set_label("error (%)")
     bar.set_ticks(levels[::2], labels=[f"{level:.1f}" for level in levels[::2]])
     bar.ax.tick_params(length=0)

@@ -28,7 +28,10 @@ UNSTABLE_NOTE = f"{UNSTABLE} unstable: the standard deviation is 10% of the mean
 
 # Backslash first: what follows adds backslashes of its own.
 _MARKDOWN_BACKSLASHED = re.compile(r"([\\|_*`$~#\[\]])")
-_FIGURE = re.compile(rf"{NOTHING}|-?\d+(\.\d+)?( ± \d+\.\d+)? ?[{EMULATED}{UNSTABLE}{SHARED}*]*")
+_NUMBER = r"-?\d[\d,]*(\.\d+)?"
+_FIGURE = re.compile(
+    rf"{NOTHING}|{_NUMBER}( ± \d+\.\d+| to {_NUMBER})? ?[{EMULATED}{UNSTABLE}{SHARED}*]*"
+)
 _MARKDOWN_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.figures import figure_style, save_figure
+from bench.paper import load_paper
 from swap_fast.config import AveragingRecipe, Phase, Recipe, SWARecipe
 from swap_fast.recipes import RECIPES
 from swap_fast.stages import StagedPhase
@@ -25,8 +26,6 @@ Curve = tuple[list[float], list[float]]
 class Part:
     """Epochs of a recipe with one straight or bent piece of learning rate, and one batch."""
 
-    start: float
-    """Epochs of the recipe before it."""
     epochs: tuple[float, ...]
     """Positions in the recipe, rising."""
     rates: tuple[float, ...]
@@ -34,19 +33,24 @@ class Part:
     batch_size: int
     """Images in one update of one model."""
     phase: int
-    """1 or 2."""
-    ends_cycle: bool
-    """Whether a model is sampled at its end."""
+    """1 or 2, at each of whose ends a model is sampled."""
 
 
-def parts_of(recipe: Recipe) -> list[Part]:
-    """A recipe's schedules: a part a stage, a cycle, or a phase without either."""
+def parts_of(recipe: Recipe, phase1_epochs: int | None = None) -> list[Part]:
+    """A recipe's schedules: a part a stage, a cycle, or a phase without either.
+
+    Arguments:
+        phase1_epochs: after which phase 1, without stages, is left; None: all that it may take.
+    """
     parts: list[Part] = []
     start = 0
     phases = [recipe.phase1, *([recipe.phase2] if isinstance(recipe, AveragingRecipe) else [])]
     for number, phase in enumerate(phases, start=1):
-        for length, batch_size in _lengths(phase):
-            at = start - sum(p.max_epochs for p in phases[: number - 1])
+        lengths, before = _lengths(phase), start
+        if number == 1 and phase1_epochs is not None:
+            lengths = [(phase1_epochs, phase.global_batch_size)]
+        for length, batch_size in lengths:
+            at = start - before
             steps = range(length * POINTS_AN_EPOCH + 1)
             inside = [at + i / POINTS_AN_EPOCH for i in steps]
             rates = [phase.schedule(x) for x in inside]
@@ -54,12 +58,10 @@ def parts_of(recipe: Recipe) -> list[Part]:
             rates[0] = _rate_at_start(phase, at)
             parts.append(
                 Part(
-                    start=start,
                     epochs=tuple(start + i / POINTS_AN_EPOCH for i in steps),
                     rates=tuple(rates),
                     batch_size=batch_size,
                     phase=number,
-                    ends_cycle=number == 2,
                 )
             )
             start += length
@@ -94,7 +96,7 @@ class Line:
     color: str
     """Of unlike lightness, so that grey will do."""
     style: str
-    """And of unlike dashes."""
+    """Solid or dashed."""
     width: float
     """In points: the lower lines are wider, so that none hides another."""
 
@@ -128,6 +130,7 @@ def figure_5(folder: Path, name: str = "figure5") -> list[Path]:
     """
     with figure_style():
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         figure = Figure(figsize=(7.6, 4.6), layout="constrained")
         panels = figure.subplots(2, 2, sharex="col")
@@ -141,12 +144,15 @@ def figure_5(folder: Path, name: str = "figure5") -> list[Path]:
             swap = RECIPES[lines[-1].recipe]()
             for axes in (rates, batches):
                 _mark_border(axes, swap.phase1.max_epochs)
-                axes.set_ylim(bottom=0)
                 axes.margins(x=0.02)
                 axes.grid(axis="y")
+                axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+            # The last stages' rates are a thousandth of the first's.
+            rates.set_yscale("log")
+            batches.set_ylim(bottom=0)
             rates.set_title(title, fontsize=10)
             batches.set_xlabel("epoch")
-        panels[0][0].set_ylabel("learning rate")
+        panels[0][0].set_ylabel("learning rate (log scale)")
         panels[1][0].set_ylabel("images in a mini-batch")
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3)
@@ -162,13 +168,11 @@ SWA_PANELS = (
 """Figure 6's two, and SWAP's beside them."""
 
 
-def figure_6(folder: Path, name: str = "figure6", form: str = "") -> list[Path]:
+def figure_6(folder: Path, name: str = "figure6") -> list[Path]:
     """Figure 6: the learning rates of SWA and of SWAP, and where models are sampled.
 
-    Phase 1 is shown whole; where it stops at a train accuracy, it is left before its end.
-
-    Arguments:
-        form: "" for the paper's size, "_cpu" for that of a CPU.
+    A phase 1 that stops at a train accuracy ends after the paper's mean epochs; what it would have
+    had to its maximum is dotted.
 
     Returns:
         The files written, `folder/NAME.svg` and `.png`.
@@ -176,12 +180,14 @@ def figure_6(folder: Path, name: str = "figure6", form: str = "") -> list[Path]:
     with figure_style():
         from matplotlib.figure import Figure
 
+        stopped_after = round(load_paper().phase1_mean("cifar100").epochs)
         figure = Figure(figsize=(7.6, 4.8), layout="constrained")
         panels = figure.subplots(2, 2, sharex=True, sharey=True)
         for axes, (letter, title, recipe) in zip(panels.flat, SWA_PANELS, strict=True):
-            _draw_samples(axes, RECIPES[recipe + form]())
+            _draw_samples(axes, RECIPES[recipe](), stopped_after)
             axes.set_title(f"({letter}) {title}", fontsize=9.5)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.75)  # above the curves there is room for what they are
+            axes.set_yticks([0, 0.4, 0.8, 1.2])
             axes.margins(x=0.02)
             axes.grid(axis="y")
         for axes in panels[1]:
@@ -193,9 +199,13 @@ def figure_6(folder: Path, name: str = "figure6", form: str = "") -> list[Path]:
         return save_figure(figure, folder, name)
 
 
-def _draw_samples(axes: Axes, recipe: Recipe) -> None:
+def _draw_samples(axes: Axes, recipe: Recipe, stopped_after: int) -> None:
     """Learning rate by batch, and a mark where a model is sampled."""
-    parts = parts_of(recipe)
+    stops = recipe.phase1.stopping_accuracy is not None
+    parts = parts_of(recipe, stopped_after if stops else None)
+    if stops:
+        (whole,) = (part for part in parts_of(recipe) if part.phase == 1)
+        axes.plot(whole.epochs, whole.rates, color="0.55", linewidth=1.0, linestyle=":")
     large = max(part.batch_size for part in parts)
     sampled = [(part.epochs[-1], part.rates[-1]) for part in parts if part.phase == 2]
     for i, part in enumerate(parts):
@@ -214,7 +224,7 @@ def _draw_samples(axes: Axes, recipe: Recipe) -> None:
     axes.plot(
         *zip(*sampled, strict=True),
         marker="o",
-        markersize=4.5,
+        markersize=4,
         markerfacecolor="white",
         markeredgecolor="black",
         linestyle="none",
@@ -222,12 +232,15 @@ def _draw_samples(axes: Axes, recipe: Recipe) -> None:
         zorder=4,
         label="a model is sampled",
     )
-    _mark_border(axes, recipe.phase1.max_epochs)
-    batches = sorted({part.batch_size for part in parts}, reverse=True)
-    note = f"batches of {' and '.join(f'{size:,}' for size in batches)}"
+    _mark_border(axes, next(p.epochs[0] for p in parts if p.phase == 2), height=0.75)
+    assert isinstance(recipe, AveragingRecipe), "models are sampled in a phase 2"
+    before, after = (
+        f"batches of {phase.global_batch_size:,}, peak {phase.peak_lr:g}"
+        for phase in (recipe.phase1, recipe.phase2)
+    )
     samples = f"{len(sampled)} sample{'s' if len(sampled) > 1 else ''}{copies}"
     axes.annotate(
-        f"{note}\n{samples}",
+        f"{before}; then\n{after}; {samples}",
         (0.98, 0.95),
         xycoords="axes fraction",
         ha="right",
@@ -260,5 +273,5 @@ def _draw_pieces(
     )
 
 
-def _mark_border(axes: Axes, epoch: float) -> None:
-    axes.axvline(epoch, color="0.45", linewidth=0.9, linestyle=":")
+def _mark_border(axes: Axes, epoch: float, height: float = 1.0) -> None:
+    axes.axvline(epoch, ymax=height, color="0.45", linewidth=0.9, linestyle=":")
