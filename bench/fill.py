@@ -52,28 +52,33 @@ def run_table(options: TableOptions) -> int:
         ranks, threads = processes(run_options(options), recipe, device_type)
         return kind_of_machine(machine, ranks, threads)
 
+    def expectations(jobs: Sequence[Job], records: Sequence[RunRecord]) -> list[Expected]:
+        return [
+            expect(
+                job,
+                size,
+                list(starts_of(table, size)),
+                records,
+                machine_of(RECIPES[job.recipe]()),
+                content.paper,
+                shares=begins_from_another(job, jobs, options.out),
+            )
+            for job in jobs
+        ]
+
     jobs = jobs_of(table, size, options.runs, content.records, machine_of)
-    expected = [
-        expect(
-            job,
-            size,
-            list(starts_of(table, size)),
-            content.records,
-            machine_of(RECIPES[job.recipe]()),
-            content.paper,
-            shares=begins_from_another(job, jobs, options.out),
-        )
-        for job in jobs
-    ]
-    print(*plan_lines(table, size, jobs, expected), sep="\n", flush=True)
+    lines = plan_lines(table, size, jobs, expectations(jobs, content.records))
+    print(*lines, sep="\n", flush=True)
     if options.dry_run:
         return 0
     missing = [i for i, job in enumerate(jobs) if job.record is None]
     if missing:
         require_data(table, size, options.data)
     for done, i in enumerate(missing):
-        left = total([expected[later] for later in missing[done:]])
+        # Anew each time: the runs that were made meanwhile tell more of those that follow.
+        expected = expectations(jobs, collect(options.out).records)
         if not options.quiet:
+            left = total([expected[later] for later in missing[done:]])
             print(f"{table.name}: run {done + 1} of {len(missing)}; to go: {left}", flush=True)
         recipe = RECIPES[jobs[i].recipe]()
         run_session(run_options(options, jobs[i].seed), recipe, recipe)

@@ -29,6 +29,9 @@ _LEFT_OUT = frozenset(
 )
 """Columns that a narrower one has no room for: the report has them."""
 
+_LEFT_OUT_IF_TIGHT = "Runs at target"
+"""Likewise, where the words of what is left are too wide still."""
+
 
 def show_table(table: Table, console: Console) -> None:
     """Print a table and its footnotes."""
@@ -41,6 +44,9 @@ def show_table(table: Table, console: Console) -> None:
     left_out = _LEFT_OUT if console.width < WIDE else frozenset()
     kept = [i for i, column in enumerate(table.columns) if column not in left_out]
     cells = [[column[i] for column in (table.columns, *table.rows)] for i in kept]
+    if sum(_longest_word(each) + 2 for each in cells) > console.width:
+        kept = [i for i in kept if table.columns[i] != _LEFT_OUT_IF_TIGHT]
+        cells = [[column[i] for column in (table.columns, *table.rows)] for i in kept]
     tight = sum(max(map(len, each)) + 2 for each in cells) > console.width
     for i, each in zip(kept, cells, strict=True):
         screen.add_column(
