@@ -170,5 +170,5 @@ def cosine_figure(record: CosineRecord, folder: Path) -> list[Path]:
         axes.set_ylabel(r"cosine of $-g$ and $\theta_{\mathrm{SWAP}} - \theta$")
         axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
         axes.grid(axis="y")
-        axes.legend(loc="upper right")
+        figure.legend(loc="outside upper center", ncols=2)
         return save_figure(figure, folder, record.name)
