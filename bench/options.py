@@ -40,6 +40,9 @@ class RunOptions:
     """Capture the whole step as one CUDA graph; auto does on CUDA devices."""
     all_reduce: Literal["fp16", "fp32"] = "fp32"
     """Type in which the processes' gradients are summed; fp16 halves the bytes."""
+    resume: bool = False
+    """Go on where an interrupted run of this recipe and seed in OUT ended; a finished one is left
+    as it is, and one that never began begins. The same command may be given again and again."""
     share_phase1: bool = False
     """Begin where an earlier run in OUT ended the same phase 1 (same seed, data and machine); its
     time counts."""
@@ -60,6 +63,54 @@ class RunOptions:
             raise ValueError(f"timeout_s: expected seconds above 0, got {self.timeout_s:g}")
         if self.seed < 0:
             raise ValueError(f"seed: expected 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureOptions:
+    """Draw a figure of the paper from a run of SWAP, and run and measure what is missing."""
+
+    number: Positional[Literal[1, 2, 3, 4, 5, 6]]
+    """1: learning rate and accuracies. 2: the plane through LB, SGD and SWAP. 3: the plane through
+    three workers. 4: the cosine of -g and the direction to SWAP. 5: ImageNet's schedules. 6: SWA's
+    schedules."""
+    recipe: str | None = None
+    """1 to 4: the SWAP recipe; by default cifar10_swap with CUDA devices, else cifar10_cpu."""
+    run: str | None = None
+    """1 to 4: a run of OUT; by default the recipe's lowest seed that has what is needed."""
+    data: Path | None = None
+    """Folder that holds the data set; else SWAP_DATA, the cache, the download, synthetic images."""
+    out: Path = Path("results")
+    """Results folder: runs are read from OUT/runs and OUT/checkpoints, figures go to OUT/plots."""
+    grid: int | None = None
+    """2, 3: points along each side; by default 31 on CUDA devices and 15 on CPUs."""
+    batch_norm_images: int | None = None
+    """2, 3: training images of each point's batch-norm pass; by default all, on CPUs 2,048."""
+    train_images: int | None = None
+    """2, 3: training images of each point's error; by default all, on CPUs 4,096. 4: of g's batch;
+    by default 4,096."""
+    test_images: int | None = None
+    """2, 3: test images of each point's error; by default all, on CPUs 2,000."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to measure; auto takes CUDA devices where there are any."""
+    processes: int | None = None
+    """Processes that measure; by default one a device, or one a CPU core."""
+    dry_run: bool = False
+    """Say what would be run and measured, and how long that takes."""
+    quiet: bool = False
+    """Print no progress."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that no figure could have."""
+        for name, least in (
+            ("grid", 3),
+            ("batch_norm_images", 2),
+            ("train_images", 1),
+            ("test_images", 1),
+            ("processes", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}: expected {least} or more, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,3 +246,42 @@ class SmallTreeOptions:
         for name in ("per_class", "test_per_class", "size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """A table of the paper: run what is missing of it, then draw it and the report.
+
+    Runs that are there, made on this kind of machine, are not made again. Tables 5 and 6 list the
+    recipes' settings and are printed at once.
+    """
+
+    number: Positional[Literal[1, 2, 3, 4, 5, 6]]
+    """The paper's."""
+    size: Literal["auto", "paper", "cpu"] = "auto"
+    """The paper's net and data, or forms for a CPU; auto takes the paper's with CUDA devices."""
+    runs: int = 3
+    """Runs of each row, with seeds from 0."""
+    data: Path | None = None
+    """Folder that holds the data set; else SWAP_DATA, and for CIFAR the cache, the download."""
+    out: Path = Path("results")
+    """Results folder: records in OUT/runs, weights in OUT/checkpoints, the report in OUT."""
+    dry_run: bool = False
+    """Only say what would run, and how long each run and all of them are expected to take."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes CUDA devices where there are any."""
+    ranks: int | None = None
+    """Processes; by default one a device, or one a CPU core, as many as a recipe can use."""
+    threads: int | None = None
+    """CPU threads a process; by default the cores divided by the processes."""
+    keep_epochs: bool = False
+    """Keep the weights of every epoch, for Figure 4."""
+    quiet: bool = False
+    """Print no progress."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below one."""
+        for name in ("runs", "ranks", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {value}")

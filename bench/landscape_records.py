@@ -1,0 +1,227 @@
+"""Records of Figures 2, 3 and 4: JSON files from which they are drawn. No torch.
+
+They stand beside the runs' own, in OUT/planes and OUT/cosines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+SCHEMA_VERSION = 1
+R = TypeVar("R", bound="LandscapeRecord")
+
+PLANES, COSINES = "planes", "cosines"
+"""Folders of a results folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkedPoint:
+    """A model on a plane, or its projection on it."""
+
+    name: str
+    """As the paper has it: LB, SGD, SWAP, SGD1."""
+    file: str
+    """Its weights, among the run's."""
+    alpha: float
+    """Along u, a distance in weight space."""
+    beta: float
+    """Along v."""
+    off_plane: float
+    """Its own distance from the plane."""
+    train_error: float
+    """Of the model itself, a fraction, measured as the grid's points are."""
+    test_error: float
+    """Of the model itself, a fraction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandscapeRecord:
+    """What every record of a landscape says of its run and of how it was measured."""
+
+    figure: int
+    """The paper's number."""
+    run_id: str
+    """The run whose models these are."""
+    recipe: str
+    """Its recipe."""
+    seed: int
+    """Its seed."""
+    created: str
+    """UTC, ISO 8601, of the survey's end."""
+    settings: dict[str, Any]
+    """Images and points."""
+    execution: dict[str, Any]
+    """How the arithmetic was done."""
+    machine: dict[str, Any]
+    """What it was measured on."""
+    code: dict[str, Any]
+    """Version and commit."""
+    data: dict[str, Any]
+    """As the run's record has it."""
+    schema_version: int = SCHEMA_VERSION
+    """Of this layout."""
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return file_name(self.figure, self.run_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaneRecord(LandscapeRecord):
+    """Figure 2 or 3: errors on a grid of a plane, and of the models that are marked on it."""
+
+    marked: list[MarkedPoint]
+    """In the order of the figure; the first three span the plane, whose origin is the first."""
+    alphas: list[float]
+    """The grid's columns."""
+    betas: list[float]
+    """The grid's rows."""
+    train_error: list[list[float]]
+    """[rows][columns], fractions."""
+    test_error: list[list[float]]
+    """[rows][columns], fractions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineRow:
+    """One worker's model after one epoch."""
+
+    phase: int
+    """1 or 2."""
+    epoch: int
+    """Epochs done in this phase, from 1."""
+    cosine: float
+    """Between -g and the direction to the output of SWAP."""
+    gradient_norm: float
+    """|g|."""
+    distance: float
+    """Of the model from the output of SWAP."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineRecord(LandscapeRecord):
+    """Figure 4: one worker's path through phases 1 and 2."""
+
+    worker: int
+    """Which."""
+    phase1_epochs: int
+    """Where the phases meet."""
+    rows: list[CosineRow]
+    """In the order of the epochs."""
+
+
+def file_name(figure: int, run_id: str) -> str:
+    """Of a record, a figure and a file of finished points, without its ending."""
+    return f"figure{figure}-{run_id}"
+
+
+def folder_of(figure: int) -> str:
+    """Where a figure's records are in a results folder."""
+    return COSINES if figure == 4 else PLANES
+
+
+def write_landscape(record: LandscapeRecord, results: Path) -> Path:
+    """Write a record whole or not at all."""
+    folder = results / folder_of(record.figure)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record.name}.json"
+    part = folder / f".{record.name}.{uuid4().hex}.part"
+    try:
+        with open(part, "x", encoding="utf-8") as file:
+            json.dump(asdict(record), file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def read_plane(path: Path) -> PlaneRecord:
+    """Read a record of Figure 2 or 3.
+
+    Raises:
+        ValueError: not such a record, or not a whole one.
+    """
+    content = _content(path, PlaneRecord)
+    try:
+        content["marked"] = [MarkedPoint(**point) for point in content["marked"]]
+        record = PlaneRecord(**content)
+        shape = {(len(record.betas), len(record.alphas))}
+        grids = (record.train_error, record.test_error)
+        whole = {(len(grid), len(row)) for grid in grids for row in grid} == shape
+        numbers = [*record.alphas, *record.betas, *(x for g in grids for row in g for x in row)]
+        numbers += [x for p in record.marked for x in (p.alpha, p.beta, p.train_error)]
+        if not (whole and len(record.marked) >= 3 and all(map(math.isfinite, numbers))):
+            raise ValueError("a grid with holes")
+        if record.figure not in (2, 3):
+            raise ValueError(f"figure {record.figure!r}")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path.name}: expected a whole record of a plane, got {error}") from None
+    return record
+
+
+def read_cosines(path: Path) -> CosineRecord:
+    """Read a record of Figure 4.
+
+    Raises:
+        ValueError: not such a record, or not a whole one.
+    """
+    content = _content(path, CosineRecord)
+    try:
+        content["rows"] = [CosineRow(**row) for row in content["rows"]]
+        record = CosineRecord(**content)
+        if not record.rows or not all(math.isfinite(row.cosine) for row in record.rows):
+            raise ValueError("no cosines, or one that is no number")
+        if record.figure != 4:
+            raise ValueError(f"figure {record.figure!r}")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path.name}: expected a record of cosines, got {error}") from None
+    return record
+
+
+def read_planes(results: Path) -> tuple[list[PlaneRecord], list[str]]:
+    """All planes of a results folder in the order of their names, and why others were left out."""
+    return _read_all(results / PLANES, read_plane)
+
+
+def read_all_cosines(results: Path) -> tuple[list[CosineRecord], list[str]]:
+    """All cosines of a results folder in the order of their names; and why others were left out."""
+    return _read_all(results / COSINES, read_cosines)
+
+
+def _read_all(folder: Path, read: Callable[[Path], R]) -> tuple[list[R], list[str]]:
+    records: list[R] = []
+    skipped = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            records.append(read(path))
+        except ValueError as error:
+            skipped.append(str(error))
+    return records, skipped
+
+
+def _content(path: Path, kind: type[LandscapeRecord]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name}: expected a JSON record, got {error}") from None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path.name}: expected schema version {SCHEMA_VERSION}, got {version!r}; "
+            "use the swap_fast that wrote it"
+        )
+    if odd := sorted(set(content) ^ {f.name for f in fields(kind)}):
+        raise ValueError(f"{path.name}: missing or unknown fields {', '.join(odd)}")
+    result: dict[str, Any] = content
+    return result

@@ -1,0 +1,289 @@
+"""The loss's landscape around a run: planes through models, errors on them, the descent's angle.
+
+Figures 2 and 3 show train and test error on the plane through three weight vectors, Figure 4 the
+cosine between -g and the direction to the output of SWAP (Sections 4.1 and 4.2).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from swap_fast.batchnorm import StatisticsPass
+from swap_fast.comm import ALONE
+from swap_fast.config import AveragingRecipe
+from swap_fast.data.augment import plan_epoch
+from swap_fast.data.batches import deal, one_pass
+from swap_fast.data.dataset import Dataset, Split
+from swap_fast.data.images import DeviceImages
+from swap_fast.evaluate import Evaluator
+from swap_fast.execution import Execution
+from swap_fast.weights import Weights
+
+MARGIN = 0.3
+"""Of a grid around the points on it, as a share of their largest distance."""
+
+GRADIENT_IMAGES = 4096
+"""Figure 4's fixed training batch: the large batch of Table 5."""
+GRADIENT_MICRO_BATCH = 512
+"""Of these, so many pass through the batch norms together, as on a device of phase 1."""
+GRADIENT_PLAN = 4
+"""In the place of a phase's number, which leaves the plans of training alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a weight vector is, as seen from a plane."""
+
+    alpha: float
+    """Its projection's distance from the origin along u, in weight space."""
+    beta: float
+    """The same along v."""
+    off_plane: float
+    """Its distance from the plane."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plane:
+    """theta(alpha, beta) = origin + alpha u + beta v, with u and v orthonormal."""
+
+    origin: Tensor
+    """[P]."""
+    u: Tensor
+    """[P], of length 1."""
+    v: Tensor
+    """[P], of length 1 and at right angles to u."""
+
+    def at(self, alpha: float, beta: float) -> Tensor:
+        """The weight vector [P] with these coordinates."""
+        return torch.add(self.origin, self.u, alpha=alpha).add_(self.v, alpha=beta)
+
+    def place(self, theta: Tensor) -> Place:
+        """The coordinates of a weight vector's projection, and what it leaves out."""
+        offset = (theta - self.origin).double()
+        alpha, beta = float(offset @ self.u.double()), float(offset @ self.v.double())
+        rest = offset - alpha * self.u.double() - beta * self.v.double()
+        return Place(alpha=alpha, beta=beta, off_plane=float(rest.norm()))
+
+
+def plane_through(first: Tensor, second: Tensor, third: Tensor) -> Plane:
+    """The plane through three weight vectors [P]: u along second - first, v by Gram-Schmidt.
+
+    Raises:
+        ValueError: they are on one line.
+    """
+    u = (second - first).double()
+    towards = (third - first).double()
+    lengths = float(u.norm()), float(towards.norm())
+    if min(lengths) > 0:
+        u = u / lengths[0]
+        v = towards - (towards @ u) * u
+        v = v - (v @ u) * u  # once more: the first time leaves rounding of the larger part
+        if (height := float(v.norm())) > 1e-6 * max(lengths):
+            return Plane(origin=first, u=u.to(first.dtype), v=(v / height).to(first.dtype))
+    raise ValueError(
+        "plane: expected three models that are not on one line, got some that are; take three "
+        "that were trained apart"
+    )
+
+
+def grid_around(
+    places: Iterable[tuple[float, float]], count: int, margin: float = MARGIN
+) -> tuple[list[float], list[float]]:
+    """The grid's coordinates along u and along v, `count` each, at equal steps.
+
+    Arguments:
+        places: (alpha, beta) of the points that the grid surrounds, two or more.
+        margin: around them, as a share of their largest distance.
+    """
+    points = torch.tensor(list(places), dtype=torch.float64)  # [points, 2]
+    border = margin * torch.pdist(points).max()
+    low, high = points.amin(0) - border, points.amax(0) + border
+    alphas, betas = (
+        torch.linspace(float(a), float(b), count, dtype=torch.float64).tolist()
+        for a, b in zip(low, high, strict=True)
+    )
+    return alphas, betas
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many images each part of an error takes: the first of the data's canonical order."""
+
+    batch_norm_images: int
+    """Training images of the pass that computes batch-norm statistics."""
+    train_images: int
+    """Training images of the train error, as they are."""
+    test_images: int
+    """Of the test error."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts from which no error follows."""
+        for name, least in (("batch_norm_images", 2), ("train_images", 1), ("test_images", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+
+    @property
+    def total(self) -> int:
+        """Forward passes of one image that a point takes."""
+        return self.batch_norm_images + self.train_images + self.test_images
+
+    def within(self, train: int, test: int) -> "Counts":
+        """No more than there are."""
+        return Counts(
+            batch_norm_images=min(self.batch_norm_images, train),
+            train_images=min(self.train_images, train),
+            test_images=min(self.test_images, test),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """Shares of the images that a model gets wrong, as fractions."""
+
+    train: float
+    """On training images."""
+    test: float
+    """On test images."""
+
+
+class Landscape:
+    """Errors of weight vectors, each with batch-norm statistics of its own.
+
+    The pass is phase 3's (Algorithm 1, line 29) over the counted images: over all of them, the
+    output of SWAP has the very test error of its run.
+
+    Arguments:
+        weights: the model, whose weights and statistics are written over.
+        seed: the run's, for the augmentation of the pass.
+    """
+
+    def __init__(
+        self,
+        recipe: AveragingRecipe,
+        dataset: Dataset,
+        weights: Weights,
+        execution: Execution,
+        counts: Counts,
+        *,
+        seed: int,
+    ) -> None:
+        self._weights = weights
+        device = weights.theta.device
+        on_device = partial(DeviceImages, mean=dataset.mean, std=dataset.std, device=device)
+        passed = on_device(
+            first_of(dataset.train, counts.batch_norm_images), pad=recipe.augmentation.pad
+        )
+        self._statistics_pass = StatisticsPass(weights, execution.autocast)
+        size = (recipe.batch_norm_batch_size, 3, 32, 32)
+        self._batches = partial(
+            one_pass,
+            passed,
+            recipe.augmentation if recipe.batch_norm_augmented else None,
+            execution.empty_images(size, device),
+            seed=seed,
+        )
+        self._on_train, self._on_test = (
+            Evaluator(
+                weights,
+                on_device(first_of(split, count)),
+                execution,
+                mirrored=recipe.mirrored_evaluation,
+            )
+            for split, count in (
+                (dataset.train, counts.train_images),
+                (dataset.test, counts.test_images),
+            )
+        )
+
+    def errors(self, theta: Tensor) -> Errors:
+        """Train and test error of the weights theta [P]."""
+        self._weights.load_(theta, self._weights.statistics)
+        self._statistics_pass(self._batches())
+        return Errors(train=1 - self._on_train().top1, test=1 - self._on_test().top1)
+
+
+class FixedBatch:
+    """Figure 4's g: the mean gradient over one batch of augmented training images.
+
+    In train mode, of the loss alone (no weight decay), in slices with batch-norm statistics of
+    their own. Nothing of the model is changed but its gradient.
+
+    Arguments:
+        weights: the model.
+        seed: the run's, for the augmentation.
+    """
+
+    def __init__(
+        self,
+        recipe: AveragingRecipe,
+        dataset: Dataset,
+        weights: Weights,
+        *,
+        seed: int,
+        num_images: int = GRADIENT_IMAGES,
+        micro_batch_size: int = GRADIENT_MICRO_BATCH,
+    ) -> None:
+        self._weights, self._label_smoothing = weights, recipe.label_smoothing
+        device, split = weights.theta.device, first_of(dataset.train, num_images)
+        images = DeviceImages(
+            split,
+            mean=dataset.mean,
+            std=dataset.std,
+            device=device,
+            pad=recipe.augmentation.pad,
+        )
+        plan = plan_epoch(
+            len(split), recipe.augmentation, seed=seed, phase=GRADIENT_PLAN, worker=0, epoch=0
+        )
+        size, self.num_images = min(micro_batch_size, len(split)), len(split)
+        # In float32 on every device: the small gradients of late epochs need no loss scale then.
+        buffer = torch.empty((size, 3, 32, 32), device=device)
+        self._slices: Callable[[], Iterable[tuple[Tensor, Tensor]]] = partial(
+            deal,
+            images,
+            images.upload(plan),
+            buffer.to(memory_format=torch.channels_last),
+            torch.zeros(size, dtype=torch.int64, device=device),
+            ALONE,
+        )
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """The gradient [P] at the weights theta [P]."""
+        model, weights = self._weights.model, self._weights
+        former, was_training = weights.copy(), model.training
+        weights.load_(theta, former[1])
+        weights.gradient.zero_()
+        try:
+            model.train()
+            for images, labels in self._slices():
+                loss = F.cross_entropy(
+                    model(images), labels, reduction="sum", label_smoothing=self._label_smoothing
+                )
+                (loss / self.num_images).backward()
+        finally:
+            model.train(was_training)
+            weights.load_(*former)
+        return weights.gradient.clone()
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Of the angle between two vectors [P]: <a, b> / (|a| |b|)."""
+    return float(torch.dot(a.double(), b.double()) / (a.double().norm() * b.double().norm()))
+
+
+def first_of(split: Split, count: int) -> Split:
+    """The first images of a split: a fair sample, for its order is as good as random."""
+    return Split(images=split.images[:count], labels=split.labels[:count])
+
+
+def cut(dataset: Dataset, train_images: int, test_images: int) -> Dataset:
+    """The first images of both splits, whose hash remains the whole set's."""
+    return replace(
+        dataset,
+        train=first_of(dataset.train, train_images),
+        test=first_of(dataset.test, test_images),
+    )
