@@ -32,6 +32,8 @@ class Request:
     """`time.time()` when the run was asked for, to know what starting and importing took."""
     notes: tuple[str, ...] = ()
     """What the record's reader should know."""
+    held_out: int = 0
+    """Test on so many of the training images, which are not trained on; 0: on the test images."""
     skip_bad_files: bool = False
     """Go on without the files of a tree that cannot be used."""
     timeout_s: float = 300.0
