@@ -10,7 +10,7 @@ from torch import nn
 from bench.check import Check, UnavailableError
 from bench.contract import BATCH, Trained, growth, largest_difference, no_wait
 from bench.launch import launch
-from bench.machine import device_uuid, has_compiler, resident_gib
+from bench.machine import device_uuid, has_compiler, resident_bytes
 from bench.telemetry import Sampler
 from swap_fast.batchnorm import StatisticsPass
 from swap_fast.clock import Clock
@@ -104,7 +104,7 @@ def memory(device_type: str) -> str:
         if device_type == "cuda":
             torch.cuda.synchronize()
             return torch.cuda.memory_reserved() + torch.cuda.memory_allocated()
-        return resident_gib()
+        return resident_bytes()[0]
 
     share = growth(trained.step, allocated, times=1000)
     limit = 0.0 if device_type == "cuda" else 0.02

@@ -94,7 +94,11 @@ def run(arguments: list[str]) -> int:
 
 
 def derived(recipe: Recipe) -> Recipe:
-    """The recipe with each phase's sums made anew: the parser keeps those of the default."""
+    """The recipe with the sums of each phase's stages made anew.
+
+    The parser sets fields that no constructor takes to the default's values, after the constructor
+    has summed the new stages up. As properties the sums would be missing from records.
+    """
     phases = ("phase1", "phase2") if isinstance(recipe, AveragingRecipe) else ("phase1",)
     return replace(recipe, **{name: replace(getattr(recipe, name)) for name in phases})
 

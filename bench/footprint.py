@@ -1,12 +1,9 @@
 """What a step takes beside its time: its first update, its memory, its launches."""
 
 import os
-import platform
-import resource
 import time
 from collections.abc import Callable, Iterable
 from itertools import repeat
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +11,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from bench.alternation import Observed
+from bench.machine import resident_bytes
 
 STEPS = 4  # updates a turn
 
@@ -76,22 +74,6 @@ def synchronize(device: torch.device) -> None:
     """Wait for the device, so that a clock read next has seen its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def resident_bytes() -> tuple[int, int]:
-    """The resident memory of this process: now, and at its largest.
-
-    Linux tells both of this program alone; elsewhere the largest stands for both, and it may hold
-    what the process that started this one had.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        now, peak = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-        return now, peak
-    unit = 1 if platform.system() == "Darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return peak, peak
 
 
 def count_launches(events: Iterable[tuple[str, bool, bool]], device_type: str) -> dict[str, float]:

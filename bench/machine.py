@@ -89,16 +89,23 @@ def describe_code() -> dict[str, Any]:
 
 def peak_memory_gib() -> float:
     """The largest resident memory of this process so far."""
-    kib_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kib_or_bytes / (2**30 if platform.system() == "Darwin" else 2**20)
+    return resident_bytes()[1] / 2**30
 
 
-def resident_gib() -> float:
-    """Resident memory of this process now; where the system does not tell, its largest so far."""
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return peak_memory_gib()
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+def resident_bytes() -> tuple[int, int]:
+    """The resident memory of this process: now, and at its largest.
+
+    Linux tells both of this program alone; elsewhere the largest stands for both, and it may hold
+    what the process that started this one had.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        now, peak = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+        return now, peak
+    unit = 1 if platform.system() == "Darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak, peak
 
 
 def _version(name: str) -> str | None:

@@ -1,15 +1,15 @@
 """Ways to make augmented training batches: ours beside others' and beside a copy."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bench.alternation import Work
+from bench.footprint import synchronize
+from bench.stock_loader import stock_loader
 from swap_fast.config import Augmentation, LoaderName, Phase
 from swap_fast.data.augment import plan_epoch
 from swap_fast.data.batches import Share
@@ -32,11 +32,6 @@ def random_split(num_images: int) -> Split:
         images=random.integers(256, size=(num_images, 32, 32, 3), dtype=np.uint8),
         labels=random.integers(10, size=num_images, dtype=np.uint8),
     )
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def our_batches(loader: LoaderName, device_type: str, batch_size: int, dtype: str) -> Work:
@@ -69,7 +64,7 @@ def our_batches(loader: LoaderName, device_type: str, batch_size: int, dtype: st
         batches.start_epoch(0, next(epochs))
         for step in range(batches.steps_per_epoch):
             batches.load_(step, batch, labels)
-        _synchronize(device)
+        synchronize(device)
         return batches.steps_per_epoch * batch_size
 
     return work
@@ -195,46 +190,21 @@ def whole_epoch_crop(device_type: str, batch_size: int, dtype: str) -> Work:
         for start in range(0, number - batch_size + 1, batch_size):
             index = order[start : start + batch_size]
             made += len(crops[index]) + 0 * len(labels[index])
-        _synchronize(device)
+        synchronize(device)
         return made
 
     return work
 
 
-class _Augmented(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Samples augmented one by one by torchvision."""
-
-    def __init__(self, split: Split, transform: Callable[[Tensor], Tensor]) -> None:
-        self._images = torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous()
-        self._labels, self._transform = split.labels.tolist(), transform
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._transform(self._images[index]), self._labels[index]
-
-
 def torchvision_loader(batch_size: int, dtype: str, loader_processes: int) -> Work:
     """The stock way: torchvision v2's transforms in a DataLoader; crop and flip, no cutout."""
-    from torchvision.transforms import v2
-
-    transform = v2.Compose(
-        [
-            v2.RandomCrop(32, padding=4, padding_mode="reflect"),
-            v2.RandomHorizontalFlip(),
-            v2.ToDtype(torch.float32),
-            v2.Normalize(MEAN, STD),
-            v2.ToDtype(DTYPES[dtype]),
-        ]
-    )
-    loader = torch.utils.data.DataLoader(
-        _Augmented(random_split(LOADER_IMAGES), transform),
+    loader = stock_loader(
+        random_split(LOADER_IMAGES),
+        mean=MEAN,
+        std=STD,
         batch_size=batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=loader_processes,
-        persistent_workers=loader_processes > 0,
+        loader_processes=loader_processes,
+        dtype=DTYPES[dtype],
     )
 
     def work() -> int:
@@ -253,7 +223,7 @@ def copy_floor(device_type: str, batch_size: int, dtype: str) -> Work:
     def work() -> int:
         for start in range(0, NUM_IMAGES - batch_size + 1, batch_size):
             batch.copy_(images[start : start + batch_size])
-        _synchronize(device)
+        synchronize(device)
         return NUM_IMAGES // batch_size * batch_size
 
     return work

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bench.alternation import Work
+from bench.footprint import synchronize
 from swap_fast.data.image_tree import IMAGENET_MEAN, IMAGENET_STD, ImageTree, scan_tree
 from swap_fast.data.tree_batches import DecoderName, TreeBatches, make_decoder
 from swap_fast.execution import Execution
@@ -81,8 +82,7 @@ def _our_work(
         epoch += 1
         for step in range(batches.steps_per_epoch):
             batches.load_(step, images, labels)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
         return batches.steps_per_epoch * batch_size
 
     return work

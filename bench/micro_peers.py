@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from bench.alternation import Work
 from bench.footprint import synchronize
 from bench.micro_step import PEAK_LR, training_loop
+from bench.stock_loader import PAD, stock_loader
 from swap_fast.config import Optimizer
 from swap_fast.data.dataset import Dataset, DatasetName, Split
 from swap_fast.data.find import load_dataset
 from swap_fast.execution import Execution
 from swap_fast.models import ResNet9
 from swap_fast.schedules import triangle
-
-PAD = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,41 +97,16 @@ def _work(task: Task, epoch: Epoch) -> Work:
     return work
 
 
-class _Augmented(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Images augmented one by one by torchvision."""
-
-    def __init__(self, split: Split, transform: Callable[[Tensor], Tensor]) -> None:
-        self._images = torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous()
-        self._labels, self._transform = split.labels.tolist(), transform
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._transform(self._images[index]), self._labels[index]
-
-
 def stock_epoch(task: Task, loader_processes: int) -> Epoch:
     """Eager, NCHW, a DataLoader of torchvision's transforms, loss and accuracy read each step."""
-    from torchvision.transforms import v2
-
     split, dataset = task.load()
     execution, device = task.execution, torch.device(task.execution.device_type)
-    transform = v2.Compose(
-        [
-            v2.RandomCrop(32, padding=PAD, padding_mode="reflect"),
-            v2.RandomHorizontalFlip(),
-            v2.ToDtype(torch.float32),
-            v2.Normalize(dataset.mean, dataset.std),
-        ]
-    )
-    loader = torch.utils.data.DataLoader(
-        _Augmented(split, transform),
+    loader = stock_loader(
+        split,
+        mean=dataset.mean,
+        std=dataset.std,
         batch_size=task.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=loader_processes,
-        persistent_workers=loader_processes > 0,
+        loader_processes=loader_processes,
         pin_memory=device.type == "cuda",
     )
     model = ResNet9(dataset.num_classes, task.width).to(device)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.alternation import Cost, Timing, Unit
+from swap_fast.record import write_json_record
 
 SCHEMA_VERSION = 2
 
@@ -58,22 +59,22 @@ class MicroRecord:
     @property
     def file(self) -> str:
         """The name of the record's own file: it ends in the record's time."""
-        stamp = self.created[:19].replace(":", "").replace("-", "")
-        return f"micro-{self.what}-{self.machine['device_type']}-{stamp}.json"
+        return f"micro-{self.what}-{self.machine['device_type']}-{time_stamp(self.created)}.json"
 
 
 def write_micro_record(record: MicroRecord, folder: Path) -> Path:
     """Write a record to a file of its own, whose name ends in its time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / record.file
-    with open(path, "x", encoding="utf-8") as file:
-        json.dump(asdict(record), file, indent=1)
-    return path
+    return write_json_record(asdict(record), folder, record.file.removesuffix(".json"))
 
 
 def now() -> str:
     """The present time as a record has it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def time_stamp(created: str) -> str:
+    """A record's time as its file's name has it."""
+    return created[:19].replace(":", "").replace("-", "")
 
 
 def read_micro_records(folder: Path) -> tuple[list[MicroRecord], list[str]]:

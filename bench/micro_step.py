@@ -20,6 +20,7 @@ from swap_fast.execution import Execution
 from swap_fast.memory import keep_freed_memory
 from swap_fast.models import ResNet9
 from swap_fast.optimizer import MomentumSGD
+from swap_fast.state import Position
 from swap_fast.step import Step
 from swap_fast.train import Stretch, train
 from swap_fast.weights import Weights
@@ -87,10 +88,10 @@ def training_loop(
         train(
             [Stretch(epochs=range(1), step=step, open_batches=lambda: batches)],
             phase,
-            number=1,
+            begin=Position(phase=1),
             clock=clock,
-            on_step=lambda _: None,
-            after_epoch=lambda _: None,
+            on_step=lambda images: None,
+            after_epoch=lambda row, stopped_by: None,
         )
         synchronize(device)
         return batches.steps_per_epoch * batch_size

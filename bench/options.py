@@ -40,6 +40,11 @@ class RunOptions:
     """Capture the whole step as one CUDA graph; auto does on CUDA devices."""
     all_reduce: Literal["fp16", "fp32"] = "fp32"
     """Type in which the processes' gradients are summed; fp16 halves the bytes."""
+    share_phase1: bool = False
+    """Begin where an earlier run in OUT ended the same phase 1 (same seed, data and machine); its
+    time counts."""
+    keep_epochs: bool = False
+    """Keep the weights of every epoch, for Figure 4; else those at the ends of the phases."""
     timeout_s: float = 300.0
     """Seconds after which a process that no longer answers the others ends the run."""
     quiet: bool = False

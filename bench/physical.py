@@ -12,14 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bench.hardware import Hardware
-from bench.net_cost import Net
+from bench.net_cost import UPDATE_PASSES, WEIGHT_BYTES, Net
 from bench.workload import PhaseWork, Workload
-
-WEIGHT_BYTES = 4
-"""Weights, gradients, velocities and what is communicated are float32."""
-
-UPDATE_PASSES = 9
-"""Over P values: the gradient zeroed, added to; the update's three reads and two writes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from swap_fast.config import AveragingRecipe, Phase, Recipe
 from swap_fast.data.augment import IMAGE_SIZE
 from swap_fast.record import EpochRow
 from swap_fast.stages import shapes
+from swap_fast.state import Position
 
 if TYPE_CHECKING:
     import rich.progress
@@ -33,9 +34,10 @@ class Progress:
             each = recipe.phase2.gpus_per_model
             ranks = max(1, min(each, comm.world_size // recipe.num_workers))
             slots = len(range(comm.rank % ranks, each, ranks))
-            epochs = self._images_of(recipe.phase2, train_images, slots)
-            self._total += len(comm.workers(recipe.num_workers)) * sum(epochs)
+            self._phase2_epochs = self._images_of(recipe.phase2, train_images, slots)
+            self._total += len(comm.workers(recipe.num_workers)) * sum(self._phase2_epochs)
         self._done = 0
+        self._restored = 0  # of these, done before this process began
         self._bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> "Progress":
@@ -72,6 +74,17 @@ class Progress:
             f"{row.time_s:7.1f} s  {self._remaining()}"
         )
 
+    def on_restore(self, position: Position) -> None:
+        """Say where an interrupted run, or one that shares a phase 1, goes on."""
+        epochs = self._phase1_epochs if position.phase == 1 else self._phase2_epochs
+        done = sum(epochs[: position.epoch])
+        self._done, self._restored = self._done + done, self._restored + done
+        if position.phase == 1 and self._comm.rank > 0:
+            return
+        who = "phase 1" if position.phase == 1 else f"phase 2, worker {position.worker}"
+        goes_on = "done" if position.stopped_by else "goes on"
+        self.say(f"{who:<17} {goes_on} after epoch {position.epoch}, as it was saved")
+
     def phase1_ended(self, epochs: int) -> None:
         """Take the epochs that phase 1 did not need out of what remains."""
         self._total -= sum(self._phase1_epochs[epochs:])
@@ -99,9 +112,10 @@ class Progress:
 
     def _remaining(self) -> str:
         elapsed = time.monotonic() - self._started
-        if not 0 < self._done < self._total:
+        trained = self._done - self._restored
+        if not (trained > 0 and self._done < self._total):
             return ""
-        seconds = elapsed * (self._total - self._done) / self._done
+        seconds = elapsed * (self._total - self._done) / trained
         return f"about {seconds / 60:.0f} min to go" if seconds > 90 else f"{seconds:.0f} s to go"
 
     def _make_bar(self) -> "rich.progress.Progress":

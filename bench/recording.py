@@ -1,11 +1,13 @@
 """From a finished run on all ranks to its record."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
+
+from torch import Tensor
 
 from bench.machine import describe_machine, peak_memory_gib
 from bench.request import Request
-from swap_fast.averaging import pairwise_distances
+from swap_fast.averaging import displacements, pairwise_distances
 from swap_fast.clock import PAPER, READINGS, total
 from swap_fast.config import AveragingRecipe, SWAPRecipe
 from swap_fast.parts import Parts
@@ -21,6 +23,7 @@ def make_record(
     averages: list[AverageRow],
     data: dict[str, Any],
     *,
+    start: dict[str, Any] | None,
     name: str,
     created: str,
     telemetry: Telemetry | None,
@@ -29,17 +32,18 @@ def make_record(
     recipe, comm = request.recipe, parts.comm
     num_workers = recipe.num_workers if isinstance(recipe, AveragingRecipe) else 0
     is_swap = isinstance(recipe, SWAPRecipe)
-    # Off the devices: a gathered tensor would go to its sender's, not to this rank's.
-    own = [
-        replace(worker, samples=tuple(theta.cpu() for theta in worker.samples))
-        for worker in (result.workers if parts.group.is_first else [])
+    speaks = parts.group.is_first
+    gathered = comm.gather([(w.number, w.time_s) for w in result.workers if speaks])
+    worker_phase2_s = [time_s for _, time_s in sorted(pair for rank in gathered for pair in rank)]
+    all_rows = [
+        row for rank in comm.gather(rows if speaks else []) for row in rank if row.phase == 2
     ]
-    workers = sorted((w for rank in comm.gather(own) for w in rank), key=lambda w: w.number)
-    all_rows = [row for rank in comm.gather(rows) for row in rank if row.phase == 2]
     phase1_rows = [row for row in rows if row.phase == 1]
     phase2_rows = sorted(all_rows, key=lambda row: (row.worker, row.epoch))
     last_rows = {row.worker: row for row in phase2_rows or phase1_rows}
     accuracies = [row.test_accuracy or 0.0 for _, row in sorted(last_rows.items())]
+    models = _models_on_first(parts, result)
+    norms, cosines = displacements(models, result.phase1.theta.cpu())
     return RunRecord(
         run_id=name,
         recipe=recipe.name,
@@ -54,20 +58,36 @@ def make_record(
         world_size=comm.world_size,
         threads=request.threads,
         emulated_workers=is_swap and comm.world_size < recipe.num_slots,
-        stopped_by=result.stopped_by,
+        stopped_by=result.phase1.stopped_by,
         phase1_epochs=len(phase1_rows),
         epochs=phase1_rows + phase2_rows,
         worker_accuracies=accuracies,
         accuracy_before_averaging=sum(accuracies) / len(accuracies) if num_workers else None,
-        test_accuracy=result.test_accuracy,
-        test_top5_accuracy=result.test_top5_accuracy,
-        pairwise_distances=pairwise_distances([theta for w in workers for theta in w.samples]),
+        test_accuracy=result.accuracies.top1,
+        test_top5_accuracy=result.accuracies.top5,
+        pairwise_distances=pairwise_distances(models),
+        displacement_norms=norms,
+        displacement_cosines=cosines,
         average_by_epoch=averages,
-        times=_times(parts, result, [w.time_s for w in workers]),
+        times=_times(parts, result, worker_phase2_s),
         peak_memory_gib=max(comm.gather(peak_memory_gib())),
         telemetry=None if telemetry is None else comm.gather(telemetry),
+        start=start,
         notes=list(request.notes),
     )
+
+
+def _models_on_first(parts: Parts, result: Result) -> list[Tensor]:
+    """The averaged models [P] in the workers' order, on rank 0's host; elsewhere none."""
+    own = [
+        (worker.number, [theta.cpu() for theta in worker.samples])
+        for worker in (result.workers if parts.group.is_first else [])
+    ]
+    gathered = sorted(
+        (pair for rank in parts.comm.gather_on_first(own) for pair in rank),
+        key=lambda pair: pair[0],
+    )
+    return [theta for _, samples in gathered for theta in samples]
 
 
 def _times(parts: Parts, result: Result, worker_phase2_s: list[float]) -> Times:

@@ -36,6 +36,10 @@ class Request:
     """Test on so many of the training images, which are not trained on; 0: on the test images."""
     skip_bad_files: bool = False
     """Go on without the files of a tree that cannot be used."""
+    share_phase1: bool = False
+    """Take phase 1 over from an earlier run that had the same."""
+    keep_epochs: bool = False
+    """Keep the weights of every epoch."""
     timeout_s: float = 300.0
     """How long a collective may last."""
     first: bool = True

@@ -11,7 +11,7 @@ from bench.progress import Progress
 from bench.recording import make_record
 from bench.request import Request
 from bench.run_data import load_run_data
-from bench.snapshots import Snapshots
+from bench.run_folders import describe_run, find_start, write_description
 from bench.telemetry import Sampler, missing_line
 from swap_fast.baselines import sgd, swa
 from swap_fast.clock import Clock
@@ -19,7 +19,8 @@ from swap_fast.comm import Comm, connect
 from swap_fast.config import SWAPRecipe, SWARecipe
 from swap_fast.memory import keep_freed_memory
 from swap_fast.parts import Watch, make_parts
-from swap_fast.record import EpochRow, run_id, write_record
+from swap_fast.record import run_id, write_record
+from swap_fast.run_folder import RunFolder
 from swap_fast.swap import swap
 from swap_fast.trajectory import average_by_cycle, running_average
 
@@ -61,22 +62,27 @@ def _run(
         data = load_run_data(request, comm, say)
     created = comm.on_first(lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     name = run_id(recipe.name, request.seed, created)
-    snapshots = Snapshots(request.out / "checkpoints" / name, comm)
     progress = Progress(recipe, comm, data.source.num_images, quiet=request.quiet)
     line = missing_line(comm.gather(sampler.missing))
     if line is not None and request.first and comm.rank == 0:
         progress.say(line)
-    rows: list[EpochRow] = []
-
-    def on_epoch(row: EpochRow) -> None:
-        rows.append(row)
-        progress.on_epoch(row)
-
-    def on_weights(phase: int, worker: int, epoch: int) -> None:
-        snapshots.save(parts.weights, phase, worker, epoch)
-        if phase == 1:
-            progress.phase1_ended(epoch)
-
+    path = request.out / "checkpoints" / name
+    about = describe_run(request, data.description, comm.world_size)
+    start: Path | None = None
+    if request.share_phase1:
+        start = comm.on_first(lambda: find_start(path.parent, about))
+    if comm.rank == 0:
+        write_description(path, about)
+        if start is not None:
+            progress.say(f"phase 1 is that of {start.name}; its time counts")
+    folder = RunFolder(
+        path,
+        clock,
+        start=start,
+        keep_epochs=request.keep_epochs,
+        on_restore=progress.on_restore,
+        say=progress.say,
+    )
     parts = make_parts(
         recipe,
         data.make_model,
@@ -86,7 +92,12 @@ def _run(
         execution=request.execution,
         comm=comm,
         clock=clock,
-        watch=Watch(on_step=progress.on_step, on_epoch=on_epoch, on_weights=on_weights),
+        watch=Watch(
+            on_step=progress.on_step,
+            on_epoch=progress.on_epoch,
+            on_phase1_end=progress.phase1_ended,
+        ),
+        checkpoints=folder,
     )
     description, averages = data.description, []
     del data  # the parts hold what they need of it
@@ -96,9 +107,7 @@ def _run(
             with clock.lap("analysis"):
                 if comm.rank == 0:
                     progress.say("averaging the workers' epochs of phase 2, for Figure 1")
-                averages = running_average(
-                    recipe, parts, result, lambda w, e: snapshots.load(parts.weights, w, e)
-                )
+                averages = running_average(recipe, parts, result)
         elif isinstance(recipe, SWARecipe):
             result = swa(recipe, parts)
             with clock.lap("analysis"):
@@ -106,15 +115,15 @@ def _run(
         else:
             result = sgd(recipe, parts)
     with clock.lap("checkpoint"):
-        snapshots.keep_last(recipe)
-        snapshots.save_final(parts.weights)
+        folder.finish(parts.weights, parts.group, recipe)
     record = make_record(
         request,
         parts,
         result,
-        rows,
+        folder.rows,
         averages,
         description,
+        start=None if start is None else {"run_id": start.name, "origin": folder.origin},
         name=name,
         created=created,
         telemetry=sampler.finish(),

@@ -115,6 +115,8 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
         code=describe_code(),
         started=started,
         skip_bad_files=options.skip_bad_files,
+        share_phase1=options.share_phase1,
+        keep_epochs=options.keep_epochs,
         timeout_s=options.timeout_s,
         notes=() if note is None else (note,),
         quiet=options.quiet,

@@ -66,17 +66,6 @@ def count_reaching(accuracies: Iterable[float], target: float) -> int:
     return sum(accuracy >= target for accuracy in accuracies)
 
 
-def share_reaching(accuracies: Sequence[float], target: float) -> float:
-    """Share of the accuracies at the target or over it; all are fractions.
-
-    Raises:
-        ValueError: no accuracies.
-    """
-    if not accuracies:
-        raise ValueError("a share needs at least one accuracy, got none")
-    return count_reaching(accuracies, target) / len(accuracies)
-
-
 @dataclass(frozen=True, kw_only=True, order=True)
 class MachineKey:
     """What must be equal for times to be pooled."""

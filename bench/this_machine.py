@@ -2,14 +2,17 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from bench.alternation import Work
+from bench.footprint import synchronize
 from bench.hardware import Hardware
 from bench.machine import available_cores, choose_device, describe_machine
 from bench.physical import FLOOR, Efficiency
+from bench.roof import COPIED_BYTES, MATRIX_SIZE, matrix_product, memory_copy
 from bench.workload import NUM_CLASSES, PhaseWork
 from swap_fast.batchnorm import recompute_statistics_
 from swap_fast.comm import ALONE
@@ -23,9 +26,6 @@ from swap_fast.weights import Weights
 
 LEAST_S = 0.5
 """How long each thing is measured."""
-MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
-COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}
-"""More than a cache holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,33 +85,41 @@ def _update_s(weights: Weights, micro_batch_size: int, execution: Execution) -> 
     step = Step(weights, optimizer, phase, ALONE, execution)
     step.warm_up()
     step.images.normal_()
-    return _seconds(step, weights.theta.device)
+
+    def update() -> int:
+        step()
+        return 1
+
+    return 1 / _per_s(update, weights.theta.device)
 
 
 def _pass_image_s(weights: Weights, batch_size: int, execution: Execution) -> float:
     device = weights.theta.device
     images = execution.empty_images((batch_size, 3, 32, 32), device).normal_()
 
-    def one_pass() -> None:
+    def one_pass() -> int:
         recompute_statistics_(weights, [images], autocast=execution.autocast)
+        return batch_size
 
-    return _seconds(one_pass, device) / batch_size
+    return 1 / _per_s(one_pass, device)
 
 
 def _hardware(device: torch.device, execution: Execution) -> Hardware:
-    size, dtype = MATRIX_SIZE[device.type], DTYPES[execution.precision]
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    product = torch.empty_like(left)
-    source = torch.zeros(COPIED_BYTES[device.type] // 4, device=device)
+    product = matrix_product(device.type, execution.precision, MATRIX_SIZE[device.type])
+    matrix_flop_s = _per_s(product, device)
+    copied_bytes = COPIED_BYTES[device.type]
+    memory_bytes_s = _per_s(memory_copy(device.type, copied_bytes), device)
+    link_bytes_s = memory_bytes_s / 2  # a copy reads and writes each byte
     others = torch.cuda.device_count() if device.type == "cuda" else 1
-    target = torch.zeros_like(source)
-    matrix_s = _seconds(lambda: torch.mm(left, right, out=product), device)
-    copied = source.numel() * source.element_size()
-    copy_s = _seconds(lambda: target.copy_(source), device)
-    link_s = copy_s
     if others > 1:
-        far = target.to("cuda:1")
-        link_s = _seconds(lambda: far.copy_(source), device)
+        near = torch.ones(copied_bytes // 4, device=device)
+        far = near.to("cuda:1")
+
+        def send() -> int:
+            far.copy_(near)
+            return copied_bytes
+
+        link_bytes_s = _per_s(send, device)
     memory_bytes = (
         torch.cuda.get_device_properties(device).total_memory
         if device.type == "cuda"
@@ -119,30 +127,25 @@ def _hardware(device: torch.device, execution: Execution) -> Hardware:
     )
     return Hardware(
         name=f"this machine: {describe_machine(device.type)['device']}, {execution.precision}",
-        matrix_flop_s=2 * size**3 / matrix_s,
-        memory_bytes_s=2 * copied / copy_s,  # read once, written once
+        matrix_flop_s=matrix_flop_s,
+        memory_bytes_s=memory_bytes_s,
         memory_bytes=memory_bytes,
-        link_bytes_s=copied / link_s,
-        network_bytes_s=copied / link_s,
+        link_bytes_s=link_bytes_s,
+        network_bytes_s=link_bytes_s,
         gpus_per_node=others,
-        activation_bytes=torch.empty((), dtype=dtype).element_size(),
+        activation_bytes=DTYPES[execution.precision].itemsize,
     )
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The fastest of several calls: other programs can only make one slower."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
+def _per_s(work: Work, device: torch.device) -> float:
+    """Units a second of the fastest of several calls: other programs can only make one slower."""
     work()
-    wait()
-    best, spent = float("inf"), 0.0
+    synchronize(device)
+    best, spent = 0.0, 0.0
     while spent < LEAST_S:
         started = time.perf_counter()
-        work()
-        wait()
+        units = work()
+        synchronize(device)
         took = time.perf_counter() - started
-        best, spent = min(best, took), spent + took
+        best, spent = max(best, units / took), spent + took
     return best

@@ -5,6 +5,8 @@ each pass over a tensor that the work needs is one reading or one writing of all
 says what must be moved if no cache keeps anything between two kernels, so that on a CPU with a
 large cache, or for a small batch, the measured traffic is less, and a share of the copy bandwidth
 may be over 100%.
+
+A plan has the same count without torch (`bench.net_cost`); a test holds the two equal.
 """
 
 import torch
@@ -12,12 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.alternation import Cost
+from bench.net_cost import INDEX_BYTES, UPDATE_PASSES, WEIGHT_BYTES
 from swap_fast.models.resnet9 import Block, Residual
-
-INDEX_BYTES = 8
-"""Of a max pool's position, which its backward pass reads."""
-WEIGHT_BYTES = 4
-"""Weights, gradients and velocities are float32 whatever the activations are."""
 
 
 def step_flop(model: nn.Module, images: Tensor) -> tuple[int, int]:
@@ -96,7 +94,7 @@ def step_bytes(
         for handle in handles:
             handle.remove()
     parameters = sum(p.numel() for p in model.parameters())
-    update = 9 * parameters * WEIGHT_BYTES
+    update = UPDATE_PASSES * parameters * WEIGHT_BYTES
     if activation_bytes != WEIGHT_BYTES:
         update += parameters * (WEIGHT_BYTES + activation_bytes)
     narrow = counts["activations"] + counts["weights"]

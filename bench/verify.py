@@ -1,9 +1,7 @@
 """`python -m bench verify-gpu`: confirms on a GPU what only a GPU can, and writes a record."""
 
-import json
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,8 @@ from bench.check import Check, UnavailableError
 from bench.checks import STEP_CHECKS
 from bench.input_checks import INPUT_CHECKS
 from bench.machine import choose_device, describe_code, describe_machine
+from bench.micro_records import now, time_stamp
+from swap_fast.record import write_json_record
 
 CHECKS = (*STEP_CHECKS, *INPUT_CHECKS)
 """In the order in which they run."""
@@ -66,7 +66,7 @@ def _confirm(check: Check, device_type: str) -> Outcome:
 
 
 def _write(outcomes: list[Outcome], device_type: str, out: Path) -> Path:
-    created = datetime.now(UTC).isoformat(timespec="seconds")
+    created = now()
     record: dict[str, Any] = {
         "schema_version": 1,
         "created": created,
@@ -74,10 +74,4 @@ def _write(outcomes: list[Outcome], device_type: str, out: Path) -> Path:
         "machine": describe_machine(device_type),
         "checks": [asdict(outcome) for outcome in outcomes],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    stamp = created[:19].replace(":", "").replace("-", "")
-    path = out / f"verify-{device_type}-{stamp}.json"
-    with open(path, "x", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
-    return path
+    return write_json_record(record, out, f"verify-{device_type}-{time_stamp(created)}")

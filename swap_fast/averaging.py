@@ -46,3 +46,18 @@ def mean_of(samples: Sequence[Tensor]) -> Tensor:
 def pairwise_distances(models: list[Tensor]) -> list[list[float]]:
     """Euclidean distances [W, W] between weight vectors."""
     return [[float((a.double() - b.double()).norm()) for b in models] for a in models]
+
+
+def displacements(models: list[Tensor], origin: Tensor) -> tuple[list[float], list[list[float]]]:
+    """How far, and in which directions, models went from where they began (Section 4.1).
+
+    Returns:
+        Norms [W] of theta_w - theta_T, and the cosines [W, W] among these.
+    """
+    ways = [model.double() - origin.double() for model in models]
+    norms = [float(way.norm()) for way in ways]
+    cosines = [
+        [float(a @ b) / (m * n) if m * n else 0.0 for b, n in zip(ways, norms, strict=True)]
+        for a, m in zip(ways, norms, strict=True)
+    ]
+    return norms, cosines

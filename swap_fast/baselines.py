@@ -9,11 +9,10 @@ def sgd(recipe: SGDRecipe, parts: Parts) -> Result:
     """SGD alone, with small or with large batches: rows 1 and 2 of Tables 1 and 2."""
     phase1 = large_batch_phase(recipe, parts)
     return Result(
-        stopped_by=phase1.stopped_by,
         workers=[],
+        phase1=phase1,
         before_averaging_s=parts.clock.reading(),
-        test_accuracy=phase1.accuracies.top1,
-        test_top5_accuracy=phase1.accuracies.top5,
+        accuracies=phase1.accuracies,
     )
 
 
@@ -37,9 +36,8 @@ def swa(recipe: SWARecipe, parts: Parts) -> Result:
     with parts.clock.lap("evaluation"):
         accuracies = parts.evaluate(parts.comm)
     return Result(
-        stopped_by=phase1.stopped_by,
         workers=workers,
+        phase1=phase1,
         before_averaging_s=before_averaging_s,
-        test_accuracy=accuracies.top1,
-        test_top5_accuracy=accuracies.top5,
+        accuracies=accuracies,
     )

@@ -65,6 +65,16 @@ class Comm:
         self._together("gather", lambda: dist.all_gather_object(values, value, group=self.group))
         return values
 
+    def gather_on_first(self, value: Any) -> list[Any]:
+        """The picklable values of all ranks, in rank order, on rank 0; elsewhere an empty list."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        self._together(
+            "gather", lambda: dist.gather_object(value, values, group=self.group, group_dst=0)
+        )
+        return values or []
+
     def on_first(self, make: Callable[[], Any]) -> Any:
         """Call `make` on rank 0 alone and give its result to every rank."""
         if self.world_size == 1:

@@ -116,9 +116,6 @@ class Augmentation:
         _require(0 <= self.cutout <= 32, "cutout", "0 to 32 pixels", self.cutout)
 
 
-NO_AUGMENTATION = Augmentation(pad=0, flip=False, cutout=0)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """SGD with momentum on the mean loss (Section 5.1)."""
@@ -159,6 +156,9 @@ class Optimizer:
         return "biases" if self.bias_lr_factor != 1 else "nothing"
 
 
+RESNET50_BLOCKS = (3, 4, 6, 3)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SGDRecipe:
     """One model trained by SGD alone: the first two rows of Tables 1 and 2."""
@@ -177,8 +177,8 @@ class SGDRecipe:
     """The paper's ResNet-9, its authors' later one with whitened input, or ResNet-50."""
     width: int = 64
     """Channels of the net's first convolution; the paper's nets have 64."""
-    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
-    """Blocks in each of ResNet-50's groups."""
+    blocks: tuple[int, int, int, int] = RESNET50_BLOCKS
+    """Blocks in each of ResNet-50's groups; other nets have none."""
     paper_scale: Annotated[bool, Suppress] = True
     """Whether net, data and epochs are the paper's; only then may its figures stand beside them."""
     target_accuracy: float = 0.94
@@ -212,6 +212,12 @@ class SGDRecipe:
             self.net,
         )
         _require(min(self.blocks) >= 1, "blocks", "1 or more in each group", self.blocks)
+        _require(
+            self.net == "resnet50" or self.blocks == RESNET50_BLOCKS,
+            "blocks",
+            f"{RESNET50_BLOCKS}, which have no effect: they are ResNet-50's and not {self.net}'s",
+            self.blocks,
+        )
         _require(
             self.train_images is None or self.dataset != "imagenet",
             "train_images",

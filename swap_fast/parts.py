@@ -8,16 +8,17 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from swap_fast.batchnorm import SlotStatistics, StatisticsPass
+from swap_fast.batchnorm import StatisticsPass
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm, WorkerGroup
 from swap_fast.config import AveragingRecipe, Phase, Recipe, SWARecipe
-from swap_fast.data.batches import Loader
+from swap_fast.data.batches import Loader, require_a_batch
 from swap_fast.evaluate import Accuracies
 from swap_fast.execution import Execution
 from swap_fast.optimizer import MomentumSGD
 from swap_fast.record import EpochRow
 from swap_fast.stages import Shape, shapes
+from swap_fast.state import Checkpoints, NoCheckpoints, TrainingState
 from swap_fast.step import Step
 from swap_fast.train import Stretch
 from swap_fast.weights import Weights
@@ -32,8 +33,8 @@ class Watch:
     be cheap."""
     on_epoch: Callable[[EpochRow], None] = lambda row: None
     """After every epoch of this rank."""
-    on_weights: Callable[[int, int, int], None] = lambda phase, worker, epoch: None
-    """(phase, worker, epoch): the model now holds weights worth keeping."""
+    on_phase1_end: Callable[[int], None] = lambda epochs: None
+    """After phase 1, with the epochs that it took."""
 
 
 Evaluate = Callable[[Comm], Accuracies]
@@ -71,8 +72,8 @@ class PhaseParts:
 
     stretches: tuple[Stretch, ...]
     """Steps and batches, epoch by epoch."""
-    statistics: SlotStatistics
-    """Batch-norm statistics of the slots that share an update."""
+    state: TrainingState
+    """What its next update depends on."""
     evaluators: tuple[Evaluate, ...]
     """Of each stretch."""
 
@@ -98,8 +99,6 @@ class Parts:
     """... and this rank's share of the training data for it."""
     evaluate: Evaluate
     """Test accuracy of the final model."""
-    execution: Execution
-    """Precision of forward passes."""
     comm: Comm
     """The ranks."""
     group: WorkerGroup
@@ -108,6 +107,8 @@ class Parts:
     """Laps of this rank."""
     watch: Watch
     """Who is told."""
+    checkpoints: Checkpoints
+    """Where the run is kept."""
 
 
 def make_parts(
@@ -121,6 +122,7 @@ def make_parts(
     comm: Comm = ALONE,
     clock: Clock,
     watch: Watch,
+    checkpoints: Checkpoints | None = None,
 ) -> Parts:
     """Make the model, warm the kernels up, and move the data to the device, in that order.
 
@@ -150,11 +152,7 @@ def make_parts(
         )
         phases.append((recipe.phase2, group.inside))
     for number, (phase, _) in enumerate(phases, start=1):
-        if source.num_images < phase.global_batch_size:
-            raise ValueError(
-                f"phase {number}: expected at least one batch of {phase.global_batch_size} images, "
-                f"got {source.num_images}; lower the phase's batch size or use more data"
-            )
+        require_a_batch(number, phase.global_batch_size, source.num_images)
     with clock.lap("model_init"):
         torch.manual_seed(seed)
         weights = Weights(
@@ -185,7 +183,19 @@ def make_parts(
     with clock.lap("data_preparation"):
         source.open_(weights, execution, seed=seed)
         made = tuple(
-            make_phase(source, of_phase, phase, ranks, number=number)
+            make_phase(
+                source,
+                of_phase,
+                phase,
+                TrainingState(
+                    weights=weights,
+                    optimizer=optimizer,
+                    statistics=of_phase[0].statistics,
+                    comm=ranks,
+                    is_first=comm.rank == 0 if number == 1 else group.is_first,
+                ),
+                number=number,
+            )
             for number, ((phase, ranks), of_phase) in enumerate(
                 zip(phases, steps, strict=True), start=1
             )
@@ -202,11 +212,11 @@ def make_parts(
         statistics_pass=statistics_pass,
         batch_norm_batches=batch_norm_batches,
         evaluate=made[-1].evaluators[-1],
-        execution=execution,
         comm=comm,
         group=group,
         clock=clock,
         watch=watch,
+        checkpoints=checkpoints or NoCheckpoints(),
     )
 
 
@@ -222,10 +232,10 @@ def make_steps(
 
 
 def make_phase(
-    source: Source, steps: list[Step], phase: Phase, ranks: Comm, *, number: int
+    source: Source, steps: list[Step], phase: Phase, state: TrainingState, *, number: int
 ) -> PhaseParts:
     """A phase's steps with what gives them their batches and tests what they make."""
-    slots = ranks.slots(phase.gpus_per_model)
+    slots = state.comm.slots(phase.gpus_per_model)
     return PhaseParts(
         stretches=tuple(
             Stretch(
@@ -235,6 +245,6 @@ def make_phase(
             )
             for step in steps
         ),
-        statistics=steps[0].statistics,
+        state=state,
         evaluators=tuple(source.evaluator(step.shape) for step in steps),
     )

@@ -5,6 +5,7 @@ whole batch; "gpus_per_model" is Table 5's "GPUs used per model".
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from swap_fast.config import Augmentation, Optimizer, Phase, Recipe, SGDRecipe, SWAPRecipe
 from swap_fast.recipes_cifar100 import CIFAR100_RECIPES
@@ -152,13 +153,11 @@ def cifar10_sgd_small_cpu() -> SGDRecipe:
 
 def cifar10_sgd_large_cpu() -> SGDRecipe:
     """Large batches alone, for as many epochs as a model of `cifar10_cpu` sees: 4 and 2."""
-    return SGDRecipe(
+    return replace(
+        cifar10_sgd_small_cpu(),
         name="cifar10_sgd_large_cpu",
         summary="SGD with large batches on two CPU cores: width 16, 1024, 6 epochs",
         table="Table 1, SGD (large-batch), at CPU size",
-        paper_scale=False,
-        target_accuracy=0.80,
-        width=CPU_WIDTH,
         phase1=Phase(
             global_batch_size=1024, peak_lr=1.0, max_epochs=6, warmup_epochs=1.5, gpus_per_model=4
         ),

@@ -3,6 +3,7 @@
 This module needs no torch, so that a report can be drawn anywhere.
 """
 
+import copy
 import json
 import os
 import re
@@ -11,8 +12,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-SCHEMA_VERSION = 2
-"""Version 1 had neither `telemetry` nor `test_top5_accuracy`; `read_record` still reads it."""
+SCHEMA_VERSION = 3
+"""`read_record` reads the former ones too, which had fewer fields."""
+
+_ADDED = {
+    2: {"telemetry": None, "test_top5_accuracy": None},
+    3: {"start": None, "displacement_norms": [], "displacement_cosines": []},
+}
+"""The fields that each version brought, and what an older record has in their place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +174,12 @@ class RunRecord:
     """Share of test images with the right class among the first five; of ImageNet only."""
     telemetry: list[Telemetry] | None = None
     """One entry a rank, for the device that it used; None on CPUs."""
+    displacement_norms: list[float] = field(default_factory=list)
+    """Of theta_w - theta_T for each averaged model w; empty without phase 2."""
+    displacement_cosines: list[list[float]] = field(default_factory=list)
+    """Among these differences; empty without phase 2."""
+    start: dict[str, Any] | None = None
+    """The run whose phase 1 this one took over, and the model's hash; None: it ran its own."""
     schema_version: int = SCHEMA_VERSION
     """Of this layout."""
     notes: list[str] = field(default_factory=list)
@@ -187,18 +200,23 @@ def plain(value: Any) -> Any:
 
 
 def write_record(record: RunRecord, folder: Path) -> Path:
-    """Write `folder/RUN_ID.json` whole or not at all, and never over another.
+    """Write `folder/RUN_ID.json`, as `write_json_record` does."""
+    return write_json_record(asdict(record), folder, record.run_id)
+
+
+def write_json_record(content: dict[str, Any], folder: Path, name: str) -> Path:
+    """Write `folder/NAME.json` whole or not at all, and never over another.
 
     Raises:
         FileExistsError: a record of that name is there.
         OSError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record.run_id}.json"
-    part = folder / f".{record.run_id}.{uuid4().hex}.part"
+    path = folder / f"{name}.json"
+    part = folder / f".{name}.{uuid4().hex}.part"
     try:
         with open(part, "x", encoding="utf-8") as file:
-            json.dump(asdict(record), file, indent=1)
+            json.dump(content, file, indent=1)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
@@ -219,8 +237,10 @@ def read_record(path: Path) -> RunRecord:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name}: expected a JSON record, got {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version == 1:
-        content |= {"test_top5_accuracy": None, "telemetry": None, "schema_version": 2}
+    if type(version) is int and 1 <= version < SCHEMA_VERSION:
+        for number in range(version + 1, SCHEMA_VERSION + 1):
+            content |= copy.deepcopy(_ADDED[number])
+        content["schema_version"] = SCHEMA_VERSION
     elif version != SCHEMA_VERSION:
         raise ValueError(
             f"{path.name}: expected schema version 1 to {SCHEMA_VERSION}, got {version!r}; "

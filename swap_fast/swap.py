@@ -13,6 +13,7 @@ from swap_fast.config import AveragingRecipe, SGDRecipe, SWAPRecipe
 from swap_fast.evaluate import Accuracies
 from swap_fast.parts import Parts
 from swap_fast.record import EpochRow
+from swap_fast.state import Position
 from swap_fast.train import train
 
 
@@ -55,16 +56,14 @@ class Worker:
 class Result:
     """What this rank has when a run is done; the model holds the final weights."""
 
-    stopped_by: str
-    """What ended phase 1."""
     workers: list[Worker]
     """This rank's workers, which a group of ranks has in common; empty for SGD."""
+    phase1: PhaseOne
+    """Where they began; of SGD, its end."""
     before_averaging_s: float
     """The paper's reading of this rank's clock when its training was done."""
-    test_accuracy: float
-    """Of the final model, a fraction."""
-    test_top5_accuracy: float | None
-    """The same for the five best classes; None where it is not measured."""
+    accuracies: Accuracies
+    """Of the final model, on the test images."""
 
 
 def swap(recipe: SWAPRecipe, parts: Parts) -> Result:
@@ -76,49 +75,52 @@ def swap(recipe: SWAPRecipe, parts: Parts) -> Result:
     with parts.clock.lap("evaluation"):
         accuracies = parts.evaluate(parts.comm)
     return Result(
-        stopped_by=phase1.stopped_by,
         workers=workers,
+        phase1=phase1,
         before_averaging_s=before_averaging_s,
-        test_accuracy=accuracies.top1,
-        test_top5_accuracy=accuracies.top5,
+        accuracies=accuracies,
     )
 
 
 def large_batch_phase(recipe: SGDRecipe, parts: Parts) -> PhaseOne:
     """Phase 1, lines 7-17: all slots train one model until its train accuracy is above tau."""
-    phase, epochs, accuracies = parts.phases[0], 0, Accuracies(0.0)
+    phase, clock, position = parts.phases[0], parts.clock, Position(phase=1)
 
-    def after_epoch(row: EpochRow) -> None:
-        nonlocal epochs, accuracies
-        with parts.clock.lap("evaluation"):
-            phase.statistics.merge_()
+    def after_epoch(row: EpochRow, stopped_by: str | None) -> None:
+        nonlocal position
+        with clock.lap("evaluation"):
+            phase.state.statistics.merge_()
             accuracies = phase.evaluate(row.epoch, parts.comm)
-        epochs = row.epoch
-        parts.watch.on_epoch(replace(row, test_accuracy=accuracies.top1))
+        row = replace(row, test_accuracy=accuracies.top1)
+        parts.watch.on_epoch(row)
+        position = Position(phase=1, epoch=row.epoch, stopped_by=stopped_by, accuracies=accuracies)
+        with clock.lap("checkpoint"):
+            parts.checkpoints.save(position, phase.state, row)
 
     parts.weights.model.train()
-    stopped_by = train(
-        phase.stretches,
-        recipe.phase1,
-        number=1,
-        clock=parts.clock,
-        on_step=parts.watch.on_step,
-        after_epoch=after_epoch,
-    )
-    with parts.clock.lap("phase1"):
-        phase.statistics.merge_()
+    with clock.lap("checkpoint"):
+        position = parts.checkpoints.restore_(position, phase.state)
+    if position.stopped_by is None:
+        train(
+            phase.stretches,
+            recipe.phase1,
+            begin=position,
+            clock=clock,
+            on_step=parts.watch.on_step,
+            after_epoch=after_epoch,
+        )
+    assert position.stopped_by is not None, "every phase ends"
+    parts.watch.on_phase1_end(position.epoch)
+    with clock.lap("phase1"):
         theta, statistics = parts.weights.copy()
         velocity = parts.optimizer.velocity.clone()
-    with parts.clock.lap("checkpoint"):
-        parts.watch.on_weights(1, 0, epochs)
-        parts.comm.barrier()
     return PhaseOne(
         theta=theta,
         statistics=statistics,
         velocity=velocity,
-        stopped_by=stopped_by,
-        epochs=epochs,
-        accuracies=accuracies,
+        stopped_by=position.stopped_by,
+        epochs=position.epoch,
+        accuracies=position.accuracies,
     )
 
 
@@ -127,40 +129,60 @@ def small_batch_phase(recipe: AveragingRecipe, parts: Parts, start: PhaseOne) ->
 
     A worker's weights are sampled at the end of each cycle: once, but for Table 4's longer forms.
     """
-    phase, group, workers = parts.phases[1], parts.group, []
+    phase, group, clock = parts.phases[1], parts.group, parts.clock
+    cycle_epochs, workers = recipe.phase2.cycle_epochs, []
     samples: list[Tensor] = []
 
-    def after_epoch(row: EpochRow) -> None:
-        with parts.clock.lap("evaluation"):
-            phase.statistics.merge_()
+    def after_epoch(row: EpochRow, stopped_by: str | None) -> None:
+        with clock.lap("evaluation"):
+            phase.state.statistics.merge_()
             accuracies = phase.evaluate(row.epoch, group.inside)
+        row = replace(row, test_accuracy=accuracies.top1)
         if group.is_first:
-            parts.watch.on_epoch(replace(row, test_accuracy=accuracies.top1))
-            with parts.clock.lap("checkpoint"):
-                parts.watch.on_weights(2, row.worker, row.epoch)
-        if row.epoch % recipe.phase2.cycle_epochs == 0:
-            with parts.clock.lap("phase2"):
-                theta, _ = parts.weights.copy()
-                samples.append(theta)
+            parts.watch.on_epoch(row)
+        if row.epoch % cycle_epochs == 0:
+            with clock.lap("phase2"):
+                samples.append(parts.weights.copy()[0])
+        position = Position(
+            phase=2,
+            worker=row.worker,
+            epoch=row.epoch,
+            stopped_by=stopped_by,
+            accuracies=accuracies,
+        )
+        with clock.lap("checkpoint"):
+            parts.checkpoints.save(position, phase.state, row)
 
     for number in group.workers:
-        started_s, samples = parts.clock.reading(), []
-        with parts.clock.lap("phase2"):
+        started_s, samples = clock.reading(), []
+        with clock.lap("phase2"):
             parts.weights.load_(start.theta, start.statistics)
-            phase.statistics.reset_()
+            phase.state.statistics.reset_()
             parts.optimizer.reset_(start.velocity if recipe.keep_momentum else None)
-        train(
-            phase.stretches,
-            recipe.phase2,
-            number=2,
-            worker=number,
-            clock=parts.clock,
-            on_step=parts.watch.on_step,
-            after_epoch=after_epoch,
-        )
-        time_s = parts.clock.reading() - started_s
+        with clock.lap("checkpoint"):
+            position = parts.checkpoints.restore_(Position(phase=2, worker=number), phase.state)
+            samples = sampled_before(position, cycle_epochs, parts)
+        if position.stopped_by is None:
+            train(
+                phase.stretches,
+                recipe.phase2,
+                begin=position,
+                clock=clock,
+                on_step=parts.watch.on_step,
+                after_epoch=after_epoch,
+            )
+        time_s = clock.reading() - started_s
         workers.append(Worker(number=number, samples=tuple(samples), time_s=time_s))
     return workers
+
+
+def sampled_before(position: Position, cycle_epochs: int, parts: Parts) -> list[Tensor]:
+    """The samples [P] of the cycles that an interrupted worker had done; the model is as it was."""
+    ends = range(cycle_epochs, position.epoch + 1, cycle_epochs)
+    now = parts.weights.copy()
+    samples = [parts.checkpoints.theta(position.worker, epoch) for epoch in ends]
+    parts.weights.load_(*now)
+    return samples
 
 
 def averaging_phase(recipe: AveragingRecipe, parts: Parts, workers: list[Worker]) -> None:

@@ -8,6 +8,7 @@ from swap_fast.clock import Clock
 from swap_fast.config import Phase
 from swap_fast.data.batches import Loader
 from swap_fast.record import EpochRow
+from swap_fast.state import Position
 from swap_fast.step import Step
 
 
@@ -27,36 +28,39 @@ def train(
     stretches: Sequence[Stretch],
     phase: Phase,
     *,
-    number: int,
-    worker: int = 0,
+    begin: Position,
     clock: Clock,
     on_step: Callable[[int], None],
-    after_epoch: Callable[[EpochRow], None],
-) -> str:
-    """Train through a phase, up to its last epoch or its stopping accuracy.
+    after_epoch: Callable[[EpochRow, str | None], None],
+) -> None:
+    """Train one model through a phase, up to its last epoch or its stopping accuracy.
 
     The train accuracy is the running mean over an epoch's own augmented batches, taken over all
     ranks and read once, at the epoch's end; the phase ends where it is above tau.
 
     Arguments:
-        number: of the phase, 1 or 2; its time goes to the lap of that name.
-        worker: the model that is trained; 0 in phase 1.
+        begin: the phase, whose time goes to the lap of its name, the worker, and the epochs that
+            it has done already.
         on_step: called after every update with the images that this rank gave to it.
-        after_epoch: given each epoch's row, off the clock.
-
-    Returns:
-        "stopping_accuracy" or "max_epochs": what ended the phase.
+        after_epoch: given each epoch's row, off the clock; and what ended the phase there,
+            "stopping_accuracy" or "max_epochs", or None where it goes on.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
     """
+    number, worker = begin.phase, begin.worker
 
     def stops(stretch: Stretch) -> bool:
-        step = stretch.step
+        step, epochs = (
+            stretch.step,
+            range(max(stretch.epochs.start, begin.epoch), stretch.epochs.stop),
+        )
+        if not epochs:
+            return False
         with clock.lap(f"phase{number}"):
             batches = stretch.open_batches()
         steps = batches.steps_per_epoch
-        for epoch in stretch.epochs:
+        for epoch in epochs:
             learning_rate = 0.0
             with clock.lap(f"phase{number}"):
                 batches.start_epoch(worker, epoch)
@@ -73,6 +77,11 @@ def train(
                     f"expected a finite one; lower the learning rate (the phase's peak is "
                     f"{phase.peak_lr:g})"
                 )
+            stopped_by = None
+            if phase.stopping_accuracy is not None and accuracy > phase.stopping_accuracy:
+                stopped_by = "stopping_accuracy"
+            elif epoch + 1 == phase.max_epochs:
+                stopped_by = "max_epochs"
             after_epoch(
                 EpochRow(
                     phase=number,
@@ -82,13 +91,13 @@ def train(
                     train_loss=loss,
                     train_accuracy=accuracy,
                     time_s=clock.reading(),
-                )
+                ),
+                stopped_by,
             )
-            if phase.stopping_accuracy is not None and accuracy > phase.stopping_accuracy:
+            if stopped_by is not None:
                 return True
         return False
 
     for stretch in stretches:
         if stops(stretch):
-            return "stopping_accuracy"
-    return "max_epochs"
+            return

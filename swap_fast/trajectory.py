@@ -4,8 +4,6 @@ Computed after the run from the weights that each worker saved, never by communi
 Of SWA: the average of its samples so far, after each cycle.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -16,9 +14,7 @@ from swap_fast.record import AverageRow
 from swap_fast.swap import Result, Worker
 
 
-def running_average(
-    recipe: SWAPRecipe, parts: Parts, result: Result, saved: Callable[[int, int], Tensor]
-) -> list[AverageRow]:
+def running_average(recipe: SWAPRecipe, parts: Parts, result: Result) -> list[AverageRow]:
     """The test accuracy of the workers' average after each epoch of phase 2.
 
     Of a phase in stages only those of the last one are taken: before it the workers were tested,
@@ -26,13 +22,14 @@ def running_average(
 
     Arguments:
         result: of this run; its accuracy is the last row.
-        saved: gives theta [P] of one of this group's workers after an epoch counted from 1; called
-            on the group's first rank.
     """
     rows, final, group = [], parts.weights.copy(), parts.group
 
     def theta_after(worker: Worker, epoch: int) -> Tensor:
-        theta = saved(worker.number, epoch) if group.is_first else torch.empty_like(worker.theta)
+        if group.is_first:
+            theta = parts.checkpoints.theta(worker.number, epoch)
+        else:
+            theta = torch.empty_like(worker.theta)
         return group.inside.broadcast_(theta)
 
     first = parts.phases[1].stretches[-1].epochs.start + 1
@@ -48,7 +45,7 @@ def running_average(
         parts.statistics_pass(parts.batch_norm_batches(), parts.comm)
         rows.append(AverageRow(epoch=epoch, test_accuracy=parts.evaluate(parts.comm).top1))
     parts.weights.load_(*final)
-    last = AverageRow(epoch=recipe.phase2.max_epochs, test_accuracy=result.test_accuracy)
+    last = AverageRow(epoch=recipe.phase2.max_epochs, test_accuracy=result.accuracies.top1)
     return [*rows, last]
 
 
@@ -65,4 +62,4 @@ def average_by_cycle(recipe: SWARecipe, parts: Parts, result: Result) -> list[Av
         accuracy = parts.evaluate(parts.comm).top1
         rows.append(AverageRow(epoch=count * cycle_epochs, test_accuracy=accuracy))
     parts.weights.load_(*final)
-    return [*rows, AverageRow(epoch=recipe.phase2.max_epochs, test_accuracy=result.test_accuracy)]
+    return [*rows, AverageRow(epoch=recipe.phase2.max_epochs, test_accuracy=result.accuracies.top1)]

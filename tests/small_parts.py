@@ -24,6 +24,8 @@ from swap_fast.data.augment import Plan
 from swap_fast.data.dataset import Dataset, Split
 from swap_fast.execution import Execution
 from swap_fast.parts import Parts, Watch, make_parts
+from swap_fast.record import EpochRow
+from swap_fast.state import Checkpoints, NoCheckpoints, Position, TrainingState
 
 # On tensors this small a second thread costs more than it gives, and sums depend on how many.
 torch.set_num_threads(1)
@@ -107,6 +109,7 @@ def small_parts(
     clock: Clock | None = None,
     watch: Watch | None = None,
     execution: Execution | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Parts:
     """A run's parts on the CPU in float32."""
     return make_parts(
@@ -119,7 +122,31 @@ def small_parts(
         comm=comm,
         clock=clock or Clock(),
         watch=watch or Watch(),
+        checkpoints=checkpoints,
     )
+
+
+class Kept(NoCheckpoints):
+    """Keeps each theta [P] of this rank in memory, by (phase, worker, epoch), and the positions."""
+
+    def __init__(self) -> None:
+        self.thetas: dict[tuple[int, int, int], Tensor] = {}
+        self.positions: list[Position] = []
+
+    def save(self, position: Position, state: TrainingState, row: EpochRow) -> None:
+        """Keep them."""
+        assert (row.phase, row.worker, row.epoch) == (
+            *(position.phase, position.worker),
+            position.epoch,
+        )
+        self.positions.append(position)
+        if state.is_first:
+            where = position.phase, position.worker, position.epoch
+            self.thetas[where] = state.weights.copy()[0]
+
+    def theta(self, worker: int, epoch: int) -> Tensor:
+        """Of a worker of phase 2."""
+        return self.thetas[2, worker, epoch]
 
 
 def with_phases(recipe: SWAPRecipe = SWAP, **changed: dict[str, Any]) -> SWAPRecipe:

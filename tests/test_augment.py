@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from swap_fast.config import NO_AUGMENTATION, Augmentation
+from swap_fast.config import Augmentation
 from swap_fast.data.augment import Plan, plain_plan, plan_epoch
 
 N = 50_000
@@ -51,7 +51,7 @@ def test_ranges_follow_the_augmentation() -> None:
         values = getattr(plan, name)
         assert (values.min(), values.max()) == (0, top), name
     assert plan.cutout == 30
-    none = draw(100, NO_AUGMENTATION)
+    none = draw(100, Augmentation(pad=0, flip=False, cutout=0))
     assert not any(getattr(none, n).any() for n in ("crop_y", "crop_x", "flip"))
     assert none.cutout == 0
     assert sorted(none.order) == list(range(100))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from swap_fast.comm import Comm
-from swap_fast.config import NO_AUGMENTATION, Augmentation, Phase
+from swap_fast.config import Augmentation, Phase
 from swap_fast.data.augment import plan_epoch
 from swap_fast.data.batches import Batches, Share, one_pass
 from swap_fast.data.dataset import Split
@@ -111,7 +111,9 @@ def test_a_second_epoch_replaces_the_first() -> None:
 
 
 def test_a_batch_that_fits_exactly() -> None:
-    batches = Batches(numbered_images(16), share_of(16, NO_AUGMENTATION, number=2))
+    batches = Batches(
+        numbered_images(16), share_of(16, Augmentation(pad=0, flip=False, cutout=0), number=2)
+    )
     assert batches.steps_per_epoch == 1
 
 

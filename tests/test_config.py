@@ -10,7 +10,7 @@ import pytest
 from small_parts import PHASE1, PHASE2, SGD, SWA, SWAP, make_dataset
 
 from swap_fast.cifar_source import CifarSource
-from swap_fast.config import NO_AUGMENTATION, Augmentation, Optimizer, Phase
+from swap_fast.config import Augmentation, Optimizer, Phase
 from swap_fast.recipes_imagenet import imagenet_swap_cpu
 
 BAD: list[tuple[Any, dict[str, Any], str]] = [
@@ -118,7 +118,6 @@ def test_sizes_of_a_recipe() -> None:
 def test_the_paper_s_defaults() -> None:
     assert Optimizer() == Optimizer(momentum=0.9, weight_decay=5e-4)
     assert Augmentation() == Augmentation(pad=4, flip=True, cutout=8)
-    assert Augmentation(pad=0, flip=False, cutout=0) == NO_AUGMENTATION
     assert not SWAP.keep_momentum
     assert SWAP.batch_norm_augmented
 
@@ -126,7 +125,7 @@ def test_the_paper_s_defaults() -> None:
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"augmentation": NO_AUGMENTATION}, "augmentation"),
+        ({"augmentation": Augmentation(pad=0, flip=False, cutout=0)}, "augmentation"),
         ({"mirrored_evaluation": True}, "mirrored_evaluation"),
         ({"batch_norm_augmented": False}, "batch_norm_augmented"),
         ({"train_images": 50_000}, "train_images"),
@@ -139,7 +138,14 @@ def test_a_tree_of_files_refuses_what_only_resident_images_have(
         replace(imagenet_swap_cpu(), **change)
 
 
+@pytest.mark.parametrize("net", ["resnet9", "whitened_resnet9"])
+def test_blocks_of_a_net_that_has_none_are_refused(net: Any) -> None:
+    message = rf"^blocks: expected \(3, 4, 6, 3\), .* not {net}'s, got \(1, 1, 1, 1\)$"
+    with pytest.raises(ValueError, match=message):
+        replace(SGD, net=net, blocks=(1, 1, 1, 1))
+
+
 def test_resident_images_have_no_stages() -> None:
-    recipe = replace(imagenet_swap_cpu(), dataset="synthetic", net="resnet9")
+    recipe = replace(imagenet_swap_cpu(), dataset="synthetic", net="resnet9", blocks=(3, 4, 6, 3))
     with pytest.raises(ValueError, match=r"^phase1: expected no stages for synthetic"):
         CifarSource(recipe, make_dataset())

@@ -7,7 +7,8 @@ import mmap
 import pytest
 import torch
 
-from bench.footprint import STEPS, count_launches, observe, resident_bytes
+from bench.footprint import STEPS, count_launches, observe
+from bench.machine import peak_memory_gib, resident_bytes
 
 
 def test_kernels_and_the_calls_that_start_them() -> None:
@@ -67,6 +68,7 @@ def test_resident_memory_grows_with_what_is_kept() -> None:
     now, peak = resident_bytes()
     assert now - before > 0.9 * size
     assert peak >= now
+    assert peak_memory_gib() * 2**30 >= peak
 
 
 @pytest.mark.gpu

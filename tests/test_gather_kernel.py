@@ -22,7 +22,7 @@ import torch
 from small_parts import MEAN, STD, make_split, oracle_image
 from torch import Tensor
 
-from swap_fast.config import NO_AUGMENTATION, Augmentation
+from swap_fast.config import Augmentation
 from swap_fast.data import images as images_module
 from swap_fast.data.augment import Plan, plain_plan, plan_epoch
 from swap_fast.data.images import DeviceImages, DevicePlan, WindowGather
@@ -36,7 +36,7 @@ AUGMENTATIONS = (
     Augmentation(),
     Augmentation(pad=31, cutout=31),
     Augmentation(pad=1, cutout=32),
-    NO_AUGMENTATION,
+    Augmentation(pad=0, flip=False, cutout=0),
 )
 
 

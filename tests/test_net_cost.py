@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet50 as torchvision_resnet50
 
 from bench import net_cost
 from bench.net_cost import Net
+from bench.traffic import step_bytes, step_flop
 from swap_fast.models import ResNet9
 
 BATCH = 2
@@ -29,12 +31,25 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Net, Tensor]:
 
 def test_operations_are_torch_s(case: tuple[nn.Module, Net, Tensor]) -> None:
     model, net, images = case
-    with FlopCounterMode(display=False) as counter:
-        logits = model(images)
-        forward = counter.get_total_flops()
-        logits.sum().backward()
-        whole = counter.get_total_flops()
-    assert (BATCH * net.forward_flop, BATCH * net.train_flop) == (forward, whole)
+    assert (BATCH * net.forward_flop, BATCH * net.train_flop) == step_flop(model, images)
+
+
+def test_traffic_is_what_is_counted_over_the_net(case: tuple[nn.Module, Net, Tensor]) -> None:
+    model, net, images = case
+    # What another batch adds: its activations, and positions written once and read once.
+    added = step_bytes(model, torch.cat([images, images])) - step_bytes(model, images)
+    values = sum(layer.forward_values + layer.backward_values for layer in net.layers)
+    positions = 2 * sum(layer.saved_indices for layer in net.layers)
+    if not isinstance(model, ResNet9):
+        # `step_bytes` has ResNet-9's layers: no sum at a block's end, no pool over all places.
+        channels, side = model.fc.in_features, math.ceil(images.shape[-1] / 32)
+        values -= 2 * channels * side**2
+        for group, at in zip(
+            (model.layer1, model.layer2, model.layer3, model.layer4), (4, 8, 16, 32), strict=True
+        ):
+            for block in group:
+                values -= 6 * block.conv3.out_channels * math.ceil(images.shape[-1] / at) ** 2
+    assert added == BATCH * (4 * values + 8 * positions)
 
 
 def test_parameters_are_torch_s(case: tuple[nn.Module, Net, Tensor]) -> None:

@@ -39,7 +39,7 @@ def test_a_record_of_version_1_is_read_with_nothing_where_it_had_nothing(tmp_pat
     path.write_text(json.dumps(content | {"schema_version": 1}))
     read = read_record(path)
     assert read == RECORD
-    assert (read.telemetry, read.test_top5_accuracy, read.schema_version) == (None, None, 2)
+    assert (read.telemetry, read.test_top5_accuracy, read.schema_version) == (None, None, 3)
     path.write_text(json.dumps(content | {"schema_version": 1, "extra": 1}))
     assert "fields extra" in refusal(path)
     path.write_text(json.dumps(content))
@@ -50,9 +50,13 @@ def test_a_record_of_version_1_is_read_with_nothing_where_it_had_nothing(tmp_pat
 def test_every_record_of_the_project_is_read(path: Path) -> None:
     content = json.loads(path.read_text())
     read = asdict(read_record(path))
-    if content["schema_version"] == 1:
+    version = read.pop("schema_version"), content.pop("schema_version")
+    if version[1] == 1:
         assert (read.pop("telemetry"), read.pop("test_top5_accuracy")) == (None, None)
-        read["schema_version"] = 1
+    if version[1] <= 2:
+        assert read.pop("start") is None
+        assert (read.pop("displacement_norms"), read.pop("displacement_cosines")) == ([], [])
+    assert version[0] == 3
     assert read == content
 
 
@@ -97,10 +101,10 @@ def refusal(path: Path) -> str:
     return message
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None])
+@pytest.mark.parametrize("version", [0, 4, "1", None, True])
 def test_another_schema_is_refused(tmp_path: Path, version: object) -> None:
     message = refusal(written(tmp_path, schema_version=version))
-    assert f"expected schema version 1 to 2, got {version!r}" in message
+    assert f"expected schema version 1 to 3, got {version!r}" in message
 
 
 def test_a_half_written_file_is_refused(tmp_path: Path) -> None:

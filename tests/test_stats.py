@@ -36,10 +36,8 @@ def test_unstable_from_a_tenth_of_the_mean(values: list[float], unstable: bool) 
     assert stats.summarize(values).unstable is unstable
 
 
-def test_share_counts_runs_at_the_target() -> None:
-    assert stats.share_reaching([0.9399, 0.94, 0.95, 0.90], 0.94) == 0.5
-    with pytest.raises(ValueError, match="at least one accuracy"):
-        stats.share_reaching([], 0.94)
+def test_runs_at_the_target_are_counted() -> None:
+    assert stats.count_reaching([0.9399, 0.94, 0.95, 0.90], 0.94) == 2
 
 
 def test_times_of_one_kind_of_machine_are_pooled() -> None:

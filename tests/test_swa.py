@@ -15,6 +15,7 @@ from small_parts import (
     STD,
     SWA,
     SWAP,
+    Kept,
     SmallNet,
     make_dataset,
     oracle_batch,
@@ -39,17 +40,17 @@ TOGETHER = replace(SWA, phase2=replace(SWA.phase2, global_batch_size=16, gpus_pe
 CYCLES = replace(SWAP, phase2=Phase(global_batch_size=8, peak_lr=0.1, max_epochs=4, cycles=2))
 
 
-class Kept:
-    """A run's parts, with its rows and the weights that it said are worth keeping."""
+class KeptRun:
+    """A run's parts, with its rows and the weights after each epoch."""
 
     def __init__(self, recipe: AveragingRecipe) -> None:
         self.rows: list[EpochRow] = []
-        self.thetas: dict[tuple[int, int, int], Tensor] = {}
-        watch = Watch(on_epoch=self.rows.append, on_weights=self._keep)
-        self.parts: Parts = small_parts(recipe, dataset=DATA, seed=SEED, watch=watch)
-
-    def _keep(self, phase: int, worker: int, epoch: int) -> None:
-        self.thetas[phase, worker, epoch] = self.parts.weights.copy()[0]
+        kept = Kept()
+        self.thetas = kept.thetas
+        watch = Watch(on_epoch=self.rows.append)
+        self.parts: Parts = small_parts(
+            recipe, dataset=DATA, seed=SEED, watch=watch, checkpoints=kept
+        )
 
 
 def numpy_mean(thetas: list[Tensor]) -> Tensor:
@@ -64,7 +65,7 @@ def accuracy(model: nn.Module) -> float:
 
 
 def test_swa_averages_the_end_of_each_cycle() -> None:
-    kept = Kept(SWA)
+    kept = KeptRun(SWA)
     result = swa(SWA, kept.parts)
     (worker,) = result.workers
     ends = [kept.thetas[2, 0, epoch] for epoch in (2, 4, 6)]
@@ -75,7 +76,7 @@ def test_swa_averages_the_end_of_each_cycle() -> None:
     torch.testing.assert_close(final, numpy_mean(ends), rtol=1e-6, atol=1e-7)
     assert min((a - b).norm() for a, b in pairwise(ends)) > 1e-3
     # The test accuracy is of the average, with statistics of its own.
-    assert result.test_accuracy == pytest.approx(accuracy(kept.parts.weights.model))
+    assert result.accuracies.top1 == pytest.approx(accuracy(kept.parts.weights.model))
     phase2 = [row for row in kept.rows if row.phase == 2]
     assert [row.epoch for row in phase2] == [1, 2, 3, 4, 5, 6]
     assert [row.learning_rate for row in phase2] == pytest.approx([0.05, 0.0] * 3, abs=1e-15)
@@ -120,12 +121,12 @@ def test_the_sequence_is_torch_s_sgd_with_cyclic_rates() -> None:
 
 
 def test_the_average_after_each_cycle() -> None:
-    kept = Kept(SWA)
+    kept = KeptRun(SWA)
     result = swa(SWA, kept.parts)
     before = kept.parts.weights.copy()
     rows = average_by_cycle(SWA, kept.parts, result)
     assert [row.epoch for row in rows] == [2, 4, 6]
-    assert rows[-1].test_accuracy == result.test_accuracy
+    assert rows[-1].test_accuracy == result.accuracies.top1
     for now, then in zip(kept.parts.weights.copy(), before, strict=True):
         assert torch.equal(now, then)
     kept.parts.weights.load_(kept.thetas[2, 0, 2], before[1])
@@ -134,7 +135,7 @@ def test_the_average_after_each_cycle() -> None:
 
 
 def test_swap_in_cycles_averages_every_worker_s_samples() -> None:
-    kept = Kept(CYCLES)
+    kept = KeptRun(CYCLES)
     result = swap(CYCLES, kept.parts)
     ends = [kept.thetas[2, worker, epoch] for worker in (0, 1) for epoch in (2, 4)]
     samples = [sample for worker in result.workers for sample in worker.samples]
@@ -143,9 +144,7 @@ def test_swap_in_cycles_averages_every_worker_s_samples() -> None:
     final = kept.parts.weights.copy()
     torch.testing.assert_close(final[0].double(), numpy_mean(ends), rtol=1e-6, atol=1e-7)
     # Were it to stop after epoch 3: each worker's first sample, and where it is.
-    rows = running_average(
-        CYCLES, kept.parts, result, lambda worker, epoch: kept.thetas[2, worker, epoch]
-    )
+    rows = running_average(CYCLES, kept.parts, result)
     assert [row.epoch for row in rows] == [1, 2, 3, 4]
     at_3 = [kept.thetas[2, worker, epoch] for worker in (0, 1) for epoch in (2, 3)]
     kept.parts.weights.load_(numpy_mean(at_3).float(), final[1])
@@ -164,7 +163,7 @@ def run_both(comm: Comm, folder: Path) -> None:
             {
                 "theta": parts.weights.copy()[0],
                 "samples": [sample for worker in result.workers for sample in worker.samples],
-                "accuracy": result.test_accuracy,
+                "accuracy": result.accuracies.top1,
                 "rows": [asdict(replace(row, time_s=0.0)) for row in rows if row.phase == 2],
                 "speaks": parts.group.is_first,
             },
@@ -211,7 +210,10 @@ def test_a_whole_small_run_leaves_a_record_and_a_report(tmp_path: Path) -> None:
     assert times["before_averaging_s"] < times["after_averaging_s"]
     assert times["modelled_after_averaging_s"] == pytest.approx(times["after_averaging_s"])
     (folder,) = (tmp_path / "checkpoints").iterdir()
-    assert {file.stem for file in folder.iterdir()} == {"phase1", "worker0-epoch4", "final"}
+    assert {file.name for file in folder.glob("*.safetensors")} == {
+        *("phase1.safetensors", "phase1.state.safetensors"),
+        *("worker0-epoch4.safetensors", "final.safetensors"),
+    }
     assert main(["report", "--results", str(tmp_path)]) == 0
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "Records left out: 0" in text

@@ -31,6 +31,7 @@ from swap_fast.config import Phase, SGDRecipe, SWAPRecipe
 from swap_fast.data.augment import Plan, plain_plan, plan_epoch
 from swap_fast.parts import Watch
 from swap_fast.record import EpochRow
+from swap_fast.state import NoCheckpoints, Position, TrainingState
 from swap_fast.swap import swap
 
 SEED = 3
@@ -222,9 +223,9 @@ def test_swap_is_algorithm_1(recipe: SWAPRecipe) -> None:
     result = swap(recipe, parts)
     assert_same_rows(rows, plain.rows)
     assert_same_model(parts.weights.model, expected)
-    assert result.test_accuracy == pytest.approx(share_right(expected), abs=1e-9)
+    assert result.accuracies.top1 == pytest.approx(share_right(expected), abs=1e-9)
     stopped_early = plain.epochs < recipe.phase1.max_epochs
-    assert result.stopped_by == ("stopping_accuracy" if stopped_early else "max_epochs")
+    assert result.phase1.stopped_by == ("stopping_accuracy" if stopped_early else "max_epochs")
     assert stopped_early == (recipe.phase1.stopping_accuracy is not None)
     assert [worker.number for worker in result.workers] == list(range(recipe.num_workers))
     final, statistics = parts.weights.copy()
@@ -248,8 +249,8 @@ def test_sgd_is_phase_1_alone() -> None:
     result = sgd(SGD, parts)
     assert_same_rows(rows, plain.rows)
     assert_same_model(parts.weights.model, expected)
-    assert (result.stopped_by, result.workers) == ("max_epochs", [])
-    assert result.test_accuracy == rows[-1].test_accuracy
+    assert (result.phase1.stopped_by, result.workers) == ("max_epochs", [])
+    assert result.accuracies.top1 == rows[-1].test_accuracy
     assert result.before_averaging_s == clock.reading()
 
 
@@ -272,24 +273,35 @@ class NotingClock(Clock):
 def test_laps_follow_one_another_in_the_order_of_the_algorithm() -> None:
     clock = NotingClock()
     events: list[object] = []
+
+    class Saving(NoCheckpoints):
+        def save(self, position: Position, state: TrainingState, row: EpochRow) -> None:
+            events.append(("saved", position.phase, position.worker, position.stopped_by))
+
     watch = Watch(
         on_step=lambda images: events.append(images),
         on_epoch=lambda row: events.append((row.phase, row.worker, row.epoch)),
-        on_weights=lambda *where: events.append(("weights", *where)),
+        on_phase1_end=lambda epochs: events.append(("phase 1", epochs)),
     )
-    result = swap(SWAP, small_parts(dataset=DATA, clock=clock, watch=watch))
-    worker = ["phase2", "phase2", *["phase2", "evaluation", "checkpoint"] * 2, "phase2"]
+    result = swap(SWAP, small_parts(dataset=DATA, clock=clock, watch=watch, checkpoints=Saving()))
+    worker = [
+        *["phase2", "checkpoint", "phase2"],
+        *["phase2", "evaluation", "checkpoint"],
+        *["phase2", "evaluation", "phase2", "checkpoint"],
+    ]
     assert clock.order == [
         *["model_init", "kernel_warmup", "data_preparation"],
-        *["phase1", *["phase1", "evaluation"] * 2],
-        *["phase1", "checkpoint"],
+        *["checkpoint", "phase1", *["phase1", "evaluation", "checkpoint"] * 2, "phase1"],
         *worker * 2,
         *["waiting", "averaging", "batch_norm", "evaluation"],
     ]
     assert events == [
-        *[16, 16, (1, 0, 1), 16, 16, (1, 0, 2), ("weights", 1, 0, 2)],
-        *[*[8] * 5, (2, 0, 1), ("weights", 2, 0, 1), *[8] * 5, (2, 0, 2), ("weights", 2, 0, 2)],
-        *[*[8] * 5, (2, 1, 1), ("weights", 2, 1, 1), *[8] * 5, (2, 1, 2), ("weights", 2, 1, 2)],
+        *[16, 16, (1, 0, 1), ("saved", 1, 0, None)],
+        *[16, 16, (1, 0, 2), ("saved", 1, 0, "max_epochs"), ("phase 1", 2)],
+        *[*[8] * 5, (2, 0, 1), ("saved", 2, 0, None)],
+        *[*[8] * 5, (2, 0, 2), ("saved", 2, 0, "max_epochs")],
+        *[*[8] * 5, (2, 1, 1), ("saved", 2, 1, None)],
+        *[*[8] * 5, (2, 1, 2), ("saved", 2, 1, "max_epochs")],
     ]
     # A second a lap: model, data, four of phase 1 and five of each worker, before averaging.
     assert [worker.time_s for worker in result.workers] == [5.0, 5.0]

@@ -11,6 +11,7 @@ from swap_fast.clock import Clock
 from swap_fast.config import Phase
 from swap_fast.data.batches import Batches
 from swap_fast.record import EpochRow
+from swap_fast.state import Position
 from swap_fast.step import Step
 from swap_fast.train import Stretch, train
 
@@ -50,18 +51,18 @@ class Script:
         self,
         phase: Phase,
         *,
-        number: int = 1,
-        worker: int = 0,
+        begin: Position | None = None,
         stretches: list[range] | None = None,
-    ) -> tuple[str, list[EpochRow], Clock]:
-        clock, rows = Clock(now=lambda: self.seconds), []
+    ) -> tuple[str | None, list[EpochRow], Clock]:
+        clock, rows, ends = Clock(now=lambda: self.seconds), [], []
 
-        def after_epoch(row: EpochRow) -> None:
+        def after_epoch(row: EpochRow, stopped_by: str | None) -> None:
             self.seconds += 100.0  # an evaluation, off the clock
             self.events.append("after")
             rows.append(row)
+            ends.append(stopped_by)
 
-        stopped_by = train(
+        train(
             [
                 Stretch(
                     epochs=epochs,
@@ -71,13 +72,13 @@ class Script:
                 for epochs in stretches or [range(phase.max_epochs)]
             ],
             phase,
-            number=number,
-            worker=worker,
+            begin=begin or Position(phase=1),
             clock=clock,
             on_step=lambda n: self.events.append(("on_step", n)),
             after_epoch=after_epoch,
         )
-        return stopped_by, rows, clock
+        assert not any(ends[:-1])  # nothing follows the end
+        return ends[-1] if ends else None, rows, clock
 
 
 def phase(max_epochs: int, tau: float | None = None) -> Phase:
@@ -116,7 +117,7 @@ def test_without_tau_it_never_ends_early() -> None:
 
 def test_every_step_loads_sets_its_rate_and_updates() -> None:
     script = Script([0.1, 0.2])
-    script.run(phase(2), number=2, worker=5)
+    script.run(phase(2), begin=Position(phase=2, worker=5))
     steps = [event for i in range(3) for event in (("load", i), "update", ("on_step", 0))]
     assert script.events == [
         "open",
@@ -141,8 +142,24 @@ def test_stretches_follow_one_another_and_epochs_are_counted_on() -> None:
     assert script.rates == pytest.approx([0.6 - 0.04 * i for i in range(1, 13)])
 
 
+def test_it_goes_on_after_the_epochs_that_are_done() -> None:
+    script = Script([0.1, 0.9])
+    stopped_by, rows, _ = script.run(
+        phase(5, 0.8),
+        begin=Position(phase=1, epoch=2),
+        stretches=[range(2), range(2, 3), range(3, 5)],
+    )
+    assert stopped_by == "stopping_accuracy"
+    assert [row.epoch for row in rows] == [3, 4]
+    opened = [event for event in script.events if event == "open" or event[0] == "epoch"]
+    assert opened == ["open", ("epoch", 0, 2), "open", ("epoch", 0, 3)]
+    assert script.rates == pytest.approx([0.6 - 0.04 * i for i in range(7, 13)])
+
+
 def test_rows_say_what_happened() -> None:
-    _, rows, clock = Script([0.25, 0.5], [2.0, 1.5]).run(phase(2), number=2, worker=3)
+    _, rows, clock = Script([0.25, 0.5], [2.0, 1.5]).run(
+        phase(2), begin=Position(phase=2, worker=3)
+    )
     assert rows[0] == EpochRow(
         phase=2,
         worker=3,
@@ -160,7 +177,7 @@ def test_rows_say_what_happened() -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(bad: float) -> None:
     script = Script([0.1, 0.9, 0.9], [2.0, bad, 1.0])
     with pytest.raises(FloatingPointError) as stopped:
-        script.run(phase(3, 0.5), number=2, worker=4)
+        script.run(phase(3, 0.5), begin=Position(phase=2, worker=4))
     message = str(stopped.value)
     assert message.startswith(f"phase 2, worker 4, epoch 2: the loss is {bad}, expected")
     assert "lower the learning rate (the phase's peak is 0.6)" in message

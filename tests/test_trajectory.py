@@ -6,10 +6,9 @@ import copy
 
 import pytest
 import torch
-from small_parts import MEAN, STD, SWAP, make_dataset, small_parts, with_phases
+from small_parts import MEAN, STD, SWAP, Kept, make_dataset, small_parts, with_phases
 from torch import Tensor
 
-from swap_fast.parts import Watch
 from swap_fast.swap import swap
 from swap_fast.trajectory import running_average
 
@@ -18,24 +17,19 @@ DATA = make_dataset(test_images=200)
 
 def test_rows_are_the_accuracies_of_the_averages() -> None:
     recipe = with_phases(phase2={"max_epochs": 3})
-    saved: dict[tuple[int, int], Tensor] = {}
-
-    def keep(phase: int, worker: int, epoch: int) -> None:
-        if phase == 2:
-            saved[worker, epoch] = parts.weights.copy()[0]
-
-    parts = small_parts(recipe, dataset=DATA, watch=Watch(on_weights=keep))
+    kept = Kept()
+    parts = small_parts(recipe, dataset=DATA, checkpoints=kept)
     result = swap(recipe, parts)
     final = parts.weights.copy()
-    rows = running_average(recipe, parts, result, lambda worker, epoch: saved[worker, epoch])
+    rows = running_average(recipe, parts, result)
     assert [row.epoch for row in rows] == [1, 2, 3]
-    assert rows[-1].test_accuracy == result.test_accuracy
-    for ours, kept in zip(parts.weights.copy(), final, strict=True):
-        assert torch.equal(ours, kept)
+    assert rows[-1].test_accuracy == result.accuracies.top1
+    for now, then in zip(parts.weights.copy(), final, strict=True):
+        assert torch.equal(now, then)
 
     images = (torch.from_numpy(DATA.test.images).float() - torch.tensor(MEAN)) / torch.tensor(STD)
     for row in rows:
-        mean = torch.stack([saved[worker, row.epoch].double() for worker in range(2)]).mean(0)
+        mean = torch.stack([kept.theta(worker, row.epoch).double() for worker in range(2)]).mean(0)
         parts.weights.load_(mean.float(), final[1])
         # torch's own pass over the same batches, which are of 20, 20 and 4 images: made equal
         # by weights of its own average.
@@ -73,10 +67,7 @@ def test_one_epoch_has_the_result_as_its_only_row() -> None:
     recipe = with_phases(phase2={"max_epochs": 1})
     parts = small_parts(recipe, dataset=DATA)
     result = swap(recipe, parts)
-
-    def never(worker: int, epoch: int) -> Tensor:
-        raise AssertionError("nothing is read")
-
-    rows = running_average(recipe, parts, result, never)
-    assert [(row.epoch, row.test_accuracy) for row in rows] == [(1, result.test_accuracy)]
+    # Nothing was kept, and nothing is read.
+    rows = running_average(recipe, parts, result)
+    assert [(row.epoch, row.test_accuracy) for row in rows] == [(1, result.accuracies.top1)]
     assert SWAP.phase2.max_epochs == 2

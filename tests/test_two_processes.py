@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_parts import SWAP, make_dataset, run_processes, small_parts
+from small_parts import SWAP, Kept, make_dataset, run_processes, small_parts
 from torch import Tensor, nn
 
 from swap_fast.averaging import average
@@ -82,8 +82,8 @@ def run_swap(comm: Comm, folder: Path) -> None:
             "state": state,
             "rows": [asdict(replace(row, time_s=0.0)) for row in rows],
             "workers": {worker.number: worker.theta for worker in result.workers},
-            "test_accuracy": result.test_accuracy,
-            "stopped_by": result.stopped_by,
+            "test_accuracy": result.accuracies.top1,
+            "stopped_by": result.phase1.stopped_by,
             **pieces(parts, comm),
         },
         folder / f"rank{comm.rank}of{comm.world_size}.pt",
@@ -167,28 +167,24 @@ GROUPS = replace(
 def run_groups(comm: Comm, folder: Path) -> None:
     """Run SWAP with workers of two slots as this rank, with the weights that it saves."""
     rows: list[EpochRow] = []
-    saved: dict[tuple[int, int], Tensor] = {}
-
-    def on_weights(phase: int, worker: int, epoch: int) -> None:
-        if phase == 2:
-            saved[worker, epoch] = parts.weights.theta.detach().clone()
-
+    kept = Kept()
     recipe = replace(GROUPS, phase2=replace(GROUPS.phase2, max_epochs=2))
     parts = small_parts(
         recipe,
         dataset=DATA,
         make_model=SmoothNet,
         comm=comm,
-        watch=Watch(on_epoch=rows.append, on_weights=on_weights),
+        watch=Watch(on_epoch=rows.append),
+        checkpoints=kept,
     )
     result = swap(recipe, parts)
-    averages = running_average(recipe, parts, result, lambda w, e: saved[w, e])
+    averages = running_average(recipe, parts, result)
     torch.save(
         {
             "theta": parts.weights.theta.detach(),
             "statistics": parts.weights.statistics,
             "rows": [where(asdict(row)) for row in rows],
-            "saved": sorted(saved),
+            "saved": sorted(place[1:] for place in kept.thetas if place[0] == 2),
             "workers": {worker.number: worker.theta for worker in result.workers},
             "averages": [row.test_accuracy for row in averages],
         },

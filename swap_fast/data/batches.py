@@ -34,6 +34,19 @@ class Loader(Protocol):
         """Write this rank's part of update `step` into [slots * micro-batch, ...] tensors."""
 
 
+def require_a_batch(number: int, global_batch_size: int, num_images: int) -> None:
+    """Refuse a phase whose data fill no batch.
+
+    Raises:
+        ValueError: phase `number` has fewer images than one global batch.
+    """
+    if num_images < global_batch_size:
+        raise ValueError(
+            f"phase {number}: expected at least one batch of {global_batch_size} images, "
+            f"got {num_images}; lower the phase's batch size or use more data"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Share:
     """What of each epoch's plan one rank loads.
@@ -63,12 +76,7 @@ class Share:
     def __post_init__(self) -> None:
         """Refuse a phase without a batch."""
         assert self.drop_last or self.phase.gpus_per_model == 1, "a short batch has no slices"
-        if self.num_images < self.phase.global_batch_size:
-            raise ValueError(
-                f"phase {self.number}: expected at least one batch of "
-                f"{self.phase.global_batch_size} images, got {self.num_images}; "
-                f"lower --phase{self.number}.global-batch-size or use more data"
-            )
+        require_a_batch(self.number, self.phase.global_batch_size, self.num_images)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from swap_fast.comm import ALONE, Comm
+from swap_fast.data.batches import require_a_batch
 from swap_fast.data.crop_plan import Crops, plan_crops
 from swap_fast.data.image_tree import ImageSplit
 from swap_fast.execution import Execution
@@ -91,12 +92,8 @@ class TreeBatches:
         number: int,
         device: torch.device,
     ) -> None:
+        require_a_batch(number, global_batch_size, len(split))
         self.steps_per_epoch = len(split) // global_batch_size
-        if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"phase {number}: expected at least one batch of {global_batch_size} images, "
-                f"got {len(split)}; lower the batch size or use more data"
-            )
         self._split, self._decoder, self._device = split, decoder, device
         self._px, self._min_scale = px, min_scale
         self._seed, self._number = seed, number
