@@ -10,6 +10,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "recipes": (commands.recipes, "list the recipes, with the paper's table and what each needs"),
     "run": (commands.run, "run a recipe and write its record: run RECIPE --help"),
     "report": (commands.report, "draw tables, figures and the report from the records"),
+    "search": (commands.search, "try settings of a recipe on held-out training images"),
     "plan": (commands.plan, "what a recipe will take: time, memory, bytes, cost; plan --help"),
     "verify-gpu": (commands.verify_gpu, "confirm on a GPU what only a GPU can"),
     "small-tree": (commands.small_tree, "write a small tree of JPEGs, to try ImageNet's path on"),

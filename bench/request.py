@@ -38,6 +38,8 @@ class Request:
     """Go on without the files of a tree that cannot be used."""
     share_phase1: bool = False
     """Take phase 1 over from an earlier run that had the same."""
+    start: Path | None = None
+    """The folder whose phase 1 is taken over, where it is known; named by the run that made it."""
     keep_epochs: bool = False
     """Keep the weights of every epoch."""
     timeout_s: float = 300.0

@@ -68,7 +68,7 @@ def _run(
         progress.say(line)
     path = request.out / "checkpoints" / name
     about = describe_run(request, data.description, comm.world_size)
-    start: Path | None = None
+    start = request.start
     if request.share_phase1:
         start = comm.on_first(lambda: find_start(path.parent, about))
     if comm.rank == 0:
