@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from operator import attrgetter
+from typing import Any
 
 from bench.launch import under_torchrun
 from bench.rendering import to_markdown
@@ -22,8 +23,8 @@ from bench.search_outcomes import Measured, Outcome, ranked
 from bench.search_results import best_line, search_figure, search_table, write_table
 from bench.search_runs import SearchRuns, phase_one, shares_phase1
 from bench.search_study import GRACE_S, GridStudy, check_installed, database_file
-from bench.session import differences, prepare
-from swap_fast.config import AveragingRecipe, Recipe, SGDRecipe
+from bench.session import Prepared, differences, prepare
+from swap_fast.config import AveragingRecipe, Recipe
 from swap_fast.data.find import load_dataset
 from swap_fast.data.held_out import hold_out
 
@@ -42,48 +43,18 @@ def run_search(options: SearchOptions, recipe: Recipe, original: Recipe) -> int:
     if under_torchrun():
         raise ValueError("search: expected one process, which starts the others, got torchrun's")
     grid = parse_grid(recipe, options.grid)
-    shared = shares_phase1(recipe, grid)
+    shares_phase1(recipe, grid)  # or says that it cannot
     name = options.name or "-".join([recipe.name, *short_names(list(grid.values)).values()])
     folder = options.out / "search" / name
     url = options.storage or f"sqlite:///{(options.out / 'search' / f'{name}.db').absolute()}"
     prepared = prepare(replace(options, out=folder), recipe, original)
-    dataset = hold_out(load_dataset(recipe.dataset, prepared.request.data), options.held_out)
-    named, recipe = recipe, _fitted(recipe, len(dataset.train), prepared.say)
-    for point in grid.points:
-        _check_images(recipe_at(recipe, point), len(dataset.train))
-    seeds = tuple(range(options.seed, options.seed + options.seeds))
-    execution = prepared.request.execution
-    settings = {
-        "recipe": recipe.name,
-        "changed": differences(asdict(original), asdict(recipe)),
-        "held_out": options.held_out,
-        "seeds": list(seeds),
-        "data": dataset.sha256,
-        "execution": [execution.device_type, execution.precision],
-    }
-    held_out_note = f"tested on {options.held_out:,} held-out training images"
-    runs = SearchRuns(
-        request=replace(
-            prepared.request,
-            recipe=recipe,
-            held_out=options.held_out,
-            notes=(*prepared.request.notes, f"search {name}", held_out_note),
-        ),
-        original=original,
-        data=dataset.sha256,
-        num_ranks=prepared.num_ranks,
-        seeds=seeds,
-        taus=grid.values.get(TAU, ()),
-        shared=shared,
-    )
-    del dataset
+    runs = _runs(prepared, grid, options, original, note=f"search {name}")
     if options.dry_run:
         file = database_file(url)
         begun = file is None or file.exists()
-        study = GridStudy(url, name, grid, settings) if begun else None
-        print(_plan(grid, study, recipe, shared=shared, seeds=options.seeds))
+        print(_plan(grid, GridStudy(url, name, grid, _settings(runs)) if begun else None, runs))
         return 0
-    study = GridStudy(url, name, grid, settings)
+    study = GridStudy(url, name, grid, _settings(runs))
     outcomes = _work(study, runs, options.trials, prepared.say)
     table = search_table(
         outcomes, recipe=recipe.name, held_out=options.held_out, seeds=options.seeds
@@ -94,7 +65,7 @@ def run_search(options: SearchOptions, recipe: Recipe, original: Recipe) -> int:
     if best.measured is not None:
         search_figure(outcomes, folder, recipe=recipe.name)
         print(f"best: {describe(best.point)}: {best_line(best)}")
-        print(f"  {_command(best.point, original, named)}")
+        print(f"  {_command(best.point, original, recipe)}")
     elsewhere = sum(outcome.state == "running" for outcome in outcomes)
     if elsewhere:
         print(
@@ -105,19 +76,63 @@ def run_search(options: SearchOptions, recipe: Recipe, original: Recipe) -> int:
     return 1 if any(outcome.state == "failed" for outcome in outcomes) else 0
 
 
-def _plan(grid: Grid, study: GridStudy | None, recipe: Recipe, *, shared: bool, seeds: int) -> str:
+def _runs(
+    prepared: Prepared, grid: Grid, options: SearchOptions, original: Recipe, *, note: str
+) -> SearchRuns:
+    """What makes the runs, once it is known that the data are enough for each point."""
+    request, name = prepared.request, prepared.request.recipe.dataset
+    assert name != "imagenet", "trees of files are refused before"
+    dataset = hold_out(load_dataset(name, request.data), options.held_out)
+    recipe = _fitted(request.recipe, len(dataset.train), prepared.say)
+    for point in grid.points:
+        _check_images(recipe_at(recipe, point), len(dataset.train))
+    held_out_note = f"tested on {options.held_out:,} held-out training images"
+    return SearchRuns(
+        request=replace(
+            request,
+            recipe=recipe,
+            held_out=options.held_out,
+            notes=(*request.notes, note, held_out_note),
+        ),
+        original=original,
+        data=dataset.sha256,
+        num_ranks=prepared.num_ranks,
+        seeds=tuple(range(options.seed, options.seed + options.seeds)),
+        taus=grid.values.get(TAU, ()),
+        shared=shares_phase1(recipe, grid),
+    )
+
+
+def _settings(runs: SearchRuns) -> dict[str, Any]:
+    """What all who work at one study must have in common."""
+    request = runs.request
+    return {
+        "recipe": request.recipe.name,
+        "changed": differences(asdict(runs.original), asdict(request.recipe)),
+        "held_out": request.held_out,
+        "seeds": list(runs.seeds),
+        "data": runs.data,
+        "execution": [request.execution.device_type, request.execution.precision],
+    }
+
+
+def _plan(grid: Grid, study: GridStudy | None, runs: SearchRuns) -> str:
     """What a call would do, a line a point, and the sum."""
     waiting = [Outcome(point=point, state="waiting") for point in grid.points]
     outcomes = waiting if study is None else study.outcomes
-    left = [recipe_at(recipe, outcome.point) for outcome in outcomes if outcome.state != "done"]
+    left = [
+        recipe_at(runs.request.recipe, outcome.point)
+        for outcome in outcomes
+        if outcome.state in ("waiting", "failed")
+    ]
+    count = len(runs.seeds)
     lines = [f"{describe(outcome.point)}: {outcome.state}" for outcome in outcomes]
-    lines.append(f"{len(left)} of {len(outcomes)} left, {seeds} run{'s'[: seeds > 1]} each")
-    if shared:
-        ones: list[SGDRecipe] = []
-        for one in (phase_one(recipe, None) for recipe in left):
-            if one not in ones:
-                ones.append(one)
-        lines[-1] += f", from {len(ones) * seeds} phase{'s'[: len(ones) * seeds > 1]} 1"
+    lines.append(
+        f"left: {len(left)} of {len(outcomes)}, with {count} seed{'s' if count > 1 else ''} each"
+    )
+    if runs.shared:
+        ones = {repr(phase_one(one, None)) for one in left}
+        lines.append(f"runs of phase 1: {count * len(ones)}, for {count * len(left)} of the rest")
     return "\n".join(lines)
 
 

@@ -163,7 +163,8 @@ def test_a_dry_run_runs_nothing(
     assert _search(data, tmp_path / "out", "--dry-run", "--seeds", "3") == 0
     printed = capsys.readouterr().out
     assert printed.count(": waiting") == 4
-    assert "4 of 4 left, 3 runs each, from 6 phases 1" in printed
+    assert "left: 4 of 4, with 3 seeds each" in printed
+    assert "runs of phase 1: 6, for 12 of the rest" in printed
     assert not list((tmp_path / "out").rglob("*.db"))
     assert not list((tmp_path / "out").rglob("*.json"))
 
