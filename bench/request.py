@@ -36,6 +36,8 @@ class Request:
     """Test on so many of the training images, which are not trained on; 0: on the test images."""
     skip_bad_files: bool = False
     """Go on without the files of a tree that cannot be used."""
+    resume: bool = False
+    """Go on with a run that was interrupted, or leave one alone that is done."""
     share_phase1: bool = False
     """Take phase 1 over from an earlier run that had the same."""
     start: Path | None = None

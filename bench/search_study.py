@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S, GRACE_S = 15, 60
 """From one sign of life to the next, and how long without one a process counts as killed."""
+
+BEGUN = "begun"
+"""Attribute of a trial that has had a heartbeat."""
 
 OPENINGS = 8
 """Times to try: of two processes that make the tables of a new database at once, one fails."""
@@ -68,8 +72,9 @@ class GridStudy:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._grid, self._url, self._name = grid, url, name
+        self._database = _open(url)
         self._study: Study = optuna.create_study(
-            study_name=name, storage=_open(url), direction="maximize", load_if_exists=True
+            study_name=name, storage=self._database, direction="maximize", load_if_exists=True
         )
         for key, value in {**settings, "parameters": sorted(grid.values)}.items():
             if key not in self._study.user_attrs:
@@ -111,6 +116,8 @@ class GridStudy:
 
         def objective(trial: Trial) -> float:
             nonlocal count
+            self._database.record_heartbeat(trial._trial_id)
+            trial.set_user_attr(BEGUN, True)
             if not self._is_own(trial):
                 raise optuna.TrialPruned
             count += 1
@@ -134,12 +141,27 @@ class GridStudy:
         while limit is None or count < limit:
             with _no_experimental_warning():
                 optuna.storages.fail_stale_trials(self._study)
+            self._fail_unbegun()
             self._queue(again=again)
             again = False
             if not any(trial.state.name == "WAITING" for trial in self._trials()):
                 break
             failures = (FloatingPointError, RuntimeError)
             self._study.optimize(objective, n_trials=1, catch=failures, callbacks=[tell])
+
+    def _fail_unbegun(self) -> None:
+        """Fail the trials whose process was killed between its claim and its first heartbeat.
+
+        Without a heartbeat Optuna itself takes a trial to be alive for ever.
+        """
+        from optuna.trial import TrialState
+
+        latest = datetime.now() - timedelta(seconds=GRACE_S)
+        for trial in self._trials():
+            if trial.state.name == "RUNNING" and BEGUN not in trial.user_attrs:
+                assert trial.datetime_start is not None, "a claim has its time"
+                if trial.datetime_start < latest:
+                    self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _queue(self, *, again: bool) -> None:
         """Queue the points that no trial has in hand; again: those that failed before, too."""

@@ -115,6 +115,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
         code=describe_code(),
         started=started,
         skip_bad_files=options.skip_bad_files,
+        resume=options.resume,
         share_phase1=options.share_phase1,
         keep_epochs=options.keep_epochs,
         timeout_s=options.timeout_s,

@@ -165,3 +165,19 @@ def test_a_killed_processs_point_is_measured_by_another_after_the_grace(
     study.work(_measure, on_end=ended.append)
     assert len(ended) == len(GRID.points)
     assert {o.state for o in study.outcomes} == {"done"}
+
+
+def test_a_point_whose_process_was_killed_right_after_its_claim_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optuna.trial import TrialState
+
+    study, ended = _study(tmp_path), []
+    study._queue(again=True)
+    claimed = study._trials()[0]
+    study._database.set_trial_state_values(claimed._trial_id, state=TrialState.RUNNING)
+    study.work(_measure, on_end=ended.append)
+    assert len(ended) == len(GRID.points) - 1, "it may still begin"
+    monkeypatch.setattr(search_study, "GRACE_S", 0.01)
+    study.work(_measure, on_end=ended.append)
+    assert len(ended) == len(GRID.points)
