@@ -19,6 +19,7 @@ from bench.options import (
     SmallTreeOptions,
     TableOptions,
 )
+from bench.search_options import SearchOptions
 from swap_fast.config import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.recipes import RECIPES
 
@@ -93,6 +94,53 @@ def run(arguments: list[str]) -> int:
     from bench.session import run_session
 
     return run_session(parsed.options, derived(parsed.recipe), recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSWAP:
+    """Search settings of a SWAP recipe."""
+
+    options: Annotated[SearchOptions, Flat]
+    recipe: Annotated[SWAPRecipe, Flat]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSWA:
+    """Search settings of an SWA recipe."""
+
+    options: Annotated[SearchOptions, Flat]
+    recipe: Annotated[SWARecipe, Flat]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSGD:
+    """Search settings of an SGD recipe."""
+
+    options: Annotated[SearchOptions, Flat]
+    recipe: Annotated[SGDRecipe, Flat]
+
+
+def search(arguments: list[str]) -> int:
+    """Search a recipe's settings on held-out training images."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            "usage: python -m bench search RECIPE --grid NAME=VALUE,VALUE [OPTIONS]\n\n"
+            "`search RECIPE --help` shows the options, and the recipe's own fields, each of which\n"
+            "can be overridden for all runs. RECIPE is any of CIFAR's that `recipes` lists."
+        )
+        return 0 if arguments else 2
+    name = choose("recipe", arguments[0], RECIPES)
+    recipe = RECIPES[name]()
+    form: Any = {SWAPRecipe: SearchSWAP, SWARecipe: SearchSWA, SGDRecipe: SearchSGD}[type(recipe)]
+    parsed = tyro.cli(
+        form,
+        args=arguments[1:],
+        default=form(options=SearchOptions(), recipe=recipe),
+        prog=f"python -m bench search {name}",
+    )
+    from bench.search import run_search
+
+    return run_search(parsed.options, derived(parsed.recipe), recipe)
 
 
 def derived(recipe: Recipe) -> Recipe:

@@ -22,7 +22,7 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
     One rank alone, or a rank of torchrun's, is called right here.
 
     Raises:
-        ValueError: a rank raised one.
+        ValueError, FloatingPointError: a rank raised one.
         RuntimeError: a rank failed otherwise; the message holds its number and its error.
         KeyboardInterrupt: the processes were interrupted, or told to end, and have ended.
     """
@@ -64,6 +64,8 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
             _, number, kind, message = reported[0].split(" ", maxsplit=3)
             if kind == "ValueError":
                 raise ValueError(message) from None
+            if kind == "FloatingPointError":
+                raise FloatingPointError(message) from None
             raise RuntimeError(f"rank {number} failed: {kind}: {message}") from None
 
 

@@ -32,12 +32,16 @@ class Request:
     """`time.time()` when the run was asked for, to know what starting and importing took."""
     notes: tuple[str, ...] = ()
     """What the record's reader should know."""
+    held_out: int = 0
+    """Test on so many of the training images, which are not trained on; 0: on the test images."""
     skip_bad_files: bool = False
     """Go on without the files of a tree that cannot be used."""
     resume: bool = False
     """Go on with a run that was interrupted, or leave one alone that is done."""
     share_phase1: bool = False
     """Take phase 1 over from an earlier run that had the same."""
+    start: Path | None = None
+    """The folder whose phase 1 is taken over, where it is known; named by the run that made it."""
     keep_epochs: bool = False
     """Keep the weights of every epoch."""
     timeout_s: float = 300.0

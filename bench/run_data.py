@@ -13,6 +13,7 @@ from swap_fast.cifar_source import CifarSource
 from swap_fast.comm import Comm
 from swap_fast.data.dataset import Dataset
 from swap_fast.data.find import load_dataset
+from swap_fast.data.held_out import hold_out
 from swap_fast.data.image_tree import ImageTree, scan_tree
 from swap_fast.models import make_net, make_tree_net
 from swap_fast.parts import Source
@@ -43,6 +44,8 @@ def load_run_data(request: Request, comm: Comm, say: Callable[[str], None]) -> R
     if request.recipe.dataset == "imagenet":
         return _tree(request, comm, say)
     dataset = load_dataset(request.recipe.dataset, request.data)
+    if request.held_out:
+        dataset = hold_out(dataset, request.held_out)
     if len(set(comm.gather(dataset.sha256))) > 1:
         raise ValueError(
             f"{request.recipe.dataset}: expected the same data on every rank, got sets of "
@@ -62,6 +65,7 @@ def _describe_dataset(dataset: Dataset, request: Request) -> dict[str, Any]:
         "sha256": dataset.sha256,
         "train_images": request.recipe.train_images or len(dataset.train),
         "test_images": len(dataset.test),
+        **({"held_out": request.held_out} if request.held_out else {}),
     }
 
 

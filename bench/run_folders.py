@@ -76,11 +76,13 @@ def find_place(request: Request, description: Description) -> Place:
         if folder is not None:
             begun = read_description(folder) or description
             return Place(folder=folder, created=begun["created"], start=None, record=record)
-    name = run_id(request.recipe.name, request.seed, created)
+    name, start = run_id(request.recipe.name, request.seed, created), request.start
+    if request.share_phase1:
+        start = find_start(out / "checkpoints", description)
     return Place(
         folder=out / "checkpoints" / name,
         created=created,
-        start=find_start(out / "checkpoints", description) if request.share_phase1 else None,
+        start=start,
         record=None,
     )
 

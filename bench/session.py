@@ -2,7 +2,8 @@
 
 import os
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,41 @@ def automatic_recipe(*, quick: bool) -> str:
     return "cifar10_quick" if quick else "cifar10_cpu"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What is the same for all runs of a session."""
+
+    request: Request
+    """Of its first run."""
+    num_ranks: int
+    """Processes of each."""
+    say: Callable[[str], None]
+    """Prints a line on the first process, unless it is to be quiet."""
+
+
 def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
     """Run a recipe as often as asked, each run with a seed of its own; the exit status.
 
     Raises:
         ValueError: a device, a number of processes or data that cannot be had.
+    """
+    prepared = prepare(options, recipe, original)
+    request, say = prepared.request, prepared.say
+    for number in range(options.runs):
+        if number > 0:
+            request = replace(request, seed=request.seed + 1, first=False, started=time.time())
+        say(f"run {number + 1} of {options.runs}, seed {request.seed}")
+        path = launch(run_rank, request, num_ranks=prepared.num_ranks)
+        if path is not None:
+            _summarise(path, say)
+    return 0
+
+
+def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
+    """Choose the devices, the processes and the loader, and find the data; says what it chose.
+
+    Raises:
+        ValueError: one of them cannot be had.
     """
     started = time.time()
     device_type = choose_device(options.device)
@@ -73,32 +104,25 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
         f"thread{'s' if threads > 1 else ''}, {execution.precision}, {execution.memory_format}, "
         f"loader {loader}"
     )
-    code = describe_code()
-    for number in range(options.runs):
-        request = Request(
-            recipe=recipe,
-            overrides=tuple(differences(asdict(original), asdict(recipe))),
-            seed=options.seed + number,
-            data=data,
-            out=options.out,
-            execution=execution,
-            threads=threads,
-            code=code,
-            started=started if number == 0 else time.time(),
-            skip_bad_files=options.skip_bad_files,
-            resume=options.resume,
-            share_phase1=options.share_phase1,
-            keep_epochs=options.keep_epochs,
-            timeout_s=options.timeout_s,
-            first=number == 0,
-            notes=() if note is None else (note,),
-            quiet=options.quiet,
-        )
-        say(f"run {number + 1} of {options.runs}, seed {request.seed}")
-        path = launch(run_rank, request, num_ranks=ranks)
-        if path is not None:
-            _summarise(path, say)
-    return 0
+    request = Request(
+        recipe=recipe,
+        overrides=tuple(differences(asdict(original), asdict(recipe))),
+        seed=options.seed,
+        data=data,
+        out=options.out,
+        execution=execution,
+        threads=threads,
+        code=describe_code(),
+        started=started,
+        skip_bad_files=options.skip_bad_files,
+        resume=options.resume,
+        share_phase1=options.share_phase1,
+        keep_epochs=options.keep_epochs,
+        timeout_s=options.timeout_s,
+        notes=() if note is None else (note,),
+        quiet=options.quiet,
+    )
+    return Prepared(request=request, num_ranks=ranks, say=say)
 
 
 def differences(original: dict[str, Any], changed: dict[str, Any], at: str = "") -> list[str]:
@@ -153,7 +177,7 @@ def _check_writable(out: Path) -> None:
         raise ValueError(f"out: expected a folder that can be written to, got {error}") from None
 
 
-def _summarise(path: Path, say: Any) -> None:
+def _summarise(path: Path, say: Callable[[str], None]) -> None:
     record = read_record(path)
     times = record.times
     if record.accuracy_before_averaging is not None:

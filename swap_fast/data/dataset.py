@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 DatasetName = Literal["cifar10", "cifar100", "synthetic"]
-DatasetKind = Literal["published", "subset", "synthetic"]
+DatasetKind = Literal["published", "subset", "synthetic", "held-out"]
 Channels = tuple[float, float, float]
 ByteArray = npt.NDArray[np.uint8]
 
