@@ -40,6 +40,9 @@ class RunOptions:
     """Capture the whole step as one CUDA graph; auto does on CUDA devices."""
     all_reduce: Literal["fp16", "fp32"] = "fp32"
     """Type in which the processes' gradients are summed; fp16 halves the bytes."""
+    resume: bool = False
+    """Go on where an interrupted run of this recipe and seed in OUT ended; a finished one is left
+    as it is, and one that never began begins. The same command may be given again and again."""
     share_phase1: bool = False
     """Begin where an earlier run in OUT ended the same phase 1 (same seed, data and machine); its
     time counts."""

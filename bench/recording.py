@@ -24,6 +24,7 @@ def make_record(
     data: dict[str, Any],
     *,
     start: dict[str, Any] | None,
+    interruptions: dict[str, Any] | None,
     name: str,
     created: str,
     telemetry: Telemetry | None,
@@ -73,6 +74,7 @@ def make_record(
         peak_memory_gib=max(comm.gather(peak_memory_gib())),
         telemetry=None if telemetry is None else comm.gather(telemetry),
         start=start,
+        interruptions=interruptions,
         notes=list(request.notes),
     )
 

@@ -34,6 +34,8 @@ class Request:
     """What the record's reader should know."""
     skip_bad_files: bool = False
     """Go on without the files of a tree that cannot be used."""
+    resume: bool = False
+    """Go on with a run that was interrupted, or leave one alone that is done."""
     share_phase1: bool = False
     """Take phase 1 over from an earlier run that had the same."""
     keep_epochs: bool = False

@@ -1,17 +1,17 @@
 """One run of a recipe on one rank: load the data, run the method, write the record."""
 
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
+from bench.attempts import Attempt
 from bench.machine import device_uuid
 from bench.progress import Progress
 from bench.recording import make_record
 from bench.request import Request
 from bench.run_data import load_run_data
-from bench.run_folders import describe_run, find_start, write_description
+from bench.run_folders import Place, describe_run, find_place, write_description
 from bench.telemetry import Sampler, missing_line
 from swap_fast.baselines import sgd, swa
 from swap_fast.clock import Clock
@@ -19,8 +19,8 @@ from swap_fast.comm import Comm, connect
 from swap_fast.config import SWAPRecipe, SWARecipe
 from swap_fast.memory import keep_freed_memory
 from swap_fast.parts import Watch, make_parts
-from swap_fast.record import run_id, write_record
-from swap_fast.run_folder import RunFolder
+from swap_fast.record import write_record
+from swap_fast.run_folder import RunFolder, tidy
 from swap_fast.swap import swap
 from swap_fast.trajectory import average_by_cycle, running_average
 
@@ -60,25 +60,35 @@ def _run(
 
     with clock.lap("data_loading"):
         data = load_run_data(request, comm, say)
-    created = comm.on_first(lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    name = run_id(recipe.name, request.seed, created)
     progress = Progress(recipe, comm, data.source.num_images, quiet=request.quiet)
     line = missing_line(comm.gather(sampler.missing))
     if line is not None and request.first and comm.rank == 0:
         progress.say(line)
-    path = request.out / "checkpoints" / name
     about = describe_run(request, data.description, comm.world_size)
-    start: Path | None = None
-    if request.share_phase1:
-        start = comm.on_first(lambda: find_start(path.parent, about))
+    place: Place = comm.on_first(lambda: find_place(request, about))
+    if place.record is not None:
+        tidy(place.folder, keep_epochs=request.keep_epochs)
+        if comm.rank == 0:
+            progress.say(f"{place.folder.name} is done already")
+        return place.record if comm.rank == 0 else None
+    attempt: Attempt | None = None
     if comm.rank == 0:
-        write_description(path, about)
-        if start is not None:
-            progress.say(f"phase 1 is that of {start.name}; its time counts")
+        attempt = Attempt(place.folder)
+        write_description(place.folder, {**about, "created": place.created})
+        if attempt.earlier:
+            progress.say(f"{place.folder.name} goes on")
+        if place.start is not None:
+            progress.say(f"phase 1 is that of {place.start.name}; its time counts")
+
+    def on_step(images: int) -> None:
+        progress.on_step(images)
+        if attempt is not None:
+            attempt.beat()
+
     folder = RunFolder(
-        path,
+        place.folder,
         clock,
-        start=start,
+        start=place.start,
         keep_epochs=request.keep_epochs,
         on_restore=progress.on_restore,
         say=progress.say,
@@ -93,7 +103,7 @@ def _run(
         comm=comm,
         clock=clock,
         watch=Watch(
-            on_step=progress.on_step,
+            on_step=on_step,
             on_epoch=progress.on_epoch,
             on_phase1_end=progress.phase1_ended,
         ),
@@ -115,7 +125,11 @@ def _run(
         else:
             result = sgd(recipe, parts)
     with clock.lap("checkpoint"):
-        folder.finish(parts.weights, parts.group, recipe)
+        if comm.rank == 0:
+            folder.save_final(parts.weights)
+    start = None
+    if folder.taken_from is not None:
+        start = {"run_id": folder.taken_from, "origin": folder.origin}
     record = make_record(
         request,
         parts,
@@ -123,9 +137,13 @@ def _run(
         folder.rows,
         averages,
         description,
-        start=None if start is None else {"run_id": start.name, "origin": folder.origin},
-        name=name,
-        created=created,
+        start=start,
+        interruptions=attempt.interruptions(folder.restored_s) if attempt else None,
+        name=place.folder.name,
+        created=place.created,
         telemetry=sampler.finish(),
     )
-    return write_record(record, request.out / "runs") if comm.rank == 0 else None
+    path = write_record(record, request.out / "runs") if comm.rank == 0 else None
+    comm.barrier()
+    tidy(place.folder, keep_epochs=request.keep_epochs)
+    return path

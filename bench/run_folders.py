@@ -1,14 +1,16 @@
 """The run folders of a results folder: what each run is, whose phase 1 serves, which goes on."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bench.machine import describe_machine
 from bench.request import Request
 from swap_fast.checkpoint import write_file
-from swap_fast.record import plain
+from swap_fast.record import plain, run_id
 from swap_fast.run_folder import phase1_of
 
 FILE = "run.json"
@@ -25,11 +27,26 @@ _NOT_OF_PHASE_1 = frozenset(
 Description = dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run is kept, and from where it goes on."""
+
+    folder: Path
+    """Its own."""
+    created: str
+    """When it first began: UTC, ISO 8601."""
+    start: Path | None
+    """Another run's folder, whose phase 1 it takes over."""
+    record: Path | None
+    """It is done, and this is its record."""
+
+
 def describe_run(request: Request, data: dict[str, Any], world_size: int) -> Description:
-    """What a run is, as its folder keeps it."""
+    """What a run is, as its folder keeps it; beside that, when it began."""
     machine = describe_machine(request.execution.device_type)
     return plain(
         {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "recipe": asdict(request.recipe),
             "seed": request.seed,
             "data": data,
@@ -41,6 +58,30 @@ def describe_run(request: Request, data: dict[str, Any], world_size: int) -> Des
                 "threads": request.threads,
             },
         }
+    )
+
+
+def find_place(request: Request, description: Description) -> Place:
+    """A new folder; asked to resume, that of the run which was interrupted, or which is done.
+
+    Raises:
+        ValueError: the interrupted run was begun with other settings, data or arithmetic.
+    """
+    created, out = description["created"], request.out
+    if request.resume:
+        folder = find_unfinished(out, description)
+        record = None if folder is not None else find_finished(out, description)
+        if record is not None:
+            folder = out / "checkpoints" / record.stem
+        if folder is not None:
+            begun = read_description(folder) or description
+            return Place(folder=folder, created=begun["created"], start=None, record=record)
+    name = run_id(request.recipe.name, request.seed, created)
+    return Place(
+        folder=out / "checkpoints" / name,
+        created=created,
+        start=find_start(out / "checkpoints", description) if request.share_phase1 else None,
+        record=None,
     )
 
 
@@ -74,4 +115,71 @@ def find_start(checkpoints: Path, description: Description) -> Path | None:
 def _phase1(description: Description) -> Description:
     """What of a run decides its phase 1 and the time that it takes."""
     recipe = {k: v for k, v in description.get("recipe", {}).items() if k not in _NOT_OF_PHASE_1}
-    return {**description, "recipe": recipe}
+    return {**description, "recipe": recipe, "created": None}
+
+
+def find_unfinished(out: Path, description: Description) -> Path | None:
+    """The newest run of this recipe and seed that has no record yet, for it to go on.
+
+    Raises:
+        ValueError: it was begun with other settings, data or arithmetic.
+    """
+    name, seed = description["recipe"]["name"], description["seed"]
+    folders = [
+        folder
+        for folder, found in _folders_of(out / "checkpoints", name, seed)
+        if found is not None and not (out / "runs" / f"{folder.name}.json").exists()
+    ]
+    if not folders:
+        return None
+    begun = read_description(folders[-1])
+    assert begun is not None, "it has just been read"
+    if changed := _differences(begun, description):
+        raise ValueError(
+            f"--resume: {folders[-1].name} was begun with {'; '.join(changed)}; give it the same "
+            "again, or start anew with another --out or without --resume"
+        )
+    return folders[-1]
+
+
+def find_finished(out: Path, description: Description) -> Path | None:
+    """The record of a run that is this one, done; None where there is none."""
+    for folder, found in _folders_of(
+        out / "checkpoints", description["recipe"]["name"], description["seed"]
+    ):
+        record = out / "runs" / f"{folder.name}.json"
+        if found is not None and record.exists() and not _differences(found, description):
+            return record
+    return None
+
+
+def _folders_of(checkpoints: Path, name: str, seed: int) -> list[tuple[Path, Description | None]]:
+    """The folders of a recipe's runs with this seed, oldest first, with what they say."""
+    found = [(folder, read_description(folder)) for folder in sorted(checkpoints.glob("*"))]
+    return [
+        (folder, about)
+        for folder, about in found
+        if about is not None
+        and (about.get("recipe", {}).get("name"), about.get("seed")) == (name, seed)
+    ]
+
+
+def _differences(begun: Description, now: Description) -> list[str]:
+    """What was set otherwise: "recipe.phase1.peak_lr 1.0, not 1.2". The machine may be another."""
+    a, b = (
+        dict(_leaves({k: v for k, v in each.items() if k not in ("machine", "created")}))
+        for each in (begun, now)
+    )
+    return [
+        f"{name} {a.get(name)!r}, not {b.get(name)!r}"
+        for name in sorted(a.keys() | b.keys())
+        if a.get(name) != b.get(name)
+    ]
+
+
+def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from _leaves(each, f"{at}.{name}" if at else name)
+    else:
+        yield at, value

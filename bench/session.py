@@ -86,6 +86,7 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
             code=code,
             started=started if number == 0 else time.time(),
             skip_bad_files=options.skip_bad_files,
+            resume=options.resume,
             share_phase1=options.share_phase1,
             keep_epochs=options.keep_epochs,
             timeout_s=options.timeout_s,

@@ -17,7 +17,12 @@ SCHEMA_VERSION = 3
 
 _ADDED = {
     2: {"telemetry": None, "test_top5_accuracy": None},
-    3: {"start": None, "displacement_norms": [], "displacement_cosines": []},
+    3: {
+        "start": None,
+        "interruptions": None,
+        "displacement_norms": [],
+        "displacement_cosines": [],
+    },
 }
 """The fields that each version brought, and what an older record has in their place."""
 
@@ -180,6 +185,8 @@ class RunRecord:
     """Among these differences; empty without phase 2."""
     start: dict[str, Any] | None = None
     """The run whose phase 1 this one took over, and the model's hash; None: it ran its own."""
+    interruptions: dict[str, Any] | None = None
+    """How often the run went on from a checkpoint, and the seconds lost by it; None: never."""
     schema_version: int = SCHEMA_VERSION
     """Of this layout."""
     notes: list[str] = field(default_factory=list)

@@ -23,8 +23,6 @@ from swap_fast.checkpoint import (
     write_checkpoint,
 )
 from swap_fast.clock import Clock
-from swap_fast.comm import WorkerGroup
-from swap_fast.config import AveragingRecipe, Recipe
 from swap_fast.evaluate import Accuracies
 from swap_fast.record import EpochRow
 from swap_fast.state import Position, TrainingState
@@ -61,12 +59,16 @@ class RunFolder:
         on_restore: Callable[[Position], None] = lambda position: None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.path, self._clock, self._start = path, clock, start
+        self.path, self._clock, self._offered = path, clock, start
         self._keep_epochs, self._on_restore, self._say = keep_epochs, on_restore, say
         self._rows: dict[tuple[int, int], list[EpochRow]] = {}
         self._begun: dict[tuple[int, int], Laps] = {}
         self._weights: Weights | None = None
         self._origin: str | None = None
+        # The run whose phase 1 was taken over.
+        self.taken_from: str | None = None
+        # Seconds of this rank's clock that were not measured in this process.
+        self.restored_s = 0.0
 
     @property
     def rows(self) -> list[EpochRow]:
@@ -102,8 +104,10 @@ class RunFolder:
         laps = about["laps_by_rank"]
         for lap, seconds in laps[state.comm.rank % len(laps)].items():
             self._clock.add(lap, seconds)
+            self.restored_s += seconds
         self._rows[key] = [EpochRow(**row) for row in about["rows"]]
         self._note_origin(restored, state)
+        self.taken_from = about.get("taken_from", self.taken_from)
         if restored.stopped_by and not _file(self.path / _stem(restored), MANIFEST).exists():
             if state.is_first:
                 write_checkpoint(
@@ -149,29 +153,20 @@ class RunFolder:
         assert self._weights is not None, "what was saved had a model"
         return load_theta(self._weights, self.path / f"worker{worker}-epoch{epoch}{MODEL}")
 
-    def finish(self, weights: Weights, group: WorkerGroup, recipe: Recipe) -> None:
-        """Keep the ends of phase 1 and of each worker, and the run's result; else what was asked.
-
-        Every rank must call; `group` holds its workers.
-        """
-        epochs = recipe.phase2.max_epochs if isinstance(recipe, AveragingRecipe) else 0
-        for worker in group.workers if group.is_first else ():
-            for epoch in range(1, epochs + 1):
-                keeps_model = epoch == epochs or self._keep_epochs
-                for ending in (MANIFEST, STATE, *([] if keeps_model else [MODEL])):
-                    _file(self.path / f"worker{worker}-epoch{epoch}", ending).unlink(
-                        missing_ok=True
-                    )
-        if group.across.rank == 0 and group.is_first:
-            save_weights(weights, self.path / f"final{MODEL}")
+    def save_final(self, weights: Weights) -> None:
+        """Save the run's result."""
+        save_weights(weights, self.path / f"final{MODEL}")
 
     def _newest(self, phase: int, worker: int) -> Checkpoint | None:
         stems = [self.path / name for name in reversed(_saved(self.path, phase, worker))]
-        if phase == 1 and self._start is not None:
-            stems.append(self._start / "phase1")
+        if phase == 1 and self._offered is not None:
+            stems.append(self._offered / "phase1")
         for stem in stems:
             try:
-                return read_checkpoint(stem)
+                found = read_checkpoint(stem)
+                if stem.parent == self._offered:
+                    found.about.setdefault("taken_from", self._offered.name)
+                return found
             except ValueError as error:
                 self._say(f"a damaged checkpoint is left out: {error}")
         return None
@@ -220,6 +215,26 @@ def _saved(folder: Path, phase: int, worker: int) -> list[str]:
 
 def _file(stem: Path, ending: str) -> Path:
     return stem.with_name(stem.name + ending)
+
+
+def tidy(folder: Path, *, keep_epochs: bool) -> None:
+    """Of a run that is done keep the ends of phase 1 and of each worker, and the result.
+
+    Arguments:
+        keep_epochs: keep the weights of every epoch too.
+    """
+    named = re.compile(r"(worker\d+|phase1)-epoch(\d+)")
+    last: dict[str, int] = {}
+    found = [(path, match) for path in folder.glob("*") if (match := named.match(path.name))]
+    for path, match in found:
+        if path.name == match[0] + MODEL:
+            last[match[1]] = max(last.get(match[1], 0), int(match[2]))
+    for path, match in found:
+        is_last = match[1] != "phase1" and int(match[2]) == last.get(match[1])
+        if path.name != match[0] + MODEL or not (is_last or keep_epochs):
+            path.unlink(missing_ok=True)
+    for path in [*folder.glob("attempt-*.json"), *folder.glob("*.part")]:
+        path.unlink(missing_ok=True)
 
 
 def phase1_of(folder: Path) -> Position | None:

@@ -27,7 +27,7 @@ from swap_fast.comm import ALONE, Comm
 from swap_fast.config import Phase, Recipe, SWAPRecipe
 from swap_fast.parts import Parts
 from swap_fast.record import AverageRow, EpochRow
-from swap_fast.run_folder import RunFolder
+from swap_fast.run_folder import RunFolder, tidy
 from swap_fast.state import Position, TrainingState
 from swap_fast.swap import Result, swap
 from swap_fast.trajectory import running_average
@@ -89,7 +89,10 @@ def run(
         averages = running_average(recipe, parts, result)
     else:
         result = (sgd if recipe is SGD else swa)(recipe, parts)  # type: ignore[operator]
-    kept.finish(parts.weights, parts.group, recipe)
+    if comm.rank == 0:
+        kept.save_final(parts.weights)
+    comm.barrier()
+    tidy(folder, keep_epochs=False)
     return Done(parts, result, [replace(row, time_s=0.0) for row in kept.rows], averages)
 
 
