@@ -10,7 +10,7 @@ from typing import Any
 from bench.stats import recipe_of
 from swap_fast.config import Augmentation, Optimizer, Phase, SWAPRecipe
 from swap_fast.recipes import RECIPES
-from swap_fast.record import RunRecord, read_records
+from swap_fast.record import RunRecord, read_record, read_records
 
 WORKER = 0
 """Whose path Figure 4 shows, and whose end is Figure 2's SGD."""
@@ -78,18 +78,17 @@ def find_run(
         ValueError: no such run, it is not of SWAP on images in memory, or its weights are gone.
     """
     if run_id is not None:
-        records, _ = read_records(results / "runs")
-        named = [record for record in records if record.run_id == run_id]
-        if not named:
-            raise ValueError(f"run: expected one of {results / 'runs'}, got {run_id!r}")
-        _check(figure, named[0])
-        absent = _absent(figure, named[0], results)
-        if absent:
+        path = results / "runs" / f"{run_id}.json"
+        if not path.is_file():
+            raise ValueError(f"run: expected one of {path.parent}, got {run_id!r}")
+        named = read_record(path)
+        _check(figure, named)
+        if absent := _absent(figure, named, results):
             raise ValueError(
                 f"run: expected the weights of {run_id}, {absent[0]} is not there; without --run "
                 "the recipe is run again, and they are kept"
             )
-        return named[0]
+        return named
     fitting = sorted(runs_of(results, recipe), key=lambda record: record.seed)
     return next((r for r in fitting if not _absent(figure, r, results)), None)
 
