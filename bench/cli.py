@@ -9,6 +9,7 @@ from bench.choices import choose
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "recipes": (commands.recipes, "list the recipes, with the paper's table and what each needs"),
     "run": (commands.run, "run a recipe and write its record: run RECIPE --help"),
+    "table": (commands.table, "run what a table of the paper lacks, and draw it: table 1 to 6"),
     "figure": (commands.figure, "draw a figure of the paper, 1 to 6; runs what is missing"),
     "report": (commands.report, "draw tables, figures and the report from the records"),
     "plan": (commands.plan, "what a recipe will take: time, memory, bytes, cost; plan --help"),

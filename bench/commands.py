@@ -17,6 +17,7 @@ from bench.options import (
     PrepareOptions,
     RunOptions,
     SmallTreeOptions,
+    TableOptions,
 )
 from swap_fast.config import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.recipes import RECIPES
@@ -106,7 +107,7 @@ def derived(recipe: Recipe) -> Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Draw the tables, the figures and the report from the records alone."""
+    """Draw the tables, the figures and the report (Markdown and HTML) from the records alone."""
 
     results: Path = Path("results")
     """Results folder: records are read from RESULTS/runs."""
@@ -119,7 +120,9 @@ class ReportOptions:
 def report(arguments: list[str]) -> int:
     """Draw the report."""
     options = tyro.cli(ReportOptions, args=arguments, prog="python -m bench report")
-    from bench.report import print_summary, update_performance, update_readme, write_report
+    from bench.pages import update_performance, update_readme
+    from bench.report import write_report
+    from bench.summary import print_summary
 
     path = write_report(options.results)
     print_summary(options.results)
@@ -129,6 +132,14 @@ def report(arguments: list[str]) -> int:
         update_performance(options.performance, options.results)
     print(f"report: {path}")
     return 0
+
+
+def table(arguments: list[str]) -> int:
+    """Fill and draw one of the paper's tables."""
+    options = tyro.cli(TableOptions, args=arguments, prog="python -m bench table")
+    from bench.fill import run_table
+
+    return run_table(options)
 
 
 def figure(arguments: list[str]) -> int:

@@ -246,3 +246,42 @@ class SmallTreeOptions:
         for name in ("per_class", "test_per_class", "size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """A table of the paper: run what is missing of it, then draw it and the report.
+
+    Runs that are there, made on this kind of machine, are not made again. Tables 5 and 6 list the
+    recipes' settings and are printed at once.
+    """
+
+    number: Positional[Literal[1, 2, 3, 4, 5, 6]]
+    """The paper's."""
+    size: Literal["auto", "paper", "cpu"] = "auto"
+    """The paper's net and data, or forms for a CPU; auto takes the paper's with CUDA devices."""
+    runs: int = 3
+    """Runs of each row, with seeds from 0."""
+    data: Path | None = None
+    """Folder that holds the data set; else SWAP_DATA, and for CIFAR the cache, the download."""
+    out: Path = Path("results")
+    """Results folder: records in OUT/runs, weights in OUT/checkpoints, the report in OUT."""
+    dry_run: bool = False
+    """Only say what would run, and how long each run and all of them are expected to take."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes CUDA devices where there are any."""
+    ranks: int | None = None
+    """Processes; by default one a device, or one a CPU core, as many as a recipe can use."""
+    threads: int | None = None
+    """CPU threads a process; by default the cores divided by the processes."""
+    keep_epochs: bool = False
+    """Keep the weights of every epoch, for Figure 4."""
+    quiet: bool = False
+    """Print no progress."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below one."""
+        for name in ("runs", "ranks", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {value}")

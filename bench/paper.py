@@ -44,6 +44,20 @@ class PaperValue:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PaperSetting:
+    """One cell of Tables 5 and 6, which list hyper-parameters."""
+
+    table: str
+    """Such as "Table 5"."""
+    row: str
+    """What it is, as printed, such as "Batch-size"."""
+    column: str
+    """Whose, as printed, such as "SWAP (Phase 1)"."""
+    value: float
+    """As printed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PublishedTime:
     """A published time to an accuracy on CIFAR-10."""
 
@@ -90,9 +104,11 @@ class Paper:
     source: str
     """Authors and title."""
     tables: tuple[PaperTable, ...]
-    """Tables 1 to 4."""
+    """Tables 1 to 6."""
     values: tuple[PaperValue, ...]
-    """Their cells."""
+    """The cells of Tables 1 to 4."""
+    settings: tuple[PaperSetting, ...]
+    """Those of Tables 5 and 6."""
     claim: PublishedTime
     """Section 5.1's 27 seconds."""
     peers: tuple[PublishedTime, ...]
@@ -150,6 +166,7 @@ def load_paper(results: Path = CHECKOUT) -> Paper:
             source=content["source"],
             tables=tuple(PaperTable(**each) for each in content["tables"]),
             values=tuple(PaperValue(**each) for each in content["values"]),
+            settings=tuple(PaperSetting(**each) for each in content["settings"]),
             claim=PublishedTime(**content["claim"]),
             peers=tuple(PublishedTime(**each) for each in content["peers"]),
             phase1_means=tuple(PhaseOneMean(**each) for each in content["phase1_means"]),

@@ -1,4 +1,7 @@
-"""A table as data, and its three forms: Markdown, CSV and LaTeX, each with its own escaping."""
+"""A table as data, and its forms as Markdown, CSV and LaTeX, each with its own escaping.
+
+As HTML it stands in the report's template.
+"""
 
 import csv
 import io
@@ -11,17 +14,24 @@ from bench.intervals import Interval
 NOTHING = "—"
 """A cell that has no value."""
 
-EMULATED, UNSTABLE = "†", "‡"
+EMULATED, UNSTABLE, SHARED = "†", "‡", "§"
 """Marks behind a time."""
 
 EMULATED_NOTE = (
     f"{EMULATED} emulated_workers: fewer processes than the recipe's devices, taking turns."
 )
+SHARED_NOTE = (
+    f"{SHARED} shared phase 1: taken from another run of the same seed, its time added as it was "
+    "measured there."
+)
 UNSTABLE_NOTE = f"{UNSTABLE} unstable: the standard deviation is 10% of the mean or more."
 
 # Backslash first: what follows adds backslashes of its own.
 _MARKDOWN_BACKSLASHED = re.compile(r"([\\|_*`$~#\[\]])")
-_FIGURE = re.compile(rf"{NOTHING}|-?\d+(\.\d+)?( ± \d+\.\d+)? ?[{EMULATED}{UNSTABLE}]*")
+_NUMBER = r"-?\d[\d,]*(\.\d+)?"
+_FIGURE = re.compile(
+    rf"{NOTHING}|{_NUMBER}( ± \d+\.\d+| to {_NUMBER})? ?[{EMULATED}{UNSTABLE}{SHARED}*]*"
+)
 _MARKDOWN_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -42,13 +52,14 @@ _LATEX = {
     "≥": r"$\geq$",
     "†": r"$\dagger$",
     "‡": r"$\ddagger$",
+    "§": r"\S{}",
     "—": "---",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table, built once and rendered in three ways. All text is plain, not yet escaped."""
+    """A table, built once and rendered in several ways. All text is plain, not yet escaped."""
 
     name: str
     """The name of its files."""
@@ -70,13 +81,13 @@ class Table:
 
 def escape_markdown(text: str) -> str:
     """The text as it stands, on one line, in a Markdown cell or sentence."""
-    text = "".join(_MARKDOWN_ENTITIES.get(character, character) for character in _one_line(text))
+    text = "".join(_MARKDOWN_ENTITIES.get(character, character) for character in one_line(text))
     return _MARKDOWN_BACKSLASHED.sub(r"\\\1", text)
 
 
 def escape_latex(text: str) -> str:
     """The text as it stands, on one line, in LaTeX's text mode."""
-    return "".join(_LATEX.get(character, character) for character in _one_line(text))
+    return "".join(_LATEX.get(character, character) for character in one_line(text))
 
 
 def to_markdown(table: Table) -> str:
@@ -84,7 +95,7 @@ def to_markdown(table: Table) -> str:
     columns = [escape_markdown(column) for column in table.columns]
     rows = [[escape_markdown(cell) for cell in row] for row in table.rows]
     widths = [max(3, *(len(row[i]) for row in [columns, *rows])) for i in range(len(columns))]
-    right = _figure_columns(table)
+    right = figure_columns(table)
     rule = [
         "-" * (width - is_right) + ":" * is_right
         for width, is_right in zip(widths, right, strict=True)
@@ -119,7 +130,7 @@ def to_latex(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return " & ".join(escape_latex(cell) for cell in cells) + r" \\"
 
-    alignment = "".join("r" if is_right else "l" for is_right in _figure_columns(table))
+    alignment = "".join("r" if is_right else "l" for is_right in figure_columns(table))
     note = " ".join(escape_latex(each) for each in (table.caption, *table.footnotes))
     lines = [
         r"\begin{table}",
@@ -161,7 +172,7 @@ def interval_cell(interval: Interval | None, factor: float = 1, decimals: int = 
     return f"{low} to {high}"
 
 
-def _figure_columns(table: Table) -> list[bool]:
+def figure_columns(table: Table) -> list[bool]:
     """Which columns hold figures alone, and are set to the right."""
     return [
         bool(table.rows) and all(_FIGURE.fullmatch(row[i]) for row in table.rows)
@@ -169,6 +180,6 @@ def _figure_columns(table: Table) -> list[bool]:
     ]
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Without line ends and other control characters, which would end a cell or a comment."""
     return "".join(character if character.isprintable() else " " for character in text)

@@ -35,7 +35,7 @@ def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
     """
     started = time.time()
     device_type = choose_device(options.device)
-    ranks, threads = _processes(options, recipe, device_type)
+    ranks, threads = processes(options, recipe, device_type)
     execution = replace(
         default_execution(device_type), memory_format=options.memory_format, compile=options.compile
     )
@@ -112,7 +112,7 @@ def differences(original: dict[str, Any], changed: dict[str, Any], at: str = "")
     return found
 
 
-def _processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[int, int]:
+def processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[int, int]:
     """Processes, and CPU threads of each.
 
     On a CPU, processes of one thread each share out a convolution's work better than one process

@@ -1,6 +1,7 @@
-"""The statistics behind Table 1: intervals, and Welch's test against the paper. No torch."""
+"""The statistics behind Tables 1 to 4: intervals, and Welch's test against the paper. No torch."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from bench.intervals import (
     BOOTSTRAP_SEED,
@@ -10,9 +11,9 @@ from bench.intervals import (
     t_interval,
 )
 from bench.paper import Paper, PaperValue
-from bench.places import Place, number_machines, place_of
+from bench.places import number_machines, places_of
 from bench.rendering import NOTHING, Table, interval_cell, plus_minus
-from bench.rows import RowRuns, table_1_runs
+from bench.rows import RUN_TABLES, SIZES, RowRuns, RunTable, Size, deal
 from bench.stats import (
     MachineKey,
     Summary,
@@ -24,7 +25,7 @@ from bench.stats import (
     summarize,
     target_of,
 )
-from bench.tables import mark_notes, time_cell
+from bench.tables import mark_notes, marks_of, time_cell, time_unit
 from bench.timing import dawnbench_time
 from bench.verdicts import NOT_COMPARED, VERDICT_NOTE, difference_from, is_comparable, verdict
 from swap_fast.record import RunRecord
@@ -44,29 +45,37 @@ _COLUMNS = (
 
 
 def statistics_tables(records: Sequence[RunRecord], paper: Paper) -> list[Table]:
-    """One for each of Table 1's forms and each kind of machine that has runs."""
+    """One for each form of Tables 1 to 4 and each kind of machine that has runs."""
     numbers = number_machines(records)
-    places: tuple[Place, ...] = ("table1", "table1_cpu")
     groups = [
-        (place, group_by((r for r in records if place_of(r) == place), machine_key))
-        for place in places
+        (
+            table,
+            size,
+            group_by((r for r in records if table.place(size) in places_of(r)), machine_key),
+        )
+        for table in RUN_TABLES.values()
+        for size in SIZES
     ]
     return [
-        _statistics_of(place, key, numbers[key], runs[key], paper)
-        for place, runs in groups
+        _statistics_of(table, size, key, numbers[key], runs[key], paper)
+        for table, size, runs in groups
         for key in sorted(runs)
     ]
 
 
 def _statistics_of(
-    place: str, machine: MachineKey, number: int, records: Sequence[RunRecord], paper: Paper
+    table: RunTable,
+    size: Size,
+    machine: MachineKey,
+    number: int,
+    records: Sequence[RunRecord],
+    paper: Paper,
 ) -> Table:
-    dealt = [each for each in table_1_runs(place, records) if each.records]
-    rows = [row for each in dealt for row in _rows_of(each, paper)]
-    at = " at CPU size" if place == "table1_cpu" else ""
+    dealt = [each for each in deal(table, size, records) if each.records]
+    rows = [row for each in dealt for row in _rows_of(table, each, paper)]
     return Table(
-        name=f"statistics_{place}_machine{number}",
-        title=f"Statistics of Table 1{at}, machine {number}",
+        name=f"statistics_{table.place(size)}_machine{number}",
+        title=f"Statistics of {table.title(size)}, machine {number}",
         caption=f"Every measured quantity of the runs on machine {number}, {machine.label}.",
         columns=_COLUMNS,
         rows=tuple(rows),
@@ -80,20 +89,26 @@ def _statistics_of(
     )
 
 
-def _rows_of(runs: RowRuns, paper: Paper) -> list[tuple[str, ...]]:
+def _rows_of(table: RunTable, runs: RowRuns, paper: Paper) -> list[tuple[str, ...]]:
     row, records = runs.row, runs.records
-    accuracy, time_s = pool_accuracies(records, row.accuracy), pool_times(records, row.time_s)
-    rows = [
-        (runs.label, *_measured(name, summary, records, paper.value("Table 1", row.label, column)))
-        for name, summary, column in (
-            ("test accuracy (%)", accuracy and accuracy.scaled(100), "test_accuracy"),
-            ("time (s), measured", time_s, "train_time"),
-        )
-        if summary is not None
-    ]
+    rows = []
+    for column in table.accuracies:
+        accuracy = pool_accuracies(records, partial(row.accuracy, column))
+        if accuracy is not None:
+            published = paper.value(table.name, row.label, column.name)
+            rows.append(
+                (runs.label, *_measured(column.title, accuracy.scaled(100), records, published))
+            )
+    unit, factor = time_unit(table, paper)
+    time = pool_times(records, row.time_s)
+    if time is not None:
+        published = paper.value(table.name, row.label, "train_time")
+        name = f"time ({unit}), measured"
+        rows.append((runs.label, *_measured(name, time.scaled(factor), records, published)))
     if row.is_final:
         target = target_of(records[0])
-        rows.append((runs.label, *_share(accuracy, target)))
+        at_target = pool_accuracies(records, partial(row.accuracy, table.target))
+        rows.append((runs.label, *_share(at_target, target)))
         reached = [t for t in map(dawnbench_time, records) if t is not None]
         if reached:
             name = f"time (s) to {100 * target:g}%, DAWNBench's reading"
@@ -119,11 +134,10 @@ def _measured(
 
 def _unpublished(name: str, ours: Summary, records: Sequence[RunRecord]) -> tuple[str, ...]:
     is_time = name.startswith("time")
-    emulated = any(record.emulated_workers for record in records)
     return (
         name,
         str(ours.n),
-        time_cell(ours, emulated=emulated) if is_time else plus_minus(ours.mean, ours.std),
+        time_cell(ours, marks_of(records)) if is_time else plus_minus(ours.mean, ours.std),
         interval_cell(t_interval(ours)),
         interval_cell(bootstrap_interval(ours.values)),
         *[NOTHING] * 4,

@@ -117,14 +117,18 @@ class AccuracyKey:
 
 def machine_key(record: RunRecord) -> MachineKey:
     """The kind of machine that a run was measured on."""
-    machine = record.machine
+    return kind_of_machine(record.machine, record.world_size, record.threads)
+
+
+def kind_of_machine(machine: dict[str, Any], world_size: int, threads: int) -> MachineKey:
+    """The kind of a machine that is described as a record does it, with so many processes."""
     torch_version = str((machine.get("libraries") or {}).get("torch") or "unknown")
     return MachineKey(
-        device_type=device_type(record),
+        device_type=str(machine.get("device_type", "unknown")),
         device=str(machine.get("device") or "unknown device"),
         device_count=int(machine.get("device_count") or 0),
-        world_size=record.world_size,
-        threads=record.threads,
+        world_size=world_size,
+        threads=threads,
         torch_minor=".".join(torch_version.split("+")[0].split(".")[:2]),
     )
 
@@ -152,20 +156,28 @@ def target_of(record: RunRecord) -> float:
     return float(recipe_of(record)["target_accuracy"])
 
 
+def slots_of(record: RunRecord) -> int:
+    """Devices that the recipe can use at once."""
+    return int(recipe_of(record)["phase1"]["gpus_per_model"])
+
+
 def device_type(record: RunRecord) -> str:
     """ "cpu" or "cuda"."""
     return str(record.machine.get("device_type", "unknown"))
 
 
-def why_not_comparable(record: RunRecord) -> str | None:
+def why_not_comparable(record: RunRecord, kinds: Sequence[str] = ("published",)) -> str | None:
     """Why a run may stand in no table beside published figures; None where it may.
 
     A form of a recipe for a CPU may, in a table of its own: this does not ask for its size.
+
+    Arguments:
+        kinds: of data that the table takes.
     """
     kind = record.data.get("kind")
     if any("quick" in text.lower() for text in [record.recipe, *record.notes]):
         return "quick form"
-    if kind != "published":
+    if kind not in kinds:
         return f"{kind} data"
     if record.overrides:
         return f"overrides: {', '.join(record.overrides)}"

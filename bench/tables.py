@@ -1,26 +1,29 @@
-"""Tables from records: Table 1, and the seconds to an accuracy. No torch.
+"""Tables from records: the paper's Tables 1 to 4, and the seconds to an accuracy. No torch.
 
 Nothing measured on one kind of machine stands in another's table. Runs that differ from the
 published setting are in none (`bench.lists` has them).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from functools import partial
 
+from bench.captions import cpu_caption, paper_caption, phase1_note, start_notes
 from bench.intervals import share_interval, t_interval
 from bench.paper import Paper, PaperValue, PublishedTime
-from bench.places import number_machines, place_of
+from bench.places import TIME_TO_TARGET, number_machines, place_of, places_of
 from bench.rendering import (
     EMULATED,
     EMULATED_NOTE,
     NOTHING,
+    SHARED,
+    SHARED_NOTE,
     UNSTABLE,
     UNSTABLE_NOTE,
     Table,
     interval_cell,
     plus_minus,
 )
-from bench.rows import Row, table_1_runs
+from bench.rows import RUN_TABLES, SIZES, TOP_5, Column, RowRuns, RunTable, Size, deal
 from bench.stats import (
     MachineKey,
     Summary,
@@ -38,119 +41,168 @@ from bench.timing import dawnbench_time
 from bench.verdicts import NOT_COMPARED, VERDICT_NOTE, is_comparable, verdict
 from swap_fast.record import RunRecord
 
-TABLE_1_COLUMNS = (
-    "CIFAR-10",
-    "Paper: test accuracy (%)",
-    "Ours: test accuracy (%)",
-    "Ours: 95% interval (%)",
-    "Paper: time (s)",
-    "Ours: time (s), measured",
-    "Ours: parallel time (s), modelled",
-    "n",
-    "Runs at target",
-    "Phase 1 (mean epochs)",
-    "Machine",
-    "Verdict",
-)
+UNITS = {"seconds": ("s", 1.0), "minutes": ("min", 1 / 60)}
+"""Of the paper's times: as printed, and how many of them a second is."""
 
 
-def table_1(
-    records: Sequence[RunRecord], paper: Paper, place: Literal["table1", "table1_cpu"]
+def run_tables(
+    table: RunTable, size: Size, records: Sequence[RunRecord], paper: Paper
 ) -> list[Table]:
-    """Table 1, of the paper's size or at CPU size, once for each kind of machine that has runs."""
-    numbers = number_machines(records)
-    groups = group_by((r for r in records if place_of(r) == place), machine_key)
-    return [_table_1_of(place, key, numbers[key], groups[key], paper) for key in sorted(groups)]
+    """One of Tables 1 to 4, of the paper's size or at CPU size, once for each kind of machine.
+
+    Arguments:
+        records: all that there are, so that a machine has one number in all tables.
+
+    Returns:
+        A table for each kind of machine that has runs.
+    """
+    place, numbers = table.place(size), number_machines(records)
+    groups = group_by((r for r in records if place in places_of(r)), machine_key)
+    return [_drawn(table, size, key, numbers[key], groups[key], paper) for key in sorted(groups)]
 
 
-def _table_1_of(
-    place: str, machine: MachineKey, number: int, records: Sequence[RunRecord], paper: Paper
+def all_run_tables(records: Sequence[RunRecord], paper: Paper) -> list[Table]:
+    """Tables 1 to 4 in all their forms that have runs."""
+    return [
+        drawn
+        for table in RUN_TABLES.values()
+        for size in SIZES
+        for drawn in run_tables(table, size, records, paper)
+    ]
+
+
+def _drawn(
+    table: RunTable,
+    size: Size,
+    machine: MachineKey,
+    number: int,
+    records: Sequence[RunRecord],
+    paper: Paper,
 ) -> Table:
-    dealt = table_1_runs(place, records)
-    rows = [_table_1_row(each.row, each.label, each.records, paper) for each in dealt]
+    dealt = deal(table, size, records)
+    rows = [_row(table, each, paper) for each in dealt]
     configurations = [
         f"{each.label}: {', '.join(record.run_id for record in each.records)}; "
         "not the same recipe or data."
         for each in dealt
         if each.label != each.row.label
     ]
-    title = "Table 1 at CPU size" if place == "table1_cpu" else "Table 1"
-    caption = f"Ours: machine {number}, {machine.label}. {_paper_caption(paper)}"
-    if place == "table1_cpu":
-        caption = f"{cpu_warning(records)} {caption}"
+    caption = f"Ours: machine {number}, {machine.label}. {paper_caption(paper, table)}"
+    if size == "cpu":
+        caption = f"{cpu_caption(dealt, table.dataset)} {caption}"
+    unit, _ = time_unit(table, paper)
     return Table(
-        name=f"{place}_machine{number}",
-        title=f"{title}, machine {number}",
+        name=f"{table.place(size)}_machine{number}",
+        title=f"{table.title(size)}, machine {number}",
         caption=caption,
-        columns=TABLE_1_COLUMNS,
+        columns=columns_of(table, unit),
         rows=tuple(rows),
         footnotes=(
             "mean ± sample standard deviation over n runs; accuracy of the last epoch; times "
             "count preprocessing and not test evaluation.",
             "Modelled: had all workers of phase 2 run at the same time, phase 1 as measured. "
             "Not a measurement.",
-            "95% interval: of the mean, by Student's t; behind the runs at target, of their share, "
-            "by Wilson's score.",
+            f"95% interval: of the mean {_without_unit(table.target)}, by Student's t; behind the "
+            "runs at target, of their share, by Wilson's score.",
+            *([phase1_note(paper, _dataset_of(records))] if table.counts_phase1 else []),
+            *(["Top-5 is of the final model alone."] if TOP_5 in table.accuracies else []),
             VERDICT_NOTE,
             *mark_notes(rows),
+            *start_notes(dealt),
             *configurations,
         ),
     )
 
 
-def _table_1_row(
-    row: Row, label: str, records: Sequence[RunRecord], paper: Paper
-) -> tuple[str, ...]:
-    published = [paper.value("Table 1", row.label, c) for c in ("test_accuracy", "train_time")]
-    accuracy_of_paper, time_of_paper = (plus_minus(each.mean, each.sd) for each in published)
-    if not records:
-        return (label, accuracy_of_paper, *[NOTHING] * 2, time_of_paper, *[NOTHING] * 7)
-    accuracy, time_s = pool_accuracies(records, row.accuracy), pool_times(records, row.time_s)
+def columns_of(table: RunTable, unit: str) -> tuple[str, ...]:
+    """The heads, in the order of a row's cells."""
+    accuracies = []
+    for column in table.accuracies:
+        accuracies += [f"Paper: {column.title}", f"Ours: {column.title}"]
+        if column is table.target:
+            accuracies.append("Ours: 95% interval (%)")
     return (
-        label,
-        accuracy_of_paper,
-        _accuracy(accuracy),
-        interval_cell(t_interval(accuracy) if accuracy else None, 100),
-        time_of_paper,
-        time_cell(time_s, emulated=_any_emulated(records)),
-        time_cell(pool_times(records, row.modelled_s), emulated=False),
-        str(len(records)),
-        _at_target(records, row.accuracy),
-        f"{summarize(record.phase1_epochs for record in records).mean:.1f}",
-        machine_key(records[0]).short,
-        _verdict_cell(records, [accuracy and accuracy.scaled(100), time_s], published),
+        table.dataset,
+        *accuracies,
+        f"Paper: time ({unit})",
+        f"Ours: time ({unit}), measured",
+        f"Ours: parallel time ({unit}), modelled",
+        "n",
+        "Runs at target",
+        *(["Phase 1 (mean epochs)"] if table.counts_phase1 else []),
+        "Machine",
+        "Verdict",
     )
+
+
+def time_unit(table: RunTable, paper: Paper) -> tuple[str, float]:
+    """The paper's unit of a table's times as printed, and how many of them a second is."""
+    return UNITS[paper.value(table.name, table.rows[0].label, "train_time").units]
+
+
+def _row(table: RunTable, runs: RowRuns, paper: Paper) -> tuple[str, ...]:
+    row, records = runs.row, runs.records
+    unit, factor = time_unit(table, paper)
+    accuracies: list[str] = []
+    judged: list[tuple[str, Summary | None, PaperValue]] = []
+    for column in table.accuracies:
+        published = paper.value(table.name, row.label, column.name)
+        pooled = _pooled(runs, column)
+        accuracies += [plus_minus(published.mean, published.sd), accuracy_cell(pooled)]
+        if column is table.target:
+            accuracies.append(interval_cell(t_interval(pooled) if pooled else None, 100))
+        judged.append((column.short, pooled and pooled.scaled(100), published))
+    published = paper.value(table.name, row.label, "train_time")
+    time_of_paper = plus_minus(published.mean, published.sd)
+    if not records:
+        missing = [NOTHING] * (len(columns_of(table, unit)) - len(accuracies) - 2)
+        return (runs.label, *accuracies, time_of_paper, *missing)
+    time, modelled = (
+        pooled and pooled.scaled(factor)
+        for pooled in (pool_times(records, row.time_s), pool_times(records, row.modelled_s))
+    )
+    judged.append(("time", time, published))
+    marks = marks_of(records)
+    epochs = f"{summarize(record.phase1_epochs for record in records).mean:.1f}"
+    return (
+        runs.label,
+        *accuracies,
+        time_of_paper,
+        time_cell(time, marks),
+        time_cell(modelled, marks.replace(EMULATED, "")),
+        str(len(records)),
+        _at_target(records, partial(row.accuracy, table.target)),
+        *([epochs] if table.counts_phase1 else []),
+        machine_key(records[0]).short,
+        _verdict_cell(records, judged),
+    )
+
+
+def _pooled(runs: RowRuns, column: Column) -> Summary | None:
+    """A row's accuracies in a column, fractions; None where there are none."""
+    if not runs.records:
+        return None
+    return pool_accuracies(runs.records, partial(runs.row.accuracy, column))
 
 
 def _verdict_cell(
-    records: Sequence[RunRecord], ours: Sequence[Summary | None], published: Sequence[PaperValue]
+    records: Sequence[RunRecord], judged: Sequence[tuple[str, Summary | None, PaperValue]]
 ) -> str:
-    """Of accuracy and time, or once where neither is compared."""
-    of_accuracy, of_time = (
-        verdict(each, cell) if each and is_comparable(records, cell) else NOT_COMPARED
-        for each, cell in zip(ours, published, strict=True)
-    )
-    if of_accuracy == of_time == NOT_COMPARED:
+    """Of each accuracy and of the time, or once where none is compared."""
+    verdicts = {
+        name: verdict(ours, published) if is_comparable(records, published) else NOT_COMPARED
+        for name, ours, published in judged
+        if ours is not None
+    }
+    if set(verdicts.values()) == {NOT_COMPARED}:
         return NOT_COMPARED
-    return f"accuracy: {of_accuracy}; time: {of_time}"
-
-
-def cpu_warning(records: Sequence[RunRecord]) -> str:
-    """What the CPU forms are, in place of the paper's hardware and net; from the records."""
-    machines = sorted({machine_key(record).short for record in records})
-    widths = sorted({int(recipe_of(record)["width"]) for record in records})
-    epochs = sorted({f"{_epochs(record)} ({record.recipe})" for record in records})
-    return (
-        f"Not the paper's hardware or net: ResNet-9 of width {_or(map(str, widths))} on "
-        f"{_or(machines)}, epochs: {'; '.join(epochs)}. "
-        "The paper's columns are printed for orientation only."
-    )
+    return "; ".join(f"{name}: {of_it}" for name, of_it in verdicts.items())
 
 
 def time_to_target(records: Sequence[RunRecord], paper: Paper) -> Table:
     """Seconds to an accuracy on CIFAR-10: published ones, then ours by DAWNBench's reading."""
     ours = group_by(
-        (record for record in records if place_of(record) == "time_to_target"),
+        (record for record in records if place_of(record) == TIME_TO_TARGET),
         lambda record: (machine_key(record), accuracy_key(record)),
     )
     numbers = number_machines(records)
@@ -160,15 +212,15 @@ def time_to_target(records: Sequence[RunRecord], paper: Paper) -> Table:
     by_machine = sorted(ours.items(), key=lambda item: (item[0][0], item[1][0].recipe))
     for (machine, _), group in by_machine:
         reached = [t for t in map(dawnbench_time, group) if t is not None]
+        final = pool_accuracies(group, lambda record: record.test_accuracy)
         rows.append(
             (
                 f"Ours: {group[0].recipe}",
-                time_cell(summarize(reached) if reached else None, emulated=_any_emulated(group)),
+                time_cell(summarize(reached) if reached else None, marks_of(group)),
                 _short_percent(target_of(group[0])),
                 machine.short,
                 f"machine {numbers[machine]}",
-                f"{len(reached)} of {len(group)} runs; "
-                f"final {_accuracy(pool_accuracies(group, lambda record: record.test_accuracy))}%",
+                f"{len(reached)} of {len(group)} runs; final {accuracy_cell(final)}%",
             )
         )
     return Table(
@@ -189,17 +241,18 @@ def _published_row(name: str, time: PublishedTime) -> tuple[str, ...]:
     return (name, f"{time.time_s:g}", accuracy, time.hardware, time.source, time.note or NOTHING)
 
 
-def _accuracy(summary: Summary | None) -> str:
+def accuracy_cell(summary: Summary | None) -> str:
+    """`mean ± std` of fractions, in percent."""
     if summary is None:
         return NOTHING
     return plus_minus(100 * summary.mean, None if summary.std is None else 100 * summary.std)
 
 
-def time_cell(summary: Summary | None, *, emulated: bool) -> str:
-    """`mean ± std` in seconds, with its marks."""
+def time_cell(summary: Summary | None, marks: str) -> str:
+    """`mean ± std` with the marks of its runs, and with its own."""
     if summary is None:
         return NOTHING
-    marks = EMULATED * emulated + UNSTABLE * summary.unstable
+    marks += UNSTABLE * summary.unstable
     return plus_minus(summary.mean, summary.std) + (f" {marks}" if marks else "")
 
 
@@ -211,43 +264,27 @@ def _at_target(records: Sequence[RunRecord], accuracy: Callable[[RunRecord], flo
     return f"{count} of {len(records)} ≥ {_short_percent(target)}% ({interval}%)"
 
 
-def _any_emulated(records: Sequence[RunRecord]) -> bool:
-    return any(record.emulated_workers for record in records)
+def marks_of(records: Sequence[RunRecord]) -> str:
+    """What stands behind a measured time of these runs."""
+    emulated = any(record.emulated_workers for record in records)
+    shared = any(record.start is not None for record in records)
+    return EMULATED * emulated + SHARED * shared
 
 
 def mark_notes(rows: Iterable[Sequence[str]]) -> list[str]:
     """The footnotes of those marks that the rows hold."""
     text = "".join(cell for row in rows for cell in row)
-    notes = {EMULATED: EMULATED_NOTE, UNSTABLE: UNSTABLE_NOTE}
+    notes = {EMULATED: EMULATED_NOTE, SHARED: SHARED_NOTE, UNSTABLE: UNSTABLE_NOTE}
     return [note for mark, note in notes.items() if mark in text]
-
-
-def _paper_caption(paper: Paper) -> str:
-    values = [value for value in paper.values if value.table == "Table 1"]
-    by_hardware: dict[str, list[PaperValue]] = {}
-    for value in values:
-        by_hardware.setdefault(value.hardware, []).append(value)
-    on = "; ".join(
-        f"{hardware} for {', '.join(dict.fromkeys(value.row for value in those))}"
-        for hardware, those in by_hardware.items()
-    )
-    return f"Paper: Table 1, {values[0].n} runs, {on}."
-
-
-def _epochs(record: RunRecord) -> str:
-    recipe = recipe_of(record)
-    text = str(recipe["phase1"]["max_epochs"])
-    if recipe.get("phase2"):
-        phase2 = str(recipe["phase2"]["max_epochs"])
-        if workers := recipe.get("num_workers"):  # SWA has none
-            phase2 = f"{phase2} of each of {workers} workers"
-        return f"at most {text} + {phase2}"
-    return text
 
 
 def _short_percent(fraction: float) -> str:
     return f"{100 * fraction:.10g}"
 
 
-def _or(texts: Iterable[str]) -> str:
-    return " or ".join(texts)
+def _without_unit(column: Column) -> str:
+    return column.title.removesuffix(" (%)")
+
+
+def _dataset_of(records: Sequence[RunRecord]) -> str:
+    return str(recipe_of(records[0])["dataset"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bench.intervals import Interval, t_quantile
 from bench.paper import PaperValue
-from bench.stats import Summary
+from bench.stats import Summary, slots_of
 from swap_fast.record import RunRecord
 
 ACCURACY_MARGIN = 0.3
@@ -79,17 +79,19 @@ def is_comparable(records: Sequence[RunRecord], published: PaperValue) -> bool:
     """Whether the runs may be held against the published figure.
 
     All need the paper's net, data and epochs; times also its hardware: as many V100 as the paper
-    names, one process on each.
+    names, one process on each. Where it names a machine for all of a table's rows (Table 4), those
+    of them that the recipe can use.
     """
     if not all(record.comparable for record in records):
         return False
     if published.units == "percent":
         return True
-    named = re.search(r"(\d+) NVIDIA Tesla V100", published.hardware)
+    named = re.search(r"(one machine with )?(\d+) NVIDIA Tesla V100", published.hardware)
     assert named is not None, published.hardware
+    is_shared, devices = named[1] is not None, int(named[2])
     return all(
         "V100" in str(record.machine.get("device"))
-        and record.world_size == int(named[1])
+        and record.world_size == (min(devices, slots_of(record)) if is_shared else devices)
         and not record.emulated_workers
         for record in records
     )

@@ -13,7 +13,8 @@ import pytest
 
 from bench.micro_records import efficiency, read_micro_records
 from bench.micro_tables import micro_figures, micro_tables
-from bench.report import MICRO_BEGIN, MICRO_END, update_performance, write_report
+from bench.pages import MICRO_BEGIN, MICRO_END, update_performance
+from bench.report import write_report
 from bench.roofline import points, roofline_figure, roofs
 
 ROOT = Path(__file__).resolve().parent.parent

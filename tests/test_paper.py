@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.paper import load_paper
-from bench.places import TABLE_1_RECIPES
-from bench.rows import TABLE_1
+from bench.rows import RUN_TABLES, SIZES, RunTable, Size
 from swap_fast.recipes import RECIPES
 
 PAPER = load_paper()
@@ -37,13 +36,28 @@ def test_every_cell_has_its_units() -> None:
         assert value.sd > 0
 
 
-def test_the_report_s_rows_are_the_paper_s() -> None:
-    assert [row.label for row in TABLE_1] == [row for _, row in _rows("Table 1")]
-    for row in TABLE_1:
-        assert PAPER.value("Table 1", row.label, "test_accuracy").units == "percent"
-        assert PAPER.value("Table 1", row.label, "train_time").units == "seconds"
-        table = RECIPES[TABLE_1_RECIPES["table1"][row.recipe]]().table
-        assert row.label.startswith(table.removeprefix("Table 1, "))
+@pytest.mark.parametrize("table", RUN_TABLES.values(), ids=lambda table: table.name)
+def test_the_report_s_rows_and_columns_are_the_paper_s(table: RunTable) -> None:
+    assert [row.label for row in table.rows] == [row for _, row in _rows(table.name)]
+    printed = {value.column for value in PAPER.values if value.table == table.name}
+    assert {column.name for column in table.accuracies} | {"train_time"} == printed
+    for row in table.rows:
+        for size in SIZES:
+            recipe = RECIPES[row.recipes[size]]()
+            assert recipe.paper_scale is (size == "paper")
+            at = "" if size == "paper" else ", at CPU size"
+            short = row.label.partition(" (before")[0].partition(" (after")[0]
+            named = SAME.get((table.name, row.label), f"{table.name}, {short}")
+            assert recipe.table == f"{named}{at}"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_that_begin_from_another_s_phase_1_have_the_same(size: Size) -> None:
+    begun = [row for table in RUN_TABLES.values() for row in table.rows if row.start]
+    assert len(begun) == 4
+    for row in begun:
+        assert row.start is not None
+        assert RECIPES[row.recipes[size]]().phase1 == RECIPES[row.start[size]]().phase1
 
 
 def test_phase_1_s_mean_epochs_are_those_of_the_recipes_that_stop() -> None:

@@ -14,7 +14,9 @@ import pytest
 from record_factory import V100, make_record, make_telemetry
 from rich.console import Console
 
-from bench.report import BEGIN, END, print_summary, update_readme, write_report
+from bench.pages import BEGIN, END, update_readme
+from bench.report import write_report
+from bench.summary import print_summary
 from swap_fast.record import RunRecord, write_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,11 +56,12 @@ def test_report_of_cpu_runs(tmp_path: Path) -> None:
     assert all((tmp_path / link).is_file() for link in links)
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         f"{name}.{ending}"
-        for name in ("figure1-cifar10_cpu-machine1", "timing-machine1")
+        for name in ("figure1-cifar10_cpu-machine1", "figure5", "figure6", "timing-machine1")
         for ending in ("svg", "png")
     }
     names = ("table1_cpu_machine1", "time_to_target", "runs", "other_runs", "timing", "laps",
-             "machines", "statistics_table1_cpu_machine1")  # fmt: skip
+             "machines", "statistics_table1_cpu_machine1", "claims_cpu_1",
+             "table5", "table6")  # fmt: skip
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {
         f"{name}.{ending}" for name in names for ending in ("md", "csv", "tex")
     }
@@ -85,7 +88,10 @@ def test_what_an_earlier_report_left_is_removed(tmp_path: Path) -> None:
     assert (results / "plots/figure1-cifar10_quick-machine1-other.svg").exists()
     (results / "runs").joinpath(f"{make_record('cifar10_quick').run_id}.json").unlink()
     write_report(results)
-    assert {path.name for path in (results / "plots").iterdir()} == {"mine.svg"}
+    assert {path.name for path in (results / "plots").iterdir()} == {
+        "mine.svg",
+        *(f"figure{number}.{ending}" for number in (5, 6) for ending in ("svg", "png")),
+    }
 
 
 def test_records_that_cannot_be_used_are_left_out_with_a_count(tmp_path: Path) -> None:
@@ -141,7 +147,7 @@ def test_first_line_says_where_the_hardware_is_not_the_papers(tmp_path: Path) ->
         first.append(text.splitlines()[2])
     assert first == [
         "**On the paper's hardware.**",
-        "**Not the paper's hardware, 8 NVIDIA Tesla V100: 1 NVIDIA H200.**",
+        "**Not the paper's hardware, NVIDIA Tesla V100: 1 NVIDIA H200.**",
     ]
 
 
@@ -237,7 +243,8 @@ def test_report_is_built_where_torch_cannot_be_imported(tmp_path: Path) -> None:
         "        if name in ('torch', 'torchvision', 'nvidia'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "from pathlib import Path\n"
-        "from bench.report import print_summary, write_report\n"
+        "from bench.report import write_report\n"
+        "from bench.summary import print_summary\n"
         "assert 'matplotlib' not in sys.modules and 'rich' not in sys.modules\n"
         "results = Path(sys.argv[1])\n"
         "print(write_report(results).name)\n"

@@ -1,4 +1,4 @@
-"""Table 1 and its kin from records with round figures, and the three forms of a table."""
+"""Tables 1 to 4 and their kin from records with round figures, and the three forms of a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from record_factory import CPU, V100, make_record, with_recipe
 
 from bench.lists import machines_table, other_runs, runs_table
 from bench.paper import load_paper
-from bench.places import number_machines, place_of
+from bench.places import number_machines, place_of, places_of
 from bench.rendering import (
     Table,
     escape_latex,
@@ -23,7 +23,8 @@ from bench.rendering import (
     to_latex,
     to_markdown,
 )
-from bench.tables import TABLE_1_COLUMNS, table_1, time_to_target
+from bench.rows import TABLE_1, TABLE_2, TABLE_3, TABLE_4
+from bench.tables import all_run_tables, columns_of, run_tables, time_to_target
 from swap_fast.record import RunRecord
 
 HOSTILE = "<script>|_%&$\\"
@@ -44,7 +45,7 @@ def _gpu(recipe: str, seed: int = 0, **changed: Any) -> RunRecord:
 
 
 def test_cpu_table_by_hand() -> None:
-    (table,) = table_1(_cpu_runs(), load_paper(), "table1_cpu")
+    (table,) = run_tables(TABLE_1, "cpu", _cpu_runs(), load_paper())
     assert [row[0] for row in table.rows] == [
         "SGD (small-batch)",
         "SGD (large-batch)",
@@ -54,7 +55,7 @@ def test_cpu_table_by_hand() -> None:
     # Three seeds, 0.1% and 1 s apart: the means are seed 1's, the deviations 0.10 and 1.00.
     assert _cells(table, "SWAP (before averaging)") == dict(
         zip(
-            TABLE_1_COLUMNS,
+            columns_of(TABLE_1, "s"),
             (
                 "SWAP (before averaging)",
                 "94.70 ± 0.20",
@@ -89,8 +90,8 @@ def test_cpu_table_by_hand() -> None:
 def test_full_size_and_cpu_size_never_share_a_table() -> None:
     records = [*_cpu_runs(), _gpu("cifar10_swap"), _gpu("cifar10_swap", 1)]
     paper = load_paper()
-    (full,) = table_1(records, paper, "table1")
-    (cpu,) = table_1(records, paper, "table1_cpu")
+    (full,) = run_tables(TABLE_1, "paper", records, paper)
+    (cpu,) = run_tables(TABLE_1, "cpu", records, paper)
     assert _cells(full, "SWAP (after averaging)")["n"] == "2"
     assert _cells(full, "SGD (small-batch)")["Ours: test accuracy (%)"] == "—"
     assert _cells(full, "SWAP (after averaging)")["Machine"] == "8 Tesla V100-SXM2-16GB"
@@ -101,11 +102,13 @@ def test_full_size_and_cpu_size_never_share_a_table() -> None:
 
 def test_verdicts_stand_in_the_full_table() -> None:
     records = [_gpu("cifar10_swap", seed) for seed in range(4)]
-    (table,) = table_1(records, load_paper(), "table1")
+    (table,) = run_tables(TABLE_1, "paper", records, load_paper())
     # 81% in 98 s and more, beside 95.23% in 169.2 s.
     after = _cells(table, "SWAP (after averaging)")
     assert after["Verdict"] == "accuracy: lower; time: lower"
-    (table,) = table_1([replace(r, world_size=4) for r in records], load_paper(), "table1")
+    (table,) = run_tables(
+        TABLE_1, "paper", [replace(r, world_size=4) for r in records], load_paper()
+    )
     time = "time: other hardware, net or data: not compared"
     assert _cells(table, "SWAP (after averaging)")["Verdict"] == f"accuracy: lower; {time}"
     assert _cells(table, "SGD (small-batch)")["Verdict"] == "—"
@@ -114,7 +117,7 @@ def test_verdicts_stand_in_the_full_table() -> None:
 def test_one_table_for_each_kind_of_machine() -> None:
     four_cores = {**CPU, "device_count": 4}
     records = [make_record(), make_record(seed=1, machine=four_cores)]
-    tables = table_1(records, load_paper(), "table1_cpu")
+    tables = run_tables(TABLE_1, "cpu", records, load_paper())
     assert [table.name for table in tables] == ["table1_cpu_machine1", "table1_cpu_machine2"]
     assert [_cells(t, "SWAP (after averaging)")["n"] for t in tables] == ["1", "1"]
     assert [_cells(t, "SWAP (after averaging)")["Machine"] for t in tables] == [
@@ -126,7 +129,7 @@ def test_one_table_for_each_kind_of_machine() -> None:
 
 def test_runs_of_unlike_recipes_have_rows_of_their_own() -> None:
     records = [make_record(), with_recipe(make_record(seed=1), width=17)]
-    (table,) = table_1(records, load_paper(), "table1_cpu")
+    (table,) = run_tables(TABLE_1, "cpu", records, load_paper())
     labels = [row[0] for row in table.rows]
     assert "SWAP (after averaging) [1]" in labels
     assert "SWAP (after averaging) [2]" in labels
@@ -135,11 +138,164 @@ def test_runs_of_unlike_recipes_have_rows_of_their_own() -> None:
 
 def test_unstable_times_are_marked() -> None:
     records = [make_record(seed=seed) for seed in (0, 100)]
-    (table,) = table_1(records, load_paper(), "table1_cpu")
+    (table,) = run_tables(TABLE_1, "cpu", records, load_paper())
     # 98 s and 198 s: mean 148, sample deviation 100 / sqrt(2).
     cell = _cells(table, "SWAP (after averaging)")["Ours: time (s), measured"]
     assert cell == "148.00 ± 70.71 †‡"
     assert any("unstable" in note for note in table.footnotes)
+
+
+# Tables 2 to 4.
+
+PART = {"name": "cifar100", "kind": "subset", "sha256": "cd" * 32}
+PART |= {"train_images": 10_000, "test_images": 2_000}
+TREE = {"name": "imagenet", "kind": "own", "sha256": "ef" * 32, "classes": 10}
+TREE |= {"train_images": 4_000, "test_images": 1_000}
+
+
+def _swa(recipe: str, seed: int = 0, **changed: Any) -> RunRecord:
+    """A run of SWA: 75% before averaging, 78% after; each seed adds a tenth of a percent."""
+    more = {"accuracy_before_averaging": 0.75 + seed / 1000, "test_accuracy": 0.78 + seed / 1000}
+    return make_record(recipe, seed, **{"method": "swa", "data": PART, **more, **changed})
+
+
+def test_table_4_by_hand() -> None:
+    swap = [make_record("cifar100_swap_cpu", seed, data=PART) for seed in (0, 1, 2)]
+    begun = [
+        _swa(
+            "cifar100_swa_large_small_cpu", seed, start={"run_id": swap[seed].run_id, "origin": "0"}
+        )
+        for seed in (0, 1, 2)
+    ]
+    alone = _swa("cifar100_swa_small_cpu")
+    (table,) = run_tables(TABLE_4, "cpu", [*swap, *begun, alone], load_paper())
+    assert [row[0] for row in table.rows] == [
+        "Large-batch SWA",
+        "Large-batch followed by small-batch SWA",
+        "Small-batch SWA",
+        "SWAP (10 small-batch epochs)",
+        "SWAP (40 small-batch epochs)",
+    ]
+    assert _cells(table, "Large-batch followed by small-batch SWA") == {
+        "CIFAR-100": "Large-batch followed by small-batch SWA",
+        "Paper: accuracy before averaging (%)": "76.26 ± 0.35",
+        "Ours: accuracy before averaging (%)": "75.10 ± 0.10",
+        "Paper: accuracy after averaging (%)": "78.12 ± 0.14",
+        "Ours: accuracy after averaging (%)": "78.10 ± 0.10",
+        "Ours: 95% interval (%)": "77.85 to 78.35",
+        "Paper: time (s)": "398.00 ± 1.35",
+        "Ours: time (s), measured": "62.50 ± 1.00 §",
+        "Ours: parallel time (s), modelled": "—",
+        "n": "3",
+        "Runs at target": "0 of 3 ≥ 80% (0 to 56%)",
+        "Phase 1 (mean epochs)": "5.0",
+        "Machine": "2 CPU cores",
+        "Verdict": "other hardware, net or data: not compared",
+    }
+    ten = _cells(table, "SWAP (10 small-batch epochs)")
+    assert ten["Ours: accuracy before averaging (%)"] == "79.40 ± 0.10"
+    assert ten["Ours: accuracy after averaging (%)"] == "81.10 ± 0.10"
+    assert ten["Ours: time (s), measured"] == "99.00 ± 1.00 †"
+    assert ten["Ours: parallel time (s), modelled"] == "75.00 ± 1.00"
+    assert _cells(table, "Small-batch SWA")["Ours: time (s), measured"] == "61.50"
+    assert _cells(table, "SWAP (40 small-batch epochs)")["n"] == "—"
+    started = ", ".join(record.run_id for record in swap)
+    label = "Large-batch followed by small-batch SWA"
+    assert f"{label}: 3 of 3 runs began from the phase 1 of {started}." in table.footnotes
+    assert any(note.startswith("§ shared phase 1") for note in table.footnotes)
+    assert "112 (Section 5.1)" in " ".join(table.footnotes)
+    part = "Data: a part of CIFAR-100, not the whole, 10,000 training and 2,000 test images"
+    assert f"{part} (content cdcdcdcd)." in table.caption
+    # The same runs fill Table 2's rows.
+    (other,) = run_tables(TABLE_2, "cpu", [*swap, *begun, alone], load_paper())
+    assert _cells(other, "SWAP (after averaging)")["n"] == "3"
+    assert [places_of(record) for record in (swap[0], alone)] == [
+        ("table2_cpu", "table4_cpu"),
+        ("table4_cpu",),
+    ]
+
+
+def test_runs_on_unlike_data_are_never_put_together() -> None:
+    whole = {**PART, "kind": "published", "sha256": "ab" * 32, "test_images": 10_000}
+    first = with_recipe(make_record("cifar100_swap_cpu", 1, data=whole), train_images=10_000)
+    records = [make_record("cifar100_swap_cpu", data=PART), first]
+    (table,) = run_tables(TABLE_2, "cpu", records, load_paper())
+    cells = [_cells(table, f"SWAP (after averaging) [{i}]") for i in (1, 2)]
+    assert [cell["n"] for cell in cells] == ["1", "1"]
+    assert "Data differ, and rows with other data are no comparison" in table.caption
+    assert "first 10,000 training and 10,000 test images of CIFAR-100" in table.caption
+
+
+def test_table_3_is_in_minutes_and_has_the_first_five() -> None:
+    records = [
+        make_record("imagenet_swap_cpu", seed, data=TREE, test_top5_accuracy=0.95)
+        for seed in (0, 1, 2)
+    ]
+    (table,) = run_tables(TABLE_3, "cpu", records, load_paper())
+    after, before = (_cells(table, f"SWAP ({when} averaging)") for when in ("after", "before"))
+    # 98, 99 and 100 s.
+    assert after["Ours: time (min), measured"] == "1.65 ± 0.02 †"
+    assert after["Paper: time (min)"] == "156.55 ± 0.56"
+    assert after["Ours: parallel time (min), modelled"] == "1.25 ± 0.02"
+    assert after["Ours: top-1 accuracy (%)"] == "81.10 ± 0.10"
+    assert after["Ours: top-5 accuracy (%)"] == "95.00 ± 0.00"
+    assert before["Ours: top-1 accuracy (%)"] == "79.40 ± 0.10"
+    assert before["Ours: top-5 accuracy (%)"] == "—"
+    assert "Phase 1 (mean epochs)" not in table.columns
+    tree = "a tree of images that is not ImageNet, 4,000 training and 1,000 test images in 10 class"
+    assert tree in table.caption
+    assert "ResNet-50 of width 16 with 1, 1, 1, 1 blocks on 2 CPU cores" in table.caption
+
+
+def test_each_accuracy_of_the_paper_s_setting_gets_a_verdict() -> None:
+    imagenet = {**TREE, "kind": "published"}
+    machine = {**V100, "device_count": 16}
+    times = make_record("imagenet_swap").times
+    records = [
+        _gpu(
+            "imagenet_swap",
+            seed,
+            data=imagenet,
+            test_accuracy=0.7619 + seed / 10_000,
+            test_top5_accuracy=0.80,
+            times=replace(times, after_averaging_s=60 * 156.5 + seed),
+        )
+        for seed in (0, 1, 2)
+    ]
+    records = [replace(record, world_size=16, machine=machine) for record in records]
+    (table,) = run_tables(TABLE_3, "paper", records, load_paper())
+    after = _cells(table, "SWAP (after averaging)")
+    assert after["Verdict"] == "top-1: reproduced; top-5: lower; time: reproduced"
+    assert _cells(table, "SWAP (before averaging)")["Verdict"].startswith("top-1: higher; time: ")
+
+
+def test_a_mark_of_another_run_s_time_is_known_to_the_forms() -> None:
+    begun = [_swa("cifar100_swa_small_cpu", start={"run_id": "other", "origin": "0"})]
+    (table,) = run_tables(TABLE_4, "cpu", begun, load_paper())
+    assert r"61.50 \S{}" in to_latex(table)
+    lines = to_markdown(table).splitlines()
+    head = next(line for line in lines if line.startswith("| CIFAR-100"))
+    rule = lines[lines.index(head) + 1]
+    at = head.split("|").index(next(c for c in head.split("|") if "(s), measured" in c))
+    assert rule.split("|")[at].endswith("-: ")  # still a column of figures
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "place"),
+    [
+        ("cifar100_swap", "published", "table2"),
+        ("cifar100_swap", "subset", "other"),
+        ("cifar100_swap_cpu", "synthetic", "other"),
+        ("cifar100_swa_large", "published", "table4"),
+        ("imagenet_sgd_small", "own", "other"),
+        ("imagenet_sgd_small_cpu", "own", "table3_cpu"),
+        ("imagenet_sgd_small_cpu", "subset", "other"),
+        ("cifar10_dawnbench", "published", "time_to_target"),
+        ("cifar10_quick", "published", "other"),
+    ],
+)
+def test_where_a_run_stands(recipe: str, kind: str, place: str) -> None:
+    assert place_of(make_record(recipe, data={**PART, "kind": kind})) == place
 
 
 @pytest.mark.parametrize(
@@ -156,8 +312,7 @@ def test_other_runs_are_in_no_other_table(recipe: str, changed: dict, why: str) 
     record = make_record(recipe, **changed)
     paper = load_paper()
     assert place_of(record) == "other"
-    assert table_1([record], paper, "table1") == []
-    assert table_1([record], paper, "table1_cpu") == []
+    assert all_run_tables([record], paper) == []
     assert not any("Ours" in row[0] for row in time_to_target([record], paper).rows)
     assert runs_table([record]).rows == ()
     (row,) = other_runs([record]).rows

@@ -113,5 +113,23 @@ def test_times_need_as_many_devices_as_the_paper_names() -> None:
     assert not is_comparable([small], TIME)
 
 
+def test_table_4_s_machine_is_that_of_all_its_rows() -> None:
+    # One worker in sequence can use one of its eight devices, and 2048 images at a time all eight.
+    for recipe, label, slots in (
+        ("cifar100_swa_small", "Small-batch SWA", 1),
+        ("cifar100_swa_large", "Large-batch SWA", 8),
+    ):
+        time = PAPER.value("Table 4", label, "train_time")
+        for ranks in (1, 2, 8):
+            record = make_record(recipe, machine=V100, world_size=ranks)
+            assert is_comparable([record], time) is (ranks == slots)
+
+
+def test_five_percent_of_minutes() -> None:
+    published = PAPER.value("Table 3", "SGD (large-batch)", "train_time")  # 127.20 +- 0.78, 3
+    assert verdict(summary(130.0, 0.5, 3), published) == REPRODUCED
+    assert verdict(summary(127.2 * 60, 0.5, 3), published) == HIGHER
+
+
 def test_forms_for_a_cpu_are_compared_with_nothing() -> None:
     assert not is_comparable([make_record("cifar10_cpu")], ACCURACY)

@@ -10,8 +10,8 @@ import pytest
 from landscape_factory import make_cosines, make_plane
 
 from bench.landscape_plots import error_levels
-from bench.landscape_records import write_landscape
-from bench.paper_figures import paper_figures
+from bench.landscape_records import read_all_cosines, read_planes, write_landscape
+from bench.report_figures import paper_figures
 from bench.schedule_plots import parts_of
 from swap_fast.recipes import RECIPES
 from swap_fast.stages import StagedPhase
@@ -34,18 +34,17 @@ def _results(folder: Path) -> Path:
 @pytest.mark.slow
 def test_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     results = _results(tmp_path)
-    (results / "cosines" / "damaged.json").write_text("[]")
+    (planes, _), (cosines, _) = read_planes(results), read_all_cosines(results)
     built = []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        figures, skipped = paper_figures(results, folder)
-        assert [title.split(":")[0] for title in figures] == [
-            *("Figure 2", "Figure 2", "Figure 3", "Figure 4", "Figure 5", "Figure 6")
+        figures = paper_figures([], planes, cosines, folder, None)
+        assert [(name, len(drawn)) for name, drawn in figures.items()] == [
+            *(("Figure 1", 0), ("Figure 2", 2), ("Figure 3", 1)),
+            *(("Figure 4", 1), ("Figure 5", 1), ("Figure 6", 1)),
         ]
-        paths = [path for paths in figures.values() for path in paths]
+        paths = [path for drawn in figures.values() for files in drawn.values() for path in files]
         assert {path.suffix for path in paths} == {".svg", ".png"}
         assert len({*paths}) == 12
-        assert skipped == ["damaged.json: expected schema version 1, got None; use the swap_fast "
-                           "that wrote it"]  # fmt: skip
         built.append([path.read_bytes() for path in paths])
     assert built[0] == built[1]
     for path in (tmp_path / "a").glob("*.svg"):
@@ -55,9 +54,8 @@ def test_same_records_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_without_records_only_the_schedules_are_drawn(tmp_path: Path) -> None:
-    figures, skipped = paper_figures(tmp_path, tmp_path / "plots")
-    assert [title.split(":")[0] for title in figures] == ["Figure 5", "Figure 6"]
-    assert skipped == []
+    figures = paper_figures([], [], [], tmp_path / "plots", None)
+    assert [name for name, drawn in figures.items() if drawn] == ["Figure 5", "Figure 6"]
 
 
 def test_levels_go_from_the_lowest_error_to_the_highest_and_are_close_at_the_floor() -> None:
