@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from bench.basin import basin
 from bench.choices import choose
-from bench.figure_runs import find_run, next_seed, recipe_again, swap_recipe, usual_wall_s
+from bench.figure_runs import find_run, next_seed, recipe_again, runs_of, swap_recipe
 from bench.figure_work import counts_of, grid_of, processes_of, work_of
 from bench.landscape_records import (
     CosineRecord,
@@ -146,29 +147,31 @@ def _dry_run(
     options: FigureOptions, recipe: SWAPRecipe, record: RunRecord | None, device: str
 ) -> int:
     """Say what would be done, and how long it takes as far as the records tell."""
-    what = f"figure {options.number}"
+    what, seconds = f"figure {options.number}", 0.0
+    shown = record
     if record is None:
         seed = next_seed(options.out, recipe.name)
-        line = f"{what}: runs {recipe.name} with seed {seed} and keeps its weights"
-        usual_s = usual_wall_s(options.out, recipe.name)
-        print(
-            f"{line}, {in_words(usual_s)} as its runs here took"
-            if usual_s is not None
-            else f"{line}; `python -m bench plan {recipe.name} --hardware this` says how long"
-        )
-        if options.number > 1:
-            print(f"{what}: then measures that run's models; with the run, this can say how long")
-        return 0
+        print(f"{what}: runs {recipe.name} with seed {seed} and keeps its weights", end="")
+        others = runs_of(options.out, recipe.name)
+        if not others:
+            print(f"; `python -m bench plan {recipe.name} --hardware this` says how long")
+            return 0
+        shown, seconds = others[-1], mean(run.times.wall_s for run in others)
+        print(f", {in_words(seconds)} as its runs here took")
+    assert shown is not None
     if options.number == 1:
-        print(f"{what}: drawn from {record.run_id}; nothing is run")
+        print(f"{what}: drawn from {'it' if record is None else record.run_id}")
         return 0
-    work = work_of(options, record, device)
-    seconds = work.seconds(record)
+    work = work_of(options, shown, device)
+    whose = "that run" if record is None else record.run_id
+    measuring_s = work.seconds(shown)
     print(
-        f"{what}: measures {work.points} points of {work.images:,} images of {record.run_id}, on "
+        f"{what}: measures {work.points} points of {work.images:,} images of {whose}, on "
         f"{work.processes} process{'es' if work.processes > 1 else ''}"
-        + ("" if seconds is None else f"; {in_words(seconds)} in all")
+        + ("" if measuring_s is None else f", {in_words(measuring_s)}")
     )
+    if measuring_s is not None:
+        print(f"in all {in_words(seconds + measuring_s)}")
     return 0
 
 

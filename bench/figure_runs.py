@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from bench.stats import recipe_of
 from swap_fast.config import Augmentation, Optimizer, Phase, SWAPRecipe
 from swap_fast.recipes import RECIPES
-from swap_fast.record import RunRecord, read_records
+from swap_fast.record import RunRecord, read_record, read_records
 
 WORKER = 0
 """Whose path Figure 4 shows, and whose end is Figure 2's SGD."""
@@ -78,21 +77,19 @@ def find_run(
     Raises:
         ValueError: no such run, it is not of SWAP on images in memory, or its weights are gone.
     """
-    records, _ = read_records(results / "runs")
     if run_id is not None:
-        named = [record for record in records if record.run_id == run_id]
-        if not named:
-            raise ValueError(f"run: expected one of {results / 'runs'}, got {run_id!r}")
-        _check(figure, named[0])
-        absent = _absent(figure, named[0], results)
-        if absent:
+        path = results / "runs" / f"{run_id}.json"
+        if not path.is_file():
+            raise ValueError(f"run: expected one of {path.parent}, got {run_id!r}")
+        named = read_record(path)
+        _check(figure, named)
+        if absent := _absent(figure, named, results):
             raise ValueError(
                 f"run: expected the weights of {run_id}, {absent[0]} is not there; without --run "
                 "the recipe is run again, and they are kept"
             )
-        return named[0]
-    fitting = [r for r in records if r.recipe == recipe and r.method == "swap" and not r.overrides]
-    fitting.sort(key=lambda record: (record.seed, record.created))
+        return named
+    fitting = sorted(runs_of(results, recipe), key=lambda record: record.seed)
     return next((r for r in fitting if not _absent(figure, r, results)), None)
 
 
@@ -103,11 +100,11 @@ def next_seed(results: Path, recipe: str) -> int:
     return min(set(range(len(taken) + 1)) - taken)
 
 
-def usual_wall_s(results: Path, recipe: str) -> float | None:
-    """The mean wall time of the recipe's runs here; None without one."""
+def runs_of(results: Path, recipe: str) -> list[RunRecord]:
+    """The recipe's runs as it stands, the newest last."""
     records, _ = read_records(results / "runs")
-    times = [r.times.wall_s for r in records if r.recipe == recipe and not r.overrides]
-    return mean(times) if times else None
+    fitting = [r for r in records if r.recipe == recipe and r.method == "swap" and not r.overrides]
+    return sorted(fitting, key=lambda record: record.created)
 
 
 def image_s(record: RunRecord) -> float | None:

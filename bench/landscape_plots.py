@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.basin import best
 from bench.figures import figure_style, save_figure
-from bench.landscape_records import CosineRecord, MarkedPoint, PlaneRecord
+from bench.landscape_records import CosineRecord, PlaneRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +47,8 @@ def plane_figure(record: PlaneRecord, folder: Path) -> list[Path]:
             axes.set_title(title, fontsize=10)
             axes.set_xlabel("distance along $u$ in weight space")
         panels[0].set_ylabel("distance along $v$")
+        if note := _off_plane(record):
+            figure.supxlabel(note, fontsize=8, color="0.25")
         return save_figure(figure, folder, record.name)
 
 
@@ -92,7 +94,7 @@ def _mark_points(axes: Axes, record: PlaneRecord) -> None:
 
     halo = [withStroke(**HALO)]
     lowest = best(record)
-    marks = [(p.alpha, p.beta, _label(p, record), "o" if p.name != "SWAP" else "s")
+    marks = [(p.alpha, p.beta, p.name, "o" if p.name != "SWAP" else "s")
              for p in record.marked]  # fmt: skip
     if record.figure == 3:
         marks.append((lowest.alpha, lowest.beta, "BEST", "*"))
@@ -124,11 +126,14 @@ def _mark_points(axes: Axes, record: PlaneRecord) -> None:
         )
 
 
-def _label(point: MarkedPoint, record: PlaneRecord) -> str:
+def _off_plane(record: PlaneRecord) -> str:
+    """Says of each point that is beside the plane how far."""
     reach = max(math.hypot(p.alpha, p.beta) for p in record.marked)
-    if point.off_plane <= OFF_PLANE * reach:
-        return point.name
-    return f"{point.name} (projected,\n{point.off_plane:.2g} off the plane)"
+    return "; ".join(
+        f"{point.name} is {point.off_plane:.2g} off the plane: its projection is shown"
+        for point in record.marked
+        if point.off_plane > OFF_PLANE * reach
+    )
 
 
 def cosine_figure(record: CosineRecord, folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ PACKAGES = ("swap_fast", "bench")
 TORCHLESS = (
     *("bench.tables", "bench.plots", "bench.report", "bench.stats", "swap_fast.record"),
     *("bench.energy", "bench.nvml", "bench.telemetry"),
+    *("bench.report_figures", "bench.basin", "bench.points"),
 )
 # Distributions whose import name is another.
 IMPORT_NAMES = {"nvidia-dali-cuda120": "nvidia", "nvidia-ml-py": "pynvml", "pillow": "PIL"}
