@@ -18,7 +18,7 @@ from bench.machine import describe_machine
 from bench.missing import Job
 from bench.options import RunOptions, TableOptions
 from bench.session import processes
-from swap_fast.config import Recipe
+from swap_fast.config import Recipe, SWARecipe
 from swap_fast.record import plain, write_record
 
 
@@ -51,6 +51,8 @@ class Session:
         record = with_recipe(record, **plain(asdict(recipe)))
         data = {**record.data, "kind": "subset", "train_images": 10_000}
         record = replace(record, data=data, world_size=ranks, threads=threads)
+        if isinstance(recipe, SWARecipe):
+            record = replace(record, method="swa", accuracy_before_averaging=0.75)
         write_record(record, options.out / "runs")
         return 0
 
