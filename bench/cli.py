@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from bench import commands
 from bench.choices import choose
+from swap_fast.interruption import EXIT_STATUS, InterruptedRunError
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "recipes": (commands.recipes, "list the recipes, with the paper's table and what each needs"),
@@ -22,7 +23,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 2 for bad input, 1 for a failed run."""
+    """Run one command; the exit status: 0, 2 for bad input, 75 interrupted, 1 for a failed run."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m bench COMMAND ...\n")
@@ -35,6 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
+    except InterruptedRunError as error:
+        print(
+            f"bench: interrupted ({error}); the same command with --resume goes on", file=sys.stderr
+        )
+        return EXIT_STATUS
     except KeyboardInterrupt:
         print("bench: interrupted", file=sys.stderr)
         return 130

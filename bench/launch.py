@@ -1,6 +1,7 @@
 """Start a run's processes: torchrun's launcher as a library, unless torchrun started us already."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from swap_fast.interruption import EXIT_STATUS, InterruptedRunError
 
 
 def under_torchrun() -> bool:
@@ -24,7 +27,7 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
     Raises:
         ValueError, FloatingPointError: a rank raised one.
         RuntimeError: a rank failed otherwise; the message holds its number and its error.
-        KeyboardInterrupt: the processes were interrupted, or told to end, and have ended.
+        InterruptedRunError: the processes were interrupted, or told to end, and have ended.
     """
     if num_ranks == 1 or under_torchrun():
         return function(*arguments)
@@ -51,10 +54,15 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
         try:
             return elastic_launch(config, _on_rank)(errors, function, *arguments)[0]
         except SignalException:
-            raise KeyboardInterrupt from None
+            # Told a second time, the launcher comes here before its processes have ended.
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise InterruptedRunError("told to end") from None
         except ChildFailedError as error:
             # The rank that failed first is the cause; a peer's broken connection came after it.
             rank, failure = error.get_first_failure()
+            if failure.exitcode == EXIT_STATUS:
+                raise InterruptedRunError(f"rank {rank} was told to end") from None
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
                 name = signal.Signals(-failure.exitcode).name
                 raise RuntimeError(f"rank {rank} was ended by {name}") from None
@@ -80,6 +88,9 @@ def _on_rank(errors: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except KeyboardInterrupt:
         os._exit(130)
+    except InterruptedRunError:
+        # By Python's own exit, with which the processes of a loader end too.
+        sys.exit(EXIT_STATUS)
     except Exception as error:
         rank = os.environ["RANK"]
         line = f"{time.time_ns()} {rank} {type(error).__name__} {' '.join(str(error).split())}"

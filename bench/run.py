@@ -17,6 +17,7 @@ from swap_fast.baselines import sgd, swa
 from swap_fast.clock import Clock
 from swap_fast.comm import Comm, connect
 from swap_fast.config import SWAPRecipe, SWARecipe
+from swap_fast.interruption import Interruption
 from swap_fast.memory import keep_freed_memory
 from swap_fast.parts import Watch, make_parts
 from swap_fast.record import write_record
@@ -38,18 +39,23 @@ def run_rank(request: Request) -> Path | None:
     torch.backends.cudnn.benchmark = True  # every shape comes again; the warm-up tries the kernels
     device = torch.device(request.execution.device_type)
     comm = connect(device.type, timeout_s=request.timeout_s)
-    sampler = Sampler()
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    sampler, interruption = Sampler(), Interruption(synchronize)
     clock = Clock(synchronize, around=sampler.lap)
     clock.add("imports", imports_s)
-    with sampler.watching(device_uuid(device.type)):
-        path = _run(request, device, comm, clock, sampler)
+    with interruption.listening(), sampler.watching(device_uuid(device.type)):
+        path = _run(request, device, comm, clock, sampler, interruption)
     comm.close()
     return path
 
 
 def _run(
-    request: Request, device: torch.device, comm: Comm, clock: Clock, sampler: Sampler
+    request: Request,
+    device: torch.device,
+    comm: Comm,
+    clock: Clock,
+    sampler: Sampler,
+    interruption: Interruption,
 ) -> Path | None:
     """Load, train, and write the record, with the clock running and the device watched."""
     recipe = request.recipe
@@ -108,6 +114,7 @@ def _run(
             on_phase1_end=progress.phase1_ended,
         ),
         checkpoints=folder,
+        interruption=interruption,
     )
     description, averages = data.description, []
     del data  # the parts hold what they need of it

@@ -15,6 +15,7 @@ from swap_fast.config import AveragingRecipe, Phase, Recipe, SWARecipe
 from swap_fast.data.batches import Loader, require_a_batch
 from swap_fast.evaluate import Accuracies
 from swap_fast.execution import Execution
+from swap_fast.interruption import NEVER, Interruption
 from swap_fast.optimizer import MomentumSGD
 from swap_fast.record import EpochRow
 from swap_fast.stages import Shape, shapes
@@ -109,6 +110,8 @@ class Parts:
     """Who is told."""
     checkpoints: Checkpoints
     """Where the run is kept."""
+    interruption: Interruption
+    """Says when it is told to end."""
 
 
 def make_parts(
@@ -123,6 +126,7 @@ def make_parts(
     clock: Clock,
     watch: Watch,
     checkpoints: Checkpoints | None = None,
+    interruption: Interruption = NEVER,
 ) -> Parts:
     """Make the model, warm the kernels up, and move the data to the device, in that order.
 
@@ -217,6 +221,7 @@ def make_parts(
         clock=clock,
         watch=watch,
         checkpoints=checkpoints or NoCheckpoints(),
+        interruption=interruption,
     )
 
 

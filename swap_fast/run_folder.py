@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -67,7 +67,7 @@ class RunFolder:
         self._origin: str | None = None
         # The run whose phase 1 was taken over.
         self.taken_from: str | None = None
-        # Seconds of this rank's clock that were not measured in this process.
+        # Seconds of this rank's clock that earlier attempts at this run had measured.
         self.restored_s = 0.0
 
     @property
@@ -99,46 +99,52 @@ class RunFolder:
                 f"worker {restored.worker}: expected one that began from this run's phase 1, got "
                 f"one of another; remove its files from {self.path.name}"
             )
+        if restored.step:
+            sums = about["sums_by_rank"][state.comm.rank % len(about["sums_by_rank"])]
+            restored = replace(restored, sums=tuple(sums))
         load_state_(state.weights, found.model, _stem(restored))
         state.scatter_(found.state, about, goes_on=restored.stopped_by is None)
         laps = about["laps_by_rank"]
         for lap, seconds in laps[state.comm.rank % len(laps)].items():
             self._clock.add(lap, seconds)
-            self.restored_s += seconds
+            self.restored_s += 0.0 if "taken_from" in about else seconds
         self._rows[key] = [EpochRow(**row) for row in about["rows"]]
         self._note_origin(restored, state)
         self.taken_from = about.get("taken_from", self.taken_from)
-        if restored.stopped_by and not _file(self.path / _stem(restored), MANIFEST).exists():
-            if state.is_first:
-                write_checkpoint(
-                    self.path / _stem(restored), found
-                )  # the folder is whole by itself
-            state.comm.barrier()
+        if about.get("is_offered") and state.is_first:
+            # So that the folder is whole by itself.
+            kept = {name: value for name, value in about.items() if name != "is_offered"}
+            write_checkpoint(self.path / _stem(restored), replace(found, about=kept))
+        state.comm.barrier()
         self._on_restore(restored)
         return restored
 
-    def save(self, position: Position, state: TrainingState, row: EpochRow) -> None:
-        """Keep the state at an epoch's end; every rank that shares the model must call.
+    def save(self, position: Position, state: TrainingState, row: EpochRow | None) -> None:
+        """Keep the state at an epoch's end or within one; every rank that shares it must call.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written to.
         """
         key = (position.phase, position.worker)
-        self._rows[key].append(row)
+        if row is not None:
+            self._rows[key].append(row)
         self._note_origin(position, state)
         tensors, values = state.gather()
         laps_by_rank = state.comm.gather(self._laps_since_begun(key))
+        sums_by_rank = state.comm.gather(position.sums)
         if state.is_first:
             about = values | {
                 "position": {
                     "phase": position.phase,
                     "worker": position.worker,
                     "epoch": position.epoch,
+                    "step": position.step,
                     "stopped_by": position.stopped_by,
                 },
                 "accuracies": list(position.accuracies),
                 "origin": self._origin,
                 "laps_by_rank": laps_by_rank,
+                "sums_by_rank": sums_by_rank,
                 "rows": [asdict(each) for each in self._rows[key]],
             }
             checkpoint = Checkpoint(model=model_state(state.weights), state=tensors, about=about)
@@ -165,6 +171,7 @@ class RunFolder:
             try:
                 found = read_checkpoint(stem)
                 if stem.parent == self._offered:
+                    found.about["is_offered"] = True
                     found.about.setdefault("taken_from", self._offered.name)
                 return found
             except ValueError as error:
@@ -191,26 +198,29 @@ class RunFolder:
         for name in names[:-1] if position.stopped_by else names[:-KEPT]:
             stem = self.path / name
             # A worker's weights after each epoch are averaged after the run, for Figure 1.
-            keeps_model = position.phase == 2 or self._keep_epochs
+            keeps_model = (position.phase == 2 or self._keep_epochs) and "-step" not in name
             for ending in (MANIFEST, STATE, *([] if keeps_model else [MODEL])):
                 _file(stem, ending).unlink(missing_ok=True)
 
 
 def _stem(position: Position) -> str:
     """A checkpoint's name."""
+    within = f"-step{position.step}" if position.step else ""
     if position.phase == 2:
-        return f"worker{position.worker}-epoch{position.epoch}"
-    return "phase1" if position.stopped_by else f"phase1-epoch{position.epoch}"
+        return f"worker{position.worker}-epoch{position.epoch}{within}"
+    return "phase1" if position.stopped_by else f"phase1-epoch{position.epoch}{within}"
 
 
 def _saved(folder: Path, phase: int, worker: int) -> list[str]:
     """The names of a model's checkpoints that have a manifest, oldest first."""
-    named = r"phase1(?:-epoch(\d+))?" if phase == 1 else rf"worker{worker}-epoch(\d+)"
+    number = r"epoch(\d+)(?:-step(\d+))?"
+    named = f"phase1(?:-{number})?" if phase == 1 else f"worker{worker}-{number}"
     found = []
     for path in folder.glob(f"*{MANIFEST}"):
         if match := re.fullmatch(named, path.stem):
-            found.append((math.inf if match[1] is None else int(match[1]), path.stem))
-    return [name for _, name in sorted(found)]
+            epoch = math.inf if match[1] is None else int(match[1])
+            found.append((epoch, int(match[2] or 0), path.stem))
+    return [name for _, _, name in sorted(found)]
 
 
 def _file(stem: Path, ending: str) -> Path:

@@ -25,6 +25,10 @@ class Position:
     """The model of phase 2; 0 in phase 1."""
     epoch: int = 0
     """Epochs done in this phase."""
+    step: int = 0
+    """Updates done of the epoch after these; 0 but where a run was told to end within one."""
+    sums: tuple[float, ...] = ()
+    """This rank's sums behind that epoch's metrics."""
     stopped_by: str | None = None
     """What ended the phase; None: it goes on."""
     accuracies: Accuracies = NOT_TESTED
@@ -91,8 +95,11 @@ class Checkpoints(Protocol):
             then left as it is.
         """
 
-    def save(self, position: Position, state: TrainingState, row: EpochRow) -> None:
-        """Keep the state at an epoch's end, with the epoch's row; every rank of it must call."""
+    def save(self, position: Position, state: TrainingState, row: EpochRow | None) -> None:
+        """Keep the state at an epoch's end, with the epoch's row, or within an epoch.
+
+        Every rank that shares the model must call.
+        """
 
     def theta(self, worker: int, epoch: int) -> Tensor:
         """The weights [P] of a worker after an epoch counted from 1, as they were saved."""
@@ -105,7 +112,7 @@ class NoCheckpoints:
         """There is nothing."""
         return position
 
-    def save(self, position: Position, state: TrainingState, row: EpochRow) -> None:
+    def save(self, position: Position, state: TrainingState, row: EpochRow | None) -> None:
         """Do nothing."""
 
     def theta(self, worker: int, epoch: int) -> Tensor:

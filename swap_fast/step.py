@@ -157,6 +157,22 @@ class Step:
         """Set the learning rate of the next updates, on the device."""
         self._optimizer.set_learning_rate(learning_rate)
 
+    def read_sums(self) -> tuple[float, ...]:
+        """This rank's sums behind the metrics since the last reading. Waits for the device."""
+        sums = [self.loss_sum, self.correct.double(), self.loss_sum.new_tensor(self._seen)]
+        noise = [] if self.noise_meter is None else self.noise_meter.sums.tolist()
+        return (*torch.stack(sums).tolist(), *noise)
+
+    def add_sums_(self, sums: tuple[float, ...]) -> None:
+        """Count what an interrupted epoch had done before; nothing, where there are no sums."""
+        if sums:
+            loss, correct, seen, *noise = sums
+            self.loss_sum += loss
+            self.correct += int(correct)
+            self._seen += int(seen)
+            if self.noise_meter is not None:
+                self.noise_meter.sums += self.noise_meter.sums.new_tensor(noise)
+
     def read_metrics(self) -> Metrics:
         """Metrics of all images since the last reading, over all ranks.
 

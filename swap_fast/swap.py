@@ -5,6 +5,7 @@ in as `Parts`; a rank runs the slots and workers that `comm` gives it.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from swap_fast.config import AveragingRecipe, SGDRecipe, SWAPRecipe
 from swap_fast.evaluate import Accuracies
 from swap_fast.parts import Parts
 from swap_fast.record import EpochRow
-from swap_fast.state import Position
+from swap_fast.state import Position, TrainingState
 from swap_fast.train import train
 
 
@@ -108,6 +109,9 @@ def large_batch_phase(recipe: SGDRecipe, parts: Parts) -> PhaseOne:
             clock=clock,
             on_step=parts.watch.on_step,
             after_epoch=after_epoch,
+            interruption=parts.interruption,
+            comm=phase.state.comm,
+            leave=partial(leave, phase.state, parts),
         )
     assert position.stopped_by is not None, "every phase ends"
     parts.watch.on_phase1_end(position.epoch)
@@ -170,10 +174,19 @@ def small_batch_phase(recipe: AveragingRecipe, parts: Parts, start: PhaseOne) ->
                 clock=clock,
                 on_step=parts.watch.on_step,
                 after_epoch=after_epoch,
+                interruption=parts.interruption,
+                comm=phase.state.comm,
+                leave=partial(leave, phase.state, parts),
             )
         time_s = clock.reading() - started_s
         workers.append(Worker(number=number, samples=tuple(samples), time_s=time_s))
     return workers
+
+
+def leave(state: TrainingState, parts: Parts, position: Position) -> None:
+    """Keep a run that was told to end, where it is."""
+    with parts.clock.lap("checkpoint"):
+        parts.checkpoints.save(position, state, None)
 
 
 def sampled_before(position: Position, cycle_epochs: int, parts: Parts) -> list[Tensor]:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swap_fast.clock import Clock
+from swap_fast.comm import ALONE, Comm
 from swap_fast.config import Phase
 from swap_fast.data.batches import Loader
+from swap_fast.interruption import NEVER, InterruptedRunError, Interruption
 from swap_fast.record import EpochRow
 from swap_fast.state import Position
 from swap_fast.step import Metrics, Step
@@ -32,6 +34,9 @@ def train(
     clock: Clock,
     on_step: Callable[[int], None],
     after_epoch: Callable[[EpochRow, str | None], None],
+    interruption: Interruption = NEVER,
+    comm: Comm = ALONE,
+    leave: Callable[[Position], None] = lambda position: None,
 ) -> None:
     """Train one model through a phase, up to its last epoch or to where its own rule ends it.
 
@@ -40,13 +45,17 @@ def train(
     gradient's noise is measured by, where that ends the phase: every rank decides alike.
 
     Arguments:
-        begin: the phase, whose time goes to the lap of its name, the worker, and the epochs that
-            it has done already.
+        begin: the phase, whose time goes to the lap of its name, the worker, and what of it is
+            done already.
         on_step: called after every update with the images that this rank gave to it.
         after_epoch: given each epoch's row, off the clock; and what ended the phase there,
             "stopping_accuracy", "noise_scale" or "max_epochs", or None where it goes on.
+        interruption: asked after each update whether the run is to end there, ...
+        comm: ... on these ranks, which share the updates.
+        leave: given the position within an epoch where it is, off the clock.
 
     Raises:
+        InterruptedRunError: the run was told to end, and has left.
         FloatingPointError: the loss of an epoch is not finite.
     """
     number, worker = begin.phase, begin.worker
@@ -63,15 +72,27 @@ def train(
         steps = batches.steps_per_epoch
         for epoch in epochs:
             learning_rate = 0.0
-            with clock.lap(f"phase{number}"):
+            first, done = begin.step if epoch == begin.epoch else 0, steps
+            if first:
+                step.add_sums_(begin.sums)
+            with clock.lap(f"phase{number}"), interruption.in_steps():
                 batches.start_epoch(worker, epoch)
-                for i in range(steps):
+                for i in range(first, steps):
                     batches.load_(i, step.images, step.labels)
                     learning_rate = phase.schedule(epoch + (i + 1) / steps)
                     step.set_learning_rate(learning_rate)
                     step()
                     on_step(len(step.labels))
-                metrics = step.read_metrics()
+                    if i + 1 < steps and interruption.ends_after(
+                        comm, f"{number}/{worker}", epoch * steps + i + 1
+                    ):
+                        done = i + 1
+                        break
+                if done == steps:
+                    metrics = step.read_metrics()
+            if done < steps:
+                leave(replace(begin, epoch=epoch, step=done, sums=step.read_sums()))
+                raise InterruptedRunError(f"after step {done} of epoch {epoch + 1}")
             if not math.isfinite(metrics.loss):
                 raise FloatingPointError(
                     f"phase {number}, worker {worker}, epoch {epoch + 1}: the loss is "
@@ -92,6 +113,8 @@ def train(
                 ),
                 ended_by,
             )
+            if interruption.told:
+                raise InterruptedRunError(f"after epoch {epoch + 1}")
             if ended_by is not None:
                 return True
         return False

@@ -23,6 +23,7 @@ from swap_fast.config import Augmentation, Phase, Recipe, SGDRecipe, SWAPRecipe,
 from swap_fast.data.augment import Plan
 from swap_fast.data.dataset import Dataset, Split
 from swap_fast.execution import Execution
+from swap_fast.interruption import NEVER, Interruption
 from swap_fast.parts import Parts, Watch, make_parts
 from swap_fast.record import EpochRow
 from swap_fast.state import Checkpoints, NoCheckpoints, Position, TrainingState
@@ -110,6 +111,7 @@ def small_parts(
     watch: Watch | None = None,
     execution: Execution | None = None,
     checkpoints: Checkpoints | None = None,
+    interruption: Interruption = NEVER,
 ) -> Parts:
     """A run's parts on the CPU in float32."""
     return make_parts(
@@ -123,6 +125,7 @@ def small_parts(
         clock=clock or Clock(),
         watch=watch or Watch(),
         checkpoints=checkpoints,
+        interruption=interruption,
     )
 
 
@@ -133,8 +136,9 @@ class Kept(NoCheckpoints):
         self.thetas: dict[tuple[int, int, int], Tensor] = {}
         self.positions: list[Position] = []
 
-    def save(self, position: Position, state: TrainingState, row: EpochRow) -> None:
+    def save(self, position: Position, state: TrainingState, row: EpochRow | None) -> None:
         """Keep them."""
+        assert row is not None, "nothing interrupts it"
         assert (row.phase, row.worker, row.epoch) == (
             *(position.phase, position.worker),
             position.epoch,

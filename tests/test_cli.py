@@ -144,7 +144,8 @@ def test_a_whole_small_run_leaves_a_record_and_a_report(
     assert "width=4" in record["overrides"]
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("*/*"))
     workers = [f"worker{w}-epoch2.safetensors" for w in range(4)]
-    assert kept == ["final.safetensors", "phase1.safetensors", *workers]
+    phase1 = ["phase1.json", "phase1.safetensors", "phase1.state.safetensors"]
+    assert kept == ["final.safetensors", *phase1, "run.json", *workers]
     capsys.readouterr()
     assert main(["report", "--results", out]) == 0
     assert "synthetic" in (tmp_path / "report.md").read_text()

@@ -12,6 +12,7 @@ import torch
 
 from bench.launch import launch
 from swap_fast.comm import connect
+from swap_fast.interruption import EXIT_STATUS
 
 
 def add_ranks(start: float) -> float:
@@ -68,8 +69,10 @@ def test_an_interrupt_ends_all_ranks_in_one_line(tmp_path: Path) -> None:
             assert line, process.stderr and process.stderr.read()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
         _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert error.strip().splitlines()[-1] == "bench: interrupted"
+    assert process.returncode == EXIT_STATUS == 75
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("bench: interrupted (")
+    assert last.endswith("); the same command with --resume goes on")
     assert "Traceback" not in error
     assert not list((tmp_path / "runs").glob("*.json"))
     deadline = time.monotonic() + 30

@@ -46,7 +46,7 @@ class CutFolder(RunFolder):
 
     saves_left = 10**6
 
-    def save(self, position: Position, state: TrainingState, row: EpochRow) -> None:
+    def save(self, position: Position, state: TrainingState, row: EpochRow | None) -> None:
         """Save, and perhaps end."""
         super().save(position, state, row)
         self.saves_left -= 1
@@ -223,6 +223,23 @@ def run_ranks(comm: Comm, folder: Path) -> None:
     torch.save(done.bits()[:2], folder / f"cut{comm.rank}.pt")
     whole = run(SWAP_3, folder / "whole", comm=comm)
     torch.save(whole.bits()[:2], folder / f"whole{comm.rank}.pt")
+
+
+def share_phase_1(comm: Comm, folder: Path) -> None:
+    """Take phase 1 over from a run of the same ranks."""
+    run(SWAP_3, folder / "before", comm=comm)
+    recipe = replace(CYCLES, phase1=SWAP_3.phase1)
+    shared = run(recipe, folder / "shared", start=folder / "before", comm=comm)
+    alone = run(recipe, folder / "alone", comm=comm)
+    assert_same(shared, alone)
+    (folder / f"same{comm.rank}").touch()
+
+
+@pytest.mark.slow
+def test_two_ranks_take_a_phase_1_over(tmp_path: Path) -> None:
+    run_processes(share_phase_1, 2, tmp_path)
+    assert (tmp_path / "same0").exists()
+    assert (tmp_path / "same1").exists()
 
 
 @pytest.mark.slow

@@ -275,7 +275,7 @@ def test_laps_follow_one_another_in_the_order_of_the_algorithm() -> None:
     events: list[object] = []
 
     class Saving(NoCheckpoints):
-        def save(self, position: Position, state: TrainingState, row: EpochRow) -> None:
+        def save(self, position: Position, state: TrainingState, row: EpochRow | None) -> None:
             events.append(("saved", position.phase, position.worker, position.stopped_by))
 
     watch = Watch(
