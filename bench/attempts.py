@@ -1,9 +1,12 @@
 """The attempts at a run: when each began, and its last sign of life, for what was lost with it."""
 
+import fcntl
 import json
+import os
 import time
 from pathlib import Path
 
+LOCK = "attempt.lock"
 BEAT_S = 1.0
 """At most so often an attempt says that it lives."""
 
@@ -16,17 +19,36 @@ class Attempt:
 
     Arguments:
         folder: the run's.
+
+    Raises:
+        ValueError: another process is at it.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ValueError(
+                f"{folder.name}: expected a run that nobody runs, got one that another process is "
+                "at; wait for it"
+            ) from None
         earlier = sorted(folder.glob("attempt-*.json"))
         # How many there were before this one, and the seconds that they lived.
         self.earlier, self.earlier_s = len(earlier), sum(map(_lived_s, earlier))
         self._path = folder / f"attempt-{len(earlier) + 1:04d}.json"
         self._beaten = time.monotonic()
-        folder.mkdir(parents=True, exist_ok=True)
         self._path.write_text(json.dumps({"began": time.time()}) + "\n", encoding="utf-8")
+
+    def __enter__(self) -> "Attempt":
+        """The process is at it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The process is no longer at it."""
+        os.close(self._lock)
 
     def beat(self) -> None:
         """Say that it lives; cheap enough for every step."""
@@ -44,6 +66,18 @@ class Attempt:
         if not self.earlier:
             return None
         return {"count": self.earlier, "lost_s": max(0.0, self.earlier_s - restored_s)}
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process is at this run."""
+    try:
+        with open(folder / LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _lived_s(path: Path) -> float:

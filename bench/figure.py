@@ -72,7 +72,7 @@ def make_figure(options: FigureOptions) -> int:
             keep_epochs=True,
             quiet=options.quiet,
         )
-        run_session(how, recipe, recipe)
+        run_session(how, recipe, recipe, goes_on=True)
         record = find_run(options.number, options.out, recipe.name)
         assert record is not None, "a run that has ended left no record"
     if options.number == 1:

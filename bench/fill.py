@@ -81,7 +81,7 @@ def run_table(options: TableOptions) -> int:
             left = total([expected[later] for later in missing[done:]])
             print(f"{table.name}: run {done + 1} of {len(missing)}; to go: {left}", flush=True)
         recipe = RECIPES[jobs[i].recipe]()
-        run_session(run_options(options, jobs[i].seed), recipe, recipe)
+        run_session(run_options(options, jobs[i].seed), recipe, recipe, goes_on=True)
     report = write_report(options.out)
     draw(table, size, collect(options.out), Console())
     print(f"report: {report}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from swap_fast.config import Recipe
 from swap_fast.execution import Execution
@@ -36,8 +36,9 @@ class Request:
     """Test on so many of the training images, which are not trained on; 0: on the test images."""
     skip_bad_files: bool = False
     """Go on without the files of a tree that cannot be used."""
-    resume: bool = False
-    """Go on with a run that was interrupted, or leave one alone that is done."""
+    resume: Literal["no", "if_same", "yes"] = "no"
+    """Go on with a run that was interrupted: if it was begun with the same settings; or refuse if
+    it was not, and leave one alone that is done."""
     share_phase1: bool = False
     """Take phase 1 over from an earlier run that had the same."""
     start: Path | None = None

@@ -1,6 +1,7 @@
 """One run of a recipe on one rank: load the data, run the method, write the record."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from bench.machine import device_uuid
 from bench.progress import Progress
 from bench.recording import make_record
 from bench.request import Request
-from bench.run_data import load_run_data
+from bench.run_data import RunData, load_run_data
 from bench.run_folders import Place, describe_run, find_place, write_description
 from bench.telemetry import Sampler, missing_line
 from swap_fast.baselines import sgd, swa
@@ -20,10 +21,28 @@ from swap_fast.config import SWAPRecipe, SWARecipe
 from swap_fast.interruption import Interruption
 from swap_fast.memory import keep_freed_memory
 from swap_fast.parts import Watch, make_parts
-from swap_fast.record import write_record
+from swap_fast.record import AverageRow, write_record
 from swap_fast.run_folder import RunFolder, tidy
 from swap_fast.swap import swap
 from swap_fast.trajectory import average_by_cycle, running_average
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """One process of a run, and what measures it."""
+
+    request: Request
+    """What it was told."""
+    device: torch.device
+    """Its own."""
+    comm: Comm
+    """The others."""
+    clock: Clock
+    """Its laps."""
+    sampler: Sampler
+    """Watches the device."""
+    interruption: Interruption
+    """Says when it is to end."""
 
 
 def run_rank(request: Request) -> Path | None:
@@ -32,6 +51,7 @@ def run_rank(request: Request) -> Path | None:
     Raises:
         ValueError: what was asked for cannot be run.
         FloatingPointError: training diverged.
+        InterruptedRunError: it was told to end.
     """
     imports_s = time.time() - request.started
     torch.set_num_threads(request.threads)
@@ -40,34 +60,35 @@ def run_rank(request: Request) -> Path | None:
     device = torch.device(request.execution.device_type)
     comm = connect(device.type, timeout_s=request.timeout_s)
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    sampler, interruption = Sampler(), Interruption(synchronize)
-    clock = Clock(synchronize, around=sampler.lap)
-    clock.add("imports", imports_s)
-    with interruption.listening(), sampler.watching(device_uuid(device.type)):
-        path = _run(request, device, comm, clock, sampler, interruption)
+    sampler = Sampler()
+    rank = Rank(
+        request=request,
+        device=device,
+        comm=comm,
+        clock=Clock(synchronize, around=sampler.lap),
+        sampler=sampler,
+        interruption=Interruption(synchronize),
+    )
+    rank.clock.add("imports", imports_s)
+    with rank.interruption.listening(), sampler.watching(device_uuid(device.type)):
+        path = _run(rank)
     comm.close()
     return path
 
 
-def _run(
-    request: Request,
-    device: torch.device,
-    comm: Comm,
-    clock: Clock,
-    sampler: Sampler,
-    interruption: Interruption,
-) -> Path | None:
-    """Load, train, and write the record, with the clock running and the device watched."""
-    recipe = request.recipe
+def _run(rank: Rank) -> Path | None:
+    """Load the data, find the run's folder, and train there; or leave a run that is done."""
+    request, comm = rank.request, rank.comm
 
     def say(line: str) -> None:
         if not request.quiet:
             print(line, flush=True)
 
-    with clock.lap("data_loading"):
+    with rank.clock.lap("data_loading"):
         data = load_run_data(request, comm, say)
-    progress = Progress(recipe, comm, data.source.num_images, quiet=request.quiet)
-    line = missing_line(comm.gather(sampler.missing))
+    images = data.source.num_images
+    progress = Progress(request.recipe, comm, images, quiet=request.quiet)
+    line = missing_line(comm.gather(rank.sampler.missing))
     if line is not None and request.first and comm.rank == 0:
         progress.say(line)
     about = describe_run(request, data.description, comm.world_size)
@@ -77,14 +98,22 @@ def _run(
         if comm.rank == 0:
             progress.say(f"{place.folder.name} is done already")
         return place.record if comm.rank == 0 else None
-    attempt: Attempt | None = None
-    if comm.rank == 0:
-        attempt = Attempt(place.folder)
+    if comm.rank > 0:
+        return _train(rank, data, place, progress)
+    with Attempt(place.folder) as attempt:
         write_description(place.folder, {**about, "created": place.created})
         if attempt.earlier:
             progress.say(f"{place.folder.name} goes on")
         if place.start is not None:
             progress.say(f"phase 1 is that of {place.start.name}; its time counts")
+        return _train(rank, data, place, progress, attempt)
+
+
+def _train(
+    rank: Rank, data: RunData, place: Place, progress: Progress, attempt: Attempt | None = None
+) -> Path | None:
+    """Train, and write the record; rank 0 has the attempt."""
+    request, recipe, comm, clock = rank.request, rank.request.recipe, rank.comm, rank.clock
 
     def on_step(images: int) -> None:
         progress.on_step(images)
@@ -104,7 +133,7 @@ def _run(
         data.make_model,
         data.source,
         seed=request.seed,
-        device=device,
+        device=rank.device,
         execution=request.execution,
         comm=comm,
         clock=clock,
@@ -114,10 +143,9 @@ def _run(
             on_phase1_end=progress.phase1_ended,
         ),
         checkpoints=folder,
-        interruption=interruption,
+        interruption=rank.interruption,
     )
-    description, averages = data.description, []
-    del data  # the parts hold what they need of it
+    averages: list[AverageRow] = []
     with progress:
         if isinstance(recipe, SWAPRecipe):
             result = swap(recipe, parts)
@@ -143,12 +171,12 @@ def _run(
         result,
         folder.rows,
         averages,
-        description,
+        data.description,
         start=start,
         interruptions=attempt.interruptions(folder.restored_s) if attempt else None,
         name=place.folder.name,
         created=place.created,
-        telemetry=sampler.finish(),
+        telemetry=rank.sampler.finish(),
     )
     path = write_record(record, request.out / "runs") if comm.rank == 0 else None
     comm.barrier()

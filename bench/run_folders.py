@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench.attempts import is_running
 from bench.machine import describe_machine
 from bench.request import Request
 from swap_fast.checkpoint import write_file
@@ -68,23 +69,19 @@ def find_place(request: Request, description: Description) -> Place:
         ValueError: the interrupted run was begun with other settings, data or arithmetic.
     """
     created, out = description["created"], request.out
-    if request.resume:
-        folder = find_unfinished(out, description)
-        record = None if folder is not None else find_finished(out, description)
-        if record is not None:
-            folder = out / "checkpoints" / record.stem
-        if folder is not None:
-            begun = read_description(folder) or description
-            return Place(folder=folder, created=begun["created"], start=None, record=record)
-    name, start = run_id(request.recipe.name, request.seed, created), request.start
+    folder = out / "checkpoints" / run_id(request.recipe.name, request.seed, created)
+    start, record = request.start, None
     if request.share_phase1:
         start = find_start(out / "checkpoints", description)
-    return Place(
-        folder=out / "checkpoints" / name,
-        created=created,
-        start=start,
-        record=None,
-    )
+    if request.resume != "no":
+        found = find_unfinished(out, description, only_same=request.resume == "if_same")
+        if found is None and request.resume == "yes":
+            record = find_finished(out, description)
+            found = None if record is None else out / "checkpoints" / record.stem
+        if found is not None:
+            folder = found
+            created = (read_description(folder) or description)["created"]
+    return Place(folder=folder, created=created, start=start, record=record)
 
 
 def write_description(folder: Path, description: Description) -> None:
@@ -120,28 +117,28 @@ def _phase1(description: Description) -> Description:
     return {**description, "recipe": recipe, "created": None}
 
 
-def find_unfinished(out: Path, description: Description) -> Path | None:
-    """The newest run of this recipe and seed that has no record yet, for it to go on.
+def find_unfinished(out: Path, description: Description, *, only_same: bool) -> Path | None:
+    """The newest run of this recipe and seed that has no record yet and that nobody runs.
+
+    Arguments:
+        only_same: overlook runs that were begun with other settings, data or arithmetic.
 
     Raises:
-        ValueError: it was begun with other settings, data or arithmetic.
+        ValueError: the newest was begun with others, and is not to be overlooked.
     """
     name, seed = description["recipe"]["name"], description["seed"]
-    folders = [
-        folder
-        for folder, found in _folders_of(out / "checkpoints", name, seed)
-        if found is not None and not (out / "runs" / f"{folder.name}.json").exists()
-    ]
-    if not folders:
-        return None
-    begun = read_description(folders[-1])
-    assert begun is not None, "it has just been read"
-    if changed := _differences(begun, description):
-        raise ValueError(
-            f"--resume: {folders[-1].name} was begun with {'; '.join(changed)}; give it the same "
-            "again, or start anew with another --out or without --resume"
-        )
-    return folders[-1]
+    for folder, begun in reversed(_folders_of(out / "checkpoints", name, seed)):
+        if (out / "runs" / f"{folder.name}.json").exists() or is_running(folder):
+            continue
+        changed = _differences(begun, description)
+        if not changed:
+            return folder
+        if not only_same:
+            raise ValueError(
+                f"--resume: {folder.name} was begun with {'; '.join(changed)}; give it the same "
+                "again, or start anew with another --out or without --resume"
+            )
+    return None
 
 
 def find_finished(out: Path, description: Description) -> Path | None:
@@ -150,12 +147,12 @@ def find_finished(out: Path, description: Description) -> Path | None:
         out / "checkpoints", description["recipe"]["name"], description["seed"]
     ):
         record = out / "runs" / f"{folder.name}.json"
-        if found is not None and record.exists() and not _differences(found, description):
+        if record.exists() and not _differences(found, description):
             return record
     return None
 
 
-def _folders_of(checkpoints: Path, name: str, seed: int) -> list[tuple[Path, Description | None]]:
+def _folders_of(checkpoints: Path, name: str, seed: int) -> list[tuple[Path, Description]]:
     """The folders of a recipe's runs with this seed, oldest first, with what they say."""
     found = [(folder, read_description(folder)) for folder in sorted(checkpoints.glob("*"))]
     return [

@@ -40,14 +40,21 @@ class Prepared:
     """Prints a line on the first process, unless it is to be quiet."""
 
 
-def run_session(options: RunOptions, recipe: Recipe, original: Recipe) -> int:
+def run_session(
+    options: RunOptions, recipe: Recipe, original: Recipe, *, goes_on: bool = False
+) -> int:
     """Run a recipe as often as asked, each run with a seed of its own; the exit status.
+
+    Arguments:
+        goes_on: with a run that was interrupted, if it was begun with the same settings.
 
     Raises:
         ValueError: a device, a number of processes or data that cannot be had.
     """
     prepared = prepare(options, recipe, original)
     request, say = prepared.request, prepared.say
+    if goes_on:
+        request = replace(request, resume="if_same")
     for number in range(options.runs):
         if number > 0:
             request = replace(request, seed=request.seed + 1, first=False, started=time.time())
@@ -115,7 +122,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
         code=describe_code(),
         started=started,
         skip_bad_files=options.skip_bad_files,
-        resume=options.resume,
+        resume="yes" if options.resume else "no",
         share_phase1=options.share_phase1,
         keep_epochs=options.keep_epochs,
         timeout_s=options.timeout_s,

@@ -7,10 +7,11 @@ data, in the same precision, on the same type of device.
 import json
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from swap_fast.record import RunRecord
+from swap_fast.config import Augmentation, Optimizer, Phase, SWAPRecipe
+from swap_fast.record import RunRecord, plain
 
 UNSTABLE_SHARE = 0.1
 """A standard deviation of this share of the mean, or more, marks times as unstable."""
@@ -110,7 +111,7 @@ class AccuracyKey:
     data_hash: str
     """The data set's content."""
     recipe: str
-    """The whole recipe, as JSON with sorted keys."""
+    """What of the recipe is not at its default, as JSON with sorted keys."""
     overrides: tuple[str, ...]
     """What the command line changed in it."""
 
@@ -140,9 +141,30 @@ def accuracy_key(record: RunRecord) -> AccuracyKey:
         device_type=device_type(record),
         precision=str(execution.get("precision", "unknown")),
         data_hash=str(record.data.get("sha256", "unknown")),
-        recipe=json.dumps(recipe_of(record), sort_keys=True),
+        recipe=json.dumps(_told(recipe_of(record), SWAPRecipe), sort_keys=True),
         overrides=tuple(record.overrides),
     )
+
+
+_PARTS = {"phase1": Phase, "phase2": Phase, "optimizer": Optimizer, "augmentation": Augmentation}
+
+
+def _told(values: dict[str, Any], kind: type) -> dict[str, Any]:
+    """A recipe's fields without those at their defaults.
+
+    A field that a newer version brought, with a default that changes nothing, then tells an older
+    record of the same recipe from a newer one no more.
+    """
+    defaults = {each.name: plain(each.default) for each in fields(kind) if _is_plain(each.default)}
+    return {
+        name: _told(value, _PARTS[name]) if name in _PARTS and isinstance(value, dict) else value
+        for name, value in values.items()
+        if name not in defaults or value != defaults[name]
+    }
+
+
+def _is_plain(default: object) -> bool:
+    return default is None or isinstance(default, bool | int | float | str | tuple)
 
 
 def recipe_of(record: RunRecord) -> dict[str, Any]:

@@ -243,7 +243,7 @@ def tidy(folder: Path, *, keep_epochs: bool) -> None:
         is_last = match[1] != "phase1" and int(match[2]) == last.get(match[1])
         if path.name != match[0] + MODEL or not (is_last or keep_epochs):
             path.unlink(missing_ok=True)
-    for path in [*folder.glob("attempt-*.json"), *folder.glob("*.part")]:
+    for path in [*folder.glob("attempt*"), *folder.glob("*.part")]:
         path.unlink(missing_ok=True)
 
 

@@ -79,6 +79,17 @@ def test_accuracies_are_pooled_over_machines_of_one_type() -> None:
     assert stats.pool_accuracies(records, lambda record: None) is None
 
 
+def test_a_field_that_an_older_record_lacks_is_at_its_default() -> None:
+    new = make_record()
+    recipe = new.configuration["recipe"]
+    assert recipe["phase1"]["stop"] == "accuracy"
+    phase1 = {name: value for name, value in recipe["phase1"].items() if name != "stop"}
+    old = with_recipe(make_record(seed=1), phase1=phase1)
+    assert stats.accuracy_key(old) == stats.accuracy_key(new)
+    other = with_recipe(make_record(seed=1), phase1=phase1 | {"stop": "auto"})
+    assert stats.accuracy_key(other) != stats.accuracy_key(new)
+
+
 def test_accuracies_of_unlike_runs_are_refused() -> None:
     record = make_record()
     execution = {"device_type": "cpu", "precision": "bf16"}
