@@ -15,7 +15,7 @@ from swap_fast.data.dataset import Dataset
 from swap_fast.data.find import load_dataset
 from swap_fast.data.held_out import hold_out
 from swap_fast.data.image_tree import ImageTree, scan_tree
-from swap_fast.models import make_net, make_tree_net
+from swap_fast.models import make_tree_net, net_maker
 from swap_fast.parts import Source
 from swap_fast.tree_source import TreeSource
 
@@ -53,7 +53,7 @@ def load_run_data(request: Request, comm: Comm, say: Callable[[str], None]) -> R
         )
     return RunData(
         source=CifarSource(request.recipe, dataset),
-        make_model=partial(make_net, request.recipe, dataset),
+        make_model=net_maker(request.recipe, dataset),
         description=_describe_dataset(dataset, request),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from swap_fast.config import Recipe
     from swap_fast.data.dataset import Dataset
 
-__all__ = ["ResNet9", "ResNet50", "WhitenedResNet9", "make_net", "make_tree_net"]
+__all__ = ["ResNet9", "ResNet50", "WhitenedResNet9", "make_net", "make_tree_net", "net_maker"]
 
 WHITENING_IMAGES = 10_000
 
@@ -27,9 +29,20 @@ def make_tree_net(recipe: Recipe, num_classes: int) -> nn.Module:
 
 def make_net(recipe: Recipe, dataset: Dataset) -> nn.Module:
     """The recipe's net with fresh weights, and with filters from the data where it whitens."""
+    return net_maker(recipe, dataset)()
+
+
+def net_maker(recipe: Recipe, dataset: Dataset) -> Callable[[], nn.Module]:
+    """What makes the recipe's net; it does not hold the data set."""
+    num_classes, mean, std = dataset.num_classes, dataset.mean, dataset.std
     if recipe.net == "resnet9":
-        return ResNet9(dataset.num_classes, recipe.width)
-    images = torch.from_numpy(dataset.train.images[:WHITENING_IMAGES]).permute(0, 3, 1, 2).float()
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (dataset.mean, dataset.std))
-    filters = whitening_filters((images - mean) / std)
-    return WhitenedResNet9(dataset.num_classes, recipe.width, filters)
+        return partial(ResNet9, num_classes, recipe.width)
+    sample = torch.from_numpy(dataset.train.images[:WHITENING_IMAGES].copy())
+
+    def make() -> nn.Module:
+        images = sample.permute(0, 3, 1, 2).float()
+        centre, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+        filters = whitening_filters((images - centre) / spread)
+        return WhitenedResNet9(num_classes, recipe.width, filters)
+
+    return make
