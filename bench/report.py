@@ -8,12 +8,12 @@ from bench.contents import collect
 from bench.html import document_to_html
 from bench.markdown import document_to_markdown
 from bench.rendering import RENDERINGS
-from bench.report_figures import paper_figures, speed_figures, timing_figures
+from bench.report_figures import paper_figures, planned_figures, speed_figures, timing_figures
 from bench.sections import ReportFigures, build_document, tables_of
 
 _GENERATED = re.compile(
     r"(table\d|statistics|time_to_target|claims|sampling|micro|runs|other_runs|timing|laps|energy|"
-    r"machines|figure\d|roofline|collective)[\w-]*"
+    r"machines|figure\d|roofline|collective|plan_check_paper|scaling_(?:cifar10|imagenet)_swap)[\w-]*"
     r"\.(md|csv|tex|svg|png)"
 )
 
@@ -41,6 +41,7 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
         paper=paper_figures(content.records, content.planes, content.cosines, plots, figure_run),
         timing=timing_figures(content.records, plots),
         speed=speed_figures(results / "micro", plots),
+        scaling=planned_figures(content.paper, plots),
     )
     document = build_document(content, results, figures)
     written = [
@@ -48,7 +49,7 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
         for table in tables_of(document, content)
         for ending, render in RENDERINGS.items()
     ]
-    for drawn in (*figures.paper.values(), figures.timing, figures.speed):
+    for drawn in (*figures.paper.values(), figures.timing, figures.speed, figures.scaling):
         written += [path for paths in drawn.values() for path in paths]
     _remove_stale(results, written)
     _write(results / "report.html", document_to_html(document))

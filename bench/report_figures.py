@@ -12,8 +12,11 @@ from bench.document import Block, Figure, Paragraph
 from bench.landscape_plots import cosine_figure, plane_figure
 from bench.landscape_records import CosineRecord, LandscapeRecord, PlaneRecord
 from bench.micro_tables import micro_figures
+from bench.paper import Paper
 from bench.places import number_machines, place_of, why_other
+from bench.planned import scalings
 from bench.plots import figure_1, timing_figure
+from bench.scaling import scaling_figure
 from bench.schedule_plots import figure_5, figure_6
 from bench.stats import group_by, machine_key
 from swap_fast.record import RunRecord
@@ -68,6 +71,16 @@ def timing_figures(records: Sequence[RunRecord], folder: Path) -> Drawn:
 def speed_figures(micro: Path, folder: Path) -> Drawn:
     """Draw what the measurements of single parts show."""
     return micro_figures(micro, folder) if _can_draw() else {}
+
+
+def planned_figures(paper: Paper, folder: Path) -> Drawn:
+    """Draw how phase 1 is expected to scale."""
+    if not _can_draw():
+        return {}
+    return {
+        f"phase 1 of {each.work.name}, modelled": scaling_figure(each, folder)
+        for each in scalings(paper)
+    }
 
 
 def figure_blocks(what: str, drawn: Drawn) -> list[Block]:

@@ -13,10 +13,13 @@ from bench.document import Block, Bullets, Document, Folded, Paragraph, Section
 from bench.energy import energy_table
 from bench.lists import machines_table, other_runs, runs_table
 from bench.micro_tables import micro_tables
+from bench.paper_check import check_table
+from bench.planned import scalings
 from bench.recipe_tables import recipe_tables
 from bench.rendering import Table
 from bench.report_figures import Drawn, figure_blocks
 from bench.sampling import sampling_blocks
+from bench.scaling import scaling_table
 from bench.statistics_table import statistics_tables
 from bench.tables import time_to_target
 from bench.timing import all_laps_table, lap_table, readings_table
@@ -32,6 +35,8 @@ class ReportFigures:
     """Where each second went."""
     speed: Drawn
     """Of the measurements of single parts."""
+    scaling: Drawn
+    """Phase 1 on more and more devices, as planned."""
 
 
 def build_document(content: Content, results: Path, figures: ReportFigures) -> Document:
@@ -67,6 +72,14 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
         _section(
             "Speed of the parts",
             [*measured, *(figure_blocks("Speed", figures.speed) if figures.speed else [])],
+        ),
+        _section(
+            "Planned, not measured",
+            [
+                check_table(content.paper),
+                *(scaling_table(each) for each in scalings(content.paper)),
+                *(figure_blocks("Scaling", figures.scaling) if figures.scaling else []),
+            ],
         ),
         _section("Machines", [machines_table(records)]),
         Section(
