@@ -20,7 +20,7 @@ from bench.options import (
     TableOptions,
 )
 from bench.search_options import SearchOptions
-from swap_fast.config import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
+from swap_fast.recipe import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.recipes import RECIPES
 
 Flat = tyro.conf.arg(name="")

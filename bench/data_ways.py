@@ -6,8 +6,8 @@ from pathlib import Path
 from bench import micro_data, micro_jpeg
 from bench.alternation import Way, Work
 from bench.options import MicroOptions
-from swap_fast.config import LoaderName
 from swap_fast.data.loaders import missing_for_dali
+from swap_fast.recipe import LoaderName
 
 
 def data_ways(options: MicroOptions, device: str, threads: int) -> dict[str, list[Way]]:

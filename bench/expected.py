@@ -11,7 +11,7 @@ from bench.plan import make_plan, modelled
 from bench.rows import Size
 from bench.stats import MachineKey, machine_key, recipe_of
 from bench.workload import TRAIN_IMAGES
-from swap_fast.config import AveragingRecipe, Recipe
+from swap_fast.recipe import AveragingRecipe, Recipe
 from swap_fast.recipes import RECIPES
 from swap_fast.record import RunRecord, plain
 

@@ -23,7 +23,7 @@ from bench.landscape_records import (
 )
 from bench.options import FigureOptions, RunOptions
 from bench.points import in_words
-from swap_fast.config import SWAPRecipe
+from swap_fast.recipe import SWAPRecipe
 from swap_fast.recipes import RECIPES
 from swap_fast.record import RunRecord
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.stats import recipe_of
-from swap_fast.config import Augmentation, Optimizer, Phase, SWAPRecipe
+from swap_fast.config import Augmentation, Optimizer, Phase
+from swap_fast.recipe import SWAPRecipe
 from swap_fast.recipes import RECIPES
 from swap_fast.record import RunRecord, read_record, read_records
 

@@ -20,8 +20,8 @@ from bench.screen import show_table
 from bench.session import processes, run_session
 from bench.stats import MachineKey, kind_of_machine
 from bench.tables import run_tables
-from swap_fast.config import Recipe
 from swap_fast.data.find import load_dataset, locate_dataset, locate_tree
+from swap_fast.recipe import Recipe
 from swap_fast.recipes import RECIPES
 from swap_fast.record import RunRecord
 

@@ -19,7 +19,7 @@ from bench.micro_data import MEAN, STD, random_split
 from bench.micro_jpeg import MIN_SCALE, PX, write_jpegs
 from bench.micro_step import make_step
 from bench.net_cost import resnet9
-from swap_fast.config import Augmentation, LoaderName, Phase
+from swap_fast.config import Augmentation, Phase
 from swap_fast.data import tree_batches
 from swap_fast.data.augment import Plan, plan_epoch
 from swap_fast.data.batches import Share
@@ -29,6 +29,7 @@ from swap_fast.data.image_tree import IMAGENET_STD, ImageSplit, scan_tree
 from swap_fast.data.images import DeviceImages
 from swap_fast.data.loaders import loader_maker, missing_for_dali
 from swap_fast.execution import DTYPES, Execution, default_execution
+from swap_fast.recipe import LoaderName
 from swap_fast.step import Step
 from swap_fast.tree_evaluator import evaluation_batches
 

@@ -10,7 +10,7 @@ import torch
 from bench.alternation import Work
 from bench.footprint import synchronize
 from bench.stock_loader import stock_loader
-from swap_fast.config import Augmentation, LoaderName, Phase
+from swap_fast.config import Augmentation, Phase
 from swap_fast.data.augment import plan_epoch
 from swap_fast.data.batches import Share
 from swap_fast.data.dataset import Split
@@ -18,6 +18,7 @@ from swap_fast.data.images import DeviceImages
 from swap_fast.data.loaders import loader_maker
 from swap_fast.execution import Execution
 from swap_fast.memory import keep_freed_memory
+from swap_fast.recipe import LoaderName
 
 NUM_IMAGES = 20_480
 LOADER_IMAGES = 4_096  # a turn of the slowest way

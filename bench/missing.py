@@ -7,7 +7,7 @@ from typing import Any
 from bench.places import OTHER, place_of
 from bench.rows import RunTable, Size
 from bench.stats import MachineKey, machine_key, recipe_of
-from swap_fast.config import Recipe
+from swap_fast.recipe import Recipe
 from swap_fast.recipes import RECIPES
 from swap_fast.record import RunRecord, plain
 

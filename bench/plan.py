@@ -27,7 +27,7 @@ from bench.rates import predict, read_rates
 from bench.rendering import NOTHING, RENDERINGS, Table
 from bench.scaling import Scaling, scale, scaling_figure, scaling_table
 from bench.workload import PhaseWork, Workload, workload_of
-from swap_fast.config import Recipe
+from swap_fast.recipe import Recipe
 from swap_fast.recipes import RECIPES
 
 

@@ -5,8 +5,9 @@ import time
 from typing import TYPE_CHECKING
 
 from swap_fast.comm import Comm
-from swap_fast.config import AveragingRecipe, Phase, Recipe
+from swap_fast.config import Phase
 from swap_fast.data.augment import IMAGE_SIZE
+from swap_fast.recipe import AveragingRecipe, Recipe
 from swap_fast.record import EpochRow
 from swap_fast.stages import shapes
 from swap_fast.state import Position

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from swap_fast.config import Recipe
 from swap_fast.execution import Execution
+from swap_fast.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,10 @@ from bench.telemetry import Sampler, missing_line
 from swap_fast.baselines import sgd, swa
 from swap_fast.clock import Clock
 from swap_fast.comm import Comm, connect
-from swap_fast.config import SWAPRecipe, SWARecipe
 from swap_fast.interruption import Interruption
 from swap_fast.memory import keep_freed_memory
 from swap_fast.parts import Watch, make_parts
+from swap_fast.recipe import SWAPRecipe, SWARecipe
 from swap_fast.record import AverageRow, write_record
 from swap_fast.run_folder import RunFolder, tidy
 from swap_fast.swap import swap

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from bench.figures import figure_style, save_figure
 from bench.paper import load_paper
-from swap_fast.config import AveragingRecipe, Phase, Recipe, SWARecipe
+from swap_fast.config import Phase
+from swap_fast.recipe import AveragingRecipe, Recipe, SWARecipe
 from swap_fast.recipes import RECIPES
 from swap_fast.stages import StagedPhase
 

@@ -24,9 +24,9 @@ from bench.search_results import best_line, search_figure, search_table, write_t
 from bench.search_runs import SearchRuns, phase_one, shares_phase1
 from bench.search_study import GRACE_S, GridStudy, check_installed, database_file
 from bench.session import Prepared, differences, prepare
-from swap_fast.config import AveragingRecipe, Recipe
 from swap_fast.data.find import load_dataset
 from swap_fast.data.held_out import hold_out
+from swap_fast.recipe import AveragingRecipe, Recipe
 
 Say = Callable[[str], None]
 

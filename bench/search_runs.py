@@ -17,7 +17,7 @@ from bench.search_grid import TAU, Grid, Point, recipe_at
 from bench.search_outcomes import Measured
 from bench.search_starts import write_start
 from bench.session import differences
-from swap_fast.config import AveragingRecipe, Recipe, SGDRecipe
+from swap_fast.recipe import AveragingRecipe, Recipe, SGDRecipe
 from swap_fast.record import RunRecord, plain, read_record, read_records
 
 LABELS = ("name", "summary", "table")

@@ -14,10 +14,10 @@ from bench.machine import available_cores, choose_device, describe_code, has_com
 from bench.options import RunOptions
 from bench.request import Request
 from bench.run import run_rank
-from swap_fast.config import LoaderName, Recipe, SWAPRecipe
 from swap_fast.data.find import locate_dataset, locate_tree
 from swap_fast.data.loaders import choose_decoder, choose_loader
 from swap_fast.execution import default_execution
+from swap_fast.recipe import LoaderName, Recipe, SWAPRecipe
 from swap_fast.record import read_record
 
 

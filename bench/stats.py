@@ -10,7 +10,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from swap_fast.config import Augmentation, Optimizer, Phase, SWAPRecipe
+from swap_fast.config import Augmentation, Optimizer, Phase
+from swap_fast.recipe import SWAPRecipe
 from swap_fast.record import RunRecord, plain
 
 UNSTABLE_SHARE = 0.1

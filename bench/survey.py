@@ -20,7 +20,6 @@ from bench.machine import describe_code, describe_machine
 from bench.micro_records import now
 from bench.points import PointsFile, Values, evaluate_points
 from swap_fast.checkpoint import load_theta
-from swap_fast.config import SWAPRecipe
 from swap_fast.data.dataset import Dataset
 from swap_fast.execution import Execution
 from swap_fast.landscape import (
@@ -34,6 +33,7 @@ from swap_fast.landscape import (
     plane_through,
 )
 from swap_fast.models import make_net
+from swap_fast.recipe import SWAPRecipe
 from swap_fast.record import RunRecord, plain
 from swap_fast.weights import Weights
 

@@ -16,11 +16,12 @@ from bench.roof import COPIED_BYTES, MATRIX_SIZE, matrix_product, memory_copy
 from bench.workload import NUM_CLASSES, PhaseWork
 from swap_fast.batchnorm import recompute_statistics_
 from swap_fast.comm import ALONE
-from swap_fast.config import AveragingRecipe, Optimizer, Phase, Recipe
+from swap_fast.config import Optimizer, Phase
 from swap_fast.execution import DTYPES, Execution, default_execution
 from swap_fast.memory import keep_freed_memory
 from swap_fast.models import ResNet9
 from swap_fast.optimizer import MomentumSGD
+from swap_fast.recipe import AveragingRecipe, Recipe
 from swap_fast.step import Step
 from swap_fast.weights import Weights
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from bench.net_cost import Net, resnet9, resnet50
 from bench.paper import Paper
-from swap_fast.config import AveragingRecipe, Phase, Recipe
+from swap_fast.config import Phase
+from swap_fast.recipe import AveragingRecipe, Recipe
 from swap_fast.stages import StagedPhase, shapes
 
 IMAGE_SIZE = 32

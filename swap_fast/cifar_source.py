@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from swap_fast.comm import Comm
-from swap_fast.config import AveragingRecipe, Phase, Recipe
+from swap_fast.config import Phase
 from swap_fast.data.augment import IMAGE_SIZE, plain_plan, plan_epoch
 from swap_fast.data.batches import Loader, Share, one_pass
 from swap_fast.data.dataset import Dataset, Split
@@ -15,6 +15,7 @@ from swap_fast.data.images import DeviceImages
 from swap_fast.data.loaders import loader_maker
 from swap_fast.evaluate import Evaluator
 from swap_fast.execution import Execution
+from swap_fast.recipe import AveragingRecipe, Recipe
 from swap_fast.stages import Shape, StagedPhase
 from swap_fast.weights import Weights
 

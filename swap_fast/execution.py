@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from swap_fast.config import LoaderName
+from swap_fast.recipe import LoaderName
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

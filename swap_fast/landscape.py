@@ -14,13 +14,13 @@ from torch import Tensor
 
 from swap_fast.batchnorm import StatisticsPass
 from swap_fast.comm import ALONE
-from swap_fast.config import AveragingRecipe
 from swap_fast.data.augment import plan_epoch
 from swap_fast.data.batches import deal, one_pass
 from swap_fast.data.dataset import Dataset, Split
 from swap_fast.data.images import DeviceImages
 from swap_fast.evaluate import Evaluator
 from swap_fast.execution import Execution
+from swap_fast.recipe import AveragingRecipe
 from swap_fast.weights import Weights
 
 MARGIN = 0.3

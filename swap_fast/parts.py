@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from swap_fast.batchnorm import StatisticsPass
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm, WorkerGroup
-from swap_fast.config import AveragingRecipe, Phase, Recipe, SWARecipe
+from swap_fast.config import Phase
 from swap_fast.data.batches import Loader, require_a_batch
 from swap_fast.evaluate import Accuracies
 from swap_fast.execution import Execution
 from swap_fast.interruption import NEVER, Interruption
 from swap_fast.optimizer import MomentumSGD
+from swap_fast.recipe import AveragingRecipe, Recipe, SWARecipe
 from swap_fast.record import EpochRow
 from swap_fast.stages import Shape, shapes
 from swap_fast.state import Checkpoints, NoCheckpoints, TrainingState

@@ -7,7 +7,8 @@ whole batch; "gpus_per_model" is Table 5's "GPUs used per model".
 from collections.abc import Callable
 from dataclasses import replace
 
-from swap_fast.config import Augmentation, Optimizer, Phase, Recipe, SGDRecipe, SWAPRecipe
+from swap_fast.config import Augmentation, Optimizer, Phase
+from swap_fast.recipe import Recipe, SGDRecipe, SWAPRecipe
 from swap_fast.recipes_cifar100 import CIFAR100_RECIPES
 from swap_fast.recipes_imagenet import IMAGENET_RECIPES
 from swap_fast.recipes_swa import SWA_RECIPES

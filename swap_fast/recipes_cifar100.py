@@ -6,7 +6,8 @@ do we.
 
 from dataclasses import replace
 
-from swap_fast.config import Phase, SGDRecipe, SWAPRecipe
+from swap_fast.config import Phase
+from swap_fast.recipe import SGDRecipe, SWAPRecipe
 
 TARGET = 0.75
 """Test accuracy for time-to-accuracy: our choice, which every row of Table 2 reaches."""

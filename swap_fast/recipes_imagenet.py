@@ -6,7 +6,8 @@ a device's batch is the same in the large run, which has twice the devices and t
 
 from dataclasses import replace
 
-from swap_fast.config import Optimizer, SGDRecipe, SWAPRecipe
+from swap_fast.config import Optimizer
+from swap_fast.recipe import SGDRecipe, SWAPRecipe
 from swap_fast.stages import Stage, StagedPhase
 
 OPTIMIZER = Optimizer(

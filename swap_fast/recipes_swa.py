@@ -5,7 +5,8 @@ Its fourth row, SWAP (10 small-batch epochs), is `cifar100_swap`.
 
 from dataclasses import replace
 
-from swap_fast.config import Phase, SWAPRecipe, SWARecipe
+from swap_fast.config import Phase
+from swap_fast.recipe import SWAPRecipe, SWARecipe
 from swap_fast.recipes_cifar100 import (
     LARGE,
     LARGE_CPU,

@@ -10,9 +10,9 @@ from functools import partial
 from torch import Tensor
 
 from swap_fast.averaging import average, mean_of
-from swap_fast.config import AveragingRecipe, SGDRecipe, SWAPRecipe
 from swap_fast.evaluate import Accuracies
 from swap_fast.parts import Parts
+from swap_fast.recipe import AveragingRecipe, SGDRecipe, SWAPRecipe
 from swap_fast.record import EpochRow
 from swap_fast.state import Position, TrainingState
 from swap_fast.train import train

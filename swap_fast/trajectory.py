@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from swap_fast.averaging import average, mean_of
-from swap_fast.config import SWAPRecipe, SWARecipe
 from swap_fast.parts import Parts
+from swap_fast.recipe import SWAPRecipe, SWARecipe
 from swap_fast.record import AverageRow
 from swap_fast.swap import Result, Worker
 

@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from swap_fast.clock import READINGS
-from swap_fast.config import Phase, Recipe, SWAPRecipe
+from swap_fast.config import Phase
+from swap_fast.recipe import Recipe, SWAPRecipe
 from swap_fast.recipes import RECIPES
 from swap_fast.record import (
     AverageRow,

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from swap_fast.cifar_source import CifarSource
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm, connect
-from swap_fast.config import Augmentation, Phase, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
+from swap_fast.config import Augmentation, Phase
 from swap_fast.data.augment import Plan
 from swap_fast.data.dataset import Dataset, Split
 from swap_fast.execution import Execution
 from swap_fast.interruption import NEVER, Interruption
 from swap_fast.parts import Parts, Watch, make_parts
+from swap_fast.recipe import Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.record import EpochRow
 from swap_fast.state import Checkpoints, NoCheckpoints, Position, TrainingState
 

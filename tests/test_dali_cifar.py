@@ -14,12 +14,13 @@ import pytest
 import torch
 from small_parts import MEAN, STD, make_split
 
-from swap_fast.config import Augmentation, LoaderName, Phase
+from swap_fast.config import Augmentation, Phase
 from swap_fast.data.batches import Loader, Share
 from swap_fast.data.images import DeviceImages
 from swap_fast.data.loaders import loader_maker
 from swap_fast.data.streams import Sequence
 from swap_fast.execution import Execution
+from swap_fast.recipe import LoaderName
 
 dali_cifar: Any = pytest.importorskip("swap_fast.data.dali_cifar")
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")

@@ -18,7 +18,7 @@ from bench.machine import describe_machine
 from bench.missing import Job
 from bench.options import RunOptions, TableOptions
 from bench.session import processes
-from swap_fast.config import Recipe, SWARecipe
+from swap_fast.recipe import Recipe, SWARecipe
 from swap_fast.record import plain, write_record
 
 

@@ -15,7 +15,7 @@ from image_trees import bad_forms, damaged_in_the_middle, legal_forms, texture, 
 import bench.session
 from bench.cli import main
 from swap_fast import tree_source
-from swap_fast.config import Recipe, SWAPRecipe
+from swap_fast.recipe import Recipe, SWAPRecipe
 from swap_fast.record import EpochRow, RunRecord, read_record
 from swap_fast.stages import StagedPhase
 

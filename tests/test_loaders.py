@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from small_parts import MEAN, STD, make_split, oracle_image
 from torch import Tensor
 
-from swap_fast.config import Augmentation, LoaderName, Phase
+from swap_fast.config import Augmentation, Phase
 from swap_fast.data import loaders
 from swap_fast.data.batches import Loader, Share
 from swap_fast.data.dataset import Channels
 from swap_fast.data.images import DeviceImages
 from swap_fast.data.loaders import choose_decoder, choose_loader, loader_maker
 from swap_fast.execution import Execution
+from swap_fast.recipe import LoaderName
 
 CPU = torch.device("cpu")
 N, BATCH = 45, 16

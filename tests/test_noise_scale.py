@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from swap_fast.comm import ALONE, Comm
-from swap_fast.config import Optimizer, Phase, SWAPRecipe
+from swap_fast.config import Optimizer, Phase
 from swap_fast.execution import Execution
 from swap_fast.noise_scale import GradientNoise, NoiseMeter, gradient_noise
 from swap_fast.optimizer import MomentumSGD
 from swap_fast.parts import Watch
+from swap_fast.recipe import SWAPRecipe
 from swap_fast.record import EpochRow
 from swap_fast.step import Step
 from swap_fast.swap import swap

@@ -11,7 +11,7 @@ from bench.paper_check import check_paper, check_table, mean_error
 from bench.rates import phase_rate, predict, read_rates
 from bench.rendering import to_markdown
 from bench.workload import workload_of
-from swap_fast.config import SWAPRecipe
+from swap_fast.recipe import SWAPRecipe
 from swap_fast.recipes import RECIPES
 
 PAPER = load_paper()

@@ -11,9 +11,9 @@ from small_parts import SGD, SWAP, SmallNet, make_dataset, small_parts, with_pha
 
 from swap_fast.clock import Clock
 from swap_fast.comm import Comm
-from swap_fast.config import LoaderName
 from swap_fast.data.augment import plan_epoch
 from swap_fast.execution import Execution
+from swap_fast.recipe import LoaderName
 from swap_fast.step import Step
 from swap_fast.swap import swap
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from swap_fast.config import Augmentation, Optimizer, Phase, SWAPRecipe
+from swap_fast.config import Augmentation, Optimizer, Phase
 from swap_fast.data.batches import Share
+from swap_fast.recipe import SWAPRecipe
 from swap_fast.recipes import RECIPES
 from swap_fast.stages import StagedPhase, shapes
 

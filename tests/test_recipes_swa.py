@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from bench.paper import load_paper
-from swap_fast.config import Phase, SWAPRecipe, SWARecipe
+from swap_fast.config import Phase
+from swap_fast.recipe import SWAPRecipe, SWARecipe
 from swap_fast.recipes import RECIPES
 from swap_fast.recipes_swa import SWA_RECIPES
 

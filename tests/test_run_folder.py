@@ -24,8 +24,9 @@ from torch import Tensor
 from swap_fast.baselines import sgd, swa
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm
-from swap_fast.config import Phase, Recipe, SWAPRecipe
+from swap_fast.config import Phase
 from swap_fast.parts import Parts
+from swap_fast.recipe import Recipe, SWAPRecipe
 from swap_fast.record import AverageRow, EpochRow
 from swap_fast.run_folder import RunFolder, tidy
 from swap_fast.state import Position, TrainingState

@@ -4,7 +4,7 @@ import pytest
 
 from bench.search_grid import parse_grid
 from bench.search_runs import phase_one, shares_phase1
-from swap_fast.config import Recipe, SGDRecipe
+from swap_fast.recipe import Recipe, SGDRecipe
 from swap_fast.recipes import cifar10_cpu, cifar10_sgd_small_cpu
 
 SWAP, SGD = cifar10_cpu(), cifar10_sgd_small_cpu()

@@ -17,7 +17,7 @@ from bench.search_starts import write_start
 from swap_fast.baselines import sgd, swa
 from swap_fast.checkpoint import read_checkpoint
 from swap_fast.clock import Clock
-from swap_fast.config import Recipe, SWAPRecipe, SWARecipe
+from swap_fast.recipe import Recipe, SWAPRecipe, SWARecipe
 from swap_fast.run_folder import RunFolder
 from swap_fast.swap import Result, swap
 

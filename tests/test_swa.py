@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from bench.cli import main
 from swap_fast.baselines import swa
 from swap_fast.comm import ALONE, Comm
-from swap_fast.config import AveragingRecipe, Phase
+from swap_fast.config import Phase
 from swap_fast.data.augment import plan_epoch
 from swap_fast.parts import Parts, Watch
+from swap_fast.recipe import AveragingRecipe
 from swap_fast.record import EpochRow
 from swap_fast.swap import PhaseOne, large_batch_phase, small_batch_phase, swap
 from swap_fast.trajectory import average_by_cycle, running_average

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from swap_fast.baselines import sgd
 from swap_fast.clock import Clock
-from swap_fast.config import Phase, SGDRecipe, SWAPRecipe
+from swap_fast.config import Phase
 from swap_fast.data.augment import Plan, plain_plan, plan_epoch
 from swap_fast.parts import Watch
+from swap_fast.recipe import SGDRecipe, SWAPRecipe
 from swap_fast.record import EpochRow
 from swap_fast.state import NoCheckpoints, Position, TrainingState
 from swap_fast.swap import swap

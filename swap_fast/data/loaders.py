@@ -7,12 +7,13 @@ from typing import Literal
 
 import torch
 
-from swap_fast.config import Augmentation, LoaderName
+from swap_fast.config import Augmentation
 from swap_fast.data.batches import Batches, Loader, Share
 from swap_fast.data.dataset import Channels, Split
 from swap_fast.data.images import DeviceImages
 from swap_fast.data.streams import StreamedBatches
 from swap_fast.execution import Execution
+from swap_fast.recipe import LoaderName
 
 
 def choose_loader(
