@@ -5,8 +5,9 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
-LOCK = "attempt.lock"
+LOCK = "attempt-{}.lock"
 BEAT_S = 1.0
 """At most so often an attempt says that it lives."""
 
@@ -16,17 +17,19 @@ class Attempt:
 
     What an attempt did after its last checkpoint is lost with it, and so is its set-up, since the
     next one counts its own. Nothing in the checkpoints can tell how long that was; the file can.
+    An attempt that ends well takes its file away.
 
     Arguments:
         folder: the run's.
+        name: of what is tried; parts of a run may be tried side by side.
 
     Raises:
         ValueError: another process is at it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "run") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+        self._lock = os.open(folder / LOCK.format(name), os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -35,19 +38,21 @@ class Attempt:
                 f"{folder.name}: expected a run that nobody runs, got one that another process is "
                 "at; wait for it"
             ) from None
-        earlier = sorted(folder.glob("attempt-*.json"))
-        # How many there were before this one, and the seconds that they lived.
-        self.earlier, self.earlier_s = len(earlier), sum(map(_lived_s, earlier))
-        self._path = folder / f"attempt-{len(earlier) + 1:04d}.json"
-        self._beaten = time.monotonic()
-        self._path.write_text(json.dumps({"began": time.time()}) + "\n", encoding="utf-8")
+        earlier = sorted(folder.glob(f"attempt-{name}-*.json"))
+        self.goes_on = bool(earlier)
+        self._folder = folder
+        self._path = folder / f"attempt-{name}-{len(earlier) + 1:04d}.json"
+        self._began, self._beaten = time.time(), time.monotonic()
+        self.keep(0.0)
 
     def __enter__(self) -> "Attempt":
         """The process is at it."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         """The process is no longer at it."""
+        if error is None:
+            self._path.unlink(missing_ok=True)
         os.close(self._lock)
 
     def beat(self) -> None:
@@ -57,32 +62,37 @@ class Attempt:
             self._beaten = now
             self._path.touch()
 
-    def interruptions(self, restored_s: float) -> dict[str, float] | None:
-        """What a record says of them: how many, and the seconds lost; None where there were none.
+    def keep(self, seconds: float) -> None:
+        """Note how many seconds of its training are in checkpoints."""
+        told = {"began": self._began, "kept_s": seconds, "process": os.getpid()}
+        part = self._path.with_suffix(".part")
+        part.write_text(json.dumps(told) + "\n")
+        part.replace(self._path)
 
-        Arguments:
-            restored_s: of what the earlier attempts did, what the checkpoints had kept.
-        """
-        if not self.earlier:
+    def interruptions(self) -> dict[str, Any] | None:
+        """How many attempts at any part ended badly, and the seconds lost; None where none did."""
+        others = [path for path in self._folder.glob("attempt-*.json") if path != self._path]
+        if not others:
             return None
-        return {"count": self.earlier, "lost_s": max(0.0, self.earlier_s - restored_s)}
+        return {"count": len(others), "lost_s": sum(map(_lost_s, others))}
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process is at this run."""
-    try:
-        with open(folder / LOCK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
+    """Whether a process is at this run, or at a part of it."""
+    for path in folder.glob(LOCK.format("*")):
+        try:
+            with open(path) as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            continue
+        except BlockingIOError:
+            return True
     return False
 
 
-def _lived_s(path: Path) -> float:
+def _lost_s(path: Path) -> float:
     try:
-        began = float(json.loads(path.read_text(encoding="utf-8"))["began"])
-    except (ValueError, TypeError, KeyError):
-        return 0.0  # ended while it wrote this file: it had done nothing yet
-    return max(0.0, path.stat().st_mtime - began)
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return max(0.0, path.stat().st_mtime - float(told["began"]) - float(told["kept_s"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0.0

@@ -43,6 +43,11 @@ class RunOptions:
     resume: bool = False
     """Go on where an interrupted run of this recipe and seed in OUT ended; a finished one is left
     as it is, and one that never began begins. The same command may be given again and again."""
+    phase2: Literal["together", "separate"] = "together"
+    """separate: each worker is a process of its own from phase 1's checkpoint, so that one which
+    dies costs one worker; --resume runs it alone."""
+    min_workers: int | None = None
+    """separate: average so many workers, should others be missing; no such run is in a table."""
     share_phase1: bool = False
     """Begin where an earlier run in OUT ended the same phase 1 (same seed, data and machine); its
     time counts."""
@@ -55,10 +60,12 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         """Refuse counts below one."""
-        for name in ("runs", "ranks", "threads"):
+        for name in ("runs", "ranks", "threads", "min_workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {value}")
+        if self.min_workers is not None and self.phase2 == "together":
+            raise ValueError("min_workers: expected --phase2 separate beside it, got together")
         if not 0 < self.timeout_s < 1e6:
             raise ValueError(f"timeout_s: expected seconds above 0, got {self.timeout_s:g}")
         if self.seed < 0:

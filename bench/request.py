@@ -7,6 +7,9 @@ from typing import Any, Literal
 from swap_fast.execution import Execution
 from swap_fast.recipe import Recipe
 
+Part = Literal["all", "phase1", "workers"]
+"""The whole run; its phase 1 alone, or some workers' phase 2 from there, kept in its folder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -39,6 +42,12 @@ class Request:
     resume: Literal["no", "if_same", "yes"] = "no"
     """Go on with a run that was interrupted: if it was begun with the same settings; or refuse if
     it was not, and leave one alone that is done."""
+    part: Part = "all"
+    """What of the run this process does."""
+    workers: tuple[int, ...] | None = None
+    """Of phase 2, run or averaged by one process alone; None: all."""
+    folder: Path | None = None
+    """The run's folder, where it is known; else it is found, or a new one."""
     share_phase1: bool = False
     """Take phase 1 over from an earlier run that had the same."""
     start: Path | None = None

@@ -15,7 +15,7 @@ from bench.run_data import RunData, load_run_data
 from bench.run_folders import Place, describe_run, find_place, write_description
 from bench.telemetry import Sampler, missing_line
 from swap_fast.baselines import sgd, swa
-from swap_fast.clock import Clock
+from swap_fast.clock import TRAINING, Clock, total
 from swap_fast.comm import Comm, connect
 from swap_fast.interruption import Interruption
 from swap_fast.memory import keep_freed_memory
@@ -23,7 +23,7 @@ from swap_fast.parts import Watch, make_parts
 from swap_fast.recipe import SWAPRecipe, SWARecipe
 from swap_fast.record import AverageRow, write_record
 from swap_fast.run_folder import RunFolder, tidy
-from swap_fast.swap import swap
+from swap_fast.swap import large_batch_phase, small_batch_phase, swap
 from swap_fast.trajectory import average_by_cycle, running_average
 
 
@@ -100,19 +100,30 @@ def _run(rank: Rank) -> Path | None:
         return place.record if comm.rank == 0 else None
     if comm.rank > 0:
         return _train(rank, data, place, progress)
-    with Attempt(place.folder) as attempt:
+    with Attempt(place.folder, _name(request)) as attempt:
         write_description(place.folder, {**about, "created": place.created})
-        if attempt.earlier:
+        if attempt.goes_on:
             progress.say(f"{place.folder.name} goes on")
         if place.start is not None:
             progress.say(f"phase 1 is that of {place.start.name}; its time counts")
         return _train(rank, data, place, progress, attempt)
 
 
+def _name(request: Request) -> str:
+    """Of an attempt: parts of one run may be tried side by side."""
+    if request.part == "workers":
+        return f"worker{'-'.join(map(str, request.workers or ()))}"
+    return "run"
+
+
 def _train(
     rank: Rank, data: RunData, place: Place, progress: Progress, attempt: Attempt | None = None
 ) -> Path | None:
-    """Train, and write the record; rank 0 has the attempt."""
+    """Train, and write the record; rank 0 has the attempt.
+
+    Returns:
+        The record; of a part of a run, the run's folder.
+    """
     request, recipe, comm, clock = rank.request, rank.request.recipe, rank.comm, rank.clock
 
     def on_step(images: int) -> None:
@@ -120,12 +131,17 @@ def _train(
         if attempt is not None:
             attempt.beat()
 
+    def on_save() -> None:
+        if attempt is not None:
+            attempt.keep(total(clock.laps, TRAINING) - folder.restored_s)
+
     folder = RunFolder(
         place.folder,
         clock,
         start=place.start,
         keep_epochs=request.keep_epochs,
         on_restore=progress.on_restore,
+        on_save=on_save,
         say=progress.say,
     )
     parts = make_parts(
@@ -144,7 +160,15 @@ def _train(
         ),
         checkpoints=folder,
         interruption=rank.interruption,
+        workers=request.workers,
     )
+    if request.part != "all":
+        assert isinstance(recipe, SWAPRecipe), "only SWAP's parts are run apart"
+        with progress:
+            start = large_batch_phase(recipe, parts)
+            if request.part == "workers":
+                small_batch_phase(recipe, parts, start)
+        return place.folder
     averages: list[AverageRow] = []
     with progress:
         if isinstance(recipe, SWAPRecipe):
@@ -162,9 +186,9 @@ def _train(
     with clock.lap("checkpoint"):
         if comm.rank == 0:
             folder.save_final(parts.weights)
-    start = None
+    taken = None
     if folder.taken_from is not None:
-        start = {"run_id": folder.taken_from, "origin": folder.origin}
+        taken = {"run_id": folder.taken_from, "origin": folder.origin}
     record = make_record(
         request,
         parts,
@@ -172,8 +196,8 @@ def _train(
         folder.rows,
         averages,
         data.description,
-        start=start,
-        interruptions=attempt.interruptions(folder.restored_s) if attempt else None,
+        start=taken,
+        interruptions=attempt.interruptions() if attempt else None,
         name=place.folder.name,
         created=place.created,
         telemetry=rank.sampler.finish(),

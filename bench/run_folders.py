@@ -12,7 +12,7 @@ from bench.machine import describe_machine
 from bench.request import Request
 from swap_fast.checkpoint import write_file
 from swap_fast.record import plain, run_id
-from swap_fast.run_folder import phase1_of
+from swap_fast.run_folder import last_of
 
 FILE = "run.json"
 
@@ -69,6 +69,9 @@ def find_place(request: Request, description: Description) -> Place:
         ValueError: the interrupted run was begun with other settings, data or arithmetic.
     """
     created, out = description["created"], request.out
+    if request.folder is not None:
+        begun = read_description(request.folder) or description
+        return Place(folder=request.folder, created=begun["created"], start=None, record=None)
     folder = out / "checkpoints" / run_id(request.recipe.name, request.seed, created)
     start, record = request.start, None
     if request.share_phase1:
@@ -105,7 +108,7 @@ def find_start(checkpoints: Path, description: Description) -> Path | None:
         found = read_description(folder)
         if found is None or _phase1(found) != wanted:
             continue
-        position = phase1_of(folder)
+        position = last_of(folder, phase=1)
         if position is not None and position.stopped_by is not None:
             return folder
     return None

@@ -14,6 +14,7 @@ from bench.machine import available_cores, choose_device, describe_code, has_com
 from bench.options import RunOptions
 from bench.request import Request
 from bench.run import run_rank
+from bench.separate import run_separately
 from swap_fast.data.find import locate_dataset, locate_tree
 from swap_fast.data.loaders import choose_decoder, choose_loader
 from swap_fast.execution import default_execution
@@ -59,7 +60,10 @@ def run_session(
         if number > 0:
             request = replace(request, seed=request.seed + 1, first=False, started=time.time())
         say(f"run {number + 1} of {options.runs}, seed {request.seed}")
-        path = launch(run_rank, request, num_ranks=prepared.num_ranks)
+        if options.phase2 == "separate":
+            path = run_separately(request, options.min_workers, prepared.num_ranks, say)
+        else:
+            path = launch(run_rank, request, num_ranks=prepared.num_ranks)
         if path is not None:
             _summarise(path, say)
     return 0

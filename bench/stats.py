@@ -17,6 +17,9 @@ from swap_fast.record import RunRecord, plain
 UNSTABLE_SHARE = 0.1
 """A standard deviation of this share of the mean, or more, marks times as unstable."""
 
+DEGRADED = "degraded"
+"""How the note of a run begins whose average lacks workers."""
+
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -200,6 +203,8 @@ def why_not_comparable(record: RunRecord, kinds: Sequence[str] = ("published",))
     kind = record.data.get("kind")
     if any("quick" in text.lower() for text in [record.recipe, *record.notes]):
         return "quick form"
+    if degraded := [note for note in record.notes if note.startswith(DEGRADED)]:
+        return degraded[0]
     if kind not in kinds:
         return f"{kind} data"
     if record.overrides:

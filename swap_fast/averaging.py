@@ -8,26 +8,26 @@ from torch import Tensor
 from swap_fast.comm import ALONE, Comm
 
 
-def average(models: Iterable[Tensor], num_models: int, comm: Comm = ALONE) -> Tensor:
+def average(models: Iterable[tuple[int, Tensor]], comm: Comm = ALONE) -> Tensor:
     """The mean of weight vectors [P], those of this rank and of all others.
 
     One flat fp32 all-reduce; every rank gets the result.
 
     Arguments:
-        models: this rank's vectors, at least one, in the order of its workers.
-        num_models: W, the vectors of all ranks together.
+        models: this rank's workers' numbers, each with its vector; at least one.
 
     Raises:
         ValueError: on every rank, where a vector of any rank is not finite: one diverged model
             would spoil the average.
     """
     total: Tensor | None = None
-    diverged = []
-    for worker, theta in zip(comm.slots(num_models), models, strict=True):
-        if not torch.isfinite(theta).all():
-            diverged.append(worker)
+    finite: dict[int, bool] = {}
+    for worker, theta in models:
+        finite[worker] = bool(torch.isfinite(theta).all())
         total = theta.clone() if total is None else total.add_(theta)
-    diverged = sorted(worker for rank in comm.gather(diverged) for worker in rank)
+    for rank in comm.gather(finite):
+        finite |= rank
+    diverged = sorted(worker for worker, is_finite in finite.items() if not is_finite)
     if diverged:
         names = ", ".join(map(str, diverged))
         raise ValueError(
@@ -35,7 +35,7 @@ def average(models: Iterable[Tensor], num_models: int, comm: Comm = ALONE) -> Te
             "lower the learning rate of phase 2"
         )
     assert total is not None, "a rank without a model to average"
-    return comm.all_reduce_(total).div_(num_models)
+    return comm.all_reduce_(total).div_(len(finite))
 
 
 def mean_of(samples: Sequence[Tensor]) -> Tensor:

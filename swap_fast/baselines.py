@@ -32,7 +32,7 @@ def swa(recipe: SWARecipe, parts: Parts) -> Result:
             for theta in worker.samples:
                 # Ranks that trained the same model may differ in its last digits.
                 parts.comm.broadcast_(theta)
-    averaging_phase(recipe, parts, workers)
+    averaging_phase(parts, workers)
     with parts.clock.lap("evaluation"):
         accuracies = parts.evaluate(parts.comm)
     return Result(

@@ -19,6 +19,9 @@ DAWNBENCH = ("data_loading", *PAPER)
 MLPERF = (*DAWNBENCH, "evaluation", "checkpoint", "waiting")
 """MLPerf: from the first touch of the data, never paused, evaluation included."""
 
+TRAINING = ("phase1", "phase2", "evaluation", "checkpoint", "waiting")
+"""What a checkpoint keeps the laps of: all but the set-up."""
+
 UNCOUNTED = ("imports", "kernel_warmup", "analysis")
 """In no reading: what precedes the run, and what is computed after it for the report."""
 

@@ -187,7 +187,7 @@ ALONE = Comm()
 class WorkerGroup:
     """The ranks that run the same workers of phase 2, and this rank's place among all groups."""
 
-    workers: range
+    workers: Sequence[int]
     """The workers that this group runs."""
     inside: Comm
     """The ranks of this group: they share each update of a worker."""

@@ -1,6 +1,6 @@
 """What a run is made of on one rank, and how it is put together."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -128,12 +128,16 @@ def make_parts(
     watch: Watch,
     checkpoints: Checkpoints | None = None,
     interruption: Interruption = NEVER,
+    workers: Sequence[int] | None = None,
 ) -> Parts:
     """Make the model, warm the kernels up, and move the data to the device, in that order.
 
     So the steps are captured before a loader's threads use the device.
 
     Every rank makes the same model from the seed, and takes rank 0's weights to be sure.
+
+    Arguments:
+        workers: those of phase 2 that a process alone is to run; None: all, shared out.
 
     Raises:
         ValueError: more ranks than the recipe has use for, too little data, or a seed below 0.
@@ -155,6 +159,9 @@ def make_parts(
             if isinstance(recipe, SWARecipe)
             else comm.worker_group(recipe.num_workers)
         )
+        if workers is not None:
+            assert comm.world_size == 1, "a process alone runs the workers named"
+            group = WorkerGroup(workers=tuple(workers), inside=ALONE, across=ALONE)
         phases.append((recipe.phase2, group.inside))
     for number, (phase, _) in enumerate(phases, start=1):
         require_a_batch(number, phase.global_batch_size, source.num_images)

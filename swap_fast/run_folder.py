@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -46,6 +47,7 @@ class RunFolder:
         start: another run's folder, whose phase 1 this one takes over.
         keep_epochs: keep the weights of every epoch of phase 1 too.
         on_restore: told of each position that is gone on from.
+        on_save: told that a checkpoint was written.
         say: told of damaged files.
     """
 
@@ -57,17 +59,19 @@ class RunFolder:
         start: Path | None = None,
         keep_epochs: bool = False,
         on_restore: Callable[[Position], None] = lambda position: None,
+        on_save: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.path, self._clock, self._offered = path, clock, start
         self._keep_epochs, self._on_restore, self._say = keep_epochs, on_restore, say
+        self._on_save = on_save
         self._rows: dict[tuple[int, int], list[EpochRow]] = {}
         self._begun: dict[tuple[int, int], Laps] = {}
         self._weights: Weights | None = None
         self._origin: str | None = None
         # The run whose phase 1 was taken over.
         self.taken_from: str | None = None
-        # Seconds of this rank's clock that earlier attempts at this run had measured.
+        # Seconds of this rank's clock that were not measured in this process.
         self.restored_s = 0.0
 
     @property
@@ -93,7 +97,7 @@ class RunFolder:
         if found is None:
             return position
         about = found.about
-        restored = Position(**{**about["position"], "accuracies": Accuracies(*about["accuracies"])})
+        restored = _position(about)
         if restored.phase == 2 and about["origin"] != self._origin:
             raise ValueError(
                 f"worker {restored.worker}: expected one that began from this run's phase 1, got "
@@ -107,7 +111,7 @@ class RunFolder:
         laps = about["laps_by_rank"]
         for lap, seconds in laps[state.comm.rank % len(laps)].items():
             self._clock.add(lap, seconds)
-            self.restored_s += 0.0 if "taken_from" in about else seconds
+            self.restored_s += seconds
         self._rows[key] = [EpochRow(**row) for row in about["rows"]]
         self._note_origin(restored, state)
         self.taken_from = about.get("taken_from", self.taken_from)
@@ -152,6 +156,7 @@ class RunFolder:
             if position.phase == 1 and position.stopped_by and self._keep_epochs:
                 save_weights(state.weights, self.path / f"phase1-epoch{position.epoch}{MODEL}")
             self._prune(position)
+            self._on_save()
         state.comm.barrier()
 
     def theta(self, worker: int, epoch: int) -> Tensor:
@@ -247,10 +252,15 @@ def tidy(folder: Path, *, keep_epochs: bool) -> None:
         path.unlink(missing_ok=True)
 
 
-def phase1_of(folder: Path) -> Position | None:
-    """Where the phase 1 of a run's folder ended; None where it has none that is whole."""
-    try:
-        about = read_about(folder / "phase1")
-        return Position(**{**about["position"], "accuracies": Accuracies(*about["accuracies"])})
-    except (ValueError, TypeError, KeyError):
-        return None
+def last_of(folder: Path, *, phase: int, worker: int = 0) -> Position | None:
+    """Where the last state of a model was saved, by its manifest; None where there is none."""
+    for name in reversed(_saved(folder, phase, worker)):
+        try:
+            return _position(read_about(folder / name))
+        except (ValueError, TypeError, KeyError):
+            continue
+    return None
+
+
+def _position(about: dict[str, Any]) -> Position:
+    return Position(**{**about["position"], "accuracies": Accuracies(*about["accuracies"])})

@@ -72,7 +72,7 @@ def swap(recipe: SWAPRecipe, parts: Parts) -> Result:
     phase1 = large_batch_phase(recipe, parts)
     workers = small_batch_phase(recipe, parts, phase1)
     before_averaging_s = parts.clock.reading()
-    averaging_phase(recipe, parts, workers)
+    averaging_phase(parts, workers)
     with parts.clock.lap("evaluation"):
         accuracies = parts.evaluate(parts.comm)
     return Result(
@@ -198,13 +198,13 @@ def sampled_before(position: Position, cycle_epochs: int, parts: Parts) -> list[
     return samples
 
 
-def averaging_phase(recipe: AveragingRecipe, parts: Parts, workers: list[Worker]) -> None:
+def averaging_phase(parts: Parts, workers: list[Worker]) -> None:
     """Phase 3, lines 28-29: average the weights, then compute the batch-norm statistics anew."""
     with parts.clock.lap("waiting"):
         parts.comm.barrier()
     with parts.clock.lap("averaging"):
-        thetas = (mean_of(worker.samples) for worker in workers)
-        theta = average(thetas, recipe.num_workers, parts.group.across)
+        models = ((worker.number, mean_of(worker.samples)) for worker in workers)
+        theta = average(models, parts.group.across)
         parts.weights.load_(theta, parts.weights.statistics)
     with parts.clock.lap("batch_norm"):
         parts.statistics_pass(parts.batch_norm_batches(), parts.comm)

@@ -36,11 +36,11 @@ def running_average(recipe: SWAPRecipe, parts: Parts, result: Result) -> list[Av
     for epoch in range(first, recipe.phase2.max_epochs):
         # The samples of the cycles that are done, and the weights of the one that is not.
         done = (epoch - 1) // recipe.phase2.cycle_epochs
-        thetas = (
-            mean_of([*worker.samples[:done], theta_after(worker, epoch)])
+        models = (
+            (worker.number, mean_of([*worker.samples[:done], theta_after(worker, epoch)]))
             for worker in result.workers
         )
-        theta = average(thetas, recipe.num_workers, group.across)
+        theta = average(models, group.across)
         parts.weights.load_(theta, final[1])
         parts.statistics_pass(parts.batch_norm_batches(), parts.comm)
         rows.append(AverageRow(epoch=epoch, test_accuracy=parts.evaluate(parts.comm).top1))

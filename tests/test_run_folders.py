@@ -119,14 +119,29 @@ def test_a_run_that_another_process_is_at_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_what_was_lost_is_known_from_the_signs_of_life(tmp_path: Path) -> None:
+    class KilledError(Exception):
+        """In place of a signal."""
+
+    for name, lived_s, kept_s in (("run", 100.0, 60.0), ("worker3", 10.0, 0.0)):
+        attempt = Attempt(tmp_path, name)
+        attempt.keep(kept_s)
+        with pytest.raises(KilledError), attempt:
+            raise KilledError
+        (path,) = tmp_path.glob(f"attempt-{name}-*.json")
+        began = json.loads(path.read_text())["began"]
+        os.utime(path, (began + lived_s, began + lived_s))
+    with Attempt(tmp_path, "worker3") as again:  # ends well, and leaves nothing
+        assert again.goes_on
+    with Attempt(tmp_path) as last:
+        assert last.interruptions() == {"count": 2, "lost_s": pytest.approx(50.0, abs=1e-3)}
+
+
+def test_an_attempt_that_ends_well_leaves_nothing_to_tell(tmp_path: Path) -> None:
     with Attempt(tmp_path) as first:
-        assert first.interruptions(0.0) is None
-    path = tmp_path / "attempt-0001.json"
-    began = json.loads(path.read_text())["began"]
-    os.utime(path, (began + 100, began + 100))
+        assert first.interruptions() is None
     with Attempt(tmp_path) as second:
-        lost = second.interruptions(60.0)
-    assert lost == {"count": 1, "lost_s": pytest.approx(40.0, abs=1e-3)}
+        assert not second.goes_on
+        assert second.interruptions() is None
 
 
 @pytest.mark.parametrize(
@@ -140,7 +155,7 @@ def test_what_was_lost_is_known_from_the_signs_of_life(tmp_path: Path) -> None:
 def test_recipes_share_a_phase_1_where_nothing_of_it_differs(
     first: Any, second: Any, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_folders, "phase1_of", lambda folder: _Done)
+    monkeypatch.setattr(run_folders, "last_of", lambda folder, phase: _Done)
     one, other = (request(tmp_path, recipe=make()) for make in (first, second))
     folder = begin(one, "2026-11-22T12:00:00")
     assert find_start(folder.parent, describe(other)) == (folder if shared else None)

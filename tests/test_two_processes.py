@@ -101,7 +101,7 @@ def pieces(parts: Parts, comm: Comm) -> dict[str, Any]:
     slots.merge_()
     merged = weights.statistics.clone()
     thetas = torch.randn(W, 1000, generator=torch.Generator().manual_seed(1))
-    mean = average([thetas[slot] for slot in comm.slots(W)], W, comm)
+    mean = average([(slot, thetas[slot]) for slot in comm.slots(W)], comm)
     images = torch.randn(90, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(2))
     batches = images.split(40)[comm.rank :: comm.world_size]  # 40, 40 and 10, dealt out
     recompute_statistics_(weights, batches, comm)
