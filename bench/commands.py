@@ -12,6 +12,7 @@ import tyro
 from bench.choices import choose
 from bench.options import (
     FigureOptions,
+    JobOptions,
     MicroOptions,
     PlanOptions,
     PrepareOptions,
@@ -94,6 +95,50 @@ def run(arguments: list[str]) -> int:
     from bench.session import run_session
 
     return run_session(parsed.options, derived(parsed.recipe), recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitSWAP(RunSWAP):
+    """Submit a SWAP recipe: phase 1, an array of workers, and the average after them."""
+
+    jobs: Annotated[JobOptions, Flat]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitSWA(RunSWA):
+    """Submit an SWA recipe as one job."""
+
+    jobs: Annotated[JobOptions, Flat]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitSGD(RunSGD):
+    """Submit an SGD recipe as one job."""
+
+    jobs: Annotated[JobOptions, Flat]
+
+
+def submit(arguments: list[str]) -> int:
+    """Submit a recipe's jobs to a cluster."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            "usage: python -m bench submit RECIPE [OPTIONS]\n\n"
+            "Runs RECIPE as jobs of SLURM, by submitit: phase 1, an array of phase 2's workers, and\n"
+            "phase 3 after them. `submit RECIPE --help` shows the options; RECIPE is one of\n"
+        )
+        recipes([])
+        return 0 if arguments else 2
+    recipe = RECIPES[choose("recipe", arguments[0], list(RECIPES))]()
+    form: Any = {SWAPRecipe: SubmitSWAP, SWARecipe: SubmitSWA, SGDRecipe: SubmitSGD}[type(recipe)]
+    parsed = tyro.cli(
+        form,
+        args=arguments[1:],
+        default=form(options=RunOptions(), jobs=JobOptions(), recipe=recipe),
+        prog=f"python -m bench submit {arguments[0]}",
+    )
+    from bench.submit import submit as submit_jobs
+
+    return submit_jobs(parsed.options, parsed.jobs, derived(parsed.recipe), recipe)
 
 
 @dataclass(frozen=True, kw_only=True)

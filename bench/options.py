@@ -121,6 +121,37 @@ class FigureOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """The jobs that a run is submitted as."""
+
+    cluster: Literal["slurm", "local"] = "slurm"
+    """local runs them here, one after another, to try what would be submitted."""
+    nodes: int = 1
+    """Of phase 1 and phase 3; a worker of phase 2 has one."""
+    gpus_per_node: int = 8
+    """Of phase 1 and phase 3, one a process; 0 runs on CPUs. A worker of phase 2 has one."""
+    cpus_per_task: int = 4
+    """CPU cores a process."""
+    time_min: int = 60
+    """Minutes after which a job is queued again, to go on."""
+    at_once: int = 256
+    """Workers of phase 2 that may run at the same time."""
+    partition: str | None = None
+    """SLURM's."""
+    account: str | None = None
+    """SLURM's."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below one."""
+        for name, least in (
+            *((name, 1) for name in ("nodes", "cpus_per_task", "time_min", "at_once")),
+            ("gpus_per_node", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MicroOptions:
     """Measure a part of the work on this machine, beside others' ways, in one run."""
 
