@@ -123,8 +123,8 @@ def submit(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
             "usage: python -m bench submit RECIPE [OPTIONS]\n\n"
-            "Runs RECIPE as jobs of SLURM, by submitit: phase 1, an array of phase 2's workers, and\n"
-            "phase 3 after them. `submit RECIPE --help` shows the options; RECIPE is one of\n"
+            "Runs RECIPE as jobs of SLURM, by submitit: phase 1, an array of phase 2's workers,\n"
+            "and phase 3 after them. `submit RECIPE --help` shows the options; RECIPE is one of\n"
         )
         recipes([])
         return 0 if arguments else 2

@@ -1,4 +1,4 @@
-"""A run as jobs of a cluster, by submitit: phase 1, an array of workers, and the average after them.
+"""A run as jobs of a cluster, by submitit: phase 1, an array of workers, and their average.
 
 Each job is a part of one run in one folder. One that is pre-empted, or whose time is over, is
 queued again and goes on from its checkpoints; a dead worker costs its own job alone.
@@ -57,9 +57,8 @@ class JobPart:
             folder=self.folder,
         )
         try:
-            return launch(
-                run_rank, request, num_ranks=1 if worker is not None else _ranks(prepared)
-            )
+            num_ranks = prepared.num_ranks if worker is None else 1
+            return launch(run_rank, request, num_ranks=num_ranks)
         except InterruptedRunError:
             os._exit(EXIT_STATUS)  # without a result: the job is not done
 
@@ -68,11 +67,6 @@ class JobPart:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, worker)
-
-
-def _ranks(prepared: Any) -> int:
-    ranks: int = prepared.num_ranks
-    return ranks
 
 
 def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Recipe) -> int:
