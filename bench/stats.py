@@ -201,10 +201,10 @@ def why_not_comparable(record: RunRecord, kinds: Sequence[str] = ("published",))
         kinds: of data that the table takes.
     """
     kind = record.data.get("kind")
-    if any("quick" in text.lower() for text in [record.recipe, *record.notes]):
-        return "quick form"
     if degraded := [note for note in record.notes if note.startswith(DEGRADED)]:
         return degraded[0]
+    if any("quick" in text.lower() for text in [record.recipe, *record.notes]):
+        return "quick form"
     if kind not in kinds:
         return f"{kind} data"
     if record.overrides:
