@@ -39,7 +39,10 @@ class Session:
         self.shared: list[bool] = []
         self._fail_at = fail_at
 
-    def __call__(self, options: RunOptions, recipe: Recipe, original: Recipe) -> int:
+    def __call__(
+        self, options: RunOptions, recipe: Recipe, original: Recipe, *, goes_on: bool
+    ) -> int:
+        assert goes_on  # with a run that was interrupted
         if len(self.asked) == self._fail_at:
             raise KeyboardInterrupt
         assert recipe == original

@@ -76,7 +76,7 @@ def test_page_holds_all_that_it_needs(tmp_path: Path) -> None:
     page = _page(_write(tmp_path, _records()))
     assert {"script", "link", "iframe", "object"}.isdisjoint(tag for tag, _ in page.elements)
     images = page.all("img")
-    assert len(images) == 6  # Figures 1, 2, 4, 5, 6 and the laps
+    assert len(images) == 8  # Figures 1, 2, 4, 5, 6, the laps, and two of scaling
     for image in images:
         kind, _, content = (image["src"] or "").partition(";base64,")
         assert kind == "data:image/svg+xml"
@@ -122,7 +122,7 @@ def test_every_name_of_a_record_is_escaped(tmp_path: Path) -> None:
 def test_an_empty_report_is_a_page_too(tmp_path: Path) -> None:
     page = _page(tmp_path)
     assert "There are no runs yet." in page.text
-    assert len(page.all("img")) == 2  # Figures 5 and 6 need no runs
+    assert len(page.all("img")) == 4  # Figures 5 and 6, and the plans, need no runs
 
 
 def test_a_figure_that_is_gone_is_an_error(tmp_path: Path) -> None:
