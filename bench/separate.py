@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from bench.launch import launch, under_torchrun
@@ -78,7 +78,7 @@ def _run_workers(request: Request, workers: Sequence[int], at_once: int) -> dict
         InterruptedRunError: this process was told to end.
     """
     context = multiprocessing.get_context("spawn")
-    waiting, running, failures = list(workers), dict[int, tuple[int, BaseProcess]](), {}
+    waiting, running, failures = list(workers), dict[int, tuple[int, SpawnProcess]](), {}
     devices = list(range(at_once))
 
     def told(number: int, frame: object) -> None:
