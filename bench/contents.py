@@ -54,10 +54,10 @@ def collect(results: Path) -> Content:
     found, skipped = read_records(results / "runs")
     records: dict[str, RunRecord] = {}
     for record in found:
-        if record.run_id in records:
-            skipped.append(f"{record.run_id}: expected one record of this run, got another")
-        elif reason := _unreadable(record, paper):
+        if reason := _unreadable(record, paper):
             skipped.append(reason)
+        elif record.run_id in records:
+            skipped.append(f"{record.run_id}: expected one record of this run, got another")
         else:
             records[record.run_id] = record
     ordered = sorted(records.values(), key=lambda r: (r.recipe, r.seed, r.created, r.run_id))
@@ -101,6 +101,9 @@ def warning(content: Content) -> str:
 def _unreadable(record: RunRecord, paper: Paper) -> str | None:
     """Why a record with the right fields still cannot be used: what is in them is not."""
     try:
+        if not isinstance(record.run_id, str):
+            raise TypeError("a run without a name")
+        hash((record.recipe, record.seed, record.created))
         accuracy_key(record)
         readings_table([record])
         lap_table(record)
@@ -112,8 +115,9 @@ def _unreadable(record: RunRecord, paper: Paper) -> str | None:
         all_run_tables([record], paper)
         if record.method == "swap":
             learning_rate_curves(record)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        return f"{record.run_id}: expected a whole record, got {error!r}"
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        name = " ".join(str(record.run_id).split())
+        return f"{name}: expected a whole record, got {error!r}"
     return None
 
 

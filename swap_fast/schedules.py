@@ -28,7 +28,8 @@ def piecewise_linear(knots: Sequence[tuple[float, float]]) -> Schedule:
             return knots[0][1]
         for (x0, y0), (x1, y1) in pairwise(knots):
             if epoch <= x1:
-                return y0 + (y1 - y0) * (epoch - x0) / (x1 - x0)
+                t = (epoch - x0) / (x1 - x0)
+                return (1 - t) * y0 + t * y1  # at a knot its own rate, to the bit
         return knots[-1][1]
 
     return learning_rate
@@ -74,7 +75,8 @@ def pieces(parts: Sequence[tuple[float, float, float]]) -> Schedule:
         start = 0.0
         for length, first, last in parts:
             if epoch <= start + length:
-                return first + (last - first) * (epoch - start) / length
+                t = (epoch - start) / length
+                return (1 - t) * first + t * last
             start += length
         return parts[-1][2]
 
