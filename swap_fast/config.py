@@ -52,15 +52,16 @@ class Phase:
         whole("global_batch_size", self.global_batch_size)
         require(0 < self.peak_lr < math.inf, "peak_lr", "a finite number > 0", self.peak_lr)
         whole("max_epochs", self.max_epochs)
-        require(self.warmup_epochs >= 0, "warmup_epochs", ">= 0", self.warmup_epochs)
+        warmup, last = self.warmup_epochs, self.final_lr
+        require(0 <= warmup < math.inf, "warmup_epochs", "a finite number >= 0", warmup)
         horizon = self.horizon_epochs
         require(
-            (self.max_epochs if horizon is None else horizon) > self.warmup_epochs,
+            math.inf > (self.max_epochs if horizon is None else horizon) > self.warmup_epochs,
             "horizon_epochs",
-            f"more than the {self.warmup_epochs:g} warm-up epochs",
+            f"a finite number of more than the {self.warmup_epochs:g} warm-up epochs",
             self.max_epochs if horizon is None else horizon,
         )
-        require(self.final_lr >= 0, "final_lr", ">= 0", self.final_lr)
+        require(0 <= last < math.inf, "final_lr", "a finite number >= 0", last)
         tau = self.stopping_accuracy
         require(tau is None or 0 < tau < 1, "stopping_accuracy", "a fraction between 0 and 1", tau)
         require(self.stop in ("accuracy", "auto"), "stop", "accuracy or auto", self.stop)
@@ -154,15 +155,17 @@ class Optimizer:
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         require(0 < self.momentum < 1, "momentum", "between 0 and 1", self.momentum)
-        require(self.weight_decay >= 0, "weight_decay", ">= 0", self.weight_decay)
-        require(self.bias_lr_factor > 0, "bias_lr_factor", "> 0", self.bias_lr_factor)
+        decay, factor = self.weight_decay, self.bias_lr_factor
+        require(0 <= decay < math.inf, "weight_decay", "a finite number >= 0", decay)
+        require(0 < factor < math.inf, "bias_lr_factor", "a finite number > 0", factor)
         require(
             self.decay_norms_and_biases or self.bias_lr_factor == 1,
             "bias_lr_factor",
             "1 where norms and biases are not decayed",
             self.bias_lr_factor,
         )
-        require(self.loss_scale >= 1, "loss_scale", "1 or more", self.loss_scale)
+        scale = self.loss_scale
+        require(1 <= scale < math.inf, "loss_scale", "a finite number of 1 or more", scale)
 
     @property
     def set_apart(self) -> Literal["nothing", "biases", "norms_and_biases"]:
