@@ -7,12 +7,12 @@ from torch import Tensor
 
 from bench.machine import describe_machine, peak_memory_gib
 from bench.request import Request
+from swap_fast.algorithm import Result
 from swap_fast.averaging import displacements, pairwise_distances
 from swap_fast.clock import PAPER, READINGS, total
 from swap_fast.parts import Parts
 from swap_fast.recipe import AveragingRecipe, SWAPRecipe
 from swap_fast.record import AverageRow, EpochRow, RunRecord, Telemetry, Times, plain
-from swap_fast.swap import Result
 
 
 def make_record(

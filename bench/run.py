@@ -14,6 +14,7 @@ from bench.request import Request
 from bench.run_data import RunData, load_run_data
 from bench.run_folders import Place, describe_run, find_place, write_description
 from bench.telemetry import Sampler, missing_line
+from swap_fast.algorithm import large_batch_phase, small_batch_phase, swap
 from swap_fast.baselines import sgd, swa
 from swap_fast.clock import TRAINING, Clock, total
 from swap_fast.comm import Comm, connect
@@ -23,7 +24,6 @@ from swap_fast.parts import Watch, make_parts
 from swap_fast.recipe import SWAPRecipe, SWARecipe
 from swap_fast.record import AverageRow, write_record
 from swap_fast.run_folder import RunFolder, tidy
-from swap_fast.swap import large_batch_phase, small_batch_phase, swap
 from swap_fast.trajectory import average_by_cycle, running_average
 
 

@@ -1,14 +1,14 @@
 """Stochastic Weight Averaging in Parallel (Gupta, Serrano, DeCoste, ICLR 2020), fast and faithful.
 
-The algorithm is in `swap_fast.swap`; names are imported on first use.
+The algorithm is in `swap_fast.algorithm`; names are imported on first use.
 """
 
 from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "SGDRecipe": "config",
-    "SWAPRecipe": "config",
+    "SGDRecipe": "recipe",
+    "SWAPRecipe": "recipe",
     "Phase": "config",
     "RECIPES": "recipes",
     "ResNet9": "models",

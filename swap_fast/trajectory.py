@@ -7,11 +7,11 @@ Of SWA: the average of its samples so far, after each cycle.
 import torch
 from torch import Tensor
 
+from swap_fast.algorithm import Result, Worker
 from swap_fast.averaging import average, mean_of
 from swap_fast.parts import Parts
 from swap_fast.recipe import SWAPRecipe, SWARecipe
 from swap_fast.record import AverageRow
-from swap_fast.swap import Result, Worker
 
 
 def running_average(recipe: SWAPRecipe, parts: Parts, result: Result) -> list[AverageRow]:

@@ -15,13 +15,13 @@ from small_parts import make_dataset, run_processes, small_parts, with_phases
 from torch import Tensor
 
 from swap_fast import interruption as module
+from swap_fast.algorithm import swap
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm
 from swap_fast.interruption import EXIT_STATUS, InterruptedRunError, Interruption
 from swap_fast.parts import Watch
 from swap_fast.record import EpochRow
 from swap_fast.run_folder import RunFolder
-from swap_fast.swap import swap
 
 DATA = make_dataset(train_images=70)
 RECIPE = with_phases(phase1={"max_epochs": 3})

@@ -10,6 +10,7 @@ import torch
 from small_parts import MEAN, STD, SWAP, SmallNet, make_dataset, oracle_batch, small_parts
 from torch import nn
 
+from swap_fast.algorithm import swap
 from swap_fast.data.augment import plan_epoch
 from swap_fast.execution import Execution
 from swap_fast.landscape import (
@@ -22,7 +23,6 @@ from swap_fast.landscape import (
     grid_around,
     plane_through,
 )
-from swap_fast.swap import swap
 from swap_fast.weights import Weights
 
 

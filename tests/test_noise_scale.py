@@ -13,6 +13,7 @@ from small_parts import SWAP, SmallNet, make_dataset, run_processes, small_parts
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from swap_fast.algorithm import swap
 from swap_fast.comm import ALONE, Comm
 from swap_fast.config import Optimizer, Phase
 from swap_fast.execution import Execution
@@ -22,7 +23,6 @@ from swap_fast.parts import Watch
 from swap_fast.recipe import SWAPRecipe
 from swap_fast.record import EpochRow
 from swap_fast.step import Step
-from swap_fast.swap import swap
 from swap_fast.weights import Weights
 
 SLOTS, BATCH, RATE = 4, 24, 0.2

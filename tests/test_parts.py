@@ -9,13 +9,13 @@ import pytest
 import torch
 from small_parts import SGD, SWAP, SmallNet, make_dataset, small_parts, with_phases
 
+from swap_fast.algorithm import swap
 from swap_fast.clock import Clock
 from swap_fast.comm import Comm
 from swap_fast.data.augment import plan_epoch
 from swap_fast.execution import Execution
 from swap_fast.recipe import LoaderName
 from swap_fast.step import Step
-from swap_fast.swap import swap
 
 
 def test_the_weights_are_those_of_the_seed() -> None:

@@ -21,6 +21,7 @@ from small_parts import (
 )
 from torch import Tensor
 
+from swap_fast.algorithm import Result, swap
 from swap_fast.baselines import sgd, swa
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm
@@ -30,7 +31,6 @@ from swap_fast.recipe import Recipe, SWAPRecipe
 from swap_fast.record import AverageRow, EpochRow
 from swap_fast.run_folder import RunFolder, tidy
 from swap_fast.state import Position, TrainingState
-from swap_fast.swap import Result, swap
 from swap_fast.trajectory import running_average
 
 DATA = make_dataset()

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from bench.search_runs import phase_one
 from bench.search_starts import write_start
+from swap_fast.algorithm import Result, swap
 from swap_fast.baselines import sgd, swa
 from swap_fast.checkpoint import read_checkpoint
 from swap_fast.clock import Clock
 from swap_fast.recipe import Recipe, SWAPRecipe, SWARecipe
 from swap_fast.run_folder import RunFolder
-from swap_fast.swap import Result, swap
 
 EPOCHS = 6
 

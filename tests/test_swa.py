@@ -25,6 +25,7 @@ from small_parts import (
 from torch import Tensor, nn
 
 from bench.cli import main
+from swap_fast.algorithm import PhaseOne, large_batch_phase, small_batch_phase, swap
 from swap_fast.baselines import swa
 from swap_fast.comm import ALONE, Comm
 from swap_fast.config import Phase
@@ -32,7 +33,6 @@ from swap_fast.data.augment import plan_epoch
 from swap_fast.parts import Parts, Watch
 from swap_fast.recipe import AveragingRecipe
 from swap_fast.record import EpochRow
-from swap_fast.swap import PhaseOne, large_batch_phase, small_batch_phase, swap
 from swap_fast.trajectory import average_by_cycle, running_average
 
 SEED = 3

@@ -9,7 +9,7 @@ import torch
 from small_parts import MEAN, STD, SWAP, Kept, make_dataset, small_parts, with_phases
 from torch import Tensor
 
-from swap_fast.swap import swap
+from swap_fast.algorithm import swap
 from swap_fast.trajectory import running_average
 
 DATA = make_dataset(test_images=200)

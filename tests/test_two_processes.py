@@ -11,6 +11,7 @@ import torch
 from small_parts import SWAP, Kept, make_dataset, run_processes, small_parts
 from torch import Tensor, nn
 
+from swap_fast.algorithm import swap
 from swap_fast.averaging import average
 from swap_fast.batchnorm import SlotStatistics, recompute_statistics_
 from swap_fast.comm import ALONE, Comm
@@ -21,7 +22,6 @@ from swap_fast.optimizer import MomentumSGD
 from swap_fast.parts import Parts, Watch
 from swap_fast.record import EpochRow
 from swap_fast.step import Step
-from swap_fast.swap import swap
 from swap_fast.trajectory import running_average
 from swap_fast.weights import Weights
 

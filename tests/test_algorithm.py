@@ -25,6 +25,7 @@ from small_parts import (
 )
 from torch import Tensor, nn
 
+from swap_fast.algorithm import swap
 from swap_fast.baselines import sgd
 from swap_fast.clock import Clock
 from swap_fast.config import Phase
@@ -33,7 +34,6 @@ from swap_fast.parts import Watch
 from swap_fast.recipe import SGDRecipe, SWAPRecipe
 from swap_fast.record import EpochRow
 from swap_fast.state import NoCheckpoints, Position, TrainingState
-from swap_fast.swap import swap
 
 SEED = 3
 DATA = make_dataset()
