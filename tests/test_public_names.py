@@ -17,5 +17,5 @@ def test_the_recipes_are_found_by_name() -> None:
 
 
 def test_another_name_is_not() -> None:
-    with pytest.raises(AttributeError, match="^module 'swap_fast' has no attribute 'swop'$"):
+    with pytest.raises(AttributeError, match=r"has no attribute .swop.$"):
         _ = swap_fast.swop
