@@ -11,7 +11,7 @@ def caveats_of(record: RunRecord) -> list[str]:
     """Every reason why a run's figures are not those of a published benchmark; may be empty."""
     recipe, found = recipe_of(record), []
     kind, train, test = (record.data.get(name) for name in ("kind", "train_images", "test_images"))
-    if reason := why_not_comparable(record, kinds=(kind,)):
+    if reason := why_not_comparable(record, kinds=(str(kind),)):
         found.append(reason)
     if kind != "published":
         found.append(f"{train} training and {test} test images, which are not the published set")

@@ -1,9 +1,10 @@
 """`--profile`: traces of a few steady steps of each phase, for Perfetto and chrome://tracing.
 
-Rank 0 alone is traced. Its laps stand in the trace under their names; without the option none of
+Rank 0 alone is traced, its steps under the names of their laps; without the option none of
 this is made, and no update does anything for it.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -67,6 +68,8 @@ class Profiler:
         self._say: Callable[[str], None] = print
         self._phase: str | None = None
         self._trace: profile | None = None
+        self._range: record_function | None = None
+        self._lap = ""
         self._taken = 0
 
     def begin(
@@ -100,13 +103,14 @@ class Profiler:
     def lap(self, name: str) -> Iterator[None]:
         """A lap of the clock; what starts and ends a trace here is in none of its time."""
         phase = {"waiting": "phase3"}.get(name, name)
+        self._lap = name
         if self._trace is None and self._plans.get(phase) is not None:
             self._start(phase)
         elif name == "averaging":
             self.step()
-        with record_function(name):
-            yield
+        yield
         if name == "averaging":
+            self._lap = "batch_norm"  # what the next step is of
             self.step()
         # A phase begins with laps that have no step; a trace that was begun ends with its epoch.
         if self._taken and name == {"phase3": "batch_norm"}.get(self._phase or "", self._phase):
@@ -115,8 +119,12 @@ class Profiler:
     def step(self) -> None:
         """After each update of phases 1 and 2, and each batch of phase 3."""
         if self._trace is not None:
+            self._leave_range()
             self._taken += 1
             self._trace.step()
+            # A lap began before the trace did, and ends after it: in there, each step is a range.
+            self._range = record_function(self._lap)
+            self._range.__enter__()
 
     def after(self, on_step: Callable[[int], None]) -> Callable[[int], None]:
         """What is called after each update: what was, then this."""
@@ -142,6 +150,9 @@ class Profiler:
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
+        else:
+            # torch's build for CUDA else prints an error, that it finds no device.
+            os.environ.setdefault("KINETO_LOG_LEVEL", "5")
         self._phase, self._taken = phase, 0
         self._trace = profile(
             activities=activities,
@@ -155,10 +166,16 @@ class Profiler:
         """End a phase's only trace; where its steps were not all taken, with fewer."""
         assert self._trace is not None, "it was started"
         assert self._phase is not None, "it was started"
+        self._leave_range()
         self._trace.stop()
         self._plans[self._phase] = None
         self._phase = self._trace = None
         self._taken = 0
+
+    def _leave_range(self) -> None:
+        if self._range is not None:
+            self._range.__exit__(None, None, None)
+            self._range = None
 
     def _write(self, trace: profile) -> None:
         assert self._phase is not None, "a trace is of a phase"

@@ -60,6 +60,13 @@ def export_onnx(
     plain = copy.deepcopy(original).to(device="cpu", dtype=torch.float32).eval()
     inputs = inputs.detach().cpu()
     inputs = inputs.float() if inputs.is_floating_point() else inputs
+    batches = (inputs, inputs[:1])
+    try:
+        with torch.no_grad():
+            expected = [plain(batch) for batch in batches]
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"model: expected one that takes any batch, got: {first}") from error
     try:
         with warnings.catch_warnings(), torch.no_grad():
             # torch's exporter and onnxscript use what torch deprecates.
@@ -89,14 +96,12 @@ def export_onnx(
     content = proto.SerializeToString()
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     largest, scale = 0.0, 1.0
-    with torch.no_grad():
-        for batch in (inputs, inputs[:1]):
-            expected = plain(batch)
-            (found,) = session.run([output_name], {input_name: batch.numpy()})
-            difference = (torch.from_numpy(found) - expected).abs().max().item()
-            # Not `max`, which would lose a difference that is not a number.
-            largest = difference if not difference <= largest else largest
-            scale = max(scale, expected.abs().max().item())
+    for batch, outputs in zip(batches, expected, strict=True):
+        (found,) = session.run([output_name], {input_name: batch.numpy()})
+        difference = (torch.from_numpy(found) - outputs).abs().max().item()
+        # Not `max`, which would lose a difference that is not a number.
+        largest = difference if not difference <= largest else largest
+        scale = max(scale, outputs.abs().max().item())
     if not largest <= tolerance * scale:
         raise ValueError(
             f"onnx: expected outputs within {tolerance * scale:.1e} of torch's, got "
