@@ -87,6 +87,12 @@ def export_onnx(
         ) from error
     assert program is not None, "torch's exporter by dynamo returns the program"
     proto = program.model_proto
+    # Where it cannot trace any batch, torch may go on with the one that it was given.
+    if not proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise ValueError(
+            "model: expected one that torch.export can trace for any batch, got one whose trace "
+            f"is for {len(inputs[:2])} alone"
+        )
     texts = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in (metadata or {}).items()
