@@ -60,7 +60,9 @@ def run_export(options: ExportOptions) -> int:
     elif isinstance(options, DawnbenchOptions):
         from bench.export_dawnbench import TASKS, make_entry
 
-        taken = _taken(runs, options, lambda run: run.record.data["name"] in TASKS, "a task of it")
+        taken = _taken(
+            runs, options, lambda run: run.record.data["name"] in TASKS, "on cifar10 or imagenet"
+        )
         for run in taken:
             entry = _of_whole(run, lambda record: make_entry(record, options))
             stem = _place(options, "dawnbench", entry.name, len(taken))
@@ -78,7 +80,7 @@ def run_export(options: ExportOptions) -> int:
         assert isinstance(options, OnnxOptions), options
         from bench.export_onnx import export_final_model
 
-        taken = _taken(runs, options, lambda run: run.weights.is_file(), "its weights")
+        taken = _taken(runs, options, lambda run: run.weights.is_file(), "whose weights are kept")
         for run in taken:
             path = _place(options, "onnx", f"{run.record.run_id}.onnx", len(taken))
             print(export_final_model(run.record, run.weights, path, options), flush=True)
@@ -128,12 +130,15 @@ def _taken(
 ) -> list[ExportedRun]:
     """The runs that a format can be written of.
 
+    Arguments:
+        what: they are.
+
     Raises:
         ValueError: a run that was named is none of them, or no run is.
     """
     odd = [run.record.run_id for run in runs if not fits(run)]
     if odd and (options.runs or len(odd) == len(runs)):
-        raise ValueError(f"run: expected one that has {what}, got {odd[0]}, which has not")
+        raise ValueError(f"run: expected one {what}, got {odd[0]}")
     return [run for run in runs if fits(run)]
 
 

@@ -68,6 +68,6 @@ def to_booktabs(table: Table) -> str:
 def latex_text(text: str) -> str:
     """Escaped text; a character that no usual font has is told by its number."""
     return "".join(
-        character if ord(character) < 0x180 else f"[U+{ord(character):04X}]"
+        character if ord(character) < 0x180 else f"(U+{ord(character):04X})"
         for character in escape_latex(text)
     )

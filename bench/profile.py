@@ -104,6 +104,8 @@ class Profiler:
         """A lap of the clock; what starts and ends a trace here is in none of its time."""
         phase = {"waiting": "phase3"}.get(name, name)
         self._lap = name
+        if not self._taken and phase in self._plans and phase != self._phase is not None:
+            self._stop()  # of a phase that was done before this process, without a step
         if self._trace is None and self._plans.get(phase) is not None:
             self._start(phase)
         elif name == "averaging":

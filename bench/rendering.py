@@ -90,7 +90,9 @@ def escape_latex(text: str) -> str:
     """The text as it stands, on one line, in LaTeX's text mode."""
     # Two hyphens would join to a dash.
     apart = re.sub(r"-(?=-)", "-\0", one_line(text))
-    return "".join(_LATEX.get(character, character) for character in apart)
+    # A row's end takes what follows it for its own, be it in the next row.
+    guard = "{}" if apart.lstrip()[:1] in ("[", "*") else ""
+    return guard + "".join(_LATEX.get(character, character) for character in apart)
 
 
 def to_markdown(table: Table) -> str:

@@ -17,6 +17,7 @@ _HOME = {
     "Weights": "weights",
     "average": "averaging",
     "recompute_statistics_": "batchnorm",
+    "export_onnx": "onnx_export",
 }
 
 __all__ = list(_HOME)

@@ -123,7 +123,7 @@ def test_runs_are_named_by_recipe_and_id(
         (["csv", "cifar10_cup"], "unknown run 'cifar10_cup'; did you mean cifar10_cpu?"),
         (["csv", "not_there.json"], "not_there.json"),
         (["mlperf", "--org", " "], "org: expected a name, got none"),
-        (["onnx"], "expected one that has its weights, got cifar10_cpu-seed0"),
+        (["onnx"], "expected one whose weights are kept, got cifar10_cpu-seed0"),
     ],
 )
 def test_what_cannot_be_exported_gets_one_line_and_exit_2(

@@ -223,4 +223,4 @@ def test_the_command_writes_both_files_and_refuses_other_tasks(
     assert problems(path, "CIFAR10") == []
     assert str(path) in capsys.readouterr().out
     assert main([*export, "cifar100_swap"]) == 2
-    assert "expected one that has a task of it, got cifar100_swap-seed0" in capsys.readouterr().err
+    assert "expected one on cifar10 or imagenet, got cifar100_swap-seed0" in capsys.readouterr().err

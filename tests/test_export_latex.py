@@ -87,6 +87,8 @@ def read_table(source: str) -> tuple[str, list[list[str]], list[str]]:
     )
     assert match, source
     lines = [match["head"], *match["body"].splitlines()]
+    # The end of a row, or a rule, would take these for an option of its own.
+    assert not any(line.lstrip().startswith(("[", "*")) for line in lines)
     assert all(line.endswith(r" \\") for line in lines)
     rows = [[typeset(cell) for cell in line.removesuffix(r" \\").split(" & ")] for line in lines]
     assert {len(row) for row in rows} == {len(match["columns"])}
@@ -122,7 +124,7 @@ def test_any_text_is_typeset_as_it_stands(text: str) -> None:
     # Line ends and control characters become spaces; letters of no usual font, their numbers.
     shown = "".join(c if c.isprintable() else " " for c in text)
     known = set(MATH.values()) | {"§", "—", '"'}
-    expected = "".join(c if ord(c) < 0x180 or c in known else f"[U+{ord(c):04X}]" for c in shown)
+    expected = "".join(c if ord(c) < 0x180 or c in known else f"(U+{ord(c):04X})" for c in shown)
     # Two straight single quotes look like a double one, and are one to the reader above.
     assert typeset(latex_text(text)) == expected.replace("''", '"')
 
@@ -134,13 +136,16 @@ def test_a_hostile_table_stays_a_table() -> None:
         title=evil,
         caption=evil,
         columns=(evil, "b"),
-        rows=((evil, "1.00"), ("x\ny", evil)),
+        rows=((evil, "1.00"), ("x\ny", evil), ("[2cm]", " *"), ("*", "[")),
         footnotes=(evil,),
     )
     caption, rows, notes = read_table(to_booktabs(table))
-    expected = evil.replace("日本", "[U+65E5][U+672C]")
+    expected = evil.replace("日本", "(U+65E5)(U+672C)")
     assert caption == expected
-    assert rows == [[expected, "b"], [expected, "1.00"], ["x y", expected]]
+    assert rows == [
+        *([expected, "b"], [expected, "1.00"], ["x y", expected]),
+        *(["[2cm]", " *"], ["*", "["]),
+    ]
     assert notes == [expected, expected]
 
 

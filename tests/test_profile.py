@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import torch
 
 from bench.cli import main
 from bench.places import OTHER, place_of, why_other
-from bench.profile import ACTIVE, WAIT, WARMUP, longest_operators, steps_within
+from bench.profile import ACTIVE, WAIT, WARMUP, Profiler, longest_operators, steps_within
 from bench.stats import why_not_comparable
+from swap_fast.comm import ALONE, WorkerGroup
+from swap_fast.recipes import RECIPES
 from swap_fast.record import read_record
 
 SMALL = (
@@ -79,6 +83,50 @@ def test_a_run_leaves_a_trace_of_each_phase(
     assert why_other(record) == record.notes[-1]
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What the profiler touches of a run's parts."""
+
+    group: WorkerGroup
+    batch_norm_batches: Callable[[], Iterable[torch.Tensor]]
+
+
+def test_a_phase_that_was_done_before_has_no_trace_and_spoils_no_other(tmp_path: Path) -> None:
+    # As a worker apart goes on from phase 1's checkpoint: laps of phase 1, and none of its steps.
+    recipe, profiler, said = RECIPES["cifar10_quick"](), Profiler(), []
+    batches = [torch.ones(2)] * 6
+    group = WorkerGroup(workers=(3,), inside=ALONE, across=ALONE)
+    images = 8 * recipe.phase1.global_batch_size
+    parts: Any = _Parts(group, lambda: batches)
+    parts = profiler.begin(parts, recipe, images, tmp_path / "traces", said.append)
+    for name in ("checkpoint", "phase1", "phase2", "checkpoint"):
+        with profiler.lap(name):
+            pass
+    with profiler.lap("phase2"):
+        on_step = profiler.after(lambda images: None)
+        for _ in range(9):
+            torch.ones(2) + 1
+            on_step(64)
+    for name in ("evaluation", "checkpoint", "phase2"):  # and no second trace of a phase
+        with profiler.lap(name):
+            torch.ones(2) + 1
+            profiler.step()
+    with profiler.lap("waiting"):
+        torch.ones(2) / 2
+    with profiler.lap("averaging"):
+        torch.ones(2) * 2
+    with profiler.lap("batch_norm"):
+        assert [batch.sum().item() for batch in parts.batch_norm_batches()] == [2.0] * 6
+    counts = {path.name: _events(path) for path in (tmp_path / "traces").iterdir()}
+    assert sorted(counts) == ["phase2-worker3.json.gz", "phase3.json.gz"]
+    second, third = counts["phase2-worker3.json.gz"], counts["phase3.json.gz"]
+    assert (second["phase2"], second["aten::add"]) == (ACTIVE, ACTIVE)
+    assert (third["averaging"], third["aten::mul"], third["aten::div"]) == (1, 1, 0)
+    assert (third["batch_norm"], third["aten::sum"]) == (ACTIVE, ACTIVE)
+    assert sum(line.startswith("profile: ") for line in said) == 2
+
+
+@pytest.mark.slow
 def test_without_the_option_there_is_no_trace_and_the_same_run(tmp_path: Path) -> None:
     losses = []
     for name, option in (("off", []), ("on", ["--profile"])):
