@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,14 +49,15 @@ def run_export(options: ExportOptions) -> int:
     if isinstance(options, CsvOptions):
         from bench.export_csv import epochs_csv, runs_csv
 
-        records = [run.record for run in runs]
-        text = (epochs_csv if options.epochs else runs_csv)(records)
+        text = _of_whole(runs, epochs_csv if options.epochs else runs_csv)
         name = "epochs.csv" if options.epochs else "runs.csv"
         _write(options.out or options.results / "exports" / name, text)
     elif isinstance(options, LatexOptions):
         from bench.export_latex import latex
 
-        text = latex([run.record for run in runs], options.results, fragment=options.fragment)
+        text = _of_whole(
+            runs, lambda records: latex(records, options.results, fragment=options.fragment)
+        )
         _write(options.out or options.results / "exports" / "tables.tex", text)
     elif isinstance(options, DawnbenchOptions):
         from bench.export_dawnbench import TASKS, make_entry
@@ -64,17 +66,18 @@ def run_export(options: ExportOptions) -> int:
             runs, options, lambda run: run.record.data["name"] in TASKS, "on cifar10 or imagenet"
         )
         for run in taken:
-            entry = _of_whole(run, lambda record: make_entry(record, options))
+            entry = _of_whole([run], lambda records: make_entry(records[0], options))
             stem = _place(options, "dawnbench", entry.name, len(taken))
+            stem = stem.with_suffix("") if stem.suffix in (".json", ".tsv") else stem
             _write(stem.with_name(stem.name + ".json"), entry.json_text())
             _write(stem.with_name(stem.name + ".tsv"), entry.tsv_text())
-            for caveat in entry.caveats:
-                print(f"  not an official entry: {caveat}")
+            if entry.caveats:
+                print(f"  not an official entry: {'; '.join(entry.caveats)}")
     elif isinstance(options, MlperfOptions):
         from bench.export_mlperf import mlperf_log
 
         for run in runs:
-            log = _of_whole(run, lambda record: mlperf_log(record, options))
+            log = _of_whole([run], lambda records: mlperf_log(records[0], options))
             _write(_place(options, "mlperf", f"{run.record.run_id}.log", len(runs)), log)
     else:
         assert isinstance(options, OnnxOptions), options
@@ -142,20 +145,24 @@ def _taken(
     return [run for run in runs if fits(run)]
 
 
-def _of_whole(run: ExportedRun, make: Callable[[RunRecord], Written]) -> Written:
-    """What is made of a record; one that a path named may hold anything.
+def _of_whole(
+    runs: Sequence[ExportedRun], make: Callable[[Sequence[RunRecord]], Written]
+) -> Written:
+    """What is made of records; one that a path named may hold anything.
 
     Raises:
-        ValueError: what is in its fields is not what they are for.
+        ValueError: what is in a field is not what it is for.
     """
     try:
-        return make(run.record)
+        return make([run.record for run in runs])
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"{run.record.run_id}: expected a whole record, got {error!r}") from None
+        names = ", ".join(str(run.record.run_id) for run in runs)
+        raise ValueError(f"{names}: expected whole records, got {error!r}") from None
 
 
 def _place(options: ExportOptions, folder: str, name: str, num_runs: int) -> Path:
     """Where one run's file goes: `--out` is the file, or the folder of several or of an old one."""
+    name = re.sub(r"[^\w.-]", "-", name)  # a record may call its run what it likes
     if options.out is None:
         return options.results / "exports" / folder / name
     return options.out / name if num_runs > 1 or options.out.is_dir() else options.out

@@ -149,6 +149,10 @@ def test_a_damaged_record_named_by_its_path_gets_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = make_record("cifar10_cpu")
-    path = write_record(replace(record, machine={}), tmp_path / "runs")
-    assert main(["export", "dawnbench", str(path), "--results", str(tmp_path)]) == 2
-    assert "expected a whole record, got KeyError" in capsys.readouterr().err
+    damaged = {"configuration": {"recipe": {}, "execution": None}, "machine": {}, "epochs": []}
+    path = write_record(replace(record, **damaged), tmp_path / "runs")
+    for form in ("dawnbench", "mlperf", "csv", "latex"):
+        assert main(["export", form, str(path), "--results", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"bench: {record.run_id}: expected whole records, got ")
+        assert error.count("\n") == 1

@@ -222,5 +222,9 @@ def test_the_command_writes_both_files_and_refuses_other_tasks(
     (path,) = (tmp_path / "exports" / "dawnbench").glob("*.json")
     assert problems(path, "CIFAR10") == []
     assert str(path) in capsys.readouterr().out
+    mine = tmp_path / "my_entry_here_pytorch.json"
+    assert main([*export, "cifar10_dawnbench", "-o", str(mine)]) == 0
+    assert problems(mine, "CIFAR10") == ["no authorEmail"]
+    assert "not an official entry: no --author-email, which" in capsys.readouterr().out
     assert main([*export, "cifar100_swap"]) == 2
     assert "expected one on cifar10 or imagenet, got cifar100_swap-seed0" in capsys.readouterr().err

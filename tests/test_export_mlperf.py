@@ -210,6 +210,15 @@ def test_lines_are_those_that_mllog_writes() -> None:
     assert theirs == lines
 
 
+def test_a_runs_name_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    path = write_record(_resnet50(), tmp_path / "runs")
+    hostile = json.loads(path.read_text()) | {"run_id": "../../x & <y>"}
+    path.write_text(json.dumps(hostile))
+    assert main(["export", "mlperf", str(path), "--results", str(tmp_path)]) == 0
+    (log,) = (tmp_path / "exports" / "mlperf").iterdir()
+    assert log.name == "..-..-x----y-.log"
+
+
 def test_the_command_writes_one_log_where_it_is_told(tmp_path: Path) -> None:
     path = write_record(_resnet50(), tmp_path / "runs")
     out = tmp_path / "here.log"
