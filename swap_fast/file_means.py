@@ -162,4 +162,4 @@ def _form(tensors: dict[str, Tensor], name: str) -> str:
 
 
 def _count_more(count: int) -> str:
-    return f"; so do {count} more tensors" if count else ""
+    return f"; so with {count} more" if count else ""

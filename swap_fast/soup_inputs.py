@@ -15,8 +15,8 @@ def files_of(paths: Sequence[Path | str]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         found += finished_run(path).workers if path.is_dir() else [path]
-    if not found:
-        raise ValueError("expected files of weights to average, got none")
+    if len(found) < 2:
+        raise ValueError(f"expected two files of weights or more to average, got {len(found)}")
     return found
 
 

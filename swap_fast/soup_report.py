@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 SPLITS = {"held_out": "held-out accuracy (%)", "test": "test accuracy (%)"}
@@ -104,9 +105,8 @@ def _lines(report: SoupReport) -> list[str]:
         lines.append(f"distances between models: {min(apart):.4g} to {max(apart):.4g}")
     if pairs and report.cosines is not None:
         ways = [report.cosines[i][j] for i, j in pairs]
-        lines.append(
-            f"cosines between their ways from {report.start}: {min(ways):.3f} to {max(ways):.3f}"
-        )
+        start = Path(report.start or "").name
+        lines.append(f"cosines between their ways from {start}: {min(ways):.3f} to {max(ways):.3f}")
     return lines
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import struct
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,10 @@ def _safetensors(path: Path, head: bytes) -> dict[str, Tensor]:
 
 def _torch_file(path: Path, head: bytes) -> object:
     try:
-        return torch.load(path, "cpu", weights_only=True, mmap=head.startswith(b"PK"))
+        with warnings.catch_warnings():
+            # Of a pickle's protocol and the like: what follows is an error or a whole state dict.
+            warnings.simplefilter("ignore")
+            return torch.load(path, "cpu", weights_only=True, mmap=head.startswith(b"PK"))
     except UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(
             r"class(?:es)? ['\"<]*([\w.]+)", str(error)
