@@ -37,8 +37,10 @@ class SoupReport:
     """uniform, weighted or greedy."""
     ingredients: tuple[Ingredient, ...]
     """In the order in which they were given."""
+    origin: str | None
+    """Names the model that all began from, by its content, where their runs say."""
     start: str | None
-    """Where they began."""
+    """The file of that model."""
     distances: list[list[float]]
     """Euclidean distances between them."""
     cosines: list[list[float]] | None
@@ -99,6 +101,8 @@ def _rows(report: SoupReport) -> list[list[str]]:
 def _lines(report: SoupReport) -> list[str]:
     """The models' places in a few words; the matrices are in the JSON."""
     lines = []
+    if report.origin is not None:
+        lines.append(f"all began from one phase 1: {report.origin[:12]}")
     pairs = [(i, j) for i in range(len(report.distances)) for j in range(i)]
     if pairs:
         apart = [report.distances[i][j] for i, j in pairs]

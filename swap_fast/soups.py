@@ -92,12 +92,15 @@ def average_files(
     """
     if model is not None:
         trial = users_trial(model, data, torch.device(device))
-    files = [read_weights(path, key) for path in files_of(paths)]
+    files = []
+    for path in files_of(paths):
+        files.append(read_weights(path, key))
+        say(f"{path}: {sum(t.numel() for t in files[-1].tensors.values()):,} values")
     written = None if output is None else target(Path(output), files, overwrite=overwrite)
     shares = require_shares(shares, files, soup)
     require_settings(soup, trial, select_on, basin_points, require_basin=require_basin)
     require_alike(files)
-    require_one_origin(files)
+    origin = require_one_origin(files)
     beginning = find_start(start, files, key)
     geometry = measure(files, beginning)
     names = short_names(files)
@@ -148,6 +151,7 @@ def average_files(
             )
             for i, file in enumerate(files)
         ),
+        origin=origin,
         start=None if beginning is None else str(beginning.path),
         distances=geometry.distances,
         cosines=geometry.cosines,

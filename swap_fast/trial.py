@@ -60,7 +60,14 @@ class Trial:
             ValueError: names or shapes that are not the net's; it is then as it was.
         """
         own = {short: name for name, short in self._names.items()}
-        load_state_(self.weights, {own.get(n, n): t for n, t in tensors.items()}, str(where))
+        given = {own.get(name, name): t for name, t in tensors.items()}
+        state = self.weights.model.state_dict()
+        # Of weights that two layers share, safetensors files often keep one name.
+        by_place = {_place(state[name]): t for name, t in given.items() if name in state}
+        for name in state.keys() - given.keys():
+            if (shared := by_place.get(_place(state[name]))) is not None:
+                given[name] = shared
+        load_state_(self.weights, given, str(where))
 
     def recompute_(self, images: int | None = None) -> None:
         """Compute the batch-norm statistics anew, of all training data or the first `images`.
@@ -85,6 +92,11 @@ class Trial:
     def accuracy(self, split: str) -> float:
         """Of the net as it is, on a split: a fraction."""
         return self.data.accuracy(split)
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size]:
+    """The same for two names of one tensor."""
+    return tensor.data_ptr(), tensor.shape
 
 
 def first(batches: Iterable[Tensor], images: int | None) -> Iterator[Tensor]:

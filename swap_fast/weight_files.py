@@ -4,6 +4,7 @@ A pickle may call any function when it is loaded, so that torch's files are read
 unpickler of weights alone, which knows tensors, containers and numbers; safetensors have no code.
 """
 
+import argparse
 import hashlib
 import json
 import re
@@ -155,7 +156,9 @@ def _torch_file(path: Path, head: bytes) -> object:
         with warnings.catch_warnings():
             # Of a pickle's protocol and the like: what follows is an error or a whole state dict.
             warnings.simplefilter("ignore")
-            return torch.load(path, "cpu", weights_only=True, mmap=head.startswith(b"PK"))
+            # What many training scripts keep of their command line: names and values, no code.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, "cpu", weights_only=True, mmap=head.startswith(b"PK"))
     except UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(
             r"class(?:es)? ['\"<]*([\w.]+)", str(error)

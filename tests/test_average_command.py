@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.cli import main as bench
+from swap_fast import average_files
 from swap_fast.__main__ import main
 from swap_fast.origins import finished_run, require_one_origin
+from swap_fast.run_trial import runs_trial
 from swap_fast.weight_files import read_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,7 +126,7 @@ def test_bad_input_is_one_line_and_status_2(
     arguments: list[str], line: str, pair: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed = [each for a in arguments for each in (pair if a == "PAIR" else [a])]
-    assert main(["average", *typed, "-o", "out"]) == 2
+    assert main(["average", *typed, "-o", "out", "--quiet"]) == 2
     assert one_line(capsys).startswith(f"swap_fast: {line}")
     assert not Path("out.safetensors").exists()
 
@@ -161,7 +163,7 @@ def runs(cifar10_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
 def test_the_average_of_a_runs_workers_is_the_runs_own_result(
     runs: list[Path], cifar10_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["average", str(runs[0]), "-o", str(tmp_path / "out"), "--basin-points", "3"]
+    arguments = ["average", str(runs[0]), "-o", str(tmp_path / "out"), "--basin-points", "0"]
     assert main([*arguments, "--data-dir", str(cifar10_dir), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     made, expected = (
@@ -182,11 +184,8 @@ def test_the_average_of_a_runs_workers_is_the_runs_own_result(
     assert norms == pytest.approx(record["displacement_norms"], rel=1e-5)
     assert report["cosines"][0][1] == pytest.approx(record["displacement_cosines"][0][1], rel=1e-5)
     assert report["distances"][0][1] == pytest.approx(record["pairwise_distances"][0][1], rel=1e-5)
+    trial = runs_trial(runs[0], cifar10_dir, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"got test; .*--select-on test"):
-        from swap_fast import average_files
-        from swap_fast.run_trial import runs_trial
-
-        trial = runs_trial(runs[0], cifar10_dir, torch.device("cpu"))
         average_files([runs[0]], soup="greedy", trial=trial)
 
 
@@ -195,13 +194,14 @@ def test_workers_of_another_origin_are_refused(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workers = [str(run / "worker0-epoch1.safetensors") for run in runs]
-    assert main(["average", *workers, "-o", str(tmp_path / "out")]) == 2
+    out = ["-o", str(tmp_path / "out"), "--quiet"]
+    assert main(["average", *workers, *out]) == 2
     assert "expected a worker that began from the same phase 1 as" in one_line(capsys)
     pair = [str(runs[0] / f"worker{w}-epoch1.safetensors") for w in (0, 1)]
     start = ["--start", str(runs[1] / "phase1.safetensors")]
-    assert main(["average", *pair, "-o", str(tmp_path / "out"), *start]) == 2
+    assert main(["average", *pair, *out, *start]) == 2
     assert "began from the same phase 1" in one_line(capsys)
-    assert main(["average", *pair, "-o", str(tmp_path / "out")]) == 0
+    assert main(["average", *pair, *out]) == 0
     assert "cosines between their ways from phase1.safetensors" in capsys.readouterr().out
 
 

@@ -360,3 +360,31 @@ def test_the_table_says_what_the_report_holds(tmp_path: Path) -> None:
     ]
     assert f"{100 * made.report.after['test']:.2f}" in lines[5]
     assert lines[-1] == f"{tmp_path / 'o.safetensors'} sha256 {made.report.sha256}"
+
+
+class Tied(nn.Module):
+    """Two names of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        self.out.weight = self.into.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.out(self.into(inputs))
+
+
+def test_tied_weights_may_have_one_name_or_two(tmp_path: Path) -> None:
+    paths = []
+    for i in (1.0, 3.0):
+        paths.append(tmp_path / f"w{i}.safetensors")
+        save_file({"into.weight": i * torch.eye(2)}, paths[-1])
+    data = {"test": [(torch.eye(2), torch.tensor([0, 1]))]}
+    one = average_files(paths, model=Tied, data=data)
+    assert (list(one.tensors), one.report.after) == (["into.weight"], {"test": 1.0})
+    for i, path in enumerate(paths):
+        net = Tied()
+        nn.init.constant_(net.into.weight, i)
+        torch.save(net.state_dict(), path)
+    two = average_files(paths, model=Tied, data=data, basin_points=0)
+    assert torch.equal(two.tensors["into.weight"], two.tensors["out.weight"])

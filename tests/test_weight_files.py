@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -44,6 +45,7 @@ def test_every_kind_of_file_gives_the_same(kind: str, tmp_path: Path) -> None:
         {"model": STATE, "lr": 0.1},
         {"model_state_dict": STATE, "ema": STATE},
         {"module": STATE},
+        {"state_dict": STATE, "args": argparse.Namespace(lr=0.1)},
         {**STATE, "epoch": 3},
     ],
 )
