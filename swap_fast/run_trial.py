@@ -11,7 +11,6 @@ from swap_fast.cifar_source import CifarSource
 from swap_fast.comm import ALONE
 from swap_fast.data.dataset import Dataset
 from swap_fast.data.find import load_dataset, locate_dataset
-from swap_fast.data.held_out import hold_out
 from swap_fast.execution import Execution, default_execution
 from swap_fast.models import make_net
 from swap_fast.origins import read_run
@@ -31,16 +30,14 @@ def runs_trial(folder: Path, data: Path | None, device: torch.device) -> Trial:
         ValueError: a run of a tree of files, or other images than the run's.
     """
     about = read_run(folder)
-    recipe = swap_recipe_again(about["recipe"], str(folder))
-    if recipe.dataset == "imagenet":
+    if about["recipe"]["dataset"] == "imagenet":
         raise ValueError(
             f"{folder}: expected a run on images in memory, got one of a tree of files; give "
             "--model and --data of your own, or --no-trial"
         )
+    recipe = swap_recipe_again(about["recipe"], str(folder))
+    assert recipe.dataset != "imagenet", "it was refused"
     dataset = load_dataset(recipe.dataset, locate_dataset(recipe.dataset, data))
-    held_out = about["data"].get("held_out", 0)
-    if held_out:
-        dataset = hold_out(dataset, held_out)
     if dataset.sha256 != about["data"].get("sha256"):
         raise ValueError(
             f"{folder}: expected the images of {about['data'].get('name')} that the run had, got a "
@@ -51,12 +48,11 @@ def runs_trial(folder: Path, data: Path | None, device: torch.device) -> Trial:
         execution.place(make_net(recipe, dataset), device), set_apart=recipe.optimizer.set_apart
     )
     images = RunImages(recipe, dataset, weights, execution, seed=about["seed"])
-    images.splits = ("held_out",) if held_out else ("test",)
     return Trial(weights, images, execution.autocast)
 
 
 class RunImages:
-    """A run's own images: those of its batch-norm pass, and those that it was tested on."""
+    """A run's own images: those of its batch-norm pass, and the test images."""
 
     splits: tuple[str, ...] = ("test",)
     trains = True

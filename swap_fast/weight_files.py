@@ -160,13 +160,18 @@ def _torch_file(path: Path, head: bytes) -> object:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 return torch.load(path, "cpu", weights_only=True, mmap=head.startswith(b"PK"))
     except UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(
-            r"class(?:es)? ['\"<]*([\w.]+)", str(error)
-        )
-        got = f"a pickle that asks for {wanted[1]}" if wanted else _line(error)
+        # torch's own words are many lines, which advise to run it.
+        wanted = re.search(r"(?:GLOBAL|class(?:es)?) ['\"<]*([\w.]+)", str(error))
+        if wanted is None:
+            _, _, why = str(error).partition("WeightsUnpickler error:")
+            why = _line(why.strip().partition("\n")[0] or "a damaged pickle")
+            raise ValueError(
+                f"{path}: expected a file of torch or safetensors, got another: {why}"
+            ) from None
         raise ValueError(
-            f"{path}: expected weights alone, got {got}; nothing of it was run: where it was made, "
-            "save the model's state_dict() by torch.save or as safetensors"
+            f"{path}: expected weights alone, got a pickle that asks for {wanted[1]}; nothing of "
+            "it was run: where it was made, save the model's state_dict() by torch.save or as "
+            "safetensors"
         ) from None
     except Exception as error:  # as above
         raise ValueError(
@@ -174,7 +179,7 @@ def _torch_file(path: Path, head: bytes) -> object:
         ) from None
 
 
-def _line(error: Exception) -> str:
+def _line(error: object) -> str:
     """The first words of a message that may have many lines."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else f"{text[:157]}..."

@@ -222,6 +222,14 @@ def test_a_runs_folder_must_be_whole(runs: list[Path], tmp_path: Path) -> None:
     ):
         finished_run(folder)
     about = json.loads((folder / "run.json").read_text())
+    for recipe, line in (
+        ({**about["recipe"], "dataset": "imagenet"}, "got one of a tree of files"),
+        ({**about["recipe"], "colour": "red"}, "expected a recipe of SWAP, got .*colour"),
+        ({**about["recipe"], "dataset": "synthetic"}, "images of cifar10 that the run had, got a"),
+    ):
+        (folder / "run.json").write_text(json.dumps({**about, "recipe": recipe}))
+        with pytest.raises(ValueError, match=line):
+            runs_trial(folder, None, torch.device("cpu"))
     del about["recipe"]["num_workers"]
     (folder / "run.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="expected a run of SWAP with one model a worker"):

@@ -86,7 +86,7 @@ class Hostile:
         return os.mkdir, (str(self.target),)
 
 
-@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle", "module"])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle 2", "pickle 4", "module"])
 def test_a_hostile_pickle_is_refused_in_one_line_and_never_run(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,17 +94,26 @@ def test_a_hostile_pickle_is_refused_in_one_line_and_never_run(
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     path, target = tmp_path / "w.pt", tmp_path / "made"
     content = {"model": STATE, "extra": Hostile(target)}
-    if kind == "pickle":
-        path.write_bytes(pickle.dumps(content))
+    if kind.startswith("pickle"):
+        path.write_bytes(pickle.dumps(content, protocol=int(kind[-1])))
     elif kind == "module":
         torch.save(nn.Linear(2, 2), path)
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
-    with pytest.raises(ValueError, match="nothing of it was run") as caught:
+    # torch's unpickler does not know protocol 4 at all.
+    line = "got another: " if kind == "pickle 4" else "nothing of it was run"
+    with pytest.raises(ValueError, match=line) as caught:
         read_weights(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     assert not target.exists()
+
+
+def test_what_is_no_pickle_is_not_called_one_that_would_run(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_text("import torch\n")
+    with pytest.raises(ValueError, match="expected a file of torch or safetensors") as caught:
+        read_weights(tmp_path / "w.pt")
+    assert "arbitrary code" not in str(caught.value)
 
 
 def test_empty_missing_and_cut_files_are_refused(tmp_path: Path) -> None:
