@@ -4,8 +4,8 @@ A soup is a mean of models that share a basin (Wortsman et al., "Model soups", 2
 do: they began from one model, phase 1's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from swap_fast.basin import BARRIER, barrier
+from swap_fast.config import require, whole
 from swap_fast.file_means import STATISTICS, between, mean_of_files, measure, require_alike
 from swap_fast.origins import require_one_origin
 from swap_fast.soup_inputs import (
@@ -99,6 +100,8 @@ def average_files(
     written = None if output is None else target(Path(output), files, overwrite=overwrite)
     shares = require_shares(shares, files, soup)
     require_settings(soup, trial, select_on, basin_points, require_basin=require_basin)
+    whole("basin_images", basin_images)
+    require(0 <= max_barrier < 1, "max_barrier", "a fraction from 0 to below 1", max_barrier)
     require_alike(files)
     origin = require_one_origin(files)
     beginning = find_start(start, files, key)
@@ -119,24 +122,15 @@ def average_files(
     chosen = [files[i] for i in kept]
     tensors = mean_of_files(chosen, [shares[i] for i in kept])
 
-    before: dict[str, float] = {}
-    after: dict[str, float] = {}
     spoils = any(name.endswith(STATISTICS) for name in tensors) and len(chosen) > 1
-    batch_norm = "averaged" if spoils else "as_saved"
-    barriers: dict[int, float] = {}
+    tried = _Tried(tensors=tensors, batch_norm="averaged" if spoils else "as_saved")
     if trial is not None:
-        batch_norm = "averaged" if spoils and trial.has_statistics else "as_saved"
-        trial.load_(tensors, "the average")
-        before = after = _measure(trial)
-        say(f"average: {_words(before)}")
-        if batch_norm == "averaged" and trial.data.trains:
-            tensors, batch_norm = _recomputed(trial, tensors), "recomputed"
-            after = _measure(trial)
-            say(f"average, batch norm anew: {_words(after)}")
-        if basin_points and len(chosen) > 1 and trial.data.splits:
-            for i in kept:
-                barriers[i] = _barrier(trial, tensors, files[i], basin_points, basin_images)
-                say(f"to {names[i]}: a barrier of {100 * barriers[i]:.2f} points")
+        tried = _try(trial, tensors, spoils=spoils, say=say)
+    barriers: dict[int, float] = {}
+    if trial is not None and trial.data.splits and basin_points and len(chosen) > 1:
+        for i, drop in _barriers(trial, tried.tensors, files, kept, basin_points, basin_images):
+            barriers[i] = drop
+            say(f"to {names[i]}: a barrier of {100 * drop:.2f} points")
     total = sum(shares)
     report = SoupReport(
         soup="weighted" if soup == "uniform" and len(set(shares)) > 1 else soup,
@@ -155,11 +149,13 @@ def average_files(
         start=None if beginning is None else str(beginning.path),
         distances=geometry.distances,
         cosines=geometry.cosines,
-        batch_norm=batch_norm,
-        before=before,
-        after=after,
+        batch_norm=tried.batch_norm,
+        before=tried.before,
+        after=tried.after,
         notes=tuple(
-            soup_notes(files, names, batch_norm, barriers, max_barrier, tried=trial is not None)
+            soup_notes(
+                files, names, tried.batch_norm, barriers, max_barrier, tried=trial is not None
+            )
             + ([TEST_CHOSEN] if soup == "greedy" and select_on == "test" else [])
         ),
     )
@@ -171,9 +167,34 @@ def average_files(
             "nothing was written"
         )
     if written is not None:
-        digest = write_weights(written, tensors, _about(report))
+        digest = write_weights(written, tried.tensors, _about(report))
         report = replace(report, output=str(written), sha256=digest)
-    return Soup(tensors=tensors, report=report)
+    return Soup(tensors=tried.tensors, report=report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tried:
+    """An average, and what is known of it."""
+
+    tensors: dict[str, Tensor]
+    batch_norm: str
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+
+
+def _try(trial: Trial, tensors: dict[str, Tensor], *, spoils: bool, say: Say) -> _Tried:
+    """The average with its batch-norm statistics anew, where averaging spoils them; tested."""
+    trial.load_(tensors, "the average")
+    before = _measure(trial)
+    say(f"average: {_words(before)}")
+    if not (spoils and trial.has_statistics):
+        return _Tried(tensors=tensors, batch_norm="as_saved", before=before, after=before)
+    if not trial.data.trains:
+        return _Tried(tensors=tensors, batch_norm="averaged", before=before, after=before)
+    tensors = _recomputed(trial, tensors)
+    after = _measure(trial)
+    say(f"average, batch norm anew: {_words(after)}")
+    return _Tried(tensors=tensors, batch_norm="recomputed", before=before, after=after)
 
 
 def _measure(trial: Trial) -> dict[str, float]:
@@ -208,7 +229,7 @@ def _greedy(
     order = sorted(range(len(files)), key=lambda i: -ranking[i])
     kept, best = order[:1], ranking[order[0]]
     for i in order[1:]:
-        tensors = mean_of_files([files[j] for j in (*kept, i)])
+        tensors = mean_of_files([files[j] for j in sorted((*kept, i))])
         trial.load_(tensors, "the average")
         if trial.has_statistics and trial.data.trains:
             _recomputed(trial, tensors)
@@ -219,17 +240,26 @@ def _greedy(
     return [float(i in kept) for i in range(len(files))]
 
 
-def _barrier(
-    trial: Trial, average: dict[str, Tensor], file: WeightFile, points: int, images: int
-) -> float:
-    """The barrier between the average and a model, with statistics of its own for each point."""
-    accuracies = []
-    for i in range(points):
-        trial.load_(between(average, file, i / (points - 1)), file.path)
+def _barriers(
+    trial: Trial,
+    average: dict[str, Tensor],
+    files: Sequence[WeightFile],
+    kept: Sequence[int],
+    points: int,
+    images: int,
+) -> Iterator[tuple[int, float]]:
+    """The barrier between the average and each model, with statistics anew for each point."""
+
+    def accuracy(file: WeightFile, share: float) -> float:
+        trial.load_(between(average, file, share), file.path)
         if trial.has_statistics and trial.data.trains:
             trial.recompute_(images)
-        accuracies.append(trial.accuracy(trial.data.splits[0]))
-    return barrier(accuracies)
+        return trial.accuracy(trial.data.splits[0])
+
+    here = accuracy(files[kept[0]], 0.0)
+    for i in kept:
+        way = [accuracy(files[i], point / (points - 1)) for point in range(1, points)]
+        yield i, barrier([here, *way])
 
 
 def _about(report: SoupReport) -> dict[str, str]:

@@ -120,6 +120,8 @@ def test_a_net_and_data_by_name(
         ),
         (["PAIR", "--soup", "greedy"], "greedy: expected held_out data to choose by, got none"),
         (["PAIR", "--basin-points", "2"], "basin_points: expected 3 to 1,000"),
+        (["PAIR", "--basin-images", "0"], "basin_images: expected a whole number >= 1, got 0"),
+        (["PAIR", "--max-barrier", "2"], "max_barrier: expected a fraction from 0 to below 1"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
