@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Iterator
@@ -166,6 +167,44 @@ def test_batch_norm_anew_is_that_of_torchs_averaged_model(tmp_path: Path) -> Non
     average.eval()
     right = (average(batch[0]).argmax(1) == batch[1]).double().mean().item()
     assert made.report.after["test"] == pytest.approx(right)
+
+
+def test_a_greedy_soup_has_its_batch_norm_anew_for_each_choice(tmp_path: Path) -> None:
+    train, held_out = batches([64, 300])
+    torch.manual_seed(3)
+    base = Normed()
+    optimizer = torch.optim.Adam(base.parameters(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(base(train[0]), train[1]).backward()
+        optimizer.step()
+    nets, paths = [copy.deepcopy(base) for _ in range(5)], []
+    for i, net in enumerate(nets):
+        for parameter in net.parameters():
+            parameter.data += 0.4 * torch.randn_like(parameter)
+        paths.append(tmp_path / f"{i}.pt")
+        torch.save(net.state_dict(), paths[-1])
+
+    def right(net: nn.Module) -> float:
+        net.eval()
+        return (net(held_out[0]).argmax(1) == held_out[1]).double().mean().item()
+
+    # The same recipe in torch's own parts.
+    alone = [right(net) for net in nets]
+    order = sorted(range(5), key=lambda i: -alone[i])
+    kept, best = order[:1], alone[order[0]]
+    for i in order[1:]:
+        average = AveragedModel(Normed())
+        for j in (*kept, i):
+            average.update_parameters(nets[j])
+        update_bn([train[0]], average)
+        if right(average) >= best:
+            kept, best = [*kept, i], right(average)
+    data = {"train": [train], "held_out": [held_out]}
+    report = average_files(paths, soup="greedy", model=Normed, data=data, basin_points=0).report
+    assert [i for i, each in enumerate(report.ingredients) if each.share] == sorted(kept)
+    assert report.after["held_out"] == pytest.approx(best)
+    assert 1 < len(kept) < 5
 
 
 def test_batch_norm_anew_is_that_of_all_inputs_together(tmp_path: Path) -> None:
