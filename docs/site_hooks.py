@@ -16,7 +16,7 @@ from pathlib import Path
 from posixpath import dirname, normpath, relpath
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,13 +89,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for file in written:
         made[file.src_uri] = file.content_string
     made |= _linked(made)
-    for page, text in made.items():
-        if page not in {file.src_uri for file in written}:
-            files.append(File.generated(config, page, content=text))
-    for path in sorted((ROOT / "results").rglob("*")):
-        if path.suffix in PICTURES or path.name == "report.html":
-            name = path.relative_to(ROOT).as_posix()
-            files.append(File.generated(config, name, abs_src_path=str(path)))
+    for page in made.keys() - {file.src_uri for file in written}:
+        place = InclusionLevel.NOT_IN_NAV if page.startswith("source/") else InclusionLevel.INCLUDED
+        files.append(File.generated(config, page, content=made[page], inclusion=place))
+    for path in [ROOT / "results/report.html", *sorted((ROOT / "results/plots").iterdir())]:
+        name = path.relative_to(ROOT).as_posix()
+        files.append(File.generated(config, name, abs_src_path=str(path)))
     config.nav = navigation({*_home}, [*commands], [*modules])
     return files
 
