@@ -101,15 +101,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links into the repository into links within the site."""
-    page_uri = page.file.src_uri
-    if page_uri not in _home:
-        return markdown
+    home = _home.get(page.file.src_uri)
+    return markdown if home is None else turn_links(markdown, page.file.src_uri, home)
+
+
+def turn_links(markdown: str, page: str, home: str) -> str:
+    """The links of a page that is the repository's file `home`, as links within the site."""
 
     def turned(match: re.Match[str]) -> str:
-        if match[1] is None or (target := _target(match[1], _home[page_uri])) is None:
+        if match[1] is None or (target := _target(match[1], home)) is None:
             return match[0]
         name, anchor = target
-        return f"]({relpath(_page_of(name), dirname(page_uri) or '.')}{anchor})"
+        return f"]({relpath(_page_of(name), dirname(page) or '.')}{anchor})"
 
     def outside_code(text: str) -> str:
         return LINK.sub(turned, "\n".join(_without_waiting(text.split("\n"))))
@@ -191,7 +194,9 @@ def _block(text: str) -> str:
 def _title(page: str) -> str:
     """A command's or a module's page as the navigation names it."""
     stem = page.rpartition("/")[2].removesuffix(".md")
-    return {"index": "Overview"}.get(stem, stem.replace("_", " ", 1) if "commands/" in page else stem)
+    return {"index": "Overview"}.get(
+        stem, stem.replace("_", " ", 1) if "commands/" in page else stem
+    )
 
 
 def _present() -> dict[str, str]:
