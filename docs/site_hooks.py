@@ -78,20 +78,20 @@ _home: dict[str, str] = {}  # page of the site -> the repository's file that it 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what is made here, and put the navigation together."""
-    made = {page: (ROOT / home).read_text(encoding="utf-8") for page, home in _present().items()}
+    written = {file.src_uri: file.content_string for file in files.documentation_pages()}
+    homes = {page: home for page, home in FROM_THE_REPOSITORY.items() if (ROOT / home).exists()}
+    made = {page: (ROOT / home).read_text(encoding="utf-8") for page, home in homes.items()}
     made["never_run_on_a_gpu.md"] = _section(made["index.md"], NEVER_RUN)
-    commands, modules = command_pages(), module_pages()
     _home.clear()
-    _home.update({"never_run_on_a_gpu.md": "README.md", **_present()})
-    written = [file for file in files.documentation_pages() if file.src_uri not in made]
-    _home.update({file.src_uri: f"docs/{file.src_uri}" for file in written})
-    made |= commands | modules
-    for file in written:
-        made[file.src_uri] = file.content_string
-    made |= _linked(made)
-    for page in made.keys() - {file.src_uri for file in written}:
-        place = InclusionLevel.NOT_IN_NAV if page.startswith("source/") else InclusionLevel.INCLUDED
-        files.append(File.generated(config, page, content=made[page], inclusion=place))
+    _home.update({page: f"docs/{page}" for page in written})
+    _home.update({**homes, "never_run_on_a_gpu.md": "README.md"})
+    shown = _linked({**written, **made})
+    commands, modules = command_pages(), module_pages()
+    for page, text in {**made, **commands, **modules}.items():
+        files.append(File.generated(config, page, content=text))
+    for page, text in shown.items():
+        place = InclusionLevel.NOT_IN_NAV
+        files.append(File.generated(config, page, content=text, inclusion=place))
     for path in [ROOT / "results/report.html", *sorted((ROOT / "results/plots").iterdir())]:
         name = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, name, abs_src_path=str(path)))
@@ -133,8 +133,7 @@ def navigation(written: set[str], commands: list[str], modules: list[str]) -> li
         nav.append({title: [{name: page} for name, page in section.items() if page in written]})
     if more:
         nav.append({"More": more})
-    commands_first = sorted(commands, key=lambda page: (not page.endswith("/index.md"), 0))
-    nav.append({"Commands": [{_title(page): page} for page in commands_first]})
+    nav.append({"Commands": [{_title(page): page} for page in commands]})
     nav.append({"API": [{_title(page): page} for page in modules]})
     nav.append({"Reference": [{name: page} for name, page in LAST.items() if page in written]})
     return nav
@@ -194,13 +193,9 @@ def _block(text: str) -> str:
 def _title(page: str) -> str:
     """A command's or a module's page as the navigation names it."""
     stem = page.rpartition("/")[2].removesuffix(".md")
-    return {"index": "Overview"}.get(
-        stem, stem.replace("_", " ", 1) if "commands/" in page else stem
-    )
-
-
-def _present() -> dict[str, str]:
-    return {page: home for page, home in FROM_THE_REPOSITORY.items() if (ROOT / home).exists()}
+    if page.startswith("reference/"):
+        return stem.removeprefix("swap_fast.")
+    return "Overview" if stem == "index" else stem.replace("_", " ", 1)
 
 
 def _section(markdown: str, title: str) -> str:
@@ -222,9 +217,7 @@ def _linked(pages: dict[str, str]) -> dict[str, str]:
     shown = {}
     for page, text in pages.items():
         for match in LINK.finditer("\n".join(_without_waiting(FENCE.sub("", text).split("\n")))):
-            if page not in _home or match[1] is None:
-                continue
-            target = _target(match[1], _home[page])
+            target = None if match[1] is None else _target(match[1], _home[page])
             if target is not None and _page_of(target[0]).startswith("source/"):
                 shown[_page_of(target[0])] = _shown(ROOT / target[0])
     return shown

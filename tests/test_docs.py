@@ -228,7 +228,7 @@ def test_the_39_features_are_numbered_and_each_yes_leads_somewhere() -> None:
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in feature_rows()]
     assert [row[0] for row in rows] == [str(number) for number in range(1, 40)]
     for row in rows:
-        number, _, *others, ours, where = row
+        number, _, ours, where, *others = row
         assert len(others) == 8, number
         assert {ours, *others} <= {"yes", "partly", "no"}, number
         assert ours == "no" or "](" in where, f"{number}: {ours}, and no link"
