@@ -19,6 +19,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
+from swap_fast import _HOME
+
 ROOT = Path(__file__).resolve().parent.parent
 NEVER_RUN = "What was never run on a GPU"
 WAITS = "<!-- waits -->"
@@ -73,7 +75,7 @@ LINK = re.compile(r"`[^`\n]*`|\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^(```+|~~~+)[^\n]*\n.*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 HELP_ENVIRONMENT = {"COLUMNS": "100", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
 
-_home: dict[str, str] = {}  # page of the site -> the repository's file that it is, for its links
+_file_of: dict[str, str] = {}  # page of the site -> the repository's file that it is, for its links
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -82,9 +84,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     homes = {page: home for page, home in FROM_THE_REPOSITORY.items() if (ROOT / home).exists()}
     made = {page: (ROOT / home).read_text(encoding="utf-8") for page, home in homes.items()}
     made["never_run_on_a_gpu.md"] = _section(made["index.md"], NEVER_RUN)
-    _home.clear()
-    _home.update({page: f"docs/{page}" for page in written})
-    _home.update({**homes, "never_run_on_a_gpu.md": "README.md"})
+    _file_of.clear()
+    _file_of.update({page: f"docs/{page}" for page in written})
+    _file_of.update({**homes, "never_run_on_a_gpu.md": "README.md"})
     shown = _linked({**written, **made})
     commands, modules = command_pages(), module_pages()
     for page, text in {**made, **commands, **modules}.items():
@@ -95,13 +97,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in [ROOT / "results/report.html", *sorted((ROOT / "results/plots").iterdir())]:
         name = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, name, abs_src_path=str(path)))
-    config.nav = navigation({*_home}, [*commands], [*modules])
+    config.nav = navigation({*_file_of}, [*commands], [*modules])
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links into the repository into links within the site."""
-    home = _home.get(page.file.src_uri)
+    home = _file_of.get(page.file.src_uri)
     return markdown if home is None else turn_links(markdown, page.file.src_uri, home)
 
 
@@ -168,7 +170,17 @@ def module_pages() -> dict[str, str]:
         name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
         name = name.removesuffix(".__init__")
         pages[f"reference/{name}.md"] = f"# {name}\n\n::: {name}\n"
+    pages["reference/swap_fast.md"] += public_names()
     return pages
+
+
+def public_names() -> str:
+    """The package's public names, which it imports on first use: whose module has each."""
+    lines = ["## Public names\n", "| `swap_fast.` | module |", "|---|---|"]
+    for name, module in _HOME.items():
+        page = f"swap_fast.{module}"
+        lines.append(f"| [`{name}`]({page}.md) | `{page}` |")
+    return "\n".join(["", *lines, ""])
 
 
 def _help(command: str) -> str:
@@ -217,7 +229,7 @@ def _linked(pages: dict[str, str]) -> dict[str, str]:
     shown = {}
     for page, text in pages.items():
         for match in LINK.finditer("\n".join(_without_waiting(FENCE.sub("", text).split("\n")))):
-            target = None if match[1] is None else _target(match[1], _home[page])
+            target = None if match[1] is None else _target(match[1], _file_of[page])
             if target is not None and _page_of(target[0]).startswith("source/"):
                 shown[_page_of(target[0])] = _shown(ROOT / target[0])
     return shown
