@@ -142,7 +142,7 @@ def navigation(written: set[str], commands: list[str], modules: list[str]) -> li
 
 
 def command_pages() -> dict[str, str]:
-    """A page a command, of what `--help` prints; where a recipe adds to it, with one of them."""
+    """A page a command, of what `--help` prints, and of what a recipe or a format adds to it."""
     programs = ["bench", *(["swap_fast"] if (ROOT / "swap_fast/__main__.py").exists() else [])]
     pages, listed = {}, []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -152,8 +152,8 @@ def command_pages() -> dict[str, str]:
             texts = pool.map(_help, [f"{program} {name}" for name in names])
             for name, text in zip(names, texts, strict=True):
                 parts = [f"# python -m {program} {name}\n", _block(text)]
-                if f"`{name} RECIPE --help`" in text:
-                    parts += ["With a recipe:\n", _block(_help(f"{program} {name} cifar10_cpu"))]
+                for word, example in _examples(name, text):
+                    parts += [f"## {word}\n", _block(_help(f"{program} {name} {example}"))]
                 pages[f"commands/{program}_{name}.md"] = "\n".join(parts)
                 listed.append(f"- [`{program} {name}`]({program}_{name}.md)")
             listed.append("")
@@ -181,6 +181,17 @@ def public_names() -> str:
         page = f"swap_fast.{module}"
         lines.append(f"| [`{name}`]({page}.md) | `{page}` |")
     return "\n".join(["", *lines, ""])
+
+
+def _examples(command: str, usage: str) -> list[tuple[str, str]]:
+    """Where what follows a command has a help of its own: of which words to show it."""
+    asked = re.search(rf"`{command} ([A-Z]+) --help`", usage)
+    if asked is None:
+        return []
+    if asked[1] == "RECIPE":
+        return [("With a recipe", "cifar10_cpu")]
+    names = re.findall(r"^  ([a-z]\w*)  ", usage, re.MULTILINE)
+    return [(f"{command} {name}", name) for name in names]
 
 
 def _help(command: str) -> str:
