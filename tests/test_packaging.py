@@ -212,7 +212,9 @@ def test_without_python_one_line_and_exit_2(
 
 def test_first_call_installs_then_runs_and_reports(checkout: Checkout) -> None:
     checkout.make_venv()
-    assert checkout.run("run_dawnbench.sh").returncode == 0
+    done = checkout.run("run_dawnbench.sh")
+    assert done.returncode == 0
+    assert "into .venv: once, some minutes, 5 GB to download ..." in done.stdout
     pip, run, report = checkout.calls
     assert pip.startswith("-m pip install ")
     assert " -c constraints.txt -e .[telemetry,plots" in pip
@@ -225,7 +227,9 @@ def test_second_call_installs_nothing(installed: Checkout) -> None:
 
 
 def test_tests_add_their_extra_and_keep_the_others(installed: Checkout) -> None:
-    assert installed.run("run_tests.sh", "-k", "some thing").returncode == 0
+    done = installed.run("run_tests.sh", "-k", "some thing")
+    assert done.returncode == 0
+    assert ",test] into .venv: what is missing or has changed ..." in done.stdout
     pip, *steps = installed.calls
     assert pip.endswith(",docs,test]")
     assert ".[telemetry,plots," in pip
