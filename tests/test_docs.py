@@ -150,13 +150,19 @@ def test_every_written_page_command_and_module_is_in_the_navigation(site: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_has_the_page_of_its_help(site: Path, command: str) -> None:
-    text = links_of(site / f"commands/bench_{command}.html").text
-    assert f"usage: python -m bench {command}" in text
-    assert COMMANDS[command][1].partition(":")[0] in links_of(site / "commands/index.html").text
-    if command in ("run", "submit", "search"):
-        assert "--phase1.stopping-accuracy" in text
+@pytest.mark.parametrize("program", [path.parent.name for path in ROOT.glob("*/__main__.py")])
+def test_every_command_has_the_page_of_its_help(site: Path, program: str) -> None:
+    asked = [sys.executable, "-m", program, "--help"]
+    usage = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert usage.startswith(f"usage: python -m {program} COMMAND")
+    commands = [line.split()[0] for line in usage.splitlines()[2:]]
+    assert commands
+    for command in commands:
+        text = links_of(site / f"commands/{program}_{command}.html").text
+        assert f"usage: python -m {program} {command}" in text
+        if f"`{command} RECIPE --help`" in text:
+            assert "--phase1.stopping-accuracy" in text
+    assert " ".join(usage.split()) in " ".join(links_of(site / "commands/index.html").text.split())
 
 
 @pytest.mark.slow
