@@ -23,6 +23,7 @@ import yaml
 
 import swap_fast
 from bench.cli import COMMANDS
+from swap_fast.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 WAITS = "<!-- waits -->"
@@ -223,6 +224,24 @@ def test_code_is_left_alone_and_what_waits_is_no_link(hooks: ModuleType) -> None
     text = "`x](docs/clocks.md)`\n```\n[a](docs/clocks.md)\n```\n[b](docs/no.md) <!-- waits -->\n"
     turned = "`x](docs/clocks.md)`\n```\n[a](docs/clocks.md)\n```\nb (being written) \n"
     assert hooks.turn_links(text, "index.md", "README.md") == turned
+
+
+# What pages tell a reader to type.
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_commands_recipes_and_scripts_that_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    text = "\n".join(line for line in text.splitlines() if WAITS not in line)
+    for command, argument in re.findall(r"-m bench ([a-z][\w-]*)(?: +(\w+))?", text):
+        assert command in COMMANDS
+        if command in ("run", "submit", "search") and argument not in ("", "RECIPE"):
+            assert argument in RECIPES
+    for script in re.findall(r"\./(\w+\.sh)", text):
+        assert (ROOT / script).is_file()
 
 
 # The table of features.
