@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from bench.choices import choose
+from swap_fast.choices import choose
 from bench.contents import collect
 from bench.export_options import (
     CsvOptions,

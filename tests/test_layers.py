@@ -26,6 +26,7 @@ TORCHLESS = (
     *("bench.report_figures", "bench.basin", "bench.points"),
     *("bench.export", "bench.export_csv", "bench.export_dawnbench", "bench.export_mlperf"),
     "bench.export_latex",
+    *("swap_fast.__main__", "swap_fast.soup_report"),
 )
 # Distributions whose import name is another.
 IMPORT_NAMES = {"nvidia-dali-cuda120": "nvidia", "nvidia-ml-py": "pynvml", "pillow": "PIL"}
