@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from swap_fast.choices import choose
 from bench.contents import collect
 from bench.export_options import (
     CsvOptions,
@@ -18,6 +17,7 @@ from bench.export_options import (
     MlperfOptions,
     OnnxOptions,
 )
+from swap_fast.choices import choose
 from swap_fast.record import RunRecord, read_record
 
 Written = TypeVar("Written")
