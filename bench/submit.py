@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from bench.options import JobOptions, RunOptions
 from bench.request import Part
+from swap_fast.events import make_event
 from swap_fast.interruption import EXIT_STATUS, InterruptedRunError
+from swap_fast.progress import JsonLines
 from swap_fast.recipe import Recipe, SWAPRecipe
 from swap_fast.record import run_id
+from swap_fast.trackers import require_trackers
 
 if TYPE_CHECKING:
     from submitit import Executor, Job
@@ -53,6 +56,7 @@ class JobPart:
         request = replace(
             prepared.request,
             part=self.part,
+            track=self.options.track if self.part != "workers" else (),
             workers=None if worker is None else (worker,),
             folder=self.folder,
         )
@@ -81,6 +85,14 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
         raise ValueError(
             "submit: expected submitit, got none; pip install 'swap_fast[slurm]'"
         ) from None
+    require_trackers(options.track)
+
+    def say(run: str, what: str, **values: Any) -> None:
+        if options.json:
+            JsonLines()(make_event("submitted", run=run, what=what, **values))
+        else:
+            print(f"{run}: {what}: ", *(f"{key} {value}" for key, value in values.items()), sep="")
+
     for number in range(options.runs):
         own = replace(options, runs=1, seed=options.seed + number, out=options.out.resolve())
         name = run_id(recipe.name, own.seed, datetime.now(UTC).isoformat())
@@ -91,9 +103,9 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
             raise ValueError(f"submit: {error}; --cluster local runs the jobs here") from None
         submitted = _submit_run(executor, own, jobs, recipe, original, folder)
         for what, job in submitted:
-            print(f"{name}: {what}: job {job.job_id}", flush=True)
+            say(name, what, job=job.job_id)
         if jobs.cluster == "local":
-            print(f"record: {submitted[-1][1].result()}")
+            say(name, "done", record=str(submitted[-1][1].result()))
     return 0
 
 
