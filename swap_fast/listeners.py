@@ -194,6 +194,7 @@ class Narrator:
                 try:
                     self._file(event)
                 except OSError as error:
+                    self._file.close()
                     self._file = None
                     self._complain(f"events are no longer kept: {error}")
             self._pass_on(event)

@@ -84,9 +84,12 @@ class Screen:
         self.view(event)
         if self._live is None:
             self._live = self._begin()
+        self._live.update(bars(self.view))
         if (line := line_of(event, self.view)) is not None:
+            # Draws the bars too, below it.
             self._live.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        self._live.update(bars(self.view), refresh=True)
+        else:
+            self._live.refresh()
 
     def close(self) -> None:
         """Take the bars off the screen; the lines stay."""
@@ -162,7 +165,7 @@ def remaining(view: RunView) -> str:
 
 def duration(seconds: float) -> str:
     """Some seconds as a reader says them: "45 s", "12 min", "3 h 20 min"."""
-    if seconds < 90:
+    if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -18,8 +18,9 @@ TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 PROJECT = "swap_fast"
 """W&B's project and MLflow's experiment, where the environment (WANDB_PROJECT,
 MLFLOW_EXPERIMENT_NAME) names no other."""
-LAST_WAIT_S = 30.0
-"""How long the end of a run waits for what a tracker has not passed on yet."""
+FIRST_WAIT_S = LAST_WAIT_S = 30.0
+"""How long a run waits at most for a tracker: before it begins, for the tracker's imports and first
+connection, which would cost training time later; at its end, for what is not passed on yet."""
 OF_AN_EPOCH = (
     *("train_loss", "train_accuracy", "test_accuracy"),
     *("learning_rate", "noise_scale", "images_per_s", "time_s"),
@@ -159,6 +160,7 @@ class Tracking:
     def __init__(self, tracker: Tracker, name: str, complain: Callable[[str], None]) -> None:
         self.name, self._tracker, self._complain = name, tracker, complain
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._ready = threading.Event()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -166,6 +168,8 @@ class Tracking:
         """Put it into the queue, if it is for trackers."""
         if event["event"] in ("began", "epoch", *ENDINGS):
             self._events.put(event)
+        if event["event"] == "began":
+            self._ready.wait(FIRST_WAIT_S)
 
     def close(self) -> None:
         """Wait for what is on its way, but not for ever."""
@@ -175,25 +179,28 @@ class Tracking:
             self._complain(f"{self.name} did not take everything within {LAST_WAIT_S:.0f} s")
 
     def _work(self) -> None:
-        begun = ended = False
-        while (event := self._events.get()) is not None:
-            try:
-                if event["event"] == "began" and not begun:
-                    begun = True
-                    self._tracker.begin(event["run"], configuration_of(event))
-                elif event["event"] == "epoch":
-                    group = "phase1" if event["phase"] == 1 else f"phase2/worker{event['worker']}"
-                    values = {name: event[name] for name in OF_AN_EPOCH if event[name] is not None}
-                    self._tracker.log(group, values, event["epoch"], seconds_of(event))
-                elif event["event"] == "done":
-                    self._tracker.log("final", final_of(event), 0, seconds_of(event))
-                if event["event"] in ENDINGS and not ended:
-                    ended = True
-                    self._tracker.end(well=event["event"] in ("done", "part_done"))
-            except Exception as error:
-                words = " ".join(str(error).split()) or type(error).__name__
-                self._complain(f"{self.name} failed, and is told no more of the run: {words}")
-                return
+        try:
+            while (event := self._events.get()) is not None:
+                self._pass_on(event)
+        except Exception as error:
+            words = " ".join(str(error).split()) or type(error).__name__
+            self._complain(f"{self.name} failed, and is told no more of the run: {words}")
+        finally:
+            self._ready.set()
+
+    def _pass_on(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "began":
+            self._tracker.begin(event["run"], configuration_of(event))
+            self._ready.set()
+        elif kind == "epoch":
+            group = "phase1" if event["phase"] == 1 else f"phase2/worker{event['worker']}"
+            values = {name: event[name] for name in OF_AN_EPOCH if event[name] is not None}
+            self._tracker.log(group, values, event["epoch"], seconds_of(event))
+        else:
+            if kind == "done":
+                self._tracker.log("final", final_of(event), 0, seconds_of(event))
+            self._tracker.end(well=kind in ("done", "part_done"))
 
 
 def configuration_of(event: Event) -> dict[str, Any]:

@@ -24,9 +24,15 @@ TORCHLESS = (
     *("bench.tables", "bench.plots", "bench.report", "bench.stats", "swap_fast.record"),
     *("bench.energy", "bench.nvml", "bench.telemetry"),
     *("bench.report_figures", "bench.basin", "bench.points"),
+    *("bench.watch", "swap_fast.listeners", "swap_fast.progress", "swap_fast.trackers"),
 )
 # Distributions whose import name is another.
-IMPORT_NAMES = {"nvidia-dali-cuda120": "nvidia", "nvidia-ml-py": "pynvml", "pillow": "PIL"}
+IMPORT_NAMES = {
+    "mlflow-skinny": "mlflow",
+    "nvidia-dali-cuda120": "nvidia",
+    "nvidia-ml-py": "pynvml",
+    "pillow": "PIL",
+}
 MACHINE_PATH = re.compile(r"""(?<![\w.}])/(?:work|home|root|tmp|opt|mnt|private|Users)/""")
 
 

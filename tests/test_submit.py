@@ -48,7 +48,7 @@ def test_jobs_end_with_the_bits_of_a_run(
     (folder,) = (tmp_path / "checkpoints").iterdir()
     assert all(torch.equal(final(folder)[name], tensor) for name, tensor in whole.items())
     (record,) = (tmp_path / "runs").glob("*.json")
-    assert f"record: {record}" in said
+    assert f"done: record {record}" in said
     assert json.loads(record.read_text())["interruptions"] is None
 
 
