@@ -84,12 +84,9 @@ class Screen:
         self.view(event)
         if self._live is None:
             self._live = self._begin()
-        self._live.update(bars(self.view))
         if (line := line_of(event, self.view)) is not None:
-            # Draws the bars too, below it.
             self._live.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        else:
-            self._live.refresh()
+        self._live.update(bars(self.view), refresh=True)
 
     def close(self) -> None:
         """Take the bars off the screen; the lines stay."""

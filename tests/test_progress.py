@@ -52,17 +52,24 @@ def test_a_bar_a_phase_and_worker() -> None:
     ]
     # 500 of 2,000 images in 10 s: a quarter of 24 cells, 30 s to go.
     assert lines[1].startswith("phase 2, worker 0  ━━━━━━")
-    assert lines[1].split()[-8:] == "25% epoch 0/2 50 images/s about 30 s".split()
-    assert lines[2].split()[-8:] == "10% epoch 0/2 50 images/s about 90 s".split()
+    assert lines[1].split()[-8:] == ["25%", "epoch", "0/2", "50", "images/s", "about", "30", "s"]
+    assert lines[2].split()[-8:] == ["10%", "epoch", "0/2", "50", "images/s", "about", "90", "s"]
     assert lines[3] == "training: about 90 s to go"
 
 
 def test_lines_stand_above_the_bars() -> None:
     lines = drawn(*RUN[:4])
     assert lines[0] == FIRST_EPOCH
-    assert lines[1].startswith("phase 1            ━━━━━━━━")
-    assert lines[2].startswith("phase 2, worker 0 ")
-    assert lines[2].endswith("0%  waiting")
+    lines = lines[-4:]  # the bars as they were follow the line, and then those that are
+    assert (
+        lines[0].split()[-11:]
+        == [
+            *["33%", "epoch", "1/3", "100", "images/s", "train", "50.00%", "test", "43.75%"],
+            *["at", "most", "20", "s"],
+        ][-11:]
+    )
+    assert lines[1].startswith("phase 2, worker 0 ")
+    assert lines[1].endswith("0%  waiting")
     assert lines[-1] == "training: at most 60 s to go"
 
 
