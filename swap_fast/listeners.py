@@ -1,5 +1,6 @@
 """Tells listeners of a run as it goes on: from the algorithm's `Watch` to events."""
 
+import math
 import os
 import platform
 import sys
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from swap_fast.state import Position
 
 TICK_S = 2.0
-"""At most so often the progress of a model is told."""
+"""At most so often the progress of a model is kept."""
 SAMPLES = 5
 """Ticks over which images per second are taken."""
 
@@ -48,7 +49,7 @@ class Narrator:
             does.
         file: where this rank's own events are kept.
         tail: the events of the run's other processes.
-        tick_s: how often the thread looks.
+        tick_s: how often the thread looks, and tells; a file keeps it no more often than `TICK_S`.
         complain: given the line about a listener that has failed.
     """
 
@@ -75,6 +76,7 @@ class Narrator:
         self._epoch = self._step = 0
         self._begun_s, self._begun_step = 0.0, 0
         self._told: tuple[Any, ...] = ()
+        self._kept_at = -math.inf
         self._samples: deque[tuple[float, int]] = deque(maxlen=SAMPLES)
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._look, name="narrator", daemon=True)
@@ -190,13 +192,7 @@ class Narrator:
         with self._lock:
             if kind == "note" or kind in ENDINGS:
                 self._follow()  # what came before stands before it
-            if self._file is not None:
-                try:
-                    self._file(event)
-                except OSError as error:
-                    self._file.close()
-                    self._file = None
-                    self._complain(f"events are no longer kept: {error}")
+            self._keep(event)
             self._pass_on(event)
 
     def catch_up(self, events: Iterable[Event], *, only: type = object) -> None:
@@ -216,6 +212,15 @@ class Narrator:
             if self._file is not None:
                 self._file.close()
                 self._file = None
+
+    def _keep(self, event: Event) -> None:
+        if self._file is not None:
+            try:
+                self._file(event)
+            except OSError as error:
+                self._file.close()
+                self._file = None
+                self._complain(f"events are no longer kept: {error}")
 
     def _tell_of_model(self, kind: str, **values: Any) -> None:
         if self._model is not None:
@@ -256,7 +261,13 @@ class Narrator:
             self._samples.append((now, images))
             then, before = self._samples[0]
             rate = (images - before) / (now - then) if now > then else None
-        self._tell_of_model("progress", epoch=epoch, step=step, images_per_s=rate)
+        where = dict(zip(("phase", "worker"), self._model, strict=True))
+        values = where | {"epoch": epoch, "step": step, "images_per_s": rate}
+        event = make_event("progress", part=self._part, rank=self._rank, **values)
+        if now - self._kept_at >= TICK_S:
+            self._kept_at = now
+            self._keep(event)
+        self._pass_on(event)
 
     def _follow(self) -> None:
         if self._tail is not None:

@@ -112,7 +112,19 @@ def test_a_tick_tells_how_far_it_is_and_how_fast() -> None:
     assert len(events) == 4  # nothing has moved
 
 
-def test_the_thread_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_keeps_progress_every_two_seconds_at_most(tmp_path: Path) -> None:
+    heard: list[dict] = []
+    file = EventFile(tmp_path, part="run", rank=0)
+    with narrator(heard.append, file=file) as tells:
+        tells.on_begin(Position(phase=2))
+        for tick in range(5):
+            tells.on_step(8)
+            tells._tick(10.0 + tick / 2)
+    assert [e["step"] for e in heard[1:]] == [1, 2, 3, 4, 5]
+    assert [e["step"] for e in read_events(tmp_path)[1:]] == [1, 5]
+
+
+def test_the_thread_ticks() -> None:
     events: list[dict] = []
     with narrator(events.append, tick_s=0.001) as tells:
         tells.on_begin(Position(phase=1))
