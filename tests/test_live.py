@@ -78,7 +78,7 @@ def test_workers_that_are_processes_are_shown_by_the_one_that_waits(
 
 
 def test_json_and_quiet_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="^json: expected without quiet, which prints nothing"):
+    with pytest.raises(ValueError, match=r"^json: expected without quiet, which prints nothing"):
         RunOptions(json=True, quiet=True)
 
 
