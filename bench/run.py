@@ -1,12 +1,13 @@
 """One run of a recipe on one rank: load the data, run the method, write the record."""
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from bench.attempts import Attempt
+from bench.launch import say_where
 from bench.machine import describe_machine, device_uuid
 from bench.progress import make_narrator, part_of, speaker, track_workers
 from bench.recording import make_record
@@ -22,9 +23,9 @@ from swap_fast.events import merge_events
 from swap_fast.interruption import Interruption
 from swap_fast.listeners import Narrator
 from swap_fast.memory import keep_freed_memory
-from swap_fast.parts import make_parts
+from swap_fast.parts import Watch, make_parts
 from swap_fast.recipe import SWAPRecipe, SWARecipe
-from swap_fast.record import AverageRow, plain, write_record
+from swap_fast.record import AverageRow, EpochRow, plain, write_record
 from swap_fast.run_folder import RunFolder, tidy
 from swap_fast.state import Position
 from swap_fast.trajectory import average_by_cycle, running_average
@@ -74,7 +75,10 @@ def run_rank(request: Request) -> Path | None:
     )
     rank.clock.add("imports", imports_s)
     with rank.interruption.listening(), sampler.watching(device_uuid(device.type)):
-        path = _run(rank)
+        try:
+            path = _run(rank)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"seed {request.seed}, {error}") from None
     comm.close()
     return path
 
@@ -151,6 +155,21 @@ def _train(
         if attempt is not None:
             attempt.beat()
 
+    def on_begin(position: Position) -> None:
+        if position.phase == 1 and position.stopped_by is not None:
+            say_where("phase 2")
+        narrator.on_begin(position)
+
+    def on_epoch(row: EpochRow) -> None:
+        worker = f" of worker {row.worker}" if row.phase == 2 else ""
+        say_where(f"phase {row.phase} after epoch {row.epoch}{worker}")
+        narrator.on_epoch(row)
+
+    def on_end(position: Position) -> None:
+        if position.phase == 1:
+            say_where("phase 2")
+        narrator.on_end(position)
+
     def on_save(position: Position) -> None:
         narrator.on_save(position)
         if attempt is not None:
@@ -173,11 +192,18 @@ def _train(
         execution=request.execution,
         comm=comm,
         clock=clock,
-        watch=replace(narrator.watch, on_step=on_step),
+        watch=Watch(
+            on_begin=on_begin,
+            on_step=on_step,
+            on_epoch=on_epoch,
+            on_end=on_end,
+            on_averaging=narrator.on_averaging,
+        ),
         checkpoints=folder,
         interruption=rank.interruption,
         workers=request.workers,
     )
+    say_where("phase 1")
     if request.part != "all":
         assert isinstance(recipe, SWAPRecipe), "only SWAP's parts are run apart"
         start = large_batch_phase(recipe, parts)

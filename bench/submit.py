@@ -7,6 +7,7 @@ queued again and goes on from its checkpoints; a dead worker costs its own job a
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.options import JobOptions, RunOptions
 from bench.request import Part
+from bench.run_folders import newest_unfinished
 from swap_fast.events import make_event
 from swap_fast.interruption import EXIT_STATUS, InterruptedRunError
 from swap_fast.progress import JsonLines
@@ -81,32 +83,49 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
     """
     try:
         from submitit import AutoExecutor
+        from submitit.core.utils import UncompletedJobError
     except ImportError:
         raise ValueError(
             "submit: expected submitit, got none; pip install 'swap_fast[slurm]'"
         ) from None
     require_trackers(options.track)
 
-    def say(run: str, what: str, **values: Any) -> None:
+    def say(line: str, what: str, **values: Any) -> None:
         if options.json:
-            JsonLines()(make_event("submitted", run=run, what=what, **values))
+            JsonLines()(make_event(what, **values))
         else:
-            print(f"{run}: {what}: ", *(f"{key} {value}" for key, value in values.items()), sep="")
+            print(line, flush=True)
 
     for number in range(options.runs):
         own = replace(options, runs=1, seed=options.seed + number, out=options.out.resolve())
         name = run_id(recipe.name, own.seed, datetime.now(UTC).isoformat())
+        if options.resume and (unfinished := newest_unfinished(own.out, recipe.name, own.seed)):
+            name = unfinished.name
         folder = own.out / "checkpoints" / name
         try:
             executor = AutoExecutor(folder=own.out / "jobs" / name, cluster=jobs.cluster)
         except RuntimeError as error:
             raise ValueError(f"submit: {error}; --cluster local runs the jobs here") from None
-        submitted = _submit_run(executor, own, jobs, recipe, original, folder)
-        for what, job in submitted:
-            say(name, what, job=job.job_id)
-        if jobs.cluster == "local":
-            say(name, "done", record=str(submitted[-1][1].result()))
+        try:
+            submitted = _submit_run(executor, own, jobs, recipe, original, folder)
+            for what, job in submitted:
+                line = f"{name}: {what}: job {job.job_id}"
+                say(line, "submitted", run=name, what=what, job=job.job_id)
+            if jobs.cluster == "local":
+                record = str(submitted[-1][1].result())
+                say(f"record: {record}", "recorded", run=name, record=record)
+        except UncompletedJobError as error:  # of a local job, whose end is waited for
+            raise RuntimeError(
+                f"{name}: a job did not end well ({_reason(str(error))}); the same command with "
+                "--resume goes on"
+            ) from None
     return 0
+
+
+def _reason(text: str) -> str:
+    """The error at the end of a job's traceback; of a job without one, submitit's own words."""
+    raised = re.findall(r"^[\w.]*(?:Error|Exception): (.+)$", text, re.MULTILINE)
+    return raised[-1] if raised else text.strip().splitlines()[0]
 
 
 def _submit_run(

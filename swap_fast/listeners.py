@@ -32,6 +32,11 @@ def _complain(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _finite(value: Any) -> Any:
+    """The value; None for a number that JSON does not have: an accuracy that nothing counted."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Narrator:
     """Turns what this rank does into events, and tells the listeners.
 
@@ -164,7 +169,8 @@ class Narrator:
             self._epoch, self._step = row.epoch, 0
             self._begun_s, self._begun_step = row.time_s, 0
             self._samples.clear()
-        self.tell("epoch", **asdict(row), images_per_s=images / seconds if seconds > 0 else None)
+        values = asdict(row) | {"images_per_s": images / seconds if seconds > 0 else None}
+        self.tell("epoch", **{name: _finite(value) for name, value in values.items()})
 
     def on_save(self, position: "Position") -> None:
         """A checkpoint was written."""

@@ -137,12 +137,13 @@ def line_of(event: Event, view: RunView) -> str | None:
 def _epoch_line(event: Event, view: RunView) -> str:
     model = view.models.get((event["phase"], event["worker"]))
     epochs = f"/{num_epochs(view.phase(model))}" if model is not None else ""
-    test, noise, rate = event["test_accuracy"], event["noise_scale"], event["images_per_s"]
+    names = ("train_accuracy", "test_accuracy", "noise_scale", "images_per_s")
+    train, test, noise, rate = (event[name] for name in names)
     parts = [
         f"{who(event['phase'], event['worker']):<17} epoch {event['epoch']:>3}{epochs}",
         f"lr {event['learning_rate']:.4f}",
         f"loss {event['train_loss']:.4f}",
-        f"train {event['train_accuracy']:7.2%}",
+        *([] if train is None else [f"train {train:7.2%}"]),
         *([] if test is None else [f"test {test:7.2%}"]),
         *([] if noise is None else [f"noise scale {noise:,.0f}"]),
         f"{event['time_s']:7.1f} s",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,9 @@ from swap_fast.comm import Comm
 from swap_fast.events import EventFile, Tail, merge_events, read_events
 from swap_fast.interruption import InterruptedRunError
 from swap_fast.listeners import Narrator
+from swap_fast.progress import Lines
 from swap_fast.recipe import SGDRecipe, SWAPRecipe
+from swap_fast.record import EpochRow
 from swap_fast.run_folder import RunFolder
 from swap_fast.run_view import RunView, plan_of
 from swap_fast.state import Position
@@ -69,6 +72,18 @@ def test_a_run_of_two_workers_tells_each_step_of_it(tmp_path: Path) -> None:
         1: first["train_loss"],
         2: second["train_loss"],
     }
+
+
+def test_an_accuracy_that_nothing_counted_is_null() -> None:
+    events: list[dict] = []
+    said: list[str] = []
+    tells = narrator(events.append, Lines(said.append))
+    tells.began("small", {"name": "small"})
+    tells.on_begin(Position(phase=1))
+    values = {"learning_rate": 0.1, "train_loss": 1.0, "train_accuracy": math.nan, "time_s": 2.0}
+    tells.on_epoch(EpochRow(phase=1, worker=0, epoch=1, **values))
+    assert (events[-1]["train_accuracy"], events[-1]["images_per_s"]) == (None, 32 / 2)
+    assert said == ["phase 1           epoch   1/2  lr 0.1000  loss 1.0000      2.0 s  16 images/s"]
 
 
 def test_listeners_change_no_bit_and_no_reading_of_the_clock() -> None:
