@@ -90,9 +90,9 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
         ) from None
     require_trackers(options.track)
 
-    def say(line: str, what: str, **values: Any) -> None:
+    def say(line: str, kind: str, **values: Any) -> None:
         if options.json:
-            JsonLines()(make_event(what, **values))
+            JsonLines()(make_event(kind, **values))
         else:
             print(line, flush=True)
 
