@@ -9,7 +9,7 @@ import torch
 from bench.attempts import Attempt
 from bench.launch import say_where
 from bench.machine import describe_machine, device_uuid
-from bench.progress import make_narrator, part_of, speaker, track_workers
+from bench.progress import complain, make_narrator, part_of, speaker, track_workers
 from bench.recording import make_record
 from bench.request import Request
 from bench.run_data import RunData, load_run_data
@@ -140,7 +140,11 @@ def _narrate(
 def _put_away(rank: Rank, place: Place) -> None:
     """Of a run that is done keep what is of use: one file of events, the ends of the phases."""
     if rank.comm.rank == 0:
-        merge_events(place.folder)
+        try:
+            merge_events(place.folder)
+        except OSError as error:
+            complain(f"the events stay in several files: {error}")
+    rank.comm.barrier()  # what is half written is not left over
     tidy(place.folder, keep_epochs=rank.request.keep_epochs)
 
 
