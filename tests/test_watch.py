@@ -20,8 +20,8 @@ from swap_fast.events import EventFile, merge_events, read_events
 
 RUN = [
     *(sys.executable, "-m", "bench", "run", "cifar10_quick", "--dataset", "synthetic"),
-    *("--train-images", "1024", "--width", "4", "--phase1.global-batch-size", "64"),
-    *("--phase1.max-epochs", "30", "--phase1.horizon-epochs", "30", "--phase2.max-epochs", "1"),
+    *("--train-images", "512", "--width", "4", "--phase1.global-batch-size", "64"),
+    *("--phase1.max-epochs", "20", "--phase1.horizon-epochs", "20", "--phase2.max-epochs", "1"),
     *("--device", "cpu", "--ranks", "1", "--threads", "1"),
 ]
 WATCH = [sys.executable, "-m", "bench", "watch"]
@@ -193,7 +193,7 @@ def test_a_real_run_is_watched_to_its_interruption_and_its_end(tmp_path: Path) -
         )
         head, phase1, *_ = once.stdout.splitlines()
         assert head.startswith(f"{folder.name}: running; ")
-        assert phase1.split()[4].endswith("/30")
+        assert phase1.split()[4].endswith("/20")
         with subprocess.Popen(
             [*WATCH, folder.name, "--out", str(tmp_path)], stdout=subprocess.PIPE, text=True
         ) as watching:
@@ -213,8 +213,8 @@ def test_a_real_run_is_watched_to_its_interruption_and_its_end(tmp_path: Path) -
     events = read_events(folder)
     kinds = [event["event"] for event in events]
     assert (kinds.count("began"), kinds[-1]) == (2, "done")
-    epochs = [event["epoch"] for event in events if event["event"] == "epoch"][:30]
-    assert epochs == list(range(1, 31))
+    epochs = [event["epoch"] for event in events if event["event"] == "epoch"][:20]
+    assert epochs == list(range(1, 21))
     assert [path.name for path in folder.glob("events*")] == ["events.jsonl"]
 
 
