@@ -88,7 +88,8 @@ class Objective:
                 "the model and a batch"
             )
         targets = targets.long()
-        loss = nn.functional.cross_entropy(logits.float(), targets)
+        exact = logits.float() if logits.dtype.itemsize == 2 else logits
+        loss = nn.functional.cross_entropy(exact, targets)
         return Measured(loss, (logits.argmax(1) == targets).sum(), targets.numel())
 
     def _rounded(self, given: Any) -> Any:
