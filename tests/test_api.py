@@ -163,7 +163,7 @@ def test_five_lines_train() -> None:
     assert result.accuracy is not None
     assert result.accuracy > 0.9
     assert result.accuracy_before_averaging is not None
-    assert result.record["settings"]["phase1"]["global_batch_size"] == 32
+    assert result.record["settings"]["phase1"]["global_batch_size"] == 64
 
 
 def test_the_reported_accuracies_are_those_of_the_models() -> None:

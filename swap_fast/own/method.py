@@ -15,7 +15,7 @@ RATE_PER_EXAMPLE = 1.2 / 4096
 TAU = 0.98
 """Train accuracy at which phase 1 ends: the paper's of CIFAR-10."""
 
-MIN_UPDATES, MIN_EPOCHS, MAX_EPOCHS = 600, 15, 150
+MIN_UPDATES, MIN_EPOCHS, MAX_EPOCHS = 400, 15, 100
 """Of phase 1, where nothing is said of it."""
 
 WARM_UP = 0.2
@@ -67,8 +67,8 @@ def own_method(
 ) -> OwnMethod:
     """The phases as they are given, and what follows from the data where they are not.
 
-    B1 = W B2 as in the paper, B2 the largest power of 2 up to 128 of which phase 1's epoch has 8
-    updates or more; the learning rate goes with the batch; phase 1 has 600 updates or more, and
+    B1 = W B2 as in the paper, B2 the largest power of 2 up to 128 of which phase 1's epoch has 4
+    updates or more; the learning rate goes with the batch; phase 1 has 400 updates or more, and
     phase 2 a quarter of its epochs.
 
     Arguments:
@@ -127,7 +127,7 @@ def own_method(
 
 def default_micro_batch(examples: int, workers: int) -> int:
     """B2 where nothing is said: a power of 2 of 2 or more."""
-    most = min(MAX_MICRO_BATCH, max(2, examples // (8 * workers)))
+    most = min(MAX_MICRO_BATCH, max(2, examples // (4 * workers)))
     return 2 ** int(math.log2(most))
 
 

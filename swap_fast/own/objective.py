@@ -120,9 +120,9 @@ def leaves(batch: Any) -> list[Tensor]:
     return []
 
 
-def transformed(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The batch with each of its tensors changed; what is no tensor stays as it is."""
-    if isinstance(batch, Tensor):
+def transformed(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """The batch with whatever can be moved changed, its tensors above all; the rest as it is."""
+    if hasattr(batch, "to"):
         return change(batch)
     if isinstance(batch, Mapping):
         return {name: transformed(value, change) for name, value in batch.items()}
@@ -135,9 +135,13 @@ def transformed(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def on_device(batch: Any, device: torch.device) -> Any:
     """The batch on a device; a kind of batch with a method `to` of its own moves itself."""
-    if not isinstance(batch, Tensor) and hasattr(batch, "to"):
-        return batch.to(device)
-    return transformed(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def move(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part.to(device, non_blocking=True)
+        return part.to(device)
+
+    return transformed(batch, move)
 
 
 def _kind(value: Any) -> str:

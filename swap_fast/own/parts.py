@@ -133,7 +133,7 @@ def make_own_parts(
             metric=work.metric,
             autocast=execution.autocast,
             objective=objective,
-            batch_size=2 * largest,
+            batch_size=4 * largest,
         )
 
     def make_phase(number: int, phase: Phase, ranks: Comm, is_first: bool) -> PhaseParts:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -108,8 +109,14 @@ class SwapResult:
 
 
 def host_state(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state on the host, each tensor in memory of its own."""
-    return {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
+    """A model's state on the host, each tensor in memory of its own; counts of batches are 0."""
+    state = model.state_dict().items()
+    return {
+        name: torch.zeros_like(t, device="cpu")
+        if name.endswith("num_batches_tracked")
+        else t.detach().cpu().clone()
+        for name, t in state
+    }
 
 
 def make_result(

@@ -25,7 +25,10 @@ def seed_of(*words: int) -> int:
 
 def seed_everything(seed: int) -> None:
     """Seed the generators that data sets, augmentation and dropout draw from."""
-    torch.manual_seed(seed)
+    # torch.manual_seed writes a stack trace for a CUDA device that nobody uses.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 

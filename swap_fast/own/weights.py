@@ -135,12 +135,17 @@ class OwnWeights(Weights):
         return hidden
 
     def release_(self) -> None:
-        """Give the model memory of its own again, parameter by parameter, and no gradients."""
+        """Give the model memory of its own again, parameter by parameter, and no gradients.
+
+        Counts of batches, which depend on how slots were dealt out to processes, become 0.
+        """
         for parameter in self.trained:
             parameter.data, parameter.grad = parameter.data.clone(), None
         for norm in self.norms:
             for name in ("running_mean", "running_var"):
                 norm.get_buffer(name).data = norm.get_buffer(name).data.clone()
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.zero_()
 
 
 def _dense(tensor: Tensor) -> Tensor:
