@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from bench.attempts import Attempt
+from bench.launch import say_where
 from bench.machine import device_uuid
 from bench.progress import Progress
 from bench.recording import make_record
@@ -22,7 +23,7 @@ from swap_fast.interruption import Interruption
 from swap_fast.memory import keep_freed_memory
 from swap_fast.parts import Watch, make_parts
 from swap_fast.recipe import SWAPRecipe, SWARecipe
-from swap_fast.record import AverageRow, write_record
+from swap_fast.record import AverageRow, EpochRow, write_record
 from swap_fast.run_folder import RunFolder, tidy
 from swap_fast.trajectory import average_by_cycle, running_average
 
@@ -71,7 +72,10 @@ def run_rank(request: Request) -> Path | None:
     )
     rank.clock.add("imports", imports_s)
     with rank.interruption.listening(), sampler.watching(device_uuid(device.type)):
-        path = _run(rank)
+        try:
+            path = _run(rank)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"seed {request.seed}, {error}") from None
     comm.close()
     return path
 
@@ -131,6 +135,15 @@ def _train(
         if attempt is not None:
             attempt.beat()
 
+    def on_epoch(row: EpochRow) -> None:
+        worker = f" of worker {row.worker}" if row.phase == 2 else ""
+        say_where(f"phase {row.phase} after epoch {row.epoch}{worker}")
+        progress.on_epoch(row)
+
+    def on_phase1_end(epochs: int) -> None:
+        say_where("phase 2")
+        progress.phase1_ended(epochs)
+
     def on_save() -> None:
         if attempt is not None:
             attempt.keep(total(clock.laps, TRAINING) - folder.restored_s)
@@ -155,13 +168,14 @@ def _train(
         clock=clock,
         watch=Watch(
             on_step=on_step,
-            on_epoch=progress.on_epoch,
-            on_phase1_end=progress.phase1_ended,
+            on_epoch=on_epoch,
+            on_phase1_end=on_phase1_end,
         ),
         checkpoints=folder,
         interruption=rank.interruption,
         workers=request.workers,
     )
+    say_where("phase 1")
     if request.part != "all":
         assert isinstance(recipe, SWAPRecipe), "only SWAP's parts are run apart"
         with progress:

@@ -213,7 +213,9 @@ def test_a_run_that_diverges_ends_with_exit_1_and_leaves_no_record(
 ) -> None:
     run = ["run", "cifar10_sgd_small_cpu", "--out", str(tmp_path), "--ranks", "1", "--quiet"]
     assert main([*run, *SMALL, "--phase1.peak-lr", "1e30"]) == 1
-    assert "the loss is nan" in capsys.readouterr().err.lower()
+    error = capsys.readouterr().err
+    assert error.startswith("bench: seed 0, phase 1, worker 0, epoch 1 (updates 1 to ")
+    assert "): the loss is nan, expected a finite one; lower the learning rate (now " in error
     assert not list((tmp_path / "runs").glob("*.json"))
 
 
