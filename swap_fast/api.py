@@ -121,7 +121,7 @@ def swap(
     clock = Clock(torch.cuda.synchronize if kind == "cuda" else lambda: None)
     comm = join_ranks(kind, timeout_s)
     with generators_kept(kind):
-        where = torch.device(kind)
+        where = torch.device(kind, torch.cuda.current_device() if kind == "cuda" else None)
         with clock.lap("data_preparation"):
             opened = partial(
                 open_data,
@@ -135,7 +135,8 @@ def swap(
             model = make_net(make_model, seed, where)
             weights = OwnWeights(bare(model))
             comm.broadcast_(weights.theta.detach())
-            comm.broadcast_(weights.statistics)
+            if len(weights.statistics):
+                comm.broadcast_(weights.statistics)
             weights.load_(weights.theta.detach(), weights.statistics)
             own_optimizer = OwnOptimizer(
                 weights,

@@ -42,7 +42,7 @@ class SlotStatistics:
         mean = E[mean_s] and var = E[var_s + mean_s^2] - mean^2 over the slots s, in float64: the
         same for any number of processes. Of further buffers, the mean.
         """
-        if self._num_slots == 1:
+        if self._num_slots == 1 or self.values.shape[1] == 0:
             return self.enter_(0)
         further = self._weights.num_further
         sizes = [*2 * [(self.values.shape[1] - further) // 2], further]

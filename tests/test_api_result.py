@@ -263,7 +263,7 @@ from own_nets import blobs, bits, net, plain_net, small_swap
 from test_api_nets import Averaging
 from test_api_result import dropping
 
-makes = {"net": net, "own buffers": Averaging, "dropout": dropping}
+makes = {"net": net, "plain": plain_net, "own buffers": Averaging, "dropout": dropping}
 for name, make in makes.items():
     result = small_swap(lambda: make().double(), double(blobs()), double(blobs(60, seed=2)))
     result.save(f"{sys.argv[1]}/{name}")
@@ -296,7 +296,7 @@ def test_processes_of_torchrun_give_what_one_gives(processes: int, tmp_path: Pat
     for number in (1, processes):
         (tmp_path / str(number)).mkdir()
         run_script(tmp_path / str(number), number)
-    for name in ("net", "own buffers", "dropout"):
+    for name in ("net", "plain", "own buffers", "dropout"):
         alone = torch.load(tmp_path / "1" / f"{name}.alone.pt")
         for rank in range(processes):
             accuracy, state = torch.load(tmp_path / str(processes) / f"{name}.{rank}.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from swap_fast.own import method
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "docs" / "examples"
 
@@ -58,7 +61,7 @@ def test_torchvision_net(monkeypatch: pytest.MonkeyPatch) -> None:
         return model
 
     monkeypatch.setattr(module, "resnet18", thin)
-    result = module.main(train_images=256, test_images=64, batch=16, epochs=2)
+    result = module.main(train_images=64, test_images=16, batch=4, epochs=2)
     assert result.record["phase1_epochs"] <= 2
     assert [row.phase for row in result.epochs][-4:] == [2] * 4
     assert result.record["settings"]["augment"] == "flip"
@@ -102,3 +105,21 @@ def test_nothing_happens_when_an_example_is_imported(
     assert callable(example(path.stem).main)
     assert capsys.readouterr().out == ""
     assert path.stem not in sys.modules
+
+
+@pytest.mark.slow
+def test_the_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (EXAMPLES.parent / "own_training.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 11
+    # The same arithmetic in fewer epochs.
+    monkeypatch.setattr(method, "MIN_UPDATES", 40)
+    monkeypatch.setattr(method, "MIN_EPOCHS", 4)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+        assert names["result"].record["schema_version"] == 1
+    assert (tmp_path / "swapped" / "README.md").exists()
+    assert (tmp_path / "runs" / "1" / "settings.json").exists()
+    assert len(names["losses"]) == len(names["result"].epochs)

@@ -73,12 +73,12 @@ def make_net(make_model: Callable[[], nn.Module], seed: int, device: torch.devic
             f"make_model: expected the bare net, got it in a {type(model).__name__}; the processes "
             "share the work by themselves"
         )
-    if model in _TRAINED:
+    if bare(model) in _TRAINED:
         raise ValueError(
             "make_model: expected a new net from each call, got one that swap has trained before; "
             "return copy.deepcopy(net)"
         )
-    _TRAINED.add(model)
+    _TRAINED.add(bare(model))
     return model.to(device)
 
 
