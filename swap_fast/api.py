@@ -1,7 +1,6 @@
 """`swap_fast.swap`: SWAP of any net, on any data, with any optimizer."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from swap_fast.own.optimizer import Groups, Make, OwnOptimizer
 from swap_fast.own.parts import Work, bare, make_net, make_own_parts
 from swap_fast.own.place import enter_folder, leave_only_ends
 from swap_fast.own.progress import printing
-from swap_fast.own.ranks import join_ranks, listener
+from swap_fast.own.ranks import heeded, join_ranks, listener
 from swap_fast.own.result import SwapResult, make_result
 from swap_fast.own.seeds import generators_kept
 from swap_fast.own.statistics import is_compiled
@@ -121,7 +120,9 @@ def swap(
     clock = Clock(torch.cuda.synchronize if kind == "cuda" else lambda: None)
     comm = join_ranks(kind, timeout_s)
     with generators_kept(kind):
-        where = torch.device(kind, torch.cuda.current_device() if kind == "cuda" else None)
+        where = torch.device("cpu")
+        if kind == "cuda":
+            where = torch.device("cuda", torch.cuda.current_device())
         with clock.lap("data_preparation"):
             opened = partial(
                 open_data,
@@ -142,7 +143,7 @@ def swap(
                 weights,
                 optimizer or default_optimizer,
                 parameter_groups,
-                scale_gradients=precision == "fp16",
+                scale_gradients=precision == "fp16" or weights.has_fp16,
                 largest_norm=clip_gradient_norm,
             )
         method = own_method(
@@ -198,7 +199,7 @@ def swap(
             checkpoints=run_folder or NoCheckpoints(),
             interruption=interruption or NEVER,
         )
-        with interruption.listening() if interruption else nullcontext():
+        with heeded(interruption):
             done = run_algorithm(method, parts)
         if place is not None and comm.rank == 0:
             leave_only_ends(place, method.phase2.cycle_epochs)

@@ -139,6 +139,17 @@ def test_half_precision_is_updated_and_averaged_in_fp32() -> None:
     assert torch.equal(model[0].weight, theta[:48].reshape(8, 6).to(torch.bfloat16))
 
 
+def test_gradients_of_fp16_parameters_do_not_underflow() -> None:
+    def tiny(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0].half()).float(), batch[1]) * 1e-7
+
+    make = halved(plain_net, torch.float16)
+    sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=1.0), "schedule1": lambda epoch: 1e5}
+    result = small_swap(make, loss=tiny, **sgd)
+    moved = result.model[0].weight - initial(make).state_dict()["0.weight"]
+    assert (moved != 0).float().mean() > 0.9
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_autocast_precisions_train(precision: str) -> None:
     result = small_swap(net, blobs(400), blobs(100, seed=2), precision=precision)

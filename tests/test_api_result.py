@@ -168,6 +168,10 @@ class Cut:
         return Watch(on_step=self.on_step)
 
 
+def _handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
 def dropping() -> nn.Module:
     return nn.Sequential(net(), nn.Dropout(0.2))
 
@@ -188,9 +192,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     said: dict[str, Any], updates: int, tmp_path: Path
 ) -> None:
-    whole = small_swap(test=TEST, **said)
+    whole, handlers = small_swap(test=TEST, **said), _handlers()
     with pytest.raises(InterruptedRunError):
         small_swap(test=TEST, **said, folder=tmp_path, watch=Cut(updates).watch)
+    assert _handlers() == handlers
     result = small_swap(test=TEST, **said, folder=tmp_path, resume=True)
     assert_same_bits(bits(result), bits(whole))
     assert result.accuracy == whole.accuracy

@@ -26,7 +26,8 @@ class OwnOptimizer:
     Arguments:
         make: called anew at each reset, so that no history can stay.
         groups: gives what `make` is given; None: the list of trainable parameters.
-        scale_gradients: whether the loss is scaled against underflow: for fp16.
+        scale_gradients: whether the loss is scaled against underflow: for fp16, of the forward
+            pass or of parameters.
         largest_norm: clip the gradient of an update to this norm; None: do not.
 
     Raises:

@@ -2,7 +2,10 @@
 
 import atexit
 import os
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -40,3 +43,21 @@ def listener(device_type: str) -> Interruption | None:
     if threading.current_thread() is not threading.main_thread():
         return None
     return Interruption(torch.cuda.synchronize if device_type == "cuda" else lambda: None)
+
+
+@contextmanager
+def heeded(interruption: Interruption | None) -> Iterator[None]:
+    """Signals end the run within it, and afterwards do what they did before.
+
+    Even where the run was told to end: the script or notebook around it may go on.
+    """
+    if interruption is None:
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with interruption.listening():
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -47,6 +47,8 @@ class OwnWeights(Weights):
             trained.grad = gradient
             self.trained[parameter] = trained
         self._rounded = [(p, t) for p, t in self.trained.items() if p is not t]
+        # Whether gradients can underflow, without a loss scale.
+        self.has_fp16 = any(p.dtype == torch.float16 for p in parameters)
         self._collect_buffers(dtype)
 
     def _collect_buffers(self, dtype: torch.dtype) -> None:
