@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 from bench import commands
-from bench.choices import choose
+from swap_fast.choices import choose
 from swap_fast.interruption import EXIT_STATUS, InterruptedRunError
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from bench.choices import choose
 from bench.options import (
     FigureOptions,
     JobOptions,
@@ -21,6 +20,7 @@ from bench.options import (
     TableOptions,
 )
 from bench.search_options import SearchOptions
+from swap_fast.choices import choose
 from swap_fast.recipe import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.recipes import RECIPES
 

@@ -21,6 +21,7 @@ _HOME = {
     "make_parts": "parts",
     "Weights": "weights",
     "average": "averaging",
+    "average_files": "soups",
     "recompute_statistics_": "batchnorm",
 }
 

@@ -270,8 +270,14 @@ from test_api_result import dropping
 
 makes = {"net": net, "plain": plain_net, "own buffers": Averaging, "dropout": dropping}
 for name, make in makes.items():
-    result = small_swap(lambda: make().double(), double(blobs()), double(blobs(60, seed=2)))
-    result.save(f"{sys.argv[1]}/{name}")
+    result = small_swap(
+        lambda: make().double(),
+        double(blobs()),
+        double(blobs(60, seed=2)),
+        folder=f"{sys.argv[1]}/run of {name}",
+        resume=True,
+    )
+    result.save(f"{sys.argv[1]}/{name}", overwrite=True)
     torch.save((result.accuracy, result.model.state_dict()), f"{sys.argv[1]}/{name}.{RANK}.pt")
 """
 PRELUDE = """
@@ -315,6 +321,13 @@ def test_processes_of_torchrun_give_what_one_gives(processes: int, tmp_path: Pat
         record = json.loads((tmp_path / str(processes) / name / "record.json").read_text())
         assert record["world_size"] == processes
         assert len(record["epochs"]) == 6
+    # One process goes on with what two have done, which is all: no epoch is run again.
+    run_script(tmp_path / str(processes), 1)
+    again = json.loads((tmp_path / str(processes) / name / "record.json").read_text())
+    assert again["world_size"] == 1
+    assert [row["time_s"] for row in again["epochs"]] == [row["time_s"] for row in record["epochs"]]
+    _, state = torch.load(tmp_path / str(processes) / f"{name}.alone.pt")
+    torch.testing.assert_close(state, alone[1], rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.slow

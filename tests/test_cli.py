@@ -115,6 +115,25 @@ def test_help_loads_no_torch() -> None:
     assert "--phase1.peak-lr" in done.stdout
 
 
+def test_no_help_loads_what_is_slow_to_load() -> None:
+    # This is what keeps every `--help` under half a second.
+    program = (
+        "import sys\n"
+        "import swap_fast\n"
+        "SLOW = 'torch torchvision nvidia matplotlib scipy optuna sqlalchemy submitit onnx'\n"
+        "def slow():\n    return sorted(set(SLOW.split()) & sys.modules.keys())\n"
+        "assert not slow(), f'import swap_fast loads {slow()}'\n"
+        "from bench.cli import COMMANDS, main\n"
+        "recipe = [[name, 'cifar10_cpu'] for name in ('run', 'submit', 'search')]\n"
+        "for command in [[], *([name] for name in COMMANDS), *recipe]:\n"
+        "    try:\n        main([*command, '--help'])\n"
+        "    except SystemExit as exit_:\n        assert exit_.code in (None, 0), command\n"
+        "    assert not slow(), f'{command} --help loads {slow()}'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_overrides_are_named_field_by_field() -> None:
     original = {"width": 16, "phase1": {"peak_lr": 1.0, "max_epochs": 7}}
     changed = {"width": 8, "phase1": {"peak_lr": 1.5, "max_epochs": 7}}

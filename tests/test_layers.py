@@ -24,6 +24,7 @@ TORCHLESS = (
     *("bench.tables", "bench.plots", "bench.report", "bench.stats", "swap_fast.record"),
     *("bench.energy", "bench.nvml", "bench.telemetry"),
     *("bench.report_figures", "bench.basin", "bench.points"),
+    *("swap_fast.__main__", "swap_fast.soup_report"),
 )
 # Distributions whose import name is another.
 IMPORT_NAMES = {"nvidia-dali-cuda120": "nvidia", "nvidia-ml-py": "pynvml", "pillow": "PIL"}
