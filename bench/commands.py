@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from bench.export_options import FORMATS
 from bench.options import (
     FigureOptions,
     JobOptions,
@@ -225,6 +226,25 @@ def report(arguments: list[str]) -> int:
         update_performance(options.performance, options.results)
     print(f"report: {path}")
     return 0
+
+
+def export(arguments: list[str]) -> int:
+    """Write runs in a format of others."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            "usage: python -m bench export FORMAT [RUN ...] [-o FILE]\n\n"
+            "RUN is a record's path, a run id, or a recipe for all of its runs; without any, all\n"
+            "of --results. `export FORMAT --help` shows the options; FORMAT is one of\n"
+        )
+        for name, (_, summary) in FORMATS.items():
+            print(f"  {name:<10} {summary}")
+        return 0 if arguments else 2
+    name = choose("format", arguments[0], FORMATS)
+    form, _ = FORMATS[name]
+    options = tyro.cli(form, args=arguments[1:], prog=f"python -m bench export {name}")
+    from bench.export import run_export
+
+    return run_export(options)
 
 
 def table(arguments: list[str]) -> int:

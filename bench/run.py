@@ -1,7 +1,7 @@
 """One run of a recipe on one rank: load the data, run the method, write the record."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from bench.attempts import Attempt
 from bench.launch import say_where
 from bench.machine import device_uuid
+from bench.profile import NOTE, Profiler, around, was_profiled
 from bench.progress import Progress
 from bench.recording import make_record
 from bench.request import Request
@@ -44,6 +45,8 @@ class Rank:
     """Watches the device."""
     interruption: Interruption
     """Says when it is to end."""
+    profiler: Profiler | None
+    """Traces some of its steps."""
 
 
 def run_rank(request: Request) -> Path | None:
@@ -62,13 +65,16 @@ def run_rank(request: Request) -> Path | None:
     comm = connect(device.type, timeout_s=request.timeout_s)
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     sampler = Sampler()
+    profiler = Profiler() if request.profile and comm.rank == 0 else None
+    laps = sampler.lap if profiler is None else around(sampler.lap, profiler.lap)
     rank = Rank(
         request=request,
         device=device,
         comm=comm,
-        clock=Clock(synchronize, around=sampler.lap),
+        clock=Clock(synchronize, around=laps),
         sampler=sampler,
         interruption=Interruption(synchronize),
+        profiler=profiler,
     )
     rank.clock.add("imports", imports_s)
     with rank.interruption.listening(), sampler.watching(device_uuid(device.type)):
@@ -167,7 +173,7 @@ def _train(
         comm=comm,
         clock=clock,
         watch=Watch(
-            on_step=on_step,
+            on_step=on_step if rank.profiler is None else rank.profiler.after(on_step),
             on_epoch=on_epoch,
             on_phase1_end=on_phase1_end,
         ),
@@ -175,6 +181,9 @@ def _train(
         interruption=rank.interruption,
         workers=request.workers,
     )
+    traces = request.out / "profiles" / place.folder.name
+    if rank.profiler is not None:
+        parts = rank.profiler.begin(parts, recipe, data.source.num_images, traces, progress.say)
     say_where("phase 1")
     if request.part != "all":
         assert isinstance(recipe, SWAPRecipe), "only SWAP's parts are run apart"
@@ -203,6 +212,8 @@ def _train(
     taken = None
     if folder.taken_from is not None:
         taken = {"run_id": folder.taken_from, "origin": folder.origin}
+    if was_profiled(request.out, place.folder.name, folder.taken_from):
+        request = replace(request, notes=(*request.notes, NOTE))
     record = make_record(
         request,
         parts,

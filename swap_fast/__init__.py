@@ -23,6 +23,7 @@ _HOME = {
     "average": "averaging",
     "average_files": "soups",
     "recompute_statistics_": "batchnorm",
+    "export_onnx": "onnx_export",
 }
 
 __all__ = list(_HOME)

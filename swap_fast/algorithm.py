@@ -115,7 +115,7 @@ def large_batch_phase(recipe: OnePhase, parts: Parts) -> PhaseOne:
         with clock.lap("evaluation"):
             phase.state.statistics.merge_()
             accuracies = phase.evaluate(row.epoch, parts.comm)
-        row = replace(row, test_accuracy=accuracies.tested)
+        row = tested(row, accuracies)
         parts.watch.on_epoch(row)
         position = Position(phase=1, epoch=row.epoch, stopped_by=stopped_by, accuracies=accuracies)
         with clock.lap("checkpoint"):
@@ -164,7 +164,7 @@ def small_batch_phase(recipe: Method, parts: Parts, start: PhaseOne) -> list[Wor
         with clock.lap("evaluation"):
             phase.state.statistics.merge_()
             accuracies = phase.evaluate(row.epoch, group.inside)
-        row = replace(row, test_accuracy=accuracies.tested)
+        row = tested(row, accuracies)
         if group.is_first:
             parts.watch.on_epoch(row)
         if row.epoch % cycle_epochs == 0:
@@ -211,6 +211,11 @@ def small_batch_phase(recipe: Method, parts: Parts, start: PhaseOne) -> list[Wor
             )
         )
     return workers
+
+
+def tested(row: EpochRow, accuracies: Accuracies) -> EpochRow:
+    """The epoch's row with its accuracy on the test images."""
+    return replace(row, test_accuracy=accuracies.tested, test_top5_accuracy=accuracies.top5)
 
 
 def leave(state: TrainingState, parts: Parts, position: Position) -> None:

@@ -67,7 +67,7 @@ def test_constraints_pin_all_that_the_scripts_install() -> None:
     )
     extras = config["options.extras_require"]
     wanted = _requirements(config["options"]["install_requires"])
-    for extra in ("telemetry", "plots", "dali", "search", "docs", "test"):
+    for extra in ("telemetry", "plots", "dali", "search", "export", "mlperf", "docs", "test"):
         wanted += _requirements(extras[extra])
     assert {_plain_name(each) for each in wanted} <= pins.keys()
     assert (pins["torch"], pins["torchvision"]) == ("2.10.0", "0.25.0")
