@@ -9,10 +9,10 @@ from bench.machine import describe_machine, peak_memory_gib
 from bench.request import Request
 from swap_fast.algorithm import Result
 from swap_fast.averaging import displacements, pairwise_distances
-from swap_fast.clock import PAPER, READINGS, total
 from swap_fast.parts import Parts
 from swap_fast.recipe import AveragingRecipe, SWAPRecipe
-from swap_fast.record import AverageRow, EpochRow, RunRecord, Telemetry, Times, plain
+from swap_fast.record import AverageRow, EpochRow, RunRecord, Telemetry, plain
+from swap_fast.times import gather_times
 
 
 def make_record(
@@ -34,8 +34,6 @@ def make_record(
     num_workers = recipe.num_workers if isinstance(recipe, AveragingRecipe) else 0
     is_swap = isinstance(recipe, SWAPRecipe)
     speaks = parts.group.is_first
-    gathered = comm.gather([(w.number, w.time_s) for w in result.workers if speaks])
-    worker_phase2_s = [time_s for _, time_s in sorted(pair for rank in gathered for pair in rank)]
     all_rows = [
         row for rank in comm.gather(rows if speaks else []) for row in rank if row.phase == 2
     ]
@@ -70,7 +68,7 @@ def make_record(
         displacement_norms=norms,
         displacement_cosines=cosines,
         average_by_epoch=averages,
-        times=_times(parts, result, worker_phase2_s),
+        times=gather_times(parts, result),
         peak_memory_gib=max(comm.gather(peak_memory_gib())),
         telemetry=None if telemetry is None else comm.gather(telemetry),
         start=start,
@@ -90,27 +88,3 @@ def _models_on_first(parts: Parts, result: Result) -> list[Tensor]:
         key=lambda pair: pair[0],
     )
     return [theta for _, samples in gathered for theta in samples]
-
-
-def _times(parts: Parts, result: Result, worker_phase2_s: list[float]) -> Times:
-    """The times of all ranks together: of those that ran side by side, the slowest counts."""
-    comm, clock = parts.comm, parts.clock
-    laps = comm.gather(clock.laps)
-    before_s = max(comm.gather(result.before_averaging_s))
-    slowest = max(laps, key=lambda rank: total(rank, PAPER))
-    readings_s = {reading: total(slowest, names) for reading, names in READINGS.items()}
-    after_s = readings_s["paper"]
-    phase2_s = slowest.get("phase2", 0.0)
-    saved_s = phase2_s - max(worker_phase2_s, default=phase2_s)
-    has_phase2 = bool(worker_phase2_s)
-    return Times(
-        before_averaging_s=before_s if has_phase2 else None,
-        after_averaging_s=after_s,
-        modelled_before_averaging_s=before_s - saved_s if has_phase2 else None,
-        modelled_after_averaging_s=after_s - saved_s,
-        readings_s=readings_s,
-        reading_laps={reading: list(names) for reading, names in READINGS.items()},
-        laps_by_rank=laps,
-        worker_phase2_s=worker_phase2_s,
-        wall_s=clock.wall() + laps[comm.rank].get("imports", 0.0),
-    )

@@ -1,12 +1,17 @@
 """Stochastic Weight Averaging in Parallel (Gupta, Serrano, DeCoste, ICLR 2020), fast and faithful.
 
-The algorithm is in `swap_fast.algorithm`; names are imported on first use.
+`swap_fast.swap` trains a net of yours. The algorithm is in `swap_fast.algorithm`; names are
+imported on first use.
 """
 
 from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "swap": "api",
+    "SwapResult": "own.result",
+    "InterruptedRunError": "interruption",
+    "Watch": "parts",
     "SGDRecipe": "recipe",
     "SWAPRecipe": "recipe",
     "Phase": "config",

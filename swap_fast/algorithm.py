@@ -6,16 +6,37 @@ in as `Parts`; a rank runs the slots and workers that `comm` gives it.
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from swap_fast.averaging import average, mean_of
+from swap_fast.averaging import average, mean_of, mean_statistics
+from swap_fast.config import Phase
 from swap_fast.evaluate import Accuracies
 from swap_fast.parts import Parts
-from swap_fast.recipe import AveragingRecipe, SGDRecipe, SWAPRecipe
 from swap_fast.record import EpochRow
 from swap_fast.state import Position, TrainingState
 from swap_fast.train import train
+
+
+class OnePhase(Protocol):
+    """What SGD needs of a recipe."""
+
+    @property
+    def phase1(self) -> Phase:
+        """Lines 1-6: batch size, learning rate, tau."""
+
+
+class Method(OnePhase, Protocol):
+    """What Algorithm 1 needs of a recipe."""
+
+    @property
+    def phase2(self) -> Phase:
+        """The same of each worker."""
+
+    @property
+    def keep_momentum(self) -> bool:
+        """Whether phase 2 goes on with phase 1's history of gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +47,8 @@ class PhaseOne:
     """theta_T [P]."""
     statistics: Tensor
     """Batch-norm statistics [2C], those of all slots merged."""
-    velocity: Tensor
-    """The optimizer's history [P], for `keep_momentum`."""
+    history: Any
+    """The optimizer's, for `keep_momentum`."""
     stopped_by: str
     """What ended it."""
     epochs: int
@@ -44,6 +65,8 @@ class Worker:
     """w, from 0."""
     samples: tuple[Tensor, ...]
     """Its weights [P] at the end of each cycle of the learning rate."""
+    statistics: Tensor
+    """Its batch-norm statistics [2C] at the end."""
     time_s: float
     """Its own time in phase 2."""
 
@@ -67,7 +90,7 @@ class Result:
     """Of the final model, on the test images."""
 
 
-def swap(recipe: SWAPRecipe, parts: Parts) -> Result:
+def swap(recipe: Method, parts: Parts) -> Result:
     """Run the three phases (Section 3)."""
     phase1 = large_batch_phase(recipe, parts)
     workers = small_batch_phase(recipe, parts, phase1)
@@ -83,7 +106,7 @@ def swap(recipe: SWAPRecipe, parts: Parts) -> Result:
     )
 
 
-def large_batch_phase(recipe: SGDRecipe, parts: Parts) -> PhaseOne:
+def large_batch_phase(recipe: OnePhase, parts: Parts) -> PhaseOne:
     """Phase 1, lines 7-17: all slots train one model until its train accuracy is above tau."""
     phase, clock, position = parts.phases[0], parts.clock, Position(phase=1)
 
@@ -119,18 +142,18 @@ def large_batch_phase(recipe: SGDRecipe, parts: Parts) -> PhaseOne:
     assert position.stopped_by is not None, "every phase ends"
     with clock.lap("phase1"):
         theta, statistics = parts.weights.copy()
-        velocity = parts.optimizer.velocity.clone()
+        history = parts.optimizer.history()
     return PhaseOne(
         theta=theta,
         statistics=statistics,
-        velocity=velocity,
+        history=history,
         stopped_by=position.stopped_by,
         epochs=position.epoch,
         accuracies=position.accuracies,
     )
 
 
-def small_batch_phase(recipe: AveragingRecipe, parts: Parts, start: PhaseOne) -> list[Worker]:
+def small_batch_phase(recipe: Method, parts: Parts, start: PhaseOne) -> list[Worker]:
     """Phase 2, lines 18-27: each worker refines its own copy, with no communication among them.
 
     A worker's weights are sampled at the end of each cycle: once, but for Table 4's longer forms.
@@ -166,7 +189,7 @@ def small_batch_phase(recipe: AveragingRecipe, parts: Parts, start: PhaseOne) ->
         with clock.lap("phase2"):
             parts.weights.load_(start.theta, start.statistics)
             phase.state.statistics.reset_()
-            parts.optimizer.reset_(start.velocity if recipe.keep_momentum else None)
+            parts.optimizer.reset_(start.history if recipe.keep_momentum else None)
         with clock.lap("checkpoint"):
             position = parts.checkpoints.restore_(Position(phase=2, worker=number), phase.state)
             samples = sampled_before(position, cycle_epochs, parts)
@@ -185,13 +208,20 @@ def small_batch_phase(recipe: AveragingRecipe, parts: Parts, start: PhaseOne) ->
                 leave=partial(leave, phase.state, parts),
             )
         time_s = clock.reading() - started_s
-        workers.append(Worker(number=number, samples=tuple(samples), time_s=time_s))
+        workers.append(
+            Worker(
+                number=number,
+                samples=tuple(samples),
+                statistics=parts.weights.statistics.clone(),
+                time_s=time_s,
+            )
+        )
     return workers
 
 
 def tested(row: EpochRow, accuracies: Accuracies) -> EpochRow:
     """The epoch's row with its accuracy on the test images."""
-    return replace(row, test_accuracy=accuracies.top1, test_top5_accuracy=accuracies.top5)
+    return replace(row, test_accuracy=accuracies.tested, test_top5_accuracy=accuracies.top5)
 
 
 def leave(state: TrainingState, parts: Parts, position: Position) -> None:
@@ -217,6 +247,10 @@ def averaging_phase(parts: Parts, workers: list[Worker]) -> None:
     with parts.clock.lap("averaging"):
         models = ((worker.number, mean_of(worker.samples)) for worker in workers)
         theta = average(models, parts.group.across)
-        parts.weights.load_(theta, parts.weights.statistics)
+        statistics = parts.weights.statistics
+        if parts.weights.num_further:  # buffers that the pass over the data does not make anew
+            own = [worker.statistics for worker in workers]
+            statistics = mean_statistics(own, parts.group.across)
+        parts.weights.load_(theta, statistics)
     with parts.clock.lap("batch_norm"):
         parts.statistics_pass(parts.batch_norm_batches(), parts.comm)

@@ -38,6 +38,16 @@ def average(models: Iterable[tuple[int, Tensor]], comm: Comm = ALONE) -> Tensor:
     return comm.all_reduce_(total).div_(len(finite))
 
 
+def mean_statistics(models: Sequence[Tensor], comm: Comm = ALONE) -> Tensor:
+    """The mean of statistics [n], those of this rank's models and of all others.
+
+    In float64, so that what all models have alike is in it to the bit.
+    """
+    total = torch.stack([*models]).double().sum(0)
+    total = comm.all_reduce_(torch.cat([total, total.new_tensor([len(models)])]))
+    return (total[:-1] / total[-1]).to(models[0].dtype)
+
+
 def mean_of(samples: Sequence[Tensor]) -> Tensor:
     """The mean of one worker's samples [P]; of a single one, itself."""
     return samples[0] if len(samples) == 1 else torch.stack(tuple(samples)).mean(0)

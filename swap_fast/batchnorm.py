@@ -30,24 +30,26 @@ class SlotStatistics:
 
     def enter_(self, slot: int) -> None:
         """Put the statistics of this rank's slot number `slot` into the model."""
-        self._weights.statistics.copy_(self.values[slot])
+        self._weights.put_statistics_(self.values[slot])
 
     def leave_(self, slot: int) -> None:
         """Take them back, updated by a forward pass."""
-        self.values[slot].copy_(self._weights.statistics)
+        self.values[slot].copy_(self._weights.take_statistics())
 
     def merge_(self) -> None:
         """Put the statistics of all slots' data taken together into the model.
 
         mean = E[mean_s] and var = E[var_s + mean_s^2] - mean^2 over the slots s, in float64: the
-        same for any number of processes.
+        same for any number of processes. Of further buffers, the mean.
         """
-        if self._num_slots == 1:
+        if self._num_slots == 1 or self.values.shape[1] == 0:
             return self.enter_(0)
-        means, variances = self.values.double().chunk(2, dim=1)
-        sums = torch.cat([means.sum(0), (variances + means.square()).sum(0)])
-        mean, second = (self._comm.all_reduce_(sums) / self._num_slots).chunk(2)
-        self._weights.statistics.copy_(torch.cat([mean, second - mean.square()]))
+        further = self._weights.num_further
+        sizes = [*2 * [(self.values.shape[1] - further) // 2], further]
+        means, variances, others = self.values.double().split(sizes, dim=1)
+        sums = torch.cat([means.sum(0), (variances + means.square()).sum(0), others.sum(0)])
+        mean, second, other = (self._comm.all_reduce_(sums) / self._num_slots).split(sizes)
+        self._weights.put_statistics_(torch.cat([mean, second - mean.square(), other]))
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def model_state(weights: Weights) -> dict[str, Tensor]:
     return {
         name: torch.zeros_like(t) if name.endswith("num_batches_tracked") else t.clone()
         for name, t in (
-            (name, t.detach().cpu().contiguous()) for name, t in weights.model.state_dict().items()
+            (name, t.detach().cpu().contiguous()) for name, t in weights.state_dict().items()
         )
     }
 
@@ -91,7 +91,7 @@ def load_state_(weights: Weights, saved: Mapping[str, Tensor], name: str) -> Non
         if expected != got:
             raise ValueError(f"{name}, {key}: expected {expected}, got {got}")
     with torch.no_grad():
-        weights.model.load_state_dict(saved)
+        weights.load_state_dict(saved)
 
 
 def load_theta(weights: Weights, path: Path) -> Tensor:

@@ -1,5 +1,6 @@
 """Accuracy of a model on a split."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,9 +17,14 @@ class Accuracies(NamedTuple):
     """Shares of the test images, as fractions."""
 
     top1: float
-    """The class with the largest logit is the right one."""
+    """The class with the largest logit is the right one; NaN where nothing is tested."""
     top5: float | None = None
     """One of the five with the largest is; None where it is not measured."""
+
+    @property
+    def tested(self) -> float | None:
+        """`top1`, and None where nothing is tested."""
+        return None if math.isnan(self.top1) else self.top1
 
 
 class Evaluator:

@@ -1,5 +1,8 @@
 """SGD with momentum on the weight vector: `Update` of Algorithm 1, lines 15 and 24."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -75,3 +78,16 @@ class MomentumSGD:
         else:
             self.velocity.copy_(velocity)
         self.scaler.load_state_dict(self._first_scale)
+
+    def history(self) -> Tensor:
+        """A copy of the velocity [P], for `reset_`."""
+        return self.velocity.clone()
+
+    def gather(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What the next update depends on, on the host."""
+        return {"velocity": self.velocity.cpu()}, {"scaler": self.scaler.state_dict()}
+
+    def scatter_(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Put back what `gather` gave."""
+        self.reset_(tensors["velocity"])
+        self.scaler.load_state_dict(values["scaler"])

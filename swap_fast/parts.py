@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from swap_fast.optimizer import MomentumSGD
 from swap_fast.recipe import AveragingRecipe, Recipe, SWARecipe
 from swap_fast.record import EpochRow
 from swap_fast.stages import Shape, shapes
-from swap_fast.state import Checkpoints, NoCheckpoints, Position, TrainingState
+from swap_fast.state import AnyOptimizer, Checkpoints, NoCheckpoints, Position, TrainingState
 from swap_fast.step import Step
 from swap_fast.train import Stretch
 from swap_fast.weights import Weights
@@ -96,13 +96,13 @@ class Parts:
 
     weights: Weights
     """The model, at its initial weights theta_0."""
-    optimizer: MomentumSGD
+    optimizer: AnyOptimizer
     """Shared by both phases' steps."""
     phases: tuple[PhaseParts, ...]
     """Phase 1 and, for SWAP and SWA, phase 2."""
-    statistics_pass: StatisticsPass
+    statistics_pass: Callable[[Iterable[Any], Comm], None]
     """Phase 3's computation of batch-norm statistics ..."""
-    batch_norm_batches: Callable[[], Iterable[Tensor]]
+    batch_norm_batches: Callable[[], Iterable[Any]]
     """... and this rank's share of the training data for it."""
     evaluate: Evaluate
     """Test accuracy of the final model."""

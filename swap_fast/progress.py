@@ -144,13 +144,19 @@ def _epoch_line(event: Event, view: RunView) -> str:
         f"lr {event['learning_rate']:.4f}",
         f"loss {event['train_loss']:.4f}",
         *([] if train is None else [f"train {train:7.2%}"]),
-        *([] if test is None else [f"test {test:7.2%}"]),
+        *([] if test is None else [tested(test, view, width=7)]),
         *([] if noise is None else [f"noise scale {noise:,.0f}"]),
         f"{event['time_s']:7.1f} s",
         *([] if rate is None else [f"{rate:,.0f} images/s"]),
     ]
     to_go = remaining(view)
     return "  ".join([*parts, *([to_go] if to_go else [])])
+
+
+def tested(value: float, view: RunView, *, width: int) -> str:
+    """What the test data gave: an accuracy, or the user's metric by its name."""
+    metric = view.plan.get("metric")
+    return f"test {value:{width}.2%}" if metric is None else f"{metric} {value:.4g}"
 
 
 def remaining(view: RunView) -> str:
@@ -181,7 +187,7 @@ def fields_of(model: ModelView, view: RunView) -> list[str]:
         f"epoch {model.epoch}/{epochs}",
         "" if rate is None else f"{rate:,.0f} images/s",
         "" if model.train_accuracy is None else f"train {model.train_accuracy:.2%}",
-        "" if model.test_accuracy is None else f"test {model.test_accuracy:.2%}",
+        "" if model.test_accuracy is None else tested(model.test_accuracy, view, width=0),
         state if to_go is None else f"{'at most' if at_most else 'about'} {duration(to_go)}",
     ]
 

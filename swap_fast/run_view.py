@@ -13,7 +13,8 @@ from swap_fast.stages import shapes
 
 Plan = dict[str, Any]
 """`workers` of phase 2, and of each phase: `epochs`, as [epochs, updates of each, images of each
-update]; `slots` of each model; and whether it `may_end_early`. As events carry it."""
+update]; `slots` of each model; and whether it `may_end_early`. `metric`, if there, names what the
+test data give in place of an accuracy. As events carry it."""
 
 
 def plan_of(recipe: Recipe, num_images: int) -> Plan:

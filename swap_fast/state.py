@@ -1,5 +1,6 @@
 """Where a run is, and all that its next update depends on: what a checkpoint holds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,7 +9,6 @@ from torch import Tensor
 from swap_fast.batchnorm import SlotStatistics
 from swap_fast.comm import Comm
 from swap_fast.evaluate import Accuracies
-from swap_fast.optimizer import MomentumSGD
 from swap_fast.record import EpochRow
 from swap_fast.weights import Weights
 
@@ -35,14 +35,39 @@ class Position:
     """On the test images, after the last epoch."""
 
 
+class AnyOptimizer(Protocol):
+    """What turns the gradient into an update: `Update` of Algorithm 1, lines 15 and 24."""
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the next updates."""
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss whose gradient is taken."""
+
+    def step(self) -> None:
+        """One update of the weights from their gradient."""
+
+    def history(self) -> Any:
+        """A copy of what former gradients have left, for `reset_`."""
+
+    def reset_(self, history: Any = None) -> None:
+        """Start from no history of gradients, or from the one given."""
+
+    def gather(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values that the next update depends on, on the host."""
+
+    def scatter_(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Put back what `gather` gave."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
     """What the next update of a phase depends on, beside the plan of its epoch."""
 
     weights: Weights
     """The model. After an epoch its batch-norm statistics are those of all slots merged."""
-    optimizer: MomentumSGD
-    """Its velocity [P], and in fp16 the scale of the loss."""
+    optimizer: AnyOptimizer
+    """Its history, and in fp16 the scale of the loss."""
     statistics: SlotStatistics
     """Of each slot of this rank."""
     comm: Comm
@@ -57,8 +82,8 @@ class TrainingState:
         """
         slots = self.comm.gather(self.statistics.values.cpu())
         tensors = {f"slots.{rank}": values for rank, values in enumerate(slots)}
-        tensors["velocity"] = self.optimizer.velocity.cpu()
-        return tensors, {"scaler": self.optimizer.scaler.state_dict()}
+        own, values = self.optimizer.gather()
+        return tensors | own, values
 
     def scatter_(
         self, tensors: dict[str, Tensor], values: dict[str, Any], *, goes_on: bool
@@ -80,8 +105,7 @@ class TrainingState:
                     "phases, and among the workers of phase 2"
                 )
             self.statistics.values.copy_(tensors[f"slots.{self.comm.rank}"])
-        self.optimizer.reset_(tensors["velocity"])
-        self.optimizer.scaler.load_state_dict(values["scaler"])
+        self.optimizer.scatter_(tensors, values)
 
 
 class Checkpoints(Protocol):

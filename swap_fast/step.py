@@ -1,7 +1,6 @@
 """One update of theta from one global batch: lines 10-15 of Algorithm 1, and 21-24."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,31 +10,19 @@ from swap_fast.capture import Pool, capture
 from swap_fast.comm import Comm
 from swap_fast.config import Phase
 from swap_fast.data.augment import IMAGE_SIZE
+from swap_fast.data.batches import Loader
 from swap_fast.execution import DTYPES, Execution
-from swap_fast.noise_scale import GradientNoise, NoiseMeter
 from swap_fast.optimizer import MomentumSGD
 from swap_fast.stages import Shape, shapes
+from swap_fast.update import Update
 from swap_fast.weights import Weights
 
 
-class Metrics(NamedTuple):
-    """What a step says of the images since the last reading."""
+class Step(Update):
+    """An update from images and their labels, in the same memory every time.
 
-    loss: float
-    """Their mean."""
-    accuracy: float
-    """The share that was right."""
-    noise: GradientNoise | None = None
-    """Of the gradients, where the phase's end depends on it."""
-
-
-class Step:
-    """An update in which every slot takes the gradient of its micro-batch, and all are averaged.
-
-    Slots of other ranks run there, at the same time; slots of this rank run one after another and
-    add up their gradients. One flat all-reduce then makes the sum of all. Set the learning rate,
-    and call with a batch, or fill `images` and `labels` and call without: eager, compiled or
-    captured, the call is the same. Nothing in it waits for the device.
+    Set the learning rate, and call with a batch, or fill `images` and `labels` and call without:
+    eager, compiled or captured, the call is the same. Nothing in it waits for the device.
 
     Arguments:
         weights: the model.
@@ -59,38 +46,25 @@ class Step:
         statistics: SlotStatistics | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
-        self._weights, self._optimizer, self._comm = weights, optimizer, comm
-        self._execution, self._num_slots = execution, phase.gpus_per_model
-        self._label_smoothing = label_smoothing
-        self._slots = len(comm.slots(phase.gpus_per_model))
         self.shape = shape or shapes(phase, IMAGE_SIZE)[0]
-        self.statistics = statistics or SlotStatistics(weights, phase.gpus_per_model, comm)
+        low_precision = comm.world_size > 1 and execution.all_reduce != "fp32"
+        super().__init__(
+            weights,
+            optimizer,
+            phase,
+            comm,
+            global_batch_size=self.shape.global_batch_size,
+            statistics=statistics,
+            bucket=torch.empty_like(weights.gradient, dtype=DTYPES[execution.all_reduce])
+            if low_precision
+            else None,
+        )
+        self._execution, self._label_smoothing = execution, label_smoothing
         device = weights.theta.device
         batch = self._slots * self.shape.global_batch_size // phase.gpus_per_model
-        low_precision = comm.world_size > 1 and execution.all_reduce != "fp32"
-        self._bucket = (
-            torch.empty_like(weights.gradient, dtype=DTYPES[execution.all_reduce])
-            if low_precision
-            else weights.gradient
-        )
-        # Where the gradient's noise ends the phase; without, no update does anything for it.
-        self.noise_meter = (
-            NoiseMeter(
-                weights.gradient,
-                num_slots=phase.gpus_per_model,
-                slots=self._slots,
-                global_batch_size=self.shape.global_batch_size,
-            )
-            if phase.stop == "auto"
-            else None
-        )
         side = self.shape.image_size
         self.images = execution.empty_images((batch, 3, side, side), device)
         self.labels = torch.zeros(batch, dtype=torch.int64, device=device)
-        # Over the images since the last reading: the sum of their losses, and how many were right.
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=device)
-        self._seen = 0
         # What a call runs: the update, or the replay of its capture.
         self.run: Callable[[], None] = self.update_no_sync
         forward = self._loss_and_correct
@@ -121,74 +95,18 @@ class Step:
         self.run()
         self._seen += len(self.labels)
 
-    def update_no_sync(self) -> None:
-        """The update itself: tensors of fixed addresses, no host state, no wait for the device."""
-        meter = self.noise_meter
-        self._weights.gradient.zero_()
-        slots = zip(self.images.chunk(self._slots), self.labels.chunk(self._slots), strict=True)
-        for slot, (images, labels) in enumerate(slots):
-            self.statistics.enter_(slot)
-            loss, correct = self._forward(images, labels)
-            # The mean over slots of their mean losses: lines 12 and 14 at once.
-            self._optimizer.scale(loss / self._num_slots).backward()
-            self.statistics.leave_(slot)
-            self.loss_sum += loss.detach() * len(labels)
-            self.correct += correct
-            if meter is not None:
-                meter.after_slot_(slot)
-        self._sum_over_ranks_()
-        if meter is not None:
-            meter.after_sum_(self._optimizer.scale)
-        self._optimizer.step()
+    def _forward_slot(self, slot: int) -> tuple[Tensor, Tensor, int]:
+        images, labels = self.images.chunk(self._slots)[slot], self.labels.chunk(self._slots)[slot]
+        return *self._forward(images, labels), len(labels)
 
-    def _sum_over_ranks_(self) -> None:
-        """Sum the gradient over the ranks, as it is or in half the bytes.
+    def take_(self, batches: Loader, i: int) -> None:
+        """Fill the batch with this rank's part of update i of the epoch that was started."""
+        batches.load_(i, self.images, self.labels)
 
-        Too large a sum becomes infinite on every rank alike, and the scaler leaves the update out.
-        """
-        gradient, bucket = self._weights.gradient, self._bucket
-        if bucket is gradient:
-            self._comm.all_reduce_(gradient)
-            return
-        bucket.copy_(gradient)
-        gradient.copy_(self._comm.all_reduce_(bucket))
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of the next updates, on the device."""
-        self._optimizer.set_learning_rate(learning_rate)
-
-    def read_sums(self) -> tuple[float, ...]:
-        """This rank's sums behind the metrics since the last reading. Waits for the device."""
-        sums = [self.loss_sum, self.correct.double(), self.loss_sum.new_tensor(self._seen)]
-        noise = [] if self.noise_meter is None else self.noise_meter.sums.tolist()
-        return (*torch.stack(sums).tolist(), *noise)
-
-    def add_sums_(self, sums: tuple[float, ...]) -> None:
-        """Count what an interrupted epoch had done before; nothing, where there are no sums."""
-        if sums:
-            loss, correct, seen, *noise = sums
-            self.loss_sum += loss
-            self.correct += int(correct)
-            self._seen += int(seen)
-            if self.noise_meter is not None:
-                self.noise_meter.sums += self.noise_meter.sums.new_tensor(noise)
-
-    def read_metrics(self) -> Metrics:
-        """Metrics of all images since the last reading, over all ranks.
-
-        Waits for the device: an epoch's only synchronisation.
-        """
-        meter, seen = self.noise_meter, self.loss_sum.new_tensor(self._seen)
-        sums = torch.stack([self.loss_sum, self.correct.double(), seen])
-        if meter is not None:
-            sums = torch.cat([sums, meter.sums])
-            meter.sums.zero_()
-        loss, correct, images, *noise = self._comm.all_reduce_(sums).tolist()
-        self.loss_sum.zero_()
-        self.correct.zero_()
-        self._seen = 0
-        estimate = None if meter is None else meter.estimate(noise)
-        return Metrics(loss / images, correct / images, estimate)
+    @property
+    def num_images(self) -> int:
+        """Of this rank, in an update."""
+        return len(self.labels)
 
     def warm_up(self, updates: int = 2, *, pool: Pool | None = None) -> None:
         """Run updates on random images, then put everything back as it was.

@@ -3,15 +3,52 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm
 from swap_fast.config import Phase
-from swap_fast.data.batches import Loader
 from swap_fast.interruption import NEVER, InterruptedRunError, Interruption
 from swap_fast.record import EpochRow
 from swap_fast.state import Position
-from swap_fast.step import Metrics, Step
+from swap_fast.update import Metrics
+
+
+class Batches(Protocol):
+    """The batches of one rank in a phase; its step knows how to take one."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates of an epoch."""
+
+    def start_epoch(self, worker: int, epoch: int) -> None:
+        """Go to an epoch."""
+
+
+class TrainStep(Protocol):
+    """One update of the weights."""
+
+    @property
+    def num_images(self) -> int:
+        """Of this rank, in the update."""
+
+    def take_(self, batches: Any, i: int) -> None:
+        """Take this rank's part of update i of the epoch that its batches are in."""
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the next updates."""
+
+    def __call__(self) -> None:
+        """Update the weights."""
+
+    def read_metrics(self) -> Metrics:
+        """Metrics of all ranks since the last reading. Waits for the device."""
+
+    def read_sums(self) -> tuple[float, ...]:
+        """This rank's sums behind them. Waits for the device."""
+
+    def add_sums_(self, sums: tuple[float, ...]) -> None:
+        """Count what an interrupted epoch had done before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +57,9 @@ class Stretch:
 
     epochs: range
     """Of the phase, from 0."""
-    step: Step
+    step: TrainStep
     """One update."""
-    open_batches: Callable[[], Loader]
+    open_batches: Callable[[], Batches]
     """Gives what makes its batches, when the stretch begins and those before it are gone."""
 
 
@@ -78,11 +115,11 @@ def train(
             with clock.lap(f"phase{number}"), interruption.in_steps():
                 batches.start_epoch(worker, epoch)
                 for i in range(first, steps):
-                    batches.load_(i, step.images, step.labels)
+                    step.take_(batches, i)
                     learning_rate = phase.schedule(epoch + (i + 1) / steps)
                     step.set_learning_rate(learning_rate)
                     step()
-                    on_step(len(step.labels))
+                    on_step(step.num_images)
                     if i + 1 < steps and interruption.ends_after(
                         comm, f"{number}/{worker}", epoch * steps + i + 1
                     ):

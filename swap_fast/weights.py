@@ -1,6 +1,6 @@
 """A model's weights as the paper has them: one vector theta."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -46,10 +46,12 @@ class Weights:
         parameters = [p for _, p in named]
         # Values at theta's end that are set apart.
         self.num_apart = sum(p.numel() for n, p in named if n in apart)
-        self.theta = nn.Parameter(_join(parameters))  # [P] fp32
+        # Values at the end of the statistics that are other buffers: here there are none.
+        self.num_further = 0
+        self.theta = nn.Parameter(join(parameters))  # [P] fp32
         self.gradient = torch.zeros_like(self.theta)  # [P] fp32
         self.theta.grad = self.gradient
-        views = _split(self.theta.detach(), parameters), _split(self.gradient, parameters)
+        views = split(self.theta.detach(), parameters), split(self.gradient, parameters)
         for parameter, value, gradient in zip(parameters, *views, strict=True):
             parameter.data, parameter.grad = value, gradient
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
@@ -63,18 +65,37 @@ class Weights:
         variances = [norm.running_var for norm in self.norms]
         buffers = [b for b in means + variances if b is not None]
         # [2C] fp32: the running means of all layers, then their running variances.
-        self.statistics = _join(buffers) if buffers else self.theta.detach().new_zeros(0)
-        for buffer, value in zip(buffers, _split(self.statistics, buffers), strict=True):
+        self.statistics = join(buffers) if buffers else self.theta.detach().new_zeros(0)
+        for buffer, value in zip(buffers, split(self.statistics, buffers), strict=True):
             buffer.data = value
 
     def load_(self, theta: Tensor, statistics: Tensor) -> None:
         """Copy a vector of weights and one of statistics into the model."""
         self.theta.detach().copy_(theta)
-        self.statistics.copy_(statistics)
+        self.put_statistics_(statistics)
 
     def copy(self) -> tuple[Tensor, Tensor]:
         """Copies of theta [P] and of the statistics [2C]."""
         return self.theta.detach().clone(), self.statistics.clone()
+
+    def put_statistics_(self, statistics: Tensor) -> None:
+        """Copy statistics [2C] into the model."""
+        self.statistics.copy_(statistics)
+
+    def take_statistics(self) -> Tensor:
+        """The statistics [2C], as forward passes have left them."""
+        return self.statistics
+
+    def gather_gradient_(self) -> None:
+        """Add to `gradient` what a backward pass has left elsewhere: nothing, of views of it."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The model's state with its own names, at theta's precision."""
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put such a state back."""
+        self.model.load_state_dict(state)
 
 
 def _names_apart(model: nn.Module, which: str) -> set[str]:
@@ -89,13 +110,13 @@ def _names_apart(model: nn.Module, which: str) -> set[str]:
     return names
 
 
-def _join(tensors: Sequence[Tensor]) -> Tensor:
+def join(tensors: Sequence[Tensor]) -> Tensor:
     """One vector of all values, each tensor's in the order of its own memory."""
     vectors = [t.detach().as_strided((t.numel(),), (1,), t.storage_offset()) for t in tensors]
     return torch.cat(vectors)
 
 
-def _split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of the vector with the shapes and strides of the tensors given."""
     views, at = [], 0
     for tensor in like:

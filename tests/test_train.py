@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
 from swap_fast.clock import Clock
 from swap_fast.config import Phase
-from swap_fast.data.batches import Batches
 from swap_fast.noise_scale import GradientNoise
 from swap_fast.record import EpochRow
 from swap_fast.state import Position
-from swap_fast.step import Metrics, Step
 from swap_fast.train import Stretch, train
+from swap_fast.update import Metrics
 
 
 class Script:
@@ -44,6 +43,11 @@ class Script:
         assert images is self.images
         assert labels is self.labels
         self.events.append(("load", step))
+
+    num_images = 0
+
+    def take_(self, batches: Script, i: int) -> None:
+        batches.load_(i, self.images, self.labels)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         self.rates.append(learning_rate)
@@ -75,8 +79,8 @@ class Script:
             [
                 Stretch(
                     epochs=epochs,
-                    step=cast(Step, self),
-                    open_batches=lambda: self.events.append("open") or cast(Batches, self),
+                    step=self,
+                    open_batches=lambda: self.events.append("open") or self,
                 )
                 for epochs in stretches or [range(phase.max_epochs)]
             ],

@@ -1,0 +1,61 @@
+"""Small nets and data of a user's, for the tests of `swap_fast.swap`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import swap_fast
+from swap_fast.config import Phase
+
+torch.set_num_threads(1)
+
+PHASE1 = Phase(global_batch_size=16, peak_lr=0.2, max_epochs=2, warmup_epochs=0.5)
+PHASE2 = Phase(global_batch_size=8, peak_lr=0.1, max_epochs=2)
+
+
+def blobs(num: int = 44, seed: int = 1, classes: int = 4) -> tuple[Tensor, Tensor]:
+    """Points [N, 6] around a centre for each class: learnable, and no two alike."""
+    centres = torch.randn(classes, 6, generator=torch.Generator().manual_seed(9))
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(classes, (num,), generator=generator)
+    return centres[y] + 0.5 * torch.randn(num, 6, generator=generator), y
+
+
+def net() -> nn.Module:
+    """Two layers with batch norm between them.
+
+    The first has no bias: its gradient would be 0 but for rounding, which Adam divides by itself.
+    """
+    return nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4))
+
+
+def plain_net() -> nn.Module:
+    """The same without batch norm."""
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+
+
+def small_swap(make: Any = net, train: Any = None, test: Any = None, **options: Any) -> Any:
+    """A run of two workers, on the CPU and silent."""
+    said = {"workers": 2, "phase1": PHASE1, "phase2": PHASE2, "device": "cpu", "progress": False}
+    data = blobs() if train is None else train
+    return swap_fast.swap(make, data, test, **(said | options))
+
+
+def bits(result: Any) -> dict[str, Tensor]:
+    """All that the averaged model and the workers are, but counters of batches."""
+    states = {"averaged": result.model.state_dict()}
+    states |= {f"worker{w}": state for w, state in enumerate(result.worker_states)}
+    return {
+        f"{which}.{name}": tensor.clone()
+        for which, state in states.items()
+        for name, tensor in state.items()
+        if "tracked" not in name
+    }
+
+
+def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
