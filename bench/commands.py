@@ -227,6 +227,13 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def compare(arguments: list[str]) -> int:
+    """Compare two groups of runs."""
+    from bench.compare import CompareOptions, compare_runs
+
+    return compare_runs(tyro.cli(CompareOptions, args=arguments, prog="python -m bench compare"))
+
+
 def table(arguments: list[str]) -> int:
     """Fill and draw one of the paper's tables."""
     options = tyro.cli(TableOptions, args=arguments, prog="python -m bench table")
