@@ -43,7 +43,7 @@ def compare_runs(options: CompareOptions) -> int:
         ValueError: no such runs, or runs that cannot be put together.
     """
     from bench.comparison import compare
-    from bench.comparison_tables import comparison_json, comparison_tables
+    from bench.comparison_tables import comparison_json, comparison_tables, sides_line
 
     found = [compare(a, b) for a, b in pair_sides(options.first, options.second, options.results)]
     if options.html is not None:
@@ -74,6 +74,7 @@ def compare_runs(options: CompareOptions) -> int:
 
     console = Console()
     for each in found:
+        console.print(Text(sides_line(each)))
         for caution in each.cautions:
             console.print(Text(caution, style="bold"))
         for table in comparison_tables(each):

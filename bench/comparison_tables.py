@@ -20,14 +20,13 @@ METHOD_NOTE = (
 
 def comparison_tables(found: Comparison) -> list[Table]:
     """The figures, the laps, and what differs; in the order of reading."""
-    a, b = (f"{label}: {side.name} (n = {len(side.runs)})" for label, side in _sides(found))
     runs = (*found.first.runs, *found.second.runs)
     tables = [
         Table(
             name="comparison",
             title=f"{found.first.name} and {found.second.name}",
-            caption=" ".join(found.cautions) + scale_note(runs),
-            columns=("Quantity", a, b, "B - A", "B / A", "95% interval"),
+            caption=sides_line(found) + scale_note(runs),
+            columns=("Quantity", "A", "B", "B - A", "B / A", "95% interval"),
             rows=tuple(_quantity_row(quantity) for quantity in found.quantities),
             footnotes=(METHOD_NOTE, *([UNSTABLE_NOTE] if _any_unstable(found) else [])),
         ),
@@ -61,6 +60,12 @@ def comparison_tables(found: Comparison) -> list[Table]:
                 )
             )
     return tables
+
+
+def sides_line(found: Comparison) -> str:
+    """What A and B are."""
+    told = (f"{label}: {side.name} (n = {len(side.runs)})" for label, side in _sides(found))
+    return "; ".join(told) + "."
 
 
 def comparison_json(found: Comparison) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def glance(content: Content) -> Bullets:
     warned = stability_table(records).rows
     if records:
         lines.append(
-            f"Stability: {len(warned)} warning{'' if len(warned) == 1 else 's'}, listed with what to do."
+            f"Stability: {len(warned)} warning{'' if len(warned) == 1 else 's'}; see what to do."
             if warned
             else "Stability: no warnings."
         )

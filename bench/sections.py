@@ -65,7 +65,7 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
         _section("The paper's figures", figures_of_paper),
         _section("The paper's settings", recipe_tables(content.paper)),
         _section("Comparisons", pair_tables(records)),
-        _section("Stability", [stability_table(records)] if records else []),
+        _section("Stability", _stability(content)),
         _section("Runs", [t for t in (runs_table(records), other_runs(records)) if t.rows]),
         _section(
             "Timing: where each second went",
@@ -116,6 +116,13 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
         ),
         sections=tuple(each for each in sections if each is not None),
     )
+
+
+def _stability(content: Content) -> list[Block]:
+    warned = stability_table(content.records)
+    if warned.rows or not content.records:
+        return [warned] if warned.rows else []
+    return [Paragraph(text=f"No warnings. {warned.caption}")]
 
 
 def tables_of(document: Document, content: Content) -> list[Table]:

@@ -14,7 +14,7 @@ OUTLIER = 3.5
 """Modified z-score (Iglewicz and Hoaglin) from which a time stands apart from its fellows'."""
 FEWEST_FOR_OUTLIERS = 5
 """Of fewer runs, a median absolute deviation says too little."""
-HARMLESS_THROTTLING = frozenset({"idle", "application clocks setting"})
+HARMLESS_THROTTLING = frozenset({"idle", "application clocks", "display clocks"})
 """Reasons for lower clocks that no training is slowed by unawares."""
 THROTTLED_SHARE = 0.05
 """Of a lap's samples: less is the odd moment."""
@@ -24,7 +24,7 @@ Warned = tuple[str, str, str]
 
 
 def stability_table(records: Sequence[RunRecord]) -> Table:
-    """One line a warning: spread, too few runs, unlike runs, throttling, interruptions, outliers."""
+    """A line a warning: spread, few runs, unlike runs, throttling, interruptions, outliers."""
     numbers = number_machines(records)
     rows: list[Warned] = []
     for (recipe, machine), runs in group_by(
@@ -50,10 +50,9 @@ def stability_table(records: Sequence[RunRecord]) -> Table:
         title="Stability warnings",
         caption=(
             f"Spread: the standard deviation of the times is {UNSTABLE_SHARE:.0%} of their mean or "
-            f"more. Outlier: a modified z-score above {OUTLIER:g}, of {FEWEST_FOR_OUTLIERS} runs or "
-            "more. "
-            + ("" if rows else "None of these was found. ")
-            + "A record does not know what else ran on its machine."
+            f"more. Outlier: of {FEWEST_FOR_OUTLIERS} runs or more, a modified z-score above "
+            f"{OUTLIER:g}. "
+            "A record does not know what else ran on its machine."
         ),
         columns=("Runs", "What", "What to do"),
         rows=tuple(rows),
@@ -111,7 +110,7 @@ def _of_group(where: str, runs: Sequence[RunRecord]) -> list[Warned]:
     found += [
         (
             run.run_id,
-            f"its {run.times.after_averaging_s:.2f} s stand apart from the median of {times.n} runs",
+            f"its {run.times.after_averaging_s:.2f} s stand apart from the other runs' times",
             "look at its laps; repeat it rather than leave it out",
         )
         for run in _outliers(runs)
