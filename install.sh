@@ -56,7 +56,7 @@ is_installed() { # is_installed EXTRA...
 }
 
 ensure_installed() { # ensure_installed EXTRA...
-    local extra extras python
+    local extra extras python work
     unset PYTHONHOME # it would bend .venv's Python to another installation
     is_installed "$@" && return
 
@@ -71,7 +71,9 @@ ensure_installed() { # ensure_installed EXTRA...
         "$python" -m venv --clear .venv || fail 1 "could not make .venv with $python (see above);\
  check the free disk space, remove .venv, and run this again."
     fi
-    echo "Installing swap_fast[$extras] into .venv: once, some minutes, 5 GB to download..."
+    work="once, some minutes, 5 GB to download"
+    [[ -f $STAMP ]] && work="what is missing or has changed"
+    echo "Installing swap_fast[$extras] into .venv: $work ..."
     rm -f "$STAMP"
     "$VENV_PYTHON" -m pip install --disable-pip-version-check --no-input \
         -c constraints.txt -e ".[$extras]" || fail 1 "the install stopped (see above);\

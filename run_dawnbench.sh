@@ -10,7 +10,7 @@ if [[ ${1-} == --help || ${1-} == -h ]]; then
     echo
     echo 'Installs into .venv (the first call only), runs RECIPE, then writes and prints the report.'
     echo 'Without RECIPE: cifar10_dawnbench on CUDA devices, cifar10_cpu where there are none.'
-    echo 'OPTIONs go to `python -m bench run`.'
+    echo 'OPTIONs go to `python -m bench run`; --quick is a first look, kept in results/quick.'
     if ! is_installed; then
         echo 'Nothing is installed yet: after a first call this also lists the recipes and options.'
         exit 0
@@ -25,13 +25,17 @@ ensure_installed $(benchmark_extras)
 if [[ ${1--} == -* ]]; then
     set -- auto "$@"
 fi
-"$VENV_PYTHON" -m bench run "$@"
 
 results=results
+if [[ " $* " == *" --quick "* || $1 == cifar10_quick ]]; then
+    # A folder of its own, so that a first look shows this run and no other; an --out after it wins.
+    set -- "$1" --out results/quick "${@:2}"
+fi
 for ((i = 1; i <= $#; i++)); do
     case ${!i} in
         --out) j=$((i + 1)) && results=${!j} ;;
         --out=*) results=${!i#--out=} ;;
     esac
 done
+"$VENV_PYTHON" -m bench run "$@"
 "$VENV_PYTHON" -m bench report --results "$results"

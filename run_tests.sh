@@ -25,7 +25,7 @@ step() { # step NAME REMEDY COMMAND...
 }
 
 # shellcheck disable=SC2046 # one word an extra
-ensure_installed $(benchmark_extras) search slurm test
+ensure_installed $(benchmark_extras) search slurm export mlperf docs test
 step 'format' "run '.venv/bin/ruff format .'" "$VENV_PYTHON" -m ruff format --check .
 step 'lint' "'.venv/bin/ruff check --fix .' mends what it can" "$VENV_PYTHON" -m ruff check .
 step 'types' "correct the types or their use" "$VENV_PYTHON" -m mypy

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from bench.choices import choose
+from bench.export_options import FORMATS
 from bench.options import (
     FigureOptions,
     JobOptions,
@@ -21,6 +21,7 @@ from bench.options import (
     TableOptions,
 )
 from bench.search_options import SearchOptions
+from swap_fast.choices import choose
 from swap_fast.recipe import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.recipes import RECIPES
 
@@ -232,6 +233,25 @@ def compare(arguments: list[str]) -> int:
     from bench.compare import CompareOptions, compare_runs
 
     return compare_runs(tyro.cli(CompareOptions, args=arguments, prog="python -m bench compare"))
+
+
+def export(arguments: list[str]) -> int:
+    """Write runs in a format of others."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            "usage: python -m bench export FORMAT [RUN ...] [-o FILE]\n\n"
+            "RUN is a record's path, a run id, or a recipe for all of its runs; without any, all\n"
+            "of --results. `export FORMAT --help` shows the options; FORMAT is one of\n"
+        )
+        for name, (_, summary) in FORMATS.items():
+            print(f"  {name:<10} {summary}")
+        return 0 if arguments else 2
+    name = choose("format", arguments[0], FORMATS)
+    form, _ = FORMATS[name]
+    options = tyro.cli(form, args=arguments[1:], prog=f"python -m bench export {name}")
+    from bench.export import run_export
+
+    return run_export(options)
 
 
 def table(arguments: list[str]) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from bench.choices import choose
+from swap_fast.choices import choose
 
 if TYPE_CHECKING:
     from bench.comparison import Side

@@ -9,7 +9,6 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from bench.basin import basin
-from bench.choices import choose
 from bench.figure_runs import find_run, next_seed, recipe_again, runs_of, swap_recipe
 from bench.figure_work import counts_of, grid_of, processes_of, work_of
 from bench.landscape_records import (
@@ -23,6 +22,7 @@ from bench.landscape_records import (
 )
 from bench.options import FigureOptions, RunOptions
 from bench.points import in_words
+from swap_fast.choices import choose
 from swap_fast.recipe import SWAPRecipe
 from swap_fast.recipes import RECIPES
 from swap_fast.record import RunRecord

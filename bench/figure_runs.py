@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench.stats import recipe_of
-from swap_fast.config import Augmentation, Optimizer, Phase
-from swap_fast.recipe import SWAPRecipe
+from swap_fast.recipe import SWAPRecipe, swap_recipe_again
 from swap_fast.recipes import RECIPES
 from swap_fast.record import RunRecord, read_record, read_records
 
@@ -124,20 +122,7 @@ def recipe_again(record: RunRecord) -> SWAPRecipe:
     Raises:
         ValueError: it has fields that this version does not know.
     """
-    configured: dict[str, Any] = recipe_of(record)
-    try:
-        return SWAPRecipe(
-            **{
-                **configured,
-                "blocks": tuple(configured.get("blocks", (3, 4, 6, 3))),
-                "phase1": Phase(**configured["phase1"]),
-                "phase2": Phase(**configured["phase2"]),
-                "optimizer": Optimizer(**configured["optimizer"]),
-                "augmentation": Augmentation(**configured["augmentation"]),
-            }
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{record.run_id}: expected a recipe of SWAP, got {error}") from None
+    return swap_recipe_again(recipe_of(record), record.run_id)
 
 
 def swap_recipe(name: str) -> SWAPRecipe:

@@ -5,18 +5,33 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from swap_fast.interruption import EXIT_STATUS, InterruptedRunError
 
+SILENT_END_S = 1.0
+"""So often the launching process looks for ranks that ended without a word."""
+
+_NOTES: Path | None = None
+"""Where this rank says what it is at, if it was started here."""
+
 
 def under_torchrun() -> bool:
     """Whether this process is a rank that torchrun, or this module, has started."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def say_where(text: str) -> None:
+    """Note what this rank is at, for the line that tells of its death."""
+    if _NOTES is not None:
+        (_NOTES / f"{os.environ['RANK']}.where").write_text(text)
 
 
 def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any:
@@ -26,7 +41,8 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
 
     Raises:
         ValueError, FloatingPointError: a rank raised one.
-        RuntimeError: a rank failed otherwise; the message holds its number and its error.
+        RuntimeError: a rank failed otherwise; the message holds its number, its error, and what
+            it last said it was at.
         InterruptedRunError: the processes were interrupted, or told to end, and have ended.
     """
     if num_ranks == 1 or under_torchrun():
@@ -50,7 +66,7 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    with TemporaryDirectory() as errors:
+    with TemporaryDirectory() as errors, _noticing_silent_ends(Path(errors)) as silent:
         try:
             return elastic_launch(config, _on_rank)(errors, function, *arguments)[0]
         except SignalException:
@@ -61,14 +77,19 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
         except ChildFailedError as error:
             # The rank that failed first is the cause; a peer's broken connection came after it.
             rank, failure = error.get_first_failure()
+            noted = Path(errors) / f"{rank}.where"
+            where = f" in {noted.read_text()}" if noted.exists() else ""
+            if silent:
+                raise RuntimeError(f"rank {silent[0]} ended early, without a result") from None
             if failure.exitcode == EXIT_STATUS:
                 raise InterruptedRunError(f"rank {rank} was told to end") from None
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
                 name = signal.Signals(-failure.exitcode).name
-                raise RuntimeError(f"rank {rank} was ended by {name}") from None
+                raise RuntimeError(f"rank {rank} was ended by {name}{where}") from None
             reported = sorted(path.read_text() for path in Path(errors).glob("*.txt"))
             if not reported:
-                raise RuntimeError(f"rank {rank} ended with code {failure.exitcode}") from None
+                text = f"rank {rank} ended with code {failure.exitcode}{where}"
+                raise RuntimeError(text) from None
             _, number, kind, message = reported[0].split(" ", maxsplit=3)
             if kind == "ValueError":
                 raise ValueError(message) from None
@@ -77,22 +98,58 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
             raise RuntimeError(f"rank {number} failed: {kind}: {message}") from None
 
 
+@contextmanager
+def _noticing_silent_ends(notes: Path) -> Iterator[list[str]]:
+    """The ranks that ended with status 0 before their work was done; the others are then killed.
+
+    The launcher takes such an end for none, and would wait for that rank's result for ever.
+    """
+    silent: list[str] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        known: dict[int | None, BaseProcess] = {}
+        while not over.wait(SILENT_END_S):
+            known |= {process.pid: process for process in multiprocessing.active_children()}
+            for began in sorted(notes.glob("*.began")):
+                process = known.get(int(began.read_text() or 0))
+                ended_well = process is not None and process.exitcode == 0
+                if ended_well and not began.with_suffix(".done").exists():
+                    silent.append(began.stem)
+            if silent:
+                for process in multiprocessing.active_children():
+                    process.kill()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield silent
+    finally:
+        over.set()
+        watcher.join()
+
+
 def _on_rank(errors: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call it in a process of its own, which says when and how it failed.
 
     Interrupted, the process ends at once and silently; told to end, as the others are when one
     has failed, by Python's own exit, with which the processes of a loader end too.
     """
+    global _NOTES
+    _NOTES, rank = Path(errors), os.environ["RANK"]
+    (_NOTES / f"{rank}.began").write_text(str(os.getpid()))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        return function(*arguments)
+        result = function(*arguments)
+        (_NOTES / f"{rank}.done").touch()
+        return result
     except KeyboardInterrupt:
         os._exit(130)
     except InterruptedRunError:
         # By Python's own exit, with which the processes of a loader end too.
         sys.exit(EXIT_STATUS)
     except Exception as error:
-        rank = os.environ["RANK"]
         line = f"{time.time_ns()} {rank} {type(error).__name__} {' '.join(str(error).split())}"
         part = Path(errors) / f"{rank}.part"
         part.write_text(line)

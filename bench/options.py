@@ -53,6 +53,8 @@ class RunOptions:
     time counts."""
     keep_epochs: bool = False
     """Keep the weights of every epoch, for Figure 4; else those at the ends of the phases."""
+    profile: bool = False
+    """Trace some steps of each phase into OUT/profiles, for Perfetto; the run is in no table."""
     timeout_s: float = 300.0
     """Seconds after which a process that no longer answers the others ends the run."""
     quiet: bool = False

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.choices import choose
 from bench.hardware import HARDWARE, Hardware
 from bench.options import PlanOptions
 from bench.paper import Paper, load_paper
@@ -27,6 +26,7 @@ from bench.rates import predict, read_rates
 from bench.rendering import NOTHING, RENDERINGS, Table
 from bench.scaling import Scaling, scale, scaling_figure, scaling_table
 from bench.workload import PhaseWork, Workload, workload_of
+from swap_fast.choices import choose
 from swap_fast.recipe import Recipe
 from swap_fast.recipes import RECIPES
 

@@ -34,6 +34,7 @@ _FIGURE = re.compile(
 )
 _MARKDOWN_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _LATEX = {
+    "\0": "{}",
     "\\": r"\textbackslash{}",
     "{": r"\{",
     "}": r"\}",
@@ -87,7 +88,11 @@ def escape_markdown(text: str) -> str:
 
 def escape_latex(text: str) -> str:
     """The text as it stands, on one line, in LaTeX's text mode."""
-    return "".join(_LATEX.get(character, character) for character in one_line(text))
+    # Two hyphens would join to a dash.
+    apart = re.sub(r"-(?=-)", "-\0", one_line(text))
+    # A row's end takes what follows it for its own, be it in the next row.
+    guard = "{}" if apart.lstrip()[:1] in ("[", "*") else ""
+    return guard + "".join(_LATEX.get(character, character) for character in apart)
 
 
 def to_markdown(table: Table) -> str:

@@ -54,6 +54,8 @@ class Request:
     """The folder whose phase 1 is taken over, where it is known; named by the run that made it."""
     keep_epochs: bool = False
     """Keep the weights of every epoch."""
+    profile: bool = False
+    """Trace some steps of each phase."""
     timeout_s: float = 300.0
     """How long a collective may last."""
     first: bool = True

@@ -1,13 +1,15 @@
 """One run of a recipe on one rank: load the data, run the method, write the record."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from bench.attempts import Attempt
+from bench.launch import say_where
 from bench.machine import device_uuid
+from bench.profile import NOTE, Profiler, around, was_profiled
 from bench.progress import Progress
 from bench.recording import make_record
 from bench.request import Request
@@ -22,7 +24,7 @@ from swap_fast.interruption import Interruption
 from swap_fast.memory import keep_freed_memory
 from swap_fast.parts import Watch, make_parts
 from swap_fast.recipe import SWAPRecipe, SWARecipe
-from swap_fast.record import AverageRow, write_record
+from swap_fast.record import AverageRow, EpochRow, write_record
 from swap_fast.run_folder import RunFolder, tidy
 from swap_fast.trajectory import average_by_cycle, running_average
 
@@ -43,6 +45,8 @@ class Rank:
     """Watches the device."""
     interruption: Interruption
     """Says when it is to end."""
+    profiler: Profiler | None
+    """Traces some of its steps."""
 
 
 def run_rank(request: Request) -> Path | None:
@@ -61,17 +65,23 @@ def run_rank(request: Request) -> Path | None:
     comm = connect(device.type, timeout_s=request.timeout_s)
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     sampler = Sampler()
+    profiler = Profiler() if request.profile and comm.rank == 0 else None
+    laps = sampler.lap if profiler is None else around(sampler.lap, profiler.lap)
     rank = Rank(
         request=request,
         device=device,
         comm=comm,
-        clock=Clock(synchronize, around=sampler.lap),
+        clock=Clock(synchronize, around=laps),
         sampler=sampler,
         interruption=Interruption(synchronize),
+        profiler=profiler,
     )
     rank.clock.add("imports", imports_s)
     with rank.interruption.listening(), sampler.watching(device_uuid(device.type)):
-        path = _run(rank)
+        try:
+            path = _run(rank)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"seed {request.seed}, {error}") from None
     comm.close()
     return path
 
@@ -131,6 +141,15 @@ def _train(
         if attempt is not None:
             attempt.beat()
 
+    def on_epoch(row: EpochRow) -> None:
+        worker = f" of worker {row.worker}" if row.phase == 2 else ""
+        say_where(f"phase {row.phase} after epoch {row.epoch}{worker}")
+        progress.on_epoch(row)
+
+    def on_phase1_end(epochs: int) -> None:
+        say_where("phase 2")
+        progress.phase1_ended(epochs)
+
     def on_save() -> None:
         if attempt is not None:
             attempt.keep(total(clock.laps, TRAINING) - folder.restored_s)
@@ -154,14 +173,18 @@ def _train(
         comm=comm,
         clock=clock,
         watch=Watch(
-            on_step=on_step,
-            on_epoch=progress.on_epoch,
-            on_phase1_end=progress.phase1_ended,
+            on_step=on_step if rank.profiler is None else rank.profiler.after(on_step),
+            on_epoch=on_epoch,
+            on_phase1_end=on_phase1_end,
         ),
         checkpoints=folder,
         interruption=rank.interruption,
         workers=request.workers,
     )
+    traces = request.out / "profiles" / place.folder.name
+    if rank.profiler is not None:
+        parts = rank.profiler.begin(parts, recipe, data.source.num_images, traces, progress.say)
+    say_where("phase 1")
     if request.part != "all":
         assert isinstance(recipe, SWAPRecipe), "only SWAP's parts are run apart"
         with progress:
@@ -189,6 +212,8 @@ def _train(
     taken = None
     if folder.taken_from is not None:
         taken = {"run_id": folder.taken_from, "origin": folder.origin}
+    if was_profiled(request.out, place.folder.name, folder.taken_from):
+        request = replace(request, notes=(*request.notes, NOTE))
     record = make_record(
         request,
         parts,

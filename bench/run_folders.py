@@ -71,7 +71,14 @@ def find_place(request: Request, description: Description) -> Place:
     created, out = description["created"], request.out
     if request.folder is not None:
         begun = read_description(request.folder) or description
-        return Place(folder=request.folder, created=begun["created"], start=None, record=None)
+        _require_same(request.folder, begun, description)
+        done = out / "runs" / f"{request.folder.name}.json"
+        return Place(
+            folder=request.folder,
+            created=begun["created"],
+            start=None,
+            record=done if done.exists() else None,
+        )
     folder = out / "checkpoints" / run_id(request.recipe.name, request.seed, created)
     start, record = request.start, None
     if request.share_phase1:
@@ -133,14 +140,28 @@ def find_unfinished(out: Path, description: Description, *, only_same: bool) -> 
     for folder, begun in reversed(_folders_of(out / "checkpoints", name, seed)):
         if (out / "runs" / f"{folder.name}.json").exists() or is_running(folder):
             continue
-        changed = _differences(begun, description)
-        if not changed:
-            return folder
         if not only_same:
-            raise ValueError(
-                f"--resume: {folder.name} was begun with {'; '.join(changed)}; give it the same "
-                "again, or start anew with another --out or without --resume"
-            )
+            _require_same(folder, begun, description)
+        if not _differences(begun, description):
+            return folder
+    return None
+
+
+def _require_same(folder: Path, begun: Description, description: Description) -> None:
+    """Refuse to go on with a run that was begun with other settings, data or arithmetic."""
+    changed = _differences(begun, description)
+    if changed:
+        raise ValueError(
+            f"--resume: {folder.name} was begun with {'; '.join(changed)}; give it the same "
+            "again, or start anew with another --out or without --resume"
+        )
+
+
+def newest_unfinished(out: Path, name: str, seed: int) -> Path | None:
+    """The newest run of this recipe and seed that has no record yet and that nobody runs."""
+    for folder, _ in reversed(_folders_of(out / "checkpoints", name, seed)):
+        if not (out / "runs" / f"{folder.name}.json").exists() and not is_running(folder):
+            return folder
     return None
 
 

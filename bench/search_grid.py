@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import Suppress
 
-from bench.choices import choose
+from swap_fast.choices import choose
 from swap_fast.recipe import Recipe
 
 Value = bool | int | float | str | None

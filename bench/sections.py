@@ -55,7 +55,6 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
         block for what, drawn in figures.paper.items() for block in figure_blocks(what, drawn)
     ]
     sections = [
-        _section("At a glance", [glance(content)]),
         _section("Beside the paper", [*beside, *statistics_tables(records, content.paper)]),
         _section(
             "The paper's claims",
@@ -109,6 +108,7 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
         title="Results",
         opening=(
             Paragraph(text=warning(content), strong=True),
+            glance(content),
             Paragraph(
                 text=f"Made from {len(records)} records by python -m bench report; "
                 f"{len(skipped)} left out. The same records give the same report."

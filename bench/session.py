@@ -129,6 +129,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
         resume="yes" if options.resume else "no",
         share_phase1=options.share_phase1,
         keep_epochs=options.keep_epochs,
+        profile=options.profile,
         timeout_s=options.timeout_s,
         notes=() if note is None else (note,),
         quiet=options.quiet,

@@ -20,6 +20,9 @@ UNSTABLE_SHARE = 0.1
 DEGRADED = "degraded"
 """How the note of a run begins whose average lacks workers."""
 
+PROFILED = "profiled"
+"""How the note of a run begins in which the profiler ran."""
+
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -201,8 +204,8 @@ def why_not_comparable(record: RunRecord, kinds: Sequence[str] = ("published",))
         kinds: of data that the table takes.
     """
     kind = record.data.get("kind")
-    if degraded := [note for note in record.notes if note.startswith(DEGRADED)]:
-        return degraded[0]
+    if marked := [note for note in record.notes if note.startswith((DEGRADED, PROFILED))]:
+        return marked[0]
     if any("quick" in text.lower() for text in [record.recipe, *record.notes]):
         return "quick form"
     if kind not in kinds:

@@ -7,6 +7,7 @@ queued again and goes on from its checkpoints; a dead worker costs its own job a
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.options import JobOptions, RunOptions
 from bench.request import Part
+from bench.run_folders import newest_unfinished
 from swap_fast.interruption import EXIT_STATUS, InterruptedRunError
 from swap_fast.recipe import Recipe, SWAPRecipe
 from swap_fast.record import run_id
@@ -77,6 +79,7 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
     """
     try:
         from submitit import AutoExecutor
+        from submitit.core.utils import UncompletedJobError
     except ImportError:
         raise ValueError(
             "submit: expected submitit, got none; pip install 'swap_fast[slurm]'"
@@ -84,17 +87,31 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
     for number in range(options.runs):
         own = replace(options, runs=1, seed=options.seed + number, out=options.out.resolve())
         name = run_id(recipe.name, own.seed, datetime.now(UTC).isoformat())
+        if options.resume and (unfinished := newest_unfinished(own.out, recipe.name, own.seed)):
+            name = unfinished.name
         folder = own.out / "checkpoints" / name
         try:
             executor = AutoExecutor(folder=own.out / "jobs" / name, cluster=jobs.cluster)
         except RuntimeError as error:
             raise ValueError(f"submit: {error}; --cluster local runs the jobs here") from None
-        submitted = _submit_run(executor, own, jobs, recipe, original, folder)
-        for what, job in submitted:
-            print(f"{name}: {what}: job {job.job_id}", flush=True)
-        if jobs.cluster == "local":
-            print(f"record: {submitted[-1][1].result()}")
+        try:
+            submitted = _submit_run(executor, own, jobs, recipe, original, folder)
+            for what, job in submitted:
+                print(f"{name}: {what}: job {job.job_id}", flush=True)
+            if jobs.cluster == "local":
+                print(f"record: {submitted[-1][1].result()}")
+        except UncompletedJobError as error:  # of a local job, whose end is waited for
+            raise RuntimeError(
+                f"{name}: a job did not end well ({_reason(str(error))}); the same command with "
+                "--resume goes on"
+            ) from None
     return 0
+
+
+def _reason(text: str) -> str:
+    """The error at the end of a job's traceback; of a job without one, submitit's own words."""
+    raised = re.findall(r"^[\w.]*(?:Error|Exception): (.+)$", text, re.MULTILINE)
+    return raised[-1] if raised else text.strip().splitlines()[0]
 
 
 def _submit_run(

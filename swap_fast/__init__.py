@@ -16,7 +16,9 @@ _HOME = {
     "make_parts": "parts",
     "Weights": "weights",
     "average": "averaging",
+    "average_files": "soups",
     "recompute_statistics_": "batchnorm",
+    "export_onnx": "onnx_export",
 }
 
 __all__ = list(_HOME)

@@ -92,7 +92,7 @@ def large_batch_phase(recipe: SGDRecipe, parts: Parts) -> PhaseOne:
         with clock.lap("evaluation"):
             phase.state.statistics.merge_()
             accuracies = phase.evaluate(row.epoch, parts.comm)
-        row = replace(row, test_accuracy=accuracies.top1)
+        row = tested(row, accuracies)
         parts.watch.on_epoch(row)
         position = Position(phase=1, epoch=row.epoch, stopped_by=stopped_by, accuracies=accuracies)
         with clock.lap("checkpoint"):
@@ -141,7 +141,7 @@ def small_batch_phase(recipe: AveragingRecipe, parts: Parts, start: PhaseOne) ->
         with clock.lap("evaluation"):
             phase.state.statistics.merge_()
             accuracies = phase.evaluate(row.epoch, group.inside)
-        row = replace(row, test_accuracy=accuracies.top1)
+        row = tested(row, accuracies)
         if group.is_first:
             parts.watch.on_epoch(row)
         if row.epoch % cycle_epochs == 0:
@@ -181,6 +181,11 @@ def small_batch_phase(recipe: AveragingRecipe, parts: Parts, start: PhaseOne) ->
         time_s = clock.reading() - started_s
         workers.append(Worker(number=number, samples=tuple(samples), time_s=time_s))
     return workers
+
+
+def tested(row: EpochRow, accuracies: Accuracies) -> EpochRow:
+    """The epoch's row with its accuracy on the test images."""
+    return replace(row, test_accuracy=accuracies.top1, test_top5_accuracy=accuracies.top5)
 
 
 def leave(state: TrainingState, parts: Parts, position: Position) -> None:

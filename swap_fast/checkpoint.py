@@ -158,6 +158,16 @@ def read_about(stem: Path) -> dict[str, Any]:
     return about
 
 
+def model_sha256(stem: Path) -> str | None:
+    """The hash of a checkpoint's weights, from its manifest alone; None where it names none.
+
+    Raises:
+        ValueError: as `read_checkpoint`.
+    """
+    found = _manifest(stem)["files"].get(MODEL, {}).get("sha256")
+    return found if isinstance(found, str) else None
+
+
 def _manifest(stem: Path) -> dict[str, Any]:
     path = stem.with_name(stem.name + MANIFEST)
     try:

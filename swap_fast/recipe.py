@@ -1,7 +1,7 @@
 """What a run's method is, with all its numbers: the recipes' classes, frozen, typed, checked."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress
 
@@ -226,3 +226,24 @@ AveragingRecipe = SWAPRecipe | SWARecipe
 """Those with a phase 2 whose models are averaged."""
 
 Recipe = AveragingRecipe | SGDRecipe
+
+
+def swap_recipe_again(configured: dict[str, Any], where: str) -> SWAPRecipe:
+    """The recipe of SWAP that a run was made with, whatever was changed in it.
+
+    Raises:
+        ValueError: it has fields that this version does not know, or is not of SWAP.
+    """
+    try:
+        return SWAPRecipe(
+            **{
+                **configured,
+                "blocks": tuple(configured.get("blocks", RESNET50_BLOCKS)),
+                "phase1": Phase(**configured["phase1"]),
+                "phase2": Phase(**configured["phase2"]),
+                "optimizer": Optimizer(**configured["optimizer"]),
+                "augmentation": Augmentation(**configured["augmentation"]),
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{where}: expected a recipe of SWAP, got {error}") from None

@@ -47,6 +47,8 @@ class EpochRow:
     """The paper's reading of this rank's clock at the epoch's end."""
     test_accuracy: float | None = None
     """After the epoch, a fraction; None where it was not evaluated."""
+    test_top5_accuracy: float | None = None
+    """Likewise, with the right class among the first five; of ImageNet only."""
     noise_scale: float | None = None
     """The epoch's gradient noise scale in images; None where it was not measured, which it is in a
     phase that ends by it, or where the noise hid the gradient."""

@@ -95,9 +95,10 @@ def train(
                 raise InterruptedRunError(f"after step {done} of epoch {epoch + 1}")
             if not math.isfinite(metrics.loss):
                 raise FloatingPointError(
-                    f"phase {number}, worker {worker}, epoch {epoch + 1}: the loss is "
-                    f"{metrics.loss}, expected a finite one; lower the learning rate (the phase's "
-                    f"peak is {phase.peak_lr:g})"
+                    f"phase {number}, worker {worker}, epoch {epoch + 1} (updates "
+                    f"{epoch * steps + 1} to {(epoch + 1) * steps}): the loss is {metrics.loss}, "
+                    f"expected a finite one; lower the learning rate (now {learning_rate:g}, the "
+                    f"phase's peak {phase.peak_lr:g})"
                 )
             ended_by = stopped_by(phase, epoch, metrics)
             after_epoch(

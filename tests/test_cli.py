@@ -115,6 +115,25 @@ def test_help_loads_no_torch() -> None:
     assert "--phase1.peak-lr" in done.stdout
 
 
+def test_no_help_loads_what_is_slow_to_load() -> None:
+    # This is what keeps every `--help` under half a second.
+    program = (
+        "import sys\n"
+        "import swap_fast\n"
+        "SLOW = 'torch torchvision nvidia matplotlib scipy optuna sqlalchemy submitit onnx'\n"
+        "def slow():\n    return sorted(set(SLOW.split()) & sys.modules.keys())\n"
+        "assert not slow(), f'import swap_fast loads {slow()}'\n"
+        "from bench.cli import COMMANDS, main\n"
+        "recipe = [[name, 'cifar10_cpu'] for name in ('run', 'submit', 'search')]\n"
+        "for command in [[], *([name] for name in COMMANDS), *recipe]:\n"
+        "    try:\n        main([*command, '--help'])\n"
+        "    except SystemExit as exit_:\n        assert exit_.code in (None, 0), command\n"
+        "    assert not slow(), f'{command} --help loads {slow()}'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_overrides_are_named_field_by_field() -> None:
     original = {"width": 16, "phase1": {"peak_lr": 1.0, "max_epochs": 7}}
     changed = {"width": 8, "phase1": {"peak_lr": 1.5, "max_epochs": 7}}
@@ -213,7 +232,9 @@ def test_a_run_that_diverges_ends_with_exit_1_and_leaves_no_record(
 ) -> None:
     run = ["run", "cifar10_sgd_small_cpu", "--out", str(tmp_path), "--ranks", "1", "--quiet"]
     assert main([*run, *SMALL, "--phase1.peak-lr", "1e30"]) == 1
-    assert "the loss is nan" in capsys.readouterr().err.lower()
+    error = capsys.readouterr().err
+    assert error.startswith("bench: seed 0, phase 1, worker 0, epoch 1 (updates 1 to ")
+    assert "): the loss is nan, expected a finite one; lower the learning rate (now " in error
     assert not list((tmp_path / "runs").glob("*.json"))
 
 

@@ -103,6 +103,7 @@ def check_swap(record: RunRecord) -> None:
     assert sizes == [[40, 40, 48], [40, 48]]
     assert (recipe["phase1"]["max_epochs"], recipe["phase2"]["max_epochs"]) == (3, 2)
     assert record.test_top5_accuracy == 1.0  # of three classes
+    assert {row.test_top5_accuracy for row in record.epochs} == {1.0}
     assert (record.phase1_epochs, record.stopped_by) == (3, "max_epochs")
     # Of phase 2 the last stage alone: before it the workers were tested at another size.
     assert [row.epoch for row in record.average_by_epoch] == [2]

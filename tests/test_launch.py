@@ -79,3 +79,14 @@ def test_an_interrupt_ends_all_ranks_in_one_line(tmp_path: Path) -> None:
     while alive_in_group(process.pid):
         assert time.monotonic() < deadline, "an orphan was left"
         time.sleep(0.2)
+
+
+def leave_on_rank_1() -> None:
+    """Rank 1 ends as if all were well, by an exit that Python does not see."""
+    if os.environ["RANK"] == "1":
+        os._exit(0)
+
+
+def test_a_rank_that_ends_early_with_status_0_has_failed() -> None:
+    with pytest.raises(RuntimeError, match=r"^rank 1 ended early, without a result$"):
+        launch(leave_on_rank_1, num_ranks=2)

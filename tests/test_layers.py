@@ -24,6 +24,9 @@ TORCHLESS = (
     *("bench.tables", "bench.plots", "bench.report", "bench.stats", "swap_fast.record"),
     *("bench.energy", "bench.nvml", "bench.telemetry"),
     *("bench.report_figures", "bench.basin", "bench.points"),
+    *("bench.export", "bench.export_csv", "bench.export_dawnbench", "bench.export_mlperf"),
+    "bench.export_latex",
+    *("swap_fast.__main__", "swap_fast.soup_report"),
 )
 # Distributions whose import name is another.
 IMPORT_NAMES = {"nvidia-dali-cuda120": "nvidia", "nvidia-ml-py": "pynvml", "pillow": "PIL"}

@@ -67,7 +67,7 @@ def test_constraints_pin_all_that_the_scripts_install() -> None:
     )
     extras = config["options.extras_require"]
     wanted = _requirements(config["options"]["install_requires"])
-    for extra in ("telemetry", "plots", "dali", "search", "test"):
+    for extra in ("telemetry", "plots", "dali", "search", "export", "mlperf", "docs", "test"):
         wanted += _requirements(extras[extra])
     assert {_plain_name(each) for each in wanted} <= pins.keys()
     assert (pins["torch"], pins["torchvision"]) == ("2.10.0", "0.25.0")
@@ -212,7 +212,9 @@ def test_without_python_one_line_and_exit_2(
 
 def test_first_call_installs_then_runs_and_reports(checkout: Checkout) -> None:
     checkout.make_venv()
-    assert checkout.run("run_dawnbench.sh").returncode == 0
+    done = checkout.run("run_dawnbench.sh")
+    assert done.returncode == 0
+    assert "into .venv: once, some minutes, 5 GB to download ..." in done.stdout
     pip, run, report = checkout.calls
     assert pip.startswith("-m pip install ")
     assert " -c constraints.txt -e .[telemetry,plots" in pip
@@ -225,9 +227,11 @@ def test_second_call_installs_nothing(installed: Checkout) -> None:
 
 
 def test_tests_add_their_extra_and_keep_the_others(installed: Checkout) -> None:
-    assert installed.run("run_tests.sh", "-k", "some thing").returncode == 0
+    done = installed.run("run_tests.sh", "-k", "some thing")
+    assert done.returncode == 0
+    assert ",test] into .venv: what is missing or has changed ..." in done.stdout
     pip, *steps = installed.calls
-    assert pip.endswith(",test]")
+    assert pip.endswith(",docs,test]")
     assert ".[telemetry,plots," in pip
     assert steps == [
         "-m ruff format --check .",
@@ -268,7 +272,6 @@ def test_a_failed_install_says_so_and_is_repeated(checkout: Checkout) -> None:
     ("arguments", "run"),
     [
         ([], "auto"),
-        (["--quick", "--data", "a b"], "auto --quick --data a b"),
         (["cifar10_cpu", "--runs", "3"], "cifar10_cpu --runs 3"),
     ],
 )
@@ -277,7 +280,23 @@ def test_arguments_go_through(installed: Checkout, arguments: list[str], run: st
     assert installed.calls == [f"-m bench run {run}", "-m bench report --results results"]
 
 
-@pytest.mark.parametrize("arguments", [["--out", "there"], ["cifar10_cpu", "--out=there"]])
+@pytest.mark.parametrize(
+    ("arguments", "run"),
+    [
+        (["--quick", "--data", "a b"], "auto --out results/quick --quick --data a b"),
+        (["cifar10_quick", "--seed", "1"], "cifar10_quick --out results/quick --seed 1"),
+    ],
+)
+def test_a_first_look_has_a_folder_of_its_own(
+    installed: Checkout, arguments: list[str], run: str
+) -> None:
+    assert installed.run("run_dawnbench.sh", *arguments).returncode == 0
+    assert installed.calls == [f"-m bench run {run}", "-m bench report --results results/quick"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--out", "there"], ["cifar10_cpu", "--out=there"], ["--quick", "--out", "there"]]
+)
 def test_the_report_is_drawn_where_the_run_wrote(installed: Checkout, arguments: list[str]) -> None:
     assert installed.run("run_dawnbench.sh", *arguments).returncode == 0
     assert installed.calls[1] == "-m bench report --results there"

@@ -25,11 +25,16 @@ KILLS = int(os.environ.get("SWAP_SOAK_KILLS", "200"))
 RUN = [
     *(sys.executable, "-m", "bench", "run", "cifar10_quick", "--dataset", "synthetic"),
     *("--train-images", "2048", "--width", "4", "--phase1.global-batch-size", "128"),
-    *("--phase1.max-epochs", "30", "--phase1.horizon-epochs", "30"),
-    *("--phase1.warmup-epochs", "2", "--phase2.max-epochs", "15", "--device", "cpu"),
+    *("--phase1.max-epochs", "16", "--phase1.horizon-epochs", "16"),
+    *("--phase1.warmup-epochs", "2", "--phase2.max-epochs", "6", "--device", "cpu"),
     *("--threads", "1", "--quiet", "--resume"),
 ]
 LONGEST_S = 40 * 60
+VICTIMS = ("all at once", "launcher", "one process")
+ENDED_S = 20.0
+"""By then nothing of a run in which a process was killed may be left."""
+LONGEST_TRY_S = 16.0
+"""Beyond the start of the processes and the longest stretch without a checkpoint: phase 3."""
 
 
 def final(out: Path) -> dict[str, torch.Tensor]:
@@ -47,11 +52,28 @@ def where(out: Path) -> str:
     return "phase 1" if any(name.startswith("phase1-") for name in names) else "the set-up"
 
 
-def alive(group: int) -> list[str]:
-    """Processes of a group that are more than zombies."""
-    done = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True)
+def alive(group: int) -> list[int]:
+    """Processes of a group that are more than zombies, oldest first."""
+    done = subprocess.run(
+        ["ps", "-eo", "pgid=,pid=,stat=", "--sort=start_time,pid"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     rows = [line.split() for line in done.stdout.splitlines()]
-    return [stat for pgid, stat in rows if int(pgid) == group and not stat.startswith("Z")]
+    return [int(pid) for pgid, pid, stat in rows if int(pgid) == group and not stat.startswith("Z")]
+
+
+def kill(process: subprocess.Popen[bytes], victim: str) -> None:
+    """SIGKILL, to all processes of a run, to its launcher, or to one that the launcher started."""
+    others = [pid for pid in alive(process.pid) if pid != process.pid]
+    if victim == "one process" and others:
+        os.kill(others[-1], signal.SIGKILL)
+    elif victim == "launcher":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=ENDED_S)
 
 
 @pytest.mark.soak
@@ -60,35 +82,39 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for out in (whole, killed):
         out.mkdir()
-    subprocess.run([*RUN, "--ranks", "2", "--out", str(whole)], check=True)
+    command = [*RUN, "--ranks", "2", "--out"]
+    subprocess.run([*command, str(whole)], check=True)
     kills: Counter[str] = Counter()
+    victims: Counter[str] = Counter()
+    runs = 0
     while sum(kills.values()) < KILLS:
-        # One process or two: between phases their number may change, and is kept within one.
         process = subprocess.Popen(
-            [*RUN, "--ranks", "2", "--out", str(killed)], start_new_session=True
+            [*command, str(killed)], start_new_session=True, stderr=subprocess.DEVNULL
         )
         try:
-            process.wait(timeout=chance.uniform(0.0, 16.0))
+            process.wait(timeout=chance.uniform(0.0, LONGEST_TRY_S))
         except subprocess.TimeoutExpired:
             kills[where(killed)] += 1
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            victims[victim := chance.choice(VICTIMS)] += 1
+            kill(process, victim)
         else:
             assert process.returncode == 0
-            if (killed / "runs").exists():  # done: begin another, of the same bits
-                check(whole, killed)
-                _forget(killed)
-        deadline = time.monotonic() + 10
+            check(whole, killed)
+            _forget(killed)  # done: begin another, of the same bits
+            runs += 1
+        deadline = time.monotonic() + ENDED_S
         while alive(process.pid):
             assert time.monotonic() < deadline, "an orphan was left"
             time.sleep(0.1)
         assert time.monotonic() - began < LONGEST_S
-    subprocess.run([*RUN, "--ranks", "2", "--out", str(killed)], check=True)
+    subprocess.run([*command, str(killed)], check=True)
     check(whole, killed)
     if path := os.environ.get("SWAP_SOAK_RECORD"):
         told = {
             "kills": sum(kills.values()),
             "kills_in": dict(sorted(kills.items())),
+            "killed": dict(sorted(victims.items())),
+            "runs": runs + 1,
             "bit_equal": True,
             "wall_s": round(time.monotonic() - began, 1),
             "code": describe_code(),

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +55,54 @@ def test_jobs_end_with_the_bits_of_a_run(
     (record,) = (tmp_path / "runs").glob("*.json")
     assert f"record: {record}" in said
     assert json.loads(record.read_text())["interruptions"] is None
+
+
+def tell_the_job_of_phase_1(out: Path, number: int, *options: str) -> subprocess.Popen[str]:
+    """Submit, and send its first job a signal when it has a checkpoint."""
+    command = [sys.executable, "-m", "bench", "submit", "cifar10_quick", *SMALL, *JOBS, *options]
+    process = subprocess.Popen(
+        [*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (saved := list(out.glob("checkpoints/*/phase1-epoch1.json"))):
+        assert process.poll() is None, "it ended before it was told"
+        time.sleep(0.01)
+    attempt = json.loads((saved[0].parent / "attempt-run-0001.json").read_text())
+    os.kill(attempt["process"], number)
+    return process
+
+
+@pytest.mark.slow
+def test_a_job_that_is_pre_empted_is_queued_again_and_goes_on(
+    whole: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    # The signal that SLURM sends for submitit before it takes a node away.
+    process = tell_the_job_of_phase_1(tmp_path, signal.SIGUSR2)
+    said, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    (record,) = (tmp_path / "runs").glob("*.json")
+    assert f"record: {record}" in said
+    assert json.loads(record.read_text())["interruptions"]["count"] == 1
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert all(torch.equal(final(folder)[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.slow
+def test_a_job_that_is_told_to_end_says_how_to_go_on(
+    whole: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = tell_the_job_of_phase_1(tmp_path, signal.SIGTERM)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 1
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    last = error.strip().splitlines()[-1]
+    assert last.startswith(f"bench: {folder.name}: a job did not end well (Job ")
+    assert last.endswith("); the same command with --resume goes on")
+    again = ["submit", "cifar10_quick", *SMALL, *JOBS, "--resume", "--out", str(tmp_path)]
+    assert main([*again, "--width", "8"]) == 1
+    assert "was begun with recipe.width 4, not 8" in capsys.readouterr().err
+    assert main(again) == 0
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [folder.name]
+    assert all(torch.equal(final(folder)[name], tensor) for name, tensor in whole.items())
 
 
 def test_where_there_is_no_slurm_it_says_so(

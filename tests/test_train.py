@@ -223,7 +223,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(bad: float) -> None:
     with pytest.raises(FloatingPointError) as stopped:
         script.run(phase(3, 0.5), begin=Position(phase=2, worker=4))
     message = str(stopped.value)
-    assert message.startswith(f"phase 2, worker 4, epoch 2: the loss is {bad}, expected")
-    assert "lower the learning rate (the phase's peak is 0.6)" in message
+    at = "phase 2, worker 4, epoch 2 (updates 4 to 6)"
+    assert message.startswith(f"{at}: the loss is {bad}, expected a finite one; lower the learning")
+    assert message.endswith(f"(now {script.rates[-1]:g}, the phase's peak 0.6)")
     assert "\n" not in message
     assert script.events.count("after") == 1

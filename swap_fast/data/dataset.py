@@ -79,6 +79,11 @@ def num_classes_of(name: DatasetName) -> int:
     return _KNOWN[name].num_classes
 
 
+def normalisation_of(name: DatasetName) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of each channel, on the 0..255 scale."""
+    return _KNOWN[name].mean, _KNOWN[name].std
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
     """The training or the test half of a data set.

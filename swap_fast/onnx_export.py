@@ -1,0 +1,135 @@
+"""A model as an ONNX file, written only where onnxruntime computes what torch does.
+
+Needs the extra `export`: onnx, onnxruntime and onnxscript are imported when they are used.
+"""
+
+import copy
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swap_fast.checkpoint import write_file
+
+INPUT, OUTPUT = "images", "logits"
+"""What the file calls the two by default."""
+
+TOLERANCE = 1e-4
+"""Largest difference that is taken for rounding, as a share of the largest output, or of 1."""
+
+
+def export_onnx(
+    model: nn.Module,
+    path: Path,
+    inputs: Tensor,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    input_name: str = INPUT,
+    output_name: str = OUTPUT,
+    tolerance: float = TOLERANCE,
+) -> float:
+    """Write a model of one input and one output for batches of any size, in fp32.
+
+    A copy is exported, in evaluation mode on the CPU; the model itself stays as it is. The file is
+    checked by onnx, and run by onnxruntime on all inputs together and on the first alone: only
+    where it agrees with torch is it written.
+
+    Arguments:
+        model: any module, compiled or not, of any precision.
+        inputs: [B, ...] with B of 2 or more, on which the model is traced and checked.
+        metadata: kept in the file under these names; what is not text, as JSON.
+        tolerance: largest difference, as a share of the largest output, or of 1.
+
+    Returns:
+        The largest difference of any output.
+
+    Raises:
+        ValueError: no such model, a package is missing, or onnxruntime computes something else;
+            there is then no file, or the former one.
+        OSError: the file cannot be written.
+    """
+    onnx, runtime = _packages()
+    if len(inputs) < 2:
+        raise ValueError(f"inputs: expected a batch of 2 or more, got {len(inputs)}")
+    # A compiled module holds the one that it was made from.
+    original = getattr(model, "_orig_mod", model)
+    plain = copy.deepcopy(original).to(device="cpu", dtype=torch.float32).eval()
+    inputs = inputs.detach().cpu()
+    inputs = inputs.float() if inputs.is_floating_point() else inputs
+    batches = (inputs, inputs[:1])
+    try:
+        with torch.no_grad():
+            expected = [plain(batch) for batch in batches]
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"model: expected one that takes any batch, got: {first}") from error
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # torch's exporter and onnxscript use what torch deprecates.
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                plain,
+                (inputs[:2],),
+                dynamo=True,
+                verbose=False,
+                input_names=[input_name],
+                output_names=[output_name],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+    except torch.onnx.OnnxExporterError as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ValueError(
+            f"model: expected one that torch.export can trace for any batch, got: {cause}"
+        ) from error
+    assert program is not None, "torch's exporter by dynamo returns the program"
+    proto = program.model_proto
+    # Where it cannot trace any batch, torch may go on with the one that it was given.
+    if not proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise ValueError(
+            "model: expected one that torch.export can trace for any batch, got one whose trace "
+            f"is for {len(inputs[:2])} alone"
+        )
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in (metadata or {}).items()
+    }
+    onnx.helper.set_model_props(proto, texts)
+    onnx.checker.check_model(proto, full_check=True)
+    content = proto.SerializeToString()
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    largest, scale = 0.0, 1.0
+    for batch, outputs in zip(batches, expected, strict=True):
+        (found,) = session.run([output_name], {input_name: batch.numpy()})
+        difference = (torch.from_numpy(found) - outputs).abs().max().item()
+        # Not `max`, which would lose a difference that is not a number.
+        largest = difference if not difference <= largest else largest
+        scale = max(scale, outputs.abs().max().item())
+    if not largest <= tolerance * scale:
+        raise ValueError(
+            f"onnx: expected outputs within {tolerance * scale:.1e} of torch's, got "
+            f"{largest:.1e} away; {path.name} is not written"
+        )
+    write_file(path, content)
+    return largest
+
+
+def _packages() -> tuple[Any, Any]:
+    """The packages onnx and onnxruntime; onnxscript is torch's exporter's own need.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 # looked for here, to say how it is had
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"onnx: expected the package {error.name}, which is not installed; pip install "
+            "'swap_fast[export]'"
+        ) from None
+    return onnx, onnxruntime

@@ -1,0 +1,139 @@
+"""What came of an average of files, as data, and as a table on the screen. No torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+SPLITS = {"held_out": "held-out accuracy (%)", "test": "test accuracy (%)"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingredient:
+    """One file that was given."""
+
+    name: str
+    """Its path, as short as tells it from the others."""
+    sha256: str
+    """Of its bytes."""
+    share: float
+    """Its weight in the average; 0 where it was left out."""
+    accuracies: dict[str, float]
+    """Of its model as it is, by split: fractions."""
+    from_start: float | None
+    """Euclidean distance from where the models began, if that is known."""
+    barrier: float | None
+    """The largest drop of accuracy on the way from the average; None where not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoupReport:
+    """An average of files."""
+
+    soup: str
+    """uniform, weighted or greedy."""
+    ingredients: tuple[Ingredient, ...]
+    """In the order in which they were given."""
+    origin: str | None
+    """Names the model that all began from, by its content, where their runs say."""
+    start: str | None
+    """The file of that model."""
+    distances: list[list[float]]
+    """Euclidean distances between them."""
+    cosines: list[list[float]] | None
+    """Cosines between the ways that they went from their start."""
+    batch_norm: str
+    """What the average's batch-norm statistics are: averaged, recomputed, or as_saved where there
+    are none or no two models were averaged."""
+    before: dict[str, float]
+    """Accuracies of the average with averaged statistics: fractions, by split."""
+    after: dict[str, float]
+    """With the statistics that it has in the end."""
+    notes: tuple[str, ...]
+    """What its user should know."""
+    output: str | None = None
+    """The file that was written."""
+    sha256: str | None = None
+    """Of its bytes."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def show(report: SoupReport, write: Callable[[str], object] = print) -> None:
+    """Print the table of models, how far they lie apart, and the notes."""
+    _table(_rows(report), write)
+    for line in (*_lines(report), *(f"note: {note}" for note in report.notes)):
+        write(line)
+    if report.output is not None:
+        write(f"{report.output} sha256 {report.sha256}")
+
+
+def _rows(report: SoupReport) -> list[list[str]]:
+    """The table's cells, its head first; without columns that nothing is known for."""
+    splits = list(report.after)
+    has_start = report.start is not None
+    has_barrier = any(each.barrier is not None for each in report.ingredients)
+    head = ["model", "share (%)", *(SPLITS[split] for split in splits)]
+    head += ["from start"] * has_start + ["barrier (points)"] * has_barrier
+    rows = [head]
+    for each in report.ingredients:
+        row = [each.name, _percent(each.share)]
+        row += [_percent(each.accuracies[split]) for split in splits]
+        row += [f"{each.from_start:.4g}" if each.from_start is not None else ""] * has_start
+        row += [_percent(each.barrier)] * has_barrier
+        rows.append(row)
+    empty = [""] * (has_start + has_barrier)
+    if splits and report.batch_norm == "recomputed":
+        before = (_percent(report.before[split]) for split in splits)
+        rows.append(["average, batch norm averaged", "", *before, *empty])
+    names = {"recomputed": "average, batch norm anew", "averaged": "average, batch norm averaged"}
+    if splits:
+        name = names.get(report.batch_norm, "average")
+        rows.append([name, "", *(_percent(report.after[split]) for split in splits), *empty])
+    return rows
+
+
+def _lines(report: SoupReport) -> list[str]:
+    """The models' places in a few words; the matrices are in the JSON."""
+    lines = []
+    if report.origin is not None:
+        lines.append(f"all began from one phase 1: {report.origin[:12]}")
+    pairs = [(i, j) for i in range(len(report.distances)) for j in range(i)]
+    if pairs:
+        apart = [report.distances[i][j] for i, j in pairs]
+        lines.append(f"distances between models: {min(apart):.4g} to {max(apart):.4g}")
+    if pairs and report.cosines is not None:
+        ways = [report.cosines[i][j] for i, j in pairs]
+        start = Path(report.start or "").name
+        lines.append(f"cosines between their ways from {start}: {min(ways):.3f} to {max(ways):.3f}")
+    return lines
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.2f}"
+
+
+def _table(rows: Sequence[Sequence[str]], write: Callable[[str], object]) -> None:
+    if write is print and sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD)
+        for i, name in enumerate(rows[0]):
+            table.add_column(Text(name), justify="left" if i == 0 else "right", overflow="fold")
+        for row in rows[1:]:
+            table.add_row(*map(Text, row))
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        write("  ".join(cells).rstrip())
