@@ -6,14 +6,14 @@ here=${BASH_SOURCE[0]%"${BASH_SOURCE[0]##*/}"}
 cd -- "${here:-.}"
 source ./install.sh
 
-selection='not slow and not soak'
+selection='not slow and not soak and not trackers'
 guard=()
 if [[ ${CI-} == true ]]; then
-    selection='not soak'
+    selection='not soak and not trackers'
     guard=(-p skip_guard)
 fi
 if [[ ${1-} == --slow ]]; then
-    selection='not soak'
+    selection='not soak and not trackers'
     shift
 fi
 
@@ -25,7 +25,7 @@ step() { # step NAME REMEDY COMMAND...
 }
 
 # shellcheck disable=SC2046 # one word an extra
-ensure_installed $(benchmark_extras) search slurm export mlperf docs test
+ensure_installed $(benchmark_extras) search slurm tensorboard export mlperf docs test
 step 'format' "run '.venv/bin/ruff format .'" "$VENV_PYTHON" -m ruff format --check .
 step 'lint' "'.venv/bin/ruff check --fix .' mends what it can" "$VENV_PYTHON" -m ruff check .
 step 'types' "correct the types or their use" "$VENV_PYTHON" -m mypy

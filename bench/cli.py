@@ -10,6 +10,7 @@ from swap_fast.interruption import EXIT_STATUS, InterruptedRunError
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "recipes": (commands.recipes, "list the recipes, with the paper's table and what each needs"),
     "run": (commands.run, "run a recipe and write its record: run RECIPE --help"),
+    "watch": (commands.watch, "follow a run in the terminal, from another process"),
     "submit": (commands.submit, "run a recipe as jobs of SLURM, which go on when pre-empted"),
     "table": (commands.table, "run what a table of the paper lacks, and draw it: table 1 to 6"),
     "figure": (commands.figure, "draw a figure of the paper, 1 to 6; runs what is missing"),

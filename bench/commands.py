@@ -304,6 +304,14 @@ def verify_gpu(arguments: list[str]) -> int:
     return verify(options.device, options.out)
 
 
+def watch(arguments: list[str]) -> int:
+    """Follow a run."""
+    from bench.watch import WatchOptions
+    from bench.watch import watch as follow
+
+    return follow(tyro.cli(WatchOptions, args=arguments, prog="python -m bench watch"))
+
+
 def prepare(arguments: list[str]) -> int:
     """Write a pre-resized tree."""
     options = tyro.cli(PrepareOptions, args=arguments, prog="python -m bench prepare")

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
+
+from swap_fast.trackers import TrackerName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +61,16 @@ class RunOptions:
     """Seconds after which a process that no longer answers the others ends the run."""
     quiet: bool = False
     """Print no progress."""
+    json: bool = False
+    """Print events as lines of JSON, and nothing else."""
+    track: UseAppendAction[tuple[TrackerName, ...]] = ()
+    """Also log to this tracker; may be given several times. TensorBoard's and W&B's files are in
+    OUT; W&B and MLflow take their own environment variables."""
 
     def __post_init__(self) -> None:
         """Refuse counts below one."""
+        if self.json and self.quiet:
+            raise ValueError("json: expected without quiet, which prints nothing, got both")
         for name in ("runs", "ranks", "threads", "min_workers"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,136 +1,120 @@
-"""Progress of a run: a bar on a terminal, plain lines elsewhere, from every rank's own work."""
+"""Who is told of a run on one rank: the screen, the events' file, and trackers."""
 
 import sys
-import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
 
+from bench.request import Request
+from swap_fast.clock import Clock
 from swap_fast.comm import Comm
-from swap_fast.config import Phase
-from swap_fast.data.augment import IMAGE_SIZE
-from swap_fast.recipe import AveragingRecipe, Recipe
-from swap_fast.record import EpochRow
-from swap_fast.stages import shapes
-from swap_fast.state import Position
+from swap_fast.events import EventFile, Listener, Tail, make_event, read_events
+from swap_fast.listeners import TICK_S, Narrator
+from swap_fast.progress import Form, JsonLines, Lines, Screen, print_line, progress
+from swap_fast.run_view import plan_of
+from swap_fast.trackers import Tracking, make_tracking
 
-if TYPE_CHECKING:
-    import rich.progress
+SCREEN_TICK_S = 0.5
+"""How often bars move."""
 
 
-class Progress:
-    """Counts this rank's updates; rank 0 shows the bar, each rank prints its workers' epochs.
+def speaker(form: Form) -> Callable[[str], None]:
+    """What prints a line that is no event of a run."""
+    if form == "none":
+        return _say_nothing
+    if form == "json":
+        return lambda line: JsonLines()(make_event("note", text=line))
+    return print_line
+
+
+def complain(line: str) -> None:
+    """Say what does not end the run, on standard error."""
+    print(f"bench: {line}", file=sys.stderr, flush=True)
+
+
+def make_narrator(
+    request: Request, comm: Comm, clock: Clock, folder: Path, num_images: int
+) -> Narrator:
+    """What tells of a run on this rank; of all its ranks on rank 0, where their files can be read.
 
     Arguments:
-        train_images: that the recipe trains on.
-        quiet: print nothing.
+        folder: the run's.
+        num_images: trained on.
     """
+    part = part_of(request)
+    try:
+        file = EventFile(folder, part=part, rank=comm.rank)
+    except OSError as error:
+        complain(f"no events of this run are kept: {error}")
+        file = None
+    listeners: list[Listener] = []
+    tail, tick_s = None, TICK_S
+    if comm.rank == 0:
+        if (shown := progress(request.progress)) is not None:
+            listeners.append(shown)
+            tick_s = SCREEN_TICK_S if isinstance(shown, Screen) else TICK_S
+        for name in request.track:
+            listeners.append(make_tracking(name, request.out, complain))
+        if listeners and request.part != "workers":
+            tail = Tail(folder, without=f"events-{part}-rank0.jsonl", from_end=True)
+    return Narrator(
+        listeners,
+        plan_of(request.recipe, num_images),
+        reading=clock.reading,
+        part=part,
+        rank=comm.rank,
+        tells_phase1=comm.rank == 0 and request.part != "workers",
+        file=file,
+        tail=tail,
+        tick_s=tick_s,
+        complain=complain,
+    )
 
-    def __init__(self, recipe: Recipe, comm: Comm, train_images: int, *, quiet: bool) -> None:
-        self._recipe, self._comm = recipe, comm
-        self._quiet, self._started = quiet, time.monotonic()
-        # Work is counted in images: of an update that ranks share, this rank's part.
-        slots = len(comm.slots(recipe.num_slots))
-        self._phase1_epochs = self._images_of(recipe.phase1, train_images, slots)
-        self._total = sum(self._phase1_epochs)
-        if isinstance(recipe, AveragingRecipe):
-            each = recipe.phase2.gpus_per_model
-            ranks = max(1, min(each, comm.world_size // recipe.num_workers))
-            slots = len(range(comm.rank % ranks, each, ranks))
-            self._phase2_epochs = self._images_of(recipe.phase2, train_images, slots)
-            self._total += len(comm.workers(recipe.num_workers)) * sum(self._phase2_epochs)
-        self._done = 0
-        self._restored = 0  # of these, done before this process began
-        self._bar: rich.progress.Progress | None = None
 
-    def __enter__(self) -> "Progress":
-        """Put the bar on the screen."""
-        self._started = time.monotonic()
-        if not self._quiet and self._comm.rank == 0 and sys.stdout.isatty():
-            self._bar = self._make_bar()
-        return self
+def part_of(request: Request) -> str:
+    """What of a run a process does, as its files are named: parts may run side by side."""
+    if request.part == "workers":
+        return f"worker{'-'.join(map(str, request.workers or ()))}"
+    return "run"
 
-    def __exit__(self, *_: object) -> None:
-        """Take the bar off the screen."""
-        if self._bar is not None:
-            self._bar.stop()
 
-    def on_step(self, images: int) -> None:
-        """Count one update."""
-        self._done += images
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done)
+def track_workers(narrator: Narrator, folder: Path) -> None:
+    """Tell trackers of the epochs of workers that were processes of their own."""
+    rows = [e for e in read_events(folder) if e["part"] != "run" and e["event"] == "epoch"]
+    narrator.catch_up(rows, only=Tracking)
 
-    def on_epoch(self, row: EpochRow) -> None:
-        """Say how an epoch went."""
-        recipe = self._recipe
-        epochs = recipe.phase1.max_epochs
-        who = "phase 1"
-        if row.phase == 2 and isinstance(recipe, AveragingRecipe):
-            epochs, who = recipe.phase2.max_epochs, f"phase 2, worker {row.worker}"
-        elif self._comm.rank > 0:
-            return  # phase 1's model is the same on every rank
-        test = "" if row.test_accuracy is None else f"  test {row.test_accuracy:7.2%}"
-        noise = "" if row.noise_scale is None else f"  noise scale {row.noise_scale:,.0f}"
-        self.say(
-            f"{who:<17} epoch {row.epoch:>3}/{epochs}  lr {row.learning_rate:.4f}  "
-            f"loss {row.train_loss:.4f}  train {row.train_accuracy:7.2%}{test}{noise}  "
-            f"{row.time_s:7.1f} s  {self._remaining()}"
-        )
 
-    def on_restore(self, position: Position) -> None:
-        """Say where an interrupted run, or one that shares a phase 1, goes on."""
-        epochs = self._phase1_epochs if position.phase == 1 else self._phase2_epochs
-        done = sum(epochs[: position.epoch])
-        self._done, self._restored = self._done + done, self._restored + done
-        if position.phase == 1 and self._comm.rank > 0:
-            return
-        who = "phase 1" if position.phase == 1 else f"phase 2, worker {position.worker}"
-        goes_on = "done" if position.stopped_by else "goes on"
-        self.say(f"{who:<17} {goes_on} after epoch {position.epoch}, as it was saved")
+@contextmanager
+def following(folder: Path, form: Form) -> Iterator[None]:
+    """Show what other processes of a run do, while this one waits for them."""
+    shown = progress(form)
+    if shown is None:
+        yield
+        return
+    tail = Tail(folder)
+    for event in tail.poll() or []:
+        if isinstance(shown, Lines | Screen):
+            shown.view(event)
+    ended = Event()
 
-    def phase1_ended(self, epochs: int) -> None:
-        """Take the epochs that phase 1 did not need out of what remains."""
-        self._total -= sum(self._phase1_epochs[epochs:])
-        if self._bar is not None:
-            self._bar.update(self._task, total=self._total)
+    def follow() -> None:
+        while not ended.wait(SCREEN_TICK_S):
+            for event in tail.poll() or []:
+                shown(event)
 
-    def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        if self._quiet:
-            return
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
-        else:
-            print(line, flush=True)
+    thread = Thread(target=follow, name="following", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        for event in tail.poll() or []:
+            shown(event)
+        if isinstance(shown, Screen):
+            shown.close()
 
-    @staticmethod
-    def _images_of(phase: Phase, train_images: int, slots: int) -> list[int]:
-        """The images that a rank with so many slots is given in each epoch of a phase."""
-        share = slots / phase.gpus_per_model
-        return [
-            round(train_images // shape.global_batch_size * shape.global_batch_size * share)
-            for shape in shapes(phase, IMAGE_SIZE)
-            for _ in shape.epochs
-        ]
 
-    def _remaining(self) -> str:
-        elapsed = time.monotonic() - self._started
-        trained = self._done - self._restored
-        if not (trained > 0 and self._done < self._total):
-            return ""
-        seconds = elapsed * (self._total - self._done) / trained
-        return f"about {seconds / 60:.0f} min to go" if seconds > 90 else f"{seconds:.0f} s to go"
-
-    def _make_bar(self) -> "rich.progress.Progress":
-        import rich.progress as rp
-
-        bar = rp.Progress(
-            rp.TextColumn("training"),
-            rp.BarColumn(),
-            rp.TextColumn("{task.percentage:>3.0f}%"),
-            rp.TimeRemainingColumn(),
-            refresh_per_second=2,
-            transient=True,
-        )
-        self._task = bar.add_task("training", total=self._total)
-        bar.start()
-        return bar
+def _say_nothing(line: str) -> None:
+    """Print nothing."""

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from swap_fast.execution import Execution
+from swap_fast.progress import Form
 from swap_fast.recipe import Recipe
+from swap_fast.trackers import TrackerName
 
 Part = Literal["all", "phase1", "workers"]
 """The whole run; its phase 1 alone, or some workers' phase 2 from there, kept in its folder."""
@@ -60,5 +62,7 @@ class Request:
     """How long a collective may last."""
     first: bool = True
     """Whether it is its session's first run, which says what holds for all of them."""
-    quiet: bool = False
-    """Print no progress."""
+    progress: Form = "auto"
+    """How progress is shown on standard output."""
+    track: tuple[TrackerName, ...] = ()
+    """Trackers that are told of the run."""

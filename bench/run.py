@@ -1,16 +1,16 @@
 """One run of a recipe on one rank: load the data, run the method, write the record."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from bench.attempts import Attempt
 from bench.launch import say_where
-from bench.machine import device_uuid
+from bench.machine import describe_machine, device_uuid
 from bench.profile import NOTE, Profiler, around, was_profiled
-from bench.progress import Progress
+from bench.progress import complain, make_narrator, part_of, speaker, track_workers
 from bench.recording import make_record
 from bench.request import Request
 from bench.run_data import RunData, load_run_data
@@ -20,12 +20,15 @@ from swap_fast.algorithm import large_batch_phase, small_batch_phase, swap
 from swap_fast.baselines import sgd, swa
 from swap_fast.clock import TRAINING, Clock, total
 from swap_fast.comm import Comm, connect
+from swap_fast.events import merge_events
 from swap_fast.interruption import Interruption
+from swap_fast.listeners import Narrator
 from swap_fast.memory import keep_freed_memory
 from swap_fast.parts import Watch, make_parts
 from swap_fast.recipe import SWAPRecipe, SWARecipe
-from swap_fast.record import AverageRow, EpochRow, write_record
+from swap_fast.record import AverageRow, EpochRow, plain, write_record
 from swap_fast.run_folder import RunFolder, tidy
+from swap_fast.state import Position
 from swap_fast.trajectory import average_by_cycle, running_average
 
 
@@ -90,67 +93,95 @@ def _run(rank: Rank) -> Path | None:
     """Load the data, find the run's folder, and train there; or leave a run that is done."""
     request, comm = rank.request, rank.comm
 
-    def say(line: str) -> None:
-        if not request.quiet:
-            print(line, flush=True)
-
+    say = speaker(request.progress if comm.rank == 0 else "none")
     with rank.clock.lap("data_loading"):
         data = load_run_data(request, comm, say)
-    images = data.source.num_images
-    progress = Progress(request.recipe, comm, images, quiet=request.quiet)
     line = missing_line(comm.gather(rank.sampler.missing))
-    if line is not None and request.first and comm.rank == 0:
-        progress.say(line)
+    if line is not None and request.first:
+        say(line)
     about = describe_run(request, data.description, comm.world_size)
     place: Place = comm.on_first(lambda: find_place(request, about))
     if place.record is not None:
-        tidy(place.folder, keep_epochs=request.keep_epochs)
-        if comm.rank == 0:
-            progress.say(f"{place.folder.name} is done already")
+        _put_away(rank, place)
+        say(f"{place.folder.name} is done already")
         return place.record if comm.rank == 0 else None
     if comm.rank > 0:
-        return _train(rank, data, place, progress)
-    with Attempt(place.folder, _name(request)) as attempt:
+        return _narrate(rank, data, place)
+    with Attempt(place.folder, part_of(request)) as attempt:
         write_description(place.folder, {**about, "created": place.created})
-        if attempt.goes_on:
-            progress.say(f"{place.folder.name} goes on")
-        if place.start is not None:
-            progress.say(f"phase 1 is that of {place.start.name}; its time counts")
-        return _train(rank, data, place, progress, attempt)
+        return _narrate(rank, data, place, attempt)
 
 
-def _name(request: Request) -> str:
-    """Of an attempt: parts of one run may be tried side by side."""
-    if request.part == "workers":
-        return f"worker{'-'.join(map(str, request.workers or ()))}"
-    return "run"
-
-
-def _train(
-    rank: Rank, data: RunData, place: Place, progress: Progress, attempt: Attempt | None = None
+def _narrate(
+    rank: Rank, data: RunData, place: Place, attempt: Attempt | None = None
 ) -> Path | None:
-    """Train, and write the record; rank 0 has the attempt.
+    """Train, and tell of it while it goes on; rank 0 has the attempt.
 
     Returns:
         The record; of a part of a run, the run's folder.
     """
+    request, comm, folder = rank.request, rank.comm, place.folder
+    with make_narrator(request, comm, rank.clock, folder, data.source.num_images) as narrator:
+        if attempt is not None:
+            narrator.began(
+                folder.name,
+                plain(asdict(request.recipe)),
+                seed=request.seed,
+                machine=describe_machine(request.execution.device_type),
+                world_size=comm.world_size,
+                goes_on=attempt.goes_on,
+            )
+            track_workers(narrator, folder)
+            if attempt.goes_on:
+                narrator.note(f"{folder.name} goes on")
+            if place.start is not None:
+                narrator.note(f"phase 1 is that of {place.start.name}; its time counts")
+        path = _train(rank, data, place, narrator, attempt)
+        comm.barrier()
+    if request.part == "all":
+        _put_away(rank, place)
+    return path
+
+
+def _put_away(rank: Rank, place: Place) -> None:
+    """Of a run that is done keep what is of use: one file of events, the ends of the phases."""
+    if rank.comm.rank == 0:
+        try:
+            merge_events(place.folder)
+        except OSError as error:
+            complain(f"the events stay in several files: {error}")
+    rank.comm.barrier()  # what is half written is not left over
+    tidy(place.folder, keep_epochs=rank.request.keep_epochs)
+
+
+def _train(
+    rank: Rank, data: RunData, place: Place, narrator: Narrator, attempt: Attempt | None
+) -> Path | None:
+    """Train, and write the record."""
     request, recipe, comm, clock = rank.request, rank.request.recipe, rank.comm, rank.clock
 
     def on_step(images: int) -> None:
-        progress.on_step(images)
+        narrator.on_step(images)
         if attempt is not None:
             attempt.beat()
+
+    def on_begin(position: Position) -> None:
+        if position.phase == 1 and position.stopped_by is not None:
+            say_where("phase 2")
+        narrator.on_begin(position)
 
     def on_epoch(row: EpochRow) -> None:
         worker = f" of worker {row.worker}" if row.phase == 2 else ""
         say_where(f"phase {row.phase} after epoch {row.epoch}{worker}")
-        progress.on_epoch(row)
+        narrator.on_epoch(row)
 
-    def on_phase1_end(epochs: int) -> None:
-        say_where("phase 2")
-        progress.phase1_ended(epochs)
+    def on_end(position: Position) -> None:
+        if position.phase == 1:
+            say_where("phase 2")
+        narrator.on_end(position)
 
-    def on_save() -> None:
+    def on_save(position: Position) -> None:
+        narrator.on_save(position)
         if attempt is not None:
             attempt.keep(total(clock.laps, TRAINING) - folder.restored_s)
 
@@ -159,9 +190,8 @@ def _train(
         clock,
         start=place.start,
         keep_epochs=request.keep_epochs,
-        on_restore=progress.on_restore,
         on_save=on_save,
-        say=progress.say,
+        say=narrator.note,
     )
     parts = make_parts(
         recipe,
@@ -173,9 +203,11 @@ def _train(
         comm=comm,
         clock=clock,
         watch=Watch(
+            on_begin=on_begin,
             on_step=on_step if rank.profiler is None else rank.profiler.after(on_step),
             on_epoch=on_epoch,
-            on_phase1_end=on_phase1_end,
+            on_end=on_end,
+            on_averaging=narrator.on_averaging,
         ),
         checkpoints=folder,
         interruption=rank.interruption,
@@ -183,29 +215,28 @@ def _train(
     )
     traces = request.out / "profiles" / place.folder.name
     if rank.profiler is not None:
-        parts = rank.profiler.begin(parts, recipe, data.source.num_images, traces, progress.say)
+        parts = rank.profiler.begin(parts, recipe, data.source.num_images, traces, narrator.note)
     say_where("phase 1")
     if request.part != "all":
         assert isinstance(recipe, SWAPRecipe), "only SWAP's parts are run apart"
-        with progress:
-            start = large_batch_phase(recipe, parts)
-            if request.part == "workers":
-                small_batch_phase(recipe, parts, start)
+        start = large_batch_phase(recipe, parts)
+        if request.part == "workers":
+            small_batch_phase(recipe, parts, start)
+        narrator.tell("part_done")
         return place.folder
     averages: list[AverageRow] = []
-    with progress:
-        if isinstance(recipe, SWAPRecipe):
-            result = swap(recipe, parts)
-            with clock.lap("analysis"):
-                if comm.rank == 0:
-                    progress.say("averaging the workers' epochs of phase 2, for Figure 1")
-                averages = running_average(recipe, parts, result)
-        elif isinstance(recipe, SWARecipe):
-            result = swa(recipe, parts)
-            with clock.lap("analysis"):
-                averages = average_by_cycle(recipe, parts, result)
-        else:
-            result = sgd(recipe, parts)
+    if isinstance(recipe, SWAPRecipe):
+        result = swap(recipe, parts)
+        with clock.lap("analysis"):
+            if comm.rank == 0:
+                narrator.note("averaging the workers' epochs of phase 2, for Figure 1")
+            averages = running_average(recipe, parts, result)
+    elif isinstance(recipe, SWARecipe):
+        result = swa(recipe, parts)
+        with clock.lap("analysis"):
+            averages = average_by_cycle(recipe, parts, result)
+    else:
+        result = sgd(recipe, parts)
     with clock.lap("checkpoint"):
         if comm.rank == 0:
             folder.save_final(parts.weights)
@@ -227,7 +258,17 @@ def _train(
         created=place.created,
         telemetry=rank.sampler.finish(),
     )
-    path = write_record(record, request.out / "runs") if comm.rank == 0 else None
-    comm.barrier()
-    tidy(place.folder, keep_epochs=request.keep_epochs)
+    if comm.rank > 0:
+        return None
+    path = write_record(record, request.out / "runs")
+    narrator.tell(
+        "done",
+        test_accuracy=record.test_accuracy,
+        accuracy_before_averaging=record.accuracy_before_averaging,
+        worker_accuracies=record.worker_accuracies,
+        phase1_epochs=record.phase1_epochs,
+        stopped_by=record.stopped_by,
+        training_time_s=record.times.after_averaging_s,
+        record=str(path),
+    )
     return path

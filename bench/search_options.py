@@ -30,6 +30,8 @@ class SearchOptions(RunOptions):
     """Print what would be run, and run nothing."""
     runs: Annotated[int, Suppress] = 1
     """Always 1: `seeds` says how many."""
+    json: Annotated[bool, Suppress] = False
+    """A search says what it found as a table."""
     resume: Annotated[bool, Suppress] = False
     """A search goes on by itself."""
     share_phase1: Annotated[bool, Suppress] = False

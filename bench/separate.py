@@ -11,6 +11,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from bench.launch import launch, under_torchrun
+from bench.progress import following
 from bench.request import Request
 from bench.run import run_rank
 from bench.stats import DEGRADED
@@ -45,7 +46,10 @@ def run_separately(
     request = replace(request, folder=place, started=time.time())
     workers = range(recipe.num_workers)
     missing = [w for w in workers if not _is_done(place, w)]
-    failures = _run_workers(request, missing, num_ranks)
+    with following(place, request.progress):
+        # They share this process's screen, so that it alone may draw there.
+        own = replace(request, progress="none", track=())
+        failures = _run_workers(own, missing, num_ranks)
     done = [w for w in workers if _is_done(place, w)]
     for worker, why in failures.items():
         say(f"worker {worker} is missing: {why}")

@@ -12,14 +12,17 @@ import torch
 from bench.launch import launch, under_torchrun
 from bench.machine import available_cores, choose_device, describe_code, has_compiler
 from bench.options import RunOptions
+from bench.progress import speaker
 from bench.request import Request
 from bench.run import run_rank
 from bench.separate import run_separately
 from swap_fast.data.find import locate_dataset, locate_tree
 from swap_fast.data.loaders import choose_decoder, choose_loader
 from swap_fast.execution import default_execution
+from swap_fast.progress import Form
 from swap_fast.recipe import LoaderName, Recipe, SWAPRecipe
 from swap_fast.record import read_record
+from swap_fast.trackers import require_trackers
 
 
 def automatic_recipe(*, quick: bool) -> str:
@@ -94,7 +97,9 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
     execution = replace(execution, loader=loader)
     _check_writable(options.out)
     first = os.environ.get("RANK", "0") == "0"
-    say = print if first and not options.quiet else _say_nothing
+    form: Form = "none" if options.quiet else "json" if options.json else "auto"
+    say = speaker(form if first else "none")
+    require_trackers(options.track)
     if execution.compile and device_type == "cpu" and not has_compiler():
         say("no C++ compiler was found, which torch.compile needs on a CPU: the step runs eagerly")
         execution = replace(execution, compile=False)
@@ -132,7 +137,8 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
         profile=options.profile,
         timeout_s=options.timeout_s,
         notes=() if note is None else (note,),
-        quiet=options.quiet,
+        progress=form,
+        track=options.track,
     )
     return Prepared(request=request, num_ranks=ranks, say=say)
 
@@ -203,7 +209,3 @@ def _summarise(path: Path, say: Callable[[str], None]) -> None:
         f"training time {times.after_averaging_s:.1f} s, phase 1 {record.phase1_epochs} epochs "
         f"({record.stopped_by}), peak memory {record.peak_memory_gib:.2f} GiB; record: {path}"
     )
-
-
-def _say_nothing(_: str) -> None:
-    """Print nothing."""

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 from bench.options import JobOptions, RunOptions
 from bench.request import Part
 from bench.run_folders import newest_unfinished
+from swap_fast.events import make_event
 from swap_fast.interruption import EXIT_STATUS, InterruptedRunError
+from swap_fast.progress import JsonLines
 from swap_fast.recipe import Recipe, SWAPRecipe
 from swap_fast.record import run_id
+from swap_fast.trackers import require_trackers
 
 if TYPE_CHECKING:
     from submitit import Executor, Job
@@ -55,6 +58,7 @@ class JobPart:
         request = replace(
             prepared.request,
             part=self.part,
+            track=self.options.track if self.part != "workers" else (),
             workers=None if worker is None else (worker,),
             folder=self.folder,
         )
@@ -84,6 +88,14 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
         raise ValueError(
             "submit: expected submitit, got none; pip install 'swap_fast[slurm]'"
         ) from None
+    require_trackers(options.track)
+
+    def say(line: str, kind: str, **values: Any) -> None:
+        if options.json:
+            JsonLines()(make_event(kind, **values))
+        else:
+            print(line, flush=True)
+
     for number in range(options.runs):
         own = replace(options, runs=1, seed=options.seed + number, out=options.out.resolve())
         name = run_id(recipe.name, own.seed, datetime.now(UTC).isoformat())
@@ -97,9 +109,11 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
         try:
             submitted = _submit_run(executor, own, jobs, recipe, original, folder)
             for what, job in submitted:
-                print(f"{name}: {what}: job {job.job_id}", flush=True)
+                line = f"{name}: {what}: job {job.job_id}"
+                say(line, "submitted", run=name, what=what, job=job.job_id)
             if jobs.cluster == "local":
-                print(f"record: {submitted[-1][1].result()}")
+                record = str(submitted[-1][1].result())
+                say(f"record: {record}", "recorded", run=name, record=record)
         except UncompletedJobError as error:  # of a local job, whose end is waited for
             raise RuntimeError(
                 f"{name}: a job did not end well ({_reason(str(error))}); the same command with "

@@ -97,10 +97,13 @@ def large_batch_phase(recipe: SGDRecipe, parts: Parts) -> PhaseOne:
         position = Position(phase=1, epoch=row.epoch, stopped_by=stopped_by, accuracies=accuracies)
         with clock.lap("checkpoint"):
             parts.checkpoints.save(position, phase.state, row)
+        if stopped_by is not None:
+            parts.watch.on_end(position)
 
     parts.weights.model.train()
     with clock.lap("checkpoint"):
         position = parts.checkpoints.restore_(position, phase.state)
+    parts.watch.on_begin(position)
     if position.stopped_by is None:
         train(
             phase.stretches,
@@ -114,7 +117,6 @@ def large_batch_phase(recipe: SGDRecipe, parts: Parts) -> PhaseOne:
             leave=partial(leave, phase.state, parts),
         )
     assert position.stopped_by is not None, "every phase ends"
-    parts.watch.on_phase1_end(position.epoch)
     with clock.lap("phase1"):
         theta, statistics = parts.weights.copy()
         velocity = parts.optimizer.velocity.clone()
@@ -156,6 +158,8 @@ def small_batch_phase(recipe: AveragingRecipe, parts: Parts, start: PhaseOne) ->
         )
         with clock.lap("checkpoint"):
             parts.checkpoints.save(position, phase.state, row)
+        if group.is_first and stopped_by is not None:
+            parts.watch.on_end(position)
 
     for number in group.workers:
         started_s, samples = clock.reading(), []
@@ -166,6 +170,8 @@ def small_batch_phase(recipe: AveragingRecipe, parts: Parts, start: PhaseOne) ->
         with clock.lap("checkpoint"):
             position = parts.checkpoints.restore_(Position(phase=2, worker=number), phase.state)
             samples = sampled_before(position, cycle_epochs, parts)
+        if group.is_first:
+            parts.watch.on_begin(position)
         if position.stopped_by is None:
             train(
                 phase.stretches,
@@ -205,6 +211,7 @@ def sampled_before(position: Position, cycle_epochs: int, parts: Parts) -> list[
 
 def averaging_phase(parts: Parts, workers: list[Worker]) -> None:
     """Phase 3, lines 28-29: average the weights, then compute the batch-norm statistics anew."""
+    parts.watch.on_averaging()
     with parts.clock.lap("waiting"):
         parts.comm.barrier()
     with parts.clock.lap("averaging"):

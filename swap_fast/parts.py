@@ -20,7 +20,7 @@ from swap_fast.optimizer import MomentumSGD
 from swap_fast.recipe import AveragingRecipe, Recipe, SWARecipe
 from swap_fast.record import EpochRow
 from swap_fast.stages import Shape, shapes
-from swap_fast.state import Checkpoints, NoCheckpoints, TrainingState
+from swap_fast.state import Checkpoints, NoCheckpoints, Position, TrainingState
 from swap_fast.step import Step
 from swap_fast.train import Stretch
 from swap_fast.weights import Weights
@@ -30,13 +30,18 @@ from swap_fast.weights import Weights
 class Watch:
     """Who is told of a run's progress. Each is called off the clock but `on_step`."""
 
+    on_begin: Callable[[Position], None] = lambda position: None
+    """Before this rank trains a model, with what of it is done already: of phase 1, of each of its
+    workers. One that was done before has `stopped_by`."""
     on_step: Callable[[int], None] = lambda images: None
     """After every update, with the images that this rank gave to it: from the hot loop, so it must
     be cheap."""
     on_epoch: Callable[[EpochRow], None] = lambda row: None
     """After every epoch of this rank."""
-    on_phase1_end: Callable[[int], None] = lambda epochs: None
-    """After phase 1, with the epochs that it took."""
+    on_end: Callable[[Position], None] = lambda position: None
+    """After the last epoch of a model, once it is saved."""
+    on_averaging: Callable[[], None] = lambda: None
+    """Before phase 3, when this rank has trained, and may have to wait for the others."""
 
 
 Evaluate = Callable[[Comm], Accuracies]

@@ -47,7 +47,7 @@ class RunFolder:
         start: another run's folder, whose phase 1 this one takes over.
         keep_epochs: keep the weights of every epoch of phase 1 too.
         on_restore: told of each position that is gone on from.
-        on_save: told that a checkpoint was written.
+        on_save: told of each position that is saved.
         say: told of damaged files.
     """
 
@@ -59,7 +59,7 @@ class RunFolder:
         start: Path | None = None,
         keep_epochs: bool = False,
         on_restore: Callable[[Position], None] = lambda position: None,
-        on_save: Callable[[], None] = lambda: None,
+        on_save: Callable[[Position], None] = lambda position: None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.path, self._clock, self._offered = path, clock, start
@@ -156,7 +156,7 @@ class RunFolder:
             if position.phase == 1 and position.stopped_by and self._keep_epochs:
                 save_weights(state.weights, self.path / f"phase1-epoch{position.epoch}{MODEL}")
             self._prune(position)
-            self._on_save()
+            self._on_save(position)
         state.comm.barrier()
 
     def theta(self, worker: int, epoch: int) -> Tensor:

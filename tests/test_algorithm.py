@@ -282,7 +282,9 @@ def test_laps_follow_one_another_in_the_order_of_the_algorithm() -> None:
     watch = Watch(
         on_step=lambda images: events.append(images),
         on_epoch=lambda row: events.append((row.phase, row.worker, row.epoch)),
-        on_phase1_end=lambda epochs: events.append(("phase 1", epochs)),
+        on_begin=lambda at: events.append(("begins", at.phase, at.worker, at.epoch)),
+        on_end=lambda at: events.append(("ended", at.phase, at.worker, at.epoch)),
+        on_averaging=lambda: events.append("averaging"),
     )
     result = swap(SWAP, small_parts(dataset=DATA, clock=clock, watch=watch, checkpoints=Saving()))
     worker = [
@@ -297,12 +299,13 @@ def test_laps_follow_one_another_in_the_order_of_the_algorithm() -> None:
         *["waiting", "averaging", "batch_norm", "evaluation"],
     ]
     assert events == [
-        *[16, 16, (1, 0, 1), ("saved", 1, 0, None)],
-        *[16, 16, (1, 0, 2), ("saved", 1, 0, "max_epochs"), ("phase 1", 2)],
-        *[*[8] * 5, (2, 0, 1), ("saved", 2, 0, None)],
-        *[*[8] * 5, (2, 0, 2), ("saved", 2, 0, "max_epochs")],
-        *[*[8] * 5, (2, 1, 1), ("saved", 2, 1, None)],
-        *[*[8] * 5, (2, 1, 2), ("saved", 2, 1, "max_epochs")],
+        *[("begins", 1, 0, 0), 16, 16, (1, 0, 1), ("saved", 1, 0, None)],
+        *[16, 16, (1, 0, 2), ("saved", 1, 0, "max_epochs"), ("ended", 1, 0, 2)],
+        *[("begins", 2, 0, 0), *[8] * 5, (2, 0, 1), ("saved", 2, 0, None)],
+        *[*[8] * 5, (2, 0, 2), ("saved", 2, 0, "max_epochs"), ("ended", 2, 0, 2)],
+        *[("begins", 2, 1, 0), *[8] * 5, (2, 1, 1), ("saved", 2, 1, None)],
+        *[*[8] * 5, (2, 1, 2), ("saved", 2, 1, "max_epochs"), ("ended", 2, 1, 2)],
+        "averaging",
     ]
     # A second a lap: model, data, four of phase 1 and five of each worker, before averaging.
     assert [worker.time_s for worker in result.workers] == [5.0, 5.0]

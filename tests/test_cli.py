@@ -164,7 +164,7 @@ def test_a_whole_small_run_leaves_a_record_and_a_report(
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("*/*"))
     workers = [f"worker{w}-epoch2.safetensors" for w in range(4)]
     phase1 = ["phase1.json", "phase1.safetensors", "phase1.state.safetensors"]
-    assert kept == ["final.safetensors", *phase1, "run.json", *workers]
+    assert kept == ["events.jsonl", "final.safetensors", *phase1, "run.json", *workers]
     capsys.readouterr()
     assert main(["report", "--results", out]) == 0
     assert "synthetic" in (tmp_path / "report.md").read_text()

@@ -27,9 +27,15 @@ TORCHLESS = (
     *("bench.export", "bench.export_csv", "bench.export_dawnbench", "bench.export_mlperf"),
     "bench.export_latex",
     *("swap_fast.__main__", "swap_fast.soup_report"),
+    *("bench.watch", "swap_fast.listeners", "swap_fast.progress", "swap_fast.trackers"),
 )
 # Distributions whose import name is another.
-IMPORT_NAMES = {"nvidia-dali-cuda120": "nvidia", "nvidia-ml-py": "pynvml", "pillow": "PIL"}
+IMPORT_NAMES = {
+    "mlflow-skinny": "mlflow",
+    "nvidia-dali-cuda120": "nvidia",
+    "nvidia-ml-py": "pynvml",
+    "pillow": "PIL",
+}
 MACHINE_PATH = re.compile(r"""(?<![\w.}])/(?:work|home|root|tmp|opt|mnt|private|Users)/""")
 
 

@@ -67,7 +67,8 @@ def test_constraints_pin_all_that_the_scripts_install() -> None:
     )
     extras = config["options.extras_require"]
     wanted = _requirements(config["options"]["install_requires"])
-    for extra in ("telemetry", "plots", "dali", "search", "export", "mlperf", "docs", "test"):
+    ours = ("search", "tensorboard", "export", "mlperf", "docs", "test")
+    for extra in ("telemetry", "plots", "dali", *ours):
         wanted += _requirements(extras[extra])
     assert {_plain_name(each) for each in wanted} <= pins.keys()
     assert (pins["torch"], pins["torchvision"]) == ("2.10.0", "0.25.0")
@@ -237,7 +238,7 @@ def test_tests_add_their_extra_and_keep_the_others(installed: Checkout) -> None:
         "-m ruff format --check .",
         "-m ruff check .",
         "-m mypy",
-        "-m pytest -m not slow and not soak --durations=10 -k some thing",
+        "-m pytest -m not slow and not soak and not trackers --durations=10 -k some thing",
     ]
     (installed.folder / "calls").unlink()
     assert installed.run("run_dawnbench.sh").returncode == 0
@@ -336,8 +337,8 @@ def test_a_failed_step_is_named_and_ends_the_run(
 @pytest.mark.parametrize(
     ("arguments", "ci", "expected"),
     [
-        (["--slow"], "", "-m not soak --durations=10"),
-        ([], "true", "-p skip_guard -m not soak --durations=10"),
+        (["--slow"], "", "-m not soak and not trackers --durations=10"),
+        ([], "true", "-p skip_guard -m not soak and not trackers --durations=10"),
     ],
 )
 def test_slow_tests_run_when_asked_and_in_ci(
