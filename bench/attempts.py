@@ -30,14 +30,12 @@ class Attempt:
     def __init__(self, folder: Path, name: str = "run") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(folder / LOCK.format(name), os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _is_locked(self._lock):
             os.close(self._lock)
             raise ValueError(
                 f"{folder.name}: expected a run that nobody runs, got one that another process is "
                 "at; wait for it"
-            ) from None
+            )
         earlier = sorted(folder.glob(f"attempt-{name}-*.json"))
         self.goes_on = bool(earlier)
         self._folder = folder
@@ -75,6 +73,19 @@ class Attempt:
         if not others:
             return None
         return {"count": len(others), "lost_s": sum(map(_lost_s, others))}
+
+
+def _is_locked(lock: int) -> bool:
+    """Lock it; tried again for a second, since who asks `is_running` holds it for an instant."""
+    deadline = time.monotonic() + 1.0
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
 
 
 def is_running(folder: Path) -> bool:

@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "table": (commands.table, "run what a table of the paper lacks, and draw it: table 1 to 6"),
     "figure": (commands.figure, "draw a figure of the paper, 1 to 6; runs what is missing"),
     "report": (commands.report, "draw tables, figures and the report from the records"),
+    "compare": (commands.compare, "two recipes, runs or folders: compare A B, with intervals"),
     "export": (commands.export, "write runs as DAWNBench, MLPerf, CSV, LaTeX, ONNX: export --help"),
     "search": (commands.search, "try settings of a recipe on held-out training images"),
     "plan": (commands.plan, "what a recipe will take: time, memory, bytes, cost; plan --help"),

@@ -228,6 +228,13 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def compare(arguments: list[str]) -> int:
+    """Compare two groups of runs."""
+    from bench.compare import CompareOptions, compare_runs
+
+    return compare_runs(tyro.cli(CompareOptions, args=arguments, prog="python -m bench compare"))
+
+
 def export(arguments: list[str]) -> int:
     """Write runs in a format of others."""
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -68,7 +68,7 @@ class Document:
 
     title: str
     """Of one line."""
-    opening: tuple[Paragraph, ...]
-    """What stands before the first heading."""
+    opening: tuple[Paragraph | Bullets, ...]
+    """What stands before the first heading, and before the contents."""
     sections: tuple[Section, ...]
     """In the order of reading."""

@@ -72,7 +72,7 @@ def machines_table(records: Sequence[RunRecord]) -> Table:
         facts: dict[str, list[str]] = {"kind": [machine.label]}
         for record in groups[machine]:
             told = {"machine": record.machine, "code": record.code, "data": record.data}
-            for name, value in _flatten(told):
+            for name, value in flatten(told):
                 seen = facts.setdefault(name, [])
                 if value not in seen:
                     seen.append(value)
@@ -86,11 +86,12 @@ def machines_table(records: Sequence[RunRecord]) -> Table:
     )
 
 
-def _flatten(told: dict[str, Any], at: str = "") -> list[tuple[str, str]]:
+def flatten(told: dict[str, Any], at: str = "") -> list[tuple[str, str]]:
+    """Every value within, as text behind its dotted name; what is None is left out."""
     facts = []
     for name, value in told.items():
         if isinstance(value, dict):
-            facts += _flatten(value, f"{at}{name}.")
+            facts += flatten(value, f"{at}{name}.")
         elif value is not None:
             facts.append((f"{at}{name}", str(value)))
     return facts

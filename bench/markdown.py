@@ -14,7 +14,7 @@ def document_to_markdown(document: Document, folder: Path) -> str:
         folder: where the file is to stand, from which its links lead.
     """
     parts = [f"# {escape_markdown(document.title)}\n"]
-    parts += [_block(paragraph, folder) for paragraph in document.opening]
+    parts += [_block(block, folder) for block in document.opening]
     for section in document.sections:
         parts.append(f"## {escape_markdown(section.title)}\n")
         parts += [_block(block, folder) for block in section.blocks]

@@ -13,7 +13,7 @@ from bench.sections import ReportFigures, build_document, tables_of
 
 _GENERATED = re.compile(
     r"(table\d|statistics|time_to_target|claims|sampling|micro|runs|other_runs|timing|laps|energy|"
-    r"machines|figure\d|roofline|collective|plan_check_paper|scaling_(?:cifar10|imagenet)_swap)[\w-]*"
+    r"machines|stability|pairs_table\d|figure\d|roofline|collective|plan_check_paper|scaling_(?:cifar10|imagenet)_swap)[\w-]*"
     r"\.(md|csv|tex|svg|png)"
 )
 

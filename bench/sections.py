@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.claims import claims_tables
+from bench.comparison_tables import pair_tables
+from bench.configurations import configurations
 from bench.contents import Content, warning
 from bench.document import Block, Bullets, Document, Folded, Paragraph, Section
 from bench.energy import energy_table
+from bench.glance import glance
 from bench.lists import machines_table, other_runs, runs_table
 from bench.micro_tables import micro_tables
 from bench.paper_check import check_table
@@ -20,6 +23,7 @@ from bench.rendering import Table
 from bench.report_figures import Drawn, figure_blocks
 from bench.sampling import sampling_blocks
 from bench.scaling import scaling_table
+from bench.stability import stability_table
 from bench.statistics_table import statistics_tables
 from bench.tables import time_to_target
 from bench.timing import all_laps_table, lap_table, readings_table
@@ -59,6 +63,8 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
         _section("Independent runs or one (Section 4.1)", sampling_blocks(records)),
         _section("The paper's figures", figures_of_paper),
         _section("The paper's settings", recipe_tables(content.paper)),
+        _section("Comparisons", pair_tables(records)),
+        _section("Stability", _stability(content)),
         _section("Runs", [t for t in (runs_table(records), other_runs(records)) if t.rows]),
         _section(
             "Timing: where each second went",
@@ -82,6 +88,7 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
             ],
         ),
         _section("Machines", [machines_table(records)]),
+        _section("Configuration", configurations(records)),
         Section(
             title=f"Records left out: {len(skipped)}",
             blocks=(Bullets(items=tuple(skipped)),) if skipped else (),
@@ -101,6 +108,7 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
         title="Results",
         opening=(
             Paragraph(text=warning(content), strong=True),
+            glance(content),
             Paragraph(
                 text=f"Made from {len(records)} records by python -m bench report; "
                 f"{len(skipped)} left out. The same records give the same report."
@@ -108,6 +116,13 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
         ),
         sections=tuple(each for each in sections if each is not None),
     )
+
+
+def _stability(content: Content) -> list[Block]:
+    warned = stability_table(content.records)
+    if warned.rows or not content.records:
+        return [warned] if warned.rows else []
+    return [Paragraph(text=f"No warnings. {warned.caption}")]
 
 
 def tables_of(document: Document, content: Content) -> list[Table]:

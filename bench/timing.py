@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bench.rendering import NOTHING, Table, percent
-from bench.stats import recipe_of, scale_note, target_of
+from bench.stats import group_by, recipe_of, scale_note, target_of
 from swap_fast.clock import LAPS, total
 from swap_fast.record import RunRecord
 
@@ -37,6 +37,21 @@ def counted_by(record: RunRecord, lap: str) -> list[str]:
 def unattributed_s(record: RunRecord) -> float:
     """The harness's own time: the wall clock less all laps of the slowest rank."""
     return record.times.wall_s - sum(laps_of_slowest_rank(record).values())
+
+
+def checkpoint_s(record: RunRecord) -> float:
+    """Seconds in which the slowest rank wrote checkpoints."""
+    return laps_of_slowest_rank(record).get("checkpoint", 0.0)
+
+
+def checkpoint_notes(records: Sequence[RunRecord]) -> list[str]:
+    """For each recipe, what checkpoints took of all of its runs' wall clock."""
+    notes = []
+    for recipe, runs in group_by(records, lambda run: run.recipe).items():
+        wall_s = sum(run.times.wall_s for run in runs)
+        share = _share(sum(map(checkpoint_s, runs)), wall_s)
+        notes.append(f"Checkpoints of {recipe} took {share}% of the wall clock (n = {len(runs)}).")
+    return notes
 
 
 def images_per_second(record: RunRecord, phase: int) -> float | None:
@@ -132,6 +147,7 @@ def readings_table(records: Sequence[RunRecord]) -> Table:
             "Wall (s)",
             "Unattributed (s)",
             "Unattributed (%)",
+            "Checkpoints (%)",
             "Phase 1 (images/s)",
             "Phase 2 (images/s)",
             "Peak memory (GiB a process)",
@@ -141,6 +157,8 @@ def readings_table(records: Sequence[RunRecord]) -> Table:
             "Modelled parallel: the paper's reading, had all workers of phase 2 run at once; "
             "phase 1 as measured.",
             "Images/s: those of all ranks together over the phase's lap.",
+            "Unattributed and checkpoints: shares of the wall clock.",
+            *checkpoint_notes(records),
         ),
     )
 
@@ -156,6 +174,7 @@ def _readings_row(record: RunRecord) -> tuple[str, ...]:
         f"{times.wall_s:.2f}",
         f"{harness_s:.2f}",
         _share(harness_s, times.wall_s),
+        _share(checkpoint_s(record), times.wall_s),
         *(_rate(images_per_second(record, phase)) for phase in (1, 2)),
         f"{record.peak_memory_gib:.2f}",
     )

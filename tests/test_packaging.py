@@ -375,13 +375,13 @@ def _run_ci(ci: Checkout, *programs: str, apt_get: str = "") -> subprocess.Compl
 
 @pytest.mark.parametrize("compiler", ["cc", "gcc", "clang"])
 def test_ci_installs_nothing_where_there_is_a_compiler(ci: Checkout, compiler: str) -> None:
-    done = _run_ci(ci, compiler)
+    done = _run_ci(ci, compiler, "chromium")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert ci.calls == ["run_tests.sh, CI=true"]
 
 
 def test_ci_installs_a_compiler_where_there_is_none(ci: Checkout) -> None:
-    done = _run_ci(ci)
+    done = _run_ci(ci, "chromium")
     assert (done.returncode, done.stderr) == (0, "")
     assert ci.calls == [
         "apt-get update",
@@ -391,11 +391,32 @@ def test_ci_installs_a_compiler_where_there_is_none(ci: Checkout) -> None:
 
 
 def test_ci_says_so_where_no_compiler_can_be_had(ci: Checkout) -> None:
-    done = _run_ci(ci, apt_get="echo are you root? >&2; exit 100")
+    done = _run_ci(ci, "chromium", apt_get="echo are you root? >&2; exit 100")
     assert done.returncode == 0  # the tests run all the same, and their guard ends in an error
     assert done.stderr.splitlines() == [
         "are you root?",
         ".ci/run: no C compiler, and apt-get could not install one (see above): "
+        "the tests that need it will be skipped, which fails this run.",
+    ]
+    assert ci.calls == ["apt-get update", "run_tests.sh, CI=true"]
+
+
+def test_ci_installs_a_browser_where_there_is_none(ci: Checkout) -> None:
+    done = _run_ci(ci, "gcc")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ci.calls == [
+        "apt-get update",
+        "apt-get install -y --no-install-recommends chromium",
+        "run_tests.sh, CI=true",
+    ]
+
+
+def test_ci_says_so_where_no_browser_can_be_had(ci: Checkout) -> None:
+    done = _run_ci(ci, "gcc", apt_get="echo are you root? >&2; exit 100")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "are you root?",
+        ".ci/run: no Chromium, and apt-get could not install it (see above): "
         "the tests that need it will be skipped, which fails this run.",
     ]
     assert ci.calls == ["apt-get update", "run_tests.sh, CI=true"]

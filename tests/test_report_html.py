@@ -88,7 +88,7 @@ def test_page_holds_all_that_it_needs(tmp_path: Path) -> None:
     assert links
     assert all(link is not None and link[0] == "#" and link[1:] in ids for link in links)
     assert len(page.all("figcaption")) == len(images)
-    assert len(page.all("details")) == len(page.all("summary")) == 6  # one a run
+    assert len(page.all("details")) == len(page.all("summary")) == 9  # one a run, one a recipe
     assert {"class": "right"} in page.all("td")
 
 

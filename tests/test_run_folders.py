@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -116,6 +118,15 @@ def test_a_run_that_another_process_is_at_is_left_alone(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="got one that another process is at; wait for it"):
             Attempt(folder)
     assert not is_running(folder)
+
+
+def test_who_only_looks_keeps_no_attempt_from_beginning(tmp_path: Path) -> None:
+    (tmp_path / "attempt-run.lock").touch()
+    with open(tmp_path / "attempt-run.lock") as looked:
+        fcntl.flock(looked, fcntl.LOCK_SH)
+        Timer(0.2, lambda: fcntl.flock(looked, fcntl.LOCK_UN)).start()
+        with Attempt(tmp_path):
+            assert is_running(tmp_path)
 
 
 def test_what_was_lost_is_known_from_the_signs_of_life(tmp_path: Path) -> None:

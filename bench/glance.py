@@ -1,0 +1,68 @@
+"""The report at one look: what was measured, on what, the verdict, and how sure it is. No torch."""
+
+from functools import partial
+
+from bench.contents import Content
+from bench.document import Bullets
+from bench.places import places_of
+from bench.rendering import plus_minus
+from bench.rows import RUN_TABLES, SIZES, deal
+from bench.stability import stability_table
+from bench.stats import group_by, machine_key, pool_accuracies
+from bench.verdicts import NOT_COMPARED, is_comparable, verdict
+
+
+def glance(content: Content) -> Bullets:
+    """A few sentences, each from the records."""
+    records = content.records
+    recipes = sorted({record.recipe for record in records})
+    data = sorted({f"{r.data.get('name')} ({r.data.get('kind')})" for r in records})
+    lines = [
+        f"Measured: {len(records)} runs of {len(recipes)} recipes on {', '.join(data)}."
+        if records
+        else "Measured: nothing yet.",
+        *(
+            f"Machine {number}: {machine.label}."
+            for number, machine in enumerate(sorted({machine_key(r) for r in records}), start=1)
+        ),
+        *_verdicts(content),
+    ]
+    warned = stability_table(records).rows
+    if records:
+        lines.append(
+            f"Stability: {len(warned)} warning{'' if len(warned) == 1 else 's'}; see what to do."
+            if warned
+            else "Stability: no warnings."
+        )
+    return Bullets(items=tuple(lines))
+
+
+def _verdicts(content: Content) -> list[str]:
+    """SWAP's final accuracy in each table that has runs of it, beside the published one."""
+    lines = []
+    for table in RUN_TABLES.values():
+        for size in SIZES:
+            standing = [r for r in content.records if table.place(size) in places_of(r)]
+            for machine, runs in group_by(standing, machine_key).items():
+                for each in deal(table, size, runs):
+                    if not (
+                        each.records and each.row.is_final and each.records[0].method == "swap"
+                    ):
+                        continue
+                    column = table.accuracies[0]
+                    ours = pool_accuracies(each.records, partial(each.row.accuracy, column))
+                    if ours is None:
+                        continue
+                    published = content.paper.value(table.name, each.row.label, column.name)
+                    judged = (
+                        verdict(ours.scaled(100), published)
+                        if is_comparable(each.records, published)
+                        else NOT_COMPARED
+                    )
+                    lines.append(
+                        f"{table.title(size)}, {each.label}: "
+                        f"{plus_minus(100 * ours.mean, ours.scaled(100).std)}% on {machine.short} "
+                        f"(n = {ours.n}), the paper's {plus_minus(published.mean, published.sd)}%: "
+                        f"{judged}."
+                    )
+    return lines
