@@ -49,7 +49,7 @@ def _verdicts(content: Content) -> list[str]:
                         each.records and each.row.is_final and each.records[0].method == "swap"
                     ):
                         continue
-                    column = table.accuracies[0]
+                    column = table.target
                     ours = pool_accuracies(each.records, partial(each.row.accuracy, column))
                     if ours is None:
                         continue
@@ -60,7 +60,7 @@ def _verdicts(content: Content) -> list[str]:
                         else NOT_COMPARED
                     )
                     lines.append(
-                        f"{table.title(size)}, {each.label}: "
+                        f"{table.title(size)}, {each.label}, {column.short}: "
                         f"{plus_minus(100 * ours.mean, ours.scaled(100).std)}% on {machine.short} "
                         f"(n = {ours.n}), the paper's {plus_minus(published.mean, published.sd)}%: "
                         f"{judged}."
