@@ -127,10 +127,10 @@ def line_of(event: Event, view: RunView) -> str | None:
         name = who(event["phase"], event["worker"])
         why = event["stopped_by"].replace("_", " ")
         return f"{name:<17} ended after epoch {event['epoch']} by its {why}"
-    if kind == "interrupted":
-        return f"interrupted ({event['reason']})"
-    if kind == "failed":
-        return f"failed: {event['error']}"
+    if kind == "failed" and event["part"] != "run":
+        return (
+            f"{event['part']} failed: {event['error']}"  # of the run itself, its own line says it
+        )
     return None
 
 

@@ -122,11 +122,19 @@ def test_a_resumed_run_says_where_it_goes_on() -> None:
     assert said == [
         "phase 1           done after epoch 2, as it was saved",
         "phase 2, worker 1 goes on after epoch 1, as it was saved",
-        "interrupted (SIGTERM)",
-        "failed: ValueError: no",
     ]
     # The bar is where it was: 1 epoch and 4 updates of 2 epochs of 40.
     assert state_lines(lines.view)[2] == "phase 2, worker 1  55%  epoch 1/2  stopped"
+
+
+def test_only_of_a_part_is_a_failure_a_line() -> None:
+    """The run's own failure is the last line of the command."""
+    said: list[str] = []
+    lines = Lines(said.append)
+    for event in (began(), at(1, "failed", error="ValueError: no")):
+        lines(event)
+    lines(at(2, "failed", error="FloatingPointError: no") | {"part": "worker2"})
+    assert said == ["worker2 failed: FloatingPointError: no"]
 
 
 def test_a_noise_scale_and_no_test_are_lines_too() -> None:
