@@ -122,9 +122,9 @@ def test_a_screen_reader_finds_nothing_in_its_way(
 def test_keys_lead_past_the_contents_and_into_wide_tables(browser: Browser, report: Path) -> None:
     page = _open(browser, report, PHONE, "light")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
+    page.wait_for_function("document.activeElement.textContent == 'Skip to the results'")
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.id") == "content"
+    page.wait_for_function("document.activeElement.id == 'content'")
     wide = page.locator(".wide").first
     wide.focus()
     page.keyboard.press("ArrowRight")
