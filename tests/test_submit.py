@@ -20,8 +20,8 @@ from bench.options import JobOptions
 pytest.importorskip("submitit")
 
 SMALL = [
-    *("--dataset", "synthetic", "--train-images", "4096", "--width", "4"),
-    *("--phase1.max-epochs", "8", "--phase1.warmup-epochs", "0.5", "--phase2.max-epochs", "1"),
+    *("--dataset", "synthetic", "--train-images", "2048", "--width", "4"),
+    *("--phase1.max-epochs", "6", "--phase1.warmup-epochs", "0.5", "--phase2.max-epochs", "1"),
     *("--ranks", "1", "--threads", "1", "--device", "cpu", "--quiet"),
 ]
 JOBS = ["--cluster", "local", "--gpus-per-node", "0"]
