@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,11 +17,15 @@ from typing import Any
 
 from swap_fast.interruption import EXIT_STATUS, InterruptedRunError
 
+ORPHAN_S = 10.0
+"""So long a process may live on when the one that started it has been killed."""
 SILENT_END_S = 1.0
 """So often the launching process looks for ranks that ended without a word."""
 
 _NOTES: Path | None = None
 """Where this rank says what it is at, if it was started here."""
+_trains = False
+"""Whether it has said anything."""
 
 
 def under_torchrun() -> bool:
@@ -30,6 +35,8 @@ def under_torchrun() -> bool:
 
 def say_where(text: str) -> None:
     """Note what this rank is at, for the line that tells of its death."""
+    global _trains
+    _trains = True
     if _NOTES is not None:
         (_NOTES / f"{os.environ['RANK']}.where").write_text(text)
 
@@ -130,6 +137,25 @@ def _noticing_silent_ends(notes: Path) -> Iterator[list[str]]:
         watcher.join()
 
 
+def end_with_parent() -> None:
+    """End this process too when the one that started it is killed: told first, then at once.
+
+    torch asks the kernel for a signal then, but only once it is imported, and not where it is
+    waiting in native code; processes that are not torch's ask for none.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a process that another one started"
+
+    def follow() -> None:
+        wait([parent.sentinel])
+        if _trains:  # else there is nothing to keep
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(ORPHAN_S)
+        os._exit(EXIT_STATUS)
+
+    threading.Thread(target=follow, name="end with parent", daemon=True).start()
+
+
 def _on_rank(errors: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call it in a process of its own, which says when and how it failed.
 
@@ -138,6 +164,7 @@ def _on_rank(errors: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """
     global _NOTES
     _NOTES, rank = Path(errors), os.environ["RANK"]
+    end_with_parent()
     (_NOTES / f"{rank}.began").write_text(str(os.getpid()))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -10,7 +10,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from bench.launch import launch, under_torchrun
+from bench.launch import end_with_parent, launch, under_torchrun
 from bench.progress import following
 from bench.request import Request
 from bench.run import run_rank
@@ -121,6 +121,7 @@ def _run_workers(request: Request, workers: Sequence[int], at_once: int) -> dict
 
 def _worker(request: Request, device: int) -> None:
     """One worker in a process of its own, which sees one device."""
+    end_with_parent()
     if request.execution.device_type == "cuda":
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = seen.split(",") if seen else [str(i) for i in range(device + 1)]

@@ -90,3 +90,45 @@ def leave_on_rank_1() -> None:
 def test_a_rank_that_ends_early_with_status_0_has_failed() -> None:
     with pytest.raises(RuntimeError, match=r"^rank 1 ended early, without a result$"):
         launch(leave_on_rank_1, num_ranks=2)
+
+
+STARTS_A_RANK = """
+import multiprocessing, os, time
+from tests_of_launch import linger
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=linger)
+    process.start()
+    print(process.pid, flush=True)
+    time.sleep(60)
+"""
+LINGERS = """
+import time
+from bench.launch import end_with_parent
+def linger():
+    end_with_parent()
+    time.sleep(60)
+"""
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    (tmp_path / "start.py").write_text(STARTS_A_RANK)
+    (tmp_path / "tests_of_launch.py").write_text(LINGERS)
+    root = Path(__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])}
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "start.py")],
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        time.sleep(1.0)  # it has come to where it lingers
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 30
+        while alive_in_group(process.pid):
+            assert time.monotonic() < deadline, "an orphan was left"
+            time.sleep(0.1)

@@ -33,7 +33,7 @@ LONGEST_S = 40 * 60
 VICTIMS = ("all at once", "launcher", "one rank")
 ENDED_S = 20.0
 """By then nothing of a run in which a process was killed may be left."""
-LONGEST_TRY_S = 11.0
+LONGEST_TRY_S = 10.0
 """Beyond the start of the processes and the longest stretch without a checkpoint: phase 3."""
 
 
