@@ -74,7 +74,7 @@ def test_report_of_cpu_runs(tmp_path: Path) -> None:
     assert (tmp_path / "tables/table1_cpu_machine1.md").read_text(encoding="utf-8") in text
     assert "27 s of 37 s are 73%" in text
     assert "- Measured: 6 runs of 3 recipes on cifar10 (published)." in text
-    assert "SWAP (after averaging): 81.05 ± 0.07% on 2 CPU cores (n = 2)" in text
+    assert "SWAP (after averaging), accuracy: 81.05 ± 0.07% on 2 CPU cores (n = 2)" in text
     assert "- Stability: 3 warnings; see what to do." in text
     # 0.5 s of 120.75 and 121.75 s
     assert "Checkpoints of cifar10\\_cpu took 0.41% of the wall clock (n = 2)." in text
