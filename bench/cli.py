@@ -1,5 +1,7 @@
 """The command line: finds the command, and leaves its arguments to it."""
 
+import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -41,13 +43,24 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     except InterruptedRunError as error:
-        print(
-            f"bench: interrupted ({error}); the same command with --resume goes on", file=sys.stderr
-        )
+        again = " with --resume" if arguments[0] == "run" and "--resume" not in arguments else ""
+        print(f"bench: interrupted ({error}); the same command{again} goes on", file=sys.stderr)
         return EXIT_STATUS
     except KeyboardInterrupt:
         print("bench: interrupted", file=sys.stderr)
         return 130
     except (RuntimeError, FloatingPointError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141  # as the shell says it of other programs
         print(f"bench: {error}", file=sys.stderr)
         return 1
+
+
+def _nobody_reads() -> bool:
+    """Whether who read standard output, such as `head`, has seen enough and ended."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the exit
+    return True

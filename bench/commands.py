@@ -3,53 +3,25 @@
 Nothing heavy is imported before the arguments are known to be right.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 import tyro
 
 from bench.export_options import FORMATS
+from bench.forms import parse
 from bench.options import (
     FigureOptions,
-    JobOptions,
     MicroOptions,
     PlanOptions,
     PrepareOptions,
-    RunOptions,
     SmallTreeOptions,
     TableOptions,
 )
-from bench.search_options import SearchOptions
+from bench.search_grid import parse_grid
 from swap_fast.choices import choose
-from swap_fast.recipe import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.recipes import RECIPES
-
-Flat = tyro.conf.arg(name="")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSWAP:
-    """Run a SWAP recipe and write its record."""
-
-    options: Annotated[RunOptions, Flat]
-    recipe: Annotated[SWAPRecipe, Flat]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSWA:
-    """Run an SWA recipe and write its record."""
-
-    options: Annotated[RunOptions, Flat]
-    recipe: Annotated[SWARecipe, Flat]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSGD:
-    """Run an SGD recipe and write its record."""
-
-    options: Annotated[RunOptions, Flat]
-    recipe: Annotated[SGDRecipe, Flat]
 
 
 def recipes(arguments: list[str]) -> int:
@@ -86,37 +58,11 @@ def run(arguments: list[str]) -> int:
 
             name = automatic_recipe(quick="--quick" in arguments)
     recipe = RECIPES[name]()
-    form: Any = {SWAPRecipe: RunSWAP, SWARecipe: RunSWA, SGDRecipe: RunSGD}[type(recipe)]
-    parsed = tyro.cli(
-        form,
-        args=[a for a in arguments[1:] if not (arguments[0] == "auto" and a == "--quick")],
-        default=form(options=RunOptions(), recipe=recipe),
-        prog=f"python -m bench run {arguments[0]}",
-    )
+    words = [a for a in arguments[1:] if not (arguments[0] == "auto" and a == "--quick")]
+    form = parse("run", arguments[0], recipe, words)
     from bench.session import run_session
 
-    return run_session(parsed.options, derived(parsed.recipe), recipe)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubmitSWAP(RunSWAP):
-    """Submit a SWAP recipe: phase 1, an array of workers, and the average after them."""
-
-    jobs: Annotated[JobOptions, Flat]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubmitSWA(RunSWA):
-    """Submit an SWA recipe as one job."""
-
-    jobs: Annotated[JobOptions, Flat]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubmitSGD(RunSGD):
-    """Submit an SGD recipe as one job."""
-
-    jobs: Annotated[JobOptions, Flat]
+    return run_session(form.options, form.recipe, recipe)
 
 
 def submit(arguments: list[str]) -> int:
@@ -129,41 +75,12 @@ def submit(arguments: list[str]) -> int:
         )
         recipes([])
         return 0 if arguments else 2
-    recipe = RECIPES[choose("recipe", arguments[0], list(RECIPES))]()
-    form: Any = {SWAPRecipe: SubmitSWAP, SWARecipe: SubmitSWA, SGDRecipe: SubmitSGD}[type(recipe)]
-    parsed = tyro.cli(
-        form,
-        args=arguments[1:],
-        default=form(options=RunOptions(), jobs=JobOptions(), recipe=recipe),
-        prog=f"python -m bench submit {arguments[0]}",
-    )
+    name = choose("recipe", arguments[0], RECIPES)
+    recipe = RECIPES[name]()
+    form = parse("submit", name, recipe, arguments[1:])
     from bench.submit import submit as submit_jobs
 
-    return submit_jobs(parsed.options, parsed.jobs, derived(parsed.recipe), recipe)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSWAP:
-    """Search settings of a SWAP recipe."""
-
-    options: Annotated[SearchOptions, Flat]
-    recipe: Annotated[SWAPRecipe, Flat]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSWA:
-    """Search settings of an SWA recipe."""
-
-    options: Annotated[SearchOptions, Flat]
-    recipe: Annotated[SWARecipe, Flat]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSGD:
-    """Search settings of an SGD recipe."""
-
-    options: Annotated[SearchOptions, Flat]
-    recipe: Annotated[SGDRecipe, Flat]
+    return submit_jobs(form.options, form.jobs, form.recipe, recipe)
 
 
 def search(arguments: list[str]) -> int:
@@ -177,26 +94,11 @@ def search(arguments: list[str]) -> int:
         return 0 if arguments else 2
     name = choose("recipe", arguments[0], RECIPES)
     recipe = RECIPES[name]()
-    form: Any = {SWAPRecipe: SearchSWAP, SWARecipe: SearchSWA, SGDRecipe: SearchSGD}[type(recipe)]
-    parsed = tyro.cli(
-        form,
-        args=arguments[1:],
-        default=form(options=SearchOptions(), recipe=recipe),
-        prog=f"python -m bench search {name}",
-    )
+    form = parse("search", name, recipe, arguments[1:])
+    grid = parse_grid(form.recipe, form.options.grid)
     from bench.search import run_search
 
-    return run_search(parsed.options, derived(parsed.recipe), recipe)
-
-
-def derived(recipe: Recipe) -> Recipe:
-    """The recipe with the sums of each phase's stages made anew.
-
-    The parser sets fields that no constructor takes to the default's values, after the constructor
-    has summed the new stages up. As properties the sums would be missing from records.
-    """
-    phases = ("phase1", "phase2") if isinstance(recipe, AveragingRecipe) else ("phase1",)
-    return replace(recipe, **{name: replace(getattr(recipe, name)) for name in phases})
+    return run_search(form.options, grid, form.recipe, recipe)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,6 +130,7 @@ def _narrate(
                 machine=describe_machine(request.execution.device_type),
                 world_size=comm.world_size,
                 goes_on=attempt.goes_on,
+                held_out=request.held_out,
             )
             track_workers(narrator, folder)
             if attempt.goes_on:

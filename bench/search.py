@@ -14,7 +14,6 @@ from bench.search_grid import (
     Point,
     as_flags,
     describe,
-    parse_grid,
     recipe_at,
     short_names,
 )
@@ -31,8 +30,11 @@ from swap_fast.recipe import AveragingRecipe, Recipe
 Say = Callable[[str], None]
 
 
-def run_search(options: SearchOptions, recipe: Recipe, original: Recipe) -> int:
+def run_search(options: SearchOptions, grid: Grid, recipe: Recipe, original: Recipe) -> int:
     """Measure the points that nobody has measured or is measuring; the exit status.
+
+    Arguments:
+        original: the recipe as it is named, without the command line's changes.
 
     Raises:
         ValueError: what was asked for cannot be searched.
@@ -42,7 +44,6 @@ def run_search(options: SearchOptions, recipe: Recipe, original: Recipe) -> int:
         raise ValueError("search: expected a recipe of CIFAR's images, got one of a tree of files")
     if under_torchrun():
         raise ValueError("search: expected one process, which starts the others, got torchrun's")
-    grid = parse_grid(recipe, options.grid)
     shares_phase1(recipe, grid)  # or says that it cannot
     name = options.name or "-".join([recipe.name, *short_names(list(grid.values)).values()])
     folder = options.out / "search" / name
@@ -173,11 +174,11 @@ def _check_images(recipe: Recipe, train_images: int) -> None:
 def _work(study: GridStudy, runs: SearchRuns, limit: int | None, say: Say) -> list[Outcome]:
     """Measure what is left, and tell how each point went; what is known of all at the end."""
 
-    def measure(point: Point, trial: int) -> Measured:
+    def measure(point: Point) -> Measured:
         outcomes = study.outcomes
         done = sum(outcome.state == "done" for outcome in outcomes)
         say(f"search: {describe(point)}; {done} of {len(outcomes)} are done")
-        return runs.measure(point, trial)
+        return runs.measure(point)
 
     def tell(outcome: Outcome) -> None:
         how = best_line(outcome) if outcome.measured else f"{outcome.state}: {outcome.why}"

@@ -68,14 +68,14 @@ class SearchRuns:
     shared: bool
     """Whether points have a phase 1 in common."""
 
-    def measure(self, point: Point, trial: int) -> Measured:
-        """Run a point with each seed.
+    def measure(self, point: Point) -> Measured:
+        """Run a point with each seed; a run that was interrupted goes on.
 
         Raises:
             FloatingPointError: training diverged.
             RuntimeError: a run failed.
         """
-        records = [self._run(point, trial, seed) for seed in self.seeds]
+        records = [self._run(point, seed) for seed in self.seeds]
         return Measured(
             accuracies=tuple(record.test_accuracy for record in records),
             times_s=tuple(record.times.after_averaging_s for record in records),
@@ -83,15 +83,16 @@ class SearchRuns:
             run_ids=tuple(record.run_id for record in records),
         )
 
-    def _run(self, point: Point, trial: int, seed: int) -> RunRecord:
-        """One run, unless an interrupted trial of the point has left it."""
+    def _run(self, point: Point, seed: int) -> RunRecord:
+        """One run, unless an earlier trial of the point has left it, whole or in part."""
         recipe = recipe_at(self.request.recipe, point)
         record = self._find(recipe, seed)
         if record is not None:
             return record
         start = self._start(recipe, seed) if self.shared else None
-        # No two runs of a search have one name, even if they begin in the same second.
-        name = f"{recipe.name}-trial{trial}"
+        # No two runs of a search have one name, even if they begin in the same second; and a run
+        # keeps its name from trial to trial, by which it is found again.
+        name = f"{recipe.name}-point-{_key(recipe)}"
         record = self._launch(replace(recipe, name=name), seed, start=start)
         shutil.rmtree(self._weights_of(record))
         return record
@@ -129,6 +130,7 @@ class SearchRuns:
             seed=seed,
             start=start,
             keep_epochs=keep_epochs,
+            resume="if_same",
         )
         path = launch(run_rank, request, num_ranks=self.num_ranks)
         assert path is not None, "rank 0 writes the record"

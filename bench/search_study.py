@@ -97,7 +97,7 @@ class GridStudy:
 
     def work(
         self,
-        measure: Callable[[Point, int], Measured],
+        measure: Callable[[Point], Measured],
         *,
         limit: int | None = None,
         on_end: Callable[[Outcome], None] = lambda outcome: None,
@@ -107,7 +107,7 @@ class GridStudy:
         A point that diverges is done. One that fails for another reason is left to a later call.
 
         Arguments:
-            measure: given a point and its trial's number; FloatingPointError means divergence.
+            measure: given a point; FloatingPointError means divergence.
             on_end: given each outcome.
         """
         import optuna
@@ -122,7 +122,7 @@ class GridStudy:
                 raise optuna.TrialPruned
             count += 1
             try:
-                measured = measure(trial.params, trial.number)
+                measured = measure(trial.params)
             except FloatingPointError as error:
                 trial.set_user_attr("diverged", str(error))
                 raise

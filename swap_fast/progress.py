@@ -154,9 +154,12 @@ def _epoch_line(event: Event, view: RunView) -> str:
 
 
 def tested(value: float, view: RunView, *, width: int) -> str:
-    """What the test data gave: an accuracy, or the user's metric by its name."""
+    """What the test data, or held-out ones, gave: an accuracy, or the user's metric by its name."""
     metric = view.plan.get("metric")
-    return f"test {value:{width}.2%}" if metric is None else f"{metric} {value:.4g}"
+    if metric is not None:
+        return f"{metric} {value:.4g}"
+    split = "held out" if (view.began or {}).get("held_out") else "test"
+    return f"{split} {value:{width}.2%}"
 
 
 def remaining(view: RunView) -> str:

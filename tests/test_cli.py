@@ -103,6 +103,17 @@ def test_recipes_names_every_recipe_with_its_table(capsys: pytest.CaptureFixture
     assert any(line.startswith("cifar100_swap ") and "Table 2, SWAP" in line for line in lines)
 
 
+def test_a_reader_that_has_seen_enough_gets_no_error() -> None:
+    program = (
+        "import sys; from bench import cli; "
+        "cli.COMMANDS['recipes'] = (lambda arguments: print('long ' * 100_000), ''); "
+        "sys.exit(cli.main(['recipes']))"
+    )
+    command = f'"{sys.executable}" -c "{program}" | head -c 4; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("long", "", 141)
+
+
 def test_help_loads_no_torch() -> None:
     program = (
         "import sys\nfrom bench.cli import main\n"

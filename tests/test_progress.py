@@ -57,6 +57,11 @@ def test_a_bar_a_phase_and_worker() -> None:
     assert lines[3] == "training: about 90 s to go"
 
 
+def test_held_out_images_are_called_so() -> None:
+    lines = drawn({**began(), "held_out": 20}, *RUN[1:])
+    assert lines[0].endswith("held out 43.75%  done")
+
+
 def test_lines_stand_above_the_bars() -> None:
     lines = drawn(*RUN[:4])
     assert lines[0] == FIRST_EPOCH

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_a_grid_leaves_a_table_a_figure_and_records_apart(
     records, skipped = read_records(folder / "runs")
     assert not skipped
     kinds = Counter(record.recipe.split("-")[1][:5] for record in records)
-    assert kinds == {"phase": 2, "trial": 4}, "a phase 1 for each learning rate, a run a point"
+    assert kinds == {"phase": 2, "point": 4}, "a phase 1 for each learning rate, a run a point"
     for record in records:
         assert why_not_comparable(record) == "held-out data"
         assert place_of(record) == "other"
@@ -80,7 +81,7 @@ def test_a_grid_leaves_a_table_a_figure_and_records_apart(
     assert names <= {path.name for path in folder.iterdir()}
     best = max(r.test_accuracy for r in records if r.method == "swap")
     assert f"held-out accuracy {100 * best:.2f}%" in printed
-    assert not list(folder.glob("checkpoints/*trial*")), "weights of points take room"
+    assert not list(folder.glob("checkpoints/*point*")), "weights of points take room"
 
     # Nothing is left to do, and the command that it recommends is one.
     assert _search(data, out) == 0
@@ -121,6 +122,28 @@ def test_an_interrupted_search_goes_on_and_repeats_no_run(
         (0, "swap"): 2,
         (1, "swap"): 2,
     }
+
+
+@pytest.mark.slow
+def test_a_run_of_a_point_that_was_told_to_end_goes_on(data: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "bench", "search", "cifar10_cpu", *SMALL, "--name", "mine"]
+    command += ["--grid", "peak_lr=0.02,0.04", "--phase1.max-epochs", "200"]
+    command += ["--data", data, "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    folder = out / "search" / "mine"
+    while not list(folder.glob("checkpoints/*/phase1-epoch1.json")):
+        assert process.poll() is None, "it ended before it was told"
+        time.sleep(0.01)
+    process.terminate()
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == 75
+    assert error.strip().splitlines()[-1].endswith("the same command goes on")
+    assert not list(folder.glob("runs/*.json"))
+    subprocess.run(command, check=True, timeout=300)
+    records, _ = read_records(folder / "runs")
+    went_on = [r.interruptions["count"] for r in records if r.interruptions is not None]
+    assert (len(records), went_on) == (2, [1])
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 import tyro
 
-from bench.commands import RunSWAP
+from bench.forms import RunSWAP
 from bench.options import RunOptions
 from bench.search_grid import as_flags, describe, parse_grid, recipe_at
 from swap_fast.recipes import cifar10_cpu, cifar10_sgd_small_cpu

@@ -29,7 +29,7 @@ from bench.search_outcomes import Measured
 from bench.search_study import GridStudy
 url, notes, seconds = sys.argv[1:]
 grid = Grid(values={"phase1.peak_lr": (0.5, 1.0, 2.0), "width": (4, 8)})
-def measure(point, number):
+def measure(point):
     with open(notes, "a") as file:
         file.write(json.dumps(point) + "\\n")
     time.sleep(float(seconds))
@@ -42,7 +42,7 @@ def _study(folder: Path, grid: Grid = GRID, **settings: object) -> GridStudy:
     return GridStudy(f"sqlite:///{folder / 's.db'}", "s", grid, {**SETTINGS, **settings})
 
 
-def _measure(point: Point, number: int = 0) -> Measured:
+def _measure(point: Point) -> Measured:
     accuracy = float(point["phase1.peak_lr"]) / 10 + int(point["width"]) / 100  # type: ignore[arg-type]
     return Measured(accuracies=(accuracy,), times_s=(1.0,), phase1_epochs=(2,), run_ids=("a",))
 
@@ -74,7 +74,7 @@ def test_a_later_call_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None
 
 
 def test_an_interrupted_point_is_measured_by_the_next_call(tmp_path: Path) -> None:
-    def interrupted(point: Point, number: int) -> Measured:
+    def interrupted(point: Point) -> Measured:
         raise KeyboardInterrupt
 
     study, ended = _study(tmp_path), []
@@ -89,7 +89,7 @@ def test_an_interrupted_point_is_measured_by_the_next_call(tmp_path: Path) -> No
 def test_divergence_is_a_result_and_another_failure_is_tried_once_a_call(tmp_path: Path) -> None:
     calls: Counter[float] = Counter()
 
-    def measure(point: Point, number: int) -> Measured:
+    def measure(point: Point) -> Measured:
         rate = float(point["phase1.peak_lr"])  # type: ignore[arg-type]
         calls[rate] += 1
         if rate == 2.0:

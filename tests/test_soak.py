@@ -22,19 +22,21 @@ from safetensors.torch import load_file
 from bench.machine import describe_code, describe_machine
 
 KILLS = int(os.environ.get("SWAP_SOAK_KILLS", "200"))
+EPOCHS_OF_A_WORKER = 2
 RUN = [
     *(sys.executable, "-m", "bench", "run", "cifar10_quick", "--dataset", "synthetic"),
-    *("--train-images", "2048", "--width", "4", "--phase1.global-batch-size", "128"),
-    *("--phase1.max-epochs", "16", "--phase1.horizon-epochs", "16"),
-    *("--phase1.warmup-epochs", "2", "--phase2.max-epochs", "6", "--device", "cpu"),
-    *("--threads", "1", "--quiet", "--resume"),
+    *("--train-images", "1024", "--width", "4", "--phase1.global-batch-size", "128"),
+    *("--phase1.max-epochs", "6", "--phase1.horizon-epochs", "6"),
+    *("--phase1.warmup-epochs", "2", "--phase2.max-epochs", str(EPOCHS_OF_A_WORKER)),
+    *("--device", "cpu", "--threads", "1", "--quiet", "--resume"),
 ]
 LONGEST_S = 40 * 60
 VICTIMS = ("all at once", "launcher", "one rank")
 ENDED_S = 20.0
 """By then nothing of a run in which a process was killed may be left."""
-LONGEST_TRY_S = 10.0
-"""Beyond the start of the processes and the longest stretch without a checkpoint: phase 3."""
+LONGEST_TRY_S = 14.0
+"""Beyond the start of the processes and the longest stretch without a checkpoint, phase 3, so that
+a try may reach the end from anywhere."""
 
 
 def final(out: Path) -> dict[str, torch.Tensor]:
@@ -45,7 +47,9 @@ def final(out: Path) -> dict[str, torch.Tensor]:
 def where(out: Path) -> str:
     """The phase in which the run is, by what it has saved."""
     names = {path.stem for path in out.glob("checkpoints/*/*.json")}
-    if names >= {f"worker{worker}-epoch6" for worker in range(4)}:
+    if any(out.glob("runs/*.json")):
+        return "the end"
+    if names >= {f"worker{worker}-epoch{EPOCHS_OF_A_WORKER}" for worker in range(4)}:
         return "phase 3"
     if "phase1" in names:
         return "phase 2"
