@@ -19,8 +19,10 @@ from swap_fast.interruption import EXIT_STATUS, InterruptedRunError
 
 ORPHAN_S = 10.0
 """So long a process may live on when the one that started it has been killed."""
-SILENT_END_S = 1.0
+LOOK_S = 1.0
 """So often the launching process looks for ranks that ended without a word."""
+PEERS_END_S = 10.0
+"""So long the others have to end by themselves when a rank has been killed."""
 
 _NOTES: Path | None = None
 """Where this rank says what it is at, if it was started here."""
@@ -73,7 +75,7 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    with TemporaryDirectory() as errors, _noticing_silent_ends(Path(errors)) as silent:
+    with TemporaryDirectory() as errors, _watching(Path(errors)) as silent:
         try:
             return elastic_launch(config, _on_rank)(errors, function, *arguments)[0]
         except SignalException:
@@ -106,24 +108,29 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
 
 
 @contextmanager
-def _noticing_silent_ends(notes: Path) -> Iterator[list[str]]:
-    """The ranks that ended with status 0 before their work was done; the others are then killed.
+def _watching(notes: Path) -> Iterator[list[str]]:
+    """Look after ranks that end without a word; gives those that ended early with status 0.
 
-    The launcher takes such an end for none, and would wait for that rank's result for ever.
+    The launcher takes status 0 for a good end, and would wait for that rank's result for ever: the
+    others are killed. When a rank was killed it tells the others to end, but waits 30 s for one
+    that hears nothing, such as one that waits in native code for the dead one to connect.
     """
     silent: list[str] = []
     over = threading.Event()
 
     def watch() -> None:
         known: dict[int | None, BaseProcess] = {}
-        while not over.wait(SILENT_END_S):
+        killed_at: float | None = None
+        while not over.wait(LOOK_S):
             known |= {process.pid: process for process in multiprocessing.active_children()}
             for began in sorted(notes.glob("*.began")):
                 process = known.get(int(began.read_text() or 0))
-                ended_well = process is not None and process.exitcode == 0
-                if ended_well and not began.with_suffix(".done").exists():
+                code = None if process is None else process.exitcode
+                if code == 0 and not began.with_suffix(".done").exists():
                     silent.append(began.stem)
-            if silent:
+                if code is not None and code < 0 and killed_at is None:
+                    killed_at = time.monotonic()
+            if silent or (killed_at is not None and time.monotonic() > killed_at + PEERS_END_S):
                 for process in multiprocessing.active_children():
                     process.kill()
                 return

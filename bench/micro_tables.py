@@ -19,11 +19,12 @@ WHAT = {
 
 def micro_tables(folder: Path) -> tuple[list[Table], list[str]]:
     """The tables of each measurement, and why other files of the folder were left out."""
-    shown, skipped = _showable(folder)
+    shown, skipped = showable(folder)
     return [table for _, tables in shown for table in tables], skipped
 
 
-def _showable(folder: Path) -> tuple[list[tuple[MicroRecord, list[Table]]], list[str]]:
+def showable(folder: Path) -> tuple[list[tuple[MicroRecord, list[Table]]], list[str]]:
+    """The newest whole record of each kind with its tables, and why other files were left out."""
     records, skipped = read_micro_records(folder)
     shown = []
     for record in records:
@@ -45,7 +46,7 @@ def tables_of(record: MicroRecord) -> list[Table]:
 def micro_figures(folder: Path, plots: Path) -> dict[str, list[Path]]:
     """Draw the roofline of each step's record and the bandwidths of each collective's, by title."""
     figures = {}
-    for record, _ in _showable(folder)[0]:
+    for record, _ in showable(folder)[0]:
         where = f"{record.machine['device']}, {record.created[:10]}"
         if record.collective is not None:
             figures[f"Bandwidth of all-reduces, {where}"] = collective_figure(record, plots)

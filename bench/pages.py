@@ -4,17 +4,22 @@ import os
 from pathlib import Path
 
 from bench.contents import collect, warning
+from bench.headline import speed_table
 from bench.micro_tables import micro_tables
 from bench.rendering import escape_markdown, to_markdown
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 """What stands between these lines of a README is generated."""
+SPEED_BEGIN, SPEED_END = "<!-- speed:begin -->", "<!-- speed:end -->"
+"""Likewise, of a README that has them."""
 MICRO_BEGIN, MICRO_END = "<!-- micro:begin -->", "<!-- micro:end -->"
 """Likewise in a page about performance."""
 
 
 def update_readme(readme: Path, results: Path) -> None:
     """Put the main tables between the results markers of a README; the rest stays as it is.
+
+    What is between its speed markers, if it has them, is generated too.
 
     Raises:
         ValueError: the markers are not there once each, in order.
@@ -29,6 +34,10 @@ def update_readme(readme: Path, results: Path) -> None:
         "",
     ]
     _replace_between(readme, BEGIN, END, lines)
+    if SPEED_BEGIN in readme.read_text(encoding="utf-8"):
+        speed = speed_table(results / "micro")
+        words = "No measurement has been recorded yet.\n" if speed is None else to_markdown(speed)
+        _replace_between(readme, SPEED_BEGIN, SPEED_END, [words])
 
 
 def update_performance(page: Path, results: Path) -> None:

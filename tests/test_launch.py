@@ -87,6 +87,21 @@ def leave_on_rank_1() -> None:
         os._exit(0)
 
 
+def die_on_rank_1() -> None:
+    """Be killed on rank 1; rank 0 waits for it in native code, deaf to signals."""
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    connect("cpu", timeout_s=300)
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_a_killed_one_ends_soon() -> None:
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"^rank 1 was ended by SIGKILL$"):
+        launch(die_on_rank_1, num_ranks=2)
+    assert time.monotonic() - began < 30  # torch's launcher by itself waits so long
+
+
 def test_a_rank_that_ends_early_with_status_0_has_failed() -> None:
     with pytest.raises(RuntimeError, match=r"^rank 1 ended early, without a result$"):
         launch(leave_on_rank_1, num_ranks=2)

@@ -1,0 +1,71 @@
+"""How fast ours is beside others' ways: a few rows for the first page, from records. No torch."""
+
+from pathlib import Path
+
+from bench.micro_records import MicroRecord
+from bench.micro_tables import showable
+from bench.rendering import Table
+
+WHATS = ("step", "data", "jpeg")
+"""The measurements that have a headline, in this order."""
+OURS, FLOOR = "ours", "floor"
+"""How the names of our own ways begin, and of what is no way to do the work."""
+
+
+def speed_table(folder: Path) -> Table | None:
+    """Whole training and the making of batches beside others'; None where neither was measured.
+
+    Arguments:
+        folder: of the records; the newest of a kind, a device and a width stands.
+    """
+    records = [record for record, _ in showable(folder)[0]]
+    rows = [
+        row for what in WHATS for record in records if record.what == what for row in _rows(record)
+    ]
+    if not rows:
+        return None
+    return Table(
+        name="speed",
+        title="Speed",
+        caption=(
+            "Ways that took turns; how many times as fast ours is, round by round, as the median "
+            "and the range of the rounds."
+        ),
+        columns=("Work", "Machine", "Ours (images/s)", "Beside", "Images/s", "Times as fast"),
+        rows=tuple(rows),
+    )
+
+
+def _rows(record: MicroRecord) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for title, ways in record.results.items():
+        if not _is_headline(record, title):
+            continue
+        others = [way for way in ways if not way.name.startswith((OURS, FLOOR))]
+        for number, way in enumerate(way for way in others if way.unit == "images"):
+            least, median, most = way.ratio
+            rows.append(
+                (
+                    *((title, _machine(record)) if number == 0 else ("", "")),
+                    f"{ways[0].median:,.0f}" if number == 0 else "",
+                    way.name,
+                    f"{way.median:,.0f}",
+                    f"{median:.2f} ({least:.2f} to {most:.2f})",
+                )
+            )
+    return rows
+
+
+def _is_headline(record: MicroRecord, title: str) -> bool:
+    """Whole training; batches as a run makes them, with all of the threads."""
+    if record.what == "step":
+        return title.startswith("whole training")
+    return record.what == "jpeg" or (
+        record.what == "data"
+        and title.startswith("augmented")
+        and title.endswith(f"{record.threads} threads")
+    )
+
+
+def _machine(record: MicroRecord) -> str:
+    return f"{record.machine['device']}, {record.threads} threads"
