@@ -151,7 +151,7 @@ def test_overrides_are_named_field_by_field() -> None:
     assert differences(original, changed) == ["width=8", "phase1.peak_lr=1.5"]
 
 
-@pytest.mark.parametrize("ranks", ["1", "2"])
+@pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_whole_small_run_leaves_a_record_and_a_report(
     ranks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

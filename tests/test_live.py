@@ -19,7 +19,7 @@ RUN = [
 ]
 
 
-@pytest.mark.parametrize("ranks", ["1", "2"])
+@pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_json_is_all_that_is_printed(ranks: str, tmp_path: Path, capfd) -> None:
     assert main([*RUN, "--json", "--ranks", ranks, "--out", str(tmp_path)]) == 0
     said = [json.loads(line) for line in capfd.readouterr().out.splitlines()]

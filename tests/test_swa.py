@@ -189,6 +189,7 @@ def test_two_processes_have_the_result_of_one(tmp_path: Path) -> None:
         assert ranks[0]["accuracy"] == pytest.approx(alone["accuracy"], abs=2 / len(DATA.test))
 
 
+@pytest.mark.slow
 def test_a_whole_small_run_leaves_a_record_and_a_report(tmp_path: Path) -> None:
     arguments = (
         *("--dataset", "synthetic", "--train-images", "256", "--width", "4", "--device", "cpu"),

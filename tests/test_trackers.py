@@ -82,6 +82,7 @@ def test_tensorboard_reads_what_was_told(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_run_is_tracked_from_the_command_line(tmp_path: Path) -> None:
     run = ["run", "cifar10_quick", "--dataset", "synthetic", "--train-images", "256"]
     small = ["--width", "4", "--phase1.global-batch-size", "64", "--phase1.max-epochs", "2"]
