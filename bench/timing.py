@@ -45,12 +45,16 @@ def checkpoint_s(record: RunRecord) -> float:
 
 
 def checkpoint_notes(records: Sequence[RunRecord]) -> list[str]:
-    """For each recipe, what checkpoints took of all of its runs' wall clock."""
+    """What checkpoints took of the wall clock: of all runs of each recipe, and of one at most."""
     notes = []
     for recipe, runs in group_by(records, lambda run: run.recipe).items():
-        wall_s = sum(run.times.wall_s for run in runs)
-        share = _share(sum(map(checkpoint_s, runs)), wall_s)
-        notes.append(f"Checkpoints of {recipe} took {share}% of the wall clock (n = {len(runs)}).")
+        share = _share(sum(map(checkpoint_s, runs)), sum(run.times.wall_s for run in runs))
+        most = max(runs, key=lambda run: checkpoint_s(run) / run.times.wall_s)
+        at_most = _share(checkpoint_s(most), most.times.wall_s)
+        notes.append(
+            f"Checkpoints of {recipe} took {share}% of the wall clock, {at_most}% at most "
+            f"(n = {len(runs)})."
+        )
     return notes
 
 

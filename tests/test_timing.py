@@ -103,3 +103,13 @@ def test_readings_by_hand() -> None:
 def test_all_laps_has_every_run() -> None:
     records = [make_record(seed=seed) for seed in (0, 1)]
     assert len(timing.all_laps_table(records).rows) == 2 * (len(LAPS) + 2)
+
+
+def test_what_checkpoints_took_of_all_runs_and_of_one_at_most() -> None:
+    one, two = make_record("cifar10_cpu", 0), make_record("cifar10_cpu", 1)
+    (laps,) = two.times.laps_by_rank
+    slower = _with_ranks(two, [{**laps, "checkpoint": 1.5}])
+    # 0.5 s of 120.75 s and 1.5 s of 121.75 s
+    assert timing.checkpoint_notes([one, slower]) == [
+        "Checkpoints of cifar10_cpu took 0.82% of the wall clock, 1.23% at most (n = 2)."
+    ]
