@@ -1,4 +1,4 @@
-"""How fast ours is beside others' ways: a few rows for the first page, from records. No torch."""
+"""How fast ours is beside others' ways: the few rows that come first, from records. No torch."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ def speed_table(folder: Path) -> Table | None:
     if not rows:
         return None
     return Table(
-        name="speed",
-        title="Speed",
+        name="micro_speed",
+        title="Ours beside others' ways",
         caption=(
             "Ways that took turns; how many times as fast ours is, round by round, as the median "
             "and the range of the rounds."

@@ -14,6 +14,7 @@ from bench.contents import Content, warning
 from bench.document import Block, Bullets, Document, Folded, Paragraph, Section
 from bench.energy import energy_table
 from bench.glance import glance
+from bench.headline import speed_table
 from bench.lists import machines_table, other_runs, runs_table
 from bench.micro_tables import micro_tables
 from bench.paper_check import check_table
@@ -47,6 +48,7 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
     """Every section of a results folder's report, from its records."""
     records = content.records
     measured, unmeasured = micro_tables(results / "micro")
+    headline = speed_table(results / "micro")
     skipped = [*content.skipped, *unmeasured]
     published = time_to_target(records, content.paper)
     beside = [*content.main, *([] if published in content.main else [published])]
@@ -77,7 +79,11 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
         ),
         _section(
             "Speed of the parts",
-            [*measured, *(figure_blocks("Speed", figures.speed) if figures.speed else [])],
+            [
+                *([] if headline is None else [headline]),
+                *measured,
+                *(figure_blocks("Speed", figures.speed) if figures.speed else []),
+            ],
         ),
         _section(
             "Planned, not measured",

@@ -236,12 +236,17 @@ def test_a_record_without_a_roof_is_no_roofline(tmp_path: Path) -> None:
 
 def test_the_report_and_the_page_hold_them(tmp_path: Path) -> None:
     write(tmp_path / "results" / "micro", "a.json", NEW)
+    batches = [timing("ours, tensor", [90.0]), timing("theirs", [30.0], ratios=[3.0])]
+    data = {**NEW, "what": "data", "results": {"augmented batches, 2 threads": batches}}
+    write(tmp_path / "results" / "micro", "b.json", data)
     results, page = tmp_path / "results", tmp_path / "docs" / "performance.md"
     page.parent.mkdir()
     page.write_text(f"# Top\n\n{MICRO_BEGIN}\nold\n{MICRO_END}\nBottom\n", encoding="utf-8")
     text = write_report(results).read_text(encoding="utf-8")
     assert "plots/roofline-cpu-width16.svg" in text
     assert "ours, a process a core" in text
+    assert (results / "tables" / "micro_speed.md").read_text(encoding="utf-8") in text
+    assert "3.00 (3.00 to 3.00)" in text
     update_performance(page, results)
     once = page.read_text(encoding="utf-8")
     assert once.startswith(f"# Top\n\n{MICRO_BEGIN}\n")
@@ -250,8 +255,10 @@ def test_the_report_and_the_page_hold_them(tmp_path: Path) -> None:
     assert "micro-step-cpu-20260302T030405.json" in once
     update_performance(page, results)
     assert page.read_text(encoding="utf-8") == once
-    (results / "micro" / "a.json").unlink()
+    for name in ("a.json", "b.json"):
+        (results / "micro" / name).unlink()
     write_report(results)
+    assert not (results / "tables" / "micro_speed.md").exists()
     assert not list((results / "plots").glob("roofline*"))
     update_performance(page, results)
     assert "No measurement has been recorded yet." in page.read_text(encoding="utf-8")
