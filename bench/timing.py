@@ -49,8 +49,8 @@ def checkpoint_notes(records: Sequence[RunRecord]) -> list[str]:
     notes = []
     for recipe, runs in group_by(records, lambda run: run.recipe).items():
         share = _share(sum(map(checkpoint_s, runs)), sum(run.times.wall_s for run in runs))
-        most = max(runs, key=lambda run: checkpoint_s(run) / run.times.wall_s)
-        at_most = _share(checkpoint_s(most), most.times.wall_s)
+        shares = [checkpoint_s(run) / run.times.wall_s for run in runs if run.times.wall_s > 0]
+        at_most = percent(max(shares)) if shares else NOTHING
         notes.append(
             f"Checkpoints of {recipe} took {share}% of the wall clock, {at_most}% at most "
             f"(n = {len(runs)})."

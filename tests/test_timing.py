@@ -105,6 +105,12 @@ def test_all_laps_has_every_run() -> None:
     assert len(timing.all_laps_table(records).rows) == 2 * (len(LAPS) + 2)
 
 
+def test_a_wall_clock_of_nothing_has_no_share() -> None:
+    record = make_record("cifar10_cpu", 0)
+    (note,) = timing.checkpoint_notes([replace(record, times=replace(record.times, wall_s=0.0))])
+    assert note == "Checkpoints of cifar10_cpu took —% of the wall clock, —% at most (n = 1)."
+
+
 def test_what_checkpoints_took_of_all_runs_and_of_one_at_most() -> None:
     one, two = make_record("cifar10_cpu", 0), make_record("cifar10_cpu", 1)
     (laps,) = two.times.laps_by_rank
