@@ -1,11 +1,7 @@
-"""What the line of a command that names a recipe consists of: its options, and the recipe's fields.
-
-A class for each command and method, since the fields that can be overridden differ; their first
-lines are what `--help` shows.
-"""
+"""What the line of a command that names a recipe holds: its options, and the recipe's fields."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
@@ -14,82 +10,39 @@ from bench.search_options import SearchOptions
 from swap_fast.recipe import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 
 Flat = tyro.conf.arg(name="")
+OptionsT = TypeVar("OptionsT", bound=RunOptions)
+RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSWAP:
-    """Run a SWAP recipe and write its record."""
+class Form(Generic[OptionsT, RecipeT]):
+    """How a recipe is run, and those of its fields that can be overridden."""
 
-    options: Annotated[RunOptions, Flat]
-    recipe: Annotated[SWAPRecipe, Flat]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSWA:
-    """Run an SWA recipe and write its record."""
-
-    options: Annotated[RunOptions, Flat]
-    recipe: Annotated[SWARecipe, Flat]
+    options: Annotated[OptionsT, Flat]
+    recipe: Annotated[RecipeT, Flat]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSGD:
-    """Run an SGD recipe and write its record."""
-
-    options: Annotated[RunOptions, Flat]
-    recipe: Annotated[SGDRecipe, Flat]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubmitSWAP(RunSWAP):
-    """Submit a SWAP recipe: phase 1, an array of workers, and the average after them."""
+class JobForm(Form[OptionsT, RecipeT]):
+    """The same, and the jobs that run it."""
 
     jobs: Annotated[JobOptions, Flat]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SubmitSWA(RunSWA):
-    """Submit an SWA recipe as one job."""
-
-    jobs: Annotated[JobOptions, Flat]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubmitSGD(RunSGD):
-    """Submit an SGD recipe as one job."""
-
-    jobs: Annotated[JobOptions, Flat]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSWAP:
-    """Search settings of a SWAP recipe."""
-
-    options: Annotated[SearchOptions, Flat]
-    recipe: Annotated[SWAPRecipe, Flat]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSWA:
-    """Search settings of an SWA recipe."""
-
-    options: Annotated[SearchOptions, Flat]
-    recipe: Annotated[SWARecipe, Flat]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSGD:
-    """Search settings of an SGD recipe."""
-
-    options: Annotated[SearchOptions, Flat]
-    recipe: Annotated[SGDRecipe, Flat]
-
-
-FORMS: dict[str, dict[type[Recipe], Any]] = {
-    "run": {SWAPRecipe: RunSWAP, SWARecipe: RunSWA, SGDRecipe: RunSGD},
-    "submit": {SWAPRecipe: SubmitSWAP, SWARecipe: SubmitSWA, SGDRecipe: SubmitSGD},
-    "search": {SWAPRecipe: SearchSWAP, SWARecipe: SearchSWA, SGDRecipe: SearchSGD},
+WHAT = {
+    ("run", SWAPRecipe): "Run a SWAP recipe and write its record.",
+    ("run", SWARecipe): "Run an SWA recipe and write its record.",
+    ("run", SGDRecipe): "Run an SGD recipe and write its record.",
+    ("submit", SWAPRecipe): (
+        "Submit a SWAP recipe: phase 1, an array of workers, and the average after them."
+    ),
+    ("submit", SWARecipe): "Submit an SWA recipe as one job.",
+    ("submit", SGDRecipe): "Submit an SGD recipe as one job.",
+    ("search", SWAPRecipe): "Search settings of a SWAP recipe.",
+    ("search", SWARecipe): "Search settings of an SWA recipe.",
+    ("search", SGDRecipe): "Search settings of an SGD recipe.",
 }
+"""The first line of `--help`, by command and method."""
 
 
 def parse(
@@ -100,13 +53,17 @@ def parse(
     Arguments:
         name: of the recipe, as it was given.
     """
-    form = FORMS[command][type(recipe)]
+    kind = type(recipe)
     options = SearchOptions() if command == "search" else RunOptions()
-    jobs = {"jobs": JobOptions()} if command == "submit" else {}
+    default: Form[Any, Any] = Form(options=options, recipe=recipe)
+    if command == "submit":
+        default = JobForm(options=options, recipe=recipe, jobs=JobOptions())
+    form: Any = type(default)
     parsed = tyro.cli(
-        form,
+        form[type(options), kind],
         args=arguments,
-        default=form(options=options, recipe=recipe, **jobs),
+        default=default,
+        description=WHAT[command, kind],
         prog=f"python -m bench {command} {name}",
     )
     return replace(parsed, recipe=_derived(parsed.recipe))

@@ -1,10 +1,8 @@
 """Names and values of a grid: typed and checked by the recipe before anything runs."""
 
 import pytest
-import tyro
 
-from bench.forms import RunSWAP
-from bench.options import RunOptions
+from bench.forms import parse
 from bench.search_grid import as_flags, describe, parse_grid, recipe_at
 from swap_fast.recipes import cifar10_cpu, cifar10_sgd_small_cpu
 
@@ -84,7 +82,5 @@ def test_flags_give_the_same_recipe_to_the_run_command() -> None:
         RECIPE,
         ["peak_lr=0.1", "nesterov=false", "stopping_accuracy=none", "keep_momentum=true"],
     ).points
-    parsed = tyro.cli(
-        RunSWAP, args=as_flags(point), default=RunSWAP(options=RunOptions(), recipe=RECIPE)
-    )
+    parsed = parse("run", RECIPE.name, RECIPE, as_flags(point))
     assert parsed.recipe == recipe_at(RECIPE, point)
