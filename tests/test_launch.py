@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import alive_in_group
 
 from bench.launch import launch
 from swap_fast.comm import connect
@@ -48,13 +49,6 @@ def test_another_failure_names_the_rank_in_one_line() -> None:
     with pytest.raises(RuntimeError, match=r"^rank 1 failed: OSError: data_batch_3") as caught:
         launch(fail_on_rank_1, OSError, num_ranks=2)
     assert "\n" not in str(caught.value)
-
-
-def alive_in_group(group: int) -> list[str]:
-    """The processes of a group that are more than zombies waiting to be reaped."""
-    done = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True)
-    rows = [line.split() for line in done.stdout.splitlines()]
-    return [stat for pgid, stat in rows if int(pgid) == group and not stat.startswith("Z")]
 
 
 @pytest.mark.slow

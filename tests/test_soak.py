@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import alive_in_group
 from safetensors.torch import load_file
 
 from bench.machine import describe_code, describe_machine
@@ -56,18 +57,6 @@ def where(out: Path) -> str:
     return "phase 1" if any(name.startswith("phase1-") for name in names) else "the set-up"
 
 
-def alive(group: int) -> list[int]:
-    """Processes of a group that are more than zombies, oldest first."""
-    done = subprocess.run(
-        ["ps", "-eo", "pgid=,pid=,stat=", "--sort=start_time,pid"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    rows = [line.split() for line in done.stdout.splitlines()]
-    return [int(pid) for pgid, pid, stat in rows if int(pgid) == group and not stat.startswith("Z")]
-
-
 def is_rank(pid: int) -> bool:
     """Whether a launcher started it to train, as Python's own helpers are not."""
     try:
@@ -78,7 +67,7 @@ def is_rank(pid: int) -> bool:
 
 def kill(process: subprocess.Popen[bytes], victim: str) -> None:
     """SIGKILL, to all processes of a run, to its launcher, or to one of its ranks."""
-    ranks = [pid for pid in alive(process.pid) if is_rank(pid)]
+    ranks = [pid for pid in alive_in_group(process.pid) if is_rank(pid)]
     if victim == "one rank" and ranks:
         os.kill(ranks[-1], signal.SIGKILL)
     elif victim == "launcher":
@@ -115,7 +104,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> 
             _forget(killed)  # done: begin another, of the same bits
             runs += 1
         deadline = time.monotonic() + ENDED_S
-        while alive(process.pid):
+        while alive_in_group(process.pid):
             assert time.monotonic() < deadline, "an orphan was left"
             time.sleep(0.1)
         assert time.monotonic() - began < LONGEST_S

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import alive_in_group
 from safetensors.torch import load_file
 
 from bench.attempts import is_running
@@ -60,13 +61,6 @@ def test_two_nodes_make_one_run(tmp_path: Path) -> None:
     assert record.world_size == 2
     assert len(record.worker_accuracies) == 4
     assert len(record.times.laps_by_rank) == 2
-
-
-def alive_in_group(group: int) -> list[str]:
-    """The processes of a group that are more than zombies waiting to be reaped."""
-    done = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True)
-    rows = [line.split() for line in done.stdout.splitlines()]
-    return [stat for pgid, stat in rows if int(pgid) == group and not stat.startswith("Z")]
 
 
 def stop_on_rank_1() -> None:
