@@ -6,6 +6,7 @@ from pathlib import Path
 from bench import micro_data, micro_jpeg
 from bench.alternation import Way, Work
 from bench.options import MicroOptions
+from bench.rendering import counted
 from swap_fast.data.loaders import missing_for_dali
 from swap_fast.recipe import LoaderName
 
@@ -15,7 +16,7 @@ def data_ways(options: MicroOptions, device: str, threads: int) -> dict[str, lis
     groups: dict[str, list[Way]] = {}
     for dtype in micro_data.DTYPES:
         for count in sorted({1, threads}):
-            form = f"{dtype}, {count} thread{'s' if count > 1 else ''}"
+            form = f"{dtype}, {counted(count, 'thread')}"
             ours, dali = data_group(device, options.batch_size, dtype, count)
             groups[f"augmented batches, {form}"] = ours
             if dali:

@@ -1,10 +1,9 @@
 """How fast ours is beside others' ways: the few rows that come first, from records. No torch."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from bench.micro_records import MicroRecord
-from bench.micro_tables import showable
-from bench.rendering import Table
+from bench.rendering import Table, counted
 
 WHATS = ("step", "data", "jpeg")
 """The measurements that have a headline, in this order."""
@@ -12,13 +11,8 @@ OURS, FLOOR = "ours", "floor"
 """How the names of our own ways begin, and of what is no way to do the work."""
 
 
-def speed_table(folder: Path) -> Table | None:
-    """Whole training and the making of batches beside others'; None where neither was measured.
-
-    Arguments:
-        folder: of the records; the newest of a kind, a device and a width stands.
-    """
-    records = [record for record, _ in showable(folder)[0]]
+def speed_table(records: Sequence[MicroRecord]) -> Table | None:
+    """Whole training and the making of batches beside others'; None where neither was measured."""
     rows = [
         row for what in WHATS for record in records if record.what == what for row in _rows(record)
     ]
@@ -41,8 +35,10 @@ def _rows(record: MicroRecord) -> list[tuple[str, ...]]:
     for title, ways in record.results.items():
         if not _is_headline(record, title):
             continue
-        others = [way for way in ways if not way.name.startswith((OURS, FLOOR))]
-        for number, way in enumerate(way for way in others if way.unit == "images"):
+        others = [
+            way for way in ways if way.unit == "images" and not way.name.startswith((OURS, FLOOR))
+        ]
+        for number, way in enumerate(others):
             least, median, most = way.ratio
             rows.append(
                 (
@@ -63,9 +59,9 @@ def _is_headline(record: MicroRecord, title: str) -> bool:
     return record.what == "jpeg" or (
         record.what == "data"
         and title.startswith("augmented")
-        and title.endswith(f"{record.threads} threads")
+        and title.endswith(counted(record.threads, "thread"))
     )
 
 
 def _machine(record: MicroRecord) -> str:
-    return f"{record.machine['device']}, {record.threads} threads"
+    return f"{record.machine['device']}, {counted(record.threads, 'thread')}"

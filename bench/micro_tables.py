@@ -6,7 +6,7 @@ from pathlib import Path
 from bench.alternation import Timing
 from bench.bandwidth import collective_figure, collective_table
 from bench.micro_records import MicroRecord, efficiency, read_micro_records
-from bench.rendering import NOTHING, Table, percent
+from bench.rendering import NOTHING, Table, counted, percent
 from bench.roofline import has_roofline, roofline_figure
 
 WHAT = {
@@ -167,6 +167,6 @@ def _where(record: MicroRecord) -> str:
     if record.what not in ("data", "jpeg"):
         size = f"ResNet-9 of width {record.width}, {size}"
     return (
-        f"{machine['device']}, {threads} thread{'s' if threads > 1 else ''}, torch "
+        f"{machine['device']}, {counted(threads, 'thread')}, torch "
         f"{machine['libraries']['torch']}; {size}"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.contents import collect, warning
 from bench.headline import speed_table
-from bench.micro_tables import micro_tables
+from bench.micro_tables import micro_tables, showable
 from bench.rendering import escape_markdown, to_markdown
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -35,7 +35,7 @@ def update_readme(readme: Path, results: Path) -> None:
     ]
     _replace_between(readme, BEGIN, END, lines)
     if SPEED_BEGIN in readme.read_text(encoding="utf-8"):
-        speed = speed_table(results / "micro")
+        speed = speed_table([record for record, _ in showable(results / "micro")[0]])
         words = "No measurement has been recorded yet.\n" if speed is None else to_markdown(speed)
         _replace_between(readme, SPEED_BEGIN, SPEED_END, [words])
 

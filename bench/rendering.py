@@ -158,6 +158,11 @@ RENDERINGS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
 """Each form by the ending of its files."""
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 thread", "2 threads"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def percent(fraction: float, decimals: int = 2) -> str:
     """A fraction as percent, without the sign."""
     return f"{100 * fraction:.{decimals}f}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.figures import figure_style, save_figure
 from bench.micro_records import MicroRecord, roof
+from bench.rendering import counted
 
 OURS, THEIRS = "#a03000", "#5b8db8"
 """Of unlike lightness, so that grey will do; ours are filled, others' are not."""
@@ -114,6 +115,6 @@ def has_roofline(record: MicroRecord) -> bool:
 def _roof_label(processes: int, threads: int, matrix: float, copy: float) -> str:
     plural = "es" if processes > 1 else ""
     return (
-        f"roof, {processes} process{plural} of {threads} thread{'s' if threads > 1 else ''}: "
+        f"roof, {processes} process{plural} of {counted(threads, 'thread')}: "
         f"{matrix / 1e9:,.0f} GFLOP/s, {copy / 1e9:,.1f} GB/s"
     )

@@ -16,7 +16,7 @@ from bench.energy import energy_table
 from bench.glance import glance
 from bench.headline import speed_table
 from bench.lists import machines_table, other_runs, runs_table
-from bench.micro_tables import micro_tables
+from bench.micro_tables import showable
 from bench.paper_check import check_table
 from bench.planned import scalings
 from bench.recipe_tables import recipe_tables
@@ -47,8 +47,8 @@ class ReportFigures:
 def build_document(content: Content, results: Path, figures: ReportFigures) -> Document:
     """Every section of a results folder's report, from its records."""
     records = content.records
-    measured, unmeasured = micro_tables(results / "micro")
-    headline = speed_table(results / "micro")
+    measured, unmeasured = showable(results / "micro")
+    headline = speed_table([record for record, _ in measured])
     skipped = [*content.skipped, *unmeasured]
     published = time_to_target(records, content.paper)
     beside = [*content.main, *([] if published in content.main else [published])]
@@ -81,7 +81,7 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
             "Speed of the parts",
             [
                 *([] if headline is None else [headline]),
-                *measured,
+                *(table for _, tables in measured for table in tables),
                 *(figure_blocks("Speed", figures.speed) if figures.speed else []),
             ],
         ),

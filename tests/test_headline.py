@@ -8,7 +8,9 @@ from typing import Any
 from test_micro_tables import NEW, timing, write
 
 from bench.headline import speed_table
+from bench.micro_tables import showable
 from bench.pages import BEGIN, END, SPEED_BEGIN, SPEED_END, update_readme
+from bench.rendering import Table
 
 STEP: dict[str, Any] = {
     **NEW,
@@ -52,19 +54,32 @@ ROWS = (
 )
 
 
+def _table(folder: Path) -> Table | None:
+    return speed_table([record for record, _ in showable(folder)[0]])
+
+
 def test_whole_training_and_batches_of_all_threads_stand_beside_others_ways(tmp_path: Path) -> None:
     write(tmp_path, "a.json", DATA)
     write(tmp_path, "b.json", STEP)
-    table = speed_table(tmp_path)
+    table = _table(tmp_path)
     assert table is not None
     assert table.rows == ROWS
 
 
+def test_a_machine_of_one_thread_has_its_batches_too(tmp_path: Path) -> None:
+    write(tmp_path, "a.json", {**DATA, "threads": 1})
+    table = _table(tmp_path)
+    assert table is not None
+    assert [row[:2] for row in table.rows] == [
+        ("augmented batches, float32, 1 thread", "A CPU, 1 thread")
+    ]
+
+
 def test_without_such_a_measurement_there_is_no_table(tmp_path: Path) -> None:
-    assert speed_table(tmp_path) is None
+    assert _table(tmp_path) is None
     cut = {**STEP, "results": {"whole training": [timing("ours", []), timing("stock", [])]}}
     write(tmp_path, "a.json", cut)
-    assert speed_table(tmp_path) is None
+    assert _table(tmp_path) is None
 
 
 def test_it_stands_between_a_readmes_markers_if_there_are_any(tmp_path: Path) -> None:
