@@ -13,6 +13,7 @@ from bench.launch import launch
 from bench.machine import device_uuid, has_compiler, resident_bytes
 from bench.telemetry import Sampler
 from swap_fast.batchnorm import StatisticsPass
+from swap_fast.capture import Captures
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm, connect
 from swap_fast.config import Optimizer, Phase
@@ -60,7 +61,8 @@ def statistics(device_type: str) -> str:
     # The same batches in one buffer, so that their passes are replays.
     buffer = execution.empty_images((64, 3, 32, 32), device)
     statistics_pass = StatisticsPass(weights, execution.autocast)
-    statistics_pass.warm_up(buffer, captured=execution.capture)
+    captures = Captures() if execution.capture else None
+    statistics_pass.warm_up(buffer, captures=captures)
     statistics_pass(buffer.copy_(batch) for batch in batches)
     means = len(theirs) // 2
     # update_bn takes the mean of the batches' variances, which leaves out what is between them.

@@ -86,7 +86,7 @@ def trace_(trained: Trained) -> None:
         with torch.no_grad():
             graph()
 
-    trained.step.run = replay
+    trained.step.replay = replay
     trained.step()
     trained.step.read_metrics()
     trained.restart()

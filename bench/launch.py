@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from swap_fast.interruption import EXIT_STATUS, InterruptedRunError
+from swap_fast.watchdog import end_process
 
 ORPHAN_S = 10.0
 """So long a process may live on when the one that started it has been killed."""
@@ -41,6 +42,14 @@ def say_where(text: str) -> None:
     _trains = True
     if _NOTES is not None:
         (_NOTES / f"{os.environ['RANK']}.where").write_text(text)
+
+
+def end_rank(message: str) -> None:
+    """End this rank from any thread, at once; its launching process raises a RuntimeError."""
+    if _NOTES is None:
+        end_process(message)
+    _tell(RuntimeError(message))
+    os._exit(1)
 
 
 def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any:
@@ -184,8 +193,15 @@ def _on_rank(errors: str, function: Callable[..., Any], *arguments: Any) -> Any:
         # By Python's own exit, with which the processes of a loader end too.
         sys.exit(EXIT_STATUS)
     except Exception as error:
-        line = f"{time.time_ns()} {rank} {type(error).__name__} {' '.join(str(error).split())}"
-        part = Path(errors) / f"{rank}.part"
-        part.write_text(line)
-        part.rename(Path(errors) / f"{rank}.txt")
+        _tell(error)
         raise
+
+
+def _tell(error: Exception) -> None:
+    """Leave the launching process a line on the error that ends this rank."""
+    assert _NOTES is not None, "a rank that was started here"
+    rank = os.environ["RANK"]
+    line = f"{time.time_ns()} {rank} {type(error).__name__} {' '.join(str(error).split())}"
+    part = _NOTES / f"{rank}.part"
+    part.write_text(line)
+    part.rename(_NOTES / f"{rank}.txt")

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from bench.alternation import Work
 from bench.footprint import observe
 from bench.micro_step import PEAK_LR, make_step
-from swap_fast.capture import capture
+from swap_fast.capture import Captures
 from swap_fast.config import Optimizer
 from swap_fast.execution import Execution
 from swap_fast.memory import keep_freed_memory
@@ -185,7 +185,7 @@ def _captured_at_first(step: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         nonlocal replay
         if replay is None:
-            replay = capture(step)
+            replay = Captures().capture(step)
         replay()
 
     return run

@@ -1,13 +1,14 @@
 """One run of a recipe on one rank: load the data, run the method, write the record."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from bench.attempts import Attempt
-from bench.launch import say_where
+from bench.launch import end_rank, say_where
 from bench.machine import describe_machine, device_uuid
 from bench.profile import NOTE, Profiler, around, was_profiled
 from bench.progress import complain, make_narrator, part_of, speaker, track_workers
@@ -18,6 +19,7 @@ from bench.run_folders import Place, describe_run, find_place, write_description
 from bench.telemetry import Sampler, missing_line
 from swap_fast.algorithm import large_batch_phase, small_batch_phase, swap
 from swap_fast.baselines import sgd, swa
+from swap_fast.capture import Captures
 from swap_fast.clock import TRAINING, Clock, total
 from swap_fast.comm import Comm, connect
 from swap_fast.events import merge_events
@@ -30,6 +32,7 @@ from swap_fast.record import AverageRow, EpochRow, plain, write_record
 from swap_fast.run_folder import RunFolder, tidy
 from swap_fast.state import Position
 from swap_fast.trajectory import average_by_cycle, running_average
+from swap_fast.watchdog import Watchdog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,10 @@ class Rank:
     """Watches the device."""
     interruption: Interruption
     """Says when it is to end."""
+    captures: Captures
+    """Owns its CUDA graphs."""
+    watchdog: Watchdog | None
+    """Ends it where a rank hangs; None: there are no others, or their collectives do so."""
     profiler: Profiler | None
     """Traces some of its steps."""
 
@@ -60,12 +67,13 @@ def run_rank(request: Request) -> Path | None:
         FloatingPointError: training diverged.
         InterruptedRunError: it was told to end.
     """
-    imports_s = time.time() - request.started
     torch.set_num_threads(request.threads)
     keep_freed_memory()
     torch.backends.cudnn.benchmark = True  # every shape comes again; the warm-up tries the kernels
     device = torch.device(request.execution.device_type)
     comm = connect(device.type, timeout_s=request.timeout_s)
+    torch.zeros(1, device=device)  # starts CUDA, if it is CUDA's: no lap's work
+    imports_s = time.time() - request.started
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     sampler = Sampler()
     profiler = Profiler() if request.profile and comm.rank == 0 else None
@@ -77,10 +85,20 @@ def run_rank(request: Request) -> Path | None:
         clock=Clock(synchronize, around=laps),
         sampler=sampler,
         interruption=Interruption(synchronize),
+        captures=Captures(),
+        watchdog=Watchdog(comm, timeout_s=request.timeout_s, on_hang=end_rank)
+        if request.execution.capture and comm.world_size > 1
+        else None,
         profiler=profiler,
     )
     rank.clock.add("imports", imports_s)
-    with rank.interruption.listening(), sampler.watching(device_uuid(device.type)):
+    # The graphs are reset before the processes part, in an error too: see `Captures`.
+    with (
+        rank.captures,
+        rank.watchdog or nullcontext(),
+        rank.interruption.listening(),
+        sampler.watching(device_uuid(device.type)),
+    ):
         try:
             path = _run(rank)
         except FloatingPointError as error:
@@ -161,17 +179,26 @@ def _train(
     """Train, and write the record."""
     request, recipe, comm, clock = rank.request, rank.request.recipe, rank.comm, rank.clock
 
+    shares_updates = False
+
     def on_step(images: int) -> None:
         narrator.on_step(images)
         if attempt is not None:
             attempt.beat()
+        if rank.watchdog is not None and shares_updates:
+            rank.watchdog.beat()
 
     def on_begin(position: Position) -> None:
+        nonlocal shares_updates
+        ranks = comm if position.phase == 1 else parts.group.inside
+        shares_updates = ranks.world_size > 1
         if position.phase == 1 and position.stopped_by is not None:
             say_where("phase 2")
         narrator.on_begin(position)
 
     def on_epoch(row: EpochRow) -> None:
+        if rank.watchdog is not None:
+            rank.watchdog.rest()
         worker = f" of worker {row.worker}" if row.phase == 2 else ""
         say_where(f"phase {row.phase} after epoch {row.epoch}{worker}")
         narrator.on_epoch(row)
@@ -180,6 +207,11 @@ def _train(
         if position.phase == 1:
             say_where("phase 2")
         narrator.on_end(position)
+
+    def on_averaging() -> None:
+        if rank.watchdog is not None:
+            rank.watchdog.rest()
+        narrator.on_averaging()
 
     def on_save(position: Position) -> None:
         narrator.on_save(position)
@@ -208,11 +240,12 @@ def _train(
             on_step=on_step if rank.profiler is None else rank.profiler.after(on_step),
             on_epoch=on_epoch,
             on_end=on_end,
-            on_averaging=narrator.on_averaging,
+            on_averaging=on_averaging,
         ),
         checkpoints=folder,
         interruption=rank.interruption,
         workers=request.workers,
+        captures=rank.captures,
     )
     traces = request.out / "profiles" / place.folder.name
     if rank.profiler is not None:

@@ -1,12 +1,12 @@
 """Batch-norm running statistics: one set a slot, merged exactly, and computed anew in phase 3."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from swap_fast.capture import Pool, capture
+from swap_fast.capture import Captures
 from swap_fast.comm import ALONE, Comm
 from swap_fast.weights import Weights
 
@@ -91,25 +91,39 @@ class StatisticsPass:
         self._values: dict[torch.Size, tuple[Tensor, Tensor]] = {}
         self._sums = torch.zeros(len(statistics), dtype=torch.float64, device=statistics.device)
         self._buffer: Tensor | None = None
-        # What a full buffer's batch runs: the forward pass and its sums, or their replay.
-        self.run: Callable[[], None] = self.add_buffer_no_sync
+        # What a full buffer's batch runs in place of the forward pass and its sums: their replay.
+        self.replay: Callable[[], None] | None = None
 
     @torch.no_grad()
-    def warm_up(self, buffer: Tensor, *, captured: bool, pool: Pool | None = None) -> None:
+    def warm_up(
+        self,
+        buffer: Tensor,
+        *,
+        short: Sequence[int] = (),
+        captures: Captures | None = None,
+        comm: Comm = ALONE,
+    ) -> None:
         """Pass over random images in `buffer` [B, ...], then put everything back as it was.
 
+        The whole pass is run, with its collectives, for each size of a batch: whatever is chosen
+        or built for a shape on its first use is then there.
+
         Arguments:
-            buffer: where later batches will be; full ones are then a replay, if `captured`.
-            pool: memory that its graph shares with those that run at other times.
+            buffer: where later batches will be.
+            short: sizes of batches that fill only a part of it.
+            captures: captures the pass over a full buffer, which is then a replay; None: it stays
+                as it is.
+            comm: the ranks of later passes; all must call.
         """
         if not self._channels:
             return
         before = self._weights.statistics.clone()
+        self._buffer = buffer.normal_()
         with self.passing():
-            self._buffer = buffer.normal_()
-            self._add_no_sync(buffer)
-            if captured:
-                self.run = capture(self.add_buffer_no_sync, pool)
+            self._add_no_sync(buffer)  # the values a channel are counted on the host
+            if captures is not None:
+                self.replay = captures.capture(self.add_buffer_no_sync)
+        self([buffer, *(buffer[:size] for size in short)], comm)
         self._weights.statistics.copy_(before)
 
     @torch.no_grad()
@@ -132,8 +146,8 @@ class StatisticsPass:
         try:
             with self.passing():
                 for images in batches:
-                    if self._fills_buffer(images):
-                        self.run()
+                    if self.replay is not None and self._fills_buffer(images):
+                        self.replay()
                     else:
                         self._add_no_sync(images)
                     totals += self._values[images.shape][0]

@@ -1,6 +1,8 @@
-"""An update as one CUDA graph: a launch for the whole step instead of one for each kernel."""
+"""Updates as CUDA graphs: a launch for a whole step instead of one for each of its kernels."""
 
+import contextlib
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -9,37 +11,84 @@ WARM_UPS = 11
 """Updates before a capture: libraries choose their kernels, NCCL makes its communicator."""
 
 
-Pool = Any  # torch keeps its type to itself
-"""torch's handle of the memory that a graph's intermediate tensors live in."""
+class Captures:
+    """The CUDA graphs of one process: captured on one stream, in one memory pool, reset together.
 
+    torch shares the blocks of a pool only between captures on the same stream, so there is one
+    stream. The graphs may share memory because they never run at the same time and leave nothing
+    in it for one another: the stages of ImageNet would not fit side by side.
 
-def capture(update: Callable[[], None], pool: Pool | None = None) -> Callable[[], None]:
-    """Run an update until it is warm, capture it, and return its replay.
-
-    Whatever the update reads and writes must keep its address, it may not wait for the device, and
-    nothing that it keeps on the host changes from call to call: a replay repeats the kernels of
-    the captured call, and no Python. The warm-up runs the update for real.
-
-    Arguments:
-        pool: memory that graphs may share which never run at the same time and leave nothing in it
-            for one another: the stages of ImageNet would not fit side by side. None: its own.
-
-    Raises:
-        RuntimeError: the update cannot be captured.
+    NCCL waits, in the destruction of a communicator, until every graph that captured one of its
+    collectives is destroyed; a process group that is closed while a graph lives hangs for ever. So
+    the graphs have this owner, and leaving its `with` block resets all of them, whoever still
+    holds a replay: close the process group after it, also where the block ends in an error.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
-            update()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        # Other threads, such as a loader's or a telemetry sampler's, may use CUDA meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            update()
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"the step could not be captured as a CUDA graph: {error}; use --capture off"
-        ) from error
-    return graph.replay
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: Any = None  # torch keeps the type of its handle to itself
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+
+    def __enter__(self) -> "Captures":
+        """Own graphs until the block's end."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Reset all graphs."""
+        self.reset()
+
+    def capture(self, update: Callable[[], None]) -> Callable[[], None]:
+        """Run an update until it is warm, capture it, and return its replay.
+
+        Whatever the update reads and writes must keep its address, it may not wait for the device,
+        and nothing that it keeps on the host changes from call to call: a replay repeats the
+        kernels of the captured call, and no Python. The warm-up runs the update for real, from its
+        first call on the stream of the capture: what a compiler or a library allocates for a
+        stream is then allocated for this one.
+
+        Raises:
+            RuntimeError: the update cannot be captured; also what a replay raises after `reset`.
+        """
+        if self._stream is None:
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        stream = self._stream
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                update()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        failed: Exception | None = None
+        try:
+            # Other threads, such as a loader's or a telemetry sampler's, may use CUDA meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+            ):
+                try:
+                    update()
+                except Exception as error:
+                    failed = error
+                    raise
+        except Exception as error:
+            # The capture that is broken ends in an error of its own, which hides the first.
+            cause = failed or error
+            with contextlib.suppress(RuntimeError):
+                graph.reset()
+            raise RuntimeError(
+                f"the step could not be captured as a CUDA graph: {cause}; use --capture off"
+            ) from cause
+        self._graphs.append(graph)
+        return graph.replay
+
+    def reset(self) -> None:
+        """Destroy all graphs; a replay after it raises a RuntimeError. Again is no harm."""
+        if self._graphs:
+            torch.cuda.synchronize()  # none may be destroyed while it runs
+        for graph in self._graphs:
+            graph.reset()
+        self._graphs.clear()

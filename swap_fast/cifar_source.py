@@ -12,8 +12,8 @@ from swap_fast.data.augment import IMAGE_SIZE, plain_plan, plan_epoch
 from swap_fast.data.batches import Loader, Share, one_pass
 from swap_fast.data.dataset import Dataset, Split
 from swap_fast.data.images import DeviceImages
-from swap_fast.data.loaders import loader_maker
-from swap_fast.evaluate import Evaluator
+from swap_fast.data.loaders import loader_maker, warm_up_loader
+from swap_fast.evaluate import TEST_BATCH_SIZE, Evaluator
 from swap_fast.execution import Execution
 from swap_fast.recipe import AveragingRecipe, Recipe
 from swap_fast.stages import Shape, StagedPhase
@@ -46,9 +46,11 @@ class CifarSource:
         self.num_images, self._recipe = size, recipe
         self._dataset: Dataset | None = dataset
 
-    def warm_up(self, execution: Execution, device: torch.device) -> None:
-        """Gather one image in each of the run's ways: as phases, clean passes and evaluation do."""
-        split = Split(images=np.zeros((1, 32, 32, 3), np.uint8), labels=np.zeros(1, np.uint8))
+    def warm_up(self, weights: Weights, execution: Execution) -> None:
+        """Gather an image in each of the run's ways, import the loader, evaluate black images."""
+        assert self._dataset is not None, "a source is warmed up before it is opened"
+        device, tests = weights.theta.device, len(self._dataset.test)
+        split = black(1)
         batch = execution.empty_images((1, 3, IMAGE_SIZE, IMAGE_SIZE), device)
         labels = torch.zeros(1, dtype=torch.int64, device=device)
         augmentation, channels = self._recipe.augmentation, (1.0, 1.0, 1.0)
@@ -57,6 +59,15 @@ class CifarSource:
         for border, plan in ((pad, of_phases), (pad, plain_plan(1, pad)), (0, plain_plan(1, 0))):
             images = DeviceImages(split, mean=channels, std=channels, device=device, pad=border)
             images.load_(images.upload(plan), slice(0, 1), batch, labels)
+        warm_up_loader(execution)
+        # As many images as give a batch of each size that the test images give.
+        test = DeviceImages(
+            black(min(tests, TEST_BATCH_SIZE + tests % TEST_BATCH_SIZE)),
+            mean=channels,
+            std=channels,
+            device=device,
+        )
+        Evaluator(weights, test, execution, mirrored=self._recipe.mirrored_evaluation)()
 
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Move the data to the weights' device, and forget what is not needed on the host."""
@@ -101,3 +112,9 @@ class CifarSource:
     def evaluator(self, shape: Shape) -> Evaluator:
         """Top-1 accuracy, the same in all epochs."""
         return self._evaluator
+
+
+def black(count: int) -> Split:
+    """So many black images of class 0."""
+    images = np.zeros((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    return Split(images=images, labels=np.zeros(count, np.uint8))

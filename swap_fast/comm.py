@@ -49,6 +49,13 @@ class Comm:
             self._together("all-reduce", lambda: dist.all_reduce(tensor, group=self.group))
         return tensor
 
+    def any(self, value: bool) -> bool:
+        """Whether `value` is true on any rank. Waits for the device."""
+        if self.world_size == 1:
+            return value
+        device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
+        return self.all_reduce_(torch.tensor(int(value), device=device)).item() > 0
+
     def broadcast_(self, tensor: Tensor, source: int = 0) -> Tensor:
         """Give every rank the tensor of rank `source`, in place."""
         if self.world_size > 1:

@@ -12,6 +12,9 @@ from swap_fast.data.images import DeviceImages
 from swap_fast.execution import Execution
 from swap_fast.weights import Weights
 
+TEST_BATCH_SIZE = 500
+"""Images of a forward pass, unless another number is given."""
+
 
 class Accuracies(NamedTuple):
     """Shares of the test images, as fractions."""
@@ -44,7 +47,7 @@ class Evaluator:
         execution: Execution,
         *,
         mirrored: bool = False,
-        batch_size: int = 500,
+        batch_size: int = TEST_BATCH_SIZE,
     ) -> None:
         self._weights, self._split, self._execution = weights, images, execution
         self._mirrored = mirrored

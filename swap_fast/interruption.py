@@ -36,7 +36,7 @@ class Interruption:
     def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
         self._synchronize = synchronize
         self._told_at: float | None = None
-        self._in_steps = False
+        self._training = False
 
     @property
     def told(self) -> bool:
@@ -64,17 +64,25 @@ class Interruption:
                 os._exit(EXIT_STATUS)
             return
         self._told_at = now
-        if not self._in_steps:
+        if not self._training:
             raise InterruptedRunError(signal.Signals(number).name)
 
     @contextmanager
-    def in_steps(self) -> Iterator[None]:
-        """Around the updates of an epoch, after each of which `ends_after` is asked."""
-        self._in_steps = True
+    def training(self) -> Iterator[None]:
+        """Around a phase's epochs: a signal waits until `ends_after` or `ends_here` is asked."""
+        self._training = True
         try:
             yield
         finally:
-            self._in_steps = False
+            self._training = False
+
+    def ends_here(self, comm: "Comm") -> bool:
+        """Whether any rank of `comm` was told to end; all must ask, and all get the same answer.
+
+        At an epoch's end, after its evaluation and checkpoint: a rank that ended there alone would
+        leave the others waiting in the next epoch's first update.
+        """
+        return comm.any(self.told)
 
     def ends_after(self, comm: "Comm", where: str, step: int) -> bool:
         """Whether all ranks of `comm` end after this step of `where`, a phase and worker.

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from swap_fast.averaging import average
 from swap_fast.batchnorm import StatisticsPass
+from swap_fast.capture import Captures
 from swap_fast.clock import Clock
 from swap_fast.comm import ALONE, Comm, WorkerGroup
 from swap_fast.config import Phase
@@ -56,8 +58,8 @@ class Source(Protocol):
     image_size: int
     """Side of the images of a phase without stages, in pixels."""
 
-    def warm_up(self, execution: Execution, device: torch.device) -> None:
-        """Run whatever kernels make its batches, without the data."""
+    def warm_up(self, weights: Weights, execution: Execution) -> None:
+        """Import and run whatever makes its batches and tests the model, without the data."""
 
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Move the data to the weights' device."""
@@ -134,6 +136,7 @@ def make_parts(
     checkpoints: Checkpoints | None = None,
     interruption: Interruption = NEVER,
     workers: Sequence[int] | None = None,
+    captures: Captures | None = None,
 ) -> Parts:
     """Make the model, warm the kernels up, and move the data to the device, in that order.
 
@@ -143,10 +146,12 @@ def make_parts(
 
     Arguments:
         workers: those of phase 2 that a process alone is to run; None: all, shared out.
+        captures: owner of the CUDA graphs, where the execution has the steps captured.
 
     Raises:
         ValueError: more ranks than the recipe has use for, too little data, or a seed below 0.
     """
+    assert captures is not None or not execution.capture, "captured steps, and nobody to reset them"
     if seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {seed}")
     if comm.world_size > recipe.num_slots:
@@ -189,14 +194,21 @@ def make_parts(
         steps = [make_steps(make_step, phase, ranks, source.image_size) for phase, ranks in phases]
         statistics_pass, buffer = StatisticsPass(weights, execution.autocast), None
     with clock.lap("kernel_warmup"):
-        pool = torch.cuda.graph_pool_handle() if execution.capture else None
         for step in (step for of_phase in steps for step in of_phase):
-            step.warm_up(pool=pool)
-        source.warm_up(execution, device)
+            step.warm_up(captures=captures)
+        source.warm_up(weights, execution)
         if isinstance(recipe, AveragingRecipe):
-            side = steps[-1][-1].shape.image_size
-            buffer = execution.empty_images((recipe.batch_norm_batch_size, 3, side, side), device)
-            statistics_pass.warm_up(buffer, captured=execution.capture, pool=pool)
+            side, size = steps[-1][-1].shape.image_size, recipe.batch_norm_batch_size
+            buffer = execution.empty_images((size, 3, side, side), device)
+            short = source.num_images % size  # images in the pass's last batch, on some rank
+            statistics_pass.warm_up(
+                buffer,
+                short=[short] if short else [],
+                captures=captures if execution.capture else None,
+                comm=comm,
+            )
+            # For nothing, but that NCCL makes the communicator, and the kernels are loaded.
+            average([(group.across.rank, weights.theta.detach())], group.across)
     with clock.lap("data_preparation"):
         source.open_(weights, execution, seed=seed)
         made = tuple(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from swap_fast.batchnorm import SlotStatistics
-from swap_fast.capture import Pool, capture
+from swap_fast.capture import Captures
 from swap_fast.comm import Comm
 from swap_fast.config import Phase
 from swap_fast.data.augment import IMAGE_SIZE
@@ -59,24 +59,15 @@ class Step(Update):
             if low_precision
             else None,
         )
-        self._execution, self._label_smoothing = execution, label_smoothing
         device = weights.theta.device
         batch = self._slots * self.shape.global_batch_size // phase.gpus_per_model
         side = self.shape.image_size
         self.images = execution.empty_images((batch, 3, side, side), device)
         self.labels = torch.zeros(batch, dtype=torch.int64, device=device)
-        # What a call runs: the update, or the replay of its capture.
-        self.run: Callable[[], None] = self.update_no_sync
-        forward = self._loss_and_correct
-        self._forward = torch.compile(forward, dynamic=False) if execution.compile else forward
-
-    def _loss_and_correct(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with self._execution.autocast():
-            logits = self._weights.model(images)
-            loss = nn.functional.cross_entropy(
-                logits.float(), labels, label_smoothing=self._label_smoothing
-            )
-        return loss, (logits.argmax(1) == labels).sum()
+        # What a call runs in place of the update: the replay of its capture.
+        self.replay: Callable[[], None] | None = None
+        self._captured = execution.capture
+        self._forward = _forward(weights.model, execution, label_smoothing)
 
     def __call__(self, images: Tensor | None = None, labels: Tensor | None = None) -> None:
         """Update theta: run the update, or replay its capture.
@@ -92,7 +83,7 @@ class Step(Update):
             self.images.copy_(_alike("images", images, self.images))
         if labels is not None:
             self.labels.copy_(_alike("labels", labels, self.labels))
-        self.run()
+        (self.replay or self.update_no_sync)()
         self._seen += len(self.labels)
 
     def _forward_slot(self, slot: int) -> tuple[Tensor, Tensor, int]:
@@ -108,14 +99,16 @@ class Step(Update):
         """Of this rank, in an update."""
         return len(self.labels)
 
-    def warm_up(self, updates: int = 2, *, pool: Pool | None = None) -> None:
+    def warm_up(self, updates: int = 2, *, captures: Captures | None = None) -> None:
         """Run updates on random images, then put everything back as it was.
 
-        Whatever libraries choose, build or allocate on first use, they do here, off the clock;
-        where the execution says so, the step is captured here too.
+        Whatever libraries choose, build or allocate on first use, they do here, off the clock.
+
+        Where the execution says so the step is captured here too: its calls are then replays.
 
         Arguments:
-            pool: memory that its graph shares with those of steps that run at other times.
+            captures: owner of the graph, which shares its memory with the owner's others; None: an
+                owner of its own, for a process without a process group.
         """
         theta, statistics = self._weights.copy()
         self.images.normal_()
@@ -123,14 +116,33 @@ class Step(Update):
         self._weights.model.train()
         self.statistics.reset_()
         self.set_learning_rate(0.0)
+        if self._captured:
+            self.replay = (captures or Captures()).capture(self.update_no_sync)
         for _ in range(updates):
             self()
-        if self._execution.capture:
-            self.run = capture(self.update_no_sync, pool)
         self.read_metrics()
         self._weights.load_(theta, statistics)
         self.statistics.reset_()
         self._optimizer.reset_()
+
+
+def _forward(
+    model: nn.Module, execution: Execution, label_smoothing: float
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The mean loss of images and labels, and how many are right; compiled where asked for.
+
+    Not a method: a step that held its own method would live until the garbage collector runs.
+    """
+
+    def loss_and_correct(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with execution.autocast():
+            logits = model(images)
+            loss = nn.functional.cross_entropy(
+                logits.float(), labels, label_smoothing=label_smoothing
+            )
+        return loss, (logits.argmax(1) == labels).sum()
+
+    return torch.compile(loss_and_correct, dynamic=False) if execution.compile else loss_and_correct
 
 
 def _alike(name: str, given: Tensor, static: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -87,7 +88,7 @@ def train(
         on_step: called after every update with the images that this rank gave to it.
         after_epoch: given each epoch's row, off the clock; and what ended the phase there,
             "stopping_accuracy", "noise_scale" or "max_epochs", or None where it goes on.
-        interruption: asked after each update whether the run is to end there, ...
+        interruption: asked after each update and each epoch whether the run is to end there, ...
         comm: ... on these ranks, which share the updates.
         leave: given the position within an epoch where it is, off the clock.
 
@@ -112,7 +113,7 @@ def train(
             first, done = begin.step if epoch == begin.epoch else 0, steps
             if first:
                 step.add_sums_(begin.sums)
-            with clock.lap(f"phase{number}"), interruption.in_steps():
+            with clock.lap(f"phase{number}"):
                 batches.start_epoch(worker, epoch)
                 for i in range(first, steps):
                     step.take_(batches, i)
@@ -151,15 +152,18 @@ def train(
                 ),
                 ended_by,
             )
-            if interruption.told:
+            with clock.lap("waiting") if comm.world_size > 1 else nullcontext():
+                ends_here = interruption.ends_here(comm)
+            if ends_here:
                 raise InterruptedRunError(f"after epoch {epoch + 1}")
             if ended_by is not None:
                 return True
         return False
 
-    for stretch in stretches:
-        if stops(stretch):
-            return
+    with interruption.training():
+        for stretch in stretches:
+            if stops(stretch):
+                return
 
 
 def stopped_by(phase: Phase, epoch: int, metrics: Metrics) -> str | None:

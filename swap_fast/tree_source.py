@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from swap_fast.comm import Comm
@@ -12,6 +11,7 @@ from swap_fast.data.tree_batches import (
     Decoder,
     DecoderName,
     TreeBatches,
+    decoder_class,
     make_decoder,
     one_pass,
 )
@@ -42,8 +42,9 @@ class TreeSource:
         self._tree, self._loader, self._threads = tree, loader, threads
         self._training: tuple[int, Decoder] | None = None
 
-    def warm_up(self, execution: Execution, device: torch.device) -> None:
-        """Nothing: what decodes on the device also builds there, when a stage begins."""
+    def warm_up(self, weights: Weights, execution: Execution) -> None:
+        """Import the decoder; what it builds on the device it builds when a stage begins."""
+        decoder_class(self._loader)
 
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Note where the images go, and make the decoder of test images, which all stages share."""

@@ -95,10 +95,10 @@ def test_the_batch_norm_pass_is_what_a_graph_would_replay() -> None:
         weights = Weights(ResNet9(width=2))
         statistics_pass = StatisticsPass(weights)
         buffer = torch.empty(BATCH, 3, 32, 32)
-        statistics_pass.warm_up(buffer, captured=False)
+        statistics_pass.warm_up(buffer)
         if replayed:
             with torch.no_grad(), statistics_pass.passing():
-                statistics_pass.run = traced(statistics_pass)
+                statistics_pass.replay = traced(statistics_pass)
 
         def batches(buffer: Tensor = buffer) -> Iterator[Tensor]:
             random = torch.Generator().manual_seed(1)
@@ -117,7 +117,7 @@ def test_the_batch_norm_pass_does_not_wait_for_the_device() -> None:
     weights = Weights(ResNet9(width=2))
     statistics_pass = StatisticsPass(weights)
     buffer = torch.empty(BATCH, 3, 32, 32)
-    statistics_pass.warm_up(buffer, captured=False)
+    statistics_pass.warm_up(buffer)
     with torch.no_grad(), statistics_pass.passing(), no_wait("cpu"):
         statistics_pass.add_buffer_no_sync()
 

@@ -94,7 +94,7 @@ def test_while_nothing_is_trained_it_ends_at_once() -> None:
 
 def test_a_ctrl_c_that_is_passed_on_is_one_telling() -> None:
     interruption = Interruption()
-    with interruption.listening(), interruption.in_steps():
+    with interruption.listening(), interruption.training():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert interruption.told
@@ -106,7 +106,7 @@ import os, signal, time
 from swap_fast import interruption
 interruption.ONE_TELLING_S = 0.0
 told = interruption.Interruption()
-with told.listening(), told.in_steps():
+with told.listening(), told.training():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGTERM)

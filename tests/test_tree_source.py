@@ -119,13 +119,12 @@ def test_the_batch_norm_pass_fills_one_buffer_so_that_a_replay_serves_its_full_b
     source = opened(tree, weights)
     buffer = torch.empty(10, 3, 48, 48)
     statistics_pass = StatisticsPass(weights)
-    statistics_pass.warm_up(buffer, captured=False)
+    statistics_pass.warm_up(buffer)
     replays, seen = [], []
-    run = statistics_pass.run
 
     def replay() -> None:  # as a captured graph: it knows the buffer alone
         replays.append(1)
-        run()
+        statistics_pass.add_buffer_no_sync()
 
     def watched(batches: Iterable[Tensor]) -> Iterable[Tensor]:
         for images in batches:
@@ -133,7 +132,7 @@ def test_the_batch_norm_pass_fills_one_buffer_so_that_a_replay_serves_its_full_b
             seen.append(images.clone())
             yield images
 
-    statistics_pass.run = replay
+    statistics_pass.replay = replay
     statistics_pass(watched(source.batch_norm_batches(buffer, LAST, ALONE)))
     assert [len(images) for images in seen] == [10, 10, 4]  # all 24, once
     assert len(replays) == 2

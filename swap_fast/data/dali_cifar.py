@@ -13,6 +13,8 @@ from collections import deque
 from typing import Any
 
 import numpy as np
+import nvidia.dali
+import nvidia.dali.plugin.pytorch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,6 +23,8 @@ from swap_fast.data.augment import IMAGE_SIZE
 from swap_fast.data.dataset import Channels, Split
 from swap_fast.data.streams import Sequence
 from swap_fast.execution import Execution
+
+dali: Any = nvidia.dali  # its types forbid more than is wrong
 
 QUEUE_DEPTH = 2
 """Batches that DALI makes ahead."""
@@ -140,9 +144,6 @@ def define_pipeline(
     Its outputs are images [B, 32, 32, 3], or [B, 3, 32, 32] where not channels_last, in fp16 or
     fp32, and labels int64 [B].
     """
-    import nvidia.dali
-
-    dali: Any = nvidia.dali  # its types forbid more than is wrong
     fn, types = dali.fn, dali.types
     pipeline = dali.Pipeline(
         batch_size=batch_size,
@@ -181,6 +182,22 @@ def define_pipeline(
     return pipeline
 
 
+def define_once() -> None:
+    """Define a pipeline that is never built: DALI makes its operators' wrappers on first use."""
+    define_pipeline(
+        lambda info: (),
+        batch_size=1,
+        pad=1,
+        cutout=1,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        half=False,
+        channels_last=True,
+        device_id=None,
+        threads=1,
+    )
+
+
 class StaticFeeder:
     """Copies a pipeline's batches into tensors that stay in their place, as a captured step needs.
 
@@ -189,10 +206,8 @@ class StaticFeeder:
     """
 
     def __init__(self, pipeline: Any, device_id: int | None) -> None:
-        import nvidia.dali.plugin.pytorch
-
-        plugin: Any = nvidia.dali.plugin.pytorch
-        self._copy, self._pipeline, self._device_id = plugin.feed_ndarray, pipeline, device_id
+        self._copy = dali.plugin.pytorch.feed_ndarray
+        self._pipeline, self._device_id = pipeline, device_id
         pipeline.build()
         pipeline.schedule_run()  # the first call fills the queue
 

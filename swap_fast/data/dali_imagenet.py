@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import nvidia.dali
+import nvidia.dali.plugin.pytorch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,6 +23,8 @@ from torch import Tensor
 from swap_fast.data.crop_plan import Crops
 from swap_fast.data.image_tree import IMAGENET_MEAN, IMAGENET_STD, ImageSplit
 from swap_fast.execution import Execution
+
+dali: Any = nvidia.dali  # its types forbid more than is wrong
 
 READERS = 8  # threads that wait for the disk
 QUEUE_DEPTH = 2
@@ -60,10 +64,7 @@ class DaliLoader:
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
-        import nvidia.dali.plugin.pytorch
-
-        plugin: Any = nvidia.dali.plugin.pytorch
-        self._feed, self._split = plugin.feed_ndarray, split
+        self._feed, self._split = dali.plugin.pytorch.feed_ndarray, split
         self._source = _Source(split, centred=centred)
         self._channels_last = execution.memory_format == "channels_last"
         device_id = None
@@ -137,9 +138,6 @@ def define_pipeline(
 
     Its output is [n, H, W, 3], or [n, 3, H, W] where not channels_last; fp16 or fp32.
     """
-    import nvidia.dali
-
-    dali: Any = nvidia.dali  # its types forbid more than is wrong
     fn, types = dali.fn, dali.types
     pipeline = dali.Pipeline(
         batch_size=batch_size,

@@ -68,6 +68,16 @@ def missing_for_dali(device_type: str) -> str | None:
     return None
 
 
+def warm_up_loader(execution: Execution) -> None:
+    """Import what makes batches with the execution's backend, as no lap of training shall."""
+    if execution.loader == "dali":
+        from swap_fast.data.dali_cifar import define_once
+
+        define_once()
+    elif execution.loader == "torchvision":
+        importlib.import_module("swap_fast.data.torchvision_cifar")
+
+
 def loader_maker(
     images: DeviceImages,
     split: Split,

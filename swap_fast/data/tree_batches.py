@@ -28,6 +28,17 @@ DecoderName = Literal["dali", "torchvision"]
 """The ways to decode files."""
 
 
+def decoder_class(name: DecoderName) -> Callable[..., Decoder]:
+    """What makes a decoder of that name, with all that it needs imported."""
+    if name == "dali":
+        from swap_fast.data.dali_imagenet import DaliLoader
+
+        return DaliLoader
+    from swap_fast.data.torchvision_imagenet import TorchvisionLoader
+
+    return TorchvisionLoader
+
+
 def make_decoder(
     name: DecoderName,
     split: ImageSplit,
@@ -39,16 +50,7 @@ def make_decoder(
     centred: bool = False,
 ) -> Decoder:
     """A decoder of that name; its arguments are those of `DaliLoader`."""
-    make: Callable[..., Decoder]
-    if name == "dali":
-        from swap_fast.data.dali_imagenet import DaliLoader
-
-        make = DaliLoader
-    else:
-        from swap_fast.data.torchvision_imagenet import TorchvisionLoader
-
-        make = TorchvisionLoader
-    return make(
+    return decoder_class(name)(
         split,
         batch_size=batch_size,
         execution=execution,
