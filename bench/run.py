@@ -23,7 +23,7 @@ from swap_fast.capture import Captures
 from swap_fast.clock import TRAINING, Clock, total
 from swap_fast.comm import Comm, connect
 from swap_fast.events import merge_events
-from swap_fast.interruption import Interruption
+from swap_fast.interruption import InterruptedRunError, Interruption
 from swap_fast.listeners import Narrator
 from swap_fast.memory import keep_freed_memory
 from swap_fast.parts import Watch, make_parts
@@ -92,17 +92,21 @@ def run_rank(request: Request) -> Path | None:
         profiler=profiler,
     )
     rank.clock.add("imports", imports_s)
-    # The graphs are reset before the processes part, in an error too: see `Captures`.
-    with (
-        rank.captures,
-        rank.watchdog or nullcontext(),
-        rank.interruption.listening(),
-        sampler.watching(device_uuid(device.type)),
-    ):
-        try:
+    try:
+        # The graphs are reset before the processes part, in an error too: see `Captures`.
+        with (
+            rank.captures,
+            rank.watchdog or nullcontext(),
+            rank.interruption.listening(),
+            sampler.watching(device_uuid(device.type)),
+        ):
             path = _run(rank)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"seed {request.seed}, {error}") from None
+    except FloatingPointError as error:
+        raise FloatingPointError(f"seed {request.seed}, {error}") from None
+    except InterruptedRunError as error:
+        if error.together:
+            comm.close()
+        raise
     comm.close()
     return path
 

@@ -20,7 +20,15 @@ ONE_TELLING_S = 1.0
 
 
 class InterruptedRunError(Exception):
-    """The run was told to end; what it had done is in its checkpoints."""
+    """The run was told to end; what it had done is in its checkpoints.
+
+    Arguments:
+        together: all ranks that share updates end here, by agreement.
+    """
+
+    def __init__(self, message: str, *, together: bool = False) -> None:
+        super().__init__(message)
+        self.together = together
 
 
 class Interruption:

@@ -130,7 +130,7 @@ def train(
                     metrics = step.read_metrics()
             if done < steps:
                 leave(replace(begin, epoch=epoch, step=done, sums=step.read_sums()))
-                raise InterruptedRunError(f"after step {done} of epoch {epoch + 1}")
+                raise InterruptedRunError(f"after step {done} of epoch {epoch + 1}", together=True)
             if not math.isfinite(metrics.loss):
                 raise FloatingPointError(
                     f"phase {number}, worker {worker}, epoch {epoch + 1} (updates "
@@ -155,7 +155,7 @@ def train(
             with clock.lap("waiting") if comm.world_size > 1 else nullcontext():
                 ends_here = interruption.ends_here(comm)
             if ends_here:
-                raise InterruptedRunError(f"after epoch {epoch + 1}")
+                raise InterruptedRunError(f"after epoch {epoch + 1}", together=True)
             if ended_by is not None:
                 return True
         return False
