@@ -1,0 +1,121 @@
+"""A run that notes what its counted laps hold and the clock's rule does not count.
+
+Run by tests in a process of its own: on a stand-in for CUDA, and on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.launch import launch
+from bench.request import Request
+from swap_fast.clock import LAPS, UNCOUNTED, Clock
+
+COUNTED = set(LAPS) - set(UNCOUNTED) - {"checkpoint", "waiting"}
+"""Of these laps nothing may be an import, or the first use of a shape by a convolution."""
+
+_lap = Clock.lap
+_running: list[str] = []
+_shapes: set[tuple[Any, ...]] = set()
+_found: list[str] = []
+
+
+@contextmanager
+def watched_lap(self: Clock, name: str) -> Iterator[None]:
+    """A lap, and the modules that it imported."""
+    with _lap(self, name):
+        before = set(sys.modules)
+        _running.append(name)
+        try:
+            yield
+        finally:
+            _running.pop()
+            if name in COUNTED:
+                _found.extend(f"{name}: imports {new}" for new in sorted(set(sys.modules) - before))
+
+
+def watch_convolutions(values: Any) -> None:
+    """Note each convolution whose shapes come for the first time: cuDNN searches then."""
+    run = values.run
+
+    def noted(name: str, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "convolution" in name:
+            shapes = (name, *(tuple(a.shape) for a in args if hasattr(a, "shape")))
+            if shapes not in _shapes and _running and _running[-1] in COUNTED:
+                _found.append(f"{_running[-1]}: first use of {shapes}")
+            _shapes.add(shapes)
+        return run(name, op, args, kwargs)
+
+    values.run = noted
+
+
+def watched_rank(request: Request, folder: str) -> None:
+    """One rank of the run; leaves a file of what was found."""
+    from bench.run import run_rank
+    from swap_fast.comm import Comm
+
+    Clock.lap = watched_lap  # type: ignore[method-assign]
+    if request.execution.device_type == "cuda":
+        watch_convolutions(sys.modules["values"])
+    ranks: list[int] = []
+    close = Comm.close
+
+    def noted_close(self: Comm) -> None:
+        ranks.append(self.rank)
+        close(self)
+
+    Comm.close = noted_close  # type: ignore[method-assign]
+    run_rank(request)
+    (Path(folder) / f"found{ranks[0]}.json").write_text(json.dumps(_found))
+
+
+def main() -> None:
+    """Run a small SWAP as the command line says."""
+    from bench.options import RunOptions
+    from bench.session import prepare
+    from swap_fast.recipes import RECIPES
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--loader", default="tensor")
+    options = parser.parse_args()
+    recipe = RECIPES["cifar10_quick"]()
+    small = replace(
+        recipe,
+        dataset="synthetic",
+        train_images=150,
+        width=2,
+        num_workers=2,
+        batch_norm_batch_size=64,
+        phase1=replace(
+            recipe.phase1,
+            global_batch_size=32,
+            gpus_per_model=2,
+            max_epochs=2,
+            warmup_epochs=0.5,
+            horizon_epochs=2,
+        ),
+        phase2=replace(recipe.phase2, global_batch_size=16),
+    )
+    run = RunOptions(
+        device=options.device,
+        ranks=options.ranks,
+        out=options.folder / "out",
+        loader=options.loader,
+        quiet=True,
+    )
+    prepared = prepare(run, small, recipe)
+    launch(watched_rank, prepared.request, str(options.folder), num_ranks=prepared.num_ranks)
+
+
+if __name__ == "__main__":
+    main()
