@@ -67,12 +67,12 @@ def choose_device(device: str) -> str:
 
 
 def device_uuid(device_type: str) -> str | None:
-    """The UUID of the device that this process uses, as its driver spells it; None of a CPU."""
+    """The UUID of this process's device; None of a CPU, empty where torch tells none."""
     if device_type != "cuda":
         return None
     import torch
 
-    return f"GPU-{torch.cuda.get_device_properties(torch.device('cuda')).uuid}"
+    return str(getattr(torch.cuda.get_device_properties(torch.device("cuda")), "uuid", ""))
 
 
 def describe_code() -> dict[str, Any]:
