@@ -88,8 +88,17 @@ def describe_code() -> dict[str, Any]:
 
 
 def peak_memory_gib() -> float:
-    """The largest resident memory of this process so far."""
+    """The largest resident memory of this process so far, on the host."""
     return resident_bytes()[1] / 2**30
+
+
+def peak_device_memory_gib(device_type: str) -> tuple[float | None, float | None]:
+    """Most of its device that this process's torch reserved and allocated so far; None of a CPU."""
+    if device_type != "cuda":
+        return None, None
+    import torch
+
+    return torch.cuda.max_memory_reserved() / 2**30, torch.cuda.max_memory_allocated() / 2**30
 
 
 def resident_bytes() -> tuple[int, int]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from small_parts import make_dataset
 
+import bench.recording
 import bench.run
 import bench.run_data
 from bench.cli import main
@@ -330,6 +331,26 @@ def test_a_run_on_a_cpu_says_and_keeps_nothing(
     assert "telemetry is" not in capsys.readouterr().out
     (path,) = (tmp_path / "runs").glob("*.json")
     assert read_record(path).telemetry is None
+
+
+@pytest.mark.usefixtures("small_data")
+@pytest.mark.parametrize("peaks", [(None, None), (3.5, 2.75)])
+def test_a_run_tells_the_host_s_memory_and_the_device_s_apart(
+    peaks: tuple[float | None, float | None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(bench.recording, "peak_memory_gib", lambda: 1.25)
+    monkeypatch.setattr(bench.recording, "peak_device_memory_gib", lambda device_type: peaks)
+    assert main([*RUN, "--out", str(tmp_path)]) == 0
+    (path,) = (tmp_path / "runs").glob("*.json")
+    record = read_record(path)
+    assert record.peak_memory_gib == 1.25
+    assert (record.peak_device_reserved_gib, record.peak_device_allocated_gib) == peaks
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "peak memory of the host 1.25 GiB a process" in printed
+    assert ("of a device 3.50 GiB" in printed) == (peaks[0] is not None)
 
 
 def test_the_device_is_named_by_torch_s_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
