@@ -90,7 +90,9 @@ def launches(device_type: str) -> str:
     from torch.profiler import ProfilerActivity, profile
 
     trained = Trained(_execution(device_type), scaled=True)
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    # One cycle, whose events are kept; without it, torch warns that another would drop them.
+    with profile(activities=activities, acc_events=True) as seen:
         for _ in range(50):
             trained.step()
         torch.cuda.synchronize()

@@ -6,6 +6,7 @@ from call to call: batches, learning rates, a first update that overflows and a 
 of an epoch, the switch between phases.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -165,11 +166,18 @@ def no_wait(device_type: str) -> Iterator[None]:
             yield
         return
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        _set_sync_debug_mode("error")
         yield
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        _set_sync_debug_mode(before)
+
+
+def _set_sync_debug_mode(mode: int | str) -> None:
+    """Set torch's mode without the warning that it gives once, after it set the mode."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 def growth(work: Callable[[], None], allocated: Callable[[], float], *, times: int) -> float:

@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from bench.caveats import caveats_of
+from bench.energy import energy_j
 from bench.stats import recipe_of
 from bench.timing import dawnbench_time, laps_of_slowest_rank
 from swap_fast.record import EpochRow, RunRecord
@@ -52,8 +53,7 @@ def _run(record: RunRecord) -> Cells:
         for each in fields(times)
         if each.name.endswith("_s") and not isinstance(getattr(times, each.name), dict)
     }
-    energies = [lap.energy_j for rank in record.telemetry or () for lap in rank.laps.values()]
-    known = [energy for energy in energies if energy is not None]
+    laps_seen = {name for rank in record.telemetry or () for name in rank.laps}
     first = {
         **{name: told.pop(name) for name in ("run_id", "recipe", "method", "seed", "created")},
         "dataset": recipe_of(record)["dataset"],
@@ -61,7 +61,7 @@ def _run(record: RunRecord) -> Cells:
         "caveats": caveats_of(record),
         "time_to_target_s": dawnbench_time(record),
         "phase2_epochs": max((row.epoch for row in record.epochs if row.phase == 2), default=None),
-        "energy_j": sum(known) if known else None,
+        "energy_j": energy_j(record, sorted(laps_seen)),
     }
     settings = {"recipe": configuration["recipe"], "execution": configuration["execution"]}
     return {**first, **_spread(told), **clock, **readings, **laps, **_spread(settings)}

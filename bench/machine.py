@@ -67,12 +67,12 @@ def choose_device(device: str) -> str:
 
 
 def device_uuid(device_type: str) -> str | None:
-    """The UUID of the device that this process uses, as its driver spells it; None of a CPU."""
+    """The UUID of this process's device; None of a CPU, empty where torch tells none."""
     if device_type != "cuda":
         return None
     import torch
 
-    return f"GPU-{torch.cuda.get_device_properties(torch.device('cuda')).uuid}"
+    return str(getattr(torch.cuda.get_device_properties(torch.device("cuda")), "uuid", ""))
 
 
 def describe_code() -> dict[str, Any]:
@@ -88,8 +88,17 @@ def describe_code() -> dict[str, Any]:
 
 
 def peak_memory_gib() -> float:
-    """The largest resident memory of this process so far."""
+    """The largest resident memory of this process so far, on the host."""
     return resident_bytes()[1] / 2**30
+
+
+def peak_device_memory_gib(device_type: str) -> tuple[float | None, float | None]:
+    """Most of its device that this process's torch reserved and allocated so far; None of a CPU."""
+    if device_type != "cuda":
+        return None, None
+    import torch
+
+    return torch.cuda.max_memory_reserved() / 2**30, torch.cuda.max_memory_allocated() / 2**30
 
 
 def resident_bytes() -> tuple[int, int]:

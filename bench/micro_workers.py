@@ -192,7 +192,10 @@ def _captured_at_first(step: Callable[[], None]) -> Callable[[], None]:
 
 
 def vmapped(execution: Execution, width: int, batch_size: int, workers: int) -> Work:
-    """All workers' updates at once, by `vmap` over stacked weights and one fused SGD."""
+    """All workers' updates at once, by `vmap` over stacked weights and one fused SGD.
+
+    On a CUDA device contiguous only: torch has no channels_last batch norm under `vmap` there.
+    """
     keep_freed_memory()
     device = torch.device(execution.device_type)
 

@@ -1,7 +1,8 @@
 """What NVIDIA's driver says of a device, asked through pynvml. No torch, and no CUDA.
 
-What cannot be told is None: pynvml or the driver is not there, the driver or the device does not
-have the function, the device was lost. A question that failed once is not asked again.
+What cannot be told is None, with its reason: pynvml or the driver is not there or does not fit, the
+driver, a virtual device or a container keeps a value to itself, the device is a slice (MIG) or was
+lost, the answer is no value. A question that failed once is not asked again, and none raises.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,9 @@ Answer = TypeVar("Answer")
 
 EVERY_VALUE = "every value of the device"
 """What is missing where nothing can be asked."""
+
+OF_THE_BOARD = "a MIG slice has no meter of its own, the board's counts every slice"
+"""Why a slice has neither energy nor power."""
 
 THROTTLE_REASONS = {
     0x001: "idle",
@@ -51,11 +55,15 @@ class Reading:
     """In words; empty where nothing holds the clocks down."""
 
 
+class _UntoldError(Exception):
+    """The driver answered, and its answer is no value of this device."""
+
+
 class Nvml:
     """A session with the driver, open within a `with` block.
 
     Attributes:
-        missing: why an answer is None, in the driver's words, by what was asked.
+        missing: why an answer is None, by what was asked; in the driver's words, where it has some.
     """
 
     def __init__(self) -> None:
@@ -69,30 +77,33 @@ class Nvml:
         except ImportError:
             self.missing[EVERY_VALUE] = "pynvml is not installed: pip install nvidia-ml-py"
             return self
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError as error:
-            self.missing[EVERY_VALUE] = str(error)
-        else:
-            self._pynvml = pynvml
+        self._pynvml = pynvml
+        self.ask(EVERY_VALUE, lambda pynvml: pynvml.nvmlInit())
+        if EVERY_VALUE in self.missing:
+            self._pynvml = None
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close the session."""
         if self._pynvml is not None:
-            with suppress(self._pynvml.NVMLError):  # of a device that was lost
+            with suppress(Exception):  # of a device that was lost
                 self._pynvml.nvmlShutdown()
             self._pynvml = None
 
     def ask(self, what: str, question: Callable[[Any], Answer]) -> Answer | None:
-        """The answer of pynvml's functions, given as the module; None where it is missing."""
+        """The answer of pynvml's functions, given as the module; None where it is missing.
+
+        No failure is let through: no run ends for want of telemetry.
+        """
         if self._pynvml is None or what in self.missing:
             return None
         try:
             return question(self._pynvml)
-        except self._pynvml.NVMLError as error:
+        except (self._pynvml.NVMLError, _UntoldError) as error:
             self.missing[what] = str(error)
-            return None
+        except Exception as error:  # a name that is no text, a function that pynvml lacks
+            self.missing[what] = f"{type(error).__name__}: {error}"
+        return None
 
 
 def driver_version() -> str | None:
@@ -110,14 +121,18 @@ class Device:
 
     Arguments:
         nvml: an open session.
-        uuid: such as "GPU-12345678-1234-1234-1234-123456789abc".
+        uuid: of a device or of a MIG slice, as torch tells it: such as
+            "12345678-1234-1234-1234-123456789abc", without the driver's "GPU-" or "MIG-"; empty or
+            zeros where torch tells none.
     """
 
     def __init__(self, nvml: Nvml, uuid: str) -> None:
         self._nvml = nvml
-        self._handle = nvml.ask("device", lambda pynvml: pynvml.nvmlDeviceGetHandleByUUID(uuid))
-        if "device" in nvml.missing:
-            nvml.missing[EVERY_VALUE] = f"no device {uuid}: {nvml.missing.pop('device')}"
+        found: tuple[Any, bool] | None = nvml.ask(EVERY_VALUE, lambda n: _find(n, uuid))
+        self._handle: Any = found[0] if found else None
+        if found and found[1]:  # a slice, never asked: a driver may answer with the board's
+            nvml.missing |= dict.fromkeys(("energy", "power_w"), OF_THE_BOARD)
+        self._energy_mj = 0
         self.driver = _driver_version(nvml)
         self.name = self._ask("name", lambda n, device: str(n.nvmlDeviceGetName(device)))
 
@@ -128,35 +143,44 @@ class Device:
 
     def energy_mj(self) -> int | None:
         """Millijoules that the board used since the driver was loaded; from Volta on."""
-        return self._ask(
-            "energy", lambda n, device: int(n.nvmlDeviceGetTotalEnergyConsumption(device))
-        )
+
+        def count(n: Any, device: Any) -> int:
+            counted = _value(n.nvmlDeviceGetTotalEnergyConsumption(device), most=_MOST_64)
+            if counted < self._energy_mj:
+                raise _UntoldError(f"the counter went from {self._energy_mj} back to {counted} mJ")
+            self._energy_mj = counted
+            return counted
+
+        return self._ask("energy", count)
 
     def read(self) -> Reading:
         """All that changes from moment to moment."""
         bits = self._ask(
             "throttle_reasons",
             # Its newer name, with "Event" for "Throttle", is not in every driver that torch takes.
-            lambda n, device: int(n.nvmlDeviceGetCurrentClocksThrottleReasons(device)),
+            lambda n, d: _value(n.nvmlDeviceGetCurrentClocksThrottleReasons(d), most=_MOST_64),
         )
         return Reading(
             sm_clock_mhz=self._ask(
-                "sm_clock_mhz", lambda n, d: float(n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_SM))
+                "sm_clock_mhz",
+                lambda n, d: float(_value(n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_SM))),
             ),
             memory_clock_mhz=self._ask(
                 "memory_clock_mhz",
-                lambda n, d: float(n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_MEM)),
+                lambda n, d: float(_value(n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_MEM))),
             ),
-            power_w=self._ask("power_w", lambda n, d: n.nvmlDeviceGetPowerUsage(d) / 1000),
+            power_w=self._ask("power_w", lambda n, d: _value(n.nvmlDeviceGetPowerUsage(d)) / 1000),
             utilization=self._ask(
-                "utilization", lambda n, d: n.nvmlDeviceGetUtilizationRates(d).gpu / 100
+                "utilization",
+                lambda n, d: _value(n.nvmlDeviceGetUtilizationRates(d).gpu, most=100) / 100,
             ),
             memory_used_gib=self._ask(
-                "memory_used_gib", lambda n, d: n.nvmlDeviceGetMemoryInfo(d).used / 2**30
+                "memory_used_gib",
+                lambda n, d: _value(n.nvmlDeviceGetMemoryInfo(d).used, most=_MOST_64) / 2**30,
             ),
             temperature_c=self._ask(
                 "temperature_c",
-                lambda n, d: float(n.nvmlDeviceGetTemperature(d, n.NVML_TEMPERATURE_GPU)),
+                lambda n, d: float(_value(n.nvmlDeviceGetTemperature(d, n.NVML_TEMPERATURE_GPU))),
             ),
             throttle_reasons=None if bits is None else throttle_words(bits),
         )
@@ -165,6 +189,46 @@ class Device:
         if self._handle is None:
             return None
         return self._nvml.ask(what, lambda pynvml: question(pynvml, self._handle))
+
+
+def _find(pynvml: Any, uuid: str) -> tuple[Any, bool]:
+    """The driver's handle of a device or a slice, and whether it is a slice.
+
+    Raises:
+        _UntoldError: there is none, or it is of a whole device of which CUDA uses a slice.
+    """
+    if not uuid.strip("0-"):
+        raise _UntoldError("torch tells no UUID of the device")
+    try:
+        whole = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError as error:
+        try:
+            return pynvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}"), True
+        except pynvml.NVMLError as other:
+            reasons = f"no device GPU-{uuid} ({error}) or MIG-{uuid} ({other})"
+            raise _UntoldError(reasons) from None
+    try:
+        is_sliced = pynvml.nvmlDeviceGetMigMode(whole)[0] != 0
+    except pynvml.NVMLError as error:
+        if error.value not in (
+            pynvml.NVML_ERROR_NOT_SUPPORTED,  # before Ampere, or a virtual device
+            pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,  # a driver older than MIG
+        ):
+            raise
+        is_sliced = False
+    if is_sliced:  # CUDA before 12 tells the UUID of the slice's whole device
+        raise _UntoldError(f"GPU-{uuid} is the whole device, and MIG is on: this run has a slice")
+    return whole, False
+
+
+_MOST_64 = 2**63 - 1
+
+
+def _value(answer: int, *, most: int = 2**31 - 1) -> int:
+    """An unsigned answer, where it is a value: drivers set all bits of what they do not know."""
+    if answer > most:
+        raise _UntoldError(f"the driver's answer is no value: {answer:#x}")
+    return answer
 
 
 def throttle_words(bits: int) -> frozenset[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.machine import describe_machine, peak_memory_gib
+from bench.machine import describe_machine, peak_device_memory_gib, peak_memory_gib
 from bench.request import Request
 from swap_fast.algorithm import Result
 from swap_fast.averaging import displacements, pairwise_distances
@@ -43,6 +43,11 @@ def make_record(
     accuracies = [row.test_accuracy or 0.0 for _, row in sorted(last_rows.items())]
     models = _models_on_first(parts, result)
     norms, cosines = displacements(models, result.phase1.theta.cpu())
+    peaks = comm.gather(peak_device_memory_gib(request.execution.device_type))
+    reserved, allocated = (
+        max((gib for gib in of_ranks if gib is not None), default=None)
+        for of_ranks in zip(*peaks, strict=True)
+    )
     return RunRecord(
         run_id=name,
         recipe=recipe.name,
@@ -70,6 +75,8 @@ def make_record(
         average_by_epoch=averages,
         times=gather_times(parts, result),
         peak_memory_gib=max(comm.gather(peak_memory_gib())),
+        peak_device_reserved_gib=reserved,
+        peak_device_allocated_gib=allocated,
         telemetry=None if telemetry is None else comm.gather(telemetry),
         start=start,
         interruptions=interruptions,

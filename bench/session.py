@@ -205,7 +205,11 @@ def _summarise(path: Path, say: Callable[[str], None]) -> None:
         )
     else:
         say(f"test accuracy {record.test_accuracy:.2%}")
+    device = ""
+    if record.peak_device_reserved_gib is not None:
+        device = f", of a device {record.peak_device_reserved_gib:.2f} GiB"
     say(
         f"training time {times.after_averaging_s:.1f} s, phase 1 {record.phase1_epochs} epochs "
-        f"({record.stopped_by}), peak memory {record.peak_memory_gib:.2f} GiB; record: {path}"
+        f"({record.stopped_by}), peak memory of the host {record.peak_memory_gib:.2f} GiB a "
+        f"process{device}; record: {path}"
     )

@@ -193,11 +193,14 @@ def worker_groups(device: str, threads: int, width: int, batch_size: int) -> dic
                     threads=threads,
                 )
             )
+        vmapped, kind = replace(default, capture=False), "eager"
+        if device == "cuda":  # whose batch norms torch cannot `vmap` in channels_last
+            vmapped, kind = replace(vmapped, memory_format="contiguous"), "eager, contiguous"
         ways.append(
             Way(
-                name="stacked: vmap over the weights, eager",
+                name=f"stacked: vmap over the weights, {kind}",
                 make=micro_workers.vmapped,
-                arguments=(replace(default, capture=False), width, batch_size, workers),
+                arguments=(vmapped, width, batch_size, workers),
                 threads=threads,
             )
         )

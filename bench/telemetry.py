@@ -35,7 +35,7 @@ class Sampler:
         """Watch a device during the block, and no longer; None, on a CPU: watch nothing.
 
         Arguments:
-            uuid: of the device, as its driver spells it.
+            uuid: of the device, as `device_uuid` tells it.
         """
         if uuid is None:
             yield
@@ -132,9 +132,12 @@ def summarize_lap(readings: Sequence[Reading], energies_mj: Sequence[int | None]
 
 
 def missing_line(missing_by_rank: Sequence[Mapping[str, str]]) -> str | None:
-    """One line on what is null on any rank, each reason once; None where nothing is."""
+    """One line on what no rank, or not every rank, could be told; None where all was told.
+
+    Each reason comes once.
+    """
     reasons = {f"{what} ({why})": None for rank in missing_by_rank for what, why in rank.items()}
-    return f"telemetry is null for {', '.join(reasons)}" if reasons else None
+    return f"telemetry is unavailable for {', '.join(reasons)}" if reasons else None
 
 
 def _of_known(

@@ -131,7 +131,12 @@ def all_laps_table(records: Sequence[RunRecord]) -> Table:
 
 
 def readings_table(records: Sequence[RunRecord]) -> Table:
-    """One line a run: the three readings, the modelled time, and what they leave out."""
+    """One line a run: the three readings, the modelled time, and what they leave out.
+
+    The device's memory has a column where any run has it.
+    """
+    device_column = any(record.peak_device_reserved_gib is not None for record in records)
+    device_note = "Peak device memory: what torch reserved of a process's device."
     return Table(
         name="timing",
         title="Readings of the clock",
@@ -154,17 +159,27 @@ def readings_table(records: Sequence[RunRecord]) -> Table:
             "Checkpoints (%)",
             "Phase 1 (images/s)",
             "Phase 2 (images/s)",
-            "Peak memory (GiB a process)",
+            "Peak host memory (GiB a process)",
+            *(["Peak device memory (GiB)"] if device_column else []),
         ),
-        rows=tuple(_readings_row(record) for record in records),
+        rows=tuple(
+            _readings_row(record) + ((_device_memory(record),) if device_column else ())
+            for record in records
+        ),
         footnotes=(
             "Modelled parallel: the paper's reading, had all workers of phase 2 run at once; "
             "phase 1 as measured.",
             "Images/s: those of all ranks together over the phase's lap.",
             "Unattributed and checkpoints: shares of the wall clock.",
+            *([device_note] if device_column else []),
             *checkpoint_notes(records),
         ),
     )
+
+
+def _device_memory(record: RunRecord) -> str:
+    reserved = record.peak_device_reserved_gib
+    return NOTHING if reserved is None else f"{reserved:.2f}"
 
 
 def _readings_row(record: RunRecord) -> tuple[str, ...]:

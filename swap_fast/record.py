@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """`read_record` reads the former ones too, which had fewer fields."""
 
 _ADDED = {
@@ -23,6 +23,7 @@ _ADDED = {
         "displacement_norms": [],
         "displacement_cosines": [],
     },
+    4: {"peak_device_reserved_gib": None, "peak_device_allocated_gib": None},
 }
 """The fields that each version brought, and what an older record has in their place."""
 
@@ -179,11 +180,16 @@ class RunRecord:
     times: Times
     """The clock."""
     peak_memory_gib: float
-    """Largest resident memory of any process."""
+    """Largest resident memory of any process on its host, its earlier runs included."""
     test_top5_accuracy: float | None = None
     """Share of test images with the right class among the first five; of ImageNet only."""
     telemetry: list[Telemetry] | None = None
     """One entry a rank, for the device that it used; None on CPUs."""
+    peak_device_reserved_gib: float | None = None
+    """Most memory that torch's allocator held of any process's device, its earlier runs included;
+    not what NCCL, DALI and CUDA itself take. None on CPUs, and where an older record has none."""
+    peak_device_allocated_gib: float | None = None
+    """Likewise, most memory that tensors took of it."""
     displacement_norms: list[float] = field(default_factory=list)
     """Of theta_w - theta_T for each averaged model w; empty without phase 2."""
     displacement_cosines: list[list[float]] = field(default_factory=list)

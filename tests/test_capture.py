@@ -5,6 +5,7 @@ the eager step, over everything that changes between calls, it must stay equal t
 is itself tested: a step that keeps something on the host must fail it.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -135,6 +136,52 @@ def test_the_watch_for_waits_can_fail() -> None:
     trained = Trained(Execution(), scaled=True, step_type=ReadsBack)
     with no_wait("cpu"), pytest.raises(AssertionError, match="_local_scalar_dense waits"):
         trained.step()
+
+
+class SyncDebugMode:
+    """torch.cuda's mode: like torch's, it is set before its warning, which may be an error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.mode, self.refused = 0, False
+        monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: self.mode)
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", self.set)
+
+    def set(self, mode: int | str) -> None:
+        if isinstance(mode, str):
+            mode = {"default": 0, "warn": 1, "error": 2}[mode]
+        self.mode = mode
+        warnings.warn(
+            "Synchronization debug mode is a prototype feature and does not yet detect all "
+            "synchronizing operations",
+            stacklevel=2,
+        )
+        if self.refused and mode == 2:
+            raise RuntimeError("refused")
+
+
+def test_the_watch_on_a_device_expects_torch_s_warning_and_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    debug = SyncDebugMode(monkeypatch)
+    with no_wait("cuda"):
+        assert debug.mode == 2
+        with pytest.warns(UserWarning, match="mine"):  # all others are let through
+            warnings.warn("mine", stacklevel=1)
+    assert debug.mode == 0
+    debug.mode = 1
+    with pytest.raises(ValueError, match="body"), no_wait("cuda"):
+        raise ValueError("body")
+    assert debug.mode == 1
+
+
+def test_a_watch_that_fails_to_begin_leaves_the_mode_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    debug = SyncDebugMode(monkeypatch)
+    debug.refused = True
+    with pytest.raises(RuntimeError, match="refused"), no_wait("cuda"):
+        pass
+    assert debug.mode == 0
 
 
 def test_the_forward_pass_on_a_fake_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,9 +64,14 @@ def test_laps_and_readings_have_their_units() -> None:
 
 
 def test_energy_is_that_of_all_devices() -> None:
-    record = make_record("cifar10_cpu", telemetry=[make_telemetry(), make_telemetry()])
-    (line,) = _read(runs_csv([record]))
-    assert float(line["energy_j"]) == 2 * (6000 + 500)
+    told = make_telemetry()
+    partly = make_record("cifar10_cpu", telemetry=[told, told])
+    loading = replace(told.laps["data_loading"], energy_j=20.0)
+    told = replace(told, laps={**told.laps, "data_loading": loading})
+    whole = make_record("cifar10_cpu", telemetry=[told, told])
+    first, second = _read(runs_csv([whole, partly]))
+    assert float(first["energy_j"]) == 2 * (6000 + 500 + 20)
+    assert second["energy_j"] == ""  # not the sum of the laps that are known
 
 
 def test_runs_of_other_fields_share_a_table_and_text_is_quoted() -> None:

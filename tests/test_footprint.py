@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.footprint import STEPS, count_launches, observe
-from bench.machine import peak_memory_gib, resident_bytes
+from bench.machine import peak_device_memory_gib, peak_memory_gib, resident_bytes
 
 
 def test_kernels_and_the_calls_that_start_them() -> None:
@@ -69,6 +69,13 @@ def test_resident_memory_grows_with_what_is_kept() -> None:
     assert now - before > 0.9 * size
     assert peak >= now
     assert peak_memory_gib() * 2**30 >= peak
+
+
+def test_the_device_s_peak_is_torch_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**30)
+    assert peak_device_memory_gib("cuda") == (3, 1)
+    assert peak_device_memory_gib("cpu") == (None, None)
 
 
 @pytest.mark.gpu

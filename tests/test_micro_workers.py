@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import stack_module_state
+from torch._subclasses import FakeTensorMode
+from torch.func import functional_call, stack_module_state, vmap
 
 from bench import micro_workers
 from bench.footprint import STEPS
 from bench.micro_workers import group, grouped_losses, stacked_gradients
+from bench.step_ways import worker_groups
 from swap_fast.execution import Execution
 from swap_fast.models import ResNet9
 
@@ -103,10 +106,40 @@ def test_a_scaled_loss_has_scaled_gradients() -> None:
         assert_close(scaled[name] / 1024, gradient)
 
 
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_on_a_fake_cuda_device_vmap_wants_contiguous_tensors(
+    memory_format: Literal["contiguous", "channels_last"],
+) -> None:
+    execution = Execution(device_type="cuda", memory_format=memory_format)
+    refused = memory_format == "channels_last"
+    outcome = pytest.raises(RuntimeError, match="inside of vmap") if refused else nullcontext()
+    with FakeTensorMode(), torch.device("cuda"), outcome:
+        models: list[nn.Module] = [ResNet9(width=4) for _ in range(W)]
+        for module in (module for model in models for module in model.modules()):
+            if isinstance(module, nn.Conv2d):  # `place` swaps data, which fake tensors refuse
+                weight = module.weight.detach().to(memory_format=execution.format)
+                module.weight = nn.Parameter(weight)
+        parameters, buffers = stack_module_state(models)
+        with torch.no_grad():
+            logits = vmap(lambda *own: functional_call(models[0], own[:2], own[2:]))(
+                parameters, buffers, torch.randn(W, B, 3, 32, 32)
+            )
+        assert logits.shape == (W, B, 10)
+
+
+def test_the_row_of_vmap_on_a_cuda_device_says_its_layout() -> None:
+    for device, kind in (("cuda", "eager, contiguous"), ("cpu", "eager")):
+        for ways in worker_groups(device, 1, 4, B).values():
+            (way,) = (way for way in ways if way.make is micro_workers.vmapped)
+            assert way.name == f"stacked: vmap over the weights, {kind}"
+            expected = "contiguous" if device == "cuda" else "channels_last"
+            assert way.arguments[0].memory_format == expected
+
+
 @pytest.mark.gpu
 def test_streams_and_captured_stacks_on_a_device() -> None:
     execution = Execution(device_type="cuda", precision="fp16", capture=True)
     for way in (micro_workers.in_turn, micro_workers.grouped, micro_workers.on_streams):
         assert way(execution, 4, 8, 2)() == 2 * 8 * STEPS
-    eager = Execution(device_type="cuda", precision="fp16")
+    eager = Execution(device_type="cuda", precision="fp16", memory_format="contiguous")
     assert micro_workers.vmapped(eager, 4, 8, 2)() == 2 * 8 * STEPS

@@ -14,13 +14,24 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from bench.nvml import EVERY_VALUE, THROTTLE_REASONS, Device, Nvml, Reading, throttle_words
+from bench.nvml import (
+    EVERY_VALUE,
+    OF_THE_BOARD,
+    THROTTLE_REASONS,
+    Device,
+    Nvml,
+    Reading,
+    throttle_words,
+)
 from bench.nvml import driver_version as ask_driver_version
 from bench.telemetry import Sampler
 
 SOURCE = Path(__file__).resolve().parent / "nvml_stand_in.c"
-A = "GPU-aaaaaaaa-0000-1111-2222-333333333333"
-B = "GPU-bbbbbbbb-0000-1111-2222-333333333333"
+A = "aaaaaaaa-0000-1111-2222-333333333333"
+B = "bbbbbbbb-0000-1111-2222-333333333333"
+SLICE = "cccccccc-0000-1111-2222-333333333333"
+SLICED = "dddddddd-0000-1111-2222-333333333333"
+NOT_SUPPORTED, NO_PERMISSION, UNKNOWN = 3, 4, 999
 NOTHING = Reading(**dict.fromkeys(Reading.__dataclass_fields__))  # type: ignore[arg-type]
 
 
@@ -91,14 +102,142 @@ def test_what_a_device_does_not_support_is_none_and_asked_once(library: ctypes.C
     assert asked == 3 * 6 + 2  # six figures that it tells, each time, and two that it does not
 
 
-def test_an_unknown_uuid_gives_nothing(library: ctypes.CDLL) -> None:
+@pytest.mark.parametrize(
+    ("uuid", "reason"),
+    [
+        ("none", "no device GPU-none (Not Found) or MIG-none (Not Found)"),
+        ("", "torch tells no UUID of the device"),
+        ("00000000-0000-0000-0000-000000000000", "torch tells no UUID of the device"),
+    ],
+)
+def test_an_unknown_uuid_gives_nothing(library: ctypes.CDLL, uuid: str, reason: str) -> None:
     with Nvml() as nvml:
-        device = Device(nvml, "GPU-none")
+        device = Device(nvml, uuid)
         assert not device.found
         assert (device.name, device.energy_mj()) == (None, None)
         assert device.read() == NOTHING
-    assert nvml.missing == {EVERY_VALUE: "no device GPU-none: Not Found"}
+    assert nvml.missing == {EVERY_VALUE: reason}
     assert library.stand_in_questions() == 0
+
+
+@pytest.mark.usefixtures("library")
+def test_a_slice_has_its_own_figures_and_never_the_board_s_energy() -> None:
+    with Nvml() as nvml:
+        device = Device(nvml, SLICE)
+        reading = device.read()
+        assert device.energy_mj() is None  # though this driver would tell the board's
+    assert device.name == "Stand-in D MIG 1g.5gb"
+    assert (reading.memory_used_gib, reading.sm_clock_mhz) == (1, 1200)
+    assert (reading.power_w, reading.utilization) == (None, None)
+    assert nvml.missing == {
+        "energy": OF_THE_BOARD,
+        "power_w": OF_THE_BOARD,
+        "utilization": "Not Supported",
+    }
+
+
+def test_a_board_in_slices_is_not_taken_for_the_slice(library: ctypes.CDLL) -> None:
+    with Nvml() as nvml:
+        device = Device(nvml, SLICED)
+        assert (device.found, device.energy_mj(), device.read()) == (False, None, NOTHING)
+    assert nvml.missing == {
+        EVERY_VALUE: f"GPU-{SLICED} is the whole device, and MIG is on: this run has a slice"
+    }
+    library.stand_in_refuse(b"nvmlDeviceGetMigMode", NO_PERMISSION)
+    with Nvml() as nvml:  # it may be one in slices
+        assert not Device(nvml, A).found
+    assert nvml.missing == {EVERY_VALUE: "Insufficient Permissions"}
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(NOT_SUPPORTED, "Not Supported"), (NO_PERMISSION, "Insufficient Permissions")],
+)
+def test_a_virtual_device_tells_some_values(library: ctypes.CDLL, error: int, reason: str) -> None:
+    kept = {
+        "nvmlDeviceGetPowerUsage": "power_w",
+        "nvmlDeviceGetTotalEnergyConsumption": "energy",
+        "nvmlDeviceGetTemperature": "temperature_c",
+        "nvmlDeviceGetCurrentClocksThrottleReasons": "throttle_reasons",
+    }
+    library.stand_in_refuse(b"nvmlDeviceGetMigMode", NOT_SUPPORTED)
+    for function in kept:
+        library.stand_in_refuse(function.encode(), error)
+    sampler = Sampler(interval_s=3600)
+    with sampler.watching(A):
+        with sampler.lap("phase1"):
+            sampler.sample()
+        telemetry = sampler.finish()
+    assert telemetry is not None
+    lap = telemetry.laps["phase1"]
+    assert (lap.mean_utilization, lap.peak_memory_used_gib, lap.samples) == (0.97, 3, 1)
+    assert (lap.energy_j, lap.mean_power_w, lap.peak_temperature_c) == (None, None, None)
+    assert lap.throttle_reasons is None
+    assert telemetry.missing == dict.fromkeys(kept.values(), reason)
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "reason"),
+    [
+        ("nvmlInitWithFlags", 9, "Driver Not Loaded"),
+        ("nvmlInitWithFlags", 18, "RM has detected an NVML/RM version mismatch."),
+        ("nvmlInitWithFlags", NO_PERMISSION, "Insufficient Permissions"),
+        ("nvmlInitWithFlags", UNKNOWN, "Unknown Error"),
+        (
+            "nvmlDeviceGetHandleByUUID",
+            NO_PERMISSION,
+            f"no device GPU-{A} (Insufficient Permissions) or MIG-{A} (Insufficient Permissions)",
+        ),
+    ],
+)
+def test_a_container_without_the_driver_s_leave(
+    library: ctypes.CDLL, function: str, error: int, reason: str
+) -> None:
+    library.stand_in_refuse(function.encode(), error)
+    sampler = Sampler(interval_s=3600)
+    with sampler.watching(A):
+        with sampler.lap("phase1"):
+            sampler.sample()
+        telemetry = sampler.finish()
+    assert telemetry is not None
+    assert telemetry.laps["phase1"].energy_j is None
+    assert telemetry.missing == {EVERY_VALUE: reason}
+
+
+def test_what_drivers_tell_of_unknown_values_is_no_value(library: ctypes.CDLL) -> None:
+    library.stand_in_forget()
+    with Nvml() as nvml:
+        device = Device(nvml, A)
+        assert (device.read(), device.energy_mj()) == (NOTHING, None)
+    assert set(nvml.missing) == {*Reading.__dataclass_fields__, "energy"}
+    assert nvml.missing["sm_clock_mhz"] == "the driver's answer is no value: 0xffffffff"
+    assert nvml.missing["energy"] == "the driver's answer is no value: 0xffffffffffffffff"
+
+
+def test_an_energy_counter_that_goes_back_is_unavailable_from_there_on(
+    library: ctypes.CDLL,
+) -> None:
+    sampler = Sampler(interval_s=3600)
+    with sampler.watching(A):
+        with sampler.lap("phase1"):
+            pass
+        with sampler.lap("phase2"):
+            library.stand_in_turn_back()
+        with sampler.lap("averaging"):
+            pass
+        telemetry = sampler.finish()
+    assert telemetry is not None
+    energies = {name: lap.energy_j for name, lap in telemetry.laps.items()}
+    assert energies == {"phase1": 0.25, "phase2": None, "averaging": None}
+    assert telemetry.missing == {"energy": "the counter went from 5000000750 back to 0 mJ"}
+
+
+def test_a_name_that_is_no_text_is_unavailable(library: ctypes.CDLL) -> None:
+    library.stand_in_misname()
+    with Nvml() as nvml:
+        device = Device(nvml, A)
+        assert (device.name, device.driver, device.found) == (None, "555.42.06", True)
+    assert nvml.missing["name"].startswith("UnicodeDecodeError: 'utf-8' codec can't decode")
 
 
 def test_a_lost_device_tells_nothing_from_there_on(library: ctypes.CDLL) -> None:
@@ -115,23 +254,45 @@ def test_a_lost_device_tells_nothing_from_there_on(library: ctypes.CDLL) -> None
     assert set(nvml.missing) == {*Reading.__dataclass_fields__, "energy"}
 
 
-def test_a_function_that_the_driver_lacks_is_missing(
-    library_path: Path, library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Older:
-        """The stand-in, before it could count energy."""
+def take_away(library: ctypes.CDLL, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the stand-in that of an older driver, which lacks a function."""
 
+    class Older:
         def __getattr__(self, name: str) -> object:
-            if name == "nvmlDeviceGetTotalEnergyConsumption":
+            if name == function:
                 raise AttributeError(name)
             return getattr(library, name)
 
     monkeypatch.setattr(pynvml, "nvmlLib", Older())
+
+
+def test_a_function_that_the_driver_lacks_is_missing(
+    library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_away(library, "nvmlDeviceGetTotalEnergyConsumption", monkeypatch)
     with Nvml() as nvml:
         device = Device(nvml, A)
         assert device.energy_mj() is None
         assert device.read().temperature_c == 61
     assert nvml.missing == {"energy": "Function Not Found"}
+
+
+@pytest.mark.usefixtures("library")
+def test_a_function_that_pynvml_lacks_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(pynvml, "nvmlDeviceGetCurrentClocksThrottleReasons")
+    with Nvml() as nvml:
+        reading = Device(nvml, A).read()
+    assert (reading.throttle_reasons, reading.temperature_c) == (None, 61)
+    assert nvml.missing["throttle_reasons"].startswith("AttributeError: ")
+
+
+def test_a_library_without_slices_is_of_whole_devices(
+    library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_away(library, "nvmlDeviceGetMigMode", monkeypatch)
+    with Nvml() as nvml:
+        assert Device(nvml, A).energy_mj() == 5000000000
+    assert nvml.missing == {}
 
 
 @pytest.mark.usefixtures("library")

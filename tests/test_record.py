@@ -34,16 +34,18 @@ def test_round_trip_with_telemetry(tmp_path: Path) -> None:
 def test_a_record_of_version_1_is_read_with_nothing_where_it_had_nothing(tmp_path: Path) -> None:
     path = write_record(RECORD, tmp_path)
     content = json.loads(path.read_text())
-    for name in ("telemetry", "test_top5_accuracy"):
+    for name in ("telemetry", "test_top5_accuracy", "peak_device_reserved_gib"):
         del content[name]
     path.write_text(json.dumps(content | {"schema_version": 1}))
     read = read_record(path)
     assert read == RECORD
-    assert (read.telemetry, read.test_top5_accuracy, read.schema_version) == (None, None, 3)
+    assert (read.telemetry, read.test_top5_accuracy, read.schema_version) == (None, None, 4)
+    assert read.peak_device_reserved_gib is None
     path.write_text(json.dumps(content | {"schema_version": 1, "extra": 1}))
     assert "fields extra" in refusal(path)
     path.write_text(json.dumps(content))
-    assert "fields telemetry, test_top5_accuracy" in refusal(path)
+    named = "fields peak_device_reserved_gib, telemetry, test_top5_accuracy"
+    assert named in refusal(path)
 
 
 @pytest.mark.parametrize("path", sorted(COMMITTED.glob("*.json")), ids=lambda path: path.stem)
@@ -56,7 +58,10 @@ def test_every_record_of_the_project_is_read(path: Path) -> None:
     if version[1] <= 2:
         assert (read.pop("start"), read.pop("interruptions")) == (None, None)
         assert (read.pop("displacement_norms"), read.pop("displacement_cosines")) == ([], [])
-    assert version[0] == 3
+    if version[1] <= 3:
+        assert read.pop("peak_device_reserved_gib") is None
+        assert read.pop("peak_device_allocated_gib") is None
+    assert version[0] == 4
     for row, kept in zip(read["epochs"], content["epochs"], strict=True):
         for field in {"noise_scale", "test_top5_accuracy"} - kept.keys():
             assert row.pop(field) is None
@@ -105,10 +110,10 @@ def refusal(path: Path) -> str:
     return message
 
 
-@pytest.mark.parametrize("version", [0, 4, "1", None, True])
+@pytest.mark.parametrize("version", [0, 5, "1", None, True])
 def test_another_schema_is_refused(tmp_path: Path, version: object) -> None:
     message = refusal(written(tmp_path, schema_version=version))
-    assert f"expected schema version 1 to 3, got {version!r}" in message
+    assert f"expected schema version 1 to 4, got {version!r}" in message
 
 
 def test_a_half_written_file_is_refused(tmp_path: Path) -> None:

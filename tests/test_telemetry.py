@@ -13,6 +13,7 @@ import pytest
 import torch
 from small_parts import make_dataset
 
+import bench.recording
 import bench.run
 import bench.run_data
 from bench.cli import main
@@ -22,7 +23,7 @@ from bench.telemetry import Sampler, missing_line, summarize_lap
 from swap_fast.clock import Clock
 from swap_fast.record import read_record
 
-UUID = "GPU-1"
+UUID = "1"
 RUN = (
     *("run", "cifar10_sgd_small", "--dataset", "synthetic", "--train-images", "64", "--width", "4"),
     *("--device", "cpu", "--threads", "1", "--ranks", "1", "--phase1.global-batch-size", "32"),
@@ -51,6 +52,7 @@ class FakePynvml(ModuleType):
         answers: dict[str, object] = {
             "nvmlSystemGetDriverVersion": "555.42",
             "nvmlDeviceGetHandleByUUID": "handle",
+            "nvmlDeviceGetMigMode": [0, 0],
             "nvmlDeviceGetName": "Fake",
             "nvmlDeviceGetClockInfo": 1000,
             "nvmlDeviceGetPowerUsage": self.power_mw,
@@ -270,9 +272,9 @@ def test_a_lap_s_figures_are_over_the_samples_that_have_them() -> None:
 def test_one_line_says_each_reason_once() -> None:
     assert missing_line([{}, {}]) is None
     same = {"energy": "Not Supported"}
-    assert missing_line([same, {}, same]) == "telemetry is null for energy (Not Supported)"
+    assert missing_line([same, {}, same]) == "telemetry is unavailable for energy (Not Supported)"
     assert missing_line([{EVERY_VALUE: "gone"}, same]) == (
-        "telemetry is null for every value of the device (gone), energy (Not Supported)"
+        "telemetry is unavailable for every value of the device (gone), energy (Not Supported)"
     )
 
 
@@ -291,7 +293,7 @@ def test_runs_keep_their_telemetry_and_say_once_what_is_missing(
     assert main([*RUN, "--runs", "2", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line for line in printed if line.startswith("telemetry")] == [
-        "telemetry is null for throttle_reasons (Not Supported)"
+        "telemetry is unavailable for throttle_reasons (Not Supported)"
     ]
     first, second = (read_record(path) for path in sorted((tmp_path / "runs").glob("*.json")))
     for record in (first, second):
@@ -331,6 +333,26 @@ def test_a_run_on_a_cpu_says_and_keeps_nothing(
     assert read_record(path).telemetry is None
 
 
+@pytest.mark.usefixtures("small_data")
+@pytest.mark.parametrize("peaks", [(None, None), (3.5, 2.75)])
+def test_a_run_tells_the_host_s_memory_and_the_device_s_apart(
+    peaks: tuple[float | None, float | None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(bench.recording, "peak_memory_gib", lambda: 1.25)
+    monkeypatch.setattr(bench.recording, "peak_device_memory_gib", lambda device_type: peaks)
+    assert main([*RUN, "--out", str(tmp_path)]) == 0
+    (path,) = (tmp_path / "runs").glob("*.json")
+    record = read_record(path)
+    assert record.peak_memory_gib == 1.25
+    assert (record.peak_device_reserved_gib, record.peak_device_allocated_gib) == peaks
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "peak memory of the host 1.25 GiB a process" in printed
+    assert ("of a device 3.50 GiB" in printed) == (peaks[0] is not None)
+
+
 def test_the_device_is_named_by_torch_s_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(uuid="aaaaaaaa-0000-1111-2222-333333333333")
     asked = []
@@ -341,9 +363,11 @@ def test_the_device_is_named_by_torch_s_uuid(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", get_device_properties)
     uuid = device_uuid("cuda")
-    assert uuid == "GPU-aaaaaaaa-0000-1111-2222-333333333333"
+    assert uuid == properties.uuid
     assert asked == [torch.device("cuda")]  # torch's present device, whatever its index
     assert device_uuid("cpu") is None
+    del properties.uuid  # of a torch that tells none
+    assert device_uuid("cuda") == ""
 
 
 @pytest.mark.gpu

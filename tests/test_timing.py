@@ -98,6 +98,19 @@ def test_readings_by_hand() -> None:
     assert sgd["Paper (s)"] == "62.50"
     assert (swap["To target (s)"], sgd["To target (s)"]) == ("100.00", "—")
     assert "Not the paper's hardware or net" in table.caption
+    assert swap["Peak host memory (GiB a process)"] == "1.25"
+
+
+def test_the_device_s_memory_has_a_column_where_any_run_has_it() -> None:
+    host = make_record()
+    device = replace(host, peak_device_reserved_gib=3.5, peak_device_allocated_gib=2.75)
+    column = "Peak device memory (GiB)"
+    assert not [text for text in timing.readings_table([host]).columns if "device" in text]
+    table = timing.readings_table([host, device])
+    cells = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [each[column] for each in cells] == ["—", "3.50"]
+    assert [each["Peak host memory (GiB a process)"] for each in cells] == ["1.25", "1.25"]
+    assert [note for note in table.footnotes if note.startswith("Peak device memory")]
 
 
 def test_all_laps_has_every_run() -> None:
