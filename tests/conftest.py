@@ -1,4 +1,6 @@
-"""What many tests share: one thread, real CIFAR-10 where it is at hand, small fake sets."""
+"""What many tests share: real CIFAR-10 where it is at hand, small fake sets, a CUDA stand-in."""
+
+from __future__ import annotations
 
 import hashlib
 import os
@@ -8,11 +10,15 @@ import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from swap_fast.data.cifar import find_cifar
+
+if TYPE_CHECKING:
+    from cuda_stand_in import StandIn
 
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -40,6 +46,17 @@ def cifar10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cifar")
     subprocess.run([sys.executable, str(SHARED_DATA / "unpack.py"), str(folder)], check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cuda_stand_in(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
+    """torch's CUDA build on no GPU: see tests/cuda_stand_in."""
+    import cuda_stand_in
+
+    reason = cuda_stand_in.why_not_here()
+    if reason:
+        pytest.skip(reason)
+    return cuda_stand_in.build(tmp_path_factory.mktemp("cuda_stand_in"))
 
 
 @dataclass(frozen=True)
