@@ -72,14 +72,13 @@ def no_waiting(form: Form) -> str:
     execution = replace(default_execution(device_type), precision="fp16")
     trained = Trained(execution, scaled=True, step_type=_ReadsApart)
     seen = []
-    with _threads(THREADS):
-        for name in LOADERS:
-            if name == "dali" and missing_for_dali(device_type) is not None:
-                continue
-            with no_wait(device_type):
-                losses = _train(trained.step, replace(execution, loader=name))
-            assert len(losses) == EPOCHS, f"{name}: {len(losses)} epochs of {EPOCHS}"
-            seen.append(name)
+    for name in LOADERS:
+        if name == "dali" and missing_for_dali(device_type) is not None:
+            continue
+        with no_wait(device_type):
+            losses = _train(trained.step, replace(execution, loader=name))
+        assert len(losses) == EPOCHS, f"{name}: {len(losses)} epochs of {EPOCHS}"
+        seen.append(name)
     left_out = "" if "dali" in seen else "; without DALI, which is not here"
     return f"{EPOCHS} epochs with {', '.join(seen)}: no wait in an update{left_out}"
 
@@ -102,7 +101,7 @@ def _train(step: Step, execution: Execution) -> list[float]:
     losses: list[float] = []
 
     def open_batches() -> Loader:
-        with may_wait(device_type):
+        with may_wait(device_type), _threads(THREADS):
             device = torch.device(device_type)
             images = DeviceImages(split, mean=MEAN, std=STD, device=device, pad=augmentation.pad)
             make = loader_maker(
@@ -136,9 +135,13 @@ def _train(step: Step, execution: Execution) -> list[float]:
 
 
 BAND = 0.04
-"""Largest difference of test accuracy between a captured and an eager run of the same seed."""
+"""Largest difference of test accuracy between a captured and an eager run of the same seed. They
+may differ by rounding, and so as runs of different seeds at the most: those of our CPU recipes end,
+where the learning rate is 0, with a standard deviation of 0.2 to 0.5 points. After two epochs it
+may be twice that, and a difference of two runs 1.4 times: 0.04 is three of them."""
 FLOOR = 0.5
-"""Test accuracy of real CIFAR-10 that 2 epochs at width 64 must reach."""
+"""Test accuracy that 2 epochs at width 64 must reach. At width 16 our CPU runs with batches of 128
+have 65 to 69% of CIFAR-10 right after 2 epochs, with the learning rate still high."""
 SMALL_FLOOR = 0.2
 """Of the small form's synthetic images: twice chance."""
 

@@ -51,6 +51,10 @@ def _workers(ranks: int) -> int:
     return max(2, ranks)
 
 
+def _many(ranks: int) -> str:
+    return f"{ranks} rank{'s' if ranks > 1 else ''}"
+
+
 def _write_cifar(folder: Path) -> None:
     """Write synthetic images in CIFAR-10's binary layout."""
     made = generate_synthetic(train_images=IMAGES, test_images=TEST_IMAGES)
@@ -80,14 +84,12 @@ def whole_run(form: Form) -> str:
             records = _run_twice(form, ranks, data, Path(folder) / f"on{ranks}")
             for record in records:
                 losses = [row["train_loss"] for row in record["epochs"]]
-                assert all(map(math.isfinite, losses)), f"{ranks} ranks: losses {losses}"
+                assert all(map(math.isfinite, losses)), f"{_many(ranks)}: losses {losses}"
                 first, last = (losses[at] for at in (0, EPOCHS - 1))
-                assert last < first, f"{ranks} ranks: phase 1's loss went from {first} to {last}"
+                assert last < first, f"{_many(ranks)}: phase 1's loss went from {first} to {last}"
                 assert record["world_size"] == ranks, f"{record['world_size']} ranks, not {ranks}"
             accuracies = ", ".join(f"{record['test_accuracy']:.1%}" for record in records)
-            seen.append(
-                f"{ranks} rank{'s' if ranks > 1 else ''}: {accuracies} of test images right"
-            )
+            seen.append(f"{_many(ranks)}: {accuracies} of test images right")
     return "; ".join(seen)
 
 
@@ -117,16 +119,16 @@ def _run_twice(form: Form, ranks: int, data: Path, out: Path) -> list[dict[str, 
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "bench", "run", "cifar10_quick", "--quiet", *words]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, f"{ranks} ranks: status {done.returncode}: {done.stderr[-200:]}"
+    assert done.returncode == 0, f"{_many(ranks)}: status {done.returncode}: {done.stderr[-200:]}"
     records = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
-    assert len(records) == 2, f"{ranks} ranks: two runs made {len(records)} records"
+    assert len(records) == 2, f"{_many(ranks)}: two runs made {len(records)} records"
     return records
 
 
 def resume(form: Form) -> str:
     """A run that is told to end in each phase and goes on, beside one that was let alone."""
     ranks = devices_for(form, on_cpu=2)
-    many = f"{ranks} rank{'s' if ranks > 1 else ''}, told in both phases"
+    many = f"{_many(ranks)}, told in both phases"
     with TemporaryDirectory() as name:
         folder = Path(name)
         for number, told_after in enumerate((*TOLD_AFTER, None)):

@@ -61,20 +61,24 @@ def speed(form: Form) -> str:
             text += f", {rates[1]:,.0f} in epochs"
         seen.append(text)
         if kind is not None and way != "eager":
-            slow += [
-                f"{way}: {rate:,.0f} images/s in {what}, expected {SHARE * expected:,.0f} or more"
-                for what, rate, expected in zip(
-                    ("steps", "epochs"), rates, planned(kind), strict=True
-                )
-                if rate < SHARE * expected
-            ]
+            slow += too_slow(kind, way, *rates)
     assert not slow, "; ".join(slow)
     if kind is None:
         judged = "not judged: the planner does not know this device, or not at this size"
     else:
-        steps, epochs = planned(kind)
-        judged = f"the planner expects {steps:,.0f} and {epochs:,.0f} of {kind}"
+        expected = " and ".join(f"{rate:,.0f}" for rate in planned(kind))
+        judged = f"the planner expects {expected} of {kind}"
     return f"width {width}, batch {batch_size}: {'; '.join(seen)}; {judged}"
+
+
+def too_slow(kind: str, way: str, steps: float, epochs: float) -> list[str]:
+    """What of a device's images/s is below the share of the planner's; a line each."""
+    rates = {"steps": steps, "epochs": epochs}
+    return [
+        f"{way}: {rate:,.0f} images/s in {what}, expected {SHARE * expected:,.0f} or more"
+        for (what, rate), expected in zip(rates.items(), planned(kind), strict=True)
+        if rate < SHARE * expected
+    ]
 
 
 def _step_rate(execution: Execution, width: int, batch_size: int, least_s: float) -> float:

@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from processes import alive_in_group
 
-from bench import verify
+from bench import loop_checks, run_checks, verify
 from bench.check import Check, Form, UnavailableError
 from bench.check_process import CheckProcess, NoAnswerError
 from bench.cli import main
 from bench.contract import growth
 from bench.hardware import by_device_name
-from bench.speed_checks import planned
+from bench.speed_checks import planned, too_slow
 from bench.verify import CHECKS
+from swap_fast.execution import Execution
+from swap_fast.interruption import InterruptedRunError
+from swap_fast.step import Step
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 2.0
@@ -301,6 +305,106 @@ def test_the_planner_expects_more_of_steps_than_of_epochs_and_of_newer_devices()
     for steps, epochs in (v100, h100):
         assert epochs < steps
     assert h100[0] > 3 * v100[0]
+
+
+def test_a_device_below_half_of_the_planner_s_rates_is_too_slow() -> None:
+    steps, epochs = planned("a100")
+    assert too_slow("a100", "captured", 0.51 * steps, 0.51 * epochs) == []
+    (line,) = too_slow("a100", "captured", steps, 0.49 * epochs)
+    assert line.startswith(f"captured: {0.49 * epochs:,.0f} images/s in epochs, expected ")
+
+
+# That the checks can fail: each with what it is to find.
+
+
+SMALL = Form(device_type="cpu", small=True)
+
+
+@pytest.mark.slow  # the watch imports much of torch
+def test_a_loop_that_reads_a_value_of_the_device_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_checks, "LOADERS", ("tensor",))
+    loop_checks.no_waiting(SMALL)
+    set_learning_rate = Step.set_learning_rate
+
+    def reads(self: Step, learning_rate: float) -> None:
+        set_learning_rate(self, learning_rate)
+        float(self.loss_sum)
+
+    monkeypatch.setattr(Step, "set_learning_rate", reads)
+    with pytest.raises(AssertionError, match="_local_scalar_dense waits for the device"):
+        loop_checks.no_waiting(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("eager", "captured", "expected"),
+    [
+        (0.7, 0.62, "apart, allowed 4%"),
+        (0.15, 0.15, "expected 20% or more"),
+        (1.0, 1.0, "nothing is right throughout"),
+    ],
+)
+def test_accuracies_that_are_apart_too_low_or_too_good_are_found(
+    monkeypatch: pytest.MonkeyPatch, eager: float, captured: float, expected: str
+) -> None:
+    both = Execution(device_type="cuda", capture=True)
+    monkeypatch.setattr(loop_checks, "default_execution", lambda device_type: both)
+    monkeypatch.setattr(
+        loop_checks,
+        "_test_accuracy",
+        lambda recipe, dataset, execution: captured if execution.capture else eager,
+    )
+    with pytest.raises(AssertionError, match=expected):
+        loop_checks.accuracy(SMALL)
+
+
+def resume_to(
+    monkeypatch: pytest.MonkeyPatch, told: float, again: float, ends_early: bool = False
+) -> str:
+    """`resume` of runs that end so far from the undisturbed one, which has a way of 1."""
+
+    def launch(
+        function: Any, form: Form, folder: Path, runs: dict[str, Any], num_ranks: int
+    ) -> None:
+        if runs.get("told") is not None and not ends_early:
+            raise InterruptedRunError("told")
+
+    ends = {"alone": 1.0, "told": 1.0 + told, "again": 1.0 + again}
+    monkeypatch.setattr(run_checks, "launch", launch)
+    monkeypatch.setattr(
+        run_checks, "_saved", lambda folder, run: (torch.tensor([0.0]), torch.tensor([ends[run]]))
+    )
+    return run_checks.resume(SMALL)
+
+
+def test_a_resumed_run_is_held_against_what_kernels_differ_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "equal to the bit" in resume_to(monkeypatch, 0.0, 0.5)
+    assert "1.0e-03 of the way" in resume_to(monkeypatch, 1e-3, 5e-4)
+    with pytest.raises(AssertionError, match=r"5\.0e-02 of the way from the undisturbed run"):
+        resume_to(monkeypatch, 0.05, 1e-3)
+    with pytest.raises(AssertionError, match="too far to judge"):
+        resume_to(monkeypatch, 0.05, 0.05)
+    with pytest.raises(AssertionError, match="attempt 1 of 3 ended by itself"):
+        resume_to(monkeypatch, 0.0, 0.0, ends_early=True)
+
+
+def test_whole_runs_that_do_not_learn_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(losses: list[float], world_size: int) -> dict[str, Any]:
+        rows = [{"train_loss": loss} for loss in losses]
+        return {"epochs": rows, "world_size": world_size, "test_accuracy": 0.2}
+
+    def run(losses: list[float]) -> str:
+        monkeypatch.setattr(
+            run_checks, "_run_twice", lambda form, ranks, data, out: [record(losses, ranks)] * 2
+        )
+        return run_checks.whole_run(SMALL)
+
+    assert run([2.0, 1.8, 1.7, 1.6]).startswith("1 rank: 20.0%, 20.0%")
+    with pytest.raises(AssertionError, match=r"1 rank: phase 1's loss went from 2\.0 to 2\.1"):
+        run([2.0, 1.8, 2.1, 1.6])
+    with pytest.raises(AssertionError, match="losses"):
+        run([2.0, float("nan"), 1.7, 1.6])
 
 
 def test_the_readme_lists_what_only_a_gpu_can_confirm() -> None:
