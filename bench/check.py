@@ -32,7 +32,7 @@ class Check:
     confirm: Callable[[Form], str]
     """A function of a module, since another process runs it: says what was seen, or raises
     AssertionError or UnavailableError."""
-    limit_s: float = 60.0
+    limit_s: float = 90.0
     """Seconds after which it has failed: several times what an H100 should take."""
     uses_data: bool = False
     """Whether it looks at CIFAR-10."""
