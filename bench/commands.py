@@ -5,7 +5,7 @@ Nothing heavy is imported before the arguments are known to be right.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -190,12 +190,25 @@ def plan(arguments: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """Confirm what only a GPU can confirm, and write a record of it."""
+    """Confirm what only a GPU can confirm, and write a record of it.
+
+    Each check has a time limit, and the record is written again as each ends. The same command
+    given again runs what failed or did not run; --all runs everything.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """cpu runs the checks that have a form for CPUs."""
     out: Path = Path("results/verify")
-    """Folder for the record."""
+    """Folder for the records."""
+    data: Path | None = None
+    """Folder that holds CIFAR-10; else SWAP_DATA, the cache, the download, synthetic images."""
+    small: bool = False
+    """Small nets and few images, as on a CPU: confirms how it works, and neither speed nor memory
+    nor accuracy."""
+    everything: Annotated[bool, tyro.conf.arg(name="all")] = False
+    """Also run what an earlier record of this machine and code has as confirmed."""
+    only: tuple[str, ...] = ()
+    """Names of checks: run these alone, even if confirmed."""
 
 
 def verify_gpu(arguments: list[str]) -> int:
@@ -203,7 +216,14 @@ def verify_gpu(arguments: list[str]) -> int:
     options = tyro.cli(VerifyOptions, args=arguments, prog="python -m bench verify-gpu")
     from bench.verify import verify
 
-    return verify(options.device, options.out)
+    return verify(
+        options.device,
+        options.out,
+        data=options.data,
+        small=options.small,
+        everything=options.everything,
+        only=options.only,
+    )
 
 
 def watch(arguments: list[str]) -> int:

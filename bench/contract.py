@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from swap_fast.comm import ALONE
 from swap_fast.config import Optimizer, Phase
@@ -178,6 +178,32 @@ def _set_sync_debug_mode(mode: int | str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
         torch.cuda.set_sync_debug_mode(mode)
+
+
+@contextmanager
+def same_kernels() -> Iterator[None]:
+    """Let cuDNN choose among its deterministic kernels, by shape and not by trying."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def may_wait(device_type: str) -> Iterator[None]:
+    """Within `no_wait`: allow what waits here, and forbid it again afterwards."""
+    if device_type != "cuda":
+        with _disable_current_modes():
+            yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    _set_sync_debug_mode("default")
+    try:
+        yield
+    finally:
+        _set_sync_debug_mode(before)
 
 
 def growth(work: Callable[[], None], allocated: Callable[[], float], *, times: int) -> float:

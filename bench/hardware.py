@@ -59,3 +59,12 @@ H100 = Hardware(
 
 HARDWARE = {"v100": V100, "a100": A100, "h100": H100}
 """By the name on the command line."""
+
+DEVICE_NAMES = {"V100-SXM": "v100", "A100-SXM": "a100", "H100 80GB HBM3": "h100"}
+"""What the driver's name of a device holds. Their forms as PCIe cards are slower."""
+
+
+def by_device_name(name: str) -> str | None:
+    """The key in `HARDWARE` of what the driver calls so; None: unknown, or a part of a device."""
+    found = [key for part, key in DEVICE_NAMES.items() if part in name and "MIG" not in name]
+    return found[0] if found else None

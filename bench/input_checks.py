@@ -1,6 +1,5 @@
-"""What only a GPU can confirm of the input, and the step's rate; each has a form for CPUs."""
+"""What only a GPU can confirm of the input; each has a form for CPUs."""
 
-import time
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -12,13 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.check import Check, UnavailableError
+from bench.check import Check, Form, UnavailableError
 from bench.contract import Trained
-from bench.footprint import synchronize
 from bench.micro_data import MEAN, STD, random_split
 from bench.micro_jpeg import MIN_SCALE, PX, write_jpegs
-from bench.micro_step import make_step
-from bench.net_cost import resnet9
 from swap_fast.config import Augmentation, Phase
 from swap_fast.data import tree_batches
 from swap_fast.data.augment import Plan, plan_epoch
@@ -28,9 +24,8 @@ from swap_fast.data.dataset import Channels, Split
 from swap_fast.data.image_tree import IMAGENET_STD, ImageSplit, scan_tree
 from swap_fast.data.images import DeviceImages
 from swap_fast.data.loaders import loader_maker, missing_for_dali
-from swap_fast.execution import DTYPES, Execution, default_execution
+from swap_fast.execution import DTYPES, default_execution
 from swap_fast.recipe import LoaderName
-from swap_fast.step import Step
 from swap_fast.tree_evaluator import evaluation_batches
 
 IMAGES, BATCH = 96, 32
@@ -38,8 +33,6 @@ TOLERANCES = {"fp32": 2e-6, "fp16": 2e-3}
 FILES = 16
 MEAN_LIMIT, PERCENTILE_LIMIT = 2.0, 16.0
 """Of decoders' differences on the scale 0..255: their mean, and their 99.9th percentile."""
-V100_IMAGES_PER_S = 14_142
-"""Of one V100 in the authors' later DAWNBench entry."""
 
 
 def _plan(epoch: int) -> Plan:
@@ -63,9 +56,9 @@ def _oracle(split: Split, plan: Plan, positions: range) -> NDArray[np.float64]:
     return np.stack(batch)
 
 
-def gather(device_type: str) -> str:
+def gather(form: Form) -> str:
     """Batches of three epochs against the oracle, those of a GPU from a captured graph as well."""
-    device, split = torch.device(device_type), random_split(IMAGES)
+    device, split = torch.device(form.device_type), random_split(IMAGES)
     with warnings.catch_warnings(action="error"):  # one says that there is no kernel
         images = DeviceImages(split, mean=MEAN, std=STD, device=device, pad=Augmentation().pad)
     plan, positions = images.upload(_plan(0)), torch.arange(BATCH, device=device)
@@ -76,7 +69,7 @@ def gather(device_type: str) -> str:
         batch = batch.to(memory_format=torch.channels_last)
         images.load_(plan, positions, batch, labels)  # the kernel is built before a capture
         ways = [partial(images.load_, plan, positions, batch, labels)]
-        if device_type == "cuda":
+        if form.device_type == "cuda":
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 images.load_(plan, positions, batch, labels)
@@ -138,8 +131,9 @@ def _cifar_batches(
     return [(images.cpu(), labels.cpu()) for images, labels in batches]
 
 
-def dali_cifar(device_type: str) -> str:
+def dali_cifar(form: Form) -> str:
     """DALI's pipeline on a GPU against that on the CPU; on a CPU against the tensor backend."""
+    device_type = form.device_type
     _require_dali(device_type)
     reference: LoaderName = "dali" if device_type == "cuda" else "tensor"
     trained = Trained(replace(default_execution(device_type), precision="fp16"), scaled=True)
@@ -185,8 +179,9 @@ def _decoded(
     return np.concatenate(rows).reshape(-1, 3) * np.array(IMAGENET_STD)
 
 
-def dali_imagenet(device_type: str) -> str:
+def dali_imagenet(form: Form) -> str:
     """Mixed decoding against DALI's CPU decoder; on a CPU that against torchvision's."""
+    device_type = form.device_type
     _require_dali(device_type)
     reference: tree_batches.DecoderName = "dali" if device_type == "cuda" else "torchvision"
     seen = []
@@ -212,41 +207,6 @@ def dali_imagenet(device_type: str) -> str:
     return "; ".join(seen)
 
 
-def _steps_per_s(step: Step, device: torch.device, least_s: float) -> float:
-    """Updates a second, over at least so long."""
-    step()
-    synchronize(device)
-    started, steps = time.perf_counter(), 0
-    while time.perf_counter() - started < least_s:
-        for _ in range(20 if device.type == "cuda" else 1):
-            step()
-        synchronize(device)  # so that the clock is of work done, and no queue grows
-        steps += 20 if device.type == "cuda" else 1
-    return steps / (time.perf_counter() - started)
-
-
-def speed(device_type: str) -> str:
-    """Images/s of the step alone, on one batch again and again. A report: no rate fails."""
-    width, sizes, least_s = (64, (512, 256), 2.0) if device_type == "cuda" else (8, (32,), 0.1)
-    device, best = torch.device(device_type), default_execution(device_type)
-    flop, seen = resnet9(width, 10).train_flop, []
-    for batch_size in sizes:
-        for capture in sorted({False, best.capture}):
-            execution: Execution = replace(best, capture=capture)
-            step, _ = make_step(execution, width, batch_size)
-            step.warm_up()
-            step.images.normal_()
-            step.labels.zero_()
-            step.set_learning_rate(0.0)
-            rate = batch_size * _steps_per_s(step, device, least_s)
-            way = "captured" if capture else "eager"
-            seen.append(
-                f"batch {batch_size} {way} {rate:,.0f} images/s ({rate * flop / 1e12:.3g} TFLOP/s)"
-            )
-    beside = f"the authors' later entry: {V100_IMAGES_PER_S:,} images/s on a V100"
-    return f"width {width}: {', '.join(seen)}; {beside}"
-
-
 INPUT_CHECKS = (
     Check(
         name="gather",
@@ -262,10 +222,5 @@ INPUT_CHECKS = (
         name="dali-imagenet",
         claim="JPEGs decoded on the GPU are the CPU decoder's to a few parts in 255",
         confirm=dali_imagenet,
-    ),
-    Check(
-        name="speed",
-        claim="reports the step's images/s and TFLOP/s, eager and captured; it never fails",
-        confirm=speed,
     ),
 )

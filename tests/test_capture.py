@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from bench.check import Check, UnavailableError
+from bench.check import Check, Form, UnavailableError
 from bench.contract import BATCH, Trained, largest_difference, no_wait
 from bench.verify import CHECKS
 from swap_fast.batchnorm import StatisticsPass
@@ -218,6 +218,6 @@ def test_the_forward_pass_on_a_fake_cuda_device(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_on_a_gpu(check: Check) -> None:
     try:
-        check.confirm("cuda")
+        check.confirm(Form(device_type="cuda"))
     except UnavailableError as missing:
         pytest.skip(str(missing))

@@ -9,6 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, record_function
 
 from bench import checks
+from bench.check import Form
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_launches_are_counted_and_torch_warns_of_nothing(
     on_a_cpu = SimpleNamespace(CPU=ProfilerActivity.CPU, CUDA=ProfilerActivity.CPU)
     monkeypatch.setattr(torch.profiler, "ProfilerActivity", on_a_cpu)
     try:
-        told = checks.launches("cuda")
+        told = checks.launches(Form(device_type="cuda"))
     except AssertionError as failure:
         told = str(failure)
     assert expected in told
