@@ -30,16 +30,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cifar10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds the real CIFAR-10."""
-    named = os.environ.get("SWAP_DATA")
-    if named and find_cifar("cifar10", Path(named)):
-        return Path(named)
+def shared_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the real CIFAR-10 and CIFAR-100 in their binary layouts."""
     if not (SHARED_DATA / "unpack.py").exists():
         pytest.skip("no shared data")
     folder = tmp_path_factory.mktemp("cifar")
     subprocess.run([sys.executable, str(SHARED_DATA / "unpack.py"), str(folder)], check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir(request: pytest.FixtureRequest) -> Path:
+    """A folder that holds the real CIFAR-10."""
+    named = os.environ.get("SWAP_DATA")
+    if named and find_cifar("cifar10", Path(named)):
+        return Path(named)
+    shared: Path = request.getfixturevalue("shared_cifar")
+    return shared
 
 
 @dataclass(frozen=True)
