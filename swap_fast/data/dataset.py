@@ -55,7 +55,7 @@ _KNOWN: dict[DatasetName, _Known] = {
         full_counts=(50_000, 10_000),
         mean=(129.30, 124.07, 112.43),
         std=(68.17, 65.39, 70.42),
-        # Of train.bin and test.bin with the published files' SHA-256 (tests/test_cifar.py has them).
+        # Of the binary files with the published SHA-256, which tests/test_cifar.py has.
         published_sha256="cb08878971c50009492feac3f9c92ac8879526dd8b39f19a3aecf64afd25714f",
     ),
     "synthetic": _Known(
