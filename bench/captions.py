@@ -15,7 +15,7 @@ WHOLE_RESNET50 = (3, 4, 6, 3)
 
 def cpu_warning(records: Sequence[RunRecord]) -> str:
     """What the CPU forms are, in place of the paper's hardware and net; from the records."""
-    machines = sorted({machine_key(record).short for record in records})
+    machines = sorted({machine_key(record).used for record in records})
     return (
         f"Not the paper's hardware or net: {_and(_nets(records))} on {_or(machines)}, with fewer "
         "epochs. The paper's columns are printed for orientation only."

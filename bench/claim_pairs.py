@@ -16,7 +16,7 @@ class Pair:
     """The runs of a claim's two sides that may be held against each other."""
 
     first: list[RunRecord]
-    """Of one recipe, kind of machine, precision and data."""
+    """Of one recipe, kind of machine, number of devices, precision and data."""
     second: list[RunRecord]
     """Likewise, with the same precision and data as the first."""
     mark: str

@@ -5,7 +5,6 @@ An outcome is computed from the runs; none is written by hand.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from bench.claim_pairs import Pair, pairs_of, values_of
 from bench.contrasts import (
@@ -26,7 +25,7 @@ from bench.paper_claims import ACCURACY_CLAIMS, SWAP_AFTER, TIME_CLAIMS, Claim, 
 from bench.plots import averages_shown
 from bench.rendering import EMULATED, EMULATED_NOTE, NOTHING, Table, interval_cell
 from bench.rows import ACCURACY, SIZES, Size
-from bench.stats import MachineKey, group_by, machine_key, summarize
+from bench.stats import Host, group_by, host_of, summarize
 from bench.verdicts import ACCURACY_MARGIN, TIME_MARGIN
 from swap_fast.record import RunRecord
 
@@ -74,7 +73,7 @@ def claims_tables(
     tables = []
     for size in SIZES:
         standing = [record for record in records if _stands(record, size)]
-        groups = group_by(standing, _host)
+        groups = group_by(standing, host_of)
         for number, host in enumerate(sorted(groups), start=1):
             ids = {record.run_id for record in groups[host]}
             facts = landscape_facts(
@@ -99,7 +98,7 @@ def averages_against_workers(record: RunRecord) -> list[float]:
 def _table(
     size: Size,
     number: int,
-    host: MachineKey,
+    host: Host,
     records: Sequence[RunRecord],
     paper: Paper,
     facts: Sequence[Fact],
@@ -123,7 +122,7 @@ def _table(
     data = sorted({f"{r.data.get('name')} ({r.data.get('kind')})" for r in records})
     return Table(
         name=f"claims_{size}_{number}",
-        title=f"The paper's claims {at}, {_label(host)}",
+        title=f"The paper's claims {at}, {host.label}",
         caption=(
             f"{len(records)} runs on {', '.join(data)}. Each outcome is of these runs at this "
             "size: it says nothing of another. Accuracies in percent, times in seconds."
@@ -239,20 +238,10 @@ def _mark_notes(pair: Pair) -> list[str]:
     if not pair.mark:
         return []
     runs = ", ".join(dict.fromkeys(record.run_id for record in (*pair.first, *pair.second)))
-    return [f"{pair.mark.strip()} {runs}; not the same recipe, data or machine as the other pairs."]
+    return [f"{pair.mark.strip()} {runs}; not the same recipe, data or devices as the other pairs."]
 
 
 def _stands(record: RunRecord, size: Size) -> bool:
     """Whether any claim is about the run's row."""
     sides = (side for claim in ACCURACY_CLAIMS for side in (claim.first, claim.second))
     return any(side.has(record, size) for side in sides)
-
-
-def _host(record: RunRecord) -> MachineKey:
-    """The machine, however many of its devices a run used: the paper's rows differ in that."""
-    return replace(machine_key(record), world_size=0, threads=0)
-
-
-def _label(host: MachineKey) -> str:
-    model = f" ({host.device})" if host.device_type == "cpu" else ""
-    return f"{host.short}{model}, torch {host.torch_minor}"

@@ -14,7 +14,7 @@ from typing import Any
 from bench.contrasts import Contrast, contrast, exponential, logarithms
 from bench.intervals import Interval
 from bench.lists import flatten
-from bench.stats import Summary, accuracy_key, machine_key, summarize
+from bench.stats import Summary, accuracy_key, host_of, machine_key, summarize
 from bench.timing import dawnbench_time, laps_of_slowest_rank, unattributed_s
 from swap_fast.clock import LAPS
 from swap_fast.record import RunRecord
@@ -57,7 +57,7 @@ class Side:
 
     @property
     def machines(self) -> tuple[str, ...]:
-        """The kinds of machine that its runs were made on."""
+        """The kinds of machine that its runs were made on, and the devices that they used."""
         return tuple(sorted({machine_key(run).label for run in self.runs}))
 
 
@@ -125,7 +125,10 @@ class Comparison:
 
 def compare(first: Side, second: Side) -> Comparison:
     """B against A, from their records alone."""
-    alike = len({machine_key(run) for run in (*first.runs, *second.runs)}) == 1
+    # Devices may differ between the sides, as between the paper's rows, and not within one.
+    alike = len({host_of(run) for run in (*first.runs, *second.runs)}) == 1 and all(
+        len(side.machines) == 1 for side in (first, second)
+    )
     quantities = [_difference(name, first, second, of) for name, of in ACCURACIES.items()]
     quantities += [_ratio(name, first, second, of, alike) for name, of in TIMES.items()]
     laps = [_laps(side) for side in (first, second)]
@@ -226,10 +229,17 @@ def _unlike(
 def _cautions(first: Side, second: Side, alike: bool) -> list[str]:
     cautions = []
     if not alike:
+        hosts = {host_of(run) for run in (*first.runs, *second.runs)}
+        what = "machines differ" if len(hosts) > 1 else "devices differ within a side"
         cautions.append(
-            "Times are not compared, as the machines differ: "
+            f"Times are not compared, as the {what}: "
             f"A on {' and '.join(first.machines)}; B on {' and '.join(second.machines)}. "
             "Run both on one machine to compare them; accuracies are shown all the same."
+        )
+    elif first.machines != second.machines:
+        cautions.append(
+            f"The devices differ: A on {first.machines[0]}; B on {second.machines[0]}. "
+            "The ratios of times are of these."
         )
     single = [label for label, side in (("A", first), ("B", second)) if len(side.runs) == 1]
     if single:

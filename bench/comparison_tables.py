@@ -9,7 +9,7 @@ from bench.intervals import Interval
 from bench.places import number_machines, places_of
 from bench.rendering import NOTHING, UNSTABLE, UNSTABLE_NOTE, Table, interval_cell, plus_minus
 from bench.rows import RUN_TABLES, SIZES
-from bench.stats import Summary, accuracy_key, group_by, machine_key, scale_note
+from bench.stats import Summary, accuracy_key, group_by, host_of, machine_key, scale_note
 from swap_fast.record import RunRecord
 
 METHOD_NOTE = (
@@ -99,29 +99,33 @@ def comparison_json(found: Comparison) -> dict[str, Any]:
 
 
 def pair_tables(records: Sequence[RunRecord]) -> list[Table]:
-    """Each two recipes of each of the paper's tables, where both ran on one kind of machine."""
+    """Each two recipes of each of the paper's tables, where both ran on one kind of machine.
+
+    Runs of one recipe on other numbers of its devices are a side of their own.
+    """
     numbers = number_machines(records)
     tables = []
     for paper_table in RUN_TABLES.values():
         for size in SIZES:
             place = paper_table.place(size)
             standing = [record for record in records if place in places_of(record)]
-            for machine, runs in group_by(standing, machine_key).items():
+            for host, runs in group_by(standing, host_of).items():
                 sides = _sides_of(runs)
                 rows = [_pair_row(a, b) for a, b in combinations(sides, 2)]
                 if not rows:
                     continue
-                number = numbers[machine]
+                number = numbers[host]
                 tables.append(
                     Table(
                         name=f"pairs_{place}_machine{number}",
                         title=f"Pairs of {paper_table.title(size)}, machine {number}",
-                        caption=f"Any two: python -m bench compare A B. On {machine.label}."
+                        caption=f"Any two: python -m bench compare A B. On {host.label}."
                         + scale_note(runs),
                         columns=(
                             "A",
                             "B",
                             "Runs",
+                            host.devices_head,
                             "Accuracy, B - A (points)",
                             "its 95% interval",
                             "Time, measured, B / A",
@@ -140,7 +144,7 @@ def _sides(found: Comparison) -> Iterable[tuple[str, Side]]:
 
 def _sides_of(runs: Sequence[RunRecord]) -> list[Side]:
     """A side a recipe; a recipe whose runs do not agree in all has one for each kind."""
-    groups = group_by(runs, lambda run: (run.recipe, accuracy_key(run)))
+    groups = group_by(runs, lambda run: (run.recipe, accuracy_key(run), machine_key(run)))
     return [Side(name=group[0].recipe, runs=tuple(group)) for group in groups.values()]
 
 
@@ -152,6 +156,7 @@ def _pair_row(a: Side, b: Side) -> tuple[str, ...]:
         a.name,
         b.name,
         f"{len(a.runs)} and {len(b.runs)}",
+        " and ".join(machine_key(side.runs[0]).devices_cell for side in (a, b)),
         _number(accuracy.change),
         interval_cell(accuracy.interval),
         _number(time.change),

@@ -20,7 +20,7 @@ from bench.paper import Paper, load_paper
 from bench.places import OTHER, TIME_TO_TARGET, place_of, places_of
 from bench.plots import learning_rate_curves
 from bench.rendering import Table
-from bench.stats import accuracy_key, machine_key, scale_note
+from bench.stats import accuracy_key, host_of, machine_key, scale_note
 from bench.tables import all_run_tables, time_to_target
 from bench.timing import lap_table, readings_table
 from swap_fast.record import RunRecord, read_records
@@ -87,7 +87,7 @@ def warning(content: Content) -> str:
     lines = []
     if cpu:
         lines.append(cpu_warning(cpu))
-    machines = sorted({machine_key(r).short for r in full if "V100" not in machine_key(r).device})
+    machines = sorted({machine_key(r).used for r in full if "V100" not in host_of(r).device})
     if machines:
         lines.append(f"Not the paper's hardware, NVIDIA Tesla V100: {' and '.join(machines)}.")
     if not content.records:

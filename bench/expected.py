@@ -140,9 +140,9 @@ def image_flop(width: int) -> float:
 
 def _planned(recipe: Recipe, machine: MachineKey, paper: Paper, *, shares: bool) -> Expected:
     """By the planner: on these devices, or, where there is none that it knows, on the paper's."""
-    name = machine.device.lower()
+    name = machine.host.device.lower()
     found = next((known for part, known in PLANNED_AS.items() if part in name), None)
-    gpus = machine.world_size if found else None
+    gpus = machine.devices if found else None
     plan = make_plan(recipe, modelled(found or "v100", None, paper), gpus, paper)
     seconds = plan.expected.total_s
     if shares:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.caveats import caveats_of
 from bench.export_options import DawnbenchOptions
-from bench.stats import device_type, machine_key, recipe_of
+from bench.stats import device_type, host_of, recipe_of
 from swap_fast.clock import total
 from swap_fast.record import RunRecord
 
@@ -89,7 +89,7 @@ def make_entry(record: RunRecord, options: DawnbenchOptions) -> Entry:
         "version": VERSION,
         "author": options.author,
         "authorEmail": options.author_email,
-        "framework": f"PyTorch {machine_key(record).torch_minor}",
+        "framework": f"PyTorch {host_of(record).torch_minor}",
         "model": f"{recipe['net']} of width {recipe['width']}, {record.method.upper()}",
         "hardware": hardware_of(record),
         "timestamp": record.created[:10],

@@ -178,7 +178,7 @@ def _submission(record: RunRecord, options: MlperfOptions, at_s: float) -> Itera
         "submission_benchmark": benchmark,
         "submission_division": "open",
         "submission_org": options.org,
-        "submission_platform": options.platform or machine.short,
+        "submission_platform": options.platform or machine.used,
         "submission_status": "research",
         "unofficial": [*caveats_of(record), *_caveats_of_the_log(record)],
         "cache_clear": False,

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -20,10 +22,23 @@ from bench.screen import show_table
 from bench.session import processes, run_session
 from bench.stats import MachineKey, kind_of_machine
 from bench.tables import run_tables
-from swap_fast.data.find import load_dataset, locate_dataset, locate_tree
+from swap_fast.data.dataset import DatasetName
+from swap_fast.data.find import find_at_hand, load_dataset, locate_dataset, locate_tree
 from swap_fast.recipe import Recipe
 from swap_fast.recipes import RECIPES
 from swap_fast.record import RunRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableData:
+    """What a table's runs would train on; without its images, which no one needs here."""
+
+    kind: str
+    """As `Dataset.kind`."""
+    sha256: str
+    """As `Dataset.sha256`, and as a record keeps it."""
+    text: str
+    """In a line."""
 
 
 def run_table(options: TableOptions) -> int:
@@ -66,14 +81,22 @@ def run_table(options: TableOptions) -> int:
             for job in jobs
         ]
 
-    jobs = jobs_of(table, size, options.runs, content.records, machine_of)
-    lines = plan_lines(table, size, jobs, expectations(jobs, content.records))
-    print(*lines, sep="\n", flush=True)
+    def plan(data: TableData | None) -> list[Job]:
+        sha256 = None if data is None else data.sha256
+        jobs = jobs_of(table, size, options.runs, content.records, machine_of, sha256)
+        lines = plan_lines(table, size, jobs, expectations(jobs, content.records), data)
+        print(*lines, sep="\n", flush=True)
+        return jobs
+
+    data = data_at_hand(table, size, options.data)
+    jobs = plan(data)
     if options.dry_run:
         return 0
+    if any(job.record is None for job in jobs):
+        found = require_data(table, size, options.data)
+        if found != data:  # downloaded only now: the runs that are there may be of other data
+            jobs = plan(found)
     missing = [i for i, job in enumerate(jobs) if job.record is None]
-    if missing:
-        require_data(table, size, options.data)
     for done, i in enumerate(missing):
         # Anew each time: the runs that were made meanwhile tell more of those that follow.
         expected = expectations(jobs, collect(options.out).records)
@@ -125,11 +148,20 @@ def _keeps_phase1(record: RunRecord, out: Path) -> bool:
 
 
 def plan_lines(
-    table: RunTable, size: Size, jobs: Sequence[Job], expected: Sequence[Expected]
+    table: RunTable,
+    size: Size,
+    jobs: Sequence[Job],
+    expected: Sequence[Expected],
+    data: TableData | None,
 ) -> list[str]:
-    """What there is of a table, and what will run, in order, with the time that it will take."""
+    """What there is of a table, and what will run, in order, with the time that it will take.
+
+    Arguments:
+        data: of which the runs that are there are; None: of any of the kinds that the table takes.
+    """
     missing = [each for job, each in zip(jobs, expected, strict=True) if job.record is None]
-    lines = [f"{table.title(size)}: {len(missing)} of {len(jobs)} runs to make"]
+    of = f"data: {data.text}" if data else "the content of the data is not compared"
+    lines = [f"{table.title(size)}: {len(missing)} of {len(jobs)} runs to make; {of}"]
     for job, each in zip(jobs, expected, strict=True):
         line = f"  {job.recipe:<28} seed {job.seed}  "
         if job.record is not None:
@@ -163,24 +195,51 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def require_data(table: RunTable, size: Size, data: Path | None) -> None:
-    """Refuse, before hours of training, data whose runs may not stand in the table.
+def data_at_hand(table: RunTable, size: Size, data: Path | None) -> TableData | None:
+    """The data that a table's runs would train on, without a download.
+
+    None where there is none yet, and of a tree of images, whose every file would be looked at.
+
+    Raises:
+        ValueError: damaged data.
+    """
+    name = dataset_of(table, size)
+    if name == "imagenet":
+        return None
+    found = find_at_hand(name, data)
+    return None if found is None else _read(name, found)
+
+
+def require_data(table: RunTable, size: Size, data: Path | None) -> TableData | None:
+    """The data, downloaded if need be; None of a tree of images, which need only be there.
+
+    Refuses, before hours of training, data whose runs may not stand in the table.
 
     Raises:
         ValueError: there is none of the data set, or not the kind that the table takes.
     """
-    name = RECIPES[table.recipes(size)[0]]().dataset
+    name = dataset_of(table, size)
     if name == "imagenet":
         locate_tree(data)
-        return
-    found = locate_dataset(name, data)
+        return None
+    found = _read(name, locate_dataset(name, data))
     kinds = table.data_kinds(size)
-    kind = load_dataset(name, found).kind
-    if kind not in kinds:
+    if found.kind not in kinds:
         raise ValueError(
             f"--data: expected {table.dataset}, {' or '.join(kinds)}, for {table.title(size)}, "
-            f"got {kind} data; give the folder that holds it"
+            f"got {found.kind} data; give the folder that holds it"
         )
+    return found
+
+
+def dataset_of(table: RunTable, size: Size) -> DatasetName | Literal["imagenet"]:
+    """The name of the data set that all of a table's recipes train on."""
+    return RECIPES[table.recipes(size)[0]]().dataset
+
+
+def _read(name: DatasetName, path: Path | None) -> TableData:
+    dataset = load_dataset(name, path)
+    return TableData(kind=dataset.kind, sha256=dataset.sha256, text=dataset.describe())
 
 
 def draw(table: RunTable, size: Size, content: Content, console: Console) -> None:

@@ -4,11 +4,11 @@ from functools import partial
 
 from bench.contents import Content
 from bench.document import Bullets
-from bench.places import places_of
+from bench.places import number_machines, places_of
 from bench.rendering import plus_minus
 from bench.rows import RUN_TABLES, SIZES, deal
 from bench.stability import stability_table
-from bench.stats import group_by, machine_key, pool_accuracies
+from bench.stats import group_by, host_of, pool_accuracies
 from bench.verdicts import NOT_COMPARED, is_comparable, verdict
 
 
@@ -21,10 +21,7 @@ def glance(content: Content) -> Bullets:
         f"Measured: {len(records)} runs of {len(recipes)} recipes on {', '.join(data)}."
         if records
         else "Measured: nothing yet.",
-        *(
-            f"Machine {number}: {machine.label}."
-            for number, machine in enumerate(sorted({machine_key(r) for r in records}), start=1)
-        ),
+        *(f"Machine {number}: {host.label}." for host, number in number_machines(records).items()),
         *_verdicts(content),
     ]
     warned = stability_table(records).rows
@@ -43,17 +40,18 @@ def _verdicts(content: Content) -> list[str]:
     for table in RUN_TABLES.values():
         for size in SIZES:
             standing = [r for r in content.records if table.place(size) in places_of(r)]
-            for machine, runs in group_by(standing, machine_key).items():
+            for runs in group_by(standing, host_of).values():
                 for each in deal(table, size, runs):
-                    if not (
-                        each.records and each.row.is_final and each.records[0].method == "swap"
-                    ):
+                    if each.machine is None:
+                        continue
+                    if not (each.row.is_final and each.records[0].method == "swap"):
                         continue
                     column = table.target
                     ours = pool_accuracies(each.records, partial(each.row.accuracy, column))
                     if ours is None:
                         continue
                     published = content.paper.value(table.name, each.row.label, column.name)
+                    percent = plus_minus(100 * ours.mean, ours.scaled(100).std)
                     judged = (
                         verdict(ours.scaled(100), published)
                         if is_comparable(each.records, published)
@@ -61,7 +59,7 @@ def _verdicts(content: Content) -> list[str]:
                     )
                     lines.append(
                         f"{table.title(size)}, {each.label}, {column.short}: "
-                        f"{plus_minus(100 * ours.mean, ours.scaled(100).std)}% on {machine.short} "
+                        f"{percent}% on {each.machine.used} "
                         f"(n = {ours.n}), the paper's {plus_minus(published.mean, published.sd)}%: "
                         f"{judged}."
                     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.places import number_machines, place_of, why_other
 from bench.rendering import EMULATED, EMULATED_NOTE, NOTHING, Table, percent
-from bench.stats import group_by, machine_key, scale_note
+from bench.stats import group_by, host_of, machine_key, scale_note
 from swap_fast.record import RunRecord
 
 _RUN_COLUMNS = (
@@ -31,7 +31,13 @@ def runs_table(records: Sequence[RunRecord]) -> Table:
             "average; it is chosen on the test set and stands in no other table."
             + scale_note(shown)
         ),
-        columns=(*_RUN_COLUMNS, "Workers (%), lowest to highest", "Best epoch (%)", "Machine"),
+        columns=(
+            *_RUN_COLUMNS,
+            "Workers (%), lowest to highest",
+            "Best epoch (%)",
+            "Machine",
+            "Devices",
+        ),
         rows=tuple(
             (
                 *_run_cells(record),
@@ -39,7 +45,8 @@ def runs_table(records: Sequence[RunRecord]) -> Table:
                 if record.method == "swap"
                 else NOTHING,
                 _best_epoch(record),
-                str(numbers[machine_key(record)]),
+                str(numbers[host_of(record)]),
+                machine_key(record).used,
             )
             for record in shown
         ),
@@ -55,9 +62,14 @@ def other_runs(records: Sequence[RunRecord]) -> Table:
         name="other_runs",
         title="Other runs",
         caption="These stand beside no published figure, and are in no mean." + scale_note(others),
-        columns=(*_RUN_COLUMNS, "Why", "Machine"),
+        columns=(*_RUN_COLUMNS, "Why", "Machine", "Devices"),
         rows=tuple(
-            (*_run_cells(record), why_other(record), str(numbers[machine_key(record)]))
+            (
+                *_run_cells(record),
+                why_other(record),
+                str(numbers[host_of(record)]),
+                machine_key(record).used,
+            )
             for record in others
         ),
         footnotes=_footnotes(others),
@@ -67,11 +79,17 @@ def other_runs(records: Sequence[RunRecord]) -> Table:
 def machines_table(records: Sequence[RunRecord]) -> Table:
     """What each kind of machine is, and with which code and data its runs were made."""
     rows: list[tuple[str, str, str]] = []
-    groups = group_by(records, machine_key)
-    for machine, number in number_machines(records).items():
-        facts: dict[str, list[str]] = {"kind": [machine.label]}
-        for record in groups[machine]:
-            told = {"machine": record.machine, "code": record.code, "data": record.data}
+    groups = group_by(records, host_of)
+    for host, number in number_machines(records).items():
+        facts: dict[str, list[str]] = {"kind": [host.label]}
+        for record in groups[host]:
+            told = {
+                "processes": record.world_size,
+                "threads a process": record.threads,
+                "machine": record.machine,
+                "code": record.code,
+                "data": record.data,
+            }
             for name, value in flatten(told):
                 seen = facts.setdefault(name, [])
                 if value not in seen:

@@ -35,6 +35,7 @@ def jobs_of(
     runs: int,
     records: Sequence[RunRecord],
     machine: Callable[[Recipe], MachineKey],
+    data: str | None,
 ) -> list[Job]:
     """All runs of a table, those with a common start behind it, one seed after another.
 
@@ -43,14 +44,16 @@ def jobs_of(
     Arguments:
         runs: of each row, with seeds from 0.
         records: what there is.
-        machine: the kind of machine that a recipe would run on here.
+        machine: the kind of machine that a recipe would run on here, and the devices that it
+            would use.
+        data: the content hash of the data that it would train on here; None where it is not known.
     """
     starts = starts_of(table, size)
     own = set(table.recipes(size))
     jobs = []
     for seed in range(runs):
         made = {
-            name: find_run(RECIPES[name](), seed, machine(RECIPES[name]()), records)
+            name: find_run(RECIPES[name](), seed, machine(RECIPES[name]()), records, data)
             for name in starts
         }
         needed = {starts[name] for name in own if made[name] is None}
@@ -74,13 +77,27 @@ def starts_of(table: RunTable, size: Size) -> dict[str, str | None]:
 
 
 def find_run(
-    recipe: Recipe, seed: int, machine: MachineKey, records: Iterable[RunRecord]
+    recipe: Recipe,
+    seed: int,
+    machine: MachineKey,
+    records: Iterable[RunRecord],
+    data: str | None,
 ) -> RunRecord | None:
-    """A run of the recipe as it is now, made on that kind of machine, that may stand in a table."""
+    """A run of the recipe as it is now that may stand in a table and is what would be run here.
+
+    It was made on that kind of machine with as many of its devices, on data of that content. Where
+    the content is not known (a set that is yet to be downloaded, a tree of images, which takes
+    minutes to look through), only the kind of its data is compared, with the kinds that the table
+    takes: then a run on another subset or tree counts.
+
+    Arguments:
+        data: the SHA-256 of the content as `RunRecord.data` keeps it; None where it is not known.
+    """
     for record in records:
         if (
             (record.recipe, record.seed) == (recipe.name, seed)
             and machine_key(record) == machine
+            and data in (None, record.data.get("sha256"))
             and place_of(record) != OTHER
             and is_run_of(record, recipe)
         ):

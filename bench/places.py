@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from bench.rows import RUN_TABLES, SIZES, RunTable, Size
-from bench.stats import MachineKey, machine_key, recipe_of, why_not_comparable
+from bench.stats import Host, host_of, recipe_of, why_not_comparable
 from swap_fast.record import RunRecord
 
 TIME_TO_TARGET, OTHER = "time_to_target", "other"
@@ -32,9 +32,9 @@ def why_other(record: RunRecord) -> str:
     return found or "no published figure for this recipe"
 
 
-def number_machines(records: Iterable[RunRecord]) -> dict[MachineKey, int]:
+def number_machines(records: Iterable[RunRecord]) -> dict[Host, int]:
     """Kinds of machine, numbered from 1 in a fixed order."""
-    return {key: i for i, key in enumerate(sorted({machine_key(r) for r in records}), start=1)}
+    return {host: i for i, host in enumerate(sorted({host_of(r) for r in records}), start=1)}
 
 
 def _tables_of(record: RunRecord) -> list[tuple[RunTable, Size]]:

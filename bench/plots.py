@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.figures import figure_style, save_figure
 from bench.places import place_of
-from bench.stats import machine_key, recipe_of
+from bench.stats import host_of, machine_key, recipe_of
 from bench.timing import counted_by, laps_of_slowest_rank, unattributed_s
 from swap_fast.clock import LAPS
 from swap_fast.record import AverageRow, RunRecord
@@ -70,13 +70,15 @@ def figure_1(record: RunRecord, folder: Path, name: str = "figure1") -> list[Pat
 def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timing") -> list[Path]:
     """One bar a run, of the slowest rank's laps; hatched where the paper's reading leaves it out.
 
+    Bars are named by the devices too where not all runs used the same.
+
     Returns:
         The files written: `folder/NAME.svg` and `.png`.
 
     Raises:
         ValueError: no runs, or runs of more than one kind of machine.
     """
-    if len({machine_key(record) for record in records}) != 1:
+    if len({host_of(record) for record in records}) != 1:
         raise ValueError("timing figure: expected runs of one kind of machine; group them first")
     with figure_style():
         from matplotlib.figure import Figure
@@ -101,10 +103,12 @@ def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timin
             )
             left = [x + width for x, width in zip(left, widths, strict=True)]
         axes.margins(x=0.01)
+        machines = [machine_key(record) for record in records]
         names = [
             f"{record.recipe}, seed {record.seed}"
+            + (f", {machine.devices_cell}" if len(set(machines)) > 1 else "")
             + (" (other)" if place_of(record) == "other" else "")
-            for record in records
+            for record, machine in zip(records, machines, strict=True)
         ]
         # A name is no mathematics, whatever dollar signs it holds.
         axes.set_yticks(range(len(records)), names, parse_math=False)

@@ -18,7 +18,7 @@ from bench.planned import scalings
 from bench.plots import figure_1, timing_figure
 from bench.scaling import scaling_figure
 from bench.schedule_plots import figure_5, figure_6
-from bench.stats import group_by, machine_key
+from bench.stats import group_by, host_of, machine_key
 from swap_fast.record import RunRecord
 
 Drawn = dict[str, list[Path]]
@@ -61,10 +61,8 @@ def timing_figures(records: Sequence[RunRecord], folder: Path) -> Drawn:
         return {}
     numbers = number_machines(records)
     return {
-        f"machine {numbers[machine]}": timing_figure(
-            group, folder, f"timing-machine{numbers[machine]}"
-        )
-        for machine, group in group_by(records, machine_key).items()
+        f"machine {numbers[host]}": timing_figure(group, folder, f"timing-machine{numbers[host]}")
+        for host, group in group_by(records, host_of).items()
     }
 
 
@@ -109,12 +107,12 @@ def _figures_1(records: Sequence[RunRecord], folder: Path, figure_run: str | Non
     figures: Drawn = {}
     numbers = number_machines(records)
     swap = [record for record in records if record.method == "swap"]
-    for (recipe, machine, other), group in group_by(
-        swap, lambda r: (r.recipe, machine_key(r), place_of(r) == "other")
+    for (recipe, host, other), group in group_by(
+        swap, lambda r: (r.recipe, host_of(r), place_of(r) == "other")
     ).items():
         shown = next((r for r in group if r.run_id == figure_run), group[0])
-        name = f"figure1-{re.sub(r'[^A-Za-z0-9_-]', '-', recipe)}-machine{numbers[machine]}"
+        name = f"figure1-{re.sub(r'[^A-Za-z0-9_-]', '-', recipe)}-machine{numbers[host]}"
         why = f" ({why_other(shown)})" if other else ""
-        title = f"{shown.run_id}{why}, {machine.label}"
+        title = f"{shown.run_id}{why}, {machine_key(shown).label}"
         figures[title] = figure_1(shown, folder, f"{name}-other" if other else name)
     return figures

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bench.stats import accuracy_key, group_by
+from bench.stats import MachineKey, accuracy_key, group_by, machine_key
 from swap_fast.record import RunRecord
 
 Size = Literal["paper", "cpu"]
@@ -237,15 +237,22 @@ class RowRuns:
     label: str
     """The row's; with a number where runs of its recipe may not all be put together."""
     records: list[RunRecord]
-    """Runs of one recipe, data set, precision and kind of device; empty where there are none."""
+    """Runs of one recipe, data set and precision, on one kind of machine and number of its devices;
+    empty where there are none."""
+
+    @property
+    def machine(self) -> MachineKey | None:
+        """What all of them used; None where there are none."""
+        return machine_key(self.records[0]) if self.records else None
 
 
 def deal(table: RunTable, size: Size, records: Sequence[RunRecord]) -> list[RowRuns]:
-    """The runs of one kind of machine, dealt out to a table's rows."""
+    """The runs of one kind of machine, dealt out to a table's rows, those on few devices first."""
     dealt = []
     for row in table.rows:
         runs = [record for record in records if record.recipe == row.recipes[size]]
-        groups = list(group_by(runs, accuracy_key).values())
+        kinds = group_by(runs, lambda record: (machine_key(record), accuracy_key(record)))
+        groups = [kinds[kind] for kind in sorted(kinds, key=lambda kind: kind[0])]
         for i, group in enumerate(groups or [[]], start=1):
             mark = f" [{i}]" if len(groups) > 1 else ""
             dealt.append(RowRuns(row=row, label=f"{row.label}{mark}", records=group))

@@ -5,7 +5,7 @@ apart. Both begin from the same phase 1.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 from bench.contrasts import Values, contrast
@@ -14,7 +14,7 @@ from bench.paper_claims import SWA_LARGE_SMALL, SWAP_10
 from bench.places import places_of
 from bench.rendering import NOTHING, Table, interval_cell, percent, plus_minus
 from bench.rows import RUN_TABLES, SIZES, Size
-from bench.stats import MachineKey, accuracy_key, group_by, machine_key, recipe_of, summarize
+from bench.stats import Host, accuracy_key, group_by, host_of, recipe_of, summarize
 from swap_fast.record import RunRecord
 
 COLUMNS = (
@@ -101,7 +101,7 @@ def _table(
         name=f"sampling_{size}_{number}",
         title=f"Sampling from independent runs or from one, {at}",
         caption=(
-            f"Section 4.1, on {machine_key(parallel[0]).short}: models from {parallel[0].recipe} "
+            f"Section 4.1, on {host_of(parallel[0]).label}: models from {parallel[0].recipe} "
             f"beside models from {sequential[0].recipe}, both from a phase 1 that ends alike. "
             "Distances, norms and cosines are means over the models or their pairs."
         ),
@@ -186,11 +186,10 @@ def _kind(record: RunRecord, size: Size) -> str | None:
     )
 
 
-def _setting(record: RunRecord) -> tuple[MachineKey, str, str]:
+def _setting(record: RunRecord) -> tuple[Host, str, str]:
     """What must be equal for runs of the two ways to stand in one table."""
     key = accuracy_key(record)
-    # The paper's rows differ in how many of a machine's devices they use.
-    return replace(machine_key(record), world_size=0, threads=0), key.precision, key.data_hash
+    return host_of(record), key.precision, key.data_hash
 
 
 def _mean_of_pairs(matrix: Sequence[Sequence[float]]) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from bench.rendering import Table
+from bench.stats import CORES_HEAD, GPUS_HEAD
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +21,9 @@ _LEFT_OUT = frozenset(
         "Verdict",
         "Phase 1 (mean epochs)",
         "Machine",
+        "Devices",
+        CORES_HEAD,
+        GPUS_HEAD,
         "Source",
         "Note",
         "Recipe",

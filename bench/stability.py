@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from bench.places import number_machines
 from bench.rendering import Table
-from bench.stats import UNSTABLE_SHARE, accuracy_key, group_by, machine_key, summarize
+from bench.stats import UNSTABLE_SHARE, accuracy_key, group_by, host_of, machine_key, summarize
 from swap_fast.record import RunRecord
 
 FEWEST_RUNS = 3
@@ -30,10 +30,10 @@ def stability_table(records: Sequence[RunRecord]) -> Table:
     for (recipe, machine), runs in group_by(
         records, lambda run: (run.recipe, machine_key(run))
     ).items():
-        where = f"{recipe}, machine {numbers[machine]}"
+        where = f"{recipe}, machine {numbers[machine.host]}, {machine.used}"
         rows += _of_group(where, runs)
     for recipe, runs in group_by(records, lambda run: run.recipe).items():
-        machines = sorted({numbers[machine_key(run)] for run in runs})
+        machines = sorted({numbers[host_of(run)] for run in runs})
         if len(machines) > 1:
             rows.append(
                 (

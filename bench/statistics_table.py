@@ -15,11 +15,11 @@ from bench.places import number_machines, places_of
 from bench.rendering import NOTHING, Table, interval_cell, plus_minus
 from bench.rows import RUN_TABLES, SIZES, RowRuns, RunTable, Size, deal
 from bench.stats import (
-    MachineKey,
+    Host,
     Summary,
     count_reaching,
     group_by,
-    machine_key,
+    host_of,
     pool_accuracies,
     pool_times,
     summarize,
@@ -51,22 +51,22 @@ def statistics_tables(records: Sequence[RunRecord], paper: Paper) -> list[Table]
         (
             table,
             size,
-            group_by((r for r in records if table.place(size) in places_of(r)), machine_key),
+            group_by((r for r in records if table.place(size) in places_of(r)), host_of),
         )
         for table in RUN_TABLES.values()
         for size in SIZES
     ]
     return [
-        _statistics_of(table, size, key, numbers[key], runs[key], paper)
+        _statistics_of(table, size, host, numbers[host], runs[host], paper)
         for table, size, runs in groups
-        for key in sorted(runs)
+        for host in sorted(runs)
     ]
 
 
 def _statistics_of(
     table: RunTable,
     size: Size,
-    machine: MachineKey,
+    host: Host,
     number: int,
     records: Sequence[RunRecord],
     paper: Paper,
@@ -76,8 +76,8 @@ def _statistics_of(
     return Table(
         name=f"statistics_{table.place(size)}_machine{number}",
         title=f"Statistics of {table.title(size)}, machine {number}",
-        caption=f"Every measured quantity of the runs on machine {number}, {machine.label}.",
-        columns=_COLUMNS,
+        caption=f"Every measured quantity of the runs on machine {number}, {host.label}.",
+        columns=(_COLUMNS[0], host.devices_head, *_COLUMNS[1:]),
         rows=tuple(rows),
         footnotes=(
             f"BCa: bootstrap with bias correction and acceleration, {RESAMPLES:,} resamples, seed "
@@ -91,29 +91,28 @@ def _statistics_of(
 
 def _rows_of(table: RunTable, runs: RowRuns, paper: Paper) -> list[tuple[str, ...]]:
     row, records = runs.row, runs.records
-    rows = []
+    assert runs.machine is not None, "a row without runs has no statistics"
+    rows: list[tuple[str, ...]] = []
     for column in table.accuracies:
         accuracy = pool_accuracies(records, partial(row.accuracy, column))
         if accuracy is not None:
             published = paper.value(table.name, row.label, column.name)
-            rows.append(
-                (runs.label, *_measured(column.title, accuracy.scaled(100), records, published))
-            )
+            rows.append(_measured(column.title, accuracy.scaled(100), records, published))
     unit, factor = time_unit(table, paper)
     time = pool_times(records, row.time_s)
     if time is not None:
         published = paper.value(table.name, row.label, "train_time")
         name = f"time ({unit}), measured"
-        rows.append((runs.label, *_measured(name, time.scaled(factor), records, published)))
+        rows.append(_measured(name, time.scaled(factor), records, published))
     if row.is_final:
         target = target_of(records[0])
         at_target = pool_accuracies(records, partial(row.accuracy, table.target))
-        rows.append((runs.label, *_share(at_target, target)))
+        rows.append(_share(at_target, target))
         reached = [t for t in map(dawnbench_time, records) if t is not None]
         if reached:
             name = f"time (s) to {100 * target:g}%, DAWNBench's reading"
-            rows.append((runs.label, *_unpublished(name, summarize(reached), records)))
-    return rows
+            rows.append(_unpublished(name, summarize(reached), records))
+    return [(runs.label, runs.machine.devices_cell, *row) for row in rows]
 
 
 def _measured(

@@ -1,7 +1,7 @@
 """Statistics over runs, and which runs may be put together. No torch.
 
-Times are pooled over one kind of machine only; accuracies only over the same recipe on the same
-data, in the same precision, on the same type of device.
+Times are pooled over one kind of machine and the same number of its devices only; accuracies only
+over the same recipe on the same data, in the same precision, on the same type of device.
 """
 
 import json
@@ -22,6 +22,9 @@ DEGRADED = "degraded"
 
 PROFILED = "profiled"
 """How the note of a run begins in which the profiler ran."""
+
+CORES_HEAD, GPUS_HEAD = "Cores (processes x threads)", "GPUs"
+"""Heads of the columns that say how many devices a row used."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -75,36 +78,73 @@ def count_reaching(accuracies: Iterable[float], target: float) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
-class MachineKey:
-    """What must be equal for times to be pooled."""
+class Host:
+    """A kind of machine, however many of its devices a run uses: what one table is of."""
 
     device_type: str
     """"cpu" or "cuda"."""
     device: str
     """The device's model."""
     device_count: int
-    """GPUs, or CPU cores."""
-    world_size: int
-    """Processes."""
-    threads: int
-    """CPU threads a process."""
+    """GPUs, or CPU cores, that the machine has."""
     torch_minor: str
     """Such as "2.10"."""
 
     @property
-    def short(self) -> str:
-        """For a table's cell: what ran it."""
-        if self.device_type == "cpu":
-            return f"{self.device_count} CPU core{_plural(self.device_count)}"
-        return f"{self.device_count} {self.device}"
+    def devices_head(self) -> str:
+        """The head of a column of `MachineKey.devices_cell`."""
+        return CORES_HEAD if self.device_type == "cpu" else GPUS_HEAD
 
     @property
     def label(self) -> str:
         """All of it, for a caption."""
+        return self.labelled(_devices(self, str(self.device_count), self.device_count))
+
+    def labelled(self, devices: str) -> str:
+        """The label with other words for the devices."""
         model = f" ({self.device})" if self.device_type == "cpu" else ""
-        processes = f"{self.world_size} process{_plural(self.world_size, 'es')}"
+        return f"{devices}{model}, torch {self.torch_minor}"
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class MachineKey:
+    """What must be equal for times to be pooled: the kind of machine, and what a run used of it."""
+
+    host: Host
+    """The kind of machine."""
+    processes: int
+    """Of the run; on CUDA each has a device of its own."""
+    threads: int | None
+    """CPU threads a process; None on CUDA, where the devices do the work."""
+
+    @property
+    def devices(self) -> int:
+        """GPUs that the run used, or CPU cores: processes times threads."""
+        return self.processes * (self.threads or 1)
+
+    @property
+    def devices_cell(self) -> str:
+        """For a table of one host: "8" GPUs, or cores as "2 (2 x 1)"."""
+        if self.threads is None:
+            return str(self.devices)
+        return f"{self.devices} ({self.processes} x {self.threads})"
+
+    @property
+    def used(self) -> str:
+        """The devices in words, such as "2 of 8 Tesla V100" or "2 CPU cores"."""
+        # Ranks on several machines use more than one of them has.
+        is_part = self.devices < self.host.device_count
+        count = f"{self.devices} of {self.host.device_count}" if is_part else str(self.devices)
+        return _devices(self.host, count, max(self.devices, self.host.device_count))
+
+    @property
+    def label(self) -> str:
+        """All of it, for a caption."""
+        if self.threads is None:
+            return self.host.labelled(self.used)
+        processes = f"{self.processes} process{_plural(self.processes, 'es')}"
         threads = f"{self.threads} thread{_plural(self.threads)}"
-        return f"{self.short}{model}, {processes} of {threads}, torch {self.torch_minor}"
+        return f"{self.host.labelled(self.used)}, {processes} of {threads}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,20 +164,26 @@ class AccuracyKey:
 
 
 def machine_key(record: RunRecord) -> MachineKey:
-    """The kind of machine that a run was measured on."""
+    """What a run was measured on: the kind of machine, and the devices that it used."""
     return kind_of_machine(record.machine, record.world_size, record.threads)
+
+
+def host_of(record: RunRecord) -> Host:
+    """The kind of machine that a run was measured on."""
+    return machine_key(record).host
 
 
 def kind_of_machine(machine: dict[str, Any], world_size: int, threads: int) -> MachineKey:
     """The kind of a machine that is described as a record does it, with so many processes."""
     torch_version = str((machine.get("libraries") or {}).get("torch") or "unknown")
-    return MachineKey(
+    host = Host(
         device_type=str(machine.get("device_type", "unknown")),
         device=str(machine.get("device") or "unknown device"),
         device_count=int(machine.get("device_count") or 0),
-        world_size=world_size,
-        threads=threads,
         torch_minor=".".join(torch_version.split("+")[0].split(".")[:2]),
+    )
+    return MachineKey(
+        host=host, processes=world_size, threads=None if host.device_type == "cuda" else threads
     )
 
 
@@ -237,9 +283,10 @@ def pool_times(
     """The runs' times together; None where a run has none.
 
     Raises:
-        ValueError: runs of more than one kind of machine, or no runs.
+        ValueError: runs on more than one kind of machine or number of devices, or no runs.
     """
-    _require_one([machine_key(record) for record in records], "times", "kind of machine")
+    keys = [machine_key(record) for record in records]
+    _require_one(keys, "times", "kind of machine and number of devices")
     return _summary_of_all([time(record) for record in records])
 
 
@@ -265,6 +312,13 @@ def _require_one(keys: Sequence[Hashable], what: str, of: str) -> None:
 def _summary_of_all(values: Sequence[float | None]) -> Summary | None:
     present = [value for value in values if value is not None]
     return summarize(present) if len(present) == len(values) else None
+
+
+def _devices(host: Host, count: str, of: int) -> str:
+    """So many of a host's devices, in words; `of` decides the plural."""
+    return (
+        f"{count} CPU core{_plural(of)}" if host.device_type == "cpu" else f"{count} {host.device}"
+    )
 
 
 def _plural(count: int, ending: str = "s") -> str:

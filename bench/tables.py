@@ -1,7 +1,8 @@
 """Tables from records: the paper's Tables 1 to 4, and the seconds to an accuracy. No torch.
 
-Nothing measured on one kind of machine stands in another's table. Runs that differ from the
-published setting are in none (`bench.lists` has them).
+Nothing measured on one kind of machine stands in another's table; rows on one, two or eight devices
+of a machine stand in one, each with how many it used. Runs that differ from the published setting
+are in none (`bench.lists` has them).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,11 +26,12 @@ from bench.rendering import (
 )
 from bench.rows import RUN_TABLES, SIZES, TOP_5, Column, RowRuns, RunTable, Size, deal
 from bench.stats import (
-    MachineKey,
+    Host,
     Summary,
     accuracy_key,
     count_reaching,
     group_by,
+    host_of,
     machine_key,
     pool_accuracies,
     pool_times,
@@ -57,8 +59,10 @@ def run_tables(
         A table for each kind of machine that has runs.
     """
     place, numbers = table.place(size), number_machines(records)
-    groups = group_by((r for r in records if place in places_of(r)), machine_key)
-    return [_drawn(table, size, key, numbers[key], groups[key], paper) for key in sorted(groups)]
+    groups = group_by((r for r in records if place in places_of(r)), host_of)
+    return [
+        _drawn(table, size, host, numbers[host], groups[host], paper) for host in sorted(groups)
+    ]
 
 
 def all_run_tables(records: Sequence[RunRecord], paper: Paper) -> list[Table]:
@@ -74,20 +78,20 @@ def all_run_tables(records: Sequence[RunRecord], paper: Paper) -> list[Table]:
 def _drawn(
     table: RunTable,
     size: Size,
-    machine: MachineKey,
+    host: Host,
     number: int,
     records: Sequence[RunRecord],
     paper: Paper,
 ) -> Table:
     dealt = deal(table, size, records)
-    rows = [_row(table, each, paper) for each in dealt]
+    rows = [_row(table, each, host, paper) for each in dealt]
     configurations = [
         f"{each.label}: {', '.join(record.run_id for record in each.records)}; "
-        "not the same recipe or data."
+        "not the same recipe, data or number of devices."
         for each in dealt
         if each.label != each.row.label
     ]
-    caption = f"Ours: machine {number}, {machine.label}. {paper_caption(paper, table)}"
+    caption = f"Ours: machine {number}, {host.label}. {paper_caption(paper, table)}"
     if size == "cpu":
         caption = f"{cpu_caption(dealt, table.dataset)} {caption}"
     unit, _ = time_unit(table, paper)
@@ -95,7 +99,7 @@ def _drawn(
         name=f"{table.place(size)}_machine{number}",
         title=f"{table.title(size)}, machine {number}",
         caption=caption,
-        columns=columns_of(table, unit),
+        columns=columns_of(table, unit, host),
         rows=tuple(rows),
         footnotes=(
             "mean ± sample standard deviation over n runs; accuracy of the last epoch; times "
@@ -114,7 +118,7 @@ def _drawn(
     )
 
 
-def columns_of(table: RunTable, unit: str) -> tuple[str, ...]:
+def columns_of(table: RunTable, unit: str, host: Host) -> tuple[str, ...]:
     """The heads, in the order of a row's cells."""
     accuracies = []
     for column in table.accuracies:
@@ -130,7 +134,7 @@ def columns_of(table: RunTable, unit: str) -> tuple[str, ...]:
         "n",
         "Runs at target",
         *(["Phase 1 (mean epochs)"] if table.counts_phase1 else []),
-        "Machine",
+        host.devices_head,
         "Verdict",
     )
 
@@ -140,7 +144,7 @@ def time_unit(table: RunTable, paper: Paper) -> tuple[str, float]:
     return UNITS[paper.value(table.name, table.rows[0].label, "train_time").units]
 
 
-def _row(table: RunTable, runs: RowRuns, paper: Paper) -> tuple[str, ...]:
+def _row(table: RunTable, runs: RowRuns, host: Host, paper: Paper) -> tuple[str, ...]:
     row, records = runs.row, runs.records
     unit, factor = time_unit(table, paper)
     accuracies: list[str] = []
@@ -154,8 +158,8 @@ def _row(table: RunTable, runs: RowRuns, paper: Paper) -> tuple[str, ...]:
         judged.append((column.short, pooled and pooled.scaled(100), published))
     published = paper.value(table.name, row.label, "train_time")
     time_of_paper = plus_minus(published.mean, published.sd)
-    if not records:
-        missing = [NOTHING] * (len(columns_of(table, unit)) - len(accuracies) - 2)
+    if runs.machine is None:
+        missing = [NOTHING] * (len(columns_of(table, unit, host)) - len(accuracies) - 2)
         return (runs.label, *accuracies, time_of_paper, *missing)
     time, modelled = (
         pooled and pooled.scaled(factor)
@@ -173,7 +177,7 @@ def _row(table: RunTable, runs: RowRuns, paper: Paper) -> tuple[str, ...]:
         str(len(records)),
         _at_target(records, partial(row.accuracy, table.target)),
         *([epochs] if table.counts_phase1 else []),
-        machine_key(records[0]).short,
+        runs.machine.devices_cell,
         _verdict_cell(records, judged),
     )
 
@@ -218,8 +222,8 @@ def time_to_target(records: Sequence[RunRecord], paper: Paper) -> Table:
                 f"Ours: {group[0].recipe}",
                 time_cell(summarize(reached) if reached else None, marks_of(group)),
                 _short_percent(target_of(group[0])),
-                machine.short,
-                f"machine {numbers[machine]}",
+                machine.used,
+                f"machine {numbers[machine.host]}",
                 f"{len(reached)} of {len(group)} runs; final {accuracy_cell(final)}%",
             )
         )

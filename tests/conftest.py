@@ -36,11 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cifar10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds the real CIFAR-10."""
-    named = os.environ.get("SWAP_DATA")
-    if named and find_cifar("cifar10", Path(named)):
-        return Path(named)
+def shared_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the real CIFAR-10 and CIFAR-100 in their binary layouts."""
     if not (SHARED_DATA / "unpack.py").exists():
         pytest.skip("no shared data")
     folder = tmp_path_factory.mktemp("cifar")
@@ -57,6 +54,16 @@ def cuda_stand_in(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
     if reason:
         pytest.skip(reason)
     return cuda_stand_in.build(tmp_path_factory.mktemp("cuda_stand_in"))
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir(request: pytest.FixtureRequest) -> Path:
+    """A folder that holds the real CIFAR-10."""
+    named = os.environ.get("SWAP_DATA")
+    if named and find_cifar("cifar10", Path(named)):
+        return Path(named)
+    shared: Path = request.getfixturevalue("shared_cifar")
+    return shared
 
 
 @dataclass(frozen=True)

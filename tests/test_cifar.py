@@ -1,5 +1,6 @@
 """Reading CIFAR: every layout gives the same set, and every damage one line that names the file."""
 
+import hashlib
 import io
 import pickle
 import tarfile
@@ -200,3 +201,33 @@ def test_the_real_set_is_known_by_its_content(cifar10_dir: Path) -> None:
     # Its order is as good as random: any part is a fair sample.
     first = np.bincount(read.train.labels[:10_000], minlength=10)
     assert np.square(first - 1_000).sum() / 1_000 < 27.9  # chi-square, 9 degrees, p = 0.001
+
+
+CIFAR100_FILES = {
+    "train.bin": "f31298fc616915fa142368359df1c4ca2ae984d6915ca468b998a5ec6aeebf29",
+    "test.bin": "d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a",
+}
+"""SHA-256 of the published binary files, by which the pinned content is known to be theirs."""
+
+
+def test_the_whole_cifar100_is_known_by_its_content(shared_cifar: Path, tmp_path: Path) -> None:
+    folder = shared_cifar / "cifar-100-binary"
+    for file, sha256 in CIFAR100_FILES.items():
+        assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == sha256
+    read = read_cifar("cifar100", shared_cifar)
+    assert read.kind == "published"
+    assert "not verified" not in read.describe()
+    assert np.bincount(read.train.labels).tolist() == [500] * 100
+    assert np.bincount(read.test.labels).tolist() == [100] * 100
+    # One byte of one image, the last, is enough to be another set.
+    changed = bytearray((folder / "test.bin").read_bytes())
+    changed[-1] ^= 1
+    copy = tmp_path / folder.name
+    copy.mkdir()
+    (copy / "train.bin").symlink_to(folder / "train.bin")
+    (copy / "test.bin").write_bytes(changed)
+    other = read_cifar("cifar100", copy)
+    assert other.kind == "subset"
+    assert other.describe().startswith(
+        "CIFAR-100, subset, 50,000 + 10,000 images, not verified as published, sha256 "
+    )

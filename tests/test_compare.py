@@ -18,6 +18,7 @@ from bench.cli import main
 from bench.compare import pair_sides
 from bench.comparison import Comparison, Quantity, Side, compare
 from bench.comparison_tables import comparison_json, comparison_tables, pair_tables
+from bench.rendering import NOTHING
 from swap_fast.record import RunRecord, write_record
 
 
@@ -170,5 +171,33 @@ def test_the_report_pairs_a_tables_recipes() -> None:
     (table,) = pair_tables(records)
     assert table.name == "pairs_table1_cpu_machine1"
     assert len(table.rows) == 3
-    assert table.rows[0][:3] == ("cifar10_cpu", "cifar10_sgd_small_cpu", "2 and 2")
+    runs = ("cifar10_cpu", "cifar10_sgd_small_cpu", "2 and 2")
+    assert table.rows[0][:4] == (*runs, "2 (1 x 2) and 2 (1 x 2)")
     assert pair_tables(records[:2]) == []
+
+
+def test_rows_on_other_numbers_of_a_machines_devices_are_paired() -> None:
+    def runs(recipe: str, ranks: int) -> list[RunRecord]:
+        return [
+            make_record(recipe, seed, run_id=f"{recipe}-{seed}-{ranks}", machine=V100)
+            for seed in (0, 1)
+        ]
+
+    small, swap = (
+        tuple(replace(run, world_size=ranks) for run in runs(recipe, ranks))
+        for recipe, ranks in (("cifar10_sgd_small", 1), ("cifar10_swap", 8))
+    )
+    (table,) = pair_tables([*small, *swap])
+    ((_, _, _, gpus, *_, ratio, interval),) = table.rows
+    assert table.columns[3] == "GPUs"
+    assert gpus == "1 and 8"
+    # 61.5 and 62.5 s against 98 and 99 s, by geometric means.
+    assert ratio == f"{(98 * 99 / 61.5 / 62.5) ** 0.5:.2f}"
+    assert interval != NOTHING
+    found = compare(Side(name="small", runs=small), Side(name="swap", runs=swap))
+    assert found.cautions[0].startswith("The devices differ: A on 1 of 8 Tesla V100-SXM2-16GB, ")
+    # Within a side, times on unlike numbers of devices have no mean.
+    mixed = Side(name="mixed", runs=(swap[0], replace(swap[1], world_size=4)))
+    found = compare(Side(name="small", runs=small), mixed)
+    assert found.cautions[0].startswith("Times are not compared, as the devices differ within a si")
+    assert all(each.change is None for each in found.quantities if each.is_ratio)

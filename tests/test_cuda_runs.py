@@ -45,6 +45,9 @@ SMALL = {
 }
 """Two epochs of 5 updates by two slots, then one epoch of 10 updates by each of two workers."""
 
+NO_KERNEL = {"STANDIN_WITHOUT": "triton"}
+"""Batches are made by torch's operations: Triton's kernel would have to be interpreted, slowly."""
+
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -70,7 +73,8 @@ def train(
     cuda: StandIn, data: Path, out: Path, *flags: str, devices: int = 1, **options: Any
 ) -> Path:
     """Run to the end; the results folder."""
-    done = cuda.run(command(data, out, *flags, **options), devices=devices)
+    arguments = command(data, out, *flags, **options)
+    done = cuda.run(arguments, devices=devices, env=NO_KERNEL)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return out
@@ -161,7 +165,7 @@ def test_the_stages_of_imagenet_are_captured(
     options |= {f"phase{stage}.epochs": 1 for stage in batches}
     options |= {f"phase{stage}.global-batch-size": size for stage, size in batches.items()}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    done = cuda_stand_in.run(["-m", "bench", "run", "imagenet_swap_cpu", *words])
+    done = cuda_stand_in.run(["-m", "bench", "run", "imagenet_swap_cpu", *words], env=NO_KERNEL)
     assert done.returncode == 0, done.stderr
     (record,) = records(tmp_path / "out")
     assert len(record["worker_accuracies"]) == 2
@@ -179,7 +183,7 @@ def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
     """The processes of a run's ranks, rank 0 first."""
     done = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid), "--sort=start_time,pid"],
+        ["ps", "-o", "pid=", "-o", "args=", "--ppid", str(process.pid), "--sort=start_time,pid"],
         capture_output=True,
         text=True,
         check=True,
@@ -192,7 +196,7 @@ def started(
     cuda: StandIn, data: Path, out: Path, **options: Any
 ) -> Iterator[subprocess.Popen[str]]:
     """A run on two devices that has done its first epoch; killed, if it is left running."""
-    process = cuda.start(command(data, out, **options), devices=2)
+    process = cuda.start(command(data, out, **options), devices=2, env=NO_KERNEL)
     try:
         wait_for(process, lambda: any(out.glob("checkpoints/*/phase1*.safetensors")))
         yield process
@@ -244,7 +248,7 @@ def test_counted_laps_hold_no_import_and_no_first_use_of_a_shape(
     cuda_stand_in: StandIn, tmp_path: Path, ranks: int
 ) -> None:
     script = [str(TESTS / "watched_laps.py"), str(tmp_path), "--ranks", str(ranks)]
-    done = cuda_stand_in.run(script, devices=ranks)
+    done = cuda_stand_in.run(script, devices=ranks, env=NO_KERNEL)
     assert done.returncode == 0, done.stderr
     found = [json.loads((tmp_path / f"found{rank}.json").read_text()) for rank in range(ranks)]
     assert found == [[]] * ranks

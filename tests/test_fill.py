@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from bench.machine import describe_machine
 from bench.missing import Job
 from bench.options import RunOptions, TableOptions
 from bench.session import processes
+from swap_fast.data.find import load_dataset, locate_dataset
 from swap_fast.recipe import Recipe, SWARecipe
 from swap_fast.record import plain, write_record
 
@@ -34,7 +36,10 @@ def cifar(tmp_path: Path) -> Path:
 class Session:
     """Stands for `run_session`: writes the record of each run, and keeps what it was asked."""
 
-    def __init__(self, fail_at: int | None = None) -> None:
+    def __init__(
+        self, locate: Callable[..., Path | None] = locate_dataset, fail_at: int | None = None
+    ) -> None:
+        self._locate = locate
         self.asked: list[tuple[str, int]] = []
         self.shared: list[bool] = []
         self._fail_at = fail_at
@@ -52,8 +57,11 @@ class Session:
         ranks, threads = processes(options, recipe, "cpu")
         record = make_record(recipe.name, options.seed, machine=describe_machine("cpu"))
         record = with_recipe(record, **plain(asdict(recipe)))
-        data = {**record.data, "kind": "subset", "train_images": 10_000}
+        dataset = load_dataset("cifar100", self._locate("cifar100", options.data))
+        data = {"kind": dataset.kind, "sha256": dataset.sha256, "train_images": 10_000}
+        data = record.data | data
         record = replace(record, data=data, world_size=ranks, threads=threads)
+        record = replace(record, run_id=f"{record.run_id}-{dataset.sha256[:8]}")
         if isinstance(recipe, SWARecipe):
             record = replace(record, method="swa", accuracy_before_averaging=0.75)
         write_record(record, options.out / "runs")
@@ -109,16 +117,72 @@ def test_a_table_that_was_cut_short_goes_on(
     assert second.asked == [("cifar100_swap_cpu", 0)]
 
 
+def test_runs_on_other_data_are_not_those_of_a_table(
+    tmp_path: Path,
+    cifar: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    fake_cifar("cifar100", seed=1).write_binary(other)
+    monkeypatch.setattr(fill, "run_session", Session())
+    assert _fill(2, out, data=cifar) == 0
+    session = Session()
+    monkeypatch.setattr(fill, "run_session", session)
+    capsys.readouterr()
+    assert _fill(2, out, data=other, dry_run=True) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    told = load_dataset("cifar100", other).describe()
+    assert line == f"Table 2 at CPU size: 3 of 3 runs to make; data: {told}"
+    assert _fill(2, out, data=other) == 0
+    assert len(session.asked) == 3
+    assert _fill(2, out, data=other) == _fill(2, out, data=cifar) == 0
+    assert len(session.asked) == 3
+
+
+def test_a_set_that_is_downloaded_only_then_is_compared_before_the_runs(
+    tmp_path: Path,
+    cifar: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    first = Session()
+    monkeypatch.setattr(fill, "run_session", first)
+    assert _fill(2, out, data=cifar) == 0
+    folder = fake_cifar("cifar100", seed=1).write_binary(other)
+    _without_data(tmp_path, monkeypatch)
+    monkeypatch.setattr(fill, "locate_dataset", lambda name, data: folder)  # downloads it
+    second = Session(lambda name, data: folder)
+    monkeypatch.setattr(fill, "run_session", second)
+    # Seed 0 of the first data stands in for the unknown, until seed 1 asks for the data.
+    assert _fill(2, out, runs=2) == 0
+    assert len(second.asked) == 6
+    lines = [line for line in capsys.readouterr().out.splitlines() if " runs to make; " in line]
+    assert [line.partition(": ")[2].partition(" runs")[0] for line in lines] == [
+        "3 of 3",
+        "3 of 6",
+        "6 of 6",
+    ]
+
+
+def _without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache, and no SWAP_DATA."""
+    monkeypatch.delenv("SWAP_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def test_a_dry_run_says_what_would_run_and_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session, out = Session(), tmp_path / "out"
     monkeypatch.setattr(fill, "run_session", session)
+    _without_data(tmp_path, monkeypatch)
     assert _fill(4, out, size="paper", dry_run=True) == 0
     assert session.asked == []
     assert not out.exists()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Table 4: 7 of 7 runs to make"
+    assert lines[0] == ("Table 4: 7 of 7 runs to make; the content of the data is not compared")
     assert lines[2].split()[:3] == ["cifar100_swa_large", "seed", "0"]
     assert lines[2].endswith("; phase 1 of cifar100_sgd_large")
     assert all("by the planner, " in line for line in lines[1:8])

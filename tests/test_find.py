@@ -6,7 +6,7 @@ import pytest
 import torchvision.datasets
 from conftest import fake_cifar
 
-from swap_fast.data.find import load_dataset, locate_dataset
+from swap_fast.data.find import find_at_hand, load_dataset, locate_dataset
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_what_the_user_names_comes_first(
     named, variable, cached = (
         fake.write_binary(folder) for folder in (tmp_path / "a", tmp_path / "b", cache)
     )
-    assert locate_dataset("cifar10") == cached
+    assert locate_dataset("cifar10") == find_at_hand("cifar10") == cached
     monkeypatch.setenv("SWAP_DATA", str(tmp_path / "b"))
     assert locate_dataset("cifar10") == variable
     assert locate_dataset("cifar10", tmp_path / "a") == named
@@ -99,6 +99,19 @@ def test_a_download_cut_short_leaves_nothing_that_looks_whole(
     with pytest.raises(KeyboardInterrupt):
         locate_dataset("cifar10", announce=print)
     assert list(cache.iterdir()) == []
+
+
+def test_what_is_at_hand_is_told_without_a_download(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fake_cifar().write_binary(tmp_path / "a")
+    assert find_at_hand("cifar10") is None
+    assert not cache.exists()
+    assert find_at_hand("cifar10", tmp_path) is None
+    assert find_at_hand("cifar10", folder) == folder
+    monkeypatch.setenv("SWAP_DATA", str(folder))
+    assert find_at_hand("cifar10") == folder
+    assert find_at_hand("synthetic") is None
 
 
 def test_synthetic_looks_nowhere(cache: Path) -> None:

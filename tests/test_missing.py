@@ -6,15 +6,17 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
-from record_factory import CPU, make_record, with_recipe
+from record_factory import CPU, V100, make_record, with_recipe
 
 from bench.missing import Job, agrees, find_run, is_run_of, jobs_of, starts_of
 from bench.rows import TABLE_1, TABLE_2, TABLE_4, RunTable
-from bench.stats import MachineKey, machine_key
+from bench.stats import MachineKey, kind_of_machine, machine_key
 from swap_fast.recipes import RECIPES
 from swap_fast.record import RunRecord, plain
 
 HERE = machine_key(make_record())
+DATA = "ab" * 32
+"""The content hash of `make_record`'s data."""
 
 
 def _made(recipe: str, seed: int = 0, **changed: Any) -> RunRecord:
@@ -26,7 +28,7 @@ def _made(recipe: str, seed: int = 0, **changed: Any) -> RunRecord:
 
 
 def _jobs(table: RunTable, runs: int, *records: RunRecord) -> list[Job]:
-    return jobs_of(table, "cpu", runs, records, lambda recipe: HERE)
+    return jobs_of(table, "cpu", runs, records, lambda recipe: HERE, DATA)
 
 
 def test_what_rows_begin_from_comes_before_them() -> None:
@@ -77,17 +79,38 @@ def test_a_start_of_another_table_is_made_only_for_a_run_that_needs_it() -> None
         _made("cifar10_cpu", 1),
         _made("cifar10_cpu", machine={**CPU, "device_count": 4}),
         _made("cifar10_cpu", threads=1),
-        _made("cifar10_cpu", data={"name": "cifar10", "kind": "synthetic"}),
+        _made("cifar10_cpu", data={"name": "cifar10", "kind": "synthetic", "sha256": DATA}),
+        _made("cifar10_cpu", data={"name": "cifar10", "kind": "published", "sha256": "cd" * 32}),
+        _made("cifar10_cpu", data={"name": "cifar10", "kind": "published"}),
         _made("cifar10_cpu", overrides=["width=17"]),
         with_recipe(_made("cifar10_cpu"), width=17),
     ],
-    ids=["seed", "cores", "threads", "data", "overrides", "recipe"],
+    ids=["seed", "cores", "threads", "kind", "content", "no hash", "overrides", "recipe"],
 )
 def test_another_run_is_no_run_of_it(record: RunRecord) -> None:
     recipe = RECIPES["cifar10_cpu"]()
-    assert find_run(recipe, 0, HERE, [record]) is None
+    assert find_run(recipe, 0, HERE, [record], DATA) is None
     there = _made("cifar10_cpu")
-    assert find_run(recipe, 0, HERE, [record, there]) == there
+    assert find_run(recipe, 0, HERE, [record, there], DATA) == there
+
+
+def test_of_unknown_data_the_kind_alone_is_compared() -> None:
+    recipe = RECIPES["cifar10_cpu"]()
+    other = _made("cifar10_cpu")
+    other = replace(other, data={**other.data, "sha256": "cd" * 32})
+    synthetic = replace(other, data={**other.data, "kind": "synthetic"})
+    assert find_run(recipe, 0, HERE, [synthetic, other], None) == other
+    assert find_run(recipe, 0, HERE, [synthetic], None) is None
+
+
+def test_a_run_on_fewer_of_a_machine_s_gpus_is_no_run_on_all_of_them() -> None:
+    recipe = RECIPES["cifar10_swap"]()
+    two, eight = (
+        _made("cifar10_swap", machine=V100, world_size=ranks, threads=3) for ranks in (2, 8)
+    )
+    here = kind_of_machine(V100, 8, threads=12)  # threads are no devices of a GPU machine
+    assert find_run(recipe, 0, here, [two], DATA) is None
+    assert find_run(recipe, 0, here, [two, eight], DATA) == eight
 
 
 def test_a_recipe_s_texts_and_later_fields_change_nothing_of_it() -> None:
@@ -114,6 +137,6 @@ def test_each_recipe_is_looked_for_on_the_machine_that_it_would_run_on() -> None
         return replace(HERE, threads=1 if recipe.name == "cifar10_cpu" else HERE.threads)
 
     there = [_made("cifar10_cpu"), _made("cifar10_sgd_large_cpu")]
-    jobs = {job.recipe: job.record for job in jobs_of(TABLE_1, "cpu", 1, there, machine)}
+    jobs = {job.recipe: job.record for job in jobs_of(TABLE_1, "cpu", 1, there, machine, DATA)}
     assert jobs["cifar10_cpu"] is None
     assert jobs["cifar10_sgd_large_cpu"] == there[1]

@@ -88,6 +88,9 @@ def test_figures_of_what_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one kind of machine"):
         timing_figure([make_record(), make_record(machine=V100)], tmp_path)
     assert not list(tmp_path.iterdir())
+    # Other numbers of one machine's devices are bars of one figure.
+    runs = [make_record("cifar10_swap", machine=V100, world_size=ranks) for ranks in (2, 8)]
+    assert len(timing_figure(runs, tmp_path)) == 2
 
 
 def test_names_are_no_mathematics(tmp_path: Path) -> None:

@@ -30,8 +30,12 @@ def test_steady_runs_have_no_warning() -> None:
 @pytest.mark.parametrize(
     ("records", "where", "what"),
     [
-        (STEADY[:2], "cifar10_cpu, machine 1", "n = 2, fewer than 3"),
-        ([_timed(0, 90), _timed(1, 100), _timed(2, 110)], "cifar10_cpu, machine 1", "is 10% of"),
+        (STEADY[:2], "cifar10_cpu, machine 1, 2 CPU cores", "n = 2, fewer than 3"),
+        (
+            [_timed(0, 90), _timed(1, 100), _timed(2, 110)],
+            "cifar10_cpu, machine 1, 2 CPU cores",
+            "is 10% of",
+        ),
         (
             [*STEADY, *(make_record(seed=s, machine={**CPU, "device": "X"}) for s in (0, 1, 2))],
             "cifar10_cpu",
@@ -39,17 +43,17 @@ def test_steady_runs_have_no_warning() -> None:
         ),
         (
             [*STEADY, replace(make_record(seed=4), overrides=["width=4"])],
-            "cifar10_cpu, machine 1",
+            "cifar10_cpu, machine 1, 2 CPU cores",
             "2 configurations, data sets or overrides",
         ),
         (
             [*STEADY[:2], replace(STEADY[2], code={"commit": "1" * 40, "changed": False})],
-            "cifar10_cpu, machine 1",
+            "cifar10_cpu, machine 1, 2 CPU cores",
             "runs of 2 commits",
         ),
         (
             [*STEADY[:2], replace(STEADY[2], code={"commit": "0" * 40, "changed": True})],
-            "cifar10_cpu, machine 1",
+            "cifar10_cpu, machine 1, 2 CPU cores",
             "changes that its commit does not hold",
         ),
         (

@@ -61,14 +61,40 @@ def test_times_of_one_kind_of_machine_are_pooled() -> None:
 )
 def test_times_of_unlike_machines_are_refused(changed: dict[str, Any]) -> None:
     records = [make_record(), make_record(seed=1, **changed)]
-    with pytest.raises(ValueError, match="one kind of machine, got 2"):
+    with pytest.raises(ValueError, match="one kind of machine and number of devices, got 2"):
         stats.pool_times(records, lambda record: record.times.after_averaging_s)
 
 
 def test_patch_release_and_build_of_torch_are_one_kind() -> None:
     other = {**CPU, "libraries": {"torch": "2.10.1"}}
     assert stats.machine_key(make_record()) == stats.machine_key(make_record(machine=other))
-    assert stats.machine_key(make_record()).torch_minor == "2.10"
+    assert stats.host_of(make_record()).torch_minor == "2.10"
+
+
+def test_what_a_run_used_of_its_machine() -> None:
+    def key(**changed: Any) -> stats.MachineKey:
+        return stats.machine_key(make_record(**changed))
+
+    eight, two = key(machine=V100, world_size=8), key(machine=V100, world_size=2)
+    assert eight.host == two.host
+    assert eight != two
+    assert (eight.devices, eight.devices_cell, two.devices_cell) == (8, "8", "2")
+    assert eight.host.devices_head == "GPUs"
+    assert (eight.used, two.used) == ("8 Tesla V100-SXM2-16GB", "2 of 8 Tesla V100-SXM2-16GB")
+    assert two.host.label == "8 Tesla V100-SXM2-16GB, torch 2.10"
+    assert two.label == "2 of 8 Tesla V100-SXM2-16GB, torch 2.10"
+    # Ranks on two machines of eight.
+    assert key(machine=V100, world_size=16).used == "16 Tesla V100-SXM2-16GB"
+    # On CUDA the devices do the work, whatever the threads beside them.
+    assert key(machine=V100, world_size=8, threads=1) == eight
+    one, both = key(threads=1), key(world_size=2, threads=1)
+    assert (one.devices, one.devices_cell, one.used) == (1, "1 (1 x 1)", "1 of 2 CPU cores")
+    assert (both.devices, both.devices_cell, both.used) == (2, "2 (2 x 1)", "2 CPU cores")
+    # Two processes of a thread are not as fast as one of two: as many cores, and not pooled.
+    assert key() != both
+    assert both.host.devices_head == "Cores (processes x threads)"
+    processes = "2 processes of 1 thread"
+    assert both.label == f"2 CPU cores (Example CPU @ 2.0GHz), torch 2.10, {processes}"
 
 
 def test_accuracies_are_pooled_over_machines_of_one_type() -> None:

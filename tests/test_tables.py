@@ -24,9 +24,13 @@ from bench.rendering import (
     to_markdown,
 )
 from bench.rows import TABLE_1, TABLE_2, TABLE_3, TABLE_4
+from bench.stats import host_of
 from bench.tables import all_run_tables, columns_of, run_tables, time_to_target
 from swap_fast.record import RunRecord
 
+CORES = "Cores (processes x threads)"
+SWAP = "SWAP (after averaging)"
+SLOWER = {"before_averaging_s": 390.0, "after_averaging_s": 400.0}
 HOSTILE = "<script>|_%&$\\"
 
 
@@ -55,7 +59,7 @@ def test_cpu_table_by_hand() -> None:
     # Three seeds, 0.1% and 1 s apart: the means are seed 1's, the deviations 0.10 and 1.00.
     assert _cells(table, "SWAP (before averaging)") == dict(
         zip(
-            columns_of(TABLE_1, "s"),
+            columns_of(TABLE_1, "s", host_of(make_record())),
             (
                 "SWAP (before averaging)",
                 "94.70 ± 0.20",
@@ -67,7 +71,7 @@ def test_cpu_table_by_hand() -> None:
                 "3",
                 "0 of 3 ≥ 80% (0 to 56%)",
                 "5.0",
-                "2 CPU cores",
+                "2 (1 x 2)",
                 "other hardware, net or data: not compared",
             ),
             strict=True,
@@ -94,7 +98,7 @@ def test_full_size_and_cpu_size_never_share_a_table() -> None:
     (cpu,) = run_tables(TABLE_1, "cpu", records, paper)
     assert _cells(full, "SWAP (after averaging)")["n"] == "2"
     assert _cells(full, "SGD (small-batch)")["Ours: test accuracy (%)"] == "—"
-    assert _cells(full, "SWAP (after averaging)")["Machine"] == "8 Tesla V100-SXM2-16GB"
+    assert _cells(full, "SWAP (after averaging)")["GPUs"] == "8"
     assert "Not the paper's" not in full.caption
     assert "†" not in to_markdown(full)
     assert _cells(cpu, "SWAP (after averaging)")["n"] == "3"
@@ -120,11 +124,43 @@ def test_one_table_for_each_kind_of_machine() -> None:
     tables = run_tables(TABLE_1, "cpu", records, load_paper())
     assert [table.name for table in tables] == ["table1_cpu_machine1", "table1_cpu_machine2"]
     assert [_cells(t, "SWAP (after averaging)")["n"] for t in tables] == ["1", "1"]
-    assert [_cells(t, "SWAP (after averaging)")["Machine"] for t in tables] == [
-        "2 CPU cores",
-        "4 CPU cores",
-    ]
+    assert [_cells(t, "SWAP (after averaging)")[CORES] for t in tables] == ["2 (1 x 2)"] * 2
+    assert ["4 CPU cores (" in table.caption for table in tables] == [False, True]
     assert list(number_machines(reversed(records)).values()) == [1, 2]
+
+
+def test_rows_on_two_and_on_eight_devices_of_a_machine_stand_in_one_table() -> None:
+    records = [
+        *(_gpu("cifar10_swap", seed) for seed in (0, 1)),
+        *(replace(_gpu("cifar10_sgd_small", seed), world_size=2) for seed in (0, 1, 2)),
+    ]
+    (table,) = run_tables(TABLE_1, "paper", records, load_paper())
+    assert table.title == "Table 1, machine 1"
+    assert "Ours: machine 1, 8 Tesla V100-SXM2-16GB, torch 2.10." in table.caption
+    small, after = (_cells(table, label) for label in ("SGD (small-batch)", SWAP))
+    assert (small["GPUs"], small["n"], after["GPUs"], after["n"]) == ("2", "3", "8", "2")
+    assert _cells(table, "SGD (large-batch)")["GPUs"] == "—"
+    # The paper's SGD of small batches is on two V100, its SWAP on eight: both times are judged.
+    assert "not compared" not in small["Verdict"] + after["Verdict"]
+
+
+def test_times_on_unlike_numbers_of_devices_are_rows_of_their_own() -> None:
+    eight = [_gpu("cifar10_swap", seed) for seed in (0, 1)]
+    two = [
+        replace(r, run_id=f"{r.run_id}-2", world_size=2, times=replace(r.times, **SLOWER))
+        for r in (_gpu("cifar10_swap", seed) for seed in (0, 1, 2))
+    ]
+    (table,) = run_tables(TABLE_1, "paper", [*eight, *two], load_paper())
+    rows = [_cells(table, f"{SWAP} [{i}]") for i in (1, 2)]
+    assert [(row["GPUs"], row["n"], row["Ours: time (s), measured"]) for row in rows] == [
+        ("2", "3", "400.00 ± 0.00"),
+        ("8", "2", "98.50 ± 0.71"),
+    ]
+    (note,) = (note for note in table.footnotes if note.startswith(f"{SWAP} [1]: "))
+    assert note == (
+        f"{SWAP} [1]: {', '.join(r.run_id for r in two)}; "
+        "not the same recipe, data or number of devices."
+    )
 
 
 def test_runs_of_unlike_recipes_have_rows_of_their_own() -> None:
@@ -189,7 +225,7 @@ def test_table_4_by_hand() -> None:
         "n": "3",
         "Runs at target": "0 of 3 ≥ 80% (0 to 56%)",
         "Phase 1 (mean epochs)": "5.0",
-        "Machine": "2 CPU cores",
+        CORES: "2 (1 x 2)",
         "Verdict": "other hardware, net or data: not compared",
     }
     ten = _cells(table, "SWAP (10 small-batch epochs)")

@@ -19,6 +19,14 @@ from swap_fast.data.synthetic import generate_synthetic
 DOWNLOAD_TIMEOUT_S = 10.0
 
 
+def find_at_hand(name: DatasetName, data: Path | None = None) -> Path | None:
+    """What `locate_dataset` gives without a download; None where it would download or raise."""
+    if name == "synthetic":
+        return None
+    named = data or os.environ.get("SWAP_DATA")
+    return find_cifar(name, Path(named) if named else _cache_folder())
+
+
 def locate_dataset(
     name: DatasetName,
     data: Path | None = None,
@@ -36,17 +44,15 @@ def locate_dataset(
     if name == "synthetic":
         return None
     named = ("--data", str(data)) if data else ("SWAP_DATA", os.environ.get("SWAP_DATA"))
+    found = find_at_hand(name, data)
     if named[1]:
-        found = find_cifar(name, Path(named[1]))
         if found is None:
             raise ValueError(
                 f"{named[0]}: expected {expected_names(name)} in {named[1]}, found none of them"
             )
         return found
-    cache = _cache_folder()
-    found = find_cifar(name, cache)
     if found is None:
-        found = _download(name, cache, announce)
+        found = _download(name, _cache_folder(), announce)
     if found is None:
         announce(
             f"{title_of(name)} was not found: the built-in synthetic images stand in for it, and "
