@@ -205,13 +205,15 @@ def _train(
         narrator.on_begin(position)
 
     def on_epoch(row: EpochRow) -> None:
-        if rank.watchdog is not None:
-            rank.watchdog.rest()
+        if rank.watchdog is not None and shares_updates:
+            rank.watchdog.alive()
         worker = f" of worker {row.worker}" if row.phase == 2 else ""
         say_where(f"phase {row.phase} after epoch {row.epoch}{worker}")
         narrator.on_epoch(row)
 
     def on_end(position: Position) -> None:
+        if rank.watchdog is not None:
+            rank.watchdog.rest()
         if position.phase == 1:
             say_where("phase 2")
         narrator.on_end(position)

@@ -27,13 +27,13 @@ def end_process(message: str) -> None:
 class Watchdog:
     """A thread that looks whether this rank's updates go on, and knows how far all ranks are.
 
-    Each rank tells the store how many updates it has begun, every `interval_s`. When this rank's
-    count stands still for `timeout_s`, it reads the others' and names the rank that is behind, or
+    Each rank tells the store how many updates it has begun, every `interval_s`. When nothing goes
+    on in this rank for `timeout_s`, it reads the others' and names the rank that is behind, or
     that gives no sign of life.
 
     Arguments:
         comm: the ranks, connected.
-        timeout_s: how long an update, or the end of an epoch with its evaluation, may last.
+        timeout_s: how long an update, an evaluation or a checkpoint may last.
         on_hang: given the line that says who hangs; ends the process.
         interval_s: from one sign of life to the next.
     """
@@ -50,7 +50,7 @@ class Watchdog:
         self._store: dist.Store = comm.store
         self._rank, self._world_size = comm.rank, comm.world_size
         self._timeout_s, self._on_hang, self._interval_s = timeout_s, on_hang, interval_s
-        self._count = 0
+        self._count = self._signs = 0
         self._watching = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -66,8 +66,13 @@ class Watchdog:
         self._thread.join(GRACE_S)
 
     def beat(self) -> None:
-        """Note that an update was begun. From the hot loop: two assignments."""
+        """Note that an update was begun, and watch from now on. From the hot loop: cheap."""
         self._count += 1
+        self.alive()
+
+    def alive(self) -> None:
+        """Note that something else was done between two updates, such as an evaluation."""
+        self._signs += 1
         self._watching = True
 
     def rest(self) -> None:
@@ -81,8 +86,8 @@ class Watchdog:
             try:
                 self._store.set(f"beat/{self._rank}", f"{signs} {self._count}")
                 now = time.monotonic()
-                if not self._watching or self._count != seen:
-                    seen, since = self._count, now
+                if not self._watching or self._signs != seen:
+                    seen, since = self._signs, now
                 elif now - since > self._timeout_s:
                     return self._on_hang(self._who_hangs())
             except RuntimeError:  # the process that keeps the store has ended, and the run with it

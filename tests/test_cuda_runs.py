@@ -127,12 +127,14 @@ def test_two_runs_follow_one_another(cuda_stand_in: StandIn, cifar: Path, tmp_pa
 def test_two_devices_train_the_same_model(
     cuda_stand_in: StandIn, cifar: Path, tmp_path: Path
 ) -> None:
-    # In fp32: in fp16 the first sums of another order would grow, as on any device.
-    thetas = [
-        final_weights(train(cuda_stand_in, cifar, tmp_path / str(n), devices=n, precision="fp32"))
+    # In fp32 and at low rates: sums of another order differ in their last digits, which ReLU and
+    # high rates make much of, on any device.
+    options = {"precision": "fp32", "phase1.peak-lr": 1e-3, "phase2.peak-lr": 1e-4}
+    states = [
+        final_weights(train(cuda_stand_in, cifar, tmp_path / str(n), devices=n, **options))
         for n in (1, 2)
     ]
-    assert distance(*thetas) < 1e-3
+    assert distance(*states) < 1e-3
 
 
 @pytest.mark.parametrize("all_reduce", ["fp32", "fp16"])
@@ -183,7 +185,17 @@ def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
     """The processes of a run's ranks, rank 0 first."""
     done = subprocess.run(
-        ["ps", "-o", "pid=", "-o", "args=", "--ppid", str(process.pid), "--sort=start_time,pid"],
+        [
+            "ps",
+            "-ww",
+            "-o",
+            "pid=",
+            "-o",
+            "args=",
+            "--ppid",
+            str(process.pid),
+            "--sort=start_time,pid",
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -262,10 +274,15 @@ def test_the_function_for_any_net_gives_on_cuda_what_it_gives_on_a_cpu(
     import torch
     from safetensors.torch import save_file
     from same_bits import on_conv_net
+    from swap_fast import Phase
+    low = {"peak_lr": 1e-3, "max_epochs": 2}  # high rates make much of last digits
+    phases = {
+        "phase1": Phase(global_batch_size=32, **low), "phase2": Phase(global_batch_size=16, **low)
+    }
     for device in ("cpu", "cuda"):
         # Without drop-out: its random numbers are each device's own.
         torch.nn.Dropout.forward = lambda self, values: values
-        state = on_conv_net(None, 0, device=device, precision="fp32")
+        state = on_conv_net(None, 0, device=device, precision="fp32", **phases)
         save_file({k: v.cpu().contiguous() for k, v in state.items()}, f"{sys.argv[1]}/{device}")
     """
     done = cuda_stand_in.run(["-c", textwrap.dedent(code), str(tmp_path)])
