@@ -273,16 +273,22 @@ def test_the_function_for_any_net_gives_on_cuda_what_it_gives_on_a_cpu(
     import sys
     import torch
     from safetensors.torch import save_file
-    from same_bits import on_conv_net
+    from torch import nn
+    from same_bits import by_function
     from swap_fast import Phase
-    low = {"peak_lr": 1e-3, "max_epochs": 2}  # high rates make much of last digits
-    phases = {
-        "phase1": Phase(global_batch_size=32, **low), "phase2": Phase(global_batch_size=16, **low)
-    }
+
+    def net():
+        first = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)]
+        return nn.Sequential(*first, nn.Flatten(), nn.Linear(8 * 25, 5))
+
+    # No drop-out and no noise, whose random numbers are each device's own; and low rates: high
+    # ones make much of last digits.
+    low = {"peak_lr": 1e-2, "max_epochs": 2}
+    phases = {f"phase{i}": Phase(global_batch_size=32 // i, **low) for i in (1, 2)}
+    labels = torch.arange(200) % 5  # an epoch's last batch is short
+    images = torch.randn(200, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     for device in ("cpu", "cuda"):
-        # Without drop-out: its random numbers are each device's own.
-        torch.nn.Dropout.forward = lambda self, values: values
-        state = on_conv_net(None, 0, device=device, precision="fp32", **phases)
+        state = by_function(net, (images, labels), device=device, precision="fp32", **phases)
         save_file({k: v.cpu().contiguous() for k, v in state.items()}, f"{sys.argv[1]}/{device}")
     """
     done = cuda_stand_in.run(["-c", textwrap.dedent(code), str(tmp_path)])
