@@ -1,6 +1,7 @@
 /* A stand-in for libnvidia-ml.so.1: the functions that bench/nvml.py asks, under their real names
    and with their real signatures, for two devices of known figures. Device 1 is of a kind that has
-   no energy counter and tells no throttle reasons. stand_in_* are for the tests. */
+   no energy counter and tells no throttle reasons. stand_in_* are for the tests.
+   It is also the NVML of cuda_stand_in, whose devices 0 and 1 have these UUIDs. */
 
 #include <string.h>
 
@@ -20,7 +21,7 @@ typedef struct { unsigned long long total, free, used; } Memory;
 static Device devices[2];
 static int sessions, lost, questions;
 
-void stand_in_reset(void) {
+__attribute__((constructor)) void stand_in_reset(void) {
     static const Device fresh[2] = {
         {"GPU-aaaaaaaa-0000-1111-2222-333333333333", "Stand-in A", 1410, 1215, 250500, 97, 61,
          3ULL << 30, 0x4 | 0x20, 5000000000ULL, 1},

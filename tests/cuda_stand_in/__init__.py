@@ -11,6 +11,7 @@ inductor, cuSOLVER, cuSPARSE, cuFFT, and libraries that bring a CUDA runtime alo
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -28,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent.parent
 TORCH = "2.10"
 """The minor release whose calls the stand-in answers."""
+KINDS = ("kernels", "library calls", "copies", "fills", "host functions", "graph launches", "waits")
 HEADERS = (
     "nvidia/cuda_runtime/include",
     "nvidia/cudnn/include",
@@ -58,7 +60,7 @@ def build(folder: Path) -> StandIn:
             *(f"-I{site / header}" for header in HEADERS),
             *("-Wl,-soname,libstand_in.so", "-o", str(folder / "libstand_in.so")),
             *(str(source) for source in sorted(HERE.glob("*.c"))),
-            *(str(folder / "stubs.c"), "-lpthread", "-ldl"),
+            *(str(HERE.parent / "nvml_stand_in.c"), str(folder / "stubs.c"), "-lpthread", "-ldl"),
         ],
         check=True,
     )
@@ -137,3 +139,14 @@ class StandIn:
             process.communicate()
             raise
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def counts() -> dict[str, int]:
+    """On the stand-in: what this process has launched, and how often it waited, by kind.
+
+    An operator of values.py counts as a kernel; what is captured counts in no launch.
+    """
+    library = ctypes.CDLL(str(Path(os.environ["STANDIN_LIB"]) / "libstand_in.so"))
+    return dict(
+        zip(KINDS, (ctypes.c_long * len(KINDS)).in_dll(library, "standin_counts"), strict=True)
+    )
