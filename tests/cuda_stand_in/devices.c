@@ -21,10 +21,6 @@ int device_count(void) {
     for (const char *c = visible; *c; c++) named += *c == ',';
     return n = named < n ? named : n;
 }
-static int capability(void) {
-    const char *given = getenv("STANDIN_CAPABILITY");
-    return given ? atoi(given) : 80;
-}
 
 cudaError_t cudaGetDeviceCount(int *n) {
     *n = device_count();
@@ -44,26 +40,17 @@ cudaError_t cudaGetLastError(void) {
 cudaError_t cudaPeekAtLastError(void) { return last_error; }
 const char *cudaGetErrorString(cudaError_t error) {
     switch ((int)error) {
-    case cudaSuccess: return "no error";
-    case cudaErrorInvalidValue: return "invalid argument";
-    case cudaErrorMemoryAllocation: return "out of memory";
-    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
-    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
-    case cudaErrorInvalidDevice: return "invalid device ordinal";
-    case cudaErrorNotReady: return "device not ready";
-    case cudaErrorStreamCaptureUnsupported:
-        return "operation not permitted when stream is capturing";
-    case cudaErrorStreamCaptureInvalidated:
-        return "operation failed due to a previous error during capture";
-    case cudaErrorStreamCaptureUnjoined: return "capturing stream has unjoined work";
-    case cudaErrorStreamCaptureIsolation:
-        return "dependency created on uncaptured work in another stream";
-    case cudaErrorStreamCaptureImplicit:
-        return "operation would make the legacy stream depend on a capturing blocking stream";
-    case cudaErrorCapturedEvent:
-        return "operation not permitted on an event last recorded in a capturing stream";
-    case cudaErrorStreamCaptureWrongThread:
-        return "attempt to terminate a thread-local capture sequence from another thread";
+    case 0: return "no error";
+    case 1: return "invalid argument";
+    case 2: return "out of memory";
+    case 9: return "invalid configuration argument";
+    case 101: return "invalid device ordinal";
+    case 600: return "device not ready";
+    case 900: return "operation not permitted when stream is capturing";
+    case 901: return "operation failed due to a previous error during capture";
+    case 904: return "capturing stream has unjoined work";
+    case 905: return "dependency created on uncaptured work in another stream";
+    case 907: return "operation not permitted on an event last recorded in a capturing stream";
     }
     return "stand-in error";
 }
@@ -75,7 +62,7 @@ cudaError_t cudaGetDeviceProperties_v2(struct cudaDeviceProp *p, int d) {
         .sharedMemPerBlockOptin = 163 << 10, .regsPerBlock = 65536,
         .regsPerMultiprocessor = 65536, .warpSize = 32, .maxThreadsPerBlock = 1024,
         .maxThreadsDim = {1024, 1024, 64}, .maxGridSize = {2147483647, 65535, 65535},
-        .major = capability() / 10, .minor = capability() % 10, .multiProcessorCount = 108,
+        .major = 8, .multiProcessorCount = 108,
         .maxThreadsPerMultiProcessor = 2048, .maxBlocksPerMultiProcessor = 32,
         .textureAlignment = 512, .clockRate = 1410000, .memoryClockRate = 1215000,
         .memoryBusWidth = 5120, .concurrentKernels = 1, .unifiedAddressing = 1,
@@ -87,30 +74,24 @@ cudaError_t cudaGetDeviceProperties_v2(struct cudaDeviceProp *p, int d) {
     return 0;
 }
 int attribute_of(int attribute) {
+#define ATTRIBUTE(name, value) case cudaDevAttr##name: return p.value
     struct cudaDeviceProp p;
     cudaGetDeviceProperties_v2(&p, 0);
     switch (attribute) {
-    case cudaDevAttrMaxThreadsPerBlock: return p.maxThreadsPerBlock;
-    case cudaDevAttrMaxBlockDimX: return p.maxThreadsDim[0];
-    case cudaDevAttrMaxBlockDimY: return p.maxThreadsDim[1];
-    case cudaDevAttrMaxBlockDimZ: return p.maxThreadsDim[2];
-    case cudaDevAttrMaxGridDimX: return p.maxGridSize[0];
-    case cudaDevAttrMaxSharedMemoryPerBlock: return p.sharedMemPerBlock;
-    case cudaDevAttrWarpSize: return p.warpSize;
-    case cudaDevAttrMaxRegistersPerBlock: return p.regsPerBlock;
-    case cudaDevAttrClockRate: return p.clockRate;
-    case cudaDevAttrMultiProcessorCount: return p.multiProcessorCount;
-    case cudaDevAttrMemoryClockRate: return p.memoryClockRate;
-    case cudaDevAttrGlobalMemoryBusWidth: return p.memoryBusWidth;
-    case cudaDevAttrL2CacheSize: return p.l2CacheSize;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: return p.maxThreadsPerMultiProcessor;
-    case cudaDevAttrComputeCapabilityMajor: return p.major;
-    case cudaDevAttrComputeCapabilityMinor: return p.minor;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return p.sharedMemPerMultiprocessor;
-    case cudaDevAttrMaxRegistersPerMultiprocessor: return p.regsPerMultiprocessor;
-    case cudaDevAttrCooperativeLaunch: return p.cooperativeLaunch;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: return p.sharedMemPerBlockOptin;
-    case cudaDevAttrMaxBlocksPerMultiprocessor: return p.maxBlocksPerMultiProcessor;
+    ATTRIBUTE(MaxThreadsPerBlock, maxThreadsPerBlock); ATTRIBUTE(MaxGridDimX, maxGridSize[0]);
+    ATTRIBUTE(MaxBlockDimX, maxThreadsDim[0]); ATTRIBUTE(MaxBlockDimY, maxThreadsDim[1]);
+    ATTRIBUTE(MaxBlockDimZ, maxThreadsDim[2]); ATTRIBUTE(WarpSize, warpSize);
+    ATTRIBUTE(MaxSharedMemoryPerBlock, sharedMemPerBlock); ATTRIBUTE(ClockRate, clockRate);
+    ATTRIBUTE(MaxRegistersPerBlock, regsPerBlock); ATTRIBUTE(L2CacheSize, l2CacheSize);
+    ATTRIBUTE(MultiProcessorCount, multiProcessorCount);
+    ATTRIBUTE(MemoryClockRate, memoryClockRate); ATTRIBUTE(CooperativeLaunch, cooperativeLaunch);
+    ATTRIBUTE(GlobalMemoryBusWidth, memoryBusWidth);
+    ATTRIBUTE(MaxThreadsPerMultiProcessor, maxThreadsPerMultiProcessor);
+    ATTRIBUTE(ComputeCapabilityMajor, major); ATTRIBUTE(ComputeCapabilityMinor, minor);
+    ATTRIBUTE(MaxSharedMemoryPerMultiprocessor, sharedMemPerMultiprocessor);
+    ATTRIBUTE(MaxRegistersPerMultiprocessor, regsPerMultiprocessor);
+    ATTRIBUTE(MaxSharedMemoryPerBlockOptin, sharedMemPerBlockOptin);
+    ATTRIBUTE(MaxBlocksPerMultiprocessor, maxBlocksPerMultiProcessor);
     }
     return 0;
 }

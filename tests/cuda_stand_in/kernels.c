@@ -24,10 +24,6 @@ static void without_values(int interpreted) {
     if (values && *values && !(interpreted && *values == '2'))
         standin_unforeseen("a kernel without values");
 }
-int standin_library_call(cudaStream_t s) {
-    without_values(0);
-    return submit(s, (Node){.kind = LIBRARY});
-}
 static cudaError_t launch(dim3 grid, dim3 block, size_t shared, cudaStream_t s) {
     size_t threads = (size_t)block.x * block.y * block.z;
     if (!grid.x || !grid.y || !grid.z || grid.x > 2147483647 || grid.y > 65535 || grid.z > 65535

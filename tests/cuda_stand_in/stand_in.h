@@ -41,5 +41,4 @@ int captured(cudaStream_t s);
 void drain(cudaStream_t *only); /* do what a stream, or every one, has yet to do */
 #pragma GCC visibility pop
 extern long standin_counts[COUNTED];
-int standin_library_call(cudaStream_t s);
 long standin_unforeseen(const char *what); /* ends the process: nothing here means it */

@@ -244,8 +244,7 @@ static int all_joined(const Graph *graph, int last) {
     if (last >= 0) before[last] = 1;
     for (int i = graph->n - 1; i >= 0; i--) {
         const int *after = graph->nodes[i].after;
-        for (int k = 0; k < 2; k++)
-            if (before[i] && after[k] >= 0) before[after[k]] = 1;
+        for (int k = 0; k < 2; k++) if (before[i] && after[k] >= 0) before[after[k]] = 1;
         joined += before[i];
     }
     free(before);
@@ -261,8 +260,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g) {
         return broken(c, cudaErrorStreamCaptureWrongThread, "another thread began the capture");
     int joined = all_joined(c, stream->last);
     pthread_mutex_lock(&lock);
-    for (int i = 0; i < 64; i++)
-        if (open_captures[i] == c) open_captures[i] = NULL;
+    for (int i = 0; i < 64; i++) if (open_captures[i] == c) open_captures[i] = NULL;
     for (int i = 0; i < num_streams; i++)
         if (streams[i]->capture == c) streams[i]->capture = NULL, streams[i]->origin = 0;
     pthread_mutex_unlock(&lock);

@@ -101,11 +101,9 @@ def tensors(value: Any) -> Iterator[Tensor]:
     """The tensors in nested arguments or results."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, list | tuple):
-        for v in value:
+    elif isinstance(value, list | tuple | dict):
+        for v in value.values() if isinstance(value, dict) else value:
             yield from tensors(v)
-    elif isinstance(value, dict):
-        yield from tensors(list(value.values()))
 
 
 def run(op: Any, waits: bool, /, *args: Any, **kwargs: Any) -> Any:
@@ -206,24 +204,19 @@ def up(t: Tensor) -> Tensor:
 
 def laid_out(made: Tensor, dtype: torch.dtype, *like: Tensor) -> Tensor:
     """In a type, and in channels_last where one of `like` is."""
-    last = any(
-        t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
-        for t in like
-        if not t.is_contiguous()
-    )
-    form = torch.channels_last if last else torch.contiguous_format
-    return made.to(dtype).contiguous(memory_format=form)
+    plain, last = torch.contiguous_format, torch.channels_last
+    of_images = [t for t in like if t.dim() == 4 and not t.is_contiguous()]
+    is_last = any(t.is_contiguous(memory_format=last) for t in of_images)
+    return made.to(dtype).contiguous(memory_format=last if is_last else plain)
 
 
-def cudnn_convolution(x, w, padding, stride, dilation, groups, *_):  # type: ignore[no-untyped-def]
-    """`aten::cudnn_convolution`."""
+def cudnn_convolution(x, w, padding, stride, dilation, groups, *_):
     zero = [0] * len(stride)
     y = aten.convolution(up(x), up(w), None, stride, padding, dilation, False, zero, groups)
     return laid_out(y, x.dtype, x, w)
 
 
-def convolution_backward(g, x, w, *rest):  # type: ignore[no-untyped-def]
-    """`aten::convolution_backward`."""
+def convolution_backward(g, x, w, *rest):
     gx, gw, gb = aten.convolution_backward(up(g), up(x), up(w), *rest)
     return (
         gx if gx is None else laid_out(gx, g.dtype, x),
@@ -232,29 +225,20 @@ def convolution_backward(g, x, w, *rest):  # type: ignore[no-untyped-def]
     )
 
 
-def cudnn_batch_norm(x, *rest):  # type: ignore[no-untyped-def]
-    """`aten::cudnn_batch_norm`."""
+def cudnn_batch_norm(x, *rest):
     y, mean, inverse = aten.native_batch_norm(up(x), *rest)
     return torch.empty_like(x).copy_(y), mean, inverse, torch.empty(0, dtype=torch.uint8)
 
 
-def cudnn_batch_norm_backward(x, g, w, mean, var, m, i, eps, _):  # type: ignore[no-untyped-def]
-    """`aten::cudnn_batch_norm_backward`."""
+def cudnn_batch_norm_backward(x, g, w, mean, var, m, i, eps, _):
     gx, gw, gb = aten.native_batch_norm_backward(
         up(g), up(x), w, mean, var, m, i, True, eps, [True, True, True]
     )
     return torch.empty_like(x).copy_(gx), gw, gb
 
 
-OWN = {
-    own.__name__: own
-    for own in (
-        cudnn_convolution,
-        convolution_backward,
-        cudnn_batch_norm,
-        cudnn_batch_norm_backward,
-    )
-}
+CONVOLUTION = (cudnn_convolution, convolution_backward)
+OWN = {f.__name__: f for f in (*CONVOLUTION, cudnn_batch_norm, cudnn_batch_norm_backward)}
 
 
 def install() -> None:
@@ -287,7 +271,7 @@ def install_triton() -> None:
     def on_cpu(value: Any) -> Any:
         return alias(value) if isinstance(value, Tensor) and value.is_cuda else value
 
-    def launch(self, *args, grid, warmup, **kwargs):  # type: ignore[no-untyped-def]
+    def launch(self, *args, grid, warmup, **kwargs):
         if not warmup and os.environ["STANDIN_VALUES"] != "2":
             raise RuntimeError("a Triton kernel has values with STANDIN_VALUES=2 only")
         compiled = original(self, *args, grid=grid, warmup=warmup, **kwargs)
