@@ -34,7 +34,7 @@ def ok(error):
 
 def stream(blocking=False):
     made = c_void_p()
-    ok(rt.cudaStreamCreateWithFlags(byref(made), not blocking))
+    ok(rt.cudaStreamCreateWithPriority(byref(made), not blocking, 0))
     return made
 
 def event(on=None):
@@ -406,7 +406,7 @@ class Id(ctypes.Structure):
     _fields_ = [("internal", ctypes.c_char * 128)]
 name, group, s, x = Id(), c_void_p(), stream(), memory()
 ok(rt.ncclGetUniqueId(byref(name)))
-ok(rt.ncclCommInitRank(byref(group), 1, name, 0))
+ok(rt.ncclCommInitRankConfig(byref(group), 1, name, 0, None))
 begin(s)
 ok(rt.ncclAllReduce(x, x, ctypes.c_size_t(16), 7, 0, group, s))
 template = end(s)

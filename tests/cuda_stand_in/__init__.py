@@ -88,7 +88,8 @@ class StandIn:
         Arguments:
             program: Python code, or the interpreter's arguments (`["-m", "bench", ...]`).
             devices: how many there seem to be.
-            values: 0, kernels do nothing; 1, torch's give their results; 2, Triton's too (slow).
+            values: 0, CUDA's functions alone; 1, torch's operators too; 2, Triton's kernels too,
+                which is slow.
             env: further variables: STANDIN_DELAY=SEED delays work until it is waited for,
                 STANDIN_LOG=1 tells of errors.
         """

@@ -98,14 +98,6 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind
     if (!error) drain(&(cudaStream_t){NULL});
     return error;
 }
-cudaError_t cudaMemcpyPeerAsync(void *to, int a, const void *from, int b, size_t n,
-                                cudaStream_t s) {
-    return cudaMemcpyAsync(to, from, n, cudaMemcpyDefault, s);
-}
 cudaError_t cudaMemsetAsync(void *to, int value, size_t n, cudaStream_t s) {
     return submit(s, (Node){.kind = FILL, .to = to, .value = value, .size = n});
-}
-cudaError_t cudaMemset(void *to, int value, size_t n) {
-    cudaError_t error = unsafe("cudaMemset");
-    return error ? error : cudaMemsetAsync(to, value, n, NULL);
 }

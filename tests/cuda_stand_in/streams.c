@@ -8,7 +8,6 @@
 #include "stand_in.h"
 
 #define STREAMS 1024
-#define MAGIC 0x57ea
 
 typedef struct {
     unsigned long long id;
@@ -18,7 +17,7 @@ typedef struct {
 } Graph; /* also the capture that makes it */
 typedef struct Item { Node node; struct Item *next; } Item;
 typedef struct {
-    int magic, device, priority, blocking, origin, last; /* last: its latest node in the graph */
+    int device, priority, blocking, origin, last; /* last: its latest node in the graph */
     Graph *capture;
     Item *first, *end;
 } Stream;
@@ -44,18 +43,15 @@ __attribute__((constructor)) static void begin(void) {
     delayed = given && *given;
     if (delayed) seed = strtoul(given, NULL, 10) * 2654435761u + 1;
     for (int i = 0; i < DEVICES; i++) {
-        legacy[i] = (Stream){.magic = MAGIC, .device = i, .blocking = 1};
+        legacy[i] = (Stream){.device = i, .blocking = 1};
         streams[num_streams++] = &legacy[i];
     }
 }
 
-static Stream *of(cudaStream_t s) {
-    if ((size_t)s <= 2) return &legacy[device]; /* NULL, cudaStreamLegacy, cudaStreamPerThread */
-    Stream *stream = (Stream *)s;
-    return stream->magic == MAGIC ? stream : NULL;
-}
+/* NULL, cudaStreamLegacy and cudaStreamPerThread are the legacy stream. */
+static Stream *of(cudaStream_t s) { return (size_t)s <= 2 ? &legacy[device] : (Stream *)s; }
 static int is_legacy(const Stream *stream) { return stream >= legacy && stream < legacy + DEVICES; }
-int captured(cudaStream_t s) { Stream *stream = of(s); return stream && stream->capture; }
+int captured(cudaStream_t s) { return of(s)->capture != NULL; }
 
 /* ---- delayed work ---- */
 static void perform(const Node *node) {
@@ -124,7 +120,7 @@ static cudaError_t broken(Graph *capture, cudaError_t error, const char *what) {
 }
 cudaError_t break_capture(cudaStream_t s) {
     Stream *stream = of(s);
-    if (!stream || !stream->capture) return 0;
+    if (!stream->capture) return 0;
     return broken(stream->capture, cudaErrorStreamCaptureUnsupported, "a capturing stream");
 }
 cudaError_t unsafe(const char *what) {
@@ -147,8 +143,7 @@ static int append(Graph *graph, Node node, int first, int second) {
 }
 /* A stream and its capture, if any, which is not broken. */
 static cudaError_t enter(cudaStream_t s, Stream **stream, Graph **capture) {
-    if (!(*stream = of(s))) return fail(cudaErrorInvalidResourceHandle, "no stream");
-    *capture = (*stream)->capture;
+    *stream = of(s), *capture = (*stream)->capture;
     if (*capture && (*capture)->broken) return fail(cudaErrorStreamCaptureInvalidated, "capture");
     for (int i = 0; i < 64 && is_legacy(*stream); i++)
         if (open_captures[i] && open_captures[i]->blocking)
@@ -170,7 +165,7 @@ cudaError_t submit(cudaStream_t s, Node node) {
     else perform(&node);
     return 0;
 }
-/* For Python and NCCL: -1 where it is refused, 0 where the caller shall do the call now, else 1. */
+/* For Python: -1 where it is refused, 0 where the caller shall do the call now, else 1. */
 int standin_record(cudaStream_t s, cudaHostFn_t call, void *data, int kind) {
     Node node = {.kind = kind, .call = call, .data = data};
     int now = !captured(s) && !delayed;
@@ -181,21 +176,15 @@ int standin_record(cudaStream_t s, cudaHostFn_t call, void *data, int kind) {
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int priority) {
     if (num_streams == STREAMS) return fail(cudaErrorMemoryAllocation, "too many streams");
     Stream *stream = calloc(1, sizeof *stream);
-    *stream = (Stream){.magic = MAGIC, .device = device, .priority = priority,
-                       .blocking = !(flags & cudaStreamNonBlocking)};
+    stream->device = device, stream->priority = priority;
+    stream->blocking = !(flags & cudaStreamNonBlocking);
     pthread_mutex_lock(&lock);
     streams[num_streams++] = stream;
     pthread_mutex_unlock(&lock);
     *s = (cudaStream_t)stream;
     return 0;
 }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) {
-    return cudaStreamCreateWithPriority(s, flags, 0);
-}
-cudaError_t cudaStreamGetPriority(cudaStream_t s, int *priority) {
-    *priority = of(s)->priority;
-    return 0;
-}
+cudaError_t cudaStreamGetPriority(cudaStream_t s, int *p) { *p = of(s)->priority; return 0; }
 static cudaError_t refused(cudaStream_t s, const char *what) {
     cudaError_t error = break_capture(s);
     return error ? error : unsafe(what);

@@ -15,7 +15,7 @@ import functools
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +97,11 @@ def tree(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     return None if isinstance(value, torch.Generator) else value
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: Any) -> list[Tensor]:
     """The tensors in nested arguments or results."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple | dict):
-        for v in value.values() if isinstance(value, dict) else value:
-            yield from tensors(v)
+    found: list[Tensor] = []
+    tree(lambda t: found.append(t) or t, value)
+    return found
 
 
 def run(op: Any, waits: bool, /, *args: Any, **kwargs: Any) -> Any:
@@ -165,12 +163,12 @@ def run(op: Any, waits: bool, /, *args: Any, **kwargs: Any) -> Any:
         for t, new in made:
             alias(new).copy_(t)
         return answer
-    order = list(tensors(results))
+    order = tensors(results)
     places = [next(i for i, r in enumerate(order) if r is t) for t, _ in made]
     targets = [alias(new) for _, new in made]
 
     def again() -> None:
-        found = list(tensors(op(*given, **named)))
+        found = tensors(op(*given, **named))
         for place, target in zip(places, targets, strict=True):
             target.copy_(found[place])
 
