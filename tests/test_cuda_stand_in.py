@@ -449,7 +449,9 @@ last = y.clone() if rank == 1 else torch.empty_like(y)
 dist.broadcast(last, 1)
 rows = [torch.empty_like(y) for _ in range(2)]
 dist.all_gather(rows, y)
-print([t.tolist() for t in (*seen, z, last, *rows)])
+sent = torch.empty_like(y)
+(dist.send(y, 1), sent.copy_(y)) if rank == 0 else dist.recv(sent, 0)
+print([t.tolist() for t in (*seen, z, last, *rows, sent)])
 if os.environ["RESET"]:
     graph.reset()
 dist.destroy_process_group()
@@ -464,7 +466,7 @@ def test_two_ranks_with_a_collective_in_a_graph(cuda_stand_in: StandIn, reset: b
     ranks = [cuda_stand_in.start(RANKS, devices=2, env={**env, "RANK": str(r)}) for r in (0, 1)]
     said = [rank.communicate(timeout=200) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0 if reset else 86] * 2, said
-    rows = [[value] * 3 for value in (3.0, 22.0, 6.0, 5.0, 6.0)]
+    rows = [[value] * 3 for value in (3.0, 22.0, 6.0, 5.0, 6.0, 5.0)]
     if reset:
         assert [json.loads(out) for out, _ in said] == [rows] * 2
 
@@ -511,6 +513,24 @@ def test_a_missing_wait_shows_in_torch(cuda_stand_in: StandIn, waits: bool) -> N
         answer.append(y.sum().item())
     """
     assert set(result(cuda_stand_in, code, STANDIN_DELAY="1")) == ({8} if waits else {0, 8})
+
+
+@pytest.mark.parametrize("seed", ["", "1"])
+def test_sizes_that_depend_on_data_wait(cuda_stand_in: StandIn, seed: str) -> None:
+    code = """
+    import torch
+    x = torch.arange(4.0, device="cuda")
+    x += 1
+    answer = [x[x > 2].tolist(), (x > 2).nonzero().tolist()]
+    for size in (lambda: x[x > 2], lambda: x.nonzero(), lambda: x.sum().item()):
+        try:
+            with torch.cuda.graph(torch.cuda.CUDAGraph()):
+                size()
+        except RuntimeError as error:
+            answer.append("operation" in str(error.__context__ or error))
+    """
+    seen = result(cuda_stand_in, code, STANDIN_DELAY=seed)
+    assert seen == [[3.0, 4.0], [[2], [3]], True, True, True]
 
 
 def test_updates_are_one_launch_each(cuda_stand_in: StandIn) -> None:

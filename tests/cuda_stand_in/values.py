@@ -104,20 +104,29 @@ def tensors(value: Any) -> list[Tensor]:
     return found
 
 
-def run(op: Any, waits: bool, /, *args: Any, **kwargs: Any) -> Any:
+def by_mask(op: Any, args: Any) -> bool:
+    """Whether places are chosen by a mask: how many depends on it."""
+    if op not in (aten.index.Tensor, aten._index_put_impl_.default):
+        return False
+    fills = op is not aten.index.Tensor and args[2].numel() == 1  # as `masked_fill_` does
+    return not fills and any(t.dtype == torch.bool for t in tensors(args[1]))
+
+
+def run(op: Any, waits: bool, draws: bool, /, *args: Any, **kwargs: Any) -> Any:
     """An operator on the current stream of its device.
 
     Arguments:
-        waits: whether the host needs what is on the device, for a size; or draws random numbers,
-            of which the order must be that of the program.
+        waits: whether the host needs what is on the device, for a size.
+        draws: whether it draws random numbers, which it does in the program's order.
     """
     on_device = [t.device.index for t in tensors((args, kwargs)) if t.is_cuda]
     index = on_device[0] if on_device else torch.cuda.current_device()
     stream = torch.cuda.current_stream(index)
     captured = torch.cuda.is_current_stream_capturing()
-    if waits and (DELAYED or not captured):
-        stream.synchronize()
-    later = captured or (DELAYED and not waits)
+    now = waits or by_mask(op, args) or (draws and not captured)
+    if now and (DELAYED or not draws):
+        stream.synchronize()  # refused in a capture
+    later = captured or (DELAYED and not now)
     known: dict[int, tuple[Tensor, Tensor]] = {}  # by the CPU tensor's id: it, and the CUDA one
 
     def on_cpu(t: Tensor) -> Tensor:
@@ -181,7 +190,7 @@ def copy_(to: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     if to.is_cuda and source.is_cuda:
         if to.device != source.device:
             torch.cuda.current_stream(source.device).synchronize()
-        return run(aten.copy_.default, to.device != source.device, to, source)
+        return run(aten.copy_.default, to.device != source.device, False, to, source)
     on_device, host = (to, source) if to.is_cuda else (source, to)
     stream = torch.cuda.current_stream(on_device.device)
     waits = not (non_blocking and host.is_pinned())
@@ -249,9 +258,8 @@ def install() -> None:
             continue
         if any(r.alias_info and not r.alias_info.is_write for r in op._schema.returns):
             continue  # a view
-        waits = base in WAITS or any(a.name == "generator" for a in op._schema.arguments)
-
-        kernel = functools.partial(run, OWN.get(name, op), waits)
+        draws = any(a.name == "generator" for a in op._schema.arguments)
+        kernel = functools.partial(run, OWN.get(name, op), base in WAITS, draws)
         library.impl(name, kernel, "CUDA", allow_override=True)
     library.impl("copy_", copy_, "CUDA", allow_override=True)
 
