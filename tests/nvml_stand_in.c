@@ -1,7 +1,8 @@
 /* A stand-in for libnvidia-ml.so.1: the functions that bench/nvml.py asks, under their real names
    and with their real signatures, for devices of known figures: A; B, of a kind that has no energy
    counter and tells no throttle reasons; C, a MIG slice that answers with its board's energy and
-   power; D, a board in slices. stand_in_* are for the tests. */
+   power; D, a board in slices. stand_in_* are for the tests.
+   It is also the NVML of cuda_stand_in, whose devices 0 and 1 have these UUIDs. */
 
 #include <stdio.h>
 #include <string.h>
@@ -25,7 +26,7 @@ static Device devices[DEVICES];
 static struct { char function[64]; int error; } refusals[REFUSALS];
 static int sessions, lost, questions;
 
-void stand_in_reset(void) {
+__attribute__((constructor)) void stand_in_reset(void) {
     static const Device fresh[DEVICES] = {
         {"GPU-aaaaaaaa-0000-1111-2222-333333333333", "Stand-in A", 1410, 1215, 250500, 97, 61,
          3ULL << 30, 0x4 | 0x20, 5000000000ULL, 1, MIG_OFF},

@@ -1,373 +1,298 @@
-"""Real values on the stand-in: every kernel that torch has for CUDA runs on the CPU, in place.
+"""Real values on the stand-in: every operator that torch has for CUDA runs on the CPU, in place.
 
 Device memory is host memory, so a CPU tensor over the same bytes stands for the CUDA one. While a
-stream is captured an operator is recorded with the addresses of its tensors, and not run; a replay
-of the graph runs it on whatever is at these addresses then, as a GPU would.
+stream is captured an operator is recorded with the addresses of its tensors, and a replay of the
+graph runs it on whatever is at these addresses then, as a GPU would. With STANDIN_DELAY every
+operator is recorded, and run when its stream's turn comes.
+
+Installed when it is imported, by sitecustomize.py.
 """
 
+from __future__ import annotations
+
 import ctypes
+import functools
 import os
 import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-lib = ctypes.CDLL(
-    str(Path(os.environ.get("STANDIN_LIB", Path(__file__).parent / "lib")) / "libstand_in.so")
-)
-CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-lib.standin_record.argtypes = [ctypes.c_void_p, CALL, ctypes.c_void_p, ctypes.c_char_p]
-
+FAILED = 88
+"""Exit status after an operator that failed on the device, where no caller can be told."""
+KERNEL, COPY = 0, 2  # as stand_in.h numbers them
 aten = torch.ops.aten
-KEEP = {  # allocation, views, and what is true of the storage alone
-    "empty.memory_format",
-    "empty_strided",
-    "as_strided",
-    "view",
-    "_reshape_alias",
-    "resize_",
-    "set_.source_Storage",
-    "set_.source_Storage_storage_offset",
-    "set_.source_Tensor",
-    "set_",
-    "record_stream",
-    "is_set_to",
-    "_local_scalar_dense",
-    "is_pinned",
-    "_pin_memory",
-    "unfold",
-    "view_as_real",
-    "view_as_complex",
-    "_efficientzerotensor",
-    "_nested_tensor_from_mask",
+DELAYED = bool(os.environ.get("STANDIN_DELAY"))
+KEEP = {  # torch's own are right: allocation, views, and what is true of the storage alone
+    *("empty.memory_format", "empty_strided", "as_strided", "view", "_reshape_alias", "resize_"),
+    *("set_", "set_.source_Storage", "set_.source_Storage_storage_offset", "set_.source_Tensor"),
+    *("record_stream", "is_set_to", "_local_scalar_dense", "is_pinned", "_pin_memory", "unfold"),
+    *("view_as_real", "view_as_complex", "_efficientzerotensor", "_nested_tensor_from_mask"),
 }
-SYNC = (
-    "nonzero",
-    "masked_select",
-    "equal",
-    "_unique2",
-    "unique_dim",
-    "unique_consecutive",
-    "repeat_interleave",
-    "is_nonzero",
-    "bincount",
-    "histc",
-)
-calls: dict[int, object] = {}
-errors: list[str] = []
-counts: dict[str, int] = {}
+WAITS = {  # their result's size depends on the data
+    *("nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive"),
+    *("repeat_interleave", "is_nonzero", "bincount", "histc"),
+}
+
+library = torch.library.Library("aten", "IMPL")
+stand_in = ctypes.CDLL(str(Path(os.environ["STANDIN_LIB"]) / "libstand_in.so"))
+CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+stand_in.standin_record.argtypes = [ctypes.c_void_p, CALL, ctypes.c_void_p, ctypes.c_int]
+calls: dict[int, tuple[Callable[[], Any], bool]] = {}
+"""The recorded work by number, and whether it is done once only: what is captured is repeated."""
 
 
 @CALL
-def _call(number):
+def _call(number: int) -> None:
+    """Do recorded work, at its turn or at a replay."""
+    work, once = calls[number]
+    if once:
+        del calls[number]
     try:
         with torch.no_grad():
-            calls[number]()
+            work()
     except BaseException:
-        errors.append(traceback.format_exc())
         traceback.print_exc()
+        os._exit(FAILED)
 
 
-def alias(t):
+def record(stream: torch.cuda.Stream, work: Callable[[], Any], kind: int = KERNEL) -> None:
+    """Do work now, or at the stream's turn, or at each replay where the stream is captured."""
+    number = record.number = getattr(record, "number", 0) + 1
+    calls[number] = work, not torch.cuda.is_current_stream_capturing()
+    told = stand_in.standin_record(stream.cuda_stream, _call, number, kind)
+    if told != 1:
+        del calls[number]
+    if told < 0:
+        torch.cuda.check_error(torch.cuda.cudart().cudaGetLastError())
+    if told == 0:
+        work()
+
+
+def alias(t: Tensor) -> Tensor:
     """A CPU tensor over the bytes of a CUDA one."""
     s = t.untyped_storage()
     if s.nbytes() == 0:
         return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype)
-    storage = torch._C._construct_storage_from_data_pointer(
-        s.data_ptr(), torch.device("cpu"), s.nbytes()
-    )
+    cpu = torch.device("cpu")
+    storage = torch._C._construct_storage_from_data_pointer(s.data_ptr(), cpu, s.nbytes())
     made = torch.empty(0, dtype=t.dtype)
-    made.set_(storage, t.storage_offset(), t.size(), t.stride())
-    return made
+    return made.set_(storage, t.storage_offset(), t.size(), t.stride())
 
 
-def tree(f, value):
-    if isinstance(value, torch.Tensor):
-        return f(value)
-    if isinstance(value, (list, tuple)):
-        return type(value)(tree(f, v) for v in value)
+def tree(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A copy of nested arguments with each tensor changed, and no CUDA device or generator."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)(tree(change, v) for v in value)
     if isinstance(value, dict):
-        return {k: tree(f, v) for k, v in value.items()}
-    return value
-
-
-def clean(value):
-    """Devices and generators of the CPU."""
-    if isinstance(value, torch.device) and value.type == "cuda":
+        return {k: tree(change, v) for k, v in value.items()}
+    if isinstance(value, torch.device):
         return torch.device("cpu")
-    if isinstance(value, torch.Generator):
-        return None
-    return value
+    return None if isinstance(value, torch.Generator) else value
 
 
-def record(stream, work, name):
-    """Run now, or where the stream is captured, at each replay."""
-    number = len(calls) + 1
-    calls[number] = work
-    code = lib.standin_record(stream.cuda_stream, _call, number, name.encode())
-    if code < 0:
-        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
-    if code == 0:
-        del calls[number]
-        work()
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors in nested arguments or results."""
+    found: list[Tensor] = []
+    tree(lambda t: found.append(t) or t, value)
+    return found
 
 
-def run(name, op, args, kwargs):
-    counts[name] = counts.get(name, 0) + 1
-    first = next((t for t in tensors((args, kwargs)) if t.is_cuda), None)
-    index = first.device.index if first is not None else torch.cuda.current_device()
+def by_mask(op: Any, args: Any) -> bool:
+    """Whether places are chosen by a mask: how many depends on it."""
+    if op not in (aten.index.Tensor, aten._index_put_impl_.default):
+        return False
+    fills = op is not aten.index.Tensor and args[2].numel() == 1  # as `masked_fill_` does
+    return not fills and any(t.dtype == torch.bool for t in tensors(args[1]))
+
+
+def run(op: Any, waits: bool, draws: bool, /, *args: Any, **kwargs: Any) -> Any:
+    """An operator on the current stream of its device.
+
+    Arguments:
+        waits: whether the host needs what is on the device, for a size.
+        draws: whether it draws random numbers, which it does in the program's order.
+    """
+    on_device = [t.device.index for t in tensors((args, kwargs)) if t.is_cuda]
+    index = on_device[0] if on_device else torch.cuda.current_device()
     stream = torch.cuda.current_stream(index)
-    if name.split(".")[0] in SYNC:
-        stream.synchronize()
-    seen = {}
+    captured = torch.cuda.is_current_stream_capturing()
+    now = waits or by_mask(op, args) or (draws and not captured)
+    if now and (DELAYED or not draws):
+        stream.synchronize()  # refused in a capture
+    later = captured or (DELAYED and not now)
+    known: dict[int, tuple[Tensor, Tensor]] = {}  # by the CPU tensor's id: it, and the CUDA one
 
-    def of(t):
-        if not t.is_cuda:
-            return t
+    def on_cpu(t: Tensor) -> Tensor:
+        if not t.is_cuda:  # a launch takes a host's scalar by its value
+            return t.clone() if later else t
         made = alias(t)
-        seen[id(made)] = (made, t)
+        known[id(made)] = made, t
         return made
 
-    args = tuple(clean(tree(of, a)) for a in args)
-    kwargs = {k: clean(tree(of, v)) for k, v in kwargs.items()}
-    capturing = torch.cuda.is_current_stream_capturing()
-    if capturing:  # on copies, for the shapes alone
-        copies = {}
+    given, named = tree(on_cpu, args), tree(on_cpu, kwargs)
+    if later:  # now for the shapes alone, on copies
+        aliases = dict(known)
+        known.clear()
 
-        def copy(t):
-            if id(t) in seen:
-                if 0 in t.stride():  # expanded: it is only read
-                    return t
-                c = (
-                    torch.empty_strided(t.size(), t.stride(), dtype=t.dtype)
-                    if t.numel()
-                    else t.clone()
-                )
-                if not t.is_floating_point():
-                    c.zero_()
-                elif t.numel():
-                    c.copy_(t)
-                copies[id(c)] = (c, seen[id(t)][1])
-                return c
-            return t
+        def copied(t: Tensor) -> Tensor:
+            if id(t) not in aliases or 0 in t.stride():  # an expanded one is only read
+                return t
+            copy = torch.empty_strided(t.size(), t.stride(), dtype=t.dtype).zero_()
+            if t.is_floating_point():  # a place or a label that is not there yet could be any
+                copy.copy_(t)
+            known[id(copy)] = copy, aliases[id(t)][1]
+            return copy
 
-        given = tree(copy, args), tree(copy, kwargs)
-        results, known = op(*given[0], **given[1]), copies
+        results = op(*tree(copied, given), **tree(copied, named))
     else:
-        results, known = op(*args, **kwargs), seen
-    outputs = []
+        record(stream, lambda: None)
+        results = op(*given, **named)
+    made: list[tuple[Tensor, Tensor]] = []  # a result on the CPU, and the CUDA tensor for it
 
-    def back(t):
-        if id(t) in known:
-            made, original = known[id(t)]
-            if made.shape != original.shape:
-                original.resize_(made.shape)
-                outputs.append((t, original))
-            return original
-        made = torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=f"cuda:{index}")
-        outputs.append((t, made))
-        return made
+    def on_device_again(t: Tensor) -> Tensor:
+        cpu, original = known.get(id(t), (None, None))
+        if original is None or cpu is None:
+            new = torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=f"cuda:{index}")
+            made.append((t, new))
+            return new
+        if cpu.shape != original.shape:
+            original.resize_(cpu.shape)
+            made.append((t, original))
+        return original
 
-    answer = tree(back, results)
-    if not capturing:
-        for t, made in outputs:
-            alias(made).copy_(t)
+    answer = tree(on_device_again, results)
+    if not later:
+        for t, new in made:
+            alias(new).copy_(t)
         return answer
-    targets = [(i, alias(made)) for i, (t, made) in enumerate(outputs)]
-    order = [t for t, _ in outputs]
-    flat_before = tensors_list(results)
-    places = [next(i for i, r in enumerate(flat_before) if r is t) for t in order]
+    order = tensors(results)
+    places = [next(i for i, r in enumerate(order) if r is t) for t, _ in made]
+    targets = [alias(new) for _, new in made]
 
-    def again():
-        found = tensors_list(op(*args, **kwargs))
-        for (_, target), place in zip(targets, places, strict=True):
+    def again() -> None:
+        found = tensors(op(*given, **named))
+        for place, target in zip(places, targets, strict=True):
             target.copy_(found[place])
 
-    record(stream, again, name)
+    record(stream, again)
     return answer
 
 
-def tensors(value):
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for v in value:
-            yield from tensors(v)
-    elif isinstance(value, dict):
-        for v in value.values():
-            yield from tensors(v)
-
-
-def tensors_list(value):
-    return list(tensors(value))
-
-
-# ---- operators that only CUDA has, or that a CPU has only in fp32 ----
-def up(t):
-    return (
-        t.float() if isinstance(t, torch.Tensor) and t.dtype in (torch.half, torch.bfloat16) else t
-    )
-
-
-def cudnn_convolution(
-    x, w, padding, stride, dilation, groups, benchmark, deterministic, allow_tf32
-):
-    y = aten.convolution(
-        up(x), up(w), None, stride, padding, dilation, False, [0] * len(stride), groups
-    )
-    like = (
-        torch.channels_last
-        if x.dim() == 4
-        and (
-            x.is_contiguous(memory_format=torch.channels_last)
-            or w.is_contiguous(memory_format=torch.channels_last)
-        )
-        and not (x.is_contiguous() and w.is_contiguous())
-        else torch.contiguous_format
-    )
-    return y.to(x.dtype).contiguous(memory_format=like)
-
-
-def convolution_backward(
-    g, x, w, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, mask
-):
-    made = aten.convolution_backward(
-        up(g),
-        up(x),
-        up(w),
-        bias_sizes,
-        stride,
-        padding,
-        dilation,
-        transposed,
-        output_padding,
-        groups,
-        mask,
-    )
-    like = [x, w, None]
-    out = []
-    for t, source in zip(made, like, strict=True):
-        if t is None:
-            out.append(None)
-            continue
-        t = t.to(g.dtype)
-        if (
-            source is not None
-            and t.dim() == 4
-            and source.is_contiguous(memory_format=torch.channels_last)
-            and not source.is_contiguous()
-        ):
-            t = t.contiguous(memory_format=torch.channels_last)
-        out.append(t)
-    return tuple(out)
-
-
-def cudnn_batch_norm(x, w, b, mean, var, training, momentum, eps):
-    y, m, i = aten.native_batch_norm(up(x), w, b, mean, var, training, momentum, eps)
-    y = y.to(x.dtype)
-    y = torch.empty_like(x).copy_(y)
-    return y, m, i, torch.empty(0, dtype=torch.uint8)
-
-
-def cudnn_batch_norm_backward(x, g, w, mean, var, m, i, eps, reserve):
-    a, b, c = aten.native_batch_norm_backward(
-        up(g), up(x), w, mean, var, m, i, True, eps, [True, True, True]
-    )
-    return torch.empty_like(x).copy_(a), b, c
-
-
-OWN = {
-    "cudnn_convolution": cudnn_convolution,
-    "convolution_backward": convolution_backward,
-    "cudnn_batch_norm": cudnn_batch_norm,
-    "cudnn_batch_norm_backward": cudnn_batch_norm_backward,
-}
-
-
-def copy_(to, source, non_blocking=False):
+def copy_(to: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """Between devices, or with the host: only a pinned, non-blocking copy does not wait."""
     if to.is_cuda and source.is_cuda:
-        return run("copy_", aten.copy_.default, (to, source), {})
-    device, host = (to, source) if to.is_cuda else (source, to)
-    stream = torch.cuda.current_stream(device.device.index)
-    if not non_blocking:
+        if to.device != source.device:
+            torch.cuda.current_stream(source.device).synchronize()
+        return run(aten.copy_.default, to.device != source.device, False, to, source)
+    on_device, host = (to, source) if to.is_cuda else (source, to)
+    stream = torch.cuda.current_stream(on_device.device)
+    waits = not (non_blocking and host.is_pinned())
+    if waits and (not non_blocking or DELAYED or torch.cuda.is_current_stream_capturing()):
         stream.synchronize()  # refused in a capture, and where waits are watched for
-    elif torch.cuda.is_current_stream_capturing() and not host.is_pinned():
-        stream.synchronize()
     ours, theirs = (alias(to), source) if to.is_cuda else (to, alias(source))
-    if not torch.cuda.is_current_stream_capturing():
-        ours.copy_(theirs)
-        return to
-    record(stream, lambda: ours.copy_(theirs), "memcpy")
+    record(stream, lambda: ours.copy_(theirs), COPY)
+    if waits and DELAYED:
+        stream.synchronize()
     return to
 
 
-library = torch.library.Library("aten", "IMPL")
+# ---- operators that only CUDA has, or that a CPU has only in fp32 ----
+def up(t: Tensor) -> Tensor:
+    """In float32, as the accumulation of CUDA's kernels is."""
+    return t.float() if t.dtype in (torch.half, torch.bfloat16) else t
 
 
-def install():
-    import warnings
-
-    made = 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for full in torch._C._dispatch_get_registrations_for_dispatch_key("CUDA"):
-            space, _, name = full.partition("::")
-            if space != "aten" or name in KEEP:
-                continue
-            base, _, overload = name.partition(".")
-            try:
-                op = getattr(getattr(aten, base), overload or "default")
-            except AttributeError:
-                continue
-            if any(
-                r.alias_info is not None and not r.alias_info.is_write for r in op._schema.returns
-            ):
-                continue
-            call = OWN.get(name, op)
-
-            def kernel(*args, _n=name, _c=call, **kwargs):
-                return run(_n, _c, args, kwargs)
-
-            try:
-                library.impl(name, kernel, "CUDA", allow_override=True)
-                made += 1
-            except RuntimeError as error:
-                if "STANDIN_LOG" in os.environ:
-                    print("not replaced:", name, str(error)[:100])
-        library.impl("copy_", copy_, "CUDA")
-    return made
+def laid_out(made: Tensor, dtype: torch.dtype, *like: Tensor) -> Tensor:
+    """In a type, and in channels_last where one of `like` is."""
+    plain, last = torch.contiguous_format, torch.channels_last
+    of_images = [t for t in like if t.dim() == 4 and not t.is_contiguous()]
+    is_last = any(t.is_contiguous(memory_format=last) for t in of_images)
+    return made.to(dtype).contiguous(memory_format=last if is_last else plain)
 
 
-def install_triton():
-    """Triton's kernels: compiled and launched as on a GPU, and interpreted for their values."""
+def cudnn_convolution(x, w, padding, stride, dilation, groups, *_):
+    zero = [0] * len(stride)
+    y = aten.convolution(up(x), up(w), None, stride, padding, dilation, False, zero, groups)
+    return laid_out(y, x.dtype, x, w)
+
+
+def convolution_backward(g, x, w, *rest):
+    gx, gw, gb = aten.convolution_backward(up(g), up(x), up(w), *rest)
+    return (
+        gx if gx is None else laid_out(gx, g.dtype, x),
+        gw if gw is None else laid_out(gw, g.dtype, w),
+        gb if gb is None else gb.to(g.dtype),
+    )
+
+
+def cudnn_batch_norm(x, *rest):
+    y, mean, inverse = aten.native_batch_norm(up(x), *rest)
+    return torch.empty_like(x).copy_(y), mean, inverse, torch.empty(0, dtype=torch.uint8)
+
+
+def cudnn_batch_norm_backward(x, g, w, mean, var, m, i, eps, _):
+    gx, gw, gb = aten.native_batch_norm_backward(
+        up(g), up(x), w, mean, var, m, i, True, eps, [True, True, True]
+    )
+    return torch.empty_like(x).copy_(gx), gw, gb
+
+
+CONVOLUTION = (cudnn_convolution, convolution_backward)
+OWN = {f.__name__: f for f in (*CONVOLUTION, cudnn_batch_norm, cudnn_batch_norm_backward)}
+
+
+def install() -> None:
+    """Put the CPU's operators in the place of CUDA's."""
+    for full in torch._C._dispatch_get_registrations_for_dispatch_key("CUDA"):
+        space, _, name = full.partition("::")
+        base, _, overload = name.partition(".")
+        op = getattr(getattr(aten, base, None), overload or "default", None)
+        if space != "aten" or name in KEEP or op is None:
+            continue
+        if any(r.alias_info and not r.alias_info.is_write for r in op._schema.returns):
+            continue  # a view
+        draws = any(a.name == "generator" for a in op._schema.arguments)
+        kernel = functools.partial(run, OWN.get(name, op), base in WAITS, draws)
+        library.impl(name, kernel, "CUDA", allow_override=True)
+    library.impl("copy_", copy_, "CUDA", allow_override=True)
+
+
+def install_triton() -> None:
+    """Triton's kernels: with STANDIN_VALUES=2 compiled and launched as on a GPU, and interpreted.
+
+    That is slow; with STANDIN_VALUES=1 a launch of one is an error, since it would do nothing.
+    """
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
     original = JITFunction.run
 
+    def on_cpu(value: Any) -> Any:
+        return alias(value) if isinstance(value, Tensor) and value.is_cuda else value
+
     def launch(self, *args, grid, warmup, **kwargs):
-        made = original(self, *args, grid=grid, warmup=warmup, **kwargs)
+        if not warmup and os.environ["STANDIN_VALUES"] != "2":
+            raise RuntimeError("a Triton kernel has values with STANDIN_VALUES=2 only")
+        compiled = original(self, *args, grid=grid, warmup=warmup, **kwargs)
         if not warmup:
-            aliases = [alias(a) if isinstance(a, torch.Tensor) and a.is_cuda else a for a in args]
-            named = {
-                k: alias(v) if isinstance(v, torch.Tensor) and v.is_cuda else v
-                for k, v in kwargs.items()
-            }
+            places, named = [on_cpu(a) for a in args], {k: on_cpu(v) for k, v in kwargs.items()}
             interpreted = InterpretedFunction(self.fn)
-            record(
-                torch.cuda.current_stream(),
-                lambda: interpreted[grid](*aliases, **named),
-                "triton " + self.fn.__name__,
-            )
-        return made
+            record(torch.cuda.current_stream(), lambda: interpreted[grid](*places, **named))
+        return compiled
 
     JITFunction.run = launch
-    # a kernel's helpers, which the interpreter calls by name
-    JITFunction.__call__ = lambda self, *args, **kwargs: InterpretedFunction(self.fn)(
-        *args, **kwargs
-    )
+    # A kernel's helpers, which the interpreter calls by name.
+    JITFunction.__call__ = lambda self, *args, **kw: InterpretedFunction(self.fn)(*args, **kw)
 
 
-installed = install()
-if os.environ.get("STANDIN_VALUES") == "2":
-    install_triton()
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch tells of each operator that is replaced
+    install()
+install_triton()
