@@ -45,9 +45,6 @@ SMALL = {
 }
 """Two epochs of 5 updates by two slots, then one epoch of 10 updates by each of two workers."""
 
-NO_KERNEL = {"STANDIN_WITHOUT": "triton"}
-"""Batches are made by torch's operations: Triton's kernel would have to be interpreted, slowly."""
-
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -74,7 +71,7 @@ def train(
 ) -> Path:
     """Run to the end; the results folder."""
     arguments = command(data, out, *flags, **options)
-    done = cuda.run(arguments, devices=devices, env=NO_KERNEL)
+    done = cuda.run(arguments, devices=devices)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return out
@@ -167,7 +164,7 @@ def test_the_stages_of_imagenet_are_captured(
     options |= {f"phase{stage}.epochs": 1 for stage in batches}
     options |= {f"phase{stage}.global-batch-size": size for stage, size in batches.items()}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    done = cuda_stand_in.run(["-m", "bench", "run", "imagenet_swap_cpu", *words], env=NO_KERNEL)
+    done = cuda_stand_in.run(["-m", "bench", "run", "imagenet_swap_cpu", *words])
     assert done.returncode == 0, done.stderr
     (record,) = records(tmp_path / "out")
     assert len(record["worker_accuracies"]) == 2
@@ -208,7 +205,7 @@ def started(
     cuda: StandIn, data: Path, out: Path, **options: Any
 ) -> Iterator[subprocess.Popen[str]]:
     """A run on two devices that has done its first epoch; killed, if it is left running."""
-    process = cuda.start(command(data, out, **options), devices=2, env=NO_KERNEL)
+    process = cuda.start(command(data, out, **options), devices=2)
     try:
         wait_for(process, lambda: any(out.glob("checkpoints/*/phase1*.safetensors")))
         yield process
@@ -260,7 +257,7 @@ def test_counted_laps_hold_no_import_and_no_first_use_of_a_shape(
     cuda_stand_in: StandIn, tmp_path: Path, ranks: int
 ) -> None:
     script = [str(TESTS / "watched_laps.py"), str(tmp_path), "--ranks", str(ranks)]
-    done = cuda_stand_in.run(script, devices=ranks, env=NO_KERNEL)
+    done = cuda_stand_in.run(script, devices=ranks)
     assert done.returncode == 0, done.stderr
     found = [json.loads((tmp_path / f"found{rank}.json").read_text()) for rank in range(ranks)]
     assert found == [[]] * ranks
@@ -407,17 +404,37 @@ def test_a_group_that_is_closed_before_its_graphs_is_found(
         assert "NCCL would wait for ever" in done.stderr
 
 
-def test_the_tests_that_need_a_gpu(cuda_stand_in: StandIn) -> None:
-    # Without DALI's, whose libraries bring a CUDA runtime along, the profiler's and inductor's.
-    chosen = "gpu and not dali and not launches and not compiled"
-    files = [
-        "test_capture.py",
-        "test_gather_kernel.py",
-        "test_micro_workers.py",
-        "test_telemetry.py",
-    ]
-    arguments = ["-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu", "-k", chosen]
-    done = cuda_stand_in.run(
-        [*arguments, *(str(TESTS / file) for file in files)], values=2, timeout=500
-    )
+# DALI's libraries bring a CUDA runtime along, the profiler sees nothing of a stand-in, and of
+# inductor's kernels there are no values: their checks, and that of speed, need a device.
+ON_ONE_DEVICE = (
+    "replay statistics memory precision overflow telemetry no-waiting accuracy shared-pool "
+    "imagenet-memory teardown"
+)
+ON_TWO_DEVICES = "together groups teardown whole-run resume"
+
+
+@pytest.mark.parametrize(("devices", "checks"), [(1, ON_ONE_DEVICE), (2, ON_TWO_DEVICES)])
+def test_verify_gpu(cuda_stand_in: StandIn, tmp_path: Path, devices: int, checks: str) -> None:
+    options = ["--device", "cuda", "--small", "--out", str(tmp_path), "--only", *checks.split()]
+    done = cuda_stand_in.run(["-m", "bench", "verify-gpu", *options], devices=devices, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("verify-cuda-*.json")
+    outcomes = {c["name"]: c["outcome"] for c in json.loads(path.read_bytes())["checks"]}
+    assert {outcomes[name] for name in checks.split()} == {"confirmed"}
+
+
+def test_the_gather_kernel_on_a_device(cuda_stand_in: StandIn) -> None:
+    # The kernel is compiled, launched, and interpreted for its values.
+    words = ["-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu"]
+    done = cuda_stand_in.run([*words, str(TESTS / "test_gather_kernel.py")], values=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+def test_workers_on_streams_of_their_own(cuda_stand_in: StandIn) -> None:
+    words = ["-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu"]
+    done = cuda_stand_in.run([*words, str(TESTS / "test_micro_workers.py")])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
+    assert "skipped" not in done.stdout
