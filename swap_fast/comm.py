@@ -157,7 +157,8 @@ class Comm:
 
     def _part(self, parts: Sequence[Sequence[int]], rank: int) -> "Comm":
         """This rank's part of a division of all ranks, in which it has another number."""
-        group, _ = dist.new_subgroups_by_enumeration([list(part) for part in parts])
+        with _silent_stdout():
+            group, _ = dist.new_subgroups_by_enumeration([list(part) for part in parts])
         return replace(self, rank=rank, world_size=len(parts[0]), group=group)
 
     def _together(self, what: str, call: Callable[[], object]) -> None:

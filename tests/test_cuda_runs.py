@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -337,7 +338,25 @@ class UnseededMomentum(Step):
         for state in optimizer._sgd.state.values():
             state.clear()
 
-kind = {step.__name__: step for step in Step.__subclasses__()}.get(sys.argv[1], Step)
+class OnSideStream(Step):
+    # Decays the weights on a stream of its own, which waits for the update.
+    waits_early = False
+    def update_no_sync(self):
+        side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        if self.waits_early:
+            side.wait_stream(current)
+        super().update_no_sync()
+        if not self.waits_early:
+            side.wait_stream(current)
+        with torch.cuda.stream(side):
+            self._weights.theta.detach().mul_(0.99)
+        current.wait_stream(side)
+
+class MissingWait(OnSideStream):
+    waits_early = True
+
+kinds = [*Step.__subclasses__(), MissingWait]
+kind = {step.__name__: step for step in kinds}.get(sys.argv[1], Step)
 execution = Execution(device_type="cuda", precision="fp16", capture=True)
 print(largest_difference(execution, scaled=True, step_type=kind))
 """
@@ -347,7 +366,7 @@ print(largest_difference(execution, scaled=True, step_type=kind))
     ("kind", "answer"),
     [
         ("right", "0.0"),
-        ("Item", "could not be captured as a CUDA graph"),
+        ("Item", "as a CUDA graph: CUDA error: operation not permitted when stream is capturing"),
         ("PageableCopy", "could not be captured as a CUDA graph"),
         ("HostCounter", None),
         ("ReplacedTensor", None),
@@ -363,6 +382,34 @@ def test_a_wrong_step_is_found(cuda_stand_in: StandIn, kind: str, answer: str | 
     else:
         assert answer in (done.stdout + done.stderr)
         assert (done.returncode == 0) == (kind == "right")
+
+
+@pytest.mark.parametrize(("kind", "right"), [("OnSideStream", True), ("MissingWait", False)])
+def test_a_missing_stream_wait_is_found(cuda_stand_in: StandIn, kind: str, right: bool) -> None:
+    # Work is done late, in an order of the seed's among those that CUDA allows.
+    differences = []
+    for seed in ("1", "2", "3"):
+        done = cuda_stand_in.run(["-c", WRONG_STEPS, kind], env={"STANDIN_DELAY": seed})
+        assert done.returncode == 0, done.stderr
+        differences.append(float(done.stdout))
+    assert (max(differences) == 0.0) == right
+
+
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+def test_counted_laps_hold_no_import_of_a_loader(tmp_path: Path, loader: str) -> None:
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    script = [str(TESTS / "watched_laps.py"), str(tmp_path), "--ranks", "2", "--device", "cpu"]
+    places = {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *script, "--loader", loader],
+        env={**os.environ, **places},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads((tmp_path / f"found{rank}.json").read_text()) for rank in range(2)]
+    assert found == [[], []]
 
 
 CLOSED_TOO_EARLY = """

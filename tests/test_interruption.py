@@ -137,6 +137,36 @@ def test_ranks_that_share_updates_end_after_the_same_step(tmp_path: Path) -> Non
     }
 
 
+def tell_one_between_epochs(comm: Comm, folder: Path) -> None:
+    """Rank 1 is told after the evaluation of an epoch, as rank 0 goes on: both end there."""
+    interruption, clock = Interruption(), Clock()
+
+    def on_epoch(row: EpochRow) -> None:
+        if comm.rank == 1 and row.epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with interruption.listening():
+        parts = small_parts(
+            RECIPE,
+            dataset=DATA,
+            clock=clock,
+            comm=comm,
+            watch=Watch(on_epoch=on_epoch),
+            checkpoints=RunFolder(folder / "cut", clock),
+            interruption=interruption,
+        )
+        with pytest.raises(InterruptedRunError, match="after epoch 1") as raised:
+            swap(RECIPE, parts)
+    assert raised.value.together
+    (folder / f"ended{comm.rank}").touch()
+
+
+@pytest.mark.slow
+def test_ranks_agree_at_an_epoch_s_end(tmp_path: Path) -> None:
+    run_processes(tell_one_between_epochs, 2, tmp_path)
+    assert {path.name for path in tmp_path.glob("ended*")} == {"ended0", "ended1"}
+
+
 def tell_one(comm: Comm, folder: Path) -> None:
     """Only rank 1 is told: it ends alone, and rank 0 names it."""
     module.AGREEMENT_S = 0.0
