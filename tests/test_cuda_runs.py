@@ -264,6 +264,15 @@ def test_counted_laps_hold_no_import_and_no_first_use_of_a_shape(
     assert found == [[]] * ranks
 
 
+def test_a_first_use_inside_a_counted_lap_is_found(cuda_stand_in: StandIn, tmp_path: Path) -> None:
+    script = [str(TESTS / "watched_laps.py"), str(tmp_path), "--cold"]
+    done = cuda_stand_in.run(script)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found0.json").read_text())
+    assert found
+    assert all(line.startswith("batch_norm: first use of ('cudnn_convolution'") for line in found)
+
+
 def test_the_function_for_any_net_gives_on_cuda_what_it_gives_on_a_cpu(
     cuda_stand_in: StandIn, tmp_path: Path
 ) -> None:

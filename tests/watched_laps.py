@@ -41,29 +41,38 @@ def watched_lap(self: Clock, name: str) -> Iterator[None]:
                 _found.extend(f"{name}: imports {new}" for new in sorted(set(sys.modules) - before))
 
 
-def watch_convolutions(values: Any) -> None:
+def watch_convolutions(op: Any, args: Any) -> None:
     """Note each convolution whose shapes come for the first time: cuDNN searches then."""
-    run = values.run
-
-    def noted(name: str, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "convolution" in name:
-            shapes = (name, *(tuple(a.shape) for a in args if hasattr(a, "shape")))
-            if shapes not in _shapes and _running and _running[-1] in COUNTED:
-                _found.append(f"{_running[-1]}: first use of {shapes}")
-            _shapes.add(shapes)
-        return run(name, op, args, kwargs)
-
-    values.run = noted
+    name = getattr(op, "__name__", str(op))
+    if "convolution" in name:
+        shapes = (name, *(tuple(a.shape) for a in args if hasattr(a, "shape")))
+        if shapes not in _shapes and _running and _running[-1] in COUNTED:
+            _found.append(f"{_running[-1]}: first use of {shapes}")
+        _shapes.add(shapes)
 
 
-def watched_rank(request: Request, folder: str) -> None:
+def forget_short_batches() -> None:
+    """Leave the batch-norm pass's last batch cold, so that something is found."""
+    from swap_fast.batchnorm import StatisticsPass
+
+    warm_up = StatisticsPass.warm_up
+
+    def without(self: StatisticsPass, buffer: Any, *, short: Any, **options: Any) -> None:
+        warm_up(self, buffer, **options)
+
+    StatisticsPass.warm_up = without  # type: ignore[method-assign,assignment]
+
+
+def watched_rank(request: Request, folder: str, cold: bool) -> None:
     """One rank of the run; leaves a file of what was found."""
     from bench.run import run_rank
     from swap_fast.comm import Comm
 
     Clock.lap = watched_lap  # type: ignore[method-assign]
     if request.execution.device_type == "cuda":
-        watch_convolutions(sys.modules["values"])
+        sys.modules["values"].watchers.append(watch_convolutions)
+    if cold:
+        forget_short_batches()
     ranks: list[int] = []
     close = Comm.close
 
@@ -87,6 +96,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--loader", default="tensor")
+    parser.add_argument("--cold", action="store_true", help="forget a warm-up")
     options = parser.parse_args()
     recipe = RECIPES["cifar10_quick"]()
     small = replace(
@@ -114,7 +124,8 @@ def main() -> None:
         quiet=True,
     )
     prepared = prepare(run, small, recipe)
-    launch(watched_rank, prepared.request, str(options.folder), num_ranks=prepared.num_ranks)
+    arguments = prepared.request, str(options.folder), options.cold
+    launch(watched_rank, *arguments, num_ranks=prepared.num_ranks)
 
 
 if __name__ == "__main__":

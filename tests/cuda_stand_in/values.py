@@ -45,6 +45,9 @@ stand_in.standin_record.argtypes = [ctypes.c_void_p, CALL, ctypes.c_void_p, ctyp
 calls: dict[int, tuple[Callable[[], Any], bool]] = {}
 """The recorded work by number, and whether it is done once only: what is captured is repeated."""
 
+watchers: list[Callable[[Any, Any], None]] = []
+"""Told of each operator and its arguments, for the tests."""
+
 
 @CALL
 def _call(number: int) -> None:
@@ -119,6 +122,8 @@ def run(op: Any, waits: bool, draws: bool, /, *args: Any, **kwargs: Any) -> Any:
         waits: whether the host needs what is on the device, for a size.
         draws: whether it draws random numbers, which it does in the program's order.
     """
+    for watch in watchers:
+        watch(op, args)
     on_device = [t.device.index for t in tensors((args, kwargs)) if t.is_cuda]
     index = on_device[0] if on_device else torch.cuda.current_device()
     stream = torch.cuda.current_stream(index)
