@@ -76,6 +76,7 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
         run_id="swap_fast",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="127.0.0.1",  # not by this machine's name, which may not resolve
         start_method="spawn",
         max_restarts=0,
         monitor_interval=0.5,

@@ -40,6 +40,11 @@ def test_ranks_work_together() -> None:
     assert launch(add_ranks, 10.0, num_ranks=2) == 21.0
 
 
+def test_the_machine_s_name_need_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getfqdn", lambda name="": "a-name-that-does-not-resolve.invalid")
+    assert launch(add_ranks, 10.0, num_ranks=2) == 21.0
+
+
 def test_a_rank_s_value_error_is_the_launcher_s() -> None:
     with pytest.raises(ValueError, match=r"^data_batch_3\.bin: expected whole records$"):
         launch(fail_on_rank_1, ValueError, num_ranks=2)
