@@ -152,7 +152,8 @@ def train(
                 ),
                 ended_by,
             )
-            with clock.lap("waiting") if comm.world_size > 1 else nullcontext():
+            # Whether the checkpoint was the last thing to do; not "waiting", which is phase 3's.
+            with clock.lap("checkpoint") if comm.world_size > 1 else nullcontext():
                 ends_here = interruption.ends_here(comm)
             if ends_here:
                 raise InterruptedRunError(f"after epoch {epoch + 1}", together=True)
