@@ -182,13 +182,19 @@ def _set_sync_debug_mode(mode: int | str) -> None:
 
 @contextmanager
 def same_kernels() -> Iterator[None]:
-    """Let cuDNN choose among its deterministic kernels, by shape and not by trying."""
+    """Let a CPU work with one thread, and cuDNN choose deterministic kernels, not by trying.
+
+    A CPU's kernels sum in another order with other threads, which in fp16 is another rounding.
+    """
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    threads = torch.get_num_threads()
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+        torch.set_num_threads(threads)
 
 
 @contextmanager
