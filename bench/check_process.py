@@ -125,9 +125,8 @@ def _ending(code: int | None) -> str:
 def _serve(pipe: Connection) -> None:
     """Do what is asked for, until nobody asks any more."""
     os.setpgid(0, 0)  # the ranks and loaders that a check starts are in the group too
-    os.dup2(
-        os.open(os.devnull, os.O_WRONLY), 1
-    )  # what a check or a library prints is not asked for
+    # What a check or a library prints is no part of the command's output.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     end_with_parent()
     pipe.send(("value", None))  # it has started
     while True:

@@ -39,15 +39,27 @@ def _handlers_as_before() -> Iterator[None]:
 
 
 def run(
-    folder: Path, told_after: int | None = None, comm: Comm = ALONE, number: int = signal.SIGTERM
+    folder: Path,
+    told_after: int | None = None,
+    comm: Comm = ALONE,
+    number: int = signal.SIGTERM,
+    told_at_epoch: int | None = None,
 ) -> tuple[list[Tensor], list[EpochRow], int]:
-    """Run, told to end after so many updates; the weights, the rows, and the updates done."""
+    """Run, told to end after so many updates, or after the evaluation of an epoch.
+
+    Returns:
+        The weights, the rows, and the updates done.
+    """
     interruption, clock, updates = Interruption(), Clock(), 0
 
     def on_step(images: int) -> None:
         nonlocal updates
         updates += 1
         if updates == told_after:
+            os.kill(os.getpid(), number)
+
+    def on_epoch(row: EpochRow) -> None:
+        if row.epoch == told_at_epoch:
             os.kill(os.getpid(), number)
 
     kept = RunFolder(folder, clock)
@@ -57,7 +69,7 @@ def run(
             dataset=DATA,
             clock=clock,
             comm=comm,
-            watch=Watch(on_step=on_step),
+            watch=Watch(on_step=on_step, on_epoch=on_epoch),
             checkpoints=kept,
             interruption=interruption,
         )
@@ -139,24 +151,9 @@ def test_ranks_that_share_updates_end_after_the_same_step(tmp_path: Path) -> Non
 
 def tell_one_between_epochs(comm: Comm, folder: Path) -> None:
     """Rank 1 is told after the evaluation of an epoch, as rank 0 goes on: both end there."""
-    interruption, clock = Interruption(), Clock()
-
-    def on_epoch(row: EpochRow) -> None:
-        if comm.rank == 1 and row.epoch == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with interruption.listening():
-        parts = small_parts(
-            RECIPE,
-            dataset=DATA,
-            clock=clock,
-            comm=comm,
-            watch=Watch(on_epoch=on_epoch),
-            checkpoints=RunFolder(folder / "cut", clock),
-            interruption=interruption,
-        )
-        with pytest.raises(InterruptedRunError, match="after epoch 1") as raised:
-            swap(RECIPE, parts)
+    told_at_epoch = 1 if comm.rank == 1 else None
+    with pytest.raises(InterruptedRunError, match="after epoch 1") as raised:
+        run(folder / "cut", comm=comm, told_at_epoch=told_at_epoch)
     assert raised.value.together
     (folder / f"ended{comm.rank}").touch()
 
