@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from bench import commands
 from swap_fast.choices import choose
-from swap_fast.interruption import EXIT_STATUS, InterruptedRunError
+from swap_fast.training.interruption import EXIT_STATUS, InterruptedRunError
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "recipes": (commands.recipes, "list the recipes, with the paper's table and what each needs"),

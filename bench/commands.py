@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bench.export_options import FORMATS
+from bench.export.options import FORMATS
 from bench.forms import parse
 from bench.options import (
     FigureOptions,
@@ -19,9 +19,9 @@ from bench.options import (
     SmallTreeOptions,
     TableOptions,
 )
-from bench.search_grid import parse_grid
+from bench.search.grid import parse_grid
 from swap_fast.choices import choose
-from swap_fast.recipes import RECIPES
+from swap_fast.recipes.cifar10 import RECIPES
 
 
 def recipes(arguments: list[str]) -> int:
@@ -54,13 +54,13 @@ def run(arguments: list[str]) -> int:
         if "-h" in arguments or "--help" in arguments:
             name = "cifar10_cpu"
         else:
-            from bench.session import automatic_recipe
+            from bench.runner.session import automatic_recipe
 
             name = automatic_recipe(quick="--quick" in arguments)
     recipe = RECIPES[name]()
     words = [a for a in arguments[1:] if not (arguments[0] == "auto" and a == "--quick")]
     form = parse("run", arguments[0], recipe, words)
-    from bench.session import run_session
+    from bench.runner.session import run_session
 
     return run_session(form.options, form.recipe, recipe)
 
@@ -78,7 +78,7 @@ def submit(arguments: list[str]) -> int:
     name = choose("recipe", arguments[0], RECIPES)
     recipe = RECIPES[name]()
     form = parse("submit", name, recipe, arguments[1:])
-    from bench.submit import submit as submit_jobs
+    from bench.runner.slurm import submit as submit_jobs
 
     return submit_jobs(form.options, form.jobs, form.recipe, recipe)
 
@@ -96,7 +96,7 @@ def search(arguments: list[str]) -> int:
     recipe = RECIPES[name]()
     form = parse("search", name, recipe, arguments[1:])
     grid = parse_grid(form.recipe, form.options.grid)
-    from bench.search import run_search
+    from bench.search.command import run_search
 
     return run_search(form.options, grid, form.recipe, recipe)
 
@@ -116,9 +116,9 @@ class ReportOptions:
 def report(arguments: list[str]) -> int:
     """Draw the report."""
     options = tyro.cli(ReportOptions, args=arguments, prog="python -m bench report")
-    from bench.pages import update_performance, update_readme
-    from bench.report import write_report
-    from bench.summary import print_summary
+    from bench.report.pages import update_performance, update_readme
+    from bench.report.summary import print_summary
+    from bench.report.write import write_report
 
     path = write_report(options.results)
     print_summary(options.results)
@@ -132,7 +132,7 @@ def report(arguments: list[str]) -> int:
 
 def compare(arguments: list[str]) -> int:
     """Compare two groups of runs."""
-    from bench.compare import CompareOptions, compare_runs
+    from bench.report.compare import CompareOptions, compare_runs
 
     return compare_runs(tyro.cli(CompareOptions, args=arguments, prog="python -m bench compare"))
 
@@ -151,7 +151,7 @@ def export(arguments: list[str]) -> int:
     name = choose("format", arguments[0], FORMATS)
     form, _ = FORMATS[name]
     options = tyro.cli(form, args=arguments[1:], prog=f"python -m bench export {name}")
-    from bench.export import run_export
+    from bench.export.command import run_export
 
     return run_export(options)
 
@@ -159,7 +159,7 @@ def export(arguments: list[str]) -> int:
 def table(arguments: list[str]) -> int:
     """Fill and draw one of the paper's tables."""
     options = tyro.cli(TableOptions, args=arguments, prog="python -m bench table")
-    from bench.fill import run_table
+    from bench.report.fill import run_table
 
     return run_table(options)
 
@@ -167,7 +167,7 @@ def table(arguments: list[str]) -> int:
 def figure(arguments: list[str]) -> int:
     """Draw a figure of the paper."""
     options = tyro.cli(FigureOptions, args=arguments, prog="python -m bench figure")
-    from bench.figure import make_figure
+    from bench.landscape.figure import make_figure
 
     return make_figure(options)
 
@@ -175,7 +175,7 @@ def figure(arguments: list[str]) -> int:
 def micro(arguments: list[str]) -> int:
     """Measure."""
     options = tyro.cli(MicroOptions, args=arguments, prog="python -m bench micro")
-    from bench.micro import measure
+    from bench.micro.command import measure
 
     return measure(options)
 
@@ -183,7 +183,7 @@ def micro(arguments: list[str]) -> int:
 def plan(arguments: list[str]) -> int:
     """Plan a recipe, or hold the planner against the paper."""
     options = tyro.cli(PlanOptions, args=arguments, prog="python -m bench plan")
-    from bench.plan import run_plan
+    from bench.planner.command import run_plan
 
     return run_plan(options)
 
@@ -214,7 +214,7 @@ class VerifyOptions:
 def verify_gpu(arguments: list[str]) -> int:
     """Confirm."""
     options = tyro.cli(VerifyOptions, args=arguments, prog="python -m bench verify-gpu")
-    from bench.verify import verify
+    from bench.verify.command import verify
 
     return verify(
         options.device,
@@ -228,8 +228,8 @@ def verify_gpu(arguments: list[str]) -> int:
 
 def watch(arguments: list[str]) -> int:
     """Follow a run."""
-    from bench.watch import WatchOptions
-    from bench.watch import watch as follow
+    from bench.runner.watch import WatchOptions
+    from bench.runner.watch import watch as follow
 
     return follow(tyro.cli(WatchOptions, args=arguments, prog="python -m bench watch"))
 
@@ -237,7 +237,7 @@ def watch(arguments: list[str]) -> int:
 def prepare(arguments: list[str]) -> int:
     """Write a pre-resized tree."""
     options = tyro.cli(PrepareOptions, args=arguments, prog="python -m bench prepare")
-    from bench.prepare import prepare as write_tree
+    from bench.data_tools.prepare import prepare as write_tree
 
     return write_tree(options)
 
@@ -245,6 +245,6 @@ def prepare(arguments: list[str]) -> int:
 def small_tree(arguments: list[str]) -> int:
     """Write a small tree."""
     options = tyro.cli(SmallTreeOptions, args=arguments, prog="python -m bench small-tree")
-    from bench.small_tree import make_small_tree
+    from bench.data_tools.small_tree import make_small_tree
 
     return make_small_tree(options)

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import tyro
 
 from bench.options import JobOptions, RunOptions
-from bench.search_options import SearchOptions
-from swap_fast.recipe import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
+from bench.search.options import SearchOptions
+from swap_fast.config.recipe import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 
 Flat = tyro.conf.arg(name="")
 OptionsT = TypeVar("OptionsT", bound=RunOptions)

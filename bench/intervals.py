@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from bench.stats import Summary
+from bench.records.grouping import Summary
 
 CONFIDENCE = 0.95
 _TAIL = (1 + CONFIDENCE) / 2

@@ -1,6 +1,6 @@
 """What a net's layers cost an image: arithmetic, traffic with memory, what backward keeps.
 
-Counted by hand from the shapes, so that a plan needs no torch. `bench.traffic` counts over the
+Counted by hand from the shapes, so that a plan needs no torch. `bench.micro.peak` counts over the
 net itself, and can take layers as fused; a test holds the two equal.
 """
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional, UseAppendAction
 
-from swap_fast.trackers import TrackerName
+from swap_fast.callbacks.trackers import TrackerName
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from swap_fast.average_command import average
+from swap_fast.averaging_files.command import average
 from swap_fast.choices import choose
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from swap_fast.averaging import average, mean_of, mean_statistics
-from swap_fast.config import Phase
-from swap_fast.evaluate import Accuracies
-from swap_fast.parts import Parts
+from swap_fast.config.phase import Phase
 from swap_fast.record import EpochRow
-from swap_fast.state import Position, TrainingState
-from swap_fast.train import train
+from swap_fast.training.averaging import average, mean_of, mean_statistics
+from swap_fast.training.evaluate import Accuracies
+from swap_fast.training.loop import train
+from swap_fast.training.parts import Parts
+from swap_fast.training.state import Position, TrainingState
 
 
 class OnePhase(Protocol):

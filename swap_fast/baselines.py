@@ -1,8 +1,8 @@
 """What SWAP is compared with: the same parts, in another order."""
 
 from swap_fast.algorithm import Result, averaging_phase, large_batch_phase, small_batch_phase
-from swap_fast.parts import Parts
-from swap_fast.recipe import SGDRecipe, SWARecipe
+from swap_fast.config.recipe import SGDRecipe, SWARecipe
+from swap_fast.training.parts import Parts
 
 
 def sgd(recipe: SGDRecipe, parts: Parts) -> Result:

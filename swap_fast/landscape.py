@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swap_fast.batchnorm import StatisticsPass
-from swap_fast.comm import ALONE
-from swap_fast.data.augment import plan_epoch
-from swap_fast.data.batches import deal, one_pass
-from swap_fast.data.dataset import Dataset, Split
-from swap_fast.data.images import DeviceImages
-from swap_fast.evaluate import Evaluator
-from swap_fast.execution import Execution
-from swap_fast.recipe import AveragingRecipe
-from swap_fast.weights import Weights
+from swap_fast.config.execution import Execution
+from swap_fast.config.recipe import AveragingRecipe
+from swap_fast.data.cifar.augment import plan_epoch
+from swap_fast.data.cifar.batches import deal, one_pass
+from swap_fast.data.cifar.dataset import Dataset, Split
+from swap_fast.data.cifar.resident import DeviceImages
+from swap_fast.distributed import ALONE
+from swap_fast.training.batchnorm import StatisticsPass
+from swap_fast.training.evaluate import Evaluator
+from swap_fast.training.weights import Weights
 
 MARGIN = 0.3
 """Of a grid around the points on it, as a share of their largest distance."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swap_fast.checkpoint import write_file
+from swap_fast.checkpoint.files import write_file
 
 INPUT, OUTPUT = "images", "logits"
 """What the file calls the two by default."""

@@ -1,9 +1,9 @@
 """A run's times, from the clocks of all ranks."""
 
 from swap_fast.algorithm import Result
-from swap_fast.clock import PAPER, READINGS, total
-from swap_fast.parts import Parts
 from swap_fast.record import Times
+from swap_fast.training.clock import PAPER, READINGS, total
+from swap_fast.training.parts import Parts
 
 
 def gather_times(parts: Parts, result: Result) -> Times:

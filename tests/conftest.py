@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from repository import SHARED
 
-from swap_fast.data.cifar import find_cifar
+from swap_fast.data.cifar.files import find_cifar
 
 if TYPE_CHECKING:
     from cuda_stand_in import StandIn
 
-SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+SHARED_DATA = SHARED / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

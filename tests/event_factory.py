@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from platform import node
 from typing import Any
 
-from swap_fast.events import Event
+from swap_fast.callbacks.events import Event
 
 BEGAN = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 PLAN = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from record_factory import CPU
+from record_factory import CPU, make_record
 
-from bench.landscape_records import CosineRecord, CosineRow, MarkedPoint, PlaneRecord
+from bench.landscape.records import CosineRecord, CosineRow, MarkedPoint, PlaneRecord
 
 COMMON: dict[str, Any] = {
     "run_id": "cifar10_cpu-seed0-20260101000000",
@@ -71,4 +71,48 @@ def make_cosines(cosines: list[float], phase1_epochs: int, **changed: Any) -> Co
             )
             for i, value in enumerate(cosines)
         ],
+    )
+
+
+_SHARED = {
+    "recipe": "cifar10_cpu",
+    "seed": 0,
+    "created": "2026-11-22T12:00:00+00:00",
+    "settings": {},
+    "execution": {},
+    "machine": {},
+    "code": {},
+    "data": {},
+}
+
+
+def bowl(figure: int, **at: tuple[float, float]) -> PlaneRecord:
+    """A bowl of train error around (0, 0) on 9 x 9 points, with models at these places."""
+    axis = [x / 2 for x in range(-4, 5)]
+    errors = [[(a * a + b * b) / 20 for a in axis] for b in axis]
+    marked = [
+        MarkedPoint(
+            name=name, file="f", alpha=a, beta=b, off_plane=0.0, train_error=0.1, test_error=0.2
+        )
+        for name, (a, b) in at.items()
+    ]
+    return PlaneRecord(
+        figure=figure,
+        run_id=make_record().run_id,
+        marked=marked,
+        alphas=axis,
+        betas=axis,
+        train_error=errors,
+        test_error=errors,
+        **_SHARED,
+    )
+
+
+def cosine_path(*cosines: float) -> CosineRecord:
+    rows = [
+        CosineRow(phase=1, epoch=i, cosine=cosine, gradient_norm=1.0, distance=1.0)
+        for i, cosine in enumerate(cosines, start=1)
+    ]
+    return CosineRecord(
+        figure=4, run_id=make_record().run_id, worker=0, phase1_epochs=5, rows=rows, **_SHARED
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import swap_fast
-from swap_fast.config import Phase
+from swap_fast.config.phase import Phase
 
 torch.set_num_threads(1)
 
@@ -59,3 +59,60 @@ def bits(result: Any) -> dict[str, Tensor]:
 def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+class Tied(nn.Module):
+    """Reads with the matrix that it writes with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.write, self.read = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
+        self.read.weight = self.write.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(torch.tanh(self.write(x)))[:, :4]
+
+
+class Compiled:
+    """A net in each of torch.compile's forms, run by dynamo without a C++ compiler."""
+
+    @staticmethod
+    def wrapped() -> nn.Module:
+        return torch.compile(net(), backend="aot_eager")
+
+    @staticmethod
+    def in_place() -> nn.Module:
+        model = net()
+        model.compile(backend="aot_eager")
+        return model
+
+
+def partly(dtype: torch.dtype) -> Any:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8).to(dtype), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.tanh(self.first(x.to(dtype)).float()))
+
+    return Mixed
+
+
+class Averaging(nn.Module):
+    """A net with a moving average of its own, put anew in the place of the former one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = plain_net()
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return self.body(x - self.mean)
+
+
+def dropping() -> nn.Module:
+    return nn.Sequential(net(), nn.Dropout(0.2))

@@ -1,5 +1,6 @@
-"""Which processes of a run are still there."""
+"""Processes of a run: which are still there, and a port for a new one."""
 
+import socket
 import subprocess
 
 
@@ -13,3 +14,9 @@ def alive_in_group(group: int) -> list[int]:
     )
     rows = [line.split() for line in done.stdout.splitlines()]
     return [int(pid) for pgid, pid, stat in rows if int(pgid) == group and not stat.startswith("Z")]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

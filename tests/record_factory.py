@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from swap_fast.clock import READINGS
-from swap_fast.config import Phase
-from swap_fast.recipe import Recipe, SWAPRecipe
-from swap_fast.recipes import RECIPES
+from swap_fast.config.phase import Phase
+from swap_fast.config.recipe import Recipe, SWAPRecipe
+from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import (
     AverageRow,
     EpochRow,
@@ -18,6 +17,7 @@ from swap_fast.record import (
     Times,
     plain,
 )
+from swap_fast.training.clock import READINGS
 
 CPU = {
     "device_type": "cpu",

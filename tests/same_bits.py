@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before an ins
 import swap_fast
 
 # The only internals, used by `captured`: no public entry point traces a step.
-from bench.contract import BATCH, Trained, trace_
-from swap_fast.execution import Execution
+from bench.verify.contract import BATCH, Trained, trace_
+from swap_fast.config.execution import Execution
 
 RECORDED = Path(__file__).with_suffix(".json")
 State = Mapping[str, Tensor]

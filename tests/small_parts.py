@@ -17,18 +17,18 @@ import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from swap_fast.cifar_source import CifarSource
-from swap_fast.clock import Clock
-from swap_fast.comm import ALONE, Comm, connect
-from swap_fast.config import Augmentation, Phase
-from swap_fast.data.augment import Plan
-from swap_fast.data.dataset import Dataset, Split
-from swap_fast.execution import Execution
-from swap_fast.interruption import NEVER, Interruption
-from swap_fast.parts import Parts, Watch, make_parts
-from swap_fast.recipe import Recipe, SGDRecipe, SWAPRecipe, SWARecipe
+from swap_fast.config.execution import Execution
+from swap_fast.config.phase import Augmentation, Phase
+from swap_fast.config.recipe import Recipe, SGDRecipe, SWAPRecipe, SWARecipe
+from swap_fast.data.cifar.augment import Plan
+from swap_fast.data.cifar.dataset import Dataset, Split
+from swap_fast.distributed import ALONE, Comm, connect
 from swap_fast.record import EpochRow
-from swap_fast.state import Checkpoints, NoCheckpoints, Position, TrainingState
+from swap_fast.tasks.cifar_source import CifarSource
+from swap_fast.training.clock import Clock
+from swap_fast.training.interruption import NEVER, Interruption
+from swap_fast.training.parts import Parts, Watch, make_parts
+from swap_fast.training.state import Checkpoints, NoCheckpoints, Position, TrainingState
 
 # On tensors this small a second thread costs more than it gives, and sums depend on how many.
 torch.set_num_threads(1)

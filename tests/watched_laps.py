@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.launch import launch
-from bench.request import Request
-from swap_fast.clock import LAPS, UNCOUNTED, Clock
+from bench.runner.launch import launch
+from bench.runner.request import Request
+from swap_fast.training.clock import LAPS, UNCOUNTED, Clock
 
 COUNTED = set(LAPS) - set(UNCOUNTED) - {"checkpoint", "waiting"}
 """Of these laps nothing may be an import, or the first use of a shape by a convolution."""
@@ -53,7 +53,7 @@ def watch_convolutions(op: Any, args: Any) -> None:
 
 def forget_short_batches() -> None:
     """Leave the batch-norm pass's last batch cold, so that something is found."""
-    from swap_fast.batchnorm import StatisticsPass
+    from swap_fast.training.batchnorm import StatisticsPass
 
     warm_up = StatisticsPass.warm_up
 
@@ -65,8 +65,8 @@ def forget_short_batches() -> None:
 
 def watched_rank(request: Request, folder: str, cold: bool) -> None:
     """One rank of the run; leaves a file of what was found."""
-    from bench.run import run_rank
-    from swap_fast.comm import Comm
+    from bench.runner.rank import run_rank
+    from swap_fast.distributed import Comm
 
     Clock.lap = watched_lap  # type: ignore[method-assign]
     if request.execution.device_type == "cuda":
@@ -88,8 +88,8 @@ def watched_rank(request: Request, folder: str, cold: bool) -> None:
 def main() -> None:
     """Run a small SWAP as the command line says."""
     from bench.options import RunOptions
-    from bench.session import prepare
-    from swap_fast.recipes import RECIPES
+    from bench.runner.session import prepare
+    from swap_fast.recipes.cifar10 import RECIPES
 
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)

@@ -8,7 +8,7 @@ from torchvision.models import resnet18
 
 import swap_fast
 from swap_fast import Phase
-from swap_fast.data.synthetic import generate_synthetic
+from swap_fast.data.cifar.synthetic import generate_synthetic
 
 
 def make_model(channels: int = 64) -> nn.Module:

@@ -14,8 +14,8 @@ from swap_fast.models.resnet50 import ResNet50
 from swap_fast.models.whitened_resnet9 import WhitenedResNet9, whitening_filters
 
 if TYPE_CHECKING:
-    from swap_fast.data.dataset import Dataset
-    from swap_fast.recipe import Recipe
+    from swap_fast.config.recipe import Recipe
+    from swap_fast.data.cifar.dataset import Dataset
 
 __all__ = ["ResNet9", "ResNet50", "WhitenedResNet9", "make_net", "make_tree_net", "net_maker"]
 

@@ -1,0 +1,1 @@
+"""bench/analysis: say here what is in this package."""

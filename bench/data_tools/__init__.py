@@ -1,0 +1,1 @@
+"""bench/data_tools: say here what is in this package."""

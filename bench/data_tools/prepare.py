@@ -1,0 +1,229 @@
+"""`python -m bench prepare`: writes a tree's images again at a smaller size.
+
+The original ImageNet runs train from such trees: 160 px for the stage at 128 px, 352 for 224. They
+decode faster. The shorter side is brought to the size by Pillow's bilinear filter; smaller images
+are copied as they are. JPEGs are written at quality 90, PNGs as PNGs, all under their own names.
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from pathlib import Path
+
+from bench.hardware.machine import available_cores
+from bench.options import PrepareOptions
+from swap_fast.data.imagenet.files import BadImageError, read_image
+from swap_fast.data.imagenet.image_folders import BadFile
+from swap_fast.data.imagenet.scan import PREPARED, ImageSplit, ImageTree, scan_tree
+
+JPEG_QUALITY = 90
+_CHUNK = 16  # files a process takes at a time
+_PARTIAL = ".partial"  # hidden while unfinished, and so no part of a tree
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def prepare(options: PrepareOptions) -> int:
+    """Write the resized tree, or what is missing of it.
+
+    Raises:
+        ValueError: bad files that are not to be skipped, or a destination that holds something
+            else.
+    """
+    source, destination = options.source.resolve(), options.dest.resolve()
+    if source.is_relative_to(destination) or destination.is_relative_to(source):
+        raise ValueError(
+            f"{options.dest}: expected a folder outside of the source and not around it"
+        )
+    progress = _Progress("looking at", quiet=options.quiet)
+    tree = scan_tree(
+        source,
+        skip_bad_files=options.skip_bad_files,
+        on_bad_file=_name_bad_file,
+        on_progress=progress,
+    )
+    note = _claim(destination, tree, options.size)
+    jobs = [
+        (split.path(index), str(destination / split.folder.name / split.names[index]))
+        for split in (tree.train, tree.test)
+        for index in range(len(split))
+    ]
+    _make_folders(destination, (tree.train, tree.test))
+    missing = [job for job in jobs if not _is_done(*job)]
+    if len(missing) < len(jobs):
+        print(f"{len(jobs) - len(missing):,} of {len(jobs):,} files are there already")
+    progress = _Progress("resizing", quiet=options.quiet)
+    bad: list[BadFile] = []
+    for done, (job, reason) in enumerate(_resize_all(missing, options), start=1):
+        if reason is not None:
+            bad.append(BadFile(name=os.path.relpath(job[0], source), reason=reason))
+            _name_bad_file(bad[-1])
+        progress(done, len(missing))
+    if bad and not options.skip_bad_files:
+        raise ValueError(
+            f"{source}: {len(bad):,} of {len(missing):,} files cannot be decoded, the first is "
+            f"{bad[0]}; mend or remove them and repeat, or go on without them by --skip-bad-files"
+        )
+    _write_note(destination, {**note, "finished": True})
+    skipped = len(bad) + len(tree.skipped)
+    print(
+        f"{destination}: {len(jobs) - len(bad):,} images, shorter side {options.size} px"
+        + (f"; {skipped:,} bad files left out" if skipped else "")
+    )
+    return 0
+
+
+def _claim(destination: Path, tree: ImageTree, size: int) -> dict[str, object]:
+    """Note what the destination is to hold, as unfinished, or refuse one that holds another."""
+    classes = hashlib.sha256(b"\0".join(os.fsencode(name) for name in tree.classes))
+    wanted: dict[str, object] = {
+        "size": size,
+        "jpeg_quality": JPEG_QUALITY,
+        "classes_sha256": classes.hexdigest(),
+    }
+    note = destination / PREPARED
+    if note.exists():
+        try:
+            found = json.loads(note.read_text(encoding="utf-8"))
+            found.pop("finished")
+        except (ValueError, KeyError, AttributeError):
+            found = "no note of prepare's"
+        if found != wanted:
+            raise ValueError(f"{note}: expected {wanted} to go on, got {found}; use another folder")
+    elif destination.exists() and any(destination.iterdir()):
+        raise ValueError(f"{destination}: expected an empty folder, or one that prepare began")
+    destination.mkdir(parents=True, exist_ok=True)
+    _write_note(destination, {**wanted, "finished": False})
+    return wanted
+
+
+def _write_note(destination: Path, note: dict[str, object]) -> None:
+    _write_whole(destination / PREPARED, json.dumps(note, indent=1).encode())
+
+
+def _make_folders(destination: Path, splits: Sequence[ImageSplit]) -> None:
+    """Make all folders. What a killed run left unfinished goes; what the source lacks is refused.
+
+    Raises:
+        ValueError: files that the source does not have.
+    """
+    for split in splits:
+        names = set(split.names)
+        for below in sorted({os.path.dirname(name) for name in names}):
+            folder = destination / split.folder.name / below
+            folder.mkdir(parents=True, exist_ok=True)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith(_PARTIAL):
+                        os.unlink(entry)
+                    elif entry.is_file() and f"{below}/{entry.name}" not in names:
+                        raise ValueError(
+                            f"{destination}: expected only files that the source has too, got "
+                            f"{os.path.relpath(entry.path, destination)!r}; remove it"
+                        )
+
+
+def _is_done(source: str, destination: str) -> bool:
+    """Whether an image was written after its source was."""
+    try:
+        return os.stat(destination).st_mtime_ns >= os.stat(source).st_mtime_ns
+    except FileNotFoundError:
+        return False
+
+
+Job = tuple[str, str]
+"""Where an image is, and where it goes."""
+
+
+def _resize_all(jobs: Sequence[Job], options: PrepareOptions) -> Iterator[tuple[Job, str | None]]:
+    """Each job when it is done, with what is wrong with the file, if anything."""
+    processes = min(options.processes or available_cores(), -(-len(jobs) // _CHUNK))
+    if processes == 0:
+        return
+    context = multiprocessing.get_context("spawn")
+    # An interrupt is for the process that waits; the others end when it lets them.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(
+        processes, mp_context=context, initializer=signal.signal, initargs=ignore
+    ) as pool:
+        reasons = pool.map(resize_file, jobs, repeat(options.size), chunksize=_CHUNK)
+        try:
+            yield from zip(jobs, reasons, strict=True)
+        except BaseException:  # an interrupt, or a full disk: what waits is not begun
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def resize_file(job: Job, size: int) -> str | None:
+    """Write one image again, at once or not at all; the reason where it cannot be decoded."""
+    source, destination = job
+    try:
+        _, content = read_image(source)
+        content = resized(content, size)
+    except BadImageError as error:
+        return str(error)
+    except (SyntaxError, ValueError, OSError) as error:  # what Pillow raises for damage
+        return f"cannot be decoded: {' '.join(str(error).split())}"
+    _write_whole(Path(destination), content)
+    return None
+
+
+def resized(content: bytes, size: int) -> bytes:
+    """An image file with the shorter side brought down to `size` pixels."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as opened:
+        shorter = min(opened.size)
+        if shorter <= size:
+            opened.load()  # a damaged image is not copied
+            return content
+        kind, image = opened.format, opened.convert("RGB")
+    width, height = (size * side // shorter for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    if kind == "PNG":
+        image.save(buffer, "PNG")
+    else:
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file under another name, then give it its own: it is whole, or not there."""
+    partial = path.with_name(f"{_PARTIAL}-{os.getpid()}")
+    with open(partial, "wb") as file:
+        file.write(content)
+    os.replace(partial, path)
+
+
+def _name_bad_file(bad: BadFile) -> None:
+    print(f"bad file: {bad}", file=sys.stderr)
+
+
+class _Progress:
+    """A line that stays in place on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, what: str, *, quiet: bool) -> None:
+        self._what, self._quiet = what, quiet
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Say how far it is, where it is time to."""
+        now, on_terminal = time.monotonic(), sys.stdout.isatty()
+        interval = 0.2 if on_terminal else _SECONDS_BETWEEN_LINES
+        if self._quiet or (now - self._last < interval and done < total):
+            return
+        self._last = now
+        remaining = (now - self._started) / done * (total - done)
+        line = f"{self._what} {done:,} of {total:,} files, {remaining:.0f} s to go"
+        if on_terminal:
+            print(f"\r{line:<60}", end="\n" if done == total else "", flush=True)
+        else:
+            print(line, flush=True)

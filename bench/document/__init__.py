@@ -1,0 +1,1 @@
+"""bench/document: say here what is in this package."""

@@ -1,0 +1,1 @@
+"""bench/export: say here what is in this package."""

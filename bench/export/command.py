@@ -1,0 +1,174 @@
+"""`python -m bench export FORMAT RUN...`: finds the runs, hands them to the format. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from bench.export.options import (
+    CsvOptions,
+    DawnbenchOptions,
+    ExportOptions,
+    LatexOptions,
+    MlperfOptions,
+    OnnxOptions,
+)
+from bench.report.content import collect
+from swap_fast.choices import choose
+from swap_fast.record import RunRecord, read_record
+
+Written = TypeVar("Written")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedRun:
+    """A run, and where it is from."""
+
+    record: RunRecord
+    """Its record."""
+    results: Path
+    """The results folder, which may hold its weights."""
+
+    @property
+    def weights(self) -> Path:
+        """The final model, whether the file is there or not."""
+        return self.results / "checkpoints" / self.record.run_id / "final.safetensors"
+
+
+def run_export(options: ExportOptions) -> int:
+    """Write one format, and say what was written; the exit status.
+
+    Raises:
+        ValueError: no such run, a run that the format does not take, or a model that onnxruntime
+            computes otherwise.
+    """
+    runs = find_runs(options.runs, options.results)
+    if isinstance(options, CsvOptions):
+        from bench.export.csv import epochs_csv, runs_csv
+
+        text = _of_whole(runs, epochs_csv if options.epochs else runs_csv)
+        name = "epochs.csv" if options.epochs else "runs.csv"
+        _write(options.out or options.results / "exports" / name, text)
+    elif isinstance(options, LatexOptions):
+        from bench.export.latex import latex
+
+        text = _of_whole(
+            runs, lambda records: latex(records, options.results, fragment=options.fragment)
+        )
+        _write(options.out or options.results / "exports" / "tables.tex", text)
+    elif isinstance(options, DawnbenchOptions):
+        from bench.export.dawnbench import TASKS, make_entry
+
+        taken = _taken(
+            runs, options, lambda run: run.record.data["name"] in TASKS, "on cifar10 or imagenet"
+        )
+        for run in taken:
+            entry = _of_whole([run], lambda records: make_entry(records[0], options))
+            stem = _place(options, "dawnbench", entry.name, len(taken))
+            stem = stem.with_suffix("") if stem.suffix in (".json", ".tsv") else stem
+            _write(stem.with_name(stem.name + ".json"), entry.json_text())
+            _write(stem.with_name(stem.name + ".tsv"), entry.tsv_text())
+            if entry.caveats:
+                print(f"  not an official entry: {'; '.join(entry.caveats)}")
+    elif isinstance(options, MlperfOptions):
+        from bench.export.mlperf import mlperf_log
+
+        for run in runs:
+            log = _of_whole([run], lambda records: mlperf_log(records[0], options))
+            _write(_place(options, "mlperf", f"{run.record.run_id}.log", len(runs)), log)
+    else:
+        assert isinstance(options, OnnxOptions), options
+        from bench.export.onnx import export_final_model
+
+        taken = _taken(runs, options, lambda run: run.weights.is_file(), "whose weights are kept")
+        for run in taken:
+            path = _place(options, "onnx", f"{run.record.run_id}.onnx", len(taken))
+            print(export_final_model(run.record, run.weights, path, options), flush=True)
+    return 0
+
+
+def find_runs(names: Sequence[str], results: Path) -> list[ExportedRun]:
+    """The runs that are named, each once, in the order of their names; or all, by recipe and seed.
+
+    Arguments:
+        names: paths of records, run ids, or recipes for all of their runs.
+
+    Raises:
+        ValueError: none of these, or a record that cannot be read.
+    """
+    content = collect(results)
+    everything = [ExportedRun(record=record, results=results) for record in content.records]
+    if not names:
+        for reason in content.skipped:
+            print(f"left out: {reason}")
+        if not everything:
+            raise ValueError(
+                f"results: expected records in {results / 'runs'}, found none; `python -m bench "
+                "run` writes one"
+            )
+        return everything
+    found: dict[str, ExportedRun] = {}
+    for name in names:
+        if name.endswith(".json"):
+            path = Path(name)
+            record = read_record(path)
+            named = [ExportedRun(record=record, results=path.resolve().parent.parent)]
+        else:
+            known = {run.record.run_id for run in everything}
+            known |= {run.record.recipe for run in everything}
+            chosen = choose("run", name, sorted(known))
+            named = [r for r in everything if chosen in (r.record.run_id, r.record.recipe)]
+        found |= {run.record.run_id: run for run in named}
+    return list(found.values())
+
+
+def _taken(
+    runs: list[ExportedRun],
+    options: ExportOptions,
+    fits: Callable[[ExportedRun], bool],
+    what: str,
+) -> list[ExportedRun]:
+    """The runs that a format can be written of.
+
+    Arguments:
+        what: they are.
+
+    Raises:
+        ValueError: a run that was named is none of them, or no run is.
+    """
+    odd = [run.record.run_id for run in runs if not fits(run)]
+    if odd and (options.runs or len(odd) == len(runs)):
+        raise ValueError(f"run: expected one {what}, got {odd[0]}")
+    return [run for run in runs if fits(run)]
+
+
+def _of_whole(
+    runs: Sequence[ExportedRun], make: Callable[[Sequence[RunRecord]], Written]
+) -> Written:
+    """What is made of records; one that a path named may hold anything.
+
+    Raises:
+        ValueError: what is in a field is not what it is for.
+    """
+    try:
+        return make([run.record for run in runs])
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        names = ", ".join(str(run.record.run_id) for run in runs)
+        raise ValueError(f"{names}: expected whole records, got {error!r}") from None
+
+
+def _place(options: ExportOptions, folder: str, name: str, num_runs: int) -> Path:
+    """Where one run's file goes: `--out` is the file, or the folder of several or of an old one."""
+    name = re.sub(r"[^\w.-]", "-", name)  # a record may call its run what it likes
+    if options.out is None:
+        return options.results / "exports" / folder / name
+    return options.out / name if num_runs > 1 or options.out.is_dir() else options.out
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(path, flush=True)

@@ -1,0 +1,274 @@
+"""A run as an MLPerf training log of the open division, made from its record. No torch.
+
+A record holds sums of laps, and of each epoch the paper's reading at its end; when an event was is
+worked out from these (`Timeline`). The log's first lines say how.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from bench.export.caveats import caveats_of
+from bench.export.options import MlperfOptions
+from bench.records.grouping import machine_key, recipe_of, slots_of
+from bench.records.timing import laps_of_slowest_rank
+from swap_fast.record import EpochRow, RunRecord
+from swap_fast.training.clock import total
+
+TOKEN = ":::MLLOG"
+"""How every line of the log begins that is not a remark."""
+
+QUALITY = 0.759
+"""Top-1 accuracy at which MLPerf's ResNet-50 is trained."""
+
+EventType = Literal["INTERVAL_START", "INTERVAL_END", "POINT_IN_TIME"]
+START: EventType = "INTERVAL_START"
+END: EventType = "INTERVAL_END"
+POINT: EventType = "POINT_IN_TIME"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One line."""
+
+    at_s: float
+    """Since the run's start by MLPerf's reading; below 0 before it."""
+    type: EventType
+    """An interval's start or end, or a moment."""
+    key: str
+    """As MLPerf names it."""
+    value: Any = None
+    """Plain."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Plain."""
+    namespace: str = ""
+    """A worker of phase 2 has one of its own: workers train side by side."""
+
+
+def mlperf_log(record: RunRecord, options: MlperfOptions) -> str:
+    """The log of a run: remarks, then one line an event, in the order of their times."""
+    timeline = Timeline(record)
+    events = [
+        *_submission(record, options, timeline.init_s),
+        *_settings(record, timeline.init_s),
+        *_run(record, timeline),
+    ]
+    ordered = sorted(events, key=lambda event: event.at_s)
+    lines = [f"# {line}" for line in _remarks(record)]
+    return "\n".join([*lines, *(_line(event, timeline.start_ms) for event in ordered)]) + "\n"
+
+
+class Timeline:
+    """When what happened, in seconds of MLPerf's reading of the clock, which begins at 0.
+
+    A row's time leaves out loading, tests and checkpoints, of which the record has each rank's
+    sums: loading came first, and the others are shared out evenly over the rank's epochs and, of
+    an averaged model, the test at the end.
+    """
+
+    def __init__(self, record: RunRecord) -> None:
+        self._record, self._laps = record, record.times.laps_by_rank
+        self._rows = [self._rows_of(rank) for rank in range(len(self._laps))]
+        self.is_averaged = any(row.phase == 2 for row in record.epochs)
+        self.end_s = float(record.times.readings_s["mlperf"])
+        slowest = laps_of_slowest_rank(record)
+        tests = len(self._rows[0]) + self.is_averaged
+        self.final_test_s = slowest.get("evaluation", 0.0) / tests if self.is_averaged else 0.0
+        self._last_training_s = self.end_s - self.final_test_s
+        self.first_epoch_s = total(
+            self._laps[0], ("data_loading", "model_init", "data_preparation")
+        )
+        self.init_s = -total(self._laps[0], ("imports", "kernel_warmup"))
+        # The record's time was taken when rank 0 had loaded the data.
+        loaded_ms = 1000 * datetime.fromisoformat(record.created).timestamp()
+        self.start_ms = loaded_ms - 1000 * self._laps[0].get("data_loading", 0.0)
+
+    def epoch(self, row: EpochRow) -> tuple[float, float, float]:
+        """Start, end, and the end of the test after it; never after the training's own end."""
+        rank = self.rank_of(row)
+        rows = self._rows[rank]
+        place = rows.index(row)
+        if place > 0:
+            start_s = self._after(rank, place - 1)
+        elif row.phase == 1:
+            start_s = self.first_epoch_s
+        else:
+            start_s = self.phase1_end_s
+        if row.phase == 2:
+            start_s = max(start_s, self.phase1_end_s)
+        end_s = self._reading(rank, place)
+        tested_s = end_s + self._share(rank, "evaluation")
+        start_s, end_s, tested_s = (
+            min(moment, self._last_training_s) for moment in (start_s, end_s, tested_s)
+        )
+        return start_s, max(start_s, end_s), max(start_s, tested_s)
+
+    @property
+    def phase1_end_s(self) -> float:
+        """When rank 0's phase 1 was tested and kept."""
+        last = max(i for i, row in enumerate(self._rows[0]) if row.phase == 1)
+        return min(self._after(0, last), self._last_training_s)
+
+    def rank_of(self, row: EpochRow) -> int:
+        """The rank that told of an epoch."""
+        ranks = len(self._laps)
+        if row.phase == 1 or self._record.method != "swap":
+            return 0
+        num_workers = int(recipe_of(self._record)["num_workers"])
+        if ranks <= num_workers:
+            return row.worker % ranks
+        return row.worker * (ranks // num_workers)
+
+    def _rows_of(self, rank: int) -> list[EpochRow]:
+        """The epochs whose tests and checkpoints are in a rank's laps, in their order."""
+        rows = self._record.epochs
+        own = [row for row in rows if row.phase == 2 and self.rank_of(row) == rank]
+        return [row for row in rows if row.phase == 1] + sorted(own, key=lambda row: row.time_s)
+
+    def _reading(self, rank: int, place: int) -> float:
+        """MLPerf's reading at the end of a rank's epoch, before its test."""
+        kept = self._share(rank, "evaluation") + self._share(rank, "checkpoint")
+        loading_s = self._laps[rank].get("data_loading", 0.0)
+        return loading_s + self._rows[rank][place].time_s + place * kept
+
+    def _after(self, rank: int, place: int) -> float:
+        """MLPerf's reading when that epoch was tested and kept."""
+        kept = self._share(rank, "evaluation") + self._share(rank, "checkpoint")
+        return self._reading(rank, place) + kept
+
+    def _share(self, rank: int, lap: str) -> float:
+        """One epoch's part of a rank's lap."""
+        return self._laps[rank].get(lap, 0.0) / (len(self._rows[rank]) + self.is_averaged)
+
+
+def is_resnet50(record: RunRecord) -> bool:
+    """Whether the run is of the net that MLPerf's image classification trains."""
+    return bool(recipe_of(record)["net"] == "resnet50")
+
+
+def _remarks(record: RunRecord) -> list[str]:
+    caveats = [
+        f"unofficial: {each}" for each in (*caveats_of(record), *_caveats_of_the_log(record))
+    ]
+    return [
+        f"Made by swap_fast from the record of {record.run_id}, after the run.",
+        "run_start is when rank 0 began to read the data: the record's time, to a second, less",
+        "its time to load. run_stop is after MLPerf's reading of the clock, to which the run's",
+        "laps add up. Of tests and checkpoints a record has sums alone: they are shared out",
+        "evenly. Imports and the kernels' warm-up on synthetic data, which came after the model",
+        "was made, stand before run_start, where MLPerf has what touches no data.",
+        *(" ".join(line.split()) for line in caveats),
+    ]
+
+
+def _caveats_of_the_log(record: RunRecord) -> list[str]:
+    """Why the log is no submission, whatever its run is."""
+    found = ["made after the run", "one run, where MLPerf wants several", "caches not cleared"]
+    if not is_resnet50(record):
+        found.insert(0, f"{record.data['name']} is no benchmark of MLPerf")
+    return found
+
+
+def _submission(record: RunRecord, options: MlperfOptions, at_s: float) -> Iterator[Event]:
+    benchmark = "resnet" if is_resnet50(record) else f"unofficial_{record.data['name']}"
+    machine = machine_key(record)
+    values = {
+        "submission_benchmark": benchmark,
+        "submission_division": "open",
+        "submission_org": options.org,
+        "submission_platform": options.platform or machine.used,
+        "submission_status": "research",
+        "unofficial": [*caveats_of(record), *_caveats_of_the_log(record)],
+        "cache_clear": False,
+    }
+    yield Event(at_s=at_s, type=START, key="init_start")
+    for key, value in values.items():
+        yield Event(at_s=at_s, type=POINT, key=key, value=value)
+
+
+def _settings(record: RunRecord, at_s: float) -> Iterator[Event]:
+    recipe = recipe_of(record)
+    phase1, optimizer = recipe["phase1"], recipe["optimizer"]
+    values = {
+        "seed": record.seed,
+        "train_samples": recipe.get("train_images") or record.data["train_images"],
+        "eval_samples": record.data["test_images"],
+        "global_batch_size": phase1["global_batch_size"],
+        "gradient_accumulation_steps": max(1, slots_of(record) // record.world_size),
+        "opt_name": "sgd",
+        "opt_base_learning_rate": phase1["peak_lr"],
+        "opt_learning_rate_warmup_epochs": phase1["warmup_epochs"],
+        "opt_weight_decay": optimizer["weight_decay"],
+        "sgd_opt_momentum": optimizer["momentum"],
+        "sgd_opt_nesterov": optimizer.get("nesterov", True),
+    }
+    for key, value in values.items():
+        yield Event(at_s=at_s, type=POINT, key=key, value=value)
+    yield Event(at_s=0.0, type=END, key="init_stop")
+
+
+def _run(record: RunRecord, timeline: Timeline) -> Iterator[Event]:
+    recipe, first = recipe_of(record), record.phase1_epochs + 1
+    yield Event(at_s=0.0, type=START, key="run_start")
+    for phase in (1, 2):
+        rows = [row for row in record.epochs if row.phase == phase]
+        if not rows:
+            continue
+        settings = recipe[f"phase{phase}"]
+        began_s = timeline.first_epoch_s if phase == 1 else timeline.phase1_end_s
+        block = {"first_epoch_num": 1 if phase == 1 else first}
+        about = {
+            "epoch_count": max(row.epoch for row in rows),
+            "phase": phase,
+            "models": len({row.worker for row in rows}),
+            "global_batch_size": settings["global_batch_size"],
+            "peak_learning_rate": settings["peak_lr"],
+        }
+        yield Event(at_s=began_s, type=START, key="block_start", metadata=block | about)
+        for row in rows:
+            yield from _epoch(row, timeline, row.epoch if phase == 1 else first - 1 + row.epoch)
+        end_s = max(timeline.epoch(row)[2] for row in rows)
+        yield Event(at_s=end_s, type=END, key="block_stop", metadata=block)
+    last = first - 1 + max((row.epoch for row in record.epochs if row.phase == 2), default=0)
+    target = QUALITY if is_resnet50(record) else float(recipe["target_accuracy"])
+    status = "success" if record.test_accuracy >= target else "aborted"
+    at = {"epoch_num": last}
+    if timeline.is_averaged:
+        began_s = timeline.end_s - timeline.final_test_s
+        yield Event(at_s=began_s, type=START, key="eval_start", metadata=at)
+        yield from _tested(timeline.end_s, record.test_accuracy, at | {"model": "average"})
+    yield Event(at_s=timeline.end_s, type=END, key="run_stop", metadata={"status": status} | at)
+
+
+def _epoch(row: EpochRow, timeline: Timeline, number: int) -> Iterator[Event]:
+    start_s, end_s, tested_s = timeline.epoch(row)
+    at, namespace = {"epoch_num": number}, "" if row.phase == 1 else f"worker{row.worker}"
+    for at_s, kind, key in (
+        (start_s, START, "epoch_start"),
+        (end_s, END, "epoch_stop"),
+        (end_s, START, "eval_start"),
+    ):
+        yield Event(at_s=at_s, type=kind, key=key, metadata=at, namespace=namespace)
+    if row.test_accuracy is not None:
+        yield from _tested(tested_s, row.test_accuracy, at, namespace)
+
+
+def _tested(
+    at_s: float, accuracy: float, at: dict[str, Any], namespace: str = ""
+) -> Iterator[Event]:
+    for kind, key, value in ((POINT, "eval_accuracy", accuracy), (END, "eval_stop", None)):
+        yield Event(at_s=at_s, type=kind, key=key, value=value, metadata=at, namespace=namespace)
+
+
+def _line(event: Event, start_ms: float) -> str:
+    content = {
+        "namespace": event.namespace,
+        "time_ms": round(start_ms + 1000 * event.at_s),
+        "event_type": event.type,
+        "key": event.key,
+        "value": event.value,
+        "metadata": event.metadata,
+    }
+    return f"{TOKEN} {json.dumps(content)}"

@@ -1,0 +1,111 @@
+"""A run's final model as an ONNX file: the net from its record, the weights from its folder."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bench.export.options import OnnxOptions
+from bench.records.grouping import recipe_of
+from swap_fast.data.cifar.dataset import IMAGE_SIDE, normalisation_of, num_classes_of
+from swap_fast.data.cifar.find import load_dataset, locate_dataset
+from swap_fast.data.imagenet.scan import IMAGENET_MEAN, IMAGENET_STD
+from swap_fast.models import ResNet9, ResNet50, WhitenedResNet9
+from swap_fast.onnx_export import export_onnx
+from swap_fast.record import RunRecord
+
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+"""In the order of their labels."""
+
+
+def export_final_model(record: RunRecord, weights: Path, path: Path, options: OnnxOptions) -> str:
+    """Write the final model of a run, and say in one line how far onnxruntime is from torch.
+
+    Raises:
+        ValueError: the weights are not the record's net's, or as `export_onnx`.
+    """
+    model = final_model(record, weights)
+    images, what = check_images(record, options)
+    difference = export_onnx(model, path, images, metadata=about(record))
+    return (
+        f"{path}: logits of onnxruntime within {difference:.1e} of torch's on {len(images)} {what}"
+    )
+
+
+def final_model(record: RunRecord, weights: Path) -> nn.Module:
+    """The net of the record's recipe with these weights, in evaluation mode.
+
+    Raises:
+        ValueError: not a safetensors file, or another net's weights.
+    """
+    recipe = recipe_of(record)
+    width, classes = recipe["width"], _num_classes(record)
+    model: nn.Module
+    if recipe["net"] == "resnet50":
+        model = ResNet50(classes, width, blocks=tuple(recipe["blocks"]))
+    elif recipe["net"] == "whitened_resnet9":
+        # Its filters are saved with its weights.
+        model = WhitenedResNet9(classes, width, torch.zeros(27, 3, 3, 3))
+    else:
+        model = ResNet9(classes, width)
+    try:
+        model.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{weights}: expected the weights of {recipe['net']} of width {width}, got {first}"
+        ) from None
+    return model.eval()
+
+
+def check_images(record: RunRecord, options: OnnxOptions) -> tuple[Tensor, str]:
+    """Normalised images [B, 3, H, W] to check on, and what they are."""
+    name, recipe = record.data["name"], recipe_of(record)
+    has_data = options.data is not None or os.environ.get("SWAP_DATA")
+    if name in ("cifar10", "cifar100") and has_data:
+        test = load_dataset(name, locate_dataset(name, options.data)).test
+        pixels = torch.from_numpy(test.images[: options.images].copy()).float()
+        mean, std = (torch.tensor(values) for values in normalisation_of(name))
+        return ((pixels - mean) / std).permute(0, 3, 1, 2).contiguous(), f"test images of {name}"
+    side = IMAGE_SIDE
+    if name == "imagenet":
+        last = recipe["phase2"] if "phase2" in recipe else recipe["phase1"]
+        side = last["stages"][-1]["image_size"]
+    generator = torch.Generator().manual_seed(record.seed)
+    return torch.randn(options.images, 3, side, side, generator=generator), "random images"
+
+
+def about(record: RunRecord) -> dict[str, Any]:
+    """What the file says of itself: what goes in, what comes out, and the run."""
+    name = record.data["name"]
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if name == "imagenet" else normalisation_of(name)
+    return {
+        "run_id": record.run_id,
+        "recipe": record.recipe,
+        "test_accuracy": record.test_accuracy,
+        "data": name,
+        "data_kind": record.data["kind"],
+        "input": "[batch, 3, height, width], red, green, blue: (pixel - mean) / std, pixels 0..255",
+        "mean": mean,
+        "std": std,
+        "output": "logits [batch, classes]; the class is the place of the largest",
+        **({"class_names": CIFAR10_CLASSES} if name == "cifar10" else {}),
+        **(
+            {"test_accuracy_is_of": "the mean logits of an image and its mirror image"}
+            if recipe_of(record).get("mirrored_evaluation")
+            else {}
+        ),
+    }
+
+
+def _num_classes(record: RunRecord) -> int:
+    if record.data["name"] == "imagenet":
+        return int(record.data["classes"])
+    return num_classes_of(record.data["name"])

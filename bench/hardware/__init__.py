@@ -1,0 +1,1 @@
+"""bench/hardware: say here what is in this package."""

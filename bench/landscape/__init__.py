@@ -1,0 +1,1 @@
+"""bench/landscape: say here what is in this package."""

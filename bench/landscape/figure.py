@@ -1,0 +1,242 @@
+"""`python -m bench figure N`: draws a figure of the paper, and first measures what it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from bench.landscape.basin import basin
+from bench.landscape.figure_runs import find_run, next_seed, recipe_again, runs_of, swap_recipe
+from bench.landscape.figure_work import counts_of, grid_of, processes_of, work_of
+from bench.landscape.parallel_points import in_words
+from bench.landscape.records import (
+    CosineRecord,
+    PlaneRecord,
+    file_name,
+    folder_of,
+    read_all_cosines,
+    read_planes,
+    write_landscape,
+)
+from bench.options import FigureOptions, RunOptions
+from swap_fast.choices import choose
+from swap_fast.config.recipe import SWAPRecipe
+from swap_fast.recipes.cifar10 import RECIPES
+from swap_fast.record import RunRecord
+
+if TYPE_CHECKING:
+    from bench.landscape.measure import Subject
+
+
+def make_figure(options: FigureOptions) -> int:
+    """Draw the figure, and print what was written.
+
+    Raises:
+        ValueError: no such run or recipe, data other than the run's, or settings other than those
+            that the figure has been measured with.
+    """
+    say: Callable[[str], None] = _say_nothing if options.quiet else _say
+    plots = options.out / "plots"
+    if options.number > 4:
+        from bench.plots.schedules import figure_5, figure_6
+
+        if options.dry_run:
+            print(f"figure {options.number}: drawn from the recipes; nothing is run")
+            return 0
+        return _written((figure_5 if options.number == 5 else figure_6)(plots))
+    if options.number > 1 and (measured := _measured(options)):
+        _check_settings(options, measured)
+        return _draw(measured, options)
+    from bench.hardware.machine import choose_device
+
+    device = choose_device(options.device)
+    default = "cifar10_swap" if device == "cuda" else "cifar10_cpu"
+    recipe = swap_recipe(choose("recipe", options.recipe or default, RECIPES))
+    _check_recipe(options.number, recipe)
+    record = find_run(options.number, options.out, recipe.name, options.run)
+    if options.dry_run:
+        return _dry_run(options, recipe, record, device)
+    if record is None:
+        from bench.runner.session import run_session
+
+        say(f"figure {options.number}: no run of {recipe.name} in {options.out} has what it needs")
+        seed = next_seed(options.out, recipe.name)
+        how = RunOptions(
+            seed=seed,
+            data=options.data,
+            out=options.out,
+            device=options.device,
+            keep_epochs=True,
+            quiet=options.quiet,
+        )
+        run_session(how, recipe, recipe, goes_on=True)
+        record = find_run(options.number, options.out, recipe.name)
+        assert record is not None, "a run that has ended left no record"
+    if options.number == 1:
+        from bench.plots.training import figure_1
+
+        return _written(figure_1(record, plots, file_name(1, record.run_id)))
+    landscape = _survey(options, record, device, say)
+    write_landscape(landscape, options.out)
+    name = file_name(options.number, record.run_id)
+    (options.out / folder_of(options.number) / f"{name}.part.jsonl").unlink(missing_ok=True)
+    return _draw(landscape, options)
+
+
+def _survey(
+    options: FigureOptions, record: RunRecord, device: str, say: Callable[[str], None]
+) -> PlaneRecord | CosineRecord:
+    """Measure what Figure 2, 3 or 4 shows of a run."""
+    from bench.landscape.measure import survey_cosines, survey_plane
+
+    work = work_of(options, record, device)
+    seconds = work.seconds(record)
+    expected = "" if seconds is None else f", {in_words(seconds)}"
+    say(
+        f"figure {options.number}, {record.run_id}: {work.points} points of {work.images:,} images "
+        f"on {work.processes} process{'es' if work.processes > 1 else ''}{expected}"
+    )
+    subject = _subject(options, record, device, say)
+    if options.number == 4:
+        return survey_cosines(subject, work.images)
+    counts = counts_of(options, record, device)
+    return survey_plane(options.number, subject, counts, grid_of(options, device))
+
+
+def _subject(
+    options: FigureOptions, record: RunRecord, device: str, say: Callable[[str], None]
+) -> Subject:
+    from bench.landscape.measure import Subject
+    from swap_fast.config.execution import Execution, default_execution
+    from swap_fast.data.cifar.find import load_dataset, locate_dataset
+    from swap_fast.landscape import cut
+
+    recipe = recipe_again(record)
+    assert recipe.dataset != "imagenet"
+    dataset = load_dataset(
+        recipe.dataset, locate_dataset(recipe.dataset, options.data, announce=say)
+    )
+    if dataset.sha256 != record.data["sha256"]:
+        raise ValueError(
+            f"data: expected the images of {record.run_id}, sha256 {record.data['sha256'][:12]}, "
+            f"got {dataset.describe()}; give its folder by --data"
+        )
+    if options.number == 4:
+        execution = Execution(device_type="cuda" if device == "cuda" else "cpu")
+    else:
+        execution = replace(default_execution(device), capture=False)
+        if (ran := record.configuration["execution"])["device_type"] == device:
+            execution = replace(
+                execution, precision=ran["precision"], memory_format=ran["memory_format"]
+            )
+    return Subject(
+        record=record,
+        recipe=recipe,
+        dataset=cut(dataset, record.data["train_images"], record.data["test_images"]),
+        execution=execution,
+        results=options.out,
+        processes=processes_of(options, device),
+        say=say,
+    )
+
+
+def _dry_run(
+    options: FigureOptions, recipe: SWAPRecipe, record: RunRecord | None, device: str
+) -> int:
+    """Say what would be done, and how long it takes as far as the records tell."""
+    what, seconds = f"figure {options.number}", 0.0
+    shown = record
+    if record is None:
+        seed = next_seed(options.out, recipe.name)
+        print(f"{what}: runs {recipe.name} with seed {seed} and keeps its weights", end="")
+        others = runs_of(options.out, recipe.name)
+        if not others:
+            print(f"; `python -m bench plan {recipe.name} --hardware this` says how long")
+            return 0
+        shown, seconds = others[-1], mean(run.times.wall_s for run in others)
+        print(f", {in_words(seconds)} as its runs here took")
+    assert shown is not None
+    if options.number == 1:
+        print(f"{what}: drawn from {'it' if record is None else record.run_id}")
+        return 0
+    work = work_of(options, shown, device)
+    whose = "that run" if record is None else record.run_id
+    measuring_s = work.seconds(shown)
+    print(
+        f"{what}: measures {work.points} points of {work.images:,} images of {whose}, on "
+        f"{work.processes} process{'es' if work.processes > 1 else ''}"
+        + ("" if measuring_s is None else f", {in_words(measuring_s)}")
+    )
+    if measuring_s is not None:
+        print(f"in all {in_words(seconds + measuring_s)}")
+    return 0
+
+
+def _measured(options: FigureOptions) -> PlaneRecord | CosineRecord | None:
+    """What was measured before for this figure: of the run named, or of the lowest seed."""
+    records: list[PlaneRecord] | list[CosineRecord]
+    records, _ = (read_all_cosines if options.number == 4 else read_planes)(options.out)
+    fitting = [
+        record
+        for record in records
+        if record.figure == options.number
+        and (record.run_id == options.run if options.run else True)
+        and (options.recipe is None or record.recipe == options.recipe)
+    ]
+    return min(fitting, key=lambda record: (record.seed, record.run_id), default=None)
+
+
+def _check_settings(options: FigureOptions, record: PlaneRecord | CosineRecord) -> None:
+    """Refuse flags that ask for other settings than those of a finished record."""
+    for name in ("grid", "batch_norm_images", "train_images", "test_images"):
+        asked, has = getattr(options, name), record.settings.get(name)
+        if asked is not None and has is not None and asked != has:
+            path = options.out / folder_of(record.figure) / f"{record.name}.json"
+            raise ValueError(
+                f"{name}: figure {record.figure} of {record.run_id} was measured with {has}, got "
+                f"{asked}; remove {path} to measure it again"
+            )
+
+
+def _draw(record: PlaneRecord | CosineRecord, options: FigureOptions) -> int:
+    from bench.landscape.plots import cosine_figure, plane_figure
+
+    if options.dry_run:
+        print(f"figure {options.number}: drawn from {record.name}.json; nothing is run")
+        return 0
+    plots = options.out / "plots"
+    if isinstance(record, CosineRecord):
+        return _written(cosine_figure(record, plots))
+    found = basin(record)
+    distances = ", ".join(f"{name} {distance:.2f}" for name, distance in found.distances.items())
+    border = "; the basin goes on beyond the grid" if found.cut_off else ""
+    print(f"from the basin's centre: {distances}{border}")
+    return _written(plane_figure(record, plots))
+
+
+def _check_recipe(figure: int, recipe: SWAPRecipe) -> None:
+    if figure > 1 and recipe.dataset == "imagenet":
+        raise ValueError(
+            f"recipe: figure {figure} is of CIFAR's images in memory, got {recipe.name}"
+        )
+    if figure == 3 and recipe.num_workers < 3:
+        raise ValueError(
+            f"figure 3: expected a recipe with 3 workers or more, got {recipe.num_workers} in "
+            f"{recipe.name}"
+        )
+
+
+def _written(paths: list[Path]) -> int:
+    print("written:", *paths, sep="\n  ")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _say_nothing(_: str) -> None:
+    """Print nothing."""

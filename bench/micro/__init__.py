@@ -1,0 +1,1 @@
+"""bench/micro: say here what is in this package."""

@@ -1,0 +1,147 @@
+"""The all-reduce of `swap_fast.distributed` by message size, beside a copy in memory."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.hardware.machine import available_cores
+from bench.micro.bandwidth import bus_bandwidth
+from bench.micro.footprint import synchronize
+from bench.runner.launch import launch
+from swap_fast.config.execution import DTYPES
+from swap_fast.distributed import Comm, connect
+from swap_fast.models import ResNet9
+
+SMALLEST, LARGEST = 2**10, 2**26
+"""Bytes of the messages, with a factor of 4 between them."""
+PATIENCE_S = 0.05
+"""A round repeats a collective until it has taken about so long."""
+MOST_REPEATS = 100
+
+
+def message_sizes(gradient_bytes: int) -> list[int]:
+    """Bytes of every message: powers of four, and the gradient's exact size among them."""
+    powers = []
+    size = SMALLEST
+    while size <= LARGEST:
+        powers.append(size)
+        size *= 4
+    return sorted({*powers, gradient_bytes})
+
+
+def default_ranks(device_type: str) -> int:
+    """A process a device, or on a CPU one a core and two at least.
+
+    Raises:
+        ValueError: one CUDA device alone: nothing to reduce over.
+    """
+    if device_type == "cpu":
+        return max(2, available_cores())
+    count = torch.cuda.device_count()
+    if count < 2:
+        raise ValueError(
+            f"micro collective: expected 2 CUDA devices or more, got {count}; --device cpu "
+            "measures gloo"
+        )
+    return count
+
+
+def measure_collective(
+    device_type: str, ranks: int, width: int, rounds: int, largest: int = LARGEST
+) -> dict[str, Any]:
+    """Time all-reduces on `ranks` processes; the record's part of them.
+
+    Raises:
+        ValueError: fewer than two ranks.
+        RuntimeError: a rank failed.
+    """
+    if ranks < 2:
+        raise ValueError(f"ranks: expected 2 or more, got {ranks}")
+    parameters = sum(p.numel() for p in ResNet9(width=width).parameters())
+    threads = max(1, available_cores() // ranks)
+    return launch(measure_rank, device_type, threads, parameters, rounds, largest, num_ranks=ranks)
+
+
+def measure_rank(
+    device_type: str, threads: int, parameters: int, rounds: int, largest: int
+) -> dict[str, Any]:
+    """One rank's part; all ranks return what all of them found."""
+    torch.set_num_threads(threads)
+    comm = connect(device_type)
+    device = torch.device(device_type, comm.local_rank if device_type == "cuda" else 0)
+    rows, left_out = [], []
+    try:
+        for precision in ("fp32", "fp16"):
+            dtype = DTYPES[precision]
+            for size in message_sizes(parameters * dtype.itemsize):
+                if size > max(largest, SMALLEST):
+                    continue
+                message = torch.zeros(size // dtype.itemsize, dtype=dtype, device=device)
+                try:
+                    comm.all_reduce_(message)
+                except RuntimeError as error:  # the same on every rank: the backend cannot
+                    left_out.append(f"{precision}: {error}")
+                    break
+                rows.append(
+                    {
+                        "bytes": size,
+                        "precision": precision,
+                        "gradient": size == parameters * dtype.itemsize,
+                        "all_reduce_s": _rounds(comm, message, comm.all_reduce_, rounds),
+                        "copy_s": _rounds(comm, message, message.clone().copy_, rounds),
+                    }
+                )
+        backend = "nccl" if device_type == "cuda" else "gloo"
+        return {
+            "backend": backend,
+            "ranks": comm.world_size,
+            "threads": threads,
+            "rows": rows,
+            "left_out": left_out,
+        }
+    finally:
+        comm.close()
+
+
+def _rounds(
+    comm: Comm, message: Tensor, work: Callable[[Tensor], Tensor], rounds: int
+) -> list[float]:
+    """Seconds of one call in each round: its mean over repeats, of the slowest rank."""
+    once = _slowest(comm, _seconds(comm, message, work, 2)) / 2
+    repeats = min(MOST_REPEATS, max(1, int(PATIENCE_S / max(once, 1e-9))))
+    return [_slowest(comm, _seconds(comm, message, work, repeats)) / repeats for _ in range(rounds)]
+
+
+def _seconds(comm: Comm, message: Tensor, work: Callable[[Tensor], Tensor], repeats: int) -> float:
+    comm.barrier()
+    synchronize(message.device)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        work(message)
+    synchronize(message.device)
+    return time.perf_counter() - started
+
+
+def _slowest(comm: Comm, seconds: float) -> float:
+    """The same on every rank, so that all repeat as often."""
+    return max(comm.gather(seconds))
+
+
+def print_collective(measured: dict[str, Any]) -> None:
+    """A line a message, as the table of the report has it."""
+    print(f"all-reduce over {measured['backend']}, {measured['ranks']} processes")
+    print(f"{'bytes':>12} {'type':<5} {'median us':>12} {'bus GB/s':>9} {'copy GB/s':>10}")
+    for row in measured["rows"]:
+        seconds, copy = (statistics.median(row[name]) for name in ("all_reduce_s", "copy_s"))
+        speed = bus_bandwidth(row["bytes"], seconds, measured["ranks"])
+        mark = "  the gradient" if row["gradient"] else ""
+        print(
+            f"{row['bytes']:>12,} {row['precision']:<5} {1e6 * seconds:>12,.1f} "
+            f"{speed / 1e9:>9.4f} {row['bytes'] / copy / 1e9:>10.4f}{mark}"
+        )
+    for reason in measured["left_out"]:
+        print(f"left out: {reason}")

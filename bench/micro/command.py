@@ -1,0 +1,121 @@
+"""`python -m bench micro`: measures a part of the work beside others' ways, in one run."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bench.hardware.machine import (
+    available_cores,
+    choose_device,
+    describe_code,
+    describe_machine,
+    has_compiler,
+)
+from bench.micro.collective import default_ranks, measure_collective, print_collective
+from bench.micro.comparisons import peer_groups, step_groups, worker_groups
+from bench.micro.data_ways import data_ways, jpeg_ways
+from bench.micro.interleave import Timing, Way, alternate
+from bench.micro.jpeg import write_jpegs
+from bench.micro.records import MicroRecord, now, write_micro_record
+from bench.options import MicroOptions
+from swap_fast.data.cifar.find import locate_dataset
+
+DEFAULT_WIDTH = {"cpu": 16, "cuda": 64}
+"""Channels of the first block: the CPU recipes', and the paper's."""
+
+
+def measure(options: MicroOptions) -> int:
+    """Time every way, print a table, and keep a JSON record where one is wanted."""
+    device = choose_device(options.device)
+    threads = options.threads or available_cores()
+    width = options.width or DEFAULT_WIDTH[device]
+    record = MicroRecord(
+        what=options.what,
+        created=now(),
+        width=width,
+        batch_size=(options.batch_sizes or (options.batch_size,))[0],
+        threads=threads,
+        rounds=options.rounds,
+        code=describe_code(),
+        machine=describe_machine(device),
+    )
+    if options.what == "collective":
+        ranks = options.ranks or default_ranks(device)
+        measured = measure_collective(device, ranks, width, options.rounds, options.largest)
+        if os.environ.get("RANK", "0") != "0":
+            return 0
+        print_collective(measured)
+        record = replace(record, collective=measured)
+    else:
+        if not has_compiler():
+            print("no C++ compiler: the compiled ways are left out")
+        with TemporaryDirectory() as folder:
+            groups, notes = _groups(options, device, threads, width, Path(folder))
+            record = replace(record, results=_time(groups, options.rounds), notes=tuple(notes))
+    if options.out is not None:
+        print(f"\nrecord: {write_micro_record(record, options.out)}")
+    return 0
+
+
+def _groups(
+    options: MicroOptions, device: str, threads: int, width: int, folder: Path
+) -> tuple[dict[str, list[Way]], list[str]]:
+    """The groups of ways that were asked for, and what a reader of their figures must know.
+
+    Arguments:
+        folder: an empty one for files that the ways read.
+    """
+    if options.what == "jpeg":
+        return jpeg_ways(write_jpegs(folder), device, options.batch_size, threads), []
+    if options.what == "data":
+        return data_ways(options, device, threads), []
+    if options.what == "workers":
+        return worker_groups(device, threads, width, options.batch_size), []
+    batch_sizes = options.batch_sizes or (options.batch_size,)
+    if not options.peers:
+        return step_groups(device, threads, width, batch_sizes), []
+    synthetic = options.dataset == "synthetic"
+    data = None if synthetic else locate_dataset("cifar10", options.data)
+    groups: dict[str, list[Way]] = {}
+    for size in batch_sizes:
+        if options.images < size:
+            raise ValueError(f"images: expected at least one batch of {size}, got {options.images}")
+        groups |= peer_groups(
+            device,
+            threads,
+            width,
+            size,
+            synthetic=data is None,
+            data=data,
+            num_images=options.images // size * size,
+        )
+    shown = "synthetic images" if data is None else "CIFAR-10"
+    note = f"Whole training: a turn is an epoch of {options.images:,} images of {shown}."
+    return groups | step_groups(device, threads, width, batch_sizes), [note]
+
+
+def _time(groups: dict[str, list[Way]], rounds: int) -> dict[str, list[Timing]]:
+    """Let the ways of each group take turns, and print what they achieve."""
+    results: dict[str, list[Timing]] = {}
+    print(f"{rounds} rounds; images/s; ratio = the first way over this one, round by round")
+    for title, ways in groups.items():
+        print(f"\n{title}\n{'':<72} {'median':>10} {'min':>10} {'max':>10}   ratio (min..max)")
+        results[title] = alternate(ways, rounds=rounds)
+        for timing in results[title]:
+            print(_line(timing), flush=True)
+    return results
+
+
+def _line(timing: Timing) -> str:
+    speeds = timing.per_s
+    if timing.unit != "images":
+        median, low, high = (x / 1e9 for x in (timing.median, min(speeds), max(speeds)))
+        unit = "GFLOP/s" if timing.unit == "FLOP" else "GB/s"
+        name = f"{timing.name}, {timing.processes} x {timing.threads}"
+        return f"{name:<72} {median:>10,.1f} {low:>10,.1f} {high:>10,.1f}   {unit}"
+    low, middle, high = timing.ratio
+    return (
+        f"{timing.name:<72} {timing.median:>10,.0f} {min(speeds):>10,.0f} "
+        f"{max(speeds):>10,.0f}   {middle:5.2f} ({low:.2f}..{high:.2f})"
+    )

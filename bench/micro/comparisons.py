@@ -1,0 +1,223 @@
+"""Which ways of training stand beside each other: the step, whole loops, workers of phase 2."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from bench.hardware.machine import has_compiler
+from bench.micro import peers as micro_peers
+from bench.micro import step as micro_step
+from bench.micro import workers as micro_workers
+from bench.micro.interleave import Cost, Way
+from bench.micro.peak import step_cost
+from bench.micro.roof import roof_ways
+from swap_fast.config.execution import DTYPES, Execution, default_execution
+from swap_fast.models import ResNet9
+
+Shape = tuple[int, int]
+"""Processes, and threads of each."""
+LOADER_PROCESSES = 8
+"""At most: the stock loop has one a core."""
+NUM_WORKERS = (2, 4)
+"""W of the comparisons of phase 2."""
+
+
+def our_executions(device: str) -> dict[str, Execution]:
+    """The ways to run our step on a device, the default one first."""
+    eager = replace(default_execution(device), capture=False)
+    ways = {"eager": eager}
+    if has_compiler():
+        ways["compiled"] = replace(eager, compile=True)
+    if device == "cuda":
+        captured = {
+            f"{name}, captured" if name != "eager" else "captured": replace(way, capture=True)
+            for name, way in ways.items()
+        }
+        ways = captured | ways
+    return ways
+
+
+def our_shapes(device: str, threads: int) -> list[Shape]:
+    """How the cores are shared out; first as runs do it: on a CPU, a process a core."""
+    return [(threads, 1), (1, threads)] if device == "cpu" and threads > 1 else [(1, threads)]
+
+
+def cost_of(width: int, batch_size: int, execution: Execution) -> Cost:
+    """An image's cost in a step; compiled, its kernels are taken as fused."""
+    return step_cost(
+        ResNet9(width=width),
+        batch_size,
+        activation_bytes=DTYPES[execution.precision].itemsize,
+        fused=execution.compile,
+    )
+
+
+def step_groups(
+    device: str, threads: int, width: int, batch_sizes: tuple[int, ...]
+) -> dict[str, list[Way]]:
+    """The step at each batch size under the device's roof; its loop, and the batch-norm pass."""
+    execution, batch_size = default_execution(device), batch_sizes[0]
+    groups = {
+        f"the step, batch {size}": list(_step_ways(device, threads, width, size))
+        for size in batch_sizes
+    }
+    size = (execution, width, batch_size)
+    groups["the loop around it: input, schedule, metrics, clock"] = [
+        Way(name="the loop", make=micro_step.our_loop, arguments=size, threads=threads),
+        Way(name="ours", make=micro_step.our_step, arguments=size, threads=threads),
+    ]
+    groups["the batch-norm pass"] = [
+        Way(name=name, make=micro_step.batch_norm_pass, arguments=(*size, mine), threads=threads)
+        for name, mine in (("ours", True), ("torch's update_bn", False))
+    ]
+    return groups
+
+
+def _step_ways(device: str, threads: int, width: int, batch_size: int) -> Iterator[Way]:
+    shapes = our_shapes(device, threads)
+    for kind, execution in our_executions(device).items():
+        for processes, each in shapes:
+            yield Way(
+                name=f"ours, {kind}{_in_processes(processes)}",
+                make=micro_step.our_step,
+                arguments=(execution, width, batch_size),
+                processes=processes,
+                threads=each,
+                cost=cost_of(width, batch_size, execution),
+            )
+    for compiled in (False, True) if has_compiler() else (False,):
+        for layout in ("contiguous", "channels_last"):
+            execution = replace(
+                default_execution(device),
+                capture=False,
+                compile=compiled,
+                memory_format="contiguous" if layout == "contiguous" else "channels_last",
+            )
+            name = f"torch, {'compiled' if compiled else 'eager'}, "
+            yield Way(
+                name=name + ("NCHW" if layout == "contiguous" else "channels_last"),
+                make=micro_step.torch_step,
+                arguments=(execution, width, batch_size),
+                threads=threads,
+                cost=cost_of(width, batch_size, execution),
+            )
+    yield from roof_ways(device, default_execution(device).precision, shapes)
+
+
+def peer_groups(
+    device: str,
+    threads: int,
+    width: int,
+    batch_size: int,
+    *,
+    synthetic: bool,
+    data: Path | None,
+    num_images: int,
+) -> dict[str, list[Way]]:
+    """Whole loops over real batches, input included: ours, the stock loop, torch's best."""
+    task = micro_peers.Task(
+        execution=default_execution(device),
+        width=width,
+        batch_size=batch_size,
+        dataset="synthetic" if synthetic else "cifar10",
+        data=data,
+        num_images=num_images,
+    )
+    eager = replace(task.execution, capture=False)
+    ways = [
+        Way(
+            name=f"ours, crop, flip, cutout{_in_processes(processes)}",
+            make=micro_peers.our_training,
+            arguments=(task,),
+            processes=processes,
+            threads=each,
+            cost=cost_of(width, batch_size, task.execution),
+        )
+        for processes, each in our_shapes(device, threads)
+    ]
+    loaders = min(threads, LOADER_PROCESSES)
+    ways.append(
+        Way(
+            name=f"stock: eager, NCHW, DataLoader of {loaders}, crop, flip, .item()",
+            make=micro_peers.stock_training,
+            arguments=(task, loaders),
+            threads=threads,
+            cost=cost_of(width, batch_size, eager),
+        )
+    )
+    modes: tuple[str | None, ...] = (None,)
+    if has_compiler():
+        modes = ("max-autotune", "reduce-overhead") if device == "cuda" else ("default",)
+    for mode in modes:
+        how = "eager" if mode is None else f"compiled ({mode})"
+        ways.append(
+            Way(
+                name=f"torch's best practice: channels_last, {how}, fused SGD, crop, flip",
+                make=micro_peers.best_practice_training,
+                arguments=(task, mode),
+                threads=threads,
+                cost=cost_of(width, batch_size, replace(eager, compile=mode is not None)),
+            )
+        )
+    shapes = our_shapes(device, threads)
+    ways += roof_ways(device, task.execution.precision, shapes)
+    return {f"whole training, input included, batch {batch_size}": ways}
+
+
+def worker_groups(device: str, threads: int, width: int, batch_size: int) -> dict[str, list[Way]]:
+    """Phase 2's updates of W workers on one device, in turn and side by side."""
+    default = default_execution(device)
+    groups = {}
+    for workers in NUM_WORKERS:
+        ways = [
+            Way(
+                name="in turn",
+                make=micro_workers.in_turn,
+                arguments=(default, width, batch_size, workers),
+                threads=threads,
+            )
+        ]
+        if device == "cpu" and threads > 1 and workers % threads == 0:
+            ways.append(
+                Way(
+                    name="in turn" + _in_processes(threads),
+                    make=micro_workers.in_turn,
+                    arguments=(default, width, batch_size, workers // threads),
+                    processes=threads,
+                )
+            )
+        for kind, execution in our_executions(device).items():
+            ways.append(
+                Way(
+                    name=f"stacked: grouped convolutions, {kind}",
+                    make=micro_workers.grouped,
+                    arguments=(execution, width, batch_size, workers),
+                    threads=threads,
+                )
+            )
+        vmapped, kind = replace(default, capture=False), "eager"
+        if device == "cuda":  # whose batch norms torch cannot `vmap` in channels_last
+            vmapped, kind = replace(vmapped, memory_format="contiguous"), "eager, contiguous"
+        ways.append(
+            Way(
+                name=f"stacked: vmap over the weights, {kind}",
+                make=micro_workers.vmapped,
+                arguments=(vmapped, width, batch_size, workers),
+                threads=threads,
+            )
+        )
+        if device == "cuda":
+            ways.append(
+                Way(
+                    name="side by side on streams",
+                    make=micro_workers.on_streams,
+                    arguments=(default, width, batch_size, workers),
+                    threads=threads,
+                )
+            )
+        groups[f"{workers} workers of phase 2, batch {batch_size} each"] = ways
+    return groups
+
+
+def _in_processes(processes: int) -> str:
+    return f", {processes} processes of 1 thread" if processes > 1 else ""

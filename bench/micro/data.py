@@ -1,0 +1,230 @@
+"""Ways to make augmented training batches: ours beside others' and beside a copy."""
+
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.micro.footprint import synchronize
+from bench.micro.interleave import Work
+from bench.micro.stock_loader import stock_loader
+from swap_fast.config.execution import Execution
+from swap_fast.config.phase import Augmentation, Phase
+from swap_fast.config.recipe import LoaderName
+from swap_fast.data.cifar.augment import plan_epoch
+from swap_fast.data.cifar.batches import Share
+from swap_fast.data.cifar.dataset import Split
+from swap_fast.data.cifar.resident import DeviceImages
+from swap_fast.tasks.cifar import loader_maker
+from swap_fast.training.memory import keep_freed_memory
+
+NUM_IMAGES = 20_480
+LOADER_IMAGES = 4_096  # a turn of the slowest way
+MEAN, STD = (125.31, 122.95, 113.87), (62.99, 62.09, 66.70)
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+def random_split(num_images: int) -> Split:
+    """Images of noise: what they show does not matter to the clock."""
+    random = np.random.default_rng(0)
+    return Split(
+        images=random.integers(256, size=(num_images, 32, 32, 3), dtype=np.uint8),
+        labels=random.integers(10, size=num_images, dtype=np.uint8),
+    )
+
+
+def our_batches(loader: LoaderName, device_type: str, batch_size: int, dtype: str) -> Work:
+    """An epoch's plan and all its batches, in the step's tensors: crop, flip, normalise, cutout."""
+    keep_freed_memory()  # as in a run
+    device = torch.device(device_type)
+    split = random_split(LOADER_IMAGES if loader == "torchvision" else NUM_IMAGES)
+    images = DeviceImages(split, mean=MEAN, std=STD, device=device, pad=4)
+    execution = Execution(loader=loader)
+    if dtype == "float16":
+        execution = replace(execution, precision="fp16")
+    augmentation = Augmentation()
+    make_loader = loader_maker(
+        images, split, augmentation, mean=MEAN, std=STD, execution=execution, device=device
+    )
+    share = Share(
+        num_images=len(split),
+        augmentation=augmentation,
+        phase=Phase(global_batch_size=batch_size, peak_lr=0.1, max_epochs=1),
+        seed=0,
+        number=1,
+        slots=range(1),
+    )
+    batches = make_loader(share)
+    batch = execution.empty_images((batch_size, 3, 32, 32), device)
+    labels = torch.empty(batch_size, dtype=torch.int64, device=device)
+    epochs = count()
+
+    def work() -> int:
+        batches.start_epoch(0, next(epochs))
+        for step in range(batches.steps_per_epoch):
+            batches.load_(step, batch, labels)
+        synchronize(device)
+        return batches.steps_per_epoch * batch_size
+
+    return work
+
+
+def bare_dali(device_type: str, batch_size: int, dtype: str, threads: int) -> Work:
+    """The operators of our pipeline, given batches that lie ready; nothing takes what they make."""
+    from swap_fast.data.cifar.dali import define_pipeline
+
+    split, pad = random_split(NUM_IMAGES), 4
+    padded = np.pad(split.images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    plan = plan_epoch(NUM_IMAGES, Augmentation(), seed=0, phase=1, worker=0, epoch=0)
+    ready = []
+    for start in range(0, NUM_IMAGES - batch_size + 1, batch_size):
+        part = plan.take(np.arange(start, start + batch_size))
+        crop = np.stack([part.crop_y, part.crop_x]).astype(np.float32) / (2 * pad)
+        corner = np.stack([part.cutout_y, part.cutout_x], axis=1).astype(np.float32)
+        here = slice(start, start + batch_size)
+        labels = split.labels[here].astype(np.int64)
+        inputs = (padded[here], labels, crop[0], crop[1], part.flip.astype(np.int32), corner)
+        ready.append(inputs)
+    pipeline = define_pipeline(
+        lambda batch: ready[batch.iteration % len(ready)],
+        batch_size=batch_size,
+        pad=pad,
+        cutout=8,
+        mean=MEAN,
+        std=STD,
+        half=dtype == "float16",
+        channels_last=True,
+        device_id=0 if device_type == "cuda" else None,
+        threads=threads,
+    )
+    return _run_pipeline(pipeline, batch_size)
+
+
+def stock_dali(device_type: str, batch_size: int, dtype: str, threads: int) -> Work:
+    """DALI as its examples have it: places and flips of its own drawing; no cutout."""
+    import nvidia.dali
+
+    dali: Any = nvidia.dali
+    fn, types = dali.fn, dali.types
+    split = random_split(NUM_IMAGES)
+    padded = np.pad(split.images, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
+    labels = split.labels.astype(np.int64)
+    device_id = 0 if device_type == "cuda" else None
+    order = np.random.default_rng(0).permutation(NUM_IMAGES)
+    places = [order[i : i + batch_size] for i in range(0, NUM_IMAGES - batch_size + 1, batch_size)]
+
+    def source(batch: Any) -> tuple[Any, ...]:
+        chosen = places[batch.iteration % len(places)]
+        return padded[chosen], labels[chosen]
+
+    pipeline = dali.Pipeline(
+        batch_size=batch_size, num_threads=threads, device_id=device_id, seed=0
+    )
+    with pipeline:
+        images, numbers = fn.external_source(
+            source=source, num_outputs=2, batch=True, batch_info=True, layout=["HWC", None]
+        )
+        if device_id is not None:
+            images, numbers = images.gpu(), numbers.gpu()
+        images = fn.crop_mirror_normalize(
+            images,
+            crop=(32, 32),
+            crop_pos_x=fn.random.uniform(range=(0.0, 1.0)),
+            crop_pos_y=fn.random.uniform(range=(0.0, 1.0)),
+            mirror=fn.random.coin_flip(),
+            mean=list(MEAN),
+            std=list(STD),
+            dtype=types.FLOAT16 if dtype == "float16" else types.FLOAT,
+            output_layout="HWC",
+        )
+        pipeline.set_outputs(images, numbers)
+    return _run_pipeline(pipeline, batch_size)
+
+
+def _run_pipeline(pipeline: Any, batch_size: int) -> Work:
+    """An epoch of a pipeline's batches, each given back as soon as it is there."""
+    pipeline.build()
+    pipeline.schedule_run()
+
+    def work() -> int:
+        batches = NUM_IMAGES // batch_size
+        for _ in range(batches):
+            pipeline.share_outputs()
+            pipeline.release_outputs()
+            pipeline.schedule_run()
+        return batches * batch_size
+
+    return work
+
+
+def whole_epoch_crop(device_type: str, batch_size: int, dtype: str) -> Work:
+    """The peer on resident data: an epoch flipped and cropped at once, offset by offset.
+
+    After the way that airbench works, written anew; without cutout, which it does not have.
+    """
+    device = torch.device(device_type)
+    split = random_split(NUM_IMAGES)
+    scaled = torch.from_numpy(split.images).to(device).permute(0, 3, 1, 2).float()
+    mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(STD, device=device).view(1, 3, 1, 1)
+    normalised = ((scaled - mean) / std).to(DTYPES[dtype])
+    padded = torch.nn.functional.pad(normalised, (4, 4, 4, 4), "reflect")
+    labels = torch.from_numpy(split.labels).to(device, torch.int64)
+
+    def work() -> int:
+        number = len(padded)
+        flip = torch.rand(number, device=device) < 0.5
+        flipped = torch.where(flip.view(-1, 1, 1, 1), padded.flip(-1), padded)
+        offsets = torch.randint(9, (number, 2), device=device)
+        rows = padded.new_empty(number, 3, 32, 40)
+        crops = padded.new_empty(number, 3, 32, 32)
+        for offset in range(9):
+            chosen = offsets[:, 0] == offset
+            rows[chosen] = flipped[chosen, :, offset : offset + 32]
+        for offset in range(9):
+            chosen = offsets[:, 1] == offset
+            crops[chosen] = rows[chosen, :, :, offset : offset + 32]
+        order = torch.randperm(number, device=device)
+        made = 0
+        for start in range(0, number - batch_size + 1, batch_size):
+            index = order[start : start + batch_size]
+            made += len(crops[index]) + 0 * len(labels[index])
+        synchronize(device)
+        return made
+
+    return work
+
+
+def torchvision_loader(batch_size: int, dtype: str, loader_processes: int) -> Work:
+    """The stock way: torchvision v2's transforms in a DataLoader; crop and flip, no cutout."""
+    loader = stock_loader(
+        random_split(LOADER_IMAGES),
+        mean=MEAN,
+        std=STD,
+        batch_size=batch_size,
+        loader_processes=loader_processes,
+        dtype=DTYPES[dtype],
+    )
+
+    def work() -> int:
+        # A whole epoch, so that no batch is made before its turn is timed.
+        return sum(len(images) for images, _ in loader)
+
+    return work
+
+
+def copy_floor(device_type: str, batch_size: int, dtype: str) -> Work:
+    """The floor: one pass that reads an image's bytes and writes its values."""
+    device = torch.device(device_type)
+    images = torch.from_numpy(random_split(NUM_IMAGES).images).to(device)
+    batch = torch.empty((batch_size, 32, 32, 3), dtype=DTYPES[dtype], device=device)
+
+    def work() -> int:
+        for start in range(0, NUM_IMAGES - batch_size + 1, batch_size):
+            batch.copy_(images[start : start + batch_size])
+        synchronize(device)
+        return NUM_IMAGES // batch_size * batch_size
+
+    return work

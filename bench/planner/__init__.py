@@ -1,0 +1,1 @@
+"""bench/planner: say here what is in this package."""

@@ -1,0 +1,166 @@
+"""Both models beside every published time: how far a plan is to be trusted. No torch."""
+
+from dataclasses import dataclass
+from statistics import fmean
+
+from bench.document.table import NOTHING, Table
+from bench.planner.hardware import V100
+from bench.planner.model import Efficiency, Modelled, estimate, fit
+from bench.planner.rates import Rate, predict, read_rates
+from bench.planner.workload import TRAIN_IMAGES, workload_of
+from bench.records.paper import Paper
+from swap_fast.recipes.cifar10 import RECIPES
+
+LEFT_OUT = ("Table 4", "Large-batch SWA")
+"""By Table 2's rate its 230 epochs take half the published time: the paper contradicts itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedRow:
+    """One published time and what the models make of it, all in seconds."""
+
+    where: str
+    """Table and row, or section."""
+    published_s: float
+    """As printed."""
+    rate_s: float | None
+    """By the rate model; None for the rows that its rates are read from."""
+    physical_s: float
+    """By the physical model."""
+    counts: bool
+    """Whether the row is in the rate model's mean error."""
+
+    @property
+    def rate_error(self) -> float | None:
+        """The rate model's, as a share of the published time."""
+        return None if self.rate_s is None else self.rate_s / self.published_s - 1
+
+    @property
+    def physical_error(self) -> float:
+        """The physical model's, as a share of the published time."""
+        return self.physical_s / self.published_s - 1
+
+
+def check_paper(paper: Paper) -> list[CheckedRow]:
+    """Every row of Tables 1 to 4 and the 27 seconds."""
+    rates = read_rates(paper)
+    speed = Modelled(hardware=V100, efficiency=paper_efficiency(paper, rates))
+    rows = []
+    for table, row, recipe, is_after, is_read in (
+        ("Table 1", "SGD (small-batch)", "cifar10_sgd_small", True, True),
+        ("Table 1", "SGD (large-batch)", "cifar10_sgd_large", True, True),
+        ("Table 1", "SWAP (before averaging)", "cifar10_swap", False, True),
+        ("Table 1", "SWAP (after averaging)", "cifar10_swap", True, False),
+        ("Table 2", "SGD (small-batch)", "cifar100_sgd_small", True, True),
+        ("Table 2", "SGD (large-batch)", "cifar100_sgd_large", True, True),
+        ("Table 2", "SWAP (before averaging)", "cifar100_swap", False, False),
+        ("Table 2", "SWAP (after averaging)", "cifar100_swap", True, False),
+        ("Table 3", "SGD (small-batch)", "imagenet_sgd_small", True, True),
+        ("Table 3", "SGD (large-batch)", "imagenet_sgd_large", True, True),
+        ("Table 3", "SWAP (before averaging)", "imagenet_swap", False, False),
+        ("Table 3", "SWAP (after averaging)", "imagenet_swap", True, False),
+        ("Table 4", "Large-batch SWA", "cifar100_swa_large", True, False),
+        (
+            *("Table 4", "Large-batch followed by small-batch SWA"),
+            *("cifar100_swa_large_small", True, False),
+        ),
+        ("Table 4", "Small-batch SWA", "cifar100_swa_small", True, False),
+        ("Table 4", "SWAP (10 small-batch epochs)", "cifar100_swap", True, False),
+        ("Table 4", "SWAP (40 small-batch epochs)", "cifar100_swap_40", True, False),
+        ("Section 5.1", "27 seconds", "cifar10_dawnbench", True, False),
+    ):
+        work = workload_of(RECIPES[recipe](), paper)
+        predicted = predict(rates, work)
+        physical = estimate(work, speed, work.slots)
+        rows.append(
+            CheckedRow(
+                where=f"{table}, {row}",
+                published_s=_published_s(paper, table, row),
+                rate_s=None if is_read else predicted.after_s if is_after else predicted.before_s,
+                physical_s=physical.total_s if is_after else sum(physical.phases_s),
+                counts=not is_read and (table, row) != LEFT_OUT,
+            )
+        )
+    return rows
+
+
+def paper_efficiency(paper: Paper, rates: list[Rate]) -> Efficiency:
+    """How far the paper's CIFAR runs were from the floor of their machine."""
+    works = [
+        workload_of(RECIPES[name](), paper)
+        for name in ("cifar10_sgd_small", "cifar10_sgd_large", "cifar100_sgd_small",
+                     "cifar100_sgd_large", "cifar10_swap")
+    ]  # fmt: skip
+    # Each rate is of the recipe's only phase, the last one of SWAP's phase 2, of one worker.
+    cifar = [rate.seconds for rate in rates if rate.images == TRAIN_IMAGES["cifar10"]]
+    return fit(
+        [(w.last_phase, w.slots, s) for w, s in zip(works, cifar, strict=True)],
+        V100,
+    )
+
+
+def mean_error(rows: list[CheckedRow]) -> float:
+    """The rate model's mean absolute error over the rows that count, a share."""
+    return fmean(abs(row.rate_error) for row in rows if row.counts and row.rate_error is not None)
+
+
+def check_table(paper: Paper) -> Table:
+    """Predicted beside published."""
+    rows = check_paper(paper)
+    efficiency = paper_efficiency(paper, read_rates(paper))
+    out = next(row for row in rows if row.where == ", ".join(LEFT_OUT))
+    cifar = [abs(row.physical_error) for row in rows if not row.where.startswith("Table 3")]
+    imagenet = [abs(row.physical_error) for row in rows if row.where.startswith("Table 3")]
+    return Table(
+        name="plan_check_paper",
+        title="The planner's models beside the paper",
+        caption=(
+            f"Rate model: mean absolute error {mean_error(rows):.1%} over "
+            f"{sum(row.counts for row in rows)} rows; the others marked * are what its rates are "
+            f"read from. Physical model, V100: {_mean(cifar)} over CIFAR's rows, "
+            f"{_mean(imagenet)} over Table 3's."
+        ),
+        columns=(
+            "Row",
+            "Published (s)",
+            "Rate model (s)",
+            "Error (%)",
+            "Physical (s)",
+            "Error (%)",
+        ),
+        rows=tuple(
+            (
+                row.where + _mark(row),
+                f"{row.published_s:.2f}",
+                NOTHING if row.rate_s is None else f"{row.rate_s:.2f}",
+                NOTHING if row.rate_error is None else f"{100 * row.rate_error:+.1f}",
+                f"{row.physical_s:.2f}",
+                f"{100 * row.physical_error:+.1f}",
+            )
+            for row in rows
+        ),
+        footnotes=(
+            "* Read, not predicted.",
+            f"** Left out of the mean: by the rate of Table 2, row 2, it takes {out.rate_s:.0f} s; "
+            "the paper contradicts itself here.",
+            f"The physical model's two numbers are fitted to CIFAR's rates: steps take "
+            f"{efficiency.slowdown:.2f} times the floor, an epoch {efficiency.epoch_s:.2f} s "
+            "besides. Table 3's runs were bound by their input, which it does not know.",
+        ),
+    )
+
+
+def _published_s(paper: Paper, table: str, row: str) -> float:
+    if table == "Section 5.1":
+        return paper.claim.time_s
+    return paper.time_s(table, row)
+
+
+def _mark(row: CheckedRow) -> str:
+    if row.rate_s is None:
+        return " *"
+    return "" if row.counts else " **"
+
+
+def _mean(errors: list[float]) -> str:
+    return f"{fmean(errors):.0%}"

@@ -1,0 +1,265 @@
+"""What a recipe will take, before it is run: steps, memory, communication, time, cost. No torch.
+
+The time is the physical model's; where the paper has rates for the recipe, the rate model's stands
+beside it. `bench.planner.measure`, which measures, is imported where it is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.document.table import NOTHING, RENDERINGS, Table
+from bench.options import PlanOptions
+from bench.planner.check import check_table, paper_efficiency
+from bench.planner.hardware import HARDWARE, Hardware
+from bench.planner.model import (
+    FLOOR,
+    Estimate,
+    Modelled,
+    Speed,
+    estimate,
+    memory_bytes,
+    sent_bytes,
+)
+from bench.planner.rates import predict, read_rates
+from bench.planner.scaling import Scaling, scale, scaling_figure, scaling_table
+from bench.planner.workload import PhaseWork, Workload, workload_of
+from bench.records.paper import Paper, load_paper
+from swap_fast.choices import choose
+from swap_fast.config.recipe import Recipe
+from swap_fast.recipes.cifar10 import RECIPES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a recipe will take on some devices."""
+
+    work: Workload
+    """What it asks for."""
+    speed: Speed
+    """The devices."""
+    gpus: int
+    """How many."""
+    expected: Estimate
+    """As efficient as the paper's runs, or as measured."""
+    floor: Estimate
+    """What no program without fused layers is faster than."""
+    rate_model_s: float | None
+    """By the paper's rates, on its own machine."""
+
+    def cost(self, price_per_gpu_hour: float) -> float:
+        """At that price, of the expected time, in its currency."""
+        return price_per_gpu_hour * self.gpus * self.expected.total_s / 3600
+
+
+def make_plan(
+    recipe: Recipe, speed: Speed, gpus: int | None, paper: Paper, phase1_epochs: float | None = None
+) -> Plan:
+    """Plan a recipe.
+
+    Arguments:
+        gpus: devices in all; None: as many as the recipe can use.
+
+    Raises:
+        ValueError: more devices than the recipe can use, or a net that is not counted.
+    """
+    work = workload_of(recipe, paper, phase1_epochs)
+    gpus = work.slots if gpus is None else gpus
+    if not 1 <= gpus <= work.slots:
+        raise ValueError(
+            f"gpus: expected 1 to {work.slots}, which {work.name} can use at once, got {gpus}; "
+            "--scaling shows phase 1 on more"
+        )
+    rate_model_s = None
+    if "V100" in speed.hardware.name and gpus == work.slots and recipe.width == 64:
+        try:
+            rate_model_s = predict(read_rates(paper), work).after_s
+        except ValueError:
+            rate_model_s = None  # no row of the paper has this setting
+    return Plan(
+        work=work,
+        speed=speed,
+        gpus=gpus,
+        expected=estimate(work, speed, gpus),
+        floor=estimate(work, Modelled(hardware=speed.hardware, efficiency=FLOOR), gpus),
+        rate_model_s=rate_model_s,
+    )
+
+
+def modelled(hardware: str, gpus_per_node: int | None, paper: Paper) -> Modelled:
+    """A kind of device, in a program as efficient as the paper's."""
+    described: Hardware = HARDWARE[hardware]
+    if gpus_per_node is not None:
+        described = replace(described, gpus_per_node=gpus_per_node)
+    return Modelled(hardware=described, efficiency=paper_efficiency(paper, read_rates(paper)))
+
+
+def plan_table(plan: Plan, price_per_gpu_hour: float | None = None) -> Table:
+    """A row for each phase, and what the whole needs."""
+    work = plan.work
+    rows = [
+        _phase_row(phase, expected_s, floor_s)
+        for phase, expected_s, floor_s in zip(
+            work.phases, plan.expected.phases_s, plan.floor.phases_s, strict=True
+        )
+    ]
+    if work.averages:
+        last = work.last_phase
+        rows.append(
+            (
+                "averaging",
+                *[NOTHING] * 3,
+                _millions(last.images),
+                f"{work.batch_norm_flop / 1e15:.3f}",
+                f"{plan.expected.averaging_s:.2f}",
+                f"{plan.floor.averaging_s:.2f}",
+            )
+        )
+    images = sum(phase.images_trained for phase in work.phases) + work.averages * (
+        work.last_phase.images
+    )
+    rows.append(
+        (
+            *("whole", NOTHING, NOTHING, NOTHING, _millions(images), f"{work.flop / 1e15:.3f}"),
+            *(f"{plan.expected.total_s:.2f}", f"{plan.floor.total_s:.2f}"),
+        )
+    )
+    return Table(
+        name=f"plan_{work.name}",
+        title=f"Plan of {work.name} on {plan.gpus} x {plan.speed.hardware.name}",
+        caption=f"Epochs of phase 1: {work.epochs_source}.",
+        columns=(
+            *("Phase", "Models x GPUs", "Epochs", "Steps", "Images (M)", "PFLOP"),
+            *("Time (s)", "Floor (s)"),
+        ),
+        rows=tuple(rows),
+        footnotes=_facts(plan, price_per_gpu_hour),
+    )
+
+
+def _phase_row(phase: PhaseWork, expected_s: float, floor_s: float) -> tuple[str, ...]:
+    return (
+        phase.name,
+        f"{phase.num_models} x {phase.gpus_per_model}",
+        f"{phase.epochs:g}",
+        f"{phase.steps:,.0f}",
+        _millions(phase.images_trained),
+        f"{phase.flop / 1e15:.3f}",
+        f"{expected_s:.2f}",
+        f"{floor_s:.2f}",
+    )
+
+
+def _millions(images: float) -> str:
+    return f"{images / 1e6:.3f}"
+
+
+def _facts(plan: Plan, price_per_gpu_hour: float | None) -> tuple[str, ...]:
+    work, hardware = plan.work, plan.speed.hardware
+    needed = memory_bytes(work, hardware)
+    facts = [
+        f"Memory a GPU: {needed / 2**30:.2f} GiB of {hardware.memory_bytes / 2**30:.1f}, without "
+        "the driver's own and the libraries' buffers"
+        + ("" if needed < hardware.memory_bytes else ": it does not fit")
+        + ".",
+        f"Sent by each GPU: {sent_bytes(work, plan.gpus) / 1e9:.2f} GB, float32.",
+    ]
+    if isinstance(plan.speed, Modelled):
+        efficiency = plan.speed.efficiency
+        facts.append(
+            f"Time: steps {efficiency.slowdown:.2f} times the floor and {efficiency.epoch_s:.2f} s "
+            "an epoch besides, as in the paper's CIFAR runs; another program differs."
+        )
+    else:
+        facts.append(
+            f"Time: from updates measured here, one device alone; matrix product "
+            f"{hardware.matrix_flop_s / 1e9:,.0f} GFLOP/s, copy "
+            f"{hardware.memory_bytes_s / 1e9:,.1f} GB/s. The input and evaluation are not in it."
+        )
+    if plan.rate_model_s is not None:
+        facts.append(f"By the paper's own rates: {plan.rate_model_s:.2f} s.")
+    if price_per_gpu_hour is not None:
+        cost = plan.cost(price_per_gpu_hour)
+        facts.append(f"Cost at {price_per_gpu_hour:g} a GPU and hour: {cost:.4g}.")
+    return tuple(facts)
+
+
+def write_table(table: Table, folder: Path) -> list[Path]:
+    """Write the table in every form."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for ending, render in RENDERINGS.items():
+        path = folder / f"{table.name}.{ending}"
+        path.write_text(render(table), encoding="utf-8", newline="\n")
+        paths.append(path)
+    return paths
+
+
+def show(table: Table) -> None:
+    """Print a table on the screen."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as ScreenTable
+    from rich.text import Text
+
+    console = Console()
+    screen = ScreenTable(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD)
+    for i, column in enumerate(table.columns):
+        screen.add_column(Text(column), justify="left" if i == 0 else "right")
+    for row in table.rows:
+        # A figure stays on its line; the first cell, a name, may take several.
+        screen.add_row(Text(row[0]), *(Text(cell, no_wrap=True) for cell in row[1:]))
+    console.print(screen)
+    for line in (table.caption, *table.footnotes):
+        console.print(Text(line))
+
+
+def run_plan(options: PlanOptions) -> int:
+    """The command: check the models, or plan a recipe, or scale its phase 1.
+
+    Raises:
+        ValueError: no such recipe, or it cannot be planned on these devices.
+    """
+    paper = load_paper()
+    if options.check_paper:
+        tables: list[Table] = [check_table(paper)]
+        figures: list[Scaling] = []
+    else:
+        assert options.recipe is not None
+        recipe = RECIPES[choose("recipe", options.recipe, RECIPES)]()
+        tables, figures = _tables_of(recipe, options, paper)
+    for table in tables:
+        show(table)
+    out = Path("results") if options.out is None and options.scaling else options.out
+    if out is not None:
+        written = [path for table in tables for path in write_table(table, out / "tables")]
+        written += [path for scaling in figures for path in scaling_figure(scaling, out / "plots")]
+        print("written:", *written, sep="\n  ")
+    return 0
+
+
+def _tables_of(
+    recipe: Recipe, options: PlanOptions, paper: Paper
+) -> tuple[list[Table], list[Scaling]]:
+    speed: Speed
+    if options.hardware == "this":
+        from bench.planner.measure import measure
+
+        workload_of(recipe, paper, options.phase1_epochs)  # refuse before the seconds of measuring
+        if recipe.dataset == "imagenet":
+            raise ValueError(
+                f"hardware: expected a recipe of 32 px images to measure here, got {recipe.name}"
+            )
+        print("measuring this machine for some seconds", flush=True)
+        speed = measure(recipe)
+    else:
+        speed = modelled(options.hardware, options.gpus if options.nodes > 1 else None, paper)
+        if options.scaling:
+            scaling = scale(workload_of(recipe, paper, options.phase1_epochs), speed)
+            return [scaling_table(scaling)], [scaling]
+    gpus = None if options.gpus is None else options.gpus * options.nodes
+    if options.hardware == "this" and gpus is None:
+        gpus = min(speed.hardware.gpus_per_node, workload_of(recipe, paper).slots)
+    plan = make_plan(recipe, speed, gpus, paper, options.phase1_epochs)
+    return [plan_table(plan, options.price_per_gpu_hour)], []

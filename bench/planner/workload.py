@@ -1,0 +1,186 @@
+"""What a recipe asks for: its phases as models, devices, images and steps. No torch."""
+
+from dataclasses import dataclass
+
+from bench.net_cost import Net, resnet9, resnet50
+from bench.records.paper import Paper
+from swap_fast.config.phase import Phase
+from swap_fast.config.recipe import AveragingRecipe, Recipe
+from swap_fast.config.stages import StagedPhase, shapes
+
+IMAGE_SIZE = 32
+"""Of CIFAR, in pixels."""
+TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "synthetic": 50_000, "imagenet": 1_281_167}
+"""Of each data set."""
+TEST_IMAGES = 10_000
+"""Of CIFAR-10 and CIFAR-100."""
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "synthetic": 10, "imagenet": 1000}
+"""Of each data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseWork:
+    """Epochs of one batch size and one image size: a phase, or an ImageNet stage of one."""
+
+    name: str
+    """Such as "phase 1"."""
+    net: Net
+    """At this phase's image size."""
+    epochs: float
+    """How many, or how many are expected."""
+    images: int
+    """Training images."""
+    global_batch_size: int
+    """Images in one update of one model."""
+    gpus_per_model: int
+    """Devices that share an update."""
+    num_models: int = 1
+    """W in phase 2: models that are trained apart."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates of one model an epoch; images that fill no whole batch are left out."""
+        return self.images // self.global_batch_size
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images of one device in an update."""
+        return self.global_batch_size // self.gpus_per_model
+
+    @property
+    def steps(self) -> float:
+        """Updates of one model."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def images_trained(self) -> float:
+        """By all models together."""
+        return self.num_models * self.steps * self.global_batch_size
+
+    @property
+    def flop(self) -> float:
+        """Operations of all models together."""
+        return self.images_trained * self.net.train_flop
+
+    @property
+    def slots(self) -> int:
+        """Devices that the phase can use at once."""
+        return self.num_models * self.gpus_per_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """All that a recipe asks for."""
+
+    name: str
+    """The recipe's."""
+    phases: tuple[PhaseWork, ...]
+    """In order."""
+    averages: bool
+    """Whether weights are averaged, and one pass over the training data renews batch norm."""
+    resident_bytes: int
+    """The data set on each device."""
+    epochs_source: str
+    """Where phase 1's epochs are from."""
+
+    @property
+    def last_phase(self) -> PhaseWork:
+        """Whose net and devices the averaged model has."""
+        return self.phases[-1]
+
+    @property
+    def batch_norm_flop(self) -> float:
+        """Operations of the pass after averaging."""
+        last = self.last_phase
+        return self.averages * last.images * last.net.forward_flop
+
+    @property
+    def flop(self) -> float:
+        """Operations of the whole run."""
+        return sum(phase.flop for phase in self.phases) + self.batch_norm_flop
+
+    @property
+    def slots(self) -> int:
+        """Devices that the recipe can use at once."""
+        return max(phase.slots for phase in self.phases)
+
+
+def workload_of(recipe: Recipe, paper: Paper, phase1_epochs: float | None = None) -> Workload:
+    """What the recipe asks for.
+
+    Arguments:
+        phase1_epochs: how many phase 1 will take; by default the paper's mean, where the recipe
+            is the paper's and stops at an accuracy, else at most as many as it may.
+
+    Raises:
+        ValueError: a net whose layers are not counted here.
+    """
+    if recipe.net == "whitened_resnet9":
+        raise ValueError(
+            f"plan: expected a recipe of resnet9 or resnet50, got {recipe.net} in {recipe.name}"
+        )
+    if recipe.dataset == "imagenet" and not recipe.paper_scale:
+        raise ValueError(
+            f"plan: expected a recipe whose data have a known size, got {recipe.name}, which is "
+            "for any tree of images"
+        )
+    if phase1_epochs is not None and not 0 < phase1_epochs <= recipe.phase1.max_epochs:
+        raise ValueError(
+            f"phase1_epochs: expected more than 0 and at most {recipe.phase1.max_epochs}, "
+            f"got {phase1_epochs:g}"
+        )
+    epochs, source = float(recipe.phase1.max_epochs), "the recipe's maximum"
+    if phase1_epochs is not None:
+        epochs, source = phase1_epochs, "as given"
+    elif recipe.phase1.stopping_accuracy is not None and recipe.paper_scale:
+        mean = paper.phase1_mean(recipe.dataset)
+        epochs, source = mean.epochs, f"the paper's mean, {mean.source}"
+
+    phases = _stages("phase 1", recipe, recipe.phase1, epochs)
+    if isinstance(recipe, AveragingRecipe):
+        phases += _stages(
+            "phase 2", recipe, recipe.phase2, float(recipe.phase2.max_epochs), recipe.num_workers
+        )
+    resident = 0
+    if recipe.dataset != "imagenet":
+        # Both orientations of each training image, padded; the test images as they are.
+        side = IMAGE_SIZE + 2 * recipe.augmentation.pad
+        resident = 3 * (2 * side**2 * phases[0].images + 2 * IMAGE_SIZE**2 * TEST_IMAGES)
+    return Workload(
+        name=recipe.name,
+        phases=tuple(phases),
+        averages=isinstance(recipe, AveragingRecipe),
+        resident_bytes=resident,
+        epochs_source=source,
+    )
+
+
+def _stages(
+    name: str, recipe: Recipe, phase: Phase, epochs: float, num_models: int = 1
+) -> list[PhaseWork]:
+    """A phase, stage by stage where it has stages."""
+    staged = isinstance(phase, StagedPhase)
+    works = []
+    for shape in shapes(phase, IMAGE_SIZE):
+        of_shape = min(epochs, shape.epochs.stop) - shape.epochs.start
+        if of_shape <= 0:
+            break
+        works.append(
+            PhaseWork(
+                name=f"{name}, {shape.image_size} px" if staged else name,
+                net=_net(recipe, shape.image_size),
+                epochs=of_shape,
+                images=recipe.train_images or TRAIN_IMAGES[recipe.dataset],
+                global_batch_size=shape.global_batch_size,
+                gpus_per_model=phase.gpus_per_model,
+                num_models=num_models,
+            )
+        )
+    return works
+
+
+def _net(recipe: Recipe, side: int) -> Net:
+    num_classes = NUM_CLASSES[recipe.dataset]
+    if recipe.net == "resnet50":
+        return resnet50(side, width=recipe.width, num_classes=num_classes, blocks=recipe.blocks)
+    return resnet9(recipe.width, num_classes)

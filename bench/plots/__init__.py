@@ -1,0 +1,1 @@
+"""bench/plots: say here what is in this package."""

@@ -1,0 +1,278 @@
+"""Figures 5 and 6: the learning-rate and mini-batch schedules, drawn from the recipes. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.plots.style import figure_style, save_figure
+from bench.records.paper import load_paper
+from swap_fast.config.phase import Phase
+from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
+from swap_fast.config.stages import StagedPhase
+from swap_fast.recipes.cifar10 import RECIPES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+POINTS_AN_EPOCH = 20
+"""Of a drawn learning rate, whose corners may lie between epochs."""
+
+Curve = tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Epochs of a recipe with one straight or bent piece of learning rate, and one batch."""
+
+    epochs: tuple[float, ...]
+    """Positions in the recipe, rising."""
+    rates: tuple[float, ...]
+    """The learning rate at each."""
+    batch_size: int
+    """Images in one update of one model."""
+    phase: int
+    """1 or 2, at each of whose ends a model is sampled."""
+
+
+def parts_of(recipe: Recipe, phase1_epochs: int | None = None) -> list[Part]:
+    """A recipe's schedules: a part a stage, a cycle, or a phase without either.
+
+    Arguments:
+        phase1_epochs: after which phase 1, without stages, is left; None: all that it may take.
+    """
+    parts: list[Part] = []
+    start = 0
+    phases = [recipe.phase1, *([recipe.phase2] if isinstance(recipe, AveragingRecipe) else [])]
+    for number, phase in enumerate(phases, start=1):
+        lengths, before = _lengths(phase), start
+        if number == 1 and phase1_epochs is not None:
+            lengths = [(phase1_epochs, phase.global_batch_size)]
+        for length, batch_size in lengths:
+            at = start - before
+            steps = range(length * POINTS_AN_EPOCH + 1)
+            inside = [at + i / POINTS_AN_EPOCH for i in steps]
+            rates = [phase.schedule(x) for x in inside]
+            # A schedule gives a position between two pieces to the first of them.
+            rates[0] = _rate_at_start(phase, at)
+            parts.append(
+                Part(
+                    epochs=tuple(start + i / POINTS_AN_EPOCH for i in steps),
+                    rates=tuple(rates),
+                    batch_size=batch_size,
+                    phase=number,
+                )
+            )
+            start += length
+    return parts
+
+
+def _lengths(phase: Phase) -> list[tuple[int, int]]:
+    """Epochs and batch of each part."""
+    if isinstance(phase, StagedPhase):
+        return [(stage.epochs, stage.global_batch_size) for stage in phase.stages]
+    return [(phase.cycle_epochs, phase.global_batch_size)] * phase.cycles
+
+
+def _rate_at_start(phase: Phase, epoch: int) -> float:
+    if isinstance(phase, StagedPhase):
+        start = 0
+        for stage in phase.stages:
+            if start == epoch:
+                return stage.first_lr
+            start += stage.epochs
+    return phase.peak_lr if phase.cycles > 1 else phase.schedule(epoch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A recipe as it is drawn."""
+
+    recipe: str
+    """Its name."""
+    label: str
+    """In the legend."""
+    color: str
+    """Of unlike lightness, so that grey will do."""
+    style: str
+    """Solid or dashed."""
+    width: float
+    """In points: the lower lines are wider, so that none hides another."""
+
+
+def imagenet_lines(form: str) -> tuple[Line, ...]:
+    """Figure 5's three recipes. `form`: "" for the paper's size, "_cpu" for that of a CPU."""
+    return (
+        Line(
+            recipe=f"imagenet_sgd_large{form}",
+            label="SGD, large batches",
+            color="#a9c7e3",
+            style="-",
+            width=4.5,
+        ),
+        Line(
+            recipe=f"imagenet_sgd_small{form}",
+            label="SGD, small batches",
+            color="#e0a878",
+            style="-",
+            width=4.5,
+        ),
+        Line(recipe=f"imagenet_swap{form}", label="SWAP", color="#000000", style="--", width=1.4),
+    )
+
+
+def figure_5(folder: Path, name: str = "figure5") -> list[Path]:
+    """Figure 5: ImageNet's learning rates and mini-batches, at the paper's size and at a CPU's.
+
+    Returns:
+        The files written, `folder/NAME.svg` and `.png`.
+    """
+    with figure_style():
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+        panels = figure.subplots(2, 2, sharex="col")
+        for column, (form, title) in enumerate((("", "the paper's size"), ("_cpu", "CPU size"))):
+            rates, batches = panels[0][column], panels[1][column]
+            lines = imagenet_lines(form)
+            for line in lines:
+                parts = parts_of(RECIPES[line.recipe]())
+                _draw_rates(rates, parts, line)
+                _draw_batches(batches, parts, line)
+            swap = RECIPES[lines[-1].recipe]()
+            for axes in (rates, batches):
+                _mark_border(axes, swap.phase1.max_epochs)
+                axes.margins(x=0.02)
+                axes.grid(axis="y")
+                axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+            # The last stages' rates are a thousandth of the first's.
+            rates.set_yscale("log")
+            batches.set_ylim(bottom=0)
+            rates.set_title(title, fontsize=10)
+            batches.set_xlabel("epoch")
+        panels[0][0].set_ylabel("learning rate (log scale)")
+        panels[1][0].set_ylabel("images in a mini-batch")
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=3)
+        return save_figure(figure, folder, name)
+
+
+SWA_PANELS = (
+    ("a", "large-batch SWA", "cifar100_swa_large"),
+    ("b", "large-batch followed by small-batch SWA", "cifar100_swa_large_small"),
+    ("c", "SWAP, 10 small-batch epochs", "cifar100_swap"),
+    ("d", "SWAP, 40 small-batch epochs", "cifar100_swap_40"),
+)
+"""Figure 6's two, and SWAP's beside them."""
+
+
+def figure_6(folder: Path, name: str = "figure6") -> list[Path]:
+    """Figure 6: the learning rates of SWA and of SWAP, and where models are sampled.
+
+    A phase 1 that stops at a train accuracy ends after the paper's mean epochs; what it would have
+    had to its maximum is dotted.
+
+    Returns:
+        The files written, `folder/NAME.svg` and `.png`.
+    """
+    with figure_style():
+        from matplotlib.figure import Figure
+
+        stopped_after = round(load_paper().phase1_mean("cifar100").epochs)
+        figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+        panels = figure.subplots(2, 2, sharex=True, sharey=True)
+        for axes, (letter, title, recipe) in zip(panels.flat, SWA_PANELS, strict=True):
+            _draw_samples(axes, RECIPES[recipe](), stopped_after)
+            axes.set_title(f"({letter}) {title}", fontsize=9.5)
+            axes.set_ylim(0, 1.75)  # above the curves there is room for what they are
+            axes.set_yticks([0, 0.4, 0.8, 1.2])
+            axes.margins(x=0.02)
+            axes.grid(axis="y")
+        for axes in panels[1]:
+            axes.set_xlabel("epoch")
+        for axes in panels[:, 0]:
+            axes.set_ylabel("learning rate")
+        handles, labels = panels[0][1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        return save_figure(figure, folder, name)
+
+
+def _draw_samples(axes: Axes, recipe: Recipe, stopped_after: int) -> None:
+    """Learning rate by batch, and a mark where a model is sampled."""
+    stops = recipe.phase1.stopping_accuracy is not None
+    parts = parts_of(recipe, stopped_after if stops else None)
+    if stops:
+        (whole,) = (part for part in parts_of(recipe) if part.phase == 1)
+        axes.plot(whole.epochs, whole.rates, color="0.55", linewidth=1.0, linestyle=":")
+    large = max(part.batch_size for part in parts)
+    sampled = [(part.epochs[-1], part.rates[-1]) for part in parts if part.phase == 2]
+    for i, part in enumerate(parts):
+        is_large = part.batch_size == large
+        first = not any((p.batch_size == large) == is_large for p in parts[:i])
+        batch = "large" if is_large else "small"
+        axes.plot(
+            part.epochs,
+            part.rates,
+            color="#1b3a5c" if is_large else "#c98a52",
+            linewidth=1.6,
+            linestyle="-" if is_large else (0, (3, 1)),
+            label=f"{batch} batches" if first else None,
+        )
+    copies = "" if isinstance(recipe, SWARecipe) else " of each worker"
+    axes.plot(
+        *zip(*sampled, strict=True),
+        marker="o",
+        markersize=4,
+        markerfacecolor="white",
+        markeredgecolor="black",
+        linestyle="none",
+        clip_on=False,
+        zorder=4,
+        label="a model is sampled",
+    )
+    _mark_border(axes, next(p.epochs[0] for p in parts if p.phase == 2), height=0.75)
+    assert isinstance(recipe, AveragingRecipe), "models are sampled in a phase 2"
+    before, after = (
+        f"batches of {phase.global_batch_size:,}, peak {phase.peak_lr:g}"
+        for phase in (recipe.phase1, recipe.phase2)
+    )
+    samples = f"{len(sampled)} sample{'s' if len(sampled) > 1 else ''}{copies}"
+    axes.annotate(
+        f"{before}; then\n{after}; {samples}",
+        (0.98, 0.95),
+        xycoords="axes fraction",
+        ha="right",
+        va="top",
+        fontsize=8,
+        color="0.25",
+    )
+
+
+def _draw_rates(axes: Axes, parts: Sequence[Part], line: Line) -> None:
+    _draw_pieces(axes, [(part.epochs, part.rates) for part in parts], line)
+
+
+def _draw_batches(axes: Axes, parts: Sequence[Part], line: Line) -> None:
+    pieces = [((p.epochs[0], p.epochs[-1]), (p.batch_size, p.batch_size)) for p in parts]
+    _draw_pieces(axes, pieces, line)
+
+
+def _draw_pieces(
+    axes: Axes, pieces: Sequence[tuple[Sequence[float], Sequence[float]]], line: Line
+) -> None:
+    """One line through all pieces: steps where they do not meet."""
+    axes.plot(
+        [x for epochs, _ in pieces for x in epochs],
+        [y for _, values in pieces for y in values],
+        color=line.color,
+        linestyle=line.style,
+        linewidth=line.width,
+        label=line.label,
+    )
+
+
+def _mark_border(axes: Axes, epoch: float, height: float = 1.0) -> None:
+    axes.axvline(epoch, ymax=height, color="0.45", linewidth=0.9, linestyle=":")

@@ -1,0 +1,294 @@
+"""Figures from records: Figure 1, and where each second of every run went. No torch.
+
+matplotlib is imported where a figure is made, and its global state is not touched. The same
+records give the same bytes: fixed identifiers, no dates, text as paths.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.plots.style import figure_style, save_figure
+from bench.records.grouping import host_of, machine_key, recipe_of
+from bench.records.places import place_of
+from bench.records.timing import counted_by, laps_of_slowest_rank, unattributed_s
+from swap_fast.config.schedules import Schedule, cyclic, triangle
+from swap_fast.record import AverageRow, RunRecord
+from swap_fast.training.clock import LAPS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+POINTS_AN_EPOCH = 50
+"""Of the drawn learning rate, whose corners may lie between epochs."""
+
+AVERAGE, SHARED, WORKER = "#a03000", "#000000", "#5b8db8"
+"""The average's, phase 1's and the workers' lines: of unlike lightness, so that grey will do."""
+
+COUNTED_COLORS = ("#1b3a5c", "#a9c7e3", "#b5541c", "#4b7f52", "#d8c46a", "#8c8c8c")
+"""Of the laps in the paper's reading, longest first."""
+
+HATCHES = ("////", "....", "xxxx", "----", "++++", "oooo", "||||", "\\\\\\\\")
+"""Of the laps that it leaves out, longest first."""
+
+
+def figure_1(record: RunRecord, folder: Path, name: str = "figure1") -> list[Path]:
+    """Figure 1 of a SWAP run: the learning rate, and test accuracy of workers and of the average.
+
+    Returns:
+        The files written: `folder/NAME.svg` and `.png`.
+
+    Raises:
+        ValueError: the run has no phase 2.
+    """
+    if record.method != "swap":
+        raise ValueError(f"Figure 1: expected a run of SWAP, got {record.run_id} of SGD")
+    with figure_style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+        grid = figure.add_gridspec(2, 2, width_ratios=(2.1, 1), height_ratios=(1, 1.9))
+        rate, whole = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
+        whole.sharex(rate)
+        end = figure.add_subplot(grid[1, 1])
+        _draw_learning_rate(rate, record)
+        _draw_accuracies(whole, record, num_ticks=9)
+        _draw_accuracies(end, record, num_ticks=4)
+        _zoom_on_phase_2(end, record)
+        end.set_title("phase 2, enlarged", fontsize=9, color="0.25")
+        handles, labels = whole.get_legend_handles_labels()
+        # In the free quarter above the enlarged panel.
+        corner = figure.add_subplot(grid[0, 1])
+        corner.axis("off")
+        corner.legend(handles, labels, loc="center left", fontsize=8.5, borderaxespad=0)
+        return save_figure(figure, folder, name)
+
+
+def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timing") -> list[Path]:
+    """One bar a run, of the slowest rank's laps; hatched where the paper's reading leaves it out.
+
+    Bars are named by the devices too where not all runs used the same.
+
+    Returns:
+        The files written: `folder/NAME.svg` and `.png`.
+
+    Raises:
+        ValueError: no runs, or runs of more than one kind of machine.
+    """
+    if len({host_of(record) for record in records}) != 1:
+        raise ValueError("timing figure: expected runs of one kind of machine; group them first")
+    with figure_style():
+        from matplotlib.figure import Figure
+
+        height = 1.5 + 0.3 * len(records)
+        figure = Figure(figsize=(7.2, height), layout="constrained")
+        axes = figure.add_subplot()
+        styles = _lap_styles(records)
+        left = [0.0] * len(records)
+        for lap, (color, hatch) in styles.items():
+            widths = [_bar_parts(record).get(lap, 0.0) for record in records]
+            axes.barh(
+                range(len(records)),
+                widths,
+                left=left,
+                height=0.7,
+                color=color,
+                hatch=hatch,
+                edgecolor="0.25",
+                linewidth=0.4,
+                label=lap,
+            )
+            left = [x + width for x, width in zip(left, widths, strict=True)]
+        axes.margins(x=0.01)
+        machines = [machine_key(record) for record in records]
+        names = [
+            f"{record.recipe}, seed {record.seed}"
+            + (f", {machine.devices_cell}" if len(set(machines)) > 1 else "")
+            + (" (other)" if place_of(record) == "other" else "")
+            for record, machine in zip(records, machines, strict=True)
+        ]
+        # A name is no mathematics, whatever dollar signs it holds.
+        axes.set_yticks(range(len(records)), names, parse_math=False)
+        axes.invert_yaxis()
+        axes.set_xlabel("seconds of the wall clock (hatched: not in the paper's reading)")
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+        figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+        return save_figure(figure, folder, name)
+
+
+def learning_rate_curves(record: RunRecord) -> list[tuple[list[float], list[float]]]:
+    """Figure 1's upper panel: positions in epochs of the run, and learning rates.
+
+    The recipe's schedules, finely sampled, a curve a phase, or a stage of one; phase 2 begins
+    where phase 1 ended.
+    """
+    border = record.phase1_epochs
+    curves = []
+    for phase, start, count in (("phase1", 0, border), ("phase2", border, _phase2_epochs(record))):
+        configured = recipe_of(record)[phase]
+        if "stages" in configured:
+            for stage in configured["stages"]:  # a straight piece each, which need not meet
+                end = start + stage["epochs"]
+                curves.append(([start, end], [stage["first_lr"], stage["last_lr"]]))
+                start = end
+            continue
+        schedule = _schedule(configured)
+        positions = [i / POINTS_AN_EPOCH for i in range(count * POINTS_AN_EPOCH + 1)]
+        curves.append(([start + x for x in positions], [schedule(x) for x in positions]))
+    return curves
+
+
+def averages_shown(record: RunRecord) -> list[AverageRow]:
+    """The running average where its size of test images is that of the workers': the last stage's.
+
+    Records made before it was left out elsewhere hold it for all stages.
+    """
+    stages = recipe_of(record)["phase2"].get("stages", [])
+    last = stages[-1]["image_size"] if stages else None
+    before = sum(stage["epochs"] for stage in stages if stage["image_size"] != last)
+    return [row for row in record.average_by_epoch if row.epoch > before]
+
+
+def _schedule(phase: dict[str, Any]) -> Schedule:
+    # Records of before phases had cycles hold none.
+    if (cycles := phase.get("cycles", 1)) > 1:
+        return cyclic(phase["peak_lr"], phase["max_epochs"] / cycles, phase["final_lr"])
+    horizon = phase["horizon_epochs"] or phase["max_epochs"]
+    return triangle(phase["peak_lr"], phase["warmup_epochs"], horizon, phase["final_lr"])
+
+
+def _phase2_epochs(record: RunRecord) -> int:
+    return max((row.epoch for row in record.epochs if row.phase == 2), default=0)
+
+
+def _draw_learning_rate(axes: Axes, record: RunRecord) -> None:
+    for epochs, rates in learning_rate_curves(record):
+        axes.plot(epochs, rates, color=SHARED, linewidth=1.4)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("learning rate")
+    axes.tick_params(labelbottom=False)
+    axes.grid(axis="y")
+    _mark_border(axes, record)
+    border, ends = record.phase1_epochs, _phase2_epochs(record)
+    for x, text in ((border / 2, "phase 1"), (border + ends / 2, "phase 2")):
+        axes.annotate(
+            text,
+            (x, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            color="0.25",
+        )
+
+
+def _draw_accuracies(axes: Axes, record: RunRecord, num_ticks: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    border = record.phase1_epochs
+    shared = [
+        (row.epoch, 100 * row.test_accuracy)
+        for row in record.epochs
+        if row.phase == 1 and row.test_accuracy is not None
+    ]
+    axes.plot(
+        *_columns(shared),
+        color=SHARED,
+        linewidth=1.4,
+        marker="s",
+        markersize=3,
+        markevery=_marker_step(len(shared)),
+        zorder=3,  # over the workers, which start from its end
+        label="all workers, one model (phase 1)",
+    )
+    for i, worker in enumerate(sorted({row.worker for row in record.epochs if row.phase == 2})):
+        own = [
+            (border + row.epoch, 100 * row.test_accuracy)
+            for row in record.epochs
+            if (row.phase, row.worker) == (2, worker) and row.test_accuracy is not None
+        ]
+        axes.plot(
+            *_columns(shared[-1:] + own),
+            color=WORKER,
+            linewidth=1.0,
+            linestyle="--",
+            marker="x",
+            markersize=4,
+            markevery=_marker_step(len(own)),
+            label="each worker (phase 2)" if i == 0 else None,
+        )
+    average = [(border + row.epoch, 100 * row.test_accuracy) for row in averages_shown(record)]
+    axes.plot(
+        *_columns(average),
+        color=AVERAGE,
+        linewidth=2.0,
+        marker="o",
+        markersize=4.5,
+        zorder=4,
+        markevery=_marker_step(len(average)),
+        label="average of the workers,\nwere phase 2 to stop here",
+    )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("test accuracy (%)")
+    axes.grid()
+    _mark_border(axes, record)
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(MaxNLocator(num_ticks, integer=True))
+
+
+def _zoom_on_phase_2(axes: Axes, record: RunRecord) -> None:
+    border, epochs = record.phase1_epochs, _phase2_epochs(record)
+    accuracies = [
+        100 * row.test_accuracy
+        for row in record.epochs
+        if row.test_accuracy is not None and (row.phase == 2 or row.epoch == border)
+    ]
+    accuracies += [100 * row.test_accuracy for row in averages_shown(record)]
+    margin = max(0.05 * (max(accuracies) - min(accuracies)), 0.05)
+    axes.set_xlim(border - 0.06 * epochs, border + 1.06 * epochs)
+    axes.set_ylim(min(accuracies) - margin, max(accuracies) + margin)
+    axes.set_ylabel("")
+
+
+def _mark_border(axes: Axes, record: RunRecord) -> None:
+    axes.axvline(record.phase1_epochs, color="0.45", linewidth=0.9, linestyle=":")
+
+
+def _marker_step(count: int) -> int:
+    """At most some 15 markers a line."""
+    return max(1, math.ceil(count / 15))
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _bar_parts(record: RunRecord) -> dict[str, float]:
+    # Laps that began before the clock did can make the rest a little less than nothing.
+    rest = max(0.0, unattributed_s(record))
+    return {**laps_of_slowest_rank(record), "unattributed": rest}
+
+
+def _lap_styles(records: Sequence[RunRecord]) -> dict[str, tuple[str, str | None]]:
+    """Colour and hatch of each lap that took time: counted ones first, in the clock's order."""
+    totals: dict[str, float] = {}
+    counted: set[str] = set()
+    for record in records:
+        for lap, seconds in _bar_parts(record).items():
+            totals[lap] = totals.get(lap, 0.0) + seconds
+            if "paper" in counted_by(record, lap):
+                counted.add(lap)
+    order = {lap: i for i, lap in enumerate([*LAPS, *sorted(set(totals) - set(LAPS))])}
+    present = sorted((lap for lap in totals if totals[lap] > 0), key=lambda lap: order[lap])
+    by_length = sorted(present, key=lambda lap: -totals[lap])
+    solid = [lap for lap in by_length if lap in counted]
+    hatched = [lap for lap in by_length if lap not in counted]
+    styles: dict[str, tuple[str, str | None]] = {
+        **{lap: (COUNTED_COLORS[i % len(COUNTED_COLORS)], None) for i, lap in enumerate(solid)},
+        **{lap: ("white", HATCHES[i % len(HATCHES)]) for i, lap in enumerate(hatched)},
+    }
+    return {lap: styles[lap] for lap in sorted(present, key=lambda lap: lap not in counted)}

@@ -1,0 +1,1 @@
+"""bench/records: say here what is in this package."""

@@ -1,0 +1,325 @@
+"""Statistics over runs, and which runs may be put together. No torch.
+
+Times are pooled over one kind of machine and the same number of its devices only; accuracies only
+over the same recipe on the same data, in the same precision, on the same type of device.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from swap_fast.config.phase import Augmentation, Optimizer, Phase
+from swap_fast.config.recipe import SWAPRecipe
+from swap_fast.record import RunRecord, plain
+
+UNSTABLE_SHARE = 0.1
+"""A standard deviation of this share of the mean, or more, marks times as unstable."""
+
+DEGRADED = "degraded"
+"""How the note of a run begins whose average lacks workers."""
+
+PROFILED = "profiled"
+"""How the note of a run begins in which the profiler ran."""
+
+CORES_HEAD, GPUS_HEAD = "Cores (processes x threads)", "GPUs"
+"""Heads of the columns that say how many devices a row used."""
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Several runs' values of one quantity."""
+
+    values: tuple[float, ...]
+    """Every one, in the order given."""
+    mean: float
+    """Arithmetic mean."""
+    std: float | None
+    """Sample standard deviation (ddof = 1); None for one value."""
+
+    @property
+    def n(self) -> int:
+        """How many values."""
+        return len(self.values)
+
+    @property
+    def unstable(self) -> bool:
+        """Whether the standard deviation is 10% of the mean or more: a warning for times."""
+        return self.std is not None and self.std >= UNSTABLE_SHARE * abs(self.mean)
+
+    def scaled(self, factor: float) -> "Summary":
+        """The same quantity in another unit."""
+        return Summary(
+            values=tuple(factor * value for value in self.values),
+            mean=factor * self.mean,
+            std=None if self.std is None else factor * self.std,
+        )
+
+
+def summarize(values: Iterable[float]) -> Summary:
+    """Mean and sample standard deviation.
+
+    Raises:
+        ValueError: no values.
+    """
+    kept = tuple(values)
+    if not kept:
+        raise ValueError("a summary needs at least one value, got none")
+    std = statistics.stdev(kept) if len(kept) > 1 else None
+    return Summary(values=kept, mean=statistics.fmean(kept), std=std)
+
+
+def count_reaching(accuracies: Iterable[float], target: float) -> int:
+    """How many accuracies are at the target or over it; all are fractions."""
+    return sum(accuracy >= target for accuracy in accuracies)
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Host:
+    """A kind of machine, however many of its devices a run uses: what one table is of."""
+
+    device_type: str
+    """"cpu" or "cuda"."""
+    device: str
+    """The device's model."""
+    device_count: int
+    """GPUs, or CPU cores, that the machine has."""
+    torch_minor: str
+    """Such as "2.10"."""
+
+    @property
+    def devices_head(self) -> str:
+        """The head of a column of `MachineKey.devices_cell`."""
+        return CORES_HEAD if self.device_type == "cpu" else GPUS_HEAD
+
+    @property
+    def label(self) -> str:
+        """All of it, for a caption."""
+        return self.labelled(_devices(self, str(self.device_count), self.device_count))
+
+    def labelled(self, devices: str) -> str:
+        """The label with other words for the devices."""
+        model = f" ({self.device})" if self.device_type == "cpu" else ""
+        return f"{devices}{model}, torch {self.torch_minor}"
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class MachineKey:
+    """What must be equal for times to be pooled: the kind of machine, and what a run used of it."""
+
+    host: Host
+    """The kind of machine."""
+    processes: int
+    """Of the run; on CUDA each has a device of its own."""
+    threads: int | None
+    """CPU threads a process; None on CUDA, where the devices do the work."""
+
+    @property
+    def devices(self) -> int:
+        """GPUs that the run used, or CPU cores: processes times threads."""
+        return self.processes * (self.threads or 1)
+
+    @property
+    def devices_cell(self) -> str:
+        """For a table of one host: "8" GPUs, or cores as "2 (2 x 1)"."""
+        if self.threads is None:
+            return str(self.devices)
+        return f"{self.devices} ({self.processes} x {self.threads})"
+
+    @property
+    def used(self) -> str:
+        """The devices in words, such as "2 of 8 Tesla V100" or "2 CPU cores"."""
+        # Ranks on several machines use more than one of them has.
+        is_part = self.devices < self.host.device_count
+        count = f"{self.devices} of {self.host.device_count}" if is_part else str(self.devices)
+        return _devices(self.host, count, max(self.devices, self.host.device_count))
+
+    @property
+    def label(self) -> str:
+        """All of it, for a caption."""
+        if self.threads is None:
+            return self.host.labelled(self.used)
+        processes = f"{self.processes} process{_plural(self.processes, 'es')}"
+        threads = f"{self.threads} thread{_plural(self.threads)}"
+        return f"{self.host.labelled(self.used)}, {processes} of {threads}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyKey:
+    """What must be equal for accuracies to be pooled."""
+
+    device_type: str
+    """"cpu" or "cuda"."""
+    precision: str
+    """Of the matrix work."""
+    data_hash: str
+    """The data set's content."""
+    recipe: str
+    """What of the recipe is not at its default, as JSON with sorted keys."""
+    overrides: tuple[str, ...]
+    """What the command line changed in it."""
+
+
+def machine_key(record: RunRecord) -> MachineKey:
+    """What a run was measured on: the kind of machine, and the devices that it used."""
+    return kind_of_machine(record.machine, record.world_size, record.threads)
+
+
+def host_of(record: RunRecord) -> Host:
+    """The kind of machine that a run was measured on."""
+    return machine_key(record).host
+
+
+def kind_of_machine(machine: dict[str, Any], world_size: int, threads: int) -> MachineKey:
+    """The kind of a machine that is described as a record does it, with so many processes."""
+    torch_version = str((machine.get("libraries") or {}).get("torch") or "unknown")
+    host = Host(
+        device_type=str(machine.get("device_type", "unknown")),
+        device=str(machine.get("device") or "unknown device"),
+        device_count=int(machine.get("device_count") or 0),
+        torch_minor=".".join(torch_version.split("+")[0].split(".")[:2]),
+    )
+    return MachineKey(
+        host=host, processes=world_size, threads=None if host.device_type == "cuda" else threads
+    )
+
+
+def accuracy_key(record: RunRecord) -> AccuracyKey:
+    """What an accuracy depends on, apart from the seed."""
+    execution = record.configuration.get("execution") or {}
+    return AccuracyKey(
+        device_type=device_type(record),
+        precision=str(execution.get("precision", "unknown")),
+        data_hash=str(record.data.get("sha256", "unknown")),
+        recipe=json.dumps(_told(recipe_of(record), SWAPRecipe), sort_keys=True),
+        overrides=tuple(record.overrides),
+    )
+
+
+_PARTS = {"phase1": Phase, "phase2": Phase, "optimizer": Optimizer, "augmentation": Augmentation}
+
+
+def _told(values: dict[str, Any], kind: type) -> dict[str, Any]:
+    """A recipe's fields without those at their defaults.
+
+    A field that a newer version brought, with a default that changes nothing, then tells an older
+    record of the same recipe from a newer one no more.
+    """
+    defaults = {each.name: plain(each.default) for each in fields(kind) if _is_plain(each.default)}
+    return {
+        name: _told(value, _PARTS[name]) if name in _PARTS and isinstance(value, dict) else value
+        for name, value in values.items()
+        if name not in defaults or value != defaults[name]
+    }
+
+
+def _is_plain(default: object) -> bool:
+    return default is None or isinstance(default, bool | int | float | str | tuple)
+
+
+def recipe_of(record: RunRecord) -> dict[str, Any]:
+    """The recipe's fields as the record keeps them."""
+    recipe: dict[str, Any] = record.configuration["recipe"]
+    return recipe
+
+
+def target_of(record: RunRecord) -> float:
+    """The recipe's target test accuracy, a fraction."""
+    return float(recipe_of(record)["target_accuracy"])
+
+
+def slots_of(record: RunRecord) -> int:
+    """Devices that the recipe can use at once."""
+    return int(recipe_of(record)["phase1"]["gpus_per_model"])
+
+
+def device_type(record: RunRecord) -> str:
+    """ "cpu" or "cuda"."""
+    return str(record.machine.get("device_type", "unknown"))
+
+
+def why_not_comparable(record: RunRecord, kinds: Sequence[str] = ("published",)) -> str | None:
+    """Why a run may stand in no table beside published figures; None where it may.
+
+    A form of a recipe for a CPU may, in a table of its own: this does not ask for its size.
+
+    Arguments:
+        kinds: of data that the table takes.
+    """
+    kind = record.data.get("kind")
+    if marked := [note for note in record.notes if note.startswith((DEGRADED, PROFILED))]:
+        return marked[0]
+    if any("quick" in text.lower() for text in [record.recipe, *record.notes]):
+        return "quick form"
+    if kind not in kinds:
+        return f"{kind} data"
+    if record.overrides:
+        return f"overrides: {', '.join(record.overrides)}"
+    return None
+
+
+def scale_note(records: Iterable[RunRecord]) -> str:
+    """A sentence for every list that holds runs of less than the paper's net; else nothing."""
+    small = sorted({r.recipe for r in records if not recipe_of(r)["paper_scale"]})
+    return f" Not the paper's hardware or net: {', '.join(small)}." if small else ""
+
+
+def group_by(
+    records: Iterable[RunRecord], key: Callable[[RunRecord], Key]
+) -> dict[Key, list[RunRecord]]:
+    """Records of each key, keys in the order in which they first come."""
+    groups: dict[Key, list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
+def pool_times(
+    records: Sequence[RunRecord], time: Callable[[RunRecord], float | None]
+) -> Summary | None:
+    """The runs' times together; None where a run has none.
+
+    Raises:
+        ValueError: runs on more than one kind of machine or number of devices, or no runs.
+    """
+    keys = [machine_key(record) for record in records]
+    _require_one(keys, "times", "kind of machine and number of devices")
+    return _summary_of_all([time(record) for record in records])
+
+
+def pool_accuracies(
+    records: Sequence[RunRecord], accuracy: Callable[[RunRecord], float | None]
+) -> Summary | None:
+    """The runs' accuracies (fractions) together; None where a run has none.
+
+    Raises:
+        ValueError: runs of more than one recipe, data set, precision or device type, or no runs.
+    """
+    keys = [accuracy_key(record) for record in records]
+    _require_one(keys, "accuracies", "recipe, data set, precision and device type")
+    return _summary_of_all([accuracy(record) for record in records])
+
+
+def _require_one(keys: Sequence[Hashable], what: str, of: str) -> None:
+    found = len(set(keys))
+    if found != 1:
+        raise ValueError(f"{what} are pooled over one {of}, got {found}; group the runs first")
+
+
+def _summary_of_all(values: Sequence[float | None]) -> Summary | None:
+    present = [value for value in values if value is not None]
+    return summarize(present) if len(present) == len(values) else None
+
+
+def _devices(host: Host, count: str, of: int) -> str:
+    """So many of a host's devices, in words; `of` decides the plural."""
+    return (
+        f"{count} CPU core{_plural(of)}" if host.device_type == "cpu" else f"{count} {host.device}"
+    )
+
+
+def _plural(count: int, ending: str = "s") -> str:
+    return "" if count == 1 else ending

@@ -1,0 +1,259 @@
+"""The paper's Tables 1 to 4: whose runs stand in each row, and which of their figures. No torch.
+
+Each table is told once, by its rows, its columns and the recipes of each size; how it is drawn,
+what it lacks and what its statistics are follow from that.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bench.records.grouping import MachineKey, accuracy_key, group_by, machine_key
+from swap_fast.record import RunRecord
+
+Size = Literal["paper", "cpu"]
+"""The paper's net and data, or forms of them for a CPU."""
+
+SIZES: tuple[Size, ...] = ("paper", "cpu")
+"""Every table has both; no run stands in a table of the other size."""
+
+Figure = Callable[[RunRecord], float | None]
+"""A figure of a run; None where the run has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One accuracy that a table gives for each row."""
+
+    name: str
+    """Of the column in results/paper.json."""
+    title: str
+    """As printed, with its unit."""
+    short: str
+    """As a verdict names it."""
+    final: Figure
+    """Of what the run returns, a fraction."""
+    before: Figure
+    """Of the mean of the workers, in a row before averaging, a fraction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a table: whose runs, and which of their figures."""
+
+    label: str
+    """As the paper prints it."""
+    recipes: Mapping[Size, str]
+    """Whose runs, by size."""
+    start: Mapping[Size, str] | None = None
+    """The recipes from whose phase 1, of the same seed, these begin; None: their own."""
+    is_final: bool = True
+    """Whether these are the figures of what the run returns, or of its workers before averaging."""
+
+    def accuracy(self, column: Column, record: RunRecord) -> float | None:
+        """The row's accuracy in that column, a fraction."""
+        return (column.final if self.is_final else column.before)(record)
+
+    def time_s(self, record: RunRecord) -> float | None:
+        """By the paper's reading, as measured."""
+        times = record.times
+        return times.after_averaging_s if self.is_final else times.before_averaging_s
+
+    def modelled_s(self, record: RunRecord) -> float | None:
+        """Had the workers of phase 2 run at the same time; None of a run without workers."""
+        times = record.times
+        if record.method != "swap":
+            return None
+        if self.is_final:
+            return times.modelled_after_averaging_s
+        return times.modelled_before_averaging_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTable:
+    """One of the paper's tables of measured runs."""
+
+    number: int
+    """The paper's."""
+    dataset: str
+    """As the first column's head prints it."""
+    accuracies: tuple[Column, ...]
+    """In the paper's order."""
+    target: Column
+    """The one of them that is held against the recipe's target."""
+    rows: tuple[Row, ...]
+    """In the paper's order."""
+    cpu_data: tuple[str, ...]
+    """Kinds of data on which runs of CPU size may stand in the table; of paper size, published."""
+    counts_phase1: bool = True
+    """Whether the epochs of phase 1 differ from run to run, and are shown."""
+
+    @property
+    def name(self) -> str:
+        """As results/paper.json has it."""
+        return f"Table {self.number}"
+
+    def place(self, size: Size) -> str:
+        """The table's name at that size, as files have it."""
+        return f"table{self.number}" + ("_cpu" if size == "cpu" else "")
+
+    def title(self, size: Size) -> str:
+        """The table's name at that size, as printed."""
+        return self.name + (" at CPU size" if size == "cpu" else "")
+
+    def recipes(self, size: Size) -> list[str]:
+        """Whose runs stand in the table, each once, in the order of its rows."""
+        return list(dict.fromkeys(row.recipes[size] for row in self.rows))
+
+    def data_kinds(self, size: Size) -> Sequence[str]:
+        """The kinds of data on which its runs may be made."""
+        return self.cpu_data if size == "cpu" else ("published",)
+
+
+def _forms(name: str) -> dict[Size, str]:
+    """A recipe and its form for a CPU."""
+    return {"paper": name, "cpu": f"{name}_cpu"}
+
+
+ACCURACY = Column(
+    name="test_accuracy",
+    title="test accuracy (%)",
+    short="accuracy",
+    final=lambda record: record.test_accuracy,
+    before=lambda record: record.accuracy_before_averaging,
+)
+TOP_1 = replace(ACCURACY, name="top1_accuracy", title="top-1 accuracy (%)", short="top-1")
+TOP_5 = Column(
+    name="top5_accuracy",
+    title="top-5 accuracy (%)",
+    short="top-5",
+    final=lambda record: record.test_top5_accuracy,
+    before=lambda record: None,  # of the final model alone
+)
+BEFORE = Column(
+    name="accuracy_before_averaging",
+    title="accuracy before averaging (%)",
+    short="before averaging",
+    final=lambda record: record.accuracy_before_averaging,
+    before=lambda record: record.accuracy_before_averaging,
+)
+AFTER = replace(
+    ACCURACY,
+    name="accuracy_after_averaging",
+    title="accuracy after averaging (%)",
+    short="after averaging",
+)
+
+CIFAR100_SGD_SMALL = _forms("cifar100_sgd_small")
+CIFAR100_SGD_LARGE = _forms("cifar100_sgd_large")
+CIFAR100_SWAP = _forms("cifar100_swap")
+"""In Table 2, and in Table 4: as a row, and as what other rows begin from."""
+
+
+def _sgd_and_swap(
+    small: Mapping[Size, str], large: Mapping[Size, str], swap: Mapping[Size, str]
+) -> tuple[Row, ...]:
+    """The four rows of Tables 1 to 3."""
+    return (
+        Row(label="SGD (small-batch)", recipes=small),
+        Row(label="SGD (large-batch)", recipes=large),
+        Row(label="SWAP (before averaging)", recipes=swap, is_final=False),
+        Row(label="SWAP (after averaging)", recipes=swap),
+    )
+
+
+TABLE_1 = RunTable(
+    number=1,
+    dataset="CIFAR-10",
+    accuracies=(ACCURACY,),
+    target=ACCURACY,
+    rows=_sgd_and_swap(
+        _forms("cifar10_sgd_small"),
+        _forms("cifar10_sgd_large"),
+        {"paper": "cifar10_swap", "cpu": "cifar10_cpu"},
+    ),
+    cpu_data=("published",),
+)
+TABLE_2 = RunTable(
+    number=2,
+    dataset="CIFAR-100",
+    accuracies=(ACCURACY,),
+    target=ACCURACY,
+    rows=_sgd_and_swap(CIFAR100_SGD_SMALL, CIFAR100_SGD_LARGE, CIFAR100_SWAP),
+    cpu_data=("published", "subset"),
+)
+TABLE_3 = RunTable(
+    number=3,
+    dataset="ImageNet",
+    accuracies=(TOP_1, TOP_5),
+    target=TOP_1,
+    rows=_sgd_and_swap(
+        _forms("imagenet_sgd_small"), _forms("imagenet_sgd_large"), _forms("imagenet_swap")
+    ),
+    cpu_data=("published", "own"),
+    counts_phase1=False,
+)
+TABLE_4 = RunTable(
+    number=4,
+    dataset="CIFAR-100",
+    accuracies=(BEFORE, AFTER),
+    target=AFTER,
+    rows=(
+        Row(
+            label="Large-batch SWA",
+            recipes=_forms("cifar100_swa_large"),
+            start=CIFAR100_SGD_LARGE,
+        ),
+        Row(
+            label="Large-batch followed by small-batch SWA",
+            recipes=_forms("cifar100_swa_large_small"),
+            start=CIFAR100_SWAP,
+        ),
+        Row(
+            label="Small-batch SWA",
+            recipes=_forms("cifar100_swa_small"),
+            start=CIFAR100_SGD_SMALL,
+        ),
+        Row(label="SWAP (10 small-batch epochs)", recipes=CIFAR100_SWAP),
+        Row(
+            label="SWAP (40 small-batch epochs)",
+            recipes=_forms("cifar100_swap_40"),
+            start=CIFAR100_SWAP,
+        ),
+    ),
+    cpu_data=("published", "subset"),
+)
+
+RUN_TABLES = {table.number: table for table in (TABLE_1, TABLE_2, TABLE_3, TABLE_4)}
+"""By the paper's numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowRuns:
+    """The runs that one row of a table puts together."""
+
+    row: Row
+    """Which row, and which of the runs' figures."""
+    label: str
+    """The row's; with a number where runs of its recipe may not all be put together."""
+    records: list[RunRecord]
+    """Runs of one recipe, data set and precision, on one kind of machine and number of its devices;
+    empty where there are none."""
+
+    @property
+    def machine(self) -> MachineKey | None:
+        """What all of them used; None where there are none."""
+        return machine_key(self.records[0]) if self.records else None
+
+
+def deal(table: RunTable, size: Size, records: Sequence[RunRecord]) -> list[RowRuns]:
+    """The runs of one kind of machine, dealt out to a table's rows, those on few devices first."""
+    dealt = []
+    for row in table.rows:
+        runs = [record for record in records if record.recipe == row.recipes[size]]
+        kinds = group_by(runs, lambda record: (machine_key(record), accuracy_key(record)))
+        groups = [kinds[kind] for kind in sorted(kinds, key=lambda kind: kind[0])]
+        for i, group in enumerate(groups or [[]], start=1):
+            mark = f" [{i}]" if len(groups) > 1 else ""
+            dealt.append(RowRuns(row=row, label=f"{row.label}{mark}", records=group))
+    return dealt

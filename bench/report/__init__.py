@@ -1,0 +1,1 @@
+"""bench/report: say here what is in this package."""

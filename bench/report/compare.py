@@ -1,0 +1,139 @@
+"""Compares two groups of runs: recipes, runs, records or results folders. No torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from swap_fast.choices import choose
+
+if TYPE_CHECKING:
+    from bench.analysis.comparison import Side
+    from swap_fast.record import RunRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Compare two groups of runs: accuracies, times, laps, settings, machines.
+
+    A and B are each a recipe or a run of RESULTS, a record's path, or a results folder; of two
+    folders every recipe that both hold is compared.
+    """
+
+    first: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="A")]
+    """What B is compared with."""
+    second: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="B")]
+    """Its times are divided by A's, and A's accuracy is subtracted from its."""
+    results: Path = Path("results")
+    """Results folder in which recipes and runs are looked for."""
+    json: bool = False
+    """Print JSON in place of tables."""
+    html: Path | None = None
+    """Also write the comparison as a page of its own."""
+
+
+def compare_runs(options: CompareOptions) -> int:
+    """Print the comparison of A and B.
+
+    Raises:
+        ValueError: no such runs, or runs that cannot be put together.
+    """
+    from bench.analysis.comparison import compare
+    from bench.analysis.comparison_tables import comparison_json, comparison_tables, sides_line
+
+    found = [compare(a, b) for a, b in pair_sides(options.first, options.second, options.results)]
+    if options.html is not None:
+        from bench.document.html import document_to_html
+        from bench.document.page import Document, Paragraph, Section
+
+        sections = tuple(
+            Section(
+                title=f"{each.first.name} and {each.second.name}",
+                blocks=(
+                    *(Paragraph(text=caution, strong=True) for caution in each.cautions),
+                    *comparison_tables(each),
+                ),
+            )
+            for each in found
+        )
+        title = f"{options.first} and {options.second}"
+        page = document_to_html(Document(title=title, opening=(), sections=sections))
+        options.html.parent.mkdir(parents=True, exist_ok=True)
+        options.html.write_text(page, encoding="utf-8", newline="\n")
+    if options.json:
+        print(json.dumps([comparison_json(each) for each in found], indent=1))
+        return 0
+    from rich.console import Console
+    from rich.text import Text
+
+    from bench.document.terminal import show_table
+
+    console = Console()
+    for each in found:
+        console.print(Text(sides_line(each)))
+        for caution in each.cautions:
+            console.print(Text(caution, style="bold"))
+        for table in comparison_tables(each):
+            show_table(table, console)
+    if options.html is not None:
+        console.print(Text(f"page: {options.html}"))
+    return 0
+
+
+def pair_sides(first: str, second: str, results: Path) -> list[tuple[Side, Side]]:
+    """What is compared with what: one pair, or one a recipe that two folders share.
+
+    Raises:
+        ValueError: no such runs, or no recipe that both have.
+    """
+    from bench.analysis.comparison import Side
+
+    names = [first, second]
+    runs = [_runs_of(name, results) for name in names]
+    are_folders = [Path(name).is_dir() for name in names]
+    if not any(are_folders):
+        a, b = (Side(name=name, runs=tuple(each)) for name, each in zip(names, runs, strict=True))
+        return [(a, b)]
+    shared = sorted({run.recipe for run in runs[0]} & {run.recipe for run in runs[1]})
+    if not shared:
+        raise ValueError(f"expected a recipe that {first} and {second} both ran, found none")
+    pairs = []
+    for recipe in shared:
+        a, b = (
+            Side(
+                name=f"{name}: {recipe}" if is_folder else name,
+                runs=tuple(run for run in each if run.recipe == recipe),
+            )
+            for name, each, is_folder in zip(names, runs, are_folders, strict=True)
+        )
+        pairs.append((a, b))
+    return pairs
+
+
+def _runs_of(name: str, results: Path) -> list[RunRecord]:
+    """The runs that a name, a path or a folder stands for."""
+    from swap_fast.record import read_record
+
+    path = Path(name)
+    if path.is_dir():
+        return _records_in(path)
+    if path.is_file():
+        return [read_record(path)]
+    records = _records_in(results)
+    recipes = [run.recipe for run in records]
+    names = [run.run_id for run in records]
+    chosen = choose("run or recipe", name, dict.fromkeys([*recipes, *names]))
+    return [run for run in records if chosen in (run.recipe, run.run_id)]
+
+
+def _records_in(results: Path) -> list[RunRecord]:
+    from bench.report.content import collect
+
+    records = collect(results).records
+    if not records:
+        raise ValueError(f"{results}: expected records in {results / 'runs'}, found none")
+    return records

@@ -1,0 +1,249 @@
+"""A table of the paper by its number: runs what is missing of it, then draws it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from bench.document.terminal import show_table
+from bench.hardware.machine import choose_device, describe_machine
+from bench.options import RunOptions, TableOptions
+from bench.records.grouping import MachineKey, kind_of_machine
+from bench.records.paper import load_paper
+from bench.records.paper_tables import RUN_TABLES, RunTable, Size
+from bench.report.content import Content, collect, warning
+from bench.report.expected import Expected, expect
+from bench.report.missing import Job, jobs_of, starts_of
+from bench.report.paper_tables import run_tables
+from bench.report.recipe_tables import RUNS_OF, recipe_table
+from bench.report.write import write_report
+from bench.runner.launch import under_torchrun
+from bench.runner.session import processes, run_session
+from swap_fast.config.recipe import Recipe
+from swap_fast.data.cifar.dataset import DatasetName
+from swap_fast.data.cifar.find import find_at_hand, load_dataset, locate_dataset, locate_tree
+from swap_fast.recipes.cifar10 import RECIPES
+from swap_fast.record import RunRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableData:
+    """What a table's runs would train on; without its images, which no one needs here."""
+
+    kind: str
+    """As `Dataset.kind`."""
+    sha256: str
+    """As `Dataset.sha256`, and as a record keeps it."""
+    text: str
+    """In a line."""
+
+
+def run_table(options: TableOptions) -> int:
+    """The command: run what a table lacks and draw it; the exit status.
+
+    Raises:
+        ValueError: a device, a number of processes or data that cannot be had.
+        RuntimeError: a run failed.
+    """
+    if options.number in RUNS_OF:
+        size: Size = "cpu" if options.size == "cpu" else "paper"
+        show_table(recipe_table(options.number, load_paper(options.out), size), Console())
+        return 0
+    if under_torchrun():
+        raise ValueError(
+            f"table: expected one process, which starts the others, got rank {os.environ['RANK']} "
+            "of torchrun's; run each recipe by `torchrun ... -m bench run`, then draw the table"
+        )
+    table = RUN_TABLES[options.number]
+    device_type = choose_device(options.device)
+    size = size_for(options, device_type)
+    content = collect(options.out)
+    machine = describe_machine(device_type)
+
+    def machine_of(recipe: Recipe) -> MachineKey:
+        ranks, threads = processes(run_options(options), recipe, device_type)
+        return kind_of_machine(machine, ranks, threads)
+
+    def expectations(jobs: Sequence[Job], records: Sequence[RunRecord]) -> list[Expected]:
+        return [
+            expect(
+                job,
+                size,
+                list(starts_of(table, size)),
+                records,
+                machine_of(RECIPES[job.recipe]()),
+                content.paper,
+                shares=begins_from_another(job, jobs, options.out),
+            )
+            for job in jobs
+        ]
+
+    def plan(data: TableData | None) -> list[Job]:
+        sha256 = None if data is None else data.sha256
+        jobs = jobs_of(table, size, options.runs, content.records, machine_of, sha256)
+        lines = plan_lines(table, size, jobs, expectations(jobs, content.records), data)
+        print(*lines, sep="\n", flush=True)
+        return jobs
+
+    data = data_at_hand(table, size, options.data)
+    jobs = plan(data)
+    if options.dry_run:
+        return 0
+    if any(job.record is None for job in jobs):
+        found = require_data(table, size, options.data)
+        if found != data:  # downloaded only now: the runs that are there may be of other data
+            jobs = plan(found)
+    missing = [i for i, job in enumerate(jobs) if job.record is None]
+    for done, i in enumerate(missing):
+        # Anew each time: the runs that were made meanwhile tell more of those that follow.
+        expected = expectations(jobs, collect(options.out).records)
+        if not options.quiet:
+            left = total([expected[later] for later in missing[done:]])
+            print(f"{table.name}: run {done + 1} of {len(missing)}; to go: {left}", flush=True)
+        recipe = RECIPES[jobs[i].recipe]()
+        run_session(run_options(options, jobs[i].seed), recipe, recipe, goes_on=True)
+    report = write_report(options.out)
+    draw(table, size, collect(options.out), Console())
+    print(f"report: {report}")
+    return 0
+
+
+def size_for(options: TableOptions, device_type: str) -> Size:
+    """The size asked for; by itself, the paper's where there is a CUDA device."""
+    if options.size != "auto":
+        return options.size
+    return "paper" if device_type == "cuda" else "cpu"
+
+
+def run_options(options: TableOptions, seed: int = 0) -> RunOptions:
+    """How one run of a table is made."""
+    return RunOptions(
+        seed=seed,
+        data=options.data,
+        out=options.out,
+        device=options.device,
+        ranks=options.ranks,
+        threads=options.threads,
+        share_phase1=True,
+        keep_epochs=options.keep_epochs,
+        quiet=options.quiet,
+    )
+
+
+def begins_from_another(job: Job, jobs: Sequence[Job], out: Path) -> bool:
+    """Whether a phase 1 for the run is kept already, or will be before its turn comes."""
+    if job.start is None:
+        return False
+    for other in jobs:
+        if (other.recipe, other.seed) == (job.start, job.seed):
+            return other.record is None or _keeps_phase1(other.record, out)
+    return False
+
+
+def _keeps_phase1(record: RunRecord, out: Path) -> bool:
+    return any((out / "checkpoints" / record.run_id).glob("phase1.*"))
+
+
+def plan_lines(
+    table: RunTable,
+    size: Size,
+    jobs: Sequence[Job],
+    expected: Sequence[Expected],
+    data: TableData | None,
+) -> list[str]:
+    """What there is of a table, and what will run, in order, with the time that it will take.
+
+    Arguments:
+        data: of which the runs that are there are; None: of any of the kinds that the table takes.
+    """
+    missing = [each for job, each in zip(jobs, expected, strict=True) if job.record is None]
+    of = f"data: {data.text}" if data else "the content of the data is not compared"
+    lines = [f"{table.title(size)}: {len(missing)} of {len(jobs)} runs to make; {of}"]
+    for job, each in zip(jobs, expected, strict=True):
+        line = f"  {job.recipe:<28} seed {job.seed}  "
+        if job.record is not None:
+            line += f"is there  {job.record.run_id}, {job.record.data['kind']} data"
+        else:
+            line += f"{duration(each.seconds):>8}  {each.by}"
+            line += f"; phase 1 of {job.start}" if each.shares else ""
+        lines.append(line)
+    if missing:
+        lines.append(f"in all {total(missing)}; cut short, the same command goes on")
+    return lines
+
+
+def total(expected: Sequence[Expected]) -> str:
+    """The sum as text, with what it leaves out."""
+    known = [each.seconds for each in expected if each.seconds is not None]
+    parts = [duration(sum(known))] if known else []
+    if unknown := len(expected) - len(known):
+        parts.append(f"{unknown} run{'s' if unknown > 1 else ''} of unknown time")
+    return ", and ".join(parts)
+
+
+def duration(seconds: float | None) -> str:
+    """In the unit that suits it."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def data_at_hand(table: RunTable, size: Size, data: Path | None) -> TableData | None:
+    """The data that a table's runs would train on, without a download.
+
+    None where there is none yet, and of a tree of images, whose every file would be looked at.
+
+    Raises:
+        ValueError: damaged data.
+    """
+    name = dataset_of(table, size)
+    if name == "imagenet":
+        return None
+    found = find_at_hand(name, data)
+    return None if found is None else _read(name, found)
+
+
+def require_data(table: RunTable, size: Size, data: Path | None) -> TableData | None:
+    """The data, downloaded if need be; None of a tree of images, which need only be there.
+
+    Refuses, before hours of training, data whose runs may not stand in the table.
+
+    Raises:
+        ValueError: there is none of the data set, or not the kind that the table takes.
+    """
+    name = dataset_of(table, size)
+    if name == "imagenet":
+        locate_tree(data)
+        return None
+    found = _read(name, locate_dataset(name, data))
+    kinds = table.data_kinds(size)
+    if found.kind not in kinds:
+        raise ValueError(
+            f"--data: expected {table.dataset}, {' or '.join(kinds)}, for {table.title(size)}, "
+            f"got {found.kind} data; give the folder that holds it"
+        )
+    return found
+
+
+def dataset_of(table: RunTable, size: Size) -> DatasetName | Literal["imagenet"]:
+    """The name of the data set that all of a table's recipes train on."""
+    return RECIPES[table.recipes(size)[0]]().dataset
+
+
+def _read(name: DatasetName, path: Path | None) -> TableData:
+    dataset = load_dataset(name, path)
+    return TableData(kind=dataset.kind, sha256=dataset.sha256, text=dataset.describe())
+
+
+def draw(table: RunTable, size: Size, content: Content, console: Console) -> None:
+    """Print the table of each kind of machine."""
+    console.print(warning(content), style="bold", markup=False)
+    for drawn in run_tables(table, size, content.records, content.paper):
+        show_table(drawn, console)

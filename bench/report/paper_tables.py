@@ -1,0 +1,303 @@
+"""Tables from records: the paper's Tables 1 to 4, and the seconds to an accuracy. No torch.
+
+Nothing measured on one kind of machine stands in another's table; rows on one, two or eight devices
+of a machine stand in one, each with how many it used. Runs that differ from the published setting
+are in none (`bench.report.lists` has them).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from bench.analysis.verdicts import NOT_COMPARED, VERDICT_NOTE, is_comparable, verdict
+from bench.document.table import (
+    EMULATED,
+    EMULATED_NOTE,
+    NOTHING,
+    SHARED,
+    SHARED_NOTE,
+    UNSTABLE,
+    UNSTABLE_NOTE,
+    Table,
+    interval_cell,
+    plus_minus,
+)
+from bench.intervals import share_interval, t_interval
+from bench.records.grouping import (
+    Host,
+    Summary,
+    accuracy_key,
+    count_reaching,
+    group_by,
+    host_of,
+    machine_key,
+    pool_accuracies,
+    pool_times,
+    recipe_of,
+    summarize,
+    target_of,
+)
+from bench.records.paper import Paper, PaperValue, PublishedTime
+from bench.records.paper_tables import (
+    RUN_TABLES,
+    SIZES,
+    TOP_5,
+    Column,
+    RowRuns,
+    RunTable,
+    Size,
+    deal,
+)
+from bench.records.places import TIME_TO_TARGET, number_machines, place_of, places_of
+from bench.records.timing import dawnbench_time
+from bench.report.captions import cpu_caption, paper_caption, phase1_note, start_notes
+from swap_fast.record import RunRecord
+
+UNITS = {"seconds": ("s", 1.0), "minutes": ("min", 1 / 60)}
+"""Of the paper's times: as printed, and how many of them a second is."""
+
+
+def run_tables(
+    table: RunTable, size: Size, records: Sequence[RunRecord], paper: Paper
+) -> list[Table]:
+    """One of Tables 1 to 4, of the paper's size or at CPU size, once for each kind of machine.
+
+    Arguments:
+        records: all that there are, so that a machine has one number in all tables.
+
+    Returns:
+        A table for each kind of machine that has runs.
+    """
+    place, numbers = table.place(size), number_machines(records)
+    groups = group_by((r for r in records if place in places_of(r)), host_of)
+    return [
+        _drawn(table, size, host, numbers[host], groups[host], paper) for host in sorted(groups)
+    ]
+
+
+def all_run_tables(records: Sequence[RunRecord], paper: Paper) -> list[Table]:
+    """Tables 1 to 4 in all their forms that have runs."""
+    return [
+        drawn
+        for table in RUN_TABLES.values()
+        for size in SIZES
+        for drawn in run_tables(table, size, records, paper)
+    ]
+
+
+def _drawn(
+    table: RunTable,
+    size: Size,
+    host: Host,
+    number: int,
+    records: Sequence[RunRecord],
+    paper: Paper,
+) -> Table:
+    dealt = deal(table, size, records)
+    rows = [_row(table, each, host, paper) for each in dealt]
+    configurations = [
+        f"{each.label}: {', '.join(record.run_id for record in each.records)}; "
+        "not the same recipe, data or number of devices."
+        for each in dealt
+        if each.label != each.row.label
+    ]
+    caption = f"Ours: machine {number}, {host.label}. {paper_caption(paper, table)}"
+    if size == "cpu":
+        caption = f"{cpu_caption(dealt, table.dataset)} {caption}"
+    unit, _ = time_unit(table, paper)
+    return Table(
+        name=f"{table.place(size)}_machine{number}",
+        title=f"{table.title(size)}, machine {number}",
+        caption=caption,
+        columns=columns_of(table, unit, host),
+        rows=tuple(rows),
+        footnotes=(
+            "mean ± sample standard deviation over n runs; accuracy of the last epoch; times "
+            "count preprocessing and not test evaluation.",
+            "Modelled: had all workers of phase 2 run at the same time, phase 1 as measured. "
+            "Not a measurement.",
+            f"95% interval: of the mean {_without_unit(table.target)}, by Student's t; behind the "
+            "runs at target, of their share, by Wilson's score.",
+            *([phase1_note(paper, _dataset_of(records))] if table.counts_phase1 else []),
+            *(["Top-5 is of the final model alone."] if TOP_5 in table.accuracies else []),
+            VERDICT_NOTE,
+            *mark_notes(rows),
+            *start_notes(dealt),
+            *configurations,
+        ),
+    )
+
+
+def columns_of(table: RunTable, unit: str, host: Host) -> tuple[str, ...]:
+    """The heads, in the order of a row's cells."""
+    accuracies = []
+    for column in table.accuracies:
+        accuracies += [f"Paper: {column.title}", f"Ours: {column.title}"]
+        if column is table.target:
+            accuracies.append("Ours: 95% interval (%)")
+    return (
+        table.dataset,
+        *accuracies,
+        f"Paper: time ({unit})",
+        f"Ours: time ({unit}), measured",
+        f"Ours: parallel time ({unit}), modelled",
+        "n",
+        "Runs at target",
+        *(["Phase 1 (mean epochs)"] if table.counts_phase1 else []),
+        host.devices_head,
+        "Verdict",
+    )
+
+
+def time_unit(table: RunTable, paper: Paper) -> tuple[str, float]:
+    """The paper's unit of a table's times as printed, and how many of them a second is."""
+    return UNITS[paper.value(table.name, table.rows[0].label, "train_time").units]
+
+
+def _row(table: RunTable, runs: RowRuns, host: Host, paper: Paper) -> tuple[str, ...]:
+    row, records = runs.row, runs.records
+    unit, factor = time_unit(table, paper)
+    accuracies: list[str] = []
+    judged: list[tuple[str, Summary | None, PaperValue]] = []
+    for column in table.accuracies:
+        published = paper.value(table.name, row.label, column.name)
+        pooled = _pooled(runs, column)
+        accuracies += [plus_minus(published.mean, published.sd), accuracy_cell(pooled)]
+        if column is table.target:
+            accuracies.append(interval_cell(t_interval(pooled) if pooled else None, 100))
+        judged.append((column.short, pooled and pooled.scaled(100), published))
+    published = paper.value(table.name, row.label, "train_time")
+    time_of_paper = plus_minus(published.mean, published.sd)
+    if runs.machine is None:
+        missing = [NOTHING] * (len(columns_of(table, unit, host)) - len(accuracies) - 2)
+        return (runs.label, *accuracies, time_of_paper, *missing)
+    time, modelled = (
+        pooled and pooled.scaled(factor)
+        for pooled in (pool_times(records, row.time_s), pool_times(records, row.modelled_s))
+    )
+    judged.append(("time", time, published))
+    marks = marks_of(records)
+    epochs = f"{summarize(record.phase1_epochs for record in records).mean:.1f}"
+    return (
+        runs.label,
+        *accuracies,
+        time_of_paper,
+        time_cell(time, marks),
+        time_cell(modelled, marks.replace(EMULATED, "")),
+        str(len(records)),
+        _at_target(records, partial(row.accuracy, table.target)),
+        *([epochs] if table.counts_phase1 else []),
+        runs.machine.devices_cell,
+        _verdict_cell(records, judged),
+    )
+
+
+def _pooled(runs: RowRuns, column: Column) -> Summary | None:
+    """A row's accuracies in a column, fractions; None where there are none."""
+    if not runs.records:
+        return None
+    return pool_accuracies(runs.records, partial(runs.row.accuracy, column))
+
+
+def _verdict_cell(
+    records: Sequence[RunRecord], judged: Sequence[tuple[str, Summary | None, PaperValue]]
+) -> str:
+    """Of each accuracy and of the time, or once where none is compared."""
+    verdicts = {
+        name: verdict(ours, published) if is_comparable(records, published) else NOT_COMPARED
+        for name, ours, published in judged
+        if ours is not None
+    }
+    if set(verdicts.values()) == {NOT_COMPARED}:
+        return NOT_COMPARED
+    return "; ".join(f"{name}: {of_it}" for name, of_it in verdicts.items())
+
+
+def time_to_target(records: Sequence[RunRecord], paper: Paper) -> Table:
+    """Seconds to an accuracy on CIFAR-10: published ones, then ours by DAWNBench's reading."""
+    ours = group_by(
+        (record for record in records if place_of(record) == TIME_TO_TARGET),
+        lambda record: (machine_key(record), accuracy_key(record)),
+    )
+    numbers = number_machines(records)
+    rows = [_published_row(f"Paper: {paper.claim.name}", paper.claim)]
+    peers = sorted(paper.peers, key=lambda peer: (peer.target_accuracy, peer.time_s))
+    rows += [_published_row(peer.name, peer) for peer in peers]
+    by_machine = sorted(ours.items(), key=lambda item: (item[0][0], item[1][0].recipe))
+    for (machine, _), group in by_machine:
+        reached = [t for t in map(dawnbench_time, group) if t is not None]
+        final = pool_accuracies(group, lambda record: record.test_accuracy)
+        rows.append(
+            (
+                f"Ours: {group[0].recipe}",
+                time_cell(summarize(reached) if reached else None, marks_of(group)),
+                _short_percent(target_of(group[0])),
+                machine.used,
+                f"machine {numbers[machine.host]}",
+                f"{len(reached)} of {len(group)} runs; final {accuracy_cell(final)}%",
+            )
+        )
+    return Table(
+        name="time_to_target",
+        title="Seconds to an accuracy on CIFAR-10",
+        caption=(
+            "Published times are on the hardware named, and are no measurement of ours. Ours: "
+            "DAWNBench's reading, mean ± sample standard deviation over the runs that reach it."
+        ),
+        columns=("Who", "Time (s)", "Test accuracy (%)", "Hardware", "Source", "Note"),
+        rows=tuple(rows),
+        footnotes=tuple(mark_notes(rows)),
+    )
+
+
+def _published_row(name: str, time: PublishedTime) -> tuple[str, ...]:
+    accuracy = _short_percent(time.target_accuracy)
+    return (name, f"{time.time_s:g}", accuracy, time.hardware, time.source, time.note or NOTHING)
+
+
+def accuracy_cell(summary: Summary | None) -> str:
+    """`mean ± std` of fractions, in percent."""
+    if summary is None:
+        return NOTHING
+    return plus_minus(100 * summary.mean, None if summary.std is None else 100 * summary.std)
+
+
+def time_cell(summary: Summary | None, marks: str) -> str:
+    """`mean ± std` with the marks of its runs, and with its own."""
+    if summary is None:
+        return NOTHING
+    marks += UNSTABLE * summary.unstable
+    return plus_minus(summary.mean, summary.std) + (f" {marks}" if marks else "")
+
+
+def _at_target(records: Sequence[RunRecord], accuracy: Callable[[RunRecord], float | None]) -> str:
+    target = target_of(records[0])
+    present = [value for value in map(accuracy, records) if value is not None]
+    count = count_reaching(present, target)
+    interval = interval_cell(share_interval(count, len(records)), 100, decimals=0)
+    return f"{count} of {len(records)} ≥ {_short_percent(target)}% ({interval}%)"
+
+
+def marks_of(records: Sequence[RunRecord]) -> str:
+    """What stands behind a measured time of these runs."""
+    emulated = any(record.emulated_workers for record in records)
+    shared = any(record.start is not None for record in records)
+    return EMULATED * emulated + SHARED * shared
+
+
+def mark_notes(rows: Iterable[Sequence[str]]) -> list[str]:
+    """The footnotes of those marks that the rows hold."""
+    text = "".join(cell for row in rows for cell in row)
+    notes = {EMULATED: EMULATED_NOTE, SHARED: SHARED_NOTE, UNSTABLE: UNSTABLE_NOTE}
+    return [note for mark, note in notes.items() if mark in text]
+
+
+def _short_percent(fraction: float) -> str:
+    return f"{100 * fraction:.10g}"
+
+
+def _without_unit(column: Column) -> str:
+    return column.title.removesuffix(" (%)")
+
+
+def _dataset_of(records: Sequence[RunRecord]) -> str:
+    return str(recipe_of(records[0])["dataset"])

@@ -1,0 +1,1 @@
+"""bench/runner: say here what is in this package."""

@@ -1,0 +1,208 @@
+"""Start a run's processes: torchrun's launcher as a library, unless torchrun started us already."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from swap_fast.training.interruption import EXIT_STATUS, InterruptedRunError
+from swap_fast.training.watchdog import end_process
+
+ORPHAN_S = 10.0
+"""So long a process may live on when the one that started it has been killed."""
+LOOK_S = 1.0
+"""So often the launching process looks for ranks that ended without a word."""
+PEERS_END_S = 10.0
+"""So long the others have to end by themselves when a rank has been killed."""
+
+_NOTES: Path | None = None
+"""Where this rank says what it is at, if it was started here."""
+_trains = False
+"""Whether it has said anything."""
+
+
+def under_torchrun() -> bool:
+    """Whether this process is a rank that torchrun, or this module, has started."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def say_where(text: str) -> None:
+    """Note what this rank is at, for the line that tells of its death."""
+    global _trains
+    _trains = True
+    if _NOTES is not None:
+        (_NOTES / f"{os.environ['RANK']}.where").write_text(text)
+
+
+def end_rank(message: str) -> None:
+    """End this rank from any thread, at once; its launching process raises a RuntimeError."""
+    if _NOTES is None:
+        end_process(message)
+    _tell(RuntimeError(message))
+    os._exit(1)
+
+
+def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any:
+    """Call `function(*arguments)` on `num_ranks` processes of this machine; rank 0's result.
+
+    One rank alone, or a rank of torchrun's, is called right here.
+
+    Raises:
+        ValueError, FloatingPointError: a rank raised one.
+        RuntimeError: a rank failed otherwise; the message holds its number, its error, and what
+            it last said it was at.
+        InterruptedRunError: the processes were interrupted, or told to end, and have ended.
+    """
+    if num_ranks == 1 or under_torchrun():
+        return function(*arguments)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        run_id="swap_fast",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="127.0.0.1",  # not by this machine's name, which may not resolve
+        start_method="spawn",
+        max_restarts=0,
+        monitor_interval=0.5,
+    )
+    # What the launcher logs of a failure, our one line says.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    with TemporaryDirectory() as errors, _watching(Path(errors)) as silent:
+        try:
+            return elastic_launch(config, _on_rank)(errors, function, *arguments)[0]
+        except SignalException:
+            # Told a second time, the launcher comes here before its processes have ended.
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise InterruptedRunError("told to end") from None
+        except ChildFailedError as error:
+            # The rank that failed first is the cause; a peer's broken connection came after it.
+            rank, failure = error.get_first_failure()
+            noted = Path(errors) / f"{rank}.where"
+            where = f" in {noted.read_text()}" if noted.exists() else ""
+            if silent:
+                raise RuntimeError(f"rank {silent[0]} ended early, without a result") from None
+            if failure.exitcode == EXIT_STATUS:
+                raise InterruptedRunError(f"rank {rank} was told to end") from None
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+                name = signal.Signals(-failure.exitcode).name
+                raise RuntimeError(f"rank {rank} was ended by {name}{where}") from None
+            reported = sorted(path.read_text() for path in Path(errors).glob("*.txt"))
+            if not reported:
+                text = f"rank {rank} ended with code {failure.exitcode}{where}"
+                raise RuntimeError(text) from None
+            _, number, kind, message = reported[0].split(" ", maxsplit=3)
+            if kind == "ValueError":
+                raise ValueError(message) from None
+            if kind == "FloatingPointError":
+                raise FloatingPointError(message) from None
+            raise RuntimeError(f"rank {number} failed: {kind}: {message}") from None
+
+
+@contextmanager
+def _watching(notes: Path) -> Iterator[list[str]]:
+    """Look after ranks that end without a word; gives those that ended early with status 0.
+
+    The launcher takes status 0 for a good end, and would wait for that rank's result for ever: the
+    others are killed. When a rank was killed it tells the others to end, but waits 30 s for one
+    that hears nothing, such as one that waits in native code for the dead one to connect.
+    """
+    silent: list[str] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        known: dict[int | None, BaseProcess] = {}
+        killed_at: float | None = None
+        while not over.wait(LOOK_S):
+            known |= {process.pid: process for process in multiprocessing.active_children()}
+            for began in sorted(notes.glob("*.began")):
+                process = known.get(int(began.read_text() or 0))
+                code = None if process is None else process.exitcode
+                if code == 0 and not began.with_suffix(".done").exists():
+                    silent.append(began.stem)
+                if code is not None and code < 0 and killed_at is None:
+                    killed_at = time.monotonic()
+            if silent or (killed_at is not None and time.monotonic() > killed_at + PEERS_END_S):
+                for process in multiprocessing.active_children():
+                    process.kill()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield silent
+    finally:
+        over.set()
+        watcher.join()
+
+
+def end_with_parent() -> None:
+    """End this process too when the one that started it is killed: told first, then at once.
+
+    torch asks the kernel for a signal then, but only once it is imported, and not where it is
+    waiting in native code; processes that are not torch's ask for none.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a process that another one started"
+
+    def follow() -> None:
+        wait([parent.sentinel])
+        if _trains:  # else there is nothing to keep
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(ORPHAN_S)
+        os._exit(EXIT_STATUS)
+
+    threading.Thread(target=follow, name="end with parent", daemon=True).start()
+
+
+def _on_rank(errors: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call it in a process of its own, which says when and how it failed.
+
+    Interrupted, the process ends at once and silently; told to end, as the others are when one
+    has failed, by Python's own exit, with which the processes of a loader end too.
+    """
+    global _NOTES
+    _NOTES, rank = Path(errors), os.environ["RANK"]
+    end_with_parent()
+    (_NOTES / f"{rank}.began").write_text(str(os.getpid()))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        result = function(*arguments)
+        (_NOTES / f"{rank}.done").touch()
+        return result
+    except KeyboardInterrupt:
+        os._exit(130)
+    except InterruptedRunError:
+        # By Python's own exit, with which the processes of a loader end too.
+        sys.exit(EXIT_STATUS)
+    except Exception as error:
+        _tell(error)
+        raise
+
+
+def _tell(error: Exception) -> None:
+    """Leave the launching process a line on the error that ends this rank."""
+    assert _NOTES is not None, "a rank that was started here"
+    rank = os.environ["RANK"]
+    line = f"{time.time_ns()} {rank} {type(error).__name__} {' '.join(str(error).split())}"
+    part = _NOTES / f"{rank}.part"
+    part.write_text(line)
+    part.rename(_NOTES / f"{rank}.txt")

@@ -1,0 +1,215 @@
+"""The launching process: choose devices, find the data, start the ranks of each run."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.hardware.machine import available_cores, choose_device, describe_code, has_compiler
+from bench.options import RunOptions
+from bench.runner.launch import launch, under_torchrun
+from bench.runner.progress import speaker
+from bench.runner.rank import run_rank
+from bench.runner.request import Request
+from bench.runner.separate_workers import run_separately
+from swap_fast.callbacks.progress import Form
+from swap_fast.callbacks.trackers import require_trackers
+from swap_fast.config.execution import default_execution
+from swap_fast.config.recipe import LoaderName, Recipe, SWAPRecipe
+from swap_fast.data.cifar.find import locate_dataset, locate_tree
+from swap_fast.record import read_record
+from swap_fast.tasks.cifar import choose_decoder, choose_loader
+
+
+def automatic_recipe(*, quick: bool) -> str:
+    """The main job's recipe for this machine."""
+    if torch.cuda.is_available():
+        return "cifar10_dawnbench"
+    return "cifar10_quick" if quick else "cifar10_cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What is the same for all runs of a session."""
+
+    request: Request
+    """Of its first run."""
+    num_ranks: int
+    """Processes of each."""
+    say: Callable[[str], None]
+    """Prints a line on the first process, unless it is to be quiet."""
+
+
+def run_session(
+    options: RunOptions, recipe: Recipe, original: Recipe, *, goes_on: bool = False
+) -> int:
+    """Run a recipe as often as asked, each run with a seed of its own; the exit status.
+
+    Arguments:
+        goes_on: with a run that was interrupted, if it was begun with the same settings.
+
+    Raises:
+        ValueError: a device, a number of processes or data that cannot be had.
+    """
+    prepared = prepare(options, recipe, original)
+    request, say = prepared.request, prepared.say
+    if goes_on:
+        request = replace(request, resume="if_same")
+    for number in range(options.runs):
+        if number > 0:
+            request = replace(request, seed=request.seed + 1, first=False, started=time.time())
+        say(f"run {number + 1} of {options.runs}, seed {request.seed}")
+        if options.phase2 == "separate":
+            path = run_separately(request, options.min_workers, prepared.num_ranks, say)
+        else:
+            path = launch(run_rank, request, num_ranks=prepared.num_ranks)
+        if path is not None:
+            _summarise(path, say)
+    return 0
+
+
+def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
+    """Choose the devices, the processes and the loader, and find the data; says what it chose.
+
+    Raises:
+        ValueError: one of them cannot be had.
+    """
+    started = time.time()
+    device_type = choose_device(options.device)
+    ranks, threads = processes(options, recipe, device_type)
+    execution = replace(
+        default_execution(device_type), memory_format=options.memory_format, compile=options.compile
+    )
+    if options.precision is not None:
+        execution = replace(execution, precision=options.precision)
+    execution = replace(execution, all_reduce=options.all_reduce)
+    if options.capture != "auto":
+        execution = replace(execution, capture=options.capture == "on")
+    loader: LoaderName
+    if recipe.dataset == "imagenet":
+        loader, note = choose_decoder(options.loader, device_type)
+    else:
+        loader, note = choose_loader(options.loader, recipe.loader, device_type)
+    execution = replace(execution, loader=loader)
+    _check_writable(options.out)
+    first = os.environ.get("RANK", "0") == "0"
+    form: Form = "none" if options.quiet else "json" if options.json else "auto"
+    say = speaker(form if first else "none")
+    require_trackers(options.track)
+    if execution.compile and device_type == "cpu" and not has_compiler():
+        say("no C++ compiler was found, which torch.compile needs on a CPU: the step runs eagerly")
+        execution = replace(execution, compile=False)
+    if not recipe.paper_scale:
+        say(
+            f"not the paper's hardware or net: {recipe.name} has {recipe.net} of width "
+            f"{recipe.width}"
+        )
+    if note is not None:
+        say(note)
+    data = (
+        locate_tree(options.data)
+        if recipe.dataset == "imagenet"
+        else locate_dataset(recipe.dataset, options.data, announce=say)
+    )
+    say(
+        f"{recipe.summary}; {ranks} process{'es' if ranks > 1 else ''} of {threads} "
+        f"thread{'s' if threads > 1 else ''}, {execution.precision}, {execution.memory_format}, "
+        f"loader {loader}"
+    )
+    request = Request(
+        recipe=recipe,
+        overrides=tuple(differences(asdict(original), asdict(recipe))),
+        seed=options.seed,
+        data=data,
+        out=options.out,
+        execution=execution,
+        threads=threads,
+        code=describe_code(),
+        started=started,
+        skip_bad_files=options.skip_bad_files,
+        resume="yes" if options.resume else "no",
+        share_phase1=options.share_phase1,
+        keep_epochs=options.keep_epochs,
+        profile=options.profile,
+        timeout_s=options.timeout_s,
+        notes=() if note is None else (note,),
+        progress=form,
+        track=options.track,
+    )
+    return Prepared(request=request, num_ranks=ranks, say=say)
+
+
+def differences(original: dict[str, Any], changed: dict[str, Any], at: str = "") -> list[str]:
+    """What a command line changed: "phase1.peak_lr=1.5", one entry a field."""
+    found = []
+    for name, value in changed.items():
+        if isinstance(value, dict):
+            found += differences(original[name], value, f"{at}{name}.")
+        elif value != original[name]:
+            found.append(f"{at}{name}={value}")
+    return found
+
+
+def processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[int, int]:
+    """Processes, and CPU threads of each.
+
+    On a CPU, processes of one thread each share out a convolution's work better than one process
+    of several threads does: 18% more images/s on two cores, at the width of the CPU recipes.
+    """
+    cores = available_cores()
+    units = torch.cuda.device_count() if device_type == "cuda" else cores
+    slots = recipe.num_slots
+    workers = recipe.num_workers if isinstance(recipe, SWAPRecipe) else 1
+    ranks = int(os.environ["WORLD_SIZE"]) if under_torchrun() else options.ranks
+    if ranks is None:
+        ranks = min(slots, units)
+        if ranks > workers:
+            ranks -= ranks % workers
+    if ranks > slots:
+        raise ValueError(
+            f"ranks: expected 1 to {slots}, one a slot of {recipe.name}'s phase 1, got {ranks}"
+        )
+    if ranks > workers and ranks % workers:
+        raise ValueError(
+            f"ranks: expected at most one a worker, or a multiple of the {workers} workers of "
+            f"{recipe.name}, got {ranks}"
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if under_torchrun() else ranks
+    if device_type == "cuda" and here > units:
+        raise ValueError(f"ranks: expected at most one a CUDA device, {units}, got {here}")
+    return ranks, options.threads or max(1, cores // here)
+
+
+def _check_writable(out: Path) -> None:
+    """Find out before an hour of training, not after it."""
+    probe = out / "runs" / f".probe-{os.getpid()}"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"out: expected a folder that can be written to, got {error}") from None
+
+
+def _summarise(path: Path, say: Callable[[str], None]) -> None:
+    record = read_record(path)
+    times = record.times
+    if record.accuracy_before_averaging is not None:
+        say(
+            f"before averaging {record.accuracy_before_averaging:.2%} (mean of workers, best "
+            f"{max(record.worker_accuracies):.2%}), after averaging {record.test_accuracy:.2%}"
+        )
+    else:
+        say(f"test accuracy {record.test_accuracy:.2%}")
+    device = ""
+    if record.peak_device_reserved_gib is not None:
+        device = f", of a device {record.peak_device_reserved_gib:.2f} GiB"
+    say(
+        f"training time {times.after_averaging_s:.1f} s, phase 1 {record.phase1_epochs} epochs "
+        f"({record.stopped_by}), peak memory of the host {record.peak_memory_gib:.2f} GiB a "
+        f"process{device}; record: {path}"
+    )

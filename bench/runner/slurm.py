@@ -1,0 +1,183 @@
+"""A run as jobs of a cluster, by submitit: phase 1, an array of workers, and their average.
+
+Each job is a part of one run in one folder. One that is pre-empted, or whose time is over, is
+queued again and goes on from its checkpoints; a dead worker costs its own job alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.options import JobOptions, RunOptions
+from bench.runner.request import Part
+from bench.runner.run_folders import newest_unfinished
+from swap_fast.callbacks.events import make_event
+from swap_fast.callbacks.progress import JsonLines
+from swap_fast.callbacks.trackers import require_trackers
+from swap_fast.config.recipe import Recipe, SWAPRecipe
+from swap_fast.record import run_id
+from swap_fast.training.interruption import EXIT_STATUS, InterruptedRunError
+
+if TYPE_CHECKING:
+    from submitit import Executor, Job
+    from submitit.helpers import DelayedSubmission
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPart:
+    """What one job does; called on a node, once in each of the job's tasks."""
+
+    options: RunOptions
+    """How the recipe is run."""
+    recipe: Recipe
+    """What to run."""
+    original: Recipe
+    """The recipe without what the command line changed."""
+    part: Part
+    """Of the run."""
+    folder: Path
+    """Of the run, in a place that all nodes see."""
+
+    def __call__(self, worker: int | None = None) -> Path | None:
+        """Do it; the tasks of a job are the ranks of this part."""
+        from submitit import JobEnvironment
+        from submitit.helpers import TorchDistributedEnvironment
+
+        from bench.runner.launch import launch
+        from bench.runner.rank import run_rank
+        from bench.runner.session import prepare
+
+        if JobEnvironment().num_tasks > 1:
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        prepared = prepare(self.options, self.recipe, self.original)
+        request = replace(
+            prepared.request,
+            part=self.part,
+            track=self.options.track if self.part != "workers" else (),
+            workers=None if worker is None else (worker,),
+            folder=self.folder,
+        )
+        try:
+            num_ranks = prepared.num_ranks if worker is None else 1
+            return launch(run_rank, request, num_ranks=num_ranks)
+        except InterruptedRunError:
+            os._exit(EXIT_STATUS)  # without a result: the job is not done
+
+    def checkpoint(self, worker: int | None = None) -> DelayedSubmission:
+        """What submitit queues again when the job is pre-empted: the same, which goes on."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, worker)
+
+
+def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Recipe) -> int:
+    """Submit a run's jobs; the exit status.
+
+    Raises:
+        ValueError: submitit is not installed, or there is no such cluster here.
+    """
+    try:
+        from submitit import AutoExecutor
+        from submitit.core.utils import UncompletedJobError
+    except ImportError:
+        raise ValueError(
+            "submit: expected submitit, got none; pip install 'swap_fast[slurm]'"
+        ) from None
+    require_trackers(options.track)
+
+    def say(line: str, kind: str, **values: Any) -> None:
+        if options.json:
+            JsonLines()(make_event(kind, **values))
+        else:
+            print(line, flush=True)
+
+    for number in range(options.runs):
+        own = replace(options, runs=1, seed=options.seed + number, out=options.out.resolve())
+        name = run_id(recipe.name, own.seed, datetime.now(UTC).isoformat())
+        if options.resume and (unfinished := newest_unfinished(own.out, recipe.name, own.seed)):
+            name = unfinished.name
+        folder = own.out / "checkpoints" / name
+        try:
+            executor = AutoExecutor(folder=own.out / "jobs" / name, cluster=jobs.cluster)
+        except RuntimeError as error:
+            raise ValueError(f"submit: {error}; --cluster local runs the jobs here") from None
+        try:
+            submitted = _submit_run(executor, own, jobs, recipe, original, folder)
+            for what, job in submitted:
+                line = f"{name}: {what}: job {job.job_id}"
+                say(line, "submitted", run=name, what=what, job=job.job_id)
+            if jobs.cluster == "local":
+                record = str(submitted[-1][1].result())
+                say(f"record: {record}", "recorded", run=name, record=record)
+        except UncompletedJobError as error:  # of a local job, whose end is waited for
+            raise RuntimeError(
+                f"{name}: a job did not end well ({_reason(str(error))}); the same command with "
+                "--resume goes on"
+            ) from None
+    return 0
+
+
+def _reason(text: str) -> str:
+    """The error at the end of a job's traceback; of a job without one, submitit's own words."""
+    raised = re.findall(r"^[\w.]*(?:Error|Exception): (.+)$", text, re.MULTILINE)
+    return raised[-1] if raised else text.strip().splitlines()[0]
+
+
+def _submit_run(
+    executor: Executor,
+    options: RunOptions,
+    jobs: JobOptions,
+    recipe: Recipe,
+    original: Recipe,
+    folder: Path,
+) -> list[tuple[str, Job[Any]]]:
+    """The jobs of one run, each told to begin when those before it have ended well."""
+
+    def part(name: Part) -> JobPart:
+        return JobPart(options=options, recipe=recipe, original=original, part=name, folder=folder)
+
+    def after(*before: Job[Any], tasks: int, nodes: int = 1) -> None:
+        slurm: dict[str, Any] = {"requeue": True}
+        if before and jobs.cluster == "local":
+            for job in before:  # a local executor starts all at once
+                job.result()
+        elif before:
+            ids = sorted({job.job_id.split("_")[0] for job in before})
+            slurm["dependency"] = f"afterok:{':'.join(ids)}"
+        executor.update_parameters(
+            name=f"swap_fast-{recipe.name}",
+            timeout_min=jobs.time_min,
+            nodes=nodes,
+            tasks_per_node=tasks,
+            gpus_per_node=tasks if jobs.gpus_per_node else 0,
+            **(
+                {}
+                if jobs.cluster == "local"
+                else {
+                    "cpus_per_task": jobs.cpus_per_task,
+                    "slurm_partition": jobs.partition,
+                    "slurm_account": jobs.account,
+                    "slurm_array_parallelism": jobs.at_once,
+                    "slurm_additional_parameters": slurm,
+                }
+            ),
+        )
+
+    ranks = jobs.gpus_per_node or options.ranks or 1
+    if not isinstance(recipe, SWAPRecipe) or recipe.gpus_per_worker > 1:
+        # One model, or workers of several devices: the whole run is one job.
+        after(tasks=ranks, nodes=jobs.nodes)
+        return [("the run", executor.submit(part("all")))]
+    after(tasks=ranks, nodes=jobs.nodes)
+    first = executor.submit(part("phase1"))
+    after(first, tasks=1)
+    workers = executor.map_array(part("workers"), range(recipe.num_workers))
+    after(*workers, tasks=ranks, nodes=jobs.nodes)
+    last = executor.submit(part("all"))
+    named = [(f"phase 2, worker {number}", job) for number, job in enumerate(workers)]
+    return [("phase 1", first), *named, ("phase 3", last)]

@@ -1,0 +1,1 @@
+"""bench/search: say here what is in this package."""

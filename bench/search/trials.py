@@ -1,0 +1,170 @@
+"""The runs of one point of a search: each seed's, from a phase 1 that points have in common."""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from bench.runner.launch import launch
+from bench.runner.rank import run_rank
+from bench.runner.request import Request
+from bench.runner.session import differences
+from bench.search.grid import TAU, Grid, Point, recipe_at
+from bench.search.outcomes import Measured
+from bench.search.starts import write_start
+from swap_fast.config.recipe import AveragingRecipe, Recipe, SGDRecipe
+from swap_fast.record import RunRecord, plain, read_record, read_records
+
+LABELS = ("name", "summary", "table")
+"""Fields of a recipe that say what it is called."""
+
+
+def shares_phase1(recipe: Recipe, grid: Grid) -> bool:
+    """Whether points of the grid have a phase 1 in common.
+
+    Raises:
+        ValueError: its end is searched, and phase 2 needs what only a run of its own has there.
+    """
+    keeps_momentum = isinstance(recipe, AveragingRecipe) and (
+        recipe.keep_momentum or True in grid.values.get("keep_momentum", ())
+    )
+    if TAU in grid.values and keeps_momentum:
+        raise ValueError(
+            f"--grid {TAU}: expected keep_momentum off, got it on; the epochs of one phase 1, at "
+            "which each value begins, are kept without momentum"
+        )
+    ones = [phase_one(recipe_at(recipe, point), None) for point in grid.points]
+    return not keeps_momentum and any(ones.count(one) > 1 for one in ones)
+
+
+def phase_one(recipe: Recipe, tau: float | None) -> SGDRecipe:
+    """Phase 1 alone, up to tau: what a recipe has in common with one of SGD."""
+    values = {field.name: getattr(recipe, field.name) for field in fields(SGDRecipe)}
+    phase1 = replace(recipe.phase1, stopping_accuracy=tau)
+    return SGDRecipe(**values | {"phase1": phase1})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRuns:
+    """Makes the runs of a search in its folder, `request.out`, and finds those that are there."""
+
+    request: Request
+    """How they are run; recipe, seed and start are each run's own."""
+    original: Recipe
+    """The recipe as it is named, to tell what was changed."""
+    data: str
+    """The content of the data, of which all runs must be."""
+    num_ranks: int
+    """Processes a run."""
+    seeds: tuple[int, ...]
+    """Of each point."""
+    taus: tuple[Any, ...]
+    """All that the grid has."""
+    shared: bool
+    """Whether points have a phase 1 in common."""
+
+    def measure(self, point: Point) -> Measured:
+        """Run a point with each seed; a run that was interrupted goes on.
+
+        Raises:
+            FloatingPointError: training diverged.
+            RuntimeError: a run failed.
+        """
+        records = [self._run(point, seed) for seed in self.seeds]
+        return Measured(
+            accuracies=tuple(record.test_accuracy for record in records),
+            times_s=tuple(record.times.after_averaging_s for record in records),
+            phase1_epochs=tuple(record.phase1_epochs for record in records),
+            run_ids=tuple(record.run_id for record in records),
+        )
+
+    def _run(self, point: Point, seed: int) -> RunRecord:
+        """One run, unless an earlier trial of the point has left it, whole or in part."""
+        recipe = recipe_at(self.request.recipe, point)
+        record = self._find(recipe, seed)
+        if record is not None:
+            return record
+        start = self._start(recipe, seed) if self.shared else None
+        # No two runs of a search have one name, even if they begin in the same second; and a run
+        # keeps its name from trial to trial, by which it is found again.
+        name = f"{recipe.name}-point-{_key(recipe)}"
+        record = self._launch(replace(recipe, name=name), seed, start=start)
+        shutil.rmtree(self._weights_of(record))
+        return record
+
+    def _start(self, recipe: Recipe, seed: int) -> Path | None:
+        """A folder with the end of the run's phase 1; None where the longest one diverges."""
+        tau, taus = recipe.phase1.stopping_accuracy, [*self.taus, recipe.phase1.stopping_accuracy]
+        one = phase_one(recipe, None if None in taus else max(taus))
+        key = _key(one)
+        folder = self.request.out / "phase1"
+        folder.mkdir(exist_ok=True)
+        with _alone(folder / f"{key}-seed{seed}.lock") as note:
+            if note.read_text() == "diverged":
+                return None
+            record = self._find(one, seed)
+            if record is None or not self._weights_of(record).is_dir():
+                name = f"{one.name}-phase1-{key}"
+                try:
+                    record = self._launch(replace(one, name=name), seed, keep_epochs=True)
+                except FloatingPointError:
+                    # It may have been beyond this tau by then: the run trains by itself.
+                    note.write_text("diverged")
+                    return None
+            start = folder / str(tau) / record.run_id
+            write_start(self._weights_of(record), tau, start)
+        return start
+
+    def _launch(
+        self, recipe: Recipe, seed: int, *, start: Path | None = None, keep_epochs: bool = False
+    ) -> RunRecord:
+        request = replace(
+            self.request,
+            recipe=recipe,
+            overrides=tuple(differences(_labelless(self.original), _labelless(recipe))),
+            seed=seed,
+            start=start,
+            keep_epochs=keep_epochs,
+            resume="if_same",
+        )
+        path = launch(run_rank, request, num_ranks=self.num_ranks)
+        assert path is not None, "rank 0 writes the record"
+        return read_record(path)
+
+    def _find(self, recipe: Recipe, seed: int) -> RunRecord | None:
+        """The record of a run of this recipe on these data."""
+        records, _ = read_records(self.request.out / "runs")
+        for record in records:
+            found = record.configuration["recipe"]
+            if {name: found[name] for name in found if name not in LABELS} == _labelless(
+                recipe
+            ) and (record.seed, record.data["sha256"]) == (seed, self.data):
+                return record
+        return None
+
+    def _weights_of(self, record: RunRecord) -> Path:
+        return self.request.out / "checkpoints" / record.run_id
+
+
+def _labelless(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as its record has it, but for its names."""
+    values = plain(asdict(recipe))
+    return {name: value for name, value in values.items() if name not in LABELS}
+
+
+def _key(recipe: Recipe) -> str:
+    text = json.dumps(_labelless(recipe), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """Within it, no other process of this machine is; freed by the system when one is killed."""
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield path

@@ -1,0 +1,1 @@
+"""bench/verify: say here what is in this package."""

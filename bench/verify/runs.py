@@ -1,0 +1,258 @@
+"""What only a GPU can confirm of whole runs: that they end, and go on where they were told to."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.runner.launch import launch
+from bench.verify.check import Check, Form
+from bench.verify.contract import same_kernels
+from bench.verify.ranks import TIMEOUT_S, devices_for
+from swap_fast.algorithm import swap
+from swap_fast.checkpoint.run_folder import RunFolder
+from swap_fast.config.execution import default_execution
+from swap_fast.config.recipe import SWAPRecipe
+from swap_fast.data.cifar.dataset import Split
+from swap_fast.data.cifar.synthetic import generate_synthetic
+from swap_fast.distributed import Comm, connect
+from swap_fast.models import net_maker
+from swap_fast.recipes.cifar10 import cifar10_quick
+from swap_fast.tasks.cifar_source import CifarSource
+from swap_fast.training.capture import Captures
+from swap_fast.training.clock import Clock
+from swap_fast.training.interruption import InterruptedRunError, Interruption
+from swap_fast.training.parts import Watch, make_parts
+
+IMAGES, TEST_IMAGES = 640, 200
+EPOCHS = 3
+"""Of phase 1; of phase 2 one."""
+BATCH = 32
+"""Images of a slot in phase 1, and of a worker in phase 2."""
+TOLD_AFTER = (7, 9)
+"""Updates of the first and of the second attempt, after which each is told to end. With one or two
+ranks of two workers that is in phase 1, and then in phase 2."""
+CONTROL_LIMIT = 0.02
+"""Of the weights' way: a lost or repeated update of the 20 would be some 5%."""
+
+
+def _workers(ranks: int) -> int:
+    """Two at least; each also a slot of phase 1."""
+    return max(2, ranks)
+
+
+def _many(ranks: int) -> str:
+    return f"{ranks} rank{'s' if ranks > 1 else ''}"
+
+
+def _write_cifar(folder: Path) -> None:
+    """Write synthetic images in CIFAR-10's binary layout."""
+    made = generate_synthetic(train_images=IMAGES, test_images=TEST_IMAGES)
+    files = [
+        (f"data_batch_{number + 1}.bin", part) for number, part in enumerate(_parts(made.train))
+    ]
+    (folder / "cifar-10-batches-bin").mkdir()
+    for name, split in (*files, ("test_batch.bin", made.test)):
+        planes = split.images.transpose(0, 3, 1, 2).reshape(len(split.labels), -1)
+        records = np.concatenate([split.labels[:, None], planes], axis=1)
+        (folder / "cifar-10-batches-bin" / name).write_bytes(records.tobytes())
+
+
+def _parts(split: Split) -> list[Split]:
+    images, labels = np.array_split(split.images, 5), np.array_split(split.labels, 5)
+    return [Split(images=i, labels=n) for i, n in zip(images, labels, strict=True)]
+
+
+def whole_run(form: Form) -> str:
+    """`bench run`, as its user starts it: two runs one after another, on one rank and on all."""
+    most = devices_for(form, on_cpu=2)
+    with TemporaryDirectory() as folder:
+        data, seen = Path(folder) / "data", []
+        data.mkdir()
+        _write_cifar(data)
+        for ranks in sorted({1, most}):
+            records = _run_twice(form, ranks, data, Path(folder) / f"on{ranks}")
+            for record in records:
+                losses = [row["train_loss"] for row in record["epochs"]]
+                assert all(map(math.isfinite, losses)), f"{_many(ranks)}: losses {losses}"
+                first, last = (losses[at] for at in (0, EPOCHS - 1))
+                assert last < first, f"{_many(ranks)}: phase 1's loss went from {first} to {last}"
+                assert record["world_size"] == ranks, f"{record['world_size']} ranks, not {ranks}"
+            accuracies = ", ".join(f"{record['test_accuracy']:.1%}" for record in records)
+            seen.append(f"{_many(ranks)}: {accuracies} of test images right")
+    return "; ".join(seen)
+
+
+def _run_twice(form: Form, ranks: int, data: Path, out: Path) -> list[dict[str, Any]]:
+    """The records of two runs in one session, a process of its own."""
+    workers = _workers(ranks)
+    settings = {
+        "train-images": IMAGES,
+        "width": 4 if form.small else 16,
+        "num-workers": workers,
+        "batch-norm-batch-size": 256,
+        "phase1.gpus-per-model": workers,
+        "phase1.global-batch-size": BATCH * workers,
+        "phase1.max-epochs": EPOCHS,
+        "phase1.horizon-epochs": EPOCHS + 1,
+        "phase1.warmup-epochs": 1,
+        "phase1.peak-lr": 0.1,
+        "phase2.global-batch-size": BATCH,
+        "device": form.device_type,
+        "ranks": ranks,
+        "threads": 1,
+        "runs": 2,
+        "timeout-s": TIMEOUT_S,
+        "data": data,
+        "out": out,
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "bench", "run", "cifar10_quick", "--quiet", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{_many(ranks)}: status {done.returncode}: {done.stderr[-200:]}"
+    records = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
+    assert len(records) == 2, f"{_many(ranks)}: two runs made {len(records)} records"
+    return records
+
+
+def resume(form: Form) -> str:
+    """A run that is told to end in each phase and goes on, beside one that was let alone."""
+    ranks = devices_for(form, on_cpu=2)
+    many = f"{_many(ranks)}, told in both phases"
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, told_after in enumerate((*TOLD_AFTER, None)):
+            before = {"alone": None} if number == 0 else {}
+            try:
+                launch(_run_all, form, folder, {**before, "told": told_after}, num_ranks=ranks)
+                was_told = False
+            except InterruptedRunError:
+                was_told = True
+            expected = told_after is not None
+            assert was_told == expected, f"attempt {number + 1} of 3 ended by itself"
+        start, alone = _saved(folder, "alone")
+        _, told = _saved(folder, "told")
+        moved = _distance(alone, start)
+        apart = _distance(told, alone) / moved
+        if apart == 0:
+            return f"{many}: equal to the bit"
+        # Some kernels' sums have no fixed order: two runs that were let alone show how much.
+        launch(_run_all, form, folder, {"again": None}, num_ranks=ranks)
+        control = _distance(_saved(folder, "again")[1], alone) / moved
+    text = (
+        f"{many}: {apart:.1e} of the way from the undisturbed run, another undisturbed one "
+        f"{control:.1e}"
+    )
+    assert control < CONTROL_LIMIT, f"{text}: too far to judge"
+    assert apart <= 3 * control, text
+    return text
+
+
+def _saved(folder: Path, run: str) -> tuple[Tensor, Tensor]:
+    """The weights at a run's start and end."""
+    start, end = torch.load(folder / f"{run}.pt", weights_only=True)
+    return start, end
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours.double() - theirs.double()).norm())
+
+
+def _recipe(ranks: int, width: int) -> SWAPRecipe:
+    recipe, workers = cifar10_quick(), _workers(ranks)
+    return replace(
+        recipe,
+        train_images=None,
+        width=width,
+        num_workers=workers,
+        batch_norm_batch_size=256,
+        phase1=replace(
+            recipe.phase1,
+            global_batch_size=IMAGES // 5,
+            gpus_per_model=workers,
+            max_epochs=2,
+            horizon_epochs=3,
+            warmup_epochs=1,
+            peak_lr=0.05,
+        ),
+        phase2=replace(recipe.phase2, global_batch_size=IMAGES // 10, peak_lr=0.01),
+    )
+
+
+def _run_all(form: Form, folder: Path, told_after: dict[str, int | None]) -> None:
+    """Run one after another, each to its end or until it is told after so many updates."""
+    torch.set_num_threads(1)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with same_kernels():
+            comm = connect(form.device_type, timeout_s=TIMEOUT_S)
+            try:
+                for run, updates in told_after.items():
+                    _run(form, comm, folder, run, updates)
+            finally:
+                comm.close()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _run(form: Form, comm: Comm, folder: Path, run: str, told_after: int | None) -> None:
+    """Train in the folder of that name, and save the weights at the start and at the end."""
+    device_type = form.device_type
+    synchronize = torch.cuda.synchronize if device_type == "cuda" else lambda: None
+    clock, interruption, updates = Clock(), Interruption(synchronize), 0
+    dataset = generate_synthetic(train_images=IMAGES, test_images=TEST_IMAGES)
+    recipe = _recipe(comm.world_size, 4 if form.small else 16)
+
+    def on_step(images: int) -> None:
+        nonlocal updates
+        updates += 1
+        if updates == told_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with Captures() as captures, interruption.listening():
+        parts = make_parts(
+            recipe,
+            net_maker(recipe, dataset),
+            CifarSource(recipe, dataset),
+            seed=0,
+            device=torch.device(device_type),
+            execution=default_execution(device_type),
+            comm=comm,
+            clock=clock,
+            watch=Watch(on_step=on_step),
+            checkpoints=RunFolder(folder / run, clock),
+            interruption=interruption,
+            captures=captures,
+        )
+        start = torch.cat(parts.weights.copy()).cpu()
+        swap(recipe, parts)
+        if comm.rank == 0:
+            end = torch.cat(parts.weights.copy()).cpu()
+            torch.save((start, end), folder / f"{run}.pt")
+
+
+RUN_CHECKS = (
+    Check(
+        name="whole-run",
+        claim="a tiny run ends well on one device and on all, twice in a row",
+        confirm=whole_run,
+        limit_s=240,
+    ),
+    Check(
+        name="resume",
+        claim="a run that is told to end goes on to the weights of one that was let alone",
+        confirm=resume,
+        limit_s=240,
+    ),
+)

@@ -1,0 +1,1 @@
+"""swap_fast/averaging_files: say here what is in this package."""

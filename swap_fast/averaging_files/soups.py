@@ -1,0 +1,280 @@
+"""Averages of finished checkpoints: uniform and greedy soups, tried before and after.
+
+A soup is a mean of models that share a basin (Wortsman et al., "Model soups", 2022). SWAP's workers
+do: they began from one model, phase 1's.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from swap_fast.averaging_files.basin import BARRIER, barrier
+from swap_fast.averaging_files.evaluate import Trial, users_trial
+from swap_fast.averaging_files.file_means import (
+    STATISTICS,
+    between,
+    mean_of_files,
+    measure,
+    require_alike,
+)
+from swap_fast.averaging_files.inputs import (
+    files_of,
+    find_start,
+    require_settings,
+    require_shares,
+    short_names,
+    target,
+)
+from swap_fast.averaging_files.notes import TEST_CHOSEN, soup_notes
+from swap_fast.averaging_files.origins import require_one_origin
+from swap_fast.averaging_files.report import Ingredient, SoupReport
+from swap_fast.averaging_files.weight_files import WeightFile, read_weights, write_weights
+from swap_fast.config.phase import require, whole
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soup:
+    """An average of files."""
+
+    tensors: dict[str, Tensor]
+    """The model, in the files' types, with the net's plain names."""
+    report: SoupReport
+    """What it is made of, and how good."""
+
+
+def average_files(
+    paths: Sequence[Path | str],
+    output: Path | str | None = None,
+    *,
+    soup: Literal["uniform", "greedy"] = "uniform",
+    shares: Sequence[float] | None = None,
+    model: Callable[[], nn.Module] | None = None,
+    data: object = None,
+    trial: Trial | None = None,
+    select_on: Literal["held_out", "test"] = "held_out",
+    start: Path | str | None = None,
+    key: str | None = None,
+    basin_points: int = 5,
+    basin_images: int = 2048,
+    max_barrier: float = BARRIER,
+    require_basin: bool = False,
+    overwrite: bool = False,
+    device: torch.device | str = "cpu",
+    say: Say = lambda line: None,
+) -> Soup:
+    """Average finished models from files, and write the average as safetensors.
+
+    With a net and data the batch-norm statistics are computed anew, and the accuracy of every model
+    and of the average is measured, before and after, and along the segments between them.
+
+    Arguments:
+        paths: safetensors files, torch's files, or the folder of a run, which stands for its
+            workers.
+        output: where to write; None: nowhere.
+        soup: the mean of all, or of those that each make it no worse, from the best on.
+        shares: of each file in a uniform soup, to be divided by their sum; None: all alike.
+        model: makes the net that the files are of.
+        data: what to try it on: see `users_trial`.
+        trial: instead of both.
+        select_on: the split that a greedy soup is chosen by.
+        start: where all models began; None: phase 1 of their run, where they are a run's.
+        key: the state dict's name within training checkpoints.
+        basin_points: points of each segment, its ends among them; 0: no look at the basin.
+        basin_images: training images for the statistics of each point.
+        max_barrier: drop of accuracy (a fraction) that a segment may have.
+        require_basin: refuse models beyond that; else a note says so.
+        overwrite: replace an output that is there.
+        device: where the user's net is tried.
+        say: told of progress.
+
+    Raises:
+        ValueError: files that cannot be averaged, or settings that do not go together.
+        OSError: the output cannot be written.
+    """
+    if model is not None:
+        trial = users_trial(model, data, torch.device(device))
+    files = []
+    for path in files_of(paths):
+        files.append(read_weights(path, key))
+        say(f"{path}: {sum(t.numel() for t in files[-1].tensors.values()):,} values")
+    written = None if output is None else target(Path(output), files, overwrite=overwrite)
+    shares = require_shares(shares, files, soup)
+    require_settings(soup, trial, select_on, basin_points, require_basin=require_basin)
+    whole("basin_images", basin_images)
+    require(0 <= max_barrier < 1, "max_barrier", "a fraction from 0 to below 1", max_barrier)
+    require_alike(files)
+    origin = require_one_origin(files)
+    beginning = find_start(start, files, key)
+    geometry = measure(files, beginning)
+    names = short_names(files)
+
+    accuracies: list[dict[str, float]] = [{} for _ in files]
+    if trial is not None:
+        for i, file in enumerate(files):
+            trial.load_(file.tensors, file.path)
+            accuracies[i] = _measure(trial)
+            say(f"{names[i]}: {_words(accuracies[i])}")
+    if soup == "greedy":
+        assert trial is not None, "a greedy soup is chosen by data"
+        ranking = [each[select_on] for each in accuracies]
+        shares = _greedy(files, ranking, trial, select_on, names, say)
+    kept = [i for i, share in enumerate(shares) if share > 0]
+    chosen = [files[i] for i in kept]
+    tensors = mean_of_files(chosen, [shares[i] for i in kept])
+
+    spoils = any(name.endswith(STATISTICS) for name in tensors) and len(chosen) > 1
+    tried = _Tried(tensors=tensors, batch_norm="averaged" if spoils else "as_saved")
+    if trial is not None:
+        tried = _try(trial, tensors, spoils=spoils, say=say)
+    barriers: dict[int, float] = {}
+    if trial is not None and trial.data.splits and basin_points and len(chosen) > 1:
+        for i, drop in _barriers(trial, tried.tensors, files, kept, basin_points, basin_images):
+            barriers[i] = drop
+            say(f"to {names[i]}: a barrier of {100 * drop:.2f} points")
+    total = sum(shares)
+    report = SoupReport(
+        soup="weighted" if soup == "uniform" and len(set(shares)) > 1 else soup,
+        ingredients=tuple(
+            Ingredient(
+                name=names[i],
+                sha256=file.sha256,
+                share=shares[i] / total,
+                accuracies=accuracies[i],
+                from_start=geometry.lengths[i] if geometry.lengths else None,
+                barrier=barriers.get(i),
+            )
+            for i, file in enumerate(files)
+        ),
+        origin=origin,
+        start=None if beginning is None else str(beginning.path),
+        distances=geometry.distances,
+        cosines=geometry.cosines,
+        batch_norm=tried.batch_norm,
+        before=tried.before,
+        after=tried.after,
+        notes=tuple(
+            soup_notes(
+                files, names, tried.batch_norm, barriers, max_barrier, tried=trial is not None
+            )
+            + ([TEST_CHOSEN] if soup == "greedy" and select_on == "test" else [])
+        ),
+    )
+    apart = [names[i] for i, drop in barriers.items() if drop > max_barrier]
+    if apart and require_basin:
+        raise ValueError(
+            f"expected models of one basin, got a barrier of {100 * max(barriers.values()):.2f} "
+            f"points on the way to {', '.join(apart)} (at most {100 * max_barrier:g} allowed); "
+            "nothing was written"
+        )
+    if written is not None:
+        digest = write_weights(written, tried.tensors, _about(report))
+        report = replace(report, output=str(written), sha256=digest)
+    return Soup(tensors=tried.tensors, report=report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tried:
+    """An average, and what is known of it."""
+
+    tensors: dict[str, Tensor]
+    batch_norm: str
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+
+
+def _try(trial: Trial, tensors: dict[str, Tensor], *, spoils: bool, say: Say) -> _Tried:
+    """The average with its batch-norm statistics anew, where averaging spoils them; tested."""
+    trial.load_(tensors, "the average")
+    before = _measure(trial)
+    say(f"average: {_words(before)}")
+    if not (spoils and trial.has_statistics):
+        return _Tried(tensors=tensors, batch_norm="as_saved", before=before, after=before)
+    if not trial.data.trains:
+        return _Tried(tensors=tensors, batch_norm="averaged", before=before, after=before)
+    tensors = _recomputed(trial, tensors)
+    after = _measure(trial)
+    say(f"average, batch norm anew: {_words(after)}")
+    return _Tried(tensors=tensors, batch_norm="recomputed", before=before, after=after)
+
+
+def _measure(trial: Trial) -> dict[str, float]:
+    return {split: trial.accuracy(split) for split in trial.data.splits}
+
+
+def _words(accuracies: Mapping[str, float]) -> str:
+    words = (f"{name.replace('_', '-')} {100 * each:.2f}%" for name, each in accuracies.items())
+    return ", ".join(words) or "not tested"
+
+
+def _recomputed(trial: Trial, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The average with statistics anew, in the files' types; the net then holds just that."""
+    trial.recompute_()
+    anew = {name: t.to(tensors[name].dtype) for name, t in trial.statistics().items()}
+    if not all(torch.isfinite(t).all() for t in anew.values()):
+        raise ValueError("batch-norm statistics: expected finite ones, got NaN or infinity")
+    tensors = {**tensors, **anew}
+    trial.load_(tensors, "the average")
+    return tensors
+
+
+def _greedy(
+    files: Sequence[WeightFile],
+    ranking: Sequence[float],
+    trial: Trial,
+    split: str,
+    names: Sequence[str],
+    say: Say,
+) -> list[float]:
+    """Shares 1 or 0: from the best on, what makes the average of those kept no worse is kept."""
+    order = sorted(range(len(files)), key=lambda i: -ranking[i])
+    kept, best = order[:1], ranking[order[0]]
+    for i in order[1:]:
+        tensors = mean_of_files([files[j] for j in sorted((*kept, i))])
+        trial.load_(tensors, "the average")
+        if trial.has_statistics and trial.data.trains:
+            _recomputed(trial, tensors)
+        reached = trial.accuracy(split)
+        say(f"with {names[i]}: {_words({split: reached})}, {'kept' if reached >= best else 'not'}")
+        if reached >= best:
+            kept, best = [*kept, i], reached
+    return [float(i in kept) for i in range(len(files))]
+
+
+def _barriers(
+    trial: Trial,
+    average: dict[str, Tensor],
+    files: Sequence[WeightFile],
+    kept: Sequence[int],
+    points: int,
+    images: int,
+) -> Iterator[tuple[int, float]]:
+    """The barrier between the average and each model, with statistics anew for each point."""
+
+    def accuracy(file: WeightFile, share: float) -> float:
+        trial.load_(between(average, file, share), file.path)
+        if trial.has_statistics and trial.data.trains:
+            trial.recompute_(images)
+        return trial.accuracy(trial.data.splits[0])
+
+    here = accuracy(files[kept[0]], 0.0)
+    for i in kept:
+        way = [accuracy(files[i], point / (points - 1)) for point in range(1, points)]
+        yield i, barrier([here, *way])
+
+
+def _about(report: SoupReport) -> dict[str, str]:
+    """What the file says of itself; no place on a machine."""
+    kept = [each for each in report.ingredients if each.share]
+    return {
+        "made_by": "swap_fast average",
+        "method": report.soup,
+        "inputs": "; ".join(f"{Path(e.name).name} sha256 {e.sha256}" for e in kept),
+        "shares": "; ".join(f"{e.share:.17g}" for e in kept),
+        "batch_norm": report.batch_norm,
+    }

@@ -1,0 +1,1 @@
+"""swap_fast/callbacks: say here what is in this package."""

@@ -1,0 +1,1 @@
+"""swap_fast/checkpoint: say here what is in this package."""

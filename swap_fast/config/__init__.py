@@ -1,0 +1,1 @@
+"""swap_fast/config: say here what is in this package."""

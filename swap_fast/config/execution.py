@@ -1,0 +1,83 @@
+"""How the arithmetic is run: device, precision, memory format, and eager or compiled."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from swap_fast.config.recipe import LoaderName
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a step is run on one kind of device."""
+
+    device_type: Literal["cpu", "cuda"] = "cpu"
+    """Where the model and the data are."""
+    precision: Literal["fp16", "bf16", "fp32"] = "fp32"
+    """Type of the matrix work under autocast; the weights are float32 throughout."""
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    """Layout of convolution weights and of images."""
+    compile: bool = False
+    """Whether torch.compile makes the forward and backward pass."""
+    capture: bool = False
+    """Whether the whole step is captured as one CUDA graph."""
+    all_reduce: Literal["fp16", "fp32"] = "fp32"
+    """Type in which the ranks' gradients are summed."""
+    loader: LoaderName = "tensor"
+    """What makes the batches; of CIFAR's, evaluation and phase 3 always use the tensor backend."""
+
+    def __post_init__(self) -> None:
+        """Refuse a capture without CUDA graphs, and halved gradients without a loss scale."""
+        if self.all_reduce == "fp16" and self.precision != "fp16":
+            raise ValueError(
+                "all_reduce: expected fp32, got fp16, in which small gradients are lost without "
+                f"the loss scale of --precision fp16 (now {self.precision})"
+            )
+        if self.capture and self.device_type != "cuda":
+            raise ValueError(
+                f"capture: expected a CUDA device, got {self.device_type}; use --capture off"
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the images that a step is given."""
+        return DTYPES[self.precision]
+
+    @property
+    def format(self) -> torch.memory_format:
+        """torch's name of the memory format."""
+        return {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}[
+            self.memory_format
+        ]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of every forward pass."""
+        if self.precision == "fp32":
+            return nullcontext()
+        # No cache of cast weights: each is used once a pass, and a cache would outlive a capture.
+        return torch.autocast(self.device_type, self.dtype, cache_enabled=False)
+
+    def place(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Move a model to the device in this memory format."""
+        model.to(device)
+        # As arguments of its own `to`, torch types this keyword on tensors only.
+        for parameter in model.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.to(memory_format=self.format)
+        return model
+
+    def empty_images(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """An uninitialised batch [B, C, H, W] of this type and memory format."""
+        return torch.empty(shape, dtype=self.dtype, device=device).to(memory_format=self.format)
+
+
+def default_execution(device_type: str) -> Execution:
+    """By default fp16 and a captured step on CUDA devices, fp32 on CPUs; channels_last on both."""
+    if device_type == "cuda":
+        return Execution(device_type="cuda", precision="fp16", capture=True)
+    return Execution()

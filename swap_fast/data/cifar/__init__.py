@@ -1,0 +1,1 @@
+"""swap_fast/data/cifar: say here what is in this package."""

@@ -1,0 +1,177 @@
+"""The batches of a phase: each update's positions in the epoch's plan, slot by slot."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from swap_fast.config.phase import Augmentation, Phase
+from swap_fast.data.cifar.augment import Plan, plain_plan, plan_epoch
+from swap_fast.data.cifar.resident import DeviceImages, DevicePlan
+from swap_fast.distributed import ALONE, Comm
+
+
+class Loader(Protocol):
+    """A phase's batches of one rank, whatever makes them.
+
+    What a batch holds follows from (worker, epoch, step) alone: any epoch may be started at any
+    time, and any step of it loaded, without those before it. In their order they are fast.
+    """
+
+    steps_per_epoch: int
+    """Updates of an epoch."""
+    images_per_step: int
+    """Images of this rank in an update."""
+
+    def start_epoch(self, worker: int, epoch: int) -> None:
+        """Go to an epoch: its plan says what the batches hold."""
+
+    def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
+        """Write this rank's part of update `step` into [slots * micro-batch, ...] tensors."""
+
+
+def require_a_batch(number: int, global_batch_size: int, num_images: int) -> None:
+    """Refuse a phase whose data fill no batch.
+
+    Raises:
+        ValueError: phase `number` has fewer images than one global batch.
+    """
+    if num_images < global_batch_size:
+        raise ValueError(
+            f"phase {number}: expected at least one batch of {global_batch_size} images, "
+            f"got {num_images}; lower the phase's batch size or use more data"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What of each epoch's plan one rank loads.
+
+    Update i of an epoch covers positions [i * B, (i + 1) * B) of the plan, and slot s the s-th of
+    its equal slices (Algorithm 1, line 11).
+
+    Raises:
+        ValueError: fewer images than one global batch.
+    """
+
+    num_images: int
+    """Of the training split."""
+    augmentation: Augmentation
+    """How the plan is drawn."""
+    phase: Phase
+    """Gives the slots and the batch size."""
+    seed: int
+    """Of all plans."""
+    number: int
+    """The phase's number, 1 or 2."""
+    slots: range
+    """The slots of this rank, among `phase.gpus_per_model`."""
+    drop_last: bool = True
+    """Leave out the images that fill no whole batch, as updates do; else the last is short."""
+
+    def __post_init__(self) -> None:
+        """Refuse a phase without a batch."""
+        assert self.drop_last or self.phase.gpus_per_model == 1, "a short batch has no slices"
+        require_a_batch(self.number, self.phase.global_batch_size, self.num_images)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates of an epoch."""
+        whole, rest = divmod(self.num_images, self.phase.global_batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of this rank in a whole batch."""
+        return len(self.slots) * self.phase.micro_batch_size
+
+    def plan(self, worker: int, epoch: int) -> Plan:
+        """Draw an epoch's plan: that of all slots."""
+        return plan_epoch(
+            self.num_images,
+            self.augmentation,
+            seed=self.seed,
+            phase=self.number,
+            worker=worker,
+            epoch=epoch,
+        )
+
+    def positions(self, step: int) -> NDArray[np.int64]:
+        """This rank's positions in the plan at one update."""
+        size = self.phase.micro_batch_size
+        starts = step * self.phase.global_batch_size + np.array(self.slots) * size
+        positions = (starts[:, None] + np.arange(size)).ravel()
+        return positions[positions < self.num_images]
+
+
+class Batches:
+    """The tensor backend: batches gathered from images that are resident on the device.
+
+    Arguments:
+        images: the training split.
+        share: what of each epoch is loaded.
+    """
+
+    def __init__(self, images: DeviceImages, share: Share) -> None:
+        self.steps_per_epoch, self.images_per_step = share.steps_per_epoch, share.images_per_step
+        self._images, self._share = images, share
+        positions = [share.positions(step) for step in range(share.steps_per_epoch)]
+        on_device = torch.from_numpy(np.concatenate(positions)).to(images.labels.device)
+        self._positions = on_device.split([len(each) for each in positions])
+        self._plan: DevicePlan | None = None
+
+    def start_epoch(self, worker: int, epoch: int) -> None:
+        """Draw the epoch's plan and move it to the device, to the same place each time."""
+        self._plan = self._images.upload(self._share.plan(worker, epoch), self._plan)
+
+    def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
+        """Write this rank's part of update `step` into [slots * micro-batch, ...] tensors."""
+        assert self._plan is not None, "an epoch is started first"
+        self._images.load_(self._plan, self._positions[step], images, labels)
+
+
+def one_pass(
+    images: DeviceImages,
+    augmentation: Augmentation | None,
+    buffer: Tensor,
+    *,
+    seed: int,
+    comm: Comm = ALONE,
+) -> Iterator[Tensor]:
+    """Every image once, in batches that are dealt out to the ranks: phase 3's pass (line 29).
+
+    The batches are the same for any number of ranks; the last one may be short.
+
+    Arguments:
+        augmentation: how the images are augmented; None shows them as they are.
+        buffer: [B, 3, 32, 32], written over for each batch.
+
+    Yields:
+        The buffer, or as much of it as the last batch fills.
+    """
+    plan = images.upload(
+        plain_plan(len(images), images.pad)
+        if augmentation is None
+        else plan_epoch(len(images), augmentation, seed=seed, phase=3, worker=0, epoch=0)
+    )
+    labels = torch.zeros(len(buffer), dtype=torch.int64, device=buffer.device)
+    for batch, _ in deal(images, plan, buffer, labels, comm):
+        yield batch
+
+
+def deal(
+    images: DeviceImages, plan: DevicePlan, buffer: Tensor, labels: Tensor, comm: Comm
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's batches of a plan, every world_size-th, images [n, 3, 32, 32] and labels [n].
+
+    They are written into `buffer` [B, 3, 32, 32] and `labels` [B], over each other.
+    """
+    total, size = len(plan), len(buffer)
+    for start in range(comm.rank * size, total, comm.world_size * size):
+        n = min(size, total - start)
+        images.load_(plan, slice(start, start + n), buffer[:n], labels[:n])
+        yield buffer[:n], labels[:n]

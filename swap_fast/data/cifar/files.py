@@ -1,0 +1,278 @@
+"""Read CIFAR-10 and CIFAR-100 in the layouts that their authors publish.
+
+Each set comes as a folder or as an archive of it, and as binary records or as Python pickles.
+Archives are read member by member in memory: nothing is written to disk, so that no member's path
+can lead anywhere. A pickle is checked by its MD5 before it is loaded.
+"""
+
+import gzip
+import hashlib
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+
+from swap_fast.data.cifar.dataset import (
+    IMAGE_BYTES,
+    RECORD_BYTES,
+    ByteArray,
+    Dataset,
+    build_dataset,
+    num_classes_of,
+    title_of,
+)
+from swap_fast.data.cifar.restricted_pickle import load_arrays
+
+CifarName = Literal["cifar10", "cifar100"]
+
+PUBLISHED_MD5: dict[CifarName, dict[str, str]] = {
+    "cifar10": {
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+    },
+    "cifar100": {
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    },
+}
+"""MD5 of each Python file, as its publishers give it."""
+
+_NUM_COARSE_CLASSES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """One form in which a set is published."""
+
+    folder: str
+    archive: str
+    train_files: tuple[str, ...]
+    test_file: str
+    pickled: bool
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (*self.train_files, self.test_file)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether `path` is this layout's archive, or a folder with at least one of its files."""
+        if path.is_dir():
+            return path.name == self.folder or any((path / file).is_file() for file in self.files)
+        return path.name == self.archive and path.is_file()
+
+
+# The pickled layouts come first: their MD5s show whether they are the published set.
+_LAYOUTS: dict[CifarName, tuple[_Layout, ...]] = {
+    "cifar10": (
+        _Layout(
+            folder="cifar-10-batches-py",
+            archive="cifar-10-python.tar.gz",
+            train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
+            test_file="test_batch",
+            pickled=True,
+        ),
+        _Layout(
+            folder="cifar-10-batches-bin",
+            archive="cifar-10-binary.tar.gz",
+            train_files=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+            test_file="test_batch.bin",
+            pickled=False,
+        ),
+    ),
+    "cifar100": (
+        _Layout(
+            folder="cifar-100-python",
+            archive="cifar-100-python.tar.gz",
+            train_files=("train",),
+            test_file="test",
+            pickled=True,
+        ),
+        _Layout(
+            folder="cifar-100-binary",
+            archive="cifar-100-binary.tar.gz",
+            train_files=("train.bin",),
+            test_file="test.bin",
+            pickled=False,
+        ),
+    ),
+}
+
+
+def find_cifar(name: CifarName, root: Path) -> Path | None:
+    """The layout folder or archive of a set at `root` or directly in it, or None.
+
+    Only names are looked at, so that this is cheap; `read_cifar` accepts what it returns.
+    """
+    found = _find_layout(name, root)
+    return None if found is None else found[1]
+
+
+def expected_names(name: CifarName) -> str:
+    """The folders and archives that `find_cifar` looks for, in words, for messages."""
+    names = [each for layout in _LAYOUTS[name] for each in (layout.folder, layout.archive)]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def read_cifar(
+    name: CifarName, root: Path, *, python_md5: Mapping[str, str] | None = None
+) -> Dataset:
+    """Read a set from a folder, from an archive, or from a directory that holds one of them.
+
+    Arguments:
+        name: "cifar10" or "cifar100".
+        root: the layout's folder, its archive, or a directory that holds either.
+        python_md5: expected MD5 of each Python file by its name; the published ones by default.
+
+    Returns:
+        The set in canonical order, with the fine labels for CIFAR-100.
+
+    Raises ValueError, in one line with the file, where nothing is found, a file is missing, empty,
+    damaged, not a whole number of records or not the file of that MD5, or a label is out of range.
+    """
+    found = _find_layout(name, root)
+    if found is None:
+        got = "a path that does not exist" if not root.exists() else "none of them"
+        raise ValueError(
+            f"{root}: expected {title_of(name)} as {expected_names(name)}, got {got}; "
+            f"name the folder that holds one"
+        )
+    layout, path = found
+    expected_md5 = PUBLISHED_MD5[name] if python_md5 is None else python_md5
+
+    records: dict[str, ByteArray] = {}
+    published: set[str] = set()
+    for file, where, content in _contents(layout, path):
+        if file in records:
+            raise ValueError(f"{where}: expected one member of that name, got a second one")
+        if not content:
+            raise ValueError(f"{where}: expected records, got an empty file")
+        if layout.pickled:
+            # An MD5 is enough against damage; the restricted unpickler stands against intent.
+            md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+            if md5 != expected_md5.get(file):
+                raise ValueError(
+                    f"{where}: expected the file with MD5 {expected_md5.get(file)}, got {md5}; "
+                    f"it is damaged or another file: fetch it again"
+                )
+            if md5 == PUBLISHED_MD5[name][file]:
+                published.add(file)
+            records[file] = _pickled_records(name, content, where)
+        else:
+            records[file] = _binary_records(name, content, where)
+
+    train = [records[file] for file in layout.train_files if file in records]
+    if not train:
+        raise ValueError(f"{path}: expected {' or '.join(layout.train_files)}, got no such file")
+    if layout.test_file not in records:
+        raise ValueError(f"{path}: expected {layout.test_file}, got no such file")
+    return build_dataset(
+        name,
+        train,
+        [records[layout.test_file]],
+        source=str(path),
+        verified=published == set(layout.files),
+    )
+
+
+def _find_layout(name: CifarName, root: Path) -> tuple[_Layout, Path] | None:
+    for layout in _LAYOUTS[name]:
+        for path in (root, root / layout.folder, root / layout.archive):
+            if layout.is_at(path):
+                return layout, path
+    return None
+
+
+def _contents(layout: _Layout, path: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Name, place in words and content of each wanted file that is there, one at a time."""
+    if not path.is_dir():
+        yield from _archive_contents(layout, path)
+        return
+    for file in layout.files:
+        try:
+            content = (path / file).read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ValueError(
+                f"{path / file}: expected a readable file, got: {error.strerror}"
+            ) from error
+        yield file, str(path / file), content
+
+
+def _archive_contents(layout: _Layout, path: Path) -> Iterator[tuple[str, str, bytes]]:
+    try:
+        with (
+            gzip.open(path) as unzipped,
+            tarfile.open(fileobj=unzipped, mode="r|", bufsize=1 << 20) as archive,
+        ):
+            for member in archive:
+                file = PurePosixPath(member.name).name
+                if file not in layout.files:
+                    continue
+                where = f"{path}, member {member.name}"
+                stream = archive.extractfile(member) if member.isreg() else None
+                if stream is None:
+                    raise ValueError(f"{where}: expected a regular file, got a link or a device")
+                yield file, where, stream.read()
+            while unzipped.read(1 << 20):  # to the end, where gzip checks its CRC
+                pass
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path}: expected a whole .tar.gz archive, got one that cannot be read: {error}; "
+            f"fetch it again"
+        ) from error
+
+
+def _binary_records(name: CifarName, content: bytes, where: str) -> ByteArray:
+    """uint8 [n, 3073] of a binary file; CIFAR-100's coarse label is checked and left out."""
+    size = RECORD_BYTES + (name == "cifar100")
+    count, over = divmod(len(content), size)
+    if over:
+        raise ValueError(
+            f"{where}: expected a whole number of {size:,}-byte records, "
+            f"got {len(content):,} bytes ({count:,} records and {over:,} bytes over)"
+        )
+    records = np.frombuffer(content, dtype=np.uint8).reshape(count, size)
+    if name == "cifar100":
+        _check_labels(records[:, 0], _NUM_COARSE_CLASSES, "coarse label", where)
+        records = records[:, 1:]
+    _check_labels(records[:, 0], num_classes_of(name), "label", where)
+    return records
+
+
+def _pickled_records(name: CifarName, content: bytes, where: str) -> ByteArray:
+    """uint8 [n, 3073] of a Python file, with the fine label for CIFAR-100."""
+    loaded = load_arrays(content, where)
+    key = "fine_labels" if name == "cifar100" else "labels"
+    data, labels = loaded.get("data"), loaded.get(key)
+    if not isinstance(data, np.ndarray) or not isinstance(labels, list):
+        raise ValueError(
+            f"{where}: expected an array `data` and a list `{key}`, got keys {sorted(loaded)}"
+        )
+    if data.dtype != np.uint8 or data.shape != (len(labels), IMAGE_BYTES):
+        raise ValueError(
+            f"{where}: expected `data` as uint8 {(len(labels), IMAGE_BYTES)} for its labels, "
+            f"got {data.dtype} {data.shape}"
+        )
+    _check_labels(np.asarray(labels), num_classes_of(name), "label", where)
+    records = np.empty((len(labels), RECORD_BYTES), dtype=np.uint8)
+    records[:, 0] = labels
+    records[:, 1:] = data
+    return records
+
+
+def _check_labels(labels: np.ndarray, num_classes: int, what: str, where: str) -> None:
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if wrong.size:
+        raise ValueError(
+            f"{where}: expected each {what} in 0..{num_classes - 1}, "
+            f"got {labels[wrong[0]]} in record {wrong[0]:,}"
+        )

@@ -1,0 +1,1 @@
+"""swap_fast/data/imagenet: say here what is in this package."""

@@ -1,0 +1,235 @@
+"""Batches of an image tree decoded by DALI: one pipeline definition for CPUs and GPUs.
+
+A plan's window is decoded alone (fused crop and decoding), resized as Pillow does it, mirrored and
+normalised, and copied straight into the step's static tensor. The files are read by threads of our
+own, a batch further ahead, and looked through for damage that decoders pass over in silence.
+
+What never ran on a GPU is the "mixed" decoder and the copy on the device; its graph is built in
+the tests.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import nvidia.dali
+import nvidia.dali.plugin.pytorch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from swap_fast.config.execution import Execution
+from swap_fast.data.imagenet.crops import Crops
+from swap_fast.data.imagenet.scan import IMAGENET_MEAN, IMAGENET_STD, ImageSplit
+
+dali: Any = nvidia.dali  # its types forbid more than is wrong
+
+READERS = 8  # threads that wait for the disk
+QUEUE_DEPTH = 2
+
+# The largest sides in ImageNet: the GPU's decoder allocates once, and not in the midst of a run.
+_WIDTH_HINT, _HEIGHT_HINT = 5_980, 6_430
+_HARDWARE_DECODER_LOAD = 0.65  # the share of a batch for the JPEG unit of A100 and later
+
+Encoded = NDArray[np.uint8]
+
+
+class DaliLoader:
+    """Decodes the crops that it is told to, batch after batch, some batches ahead.
+
+    Leaving a list of batches in the middle is allowed: `start` drops what was decoded ahead.
+
+    Arguments:
+        split: the files.
+        batch_size: of the largest batch.
+        execution: the device's kind; type and memory format of the images.
+        device: where the batches go.
+        threads: of DALI, for decoding on the CPU.
+        centred: the crops are cut out of resized images, as a test pass does it; else the resized
+            window is the crop.
+        mean, std: of the three channels, on the scale 0..255.
+    """
+
+    def __init__(
+        self,
+        split: ImageSplit,
+        *,
+        batch_size: int,
+        execution: Execution,
+        device: torch.device,
+        threads: int,
+        centred: bool = False,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        self._feed, self._split = dali.plugin.pytorch.feed_ndarray, split
+        self._source = _Source(split, centred=centred)
+        self._channels_last = execution.memory_format == "channels_last"
+        device_id = None
+        if device.type == "cuda":
+            device_id = torch.cuda.current_device() if device.index is None else device.index
+        self._device_id = device_id
+        self._pipeline = define_pipeline(
+            self._source,
+            batch_size=batch_size,
+            threads=threads,
+            device_id=device_id,
+            half=execution.dtype == torch.float16,
+            channels_last=self._channels_last,
+            centred=centred,
+            mean=mean,
+            std=std,
+        )
+        self._pipeline.build()
+
+    def start(self, batches: Iterable[Crops]) -> None:
+        """Begin to decode these batches, in place of those that were not taken yet."""
+        pipeline = self._pipeline
+        self._source.restart(())
+        pipeline.schedule_run()  # the source is empty: the pipeline takes note of the end
+        while not pipeline.empty():
+            pipeline.share_outputs()
+            pipeline.release_outputs()
+        pipeline.reset()
+        self._source.restart(batches)
+        pipeline.schedule_run()
+
+    def load_(self, images: Tensor) -> None:
+        """Write the next batch into `images`, [n, 3, height, width] of the execution's type.
+
+        Raises:
+            ValueError: a file is damaged or gone; its name and the reason, in one line.
+        """
+        stream = None if self._device_id is None else torch.cuda.current_stream(self._device_id)
+        crops = self._source.given.popleft()
+        try:
+            outputs = self._pipeline.share_outputs(stream)
+        except RuntimeError:
+            _raise_for_undecodable(self._split, crops)
+            raise
+        batch = outputs[0].as_tensor()
+        target = images.permute(0, 2, 3, 1) if self._channels_last else images
+        assert target.is_contiguous(), "the images have the execution's memory format"
+        if images.dtype == torch.bfloat16:  # a type that DALI does not have
+            values = torch.empty(target.shape, device=images.device)
+            self._feed(batch, values, cuda_stream=stream)
+            target.copy_(values)
+        else:
+            self._feed(batch, target, cuda_stream=stream)
+        self._pipeline.release_outputs()
+        self._pipeline.schedule_run()
+
+
+def define_pipeline(
+    source: "_Source",
+    *,
+    batch_size: int,
+    threads: int,
+    device_id: int | None,
+    half: bool,
+    channels_last: bool,
+    centred: bool,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Any:
+    """The pipeline from files to images, not yet built. It decodes on the GPU `device_id`, if any.
+
+    Its output is [n, H, W, 3], or [n, 3, H, W] where not channels_last; fp16 or fp32.
+    """
+    fn, types = dali.fn, dali.types
+    pipeline = dali.Pipeline(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=device_id,
+        prefetch_queue_depth=QUEUE_DEPTH,
+    )
+    on_gpu: dict[str, object] = {}
+    if device_id is not None:
+        on_gpu = {
+            "preallocate_width_hint": _WIDTH_HINT,
+            "preallocate_height_hint": _HEIGHT_HINT,
+            "hw_decoder_load": _HARDWARE_DECODER_LOAD,
+        }
+    with pipeline:
+        inputs = fn.external_source(source=source, num_outputs=7 if centred else 5, batch=True)
+        encoded, corner, window, resized, flip = inputs[:5]
+        images = fn.decoders.image_slice(
+            encoded,
+            start=corner,
+            shape=window,
+            axes=[0, 1],
+            device="cpu" if device_id is None else "mixed",
+            output_type=types.RGB,
+            adjust_orientation=False,  # as Pillow and torchvision leave it
+            **on_gpu,
+        )
+        images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR, antialias=True)
+        if centred:
+            start, size = inputs[5:]
+            images = fn.slice(
+                images,
+                start=start,
+                shape=size,
+                axes=[0, 1],
+                out_of_bounds_policy="pad",
+                fill_values=[0],
+            )
+        images = fn.crop_mirror_normalize(
+            images,
+            dtype=types.FLOAT16 if half else types.FLOAT,
+            output_layout="HWC" if channels_last else "CHW",
+            mirror=flip,
+            mean=list(mean),
+            std=list(std),
+        )
+        pipeline.set_outputs(images)
+    return pipeline
+
+
+class _Source:
+    """What the pipeline asks for its next batch. It knows nothing of the pipeline, so that no
+    circle of references keeps either alive.
+    """
+
+    def __init__(self, split: ImageSplit, *, centred: bool) -> None:
+        self._split, self._centred = split, centred
+        self._pool = ThreadPoolExecutor(READERS)
+        self.restart(())
+
+    def restart(self, batches: Iterable[Crops]) -> None:
+        """Give these batches from now on."""
+        self.given: deque[Crops] = deque()
+        self._batches = iter(batches)
+        self._reading: deque[tuple[Crops, Iterator[Encoded]]] = deque()
+
+    def __call__(self) -> tuple[object, ...]:
+        """The next batch's inputs, while the files of the one after it are being read."""
+        while len(self._reading) < 2 and (crops := next(self._batches, None)) is not None:
+            self._reading.append((crops, self._pool.map(self._read, crops.image.tolist())))
+        if not self._reading:
+            raise StopIteration
+        crops, contents = self._reading.popleft()
+        encoded = list(contents)
+        self.given.append(crops)
+        corner, window = crops.window[:, :2].copy(), crops.window[:, 2:].copy()
+        inputs = (encoded, corner, window, crops.resized.astype(np.float32), crops.flip)
+        if not self._centred:
+            return inputs
+        return (*inputs, crops.start, np.full((len(crops), 2), crops.size, np.int32))
+
+    def _read(self, index: int) -> Encoded:
+        return np.frombuffer(self._split.read(index), np.uint8)
+
+
+def _raise_for_undecodable(split: ImageSplit, crops: Crops) -> None:
+    """Name the first file of a batch that Pillow cannot decode either; DALI names none."""
+    from PIL import Image
+
+    for index in crops.image.tolist():
+        try:
+            with Image.open(split.path(index)) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(split.complaint(index, f"cannot be decoded: {error}")) from None

@@ -1,0 +1,274 @@
+"""A tree of image files, as ImageNet comes: train/ and val/ (or test/), a folder a class.
+
+The scan reads the head and the tail of every file before any training, so that a bad file is named
+at the start and not after hours. Classes are numbered in the order of their names, as torchvision
+does it.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swap_fast.data.imagenet.files import BadImageError, inspect_image, read_image
+from swap_fast.data.imagenet.image_folders import (
+    BadFile,
+    ListedFile,
+    common_classes,
+    find_split,
+    list_files,
+)
+
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Of the three channels, on the scale 0..255: torchvision's constants."""
+
+PREPARED = "prepared.json"
+"""In a pre-resized tree's folder: how it was made."""
+
+_SCAN_THREADS = 8  # they wait for the disk more than for each other
+_CHUNK = 256  # files a thread takes at a time
+_NAMED_IN_ERROR = 5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSplit:
+    """The usable files of train/ or of val/, by class and then by name."""
+
+    folder: Path
+    """train/ or val/."""
+    names: tuple[str, ...]
+    """Paths below the folder, "class/file"."""
+    labels: NDArray[np.int64]
+    """[N]: the number of each file's class."""
+    sizes: NDArray[np.int32]
+    """[N, 2]: height and width."""
+    file_bytes: NDArray[np.int64]
+    """[N]: the files' sizes."""
+
+    def __len__(self) -> int:
+        """N, the number of images."""
+        return len(self.names)
+
+    def path(self, index: int) -> str:
+        """Where image `index` is."""
+        return os.path.join(self.folder, self.names[index])
+
+    def read(self, index: int) -> bytes:
+        """The content of image `index`, which is as large as it was when the tree was scanned.
+
+        Raises:
+            ValueError: the file is damaged, changed or gone; its name and the reason, in one line.
+        """
+        try:
+            header, content = read_image(self.path(index))
+        except BadImageError as error:
+            raise ValueError(self.complaint(index, str(error))) from None
+        height, width = self.sizes[index].tolist()
+        if (header.height, header.width) != (height, width):
+            now = f"{header.width} x {header.height} pixels"
+            raise ValueError(self.complaint(index, f"changed since the scan: {now}"))
+        return content
+
+    def complaint(self, index: int, reason: str) -> str:
+        """One line on a file that turned out to be bad after the scan."""
+        bad = BadFile(name=f"{self.folder.name}/{self.names[index]}", reason=reason)
+        return f"{self.folder.parent}: {bad} cannot be used; mend or remove it"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageTree:
+    """Both splits of a tree, which have the same classes."""
+
+    root: Path
+    classes: tuple[str, ...]
+    """The folders' names, sorted."""
+    train: ImageSplit
+    test: ImageSplit
+    """val/, or test/ where there is no val/."""
+    skipped: tuple[BadFile, ...]
+    """Files that were left out."""
+    sha256: str
+    """64 hexadecimal digits over the classes and every usable file's name, class and size."""
+    prepared_size: int | None
+    """The shorter side to which `python -m bench prepare` brought the images; None: originals."""
+
+    def describe(self) -> str:
+        """One short line: counts and the start of the hash."""
+        parts = [
+            f"{len(self.train):,} + {len(self.test):,} images of {len(self.classes):,} classes",
+            "original sizes"
+            if self.prepared_size is None
+            else f"resized to {self.prepared_size} px",
+            f"sha256 {self.sha256[:12]}…",
+        ]
+        if self.skipped:
+            parts.append(f"{len(self.skipped):,} bad files skipped")
+        return ", ".join(parts)
+
+
+def scan_tree(
+    root: Path,
+    *,
+    skip_bad_files: bool = False,
+    thorough: bool = False,
+    on_bad_file: Callable[[BadFile], None] = lambda bad: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ImageTree:
+    """List a tree's files and look at each.
+
+    Hidden files are ignored. Links are followed where they stay inside the tree.
+
+    Arguments:
+        skip_bad_files: leave bad files out, instead of refusing the tree.
+        thorough: read whole files, and so find damage in the middle of JPEGs too.
+        on_bad_file: told of each bad file.
+        on_progress: told now and then how many files are done, of how many.
+
+    Raises:
+        ValueError: a folder is missing or empty, a class has no usable file, the classes of the
+            splits differ, or there are bad files and they are not to be skipped.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: expected a folder with train/ and val/, found none")
+    root = root.resolve()
+    folders = [find_split(root, "train"), find_split(root, "val", "test")]
+    classes = common_classes(folders)
+    listed = [list_files(root, folder, classes) for folder in folders]
+    total, done = sum(len(files) for files, _ in listed), 0
+    splits, bad_files = [], []
+    for folder, (files, bad) in zip(folders, listed, strict=True):
+        split = _Looked(folder)
+        for bad_link in bad:
+            split.add_bad(bad_link)
+        for file, found in zip(files, _look_at(folder, files, thorough), strict=True):
+            split.add(file, found)
+            done += 1
+            if done % 1_000 == 0 or done == total:
+                on_progress(done, total)
+        for bad_file in split.bad:
+            on_bad_file(bad_file)
+        bad_files += split.bad
+        splits.append(split)
+    if bad_files and not skip_bad_files:
+        raise ValueError(_refusal(root, bad_files, total + sum(len(bad) for _, bad in listed)))
+    train, test = (split.finish(classes) for split in splits)
+    return ImageTree(
+        root=root,
+        classes=classes,
+        train=train,
+        test=test,
+        skipped=tuple(bad_files),
+        sha256=_digest(classes, (train, test)),
+        prepared_size=_prepared_size(root),
+    )
+
+
+Found = tuple[int, int, int] | str
+"""Height, width and size in bytes of a usable file; of a bad one, why it is bad."""
+
+
+def _look_at(folder: Path, files: Sequence[ListedFile], thorough: bool) -> Iterator[Found]:
+    """What each file is, in order."""
+
+    def look(chunk: Sequence[ListedFile]) -> list[Found]:
+        found: list[Found] = []
+        for file in chunk:
+            path = os.path.join(folder, file.name)
+            try:
+                header, size = inspect_image(path)
+                if thorough:
+                    read_image(path)
+                found.append((header.height, header.width, size))
+            except BadImageError as error:
+                found.append(str(error))
+        return found
+
+    remaining = iter(files)
+    chunks = iter(lambda: list(islice(remaining, _CHUNK)), [])
+    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
+        for chunk in pool.map(look, chunks):
+            yield from chunk
+
+
+class _Looked:
+    """The files of a split as they are looked at, one after another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.good: list[ListedFile] = []
+        self.shapes: list[tuple[int, int, int]] = []
+        self.bad: list[BadFile] = []
+
+    def add_bad(self, bad: BadFile) -> None:
+        self.bad.append(bad)
+
+    def add(self, file: ListedFile, found: Found) -> None:
+        if isinstance(found, str):
+            self.add_bad(BadFile(name=f"{self.folder.name}/{file.name}", reason=found))
+        else:
+            self.good.append(file)
+            self.shapes.append(found)
+
+    def finish(self, classes: Sequence[str]) -> ImageSplit:
+        labels = np.array([file.label for file in self.good], dtype=np.int64)
+        empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+        if len(empty) > 0:
+            raise ValueError(
+                f"{self.folder}: expected at least one usable image a class, got none for class "
+                f"{classes[empty[0]]!r} ({len(empty)} of {len(classes)} classes are empty)"
+            )
+        shapes = np.array(self.shapes, dtype=np.int64)
+        return ImageSplit(
+            folder=self.folder,
+            names=tuple(file.name for file in self.good),
+            labels=labels,
+            sizes=shapes[:, :2].astype(np.int32),
+            file_bytes=shapes[:, 2].copy(),
+        )
+
+
+def _refusal(root: Path, bad_files: Sequence[BadFile], total: int) -> str:
+    """One line that counts the reasons and names the first files."""
+    reasons = Counter(bad.reason.partition(":")[0] for bad in bad_files)
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    named = ", ".join(str(bad) for bad in bad_files[:_NAMED_IN_ERROR])
+    more = len(bad_files) - _NAMED_IN_ERROR
+    return (
+        f"{root}: {len(bad_files):,} of {total:,} files cannot be used ({counts}): {named}"
+        f"{f' and {more:,} more' if more > 0 else ''}; mend or remove them, or go on without them "
+        "by --skip-bad-files"
+    )
+
+
+def _digest(classes: Sequence[str], splits: Sequence[ImageSplit]) -> str:
+    """SHA-256 of what a tree holds; of the files' content, their sizes alone."""
+    content = hashlib.sha256()
+    for name in classes:
+        content.update(os.fsencode(name) + b"\0")
+    for split in splits:
+        content.update(b"%d\0" % len(split))
+        for name, label, size in zip(split.names, split.labels, split.file_bytes, strict=True):
+            content.update(b"%s\0%d %d\0" % (os.fsencode(name), label, size))
+    return content.hexdigest()
+
+
+def _prepared_size(root: Path) -> int | None:
+    path = root / PREPARED
+    if not path.exists():
+        return None
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        size, finished = int(note["size"]), note["finished"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected what `bench prepare` writes, got {error}") from None
+    if not finished:
+        raise ValueError(f"{root}: `bench prepare` has not finished; repeat it to go on")
+    return size

@@ -1,0 +1,65 @@
+"""Figure 1's running average: the average model, were phase 2 to stop after each of its epochs.
+
+Computed after the run from the weights that each worker saved, never by communication in phase 2.
+Of SWA: the average of its samples so far, after each cycle.
+"""
+
+import torch
+from torch import Tensor
+
+from swap_fast.algorithm import Result, Worker
+from swap_fast.config.recipe import SWAPRecipe, SWARecipe
+from swap_fast.record import AverageRow
+from swap_fast.training.averaging import average, mean_of
+from swap_fast.training.parts import Parts
+
+
+def running_average(recipe: SWAPRecipe, parts: Parts, result: Result) -> list[AverageRow]:
+    """The test accuracy of the workers' average after each epoch of phase 2.
+
+    Of a phase in stages only those of the last one are taken: before it the workers were tested,
+    and trained, at another size of images. Leaves the model with the final weights.
+
+    Arguments:
+        result: of this run; its accuracy is the last row.
+    """
+    rows, final, group = [], parts.weights.copy(), parts.group
+
+    def theta_after(worker: Worker, epoch: int) -> Tensor:
+        if group.is_first:
+            theta = parts.checkpoints.theta(worker.number, epoch)
+        else:
+            theta = torch.empty_like(worker.theta)
+        return group.inside.broadcast_(theta)
+
+    first = parts.phases[1].stretches[-1].epochs.start + 1
+    for epoch in range(first, recipe.phase2.max_epochs):
+        # The samples of the cycles that are done, and the weights of the one that is not.
+        done = (epoch - 1) // recipe.phase2.cycle_epochs
+        models = (
+            (worker.number, mean_of([*worker.samples[:done], theta_after(worker, epoch)]))
+            for worker in result.workers
+        )
+        theta = average(models, group.across)
+        parts.weights.load_(theta, final[1])
+        parts.statistics_pass(parts.batch_norm_batches(), parts.comm)
+        rows.append(AverageRow(epoch=epoch, test_accuracy=parts.evaluate(parts.comm).top1))
+    parts.weights.load_(*final)
+    last = AverageRow(epoch=recipe.phase2.max_epochs, test_accuracy=result.accuracies.top1)
+    return [*rows, last]
+
+
+def average_by_cycle(recipe: SWARecipe, parts: Parts, result: Result) -> list[AverageRow]:
+    """The test accuracy of the samples' average after each cycle of SWA.
+
+    Leaves the model with the final weights.
+    """
+    rows, final, cycle_epochs = [], parts.weights.copy(), recipe.phase2.cycle_epochs
+    (worker,) = result.workers
+    for count in range(1, recipe.phase2.cycles):
+        parts.weights.load_(mean_of(worker.samples[:count]), final[1])
+        parts.statistics_pass(parts.batch_norm_batches(), parts.comm)
+        accuracy = parts.evaluate(parts.comm).top1
+        rows.append(AverageRow(epoch=count * cycle_epochs, test_accuracy=accuracy))
+    parts.weights.load_(*final)
+    return [*rows, AverageRow(epoch=recipe.phase2.max_epochs, test_accuracy=result.accuracies.top1)]

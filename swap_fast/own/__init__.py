@@ -1,1 +1,0 @@
-"""SWAP of a user's own net, data and optimizer: the parts of `swap_fast.swap`."""

@@ -1,0 +1,1 @@
+"""swap_fast/recipes: say here what is in this package."""

@@ -1,0 +1,1 @@
+"""swap_fast/tasks: say here what is in this package."""

@@ -1,0 +1,1 @@
+"""swap_fast/training: say here what is in this package."""

@@ -1,0 +1,286 @@
+"""What a run is made of on one rank, and how it is put together."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from swap_fast.config.execution import Execution
+from swap_fast.config.phase import Phase
+from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
+from swap_fast.config.stages import Shape, shapes
+from swap_fast.data.cifar.batches import Loader, require_a_batch
+from swap_fast.distributed import ALONE, Comm, WorkerGroup
+from swap_fast.record import EpochRow
+from swap_fast.training.averaging import average
+from swap_fast.training.batchnorm import StatisticsPass
+from swap_fast.training.capture import Captures
+from swap_fast.training.clock import Clock
+from swap_fast.training.evaluate import Accuracies
+from swap_fast.training.interruption import NEVER, Interruption
+from swap_fast.training.loop import Stretch
+from swap_fast.training.optimizer import MomentumSGD
+from swap_fast.training.state import (
+    AnyOptimizer,
+    Checkpoints,
+    NoCheckpoints,
+    Position,
+    TrainingState,
+)
+from swap_fast.training.step import Step
+from swap_fast.training.weights import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who is told of a run's progress. Each is called off the clock but `on_step`."""
+
+    on_begin: Callable[[Position], None] = lambda position: None
+    """Before this rank trains a model, with what of it is done already: of phase 1, of each of its
+    workers. One that was done before has `stopped_by`."""
+    on_step: Callable[[int], None] = lambda images: None
+    """After every update, with the images that this rank gave to it: from the hot loop, so it must
+    be cheap."""
+    on_epoch: Callable[[EpochRow], None] = lambda row: None
+    """After every epoch of this rank."""
+    on_end: Callable[[Position], None] = lambda position: None
+    """After the last epoch of a model, once it is saved."""
+    on_averaging: Callable[[], None] = lambda: None
+    """Before phase 3, when this rank has trained, and may have to wait for the others."""
+
+
+Evaluate = Callable[[Comm], Accuracies]
+"""The model's accuracies on the test images, shared out over the ranks given."""
+
+
+class Source(Protocol):
+    """A run's data: read when it is made, and moved to the device when the steps are warm."""
+
+    num_images: int
+    """To train on."""
+    image_size: int
+    """Side of the images of a phase without stages, in pixels."""
+
+    def warm_up(self, weights: Weights, execution: Execution) -> None:
+        """Import and run whatever makes its batches and tests the model, without the data."""
+
+    def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
+        """Move the data to the weights' device."""
+
+    def batches(self, phase: Phase, shape: Shape, *, number: int, slots: range) -> Loader:
+        """What makes the batches of some epochs of phase `number`, for the slots of this rank."""
+
+    def batch_norm_batches(self, buffer: Tensor, shape: Shape, comm: Comm) -> Iterable[Tensor]:
+        """This rank's share of phase 3's pass over the training data: the buffer [B, 3, H, W] or
+        its first part, written over for each batch."""
+
+    def evaluator(self, shape: Shape) -> Evaluate:
+        """Test accuracy as it is measured during these epochs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseParts:
+    """What one phase is made of on this rank."""
+
+    stretches: tuple[Stretch, ...]
+    """Steps and batches, epoch by epoch."""
+    state: TrainingState
+    """What its next update depends on."""
+    evaluators: tuple[Evaluate, ...]
+    """Of each stretch."""
+
+    def evaluate(self, epoch: int, comm: Comm) -> Accuracies:
+        """Test accuracy after an epoch counted from 1, over the ranks of `comm`."""
+        at = [epoch - 1 in stretch.epochs for stretch in self.stretches].index(True)
+        return self.evaluators[at](comm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run is made of on this rank."""
+
+    weights: Weights
+    """The model, at its initial weights theta_0."""
+    optimizer: AnyOptimizer
+    """Shared by both phases' steps."""
+    phases: tuple[PhaseParts, ...]
+    """Phase 1 and, for SWAP and SWA, phase 2."""
+    statistics_pass: Callable[[Iterable[Any], Comm], None]
+    """Phase 3's computation of batch-norm statistics ..."""
+    batch_norm_batches: Callable[[], Iterable[Any]]
+    """... and this rank's share of the training data for it."""
+    evaluate: Evaluate
+    """Test accuracy of the final model."""
+    comm: Comm
+    """The ranks."""
+    group: WorkerGroup
+    """Of these, the ones that run the same workers of phase 2."""
+    clock: Clock
+    """Laps of this rank."""
+    watch: Watch
+    """Who is told."""
+    checkpoints: Checkpoints
+    """Where the run is kept."""
+    interruption: Interruption
+    """Says when it is told to end."""
+
+
+def make_parts(
+    recipe: Recipe,
+    make_model: Callable[[], nn.Module],
+    source: Source,
+    *,
+    seed: int,
+    device: torch.device,
+    execution: Execution,
+    comm: Comm = ALONE,
+    clock: Clock,
+    watch: Watch,
+    checkpoints: Checkpoints | None = None,
+    interruption: Interruption = NEVER,
+    workers: Sequence[int] | None = None,
+    captures: Captures | None = None,
+) -> Parts:
+    """Make the model, warm the kernels up, and move the data to the device, in that order.
+
+    So the steps are captured before a loader's threads use the device.
+
+    Every rank makes the same model from the seed, and takes rank 0's weights to be sure.
+
+    Arguments:
+        workers: those of phase 2 that a process alone is to run; None: all, shared out.
+        captures: owner of the CUDA graphs, where the execution has the steps captured.
+
+    Raises:
+        ValueError: more ranks than the recipe has use for, too little data, or a seed below 0.
+    """
+    assert captures is not None or not execution.capture, "captured steps, and nobody to reset them"
+    if seed < 0:
+        raise ValueError(f"seed: expected 0 or more, got {seed}")
+    if comm.world_size > recipe.num_slots:
+        raise ValueError(
+            f"recipe {recipe.name}: expected 1 to {recipe.num_slots} processes, one a "
+            f"slot of phase 1, got {comm.world_size}"
+        )
+    group, phases = (
+        WorkerGroup(workers=range(0), inside=ALONE, across=comm),
+        [(recipe.phase1, comm)],
+    )
+    if isinstance(recipe, AveragingRecipe):
+        group = (
+            comm.sequence_group(recipe.phase2.gpus_per_model)
+            if isinstance(recipe, SWARecipe)
+            else comm.worker_group(recipe.num_workers)
+        )
+        if workers is not None:
+            assert comm.world_size == 1, "a process alone runs the workers named"
+            group = WorkerGroup(workers=tuple(workers), inside=ALONE, across=ALONE)
+        phases.append((recipe.phase2, group.inside))
+    for number, (phase, _) in enumerate(phases, start=1):
+        require_a_batch(number, phase.global_batch_size, source.num_images)
+    with clock.lap("model_init"):
+        torch.manual_seed(seed)
+        weights = Weights(
+            execution.place(make_model(), device), set_apart=recipe.optimizer.set_apart
+        )
+        comm.broadcast_(weights.theta.detach())
+        optimizer = MomentumSGD(
+            weights, recipe.optimizer, scale_gradients=execution.precision == "fp16"
+        )
+        make_step = partial(
+            Step,
+            weights,
+            optimizer,
+            execution=execution,
+            label_smoothing=recipe.label_smoothing,
+        )
+        steps = [make_steps(make_step, phase, ranks, source.image_size) for phase, ranks in phases]
+        statistics_pass, buffer = StatisticsPass(weights, execution.autocast), None
+    with clock.lap("kernel_warmup"):
+        for step in (step for of_phase in steps for step in of_phase):
+            step.warm_up(captures=captures)
+        source.warm_up(weights, execution)
+        if isinstance(recipe, AveragingRecipe):
+            side, size = steps[-1][-1].shape.image_size, recipe.batch_norm_batch_size
+            buffer = execution.empty_images((size, 3, side, side), device)
+            short = source.num_images % size  # images in the pass's last batch, on some rank
+            statistics_pass.warm_up(
+                buffer,
+                short=[short] if short else [],
+                captures=captures if execution.capture else None,
+                comm=comm,
+            )
+            # For nothing, but that NCCL makes the communicator, and the kernels are loaded.
+            average([(group.across.rank, weights.theta.detach())], group.across)
+    with clock.lap("data_preparation"):
+        source.open_(weights, execution, seed=seed)
+        made = tuple(
+            make_phase(
+                source,
+                of_phase,
+                phase,
+                TrainingState(
+                    weights=weights,
+                    optimizer=optimizer,
+                    statistics=of_phase[0].statistics,
+                    comm=ranks,
+                    is_first=comm.rank == 0 if number == 1 else group.is_first,
+                ),
+                number=number,
+            )
+            for number, ((phase, ranks), of_phase) in enumerate(
+                zip(phases, steps, strict=True), start=1
+            )
+        )
+
+    def batch_norm_batches() -> Iterable[Tensor]:
+        assert buffer is not None, "without a phase 2 nothing is averaged"
+        return source.batch_norm_batches(buffer, steps[-1][-1].shape, comm)
+
+    return Parts(
+        weights=weights,
+        optimizer=optimizer,
+        phases=made,
+        statistics_pass=statistics_pass,
+        batch_norm_batches=batch_norm_batches,
+        evaluate=made[-1].evaluators[-1],
+        comm=comm,
+        group=group,
+        clock=clock,
+        watch=watch,
+        checkpoints=checkpoints or NoCheckpoints(),
+        interruption=interruption,
+    )
+
+
+def make_steps(
+    make_step: Callable[..., Step], phase: Phase, ranks: Comm, image_size: int
+) -> list[Step]:
+    """A step for each shape of a phase's batches; they share one set of statistics a slot."""
+    steps: list[Step] = []
+    for shape in shapes(phase, image_size):
+        shared = steps[0].statistics if steps else None
+        steps.append(make_step(phase, ranks, shape=shape, statistics=shared))
+    return steps
+
+
+def make_phase(
+    source: Source, steps: list[Step], phase: Phase, state: TrainingState, *, number: int
+) -> PhaseParts:
+    """A phase's steps with what gives them their batches and tests what they make."""
+    slots = state.comm.slots(phase.gpus_per_model)
+    return PhaseParts(
+        stretches=tuple(
+            Stretch(
+                epochs=step.shape.epochs,
+                step=step,
+                open_batches=partial(source.batches, phase, step.shape, number=number, slots=slots),
+            )
+            for step in steps
+        ),
+        state=state,
+        evaluators=tuple(source.evaluator(step.shape) for step in steps),
+    )

@@ -1,0 +1,169 @@
+"""One update of theta from one global batch: lines 10-15 of Algorithm 1, and 21-24."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from swap_fast.config.execution import DTYPES, Execution
+from swap_fast.config.phase import Phase
+from swap_fast.config.stages import Shape, shapes
+from swap_fast.data.cifar.augment import IMAGE_SIZE
+from swap_fast.data.cifar.batches import Loader
+from swap_fast.distributed import Comm
+from swap_fast.training.batchnorm import SlotStatistics
+from swap_fast.training.capture import Captures
+from swap_fast.training.optimizer import MomentumSGD
+from swap_fast.training.update import Update
+from swap_fast.training.weights import Weights
+
+
+class Step(Update):
+    """An update from images and their labels, in the same memory every time.
+
+    Set the learning rate, and call with a batch, or fill `images` and `labels` and call without:
+    eager, compiled or captured, the call is the same. Nothing in it waits for the device.
+
+    Arguments:
+        weights: the model.
+        optimizer: what turns the gradient into an update.
+        phase: gives the slots, and the batch where no shape does.
+        comm: the ranks that share the update; `ALONE` for a worker with one device.
+        shape: of the batches, where a phase has several.
+        statistics: batch norm's, where steps of one phase share them.
+        label_smoothing: share of the target that is spread evenly over all classes.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        optimizer: MomentumSGD,
+        phase: Phase,
+        comm: Comm,
+        execution: Execution,
+        *,
+        shape: Shape | None = None,
+        statistics: SlotStatistics | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        self.shape = shape or shapes(phase, IMAGE_SIZE)[0]
+        low_precision = comm.world_size > 1 and execution.all_reduce != "fp32"
+        super().__init__(
+            weights,
+            optimizer,
+            phase,
+            comm,
+            global_batch_size=self.shape.global_batch_size,
+            statistics=statistics,
+            bucket=torch.empty_like(weights.gradient, dtype=DTYPES[execution.all_reduce])
+            if low_precision
+            else None,
+        )
+        device = weights.theta.device
+        batch = self._slots * self.shape.global_batch_size // phase.gpus_per_model
+        side = self.shape.image_size
+        self.images = execution.empty_images((batch, 3, side, side), device)
+        self.labels = torch.zeros(batch, dtype=torch.int64, device=device)
+        # What a call runs in place of the update: the replay of its capture.
+        self.replay: Callable[[], None] | None = None
+        self._captured = execution.capture
+        self._forward = _forward(weights.model, execution, label_smoothing)
+
+    def __call__(self, images: Tensor | None = None, labels: Tensor | None = None) -> None:
+        """Update theta: run the update, or replay its capture.
+
+        Arguments:
+            images: copied into `images` [B, C, H, W], and must be like it; None: it is filled.
+            labels: copied into `labels` [B] int64; None: it is filled.
+
+        Raises:
+            ValueError: shape, type, device or memory format is another.
+        """
+        if images is not None:
+            self.images.copy_(_alike("images", images, self.images))
+        if labels is not None:
+            self.labels.copy_(_alike("labels", labels, self.labels))
+        (self.replay or self.update_no_sync)()
+        self._seen += len(self.labels)
+
+    def _forward_slot(self, slot: int) -> tuple[Tensor, Tensor, int]:
+        images, labels = self.images.chunk(self._slots)[slot], self.labels.chunk(self._slots)[slot]
+        return *self._forward(images, labels), len(labels)
+
+    def take_(self, batches: Loader, i: int) -> None:
+        """Fill the batch with this rank's part of update i of the epoch that was started."""
+        batches.load_(i, self.images, self.labels)
+
+    @property
+    def num_images(self) -> int:
+        """Of this rank, in an update."""
+        return len(self.labels)
+
+    def warm_up(self, updates: int = 2, *, captures: Captures | None = None) -> None:
+        """Run updates on random images, then put everything back as it was.
+
+        Whatever libraries choose, build or allocate on first use, they do here, off the clock.
+
+        Where the execution says so the step is captured here too: its calls are then replays.
+
+        Arguments:
+            captures: owner of the graph, which shares its memory with the owner's others; None: an
+                owner of its own, for a process without a process group.
+        """
+        theta, statistics = self._weights.copy()
+        self.images.normal_()
+        self.labels.zero_()
+        self._weights.model.train()
+        self.statistics.reset_()
+        self.set_learning_rate(0.0)
+        if self._captured:
+            self.replay = (captures or Captures()).capture(self.update_no_sync)
+        for _ in range(updates):
+            self()
+        self.read_metrics()
+        self._weights.load_(theta, statistics)
+        self.statistics.reset_()
+        self._optimizer.reset_()
+
+
+def _forward(
+    model: nn.Module, execution: Execution, label_smoothing: float
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The mean loss of images and labels, and how many are right; compiled where asked for.
+
+    Not a method: a step that held its own method would live until the garbage collector runs.
+    """
+
+    def loss_and_correct(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with execution.autocast():
+            logits = model(images)
+            loss = nn.functional.cross_entropy(
+                logits.float(), labels, label_smoothing=label_smoothing
+            )
+        return loss, (logits.argmax(1) == labels).sum()
+
+    return torch.compile(loss_and_correct, dynamic=False) if execution.compile else loss_and_correct
+
+
+def _alike(name: str, given: Tensor, static: Tensor) -> Tensor:
+    """What is given, where it is of the kind of a step's own tensor."""
+    nhwc = static.dim() == 4 and not static.is_contiguous()
+    layout = torch.channels_last if nhwc else torch.contiguous_format
+    if (
+        given.shape == static.shape
+        and given.dtype == static.dtype
+        and given.device == static.device
+        and given.is_contiguous(memory_format=layout)
+    ):
+        return given
+    raise ValueError(f"{name}: expected {_describe(static)}, got {_describe(given)}")
+
+
+def _describe(tensor: Tensor) -> str:
+    layout = f"strides {list(tensor.stride())}"
+    if tensor.is_contiguous():
+        layout = "contiguous"
+    elif tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        layout = "channels_last"
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"{kind} {list(tensor.shape)} {layout} on {tensor.device}"

@@ -1,0 +1,128 @@
+"""A rank that hangs while others wait for it inside a CUDA graph: named, and the run ended.
+
+A collective that is called eagerly has a time limit: gloo raises, and NCCL's own watchdog ends the
+process. One inside a captured graph has none: where a rank hangs, the others wait for ever.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import torch.distributed as dist
+
+from swap_fast.distributed import Comm
+
+GRACE_S = 5.0
+"""After which a rank without a sign of life in between is taken for one that hangs."""
+
+
+def end_process(message: str) -> None:
+    """Say why, and end at once: the main thread waits in native code and hears nothing."""
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+class Watchdog:
+    """A thread that looks whether this rank's updates go on, and knows how far all ranks are.
+
+    Each rank tells the store how many updates it has begun, every `interval_s`. When nothing goes
+    on in this rank for `timeout_s`, it reads the others' and names the rank that is behind, or
+    that gives no sign of life.
+
+    Arguments:
+        comm: the ranks, connected.
+        timeout_s: how long an update, an evaluation or a checkpoint may last.
+        on_hang: given the line that says who hangs; ends the process.
+        interval_s: from one sign of life to the next.
+    """
+
+    def __init__(
+        self,
+        comm: Comm,
+        *,
+        timeout_s: float,
+        on_hang: Callable[[str], None] = end_process,
+        interval_s: float = 1.0,
+    ) -> None:
+        assert comm.store is not None, "ranks that were connected have a store"
+        self._store: dist.Store = comm.store
+        self._rank, self._world_size = comm.rank, comm.world_size
+        self._timeout_s, self._on_hang, self._interval_s = timeout_s, on_hang, interval_s
+        self._count = self._signs = 0
+        self._watching = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        """Begin to watch."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the thread and wait for it."""
+        self._stopping.set()
+        self._thread.join(GRACE_S)
+
+    def beat(self) -> None:
+        """Note that an update was begun, and watch from now on. From the hot loop: cheap."""
+        self._count += 1
+        self.alive()
+
+    def alive(self) -> None:
+        """Note that something else was done between two updates, such as an evaluation."""
+        self._signs += 1
+        self._watching = True
+
+    def rest(self) -> None:
+        """Until the next beat this rank may take any time."""
+        self._watching = False
+
+    def _run(self) -> None:
+        seen, since, signs = -1, time.monotonic(), 0
+        while not self._stopping.wait(self._interval_s):
+            signs += 1
+            try:
+                self._store.set(f"beat/{self._rank}", f"{signs} {self._count}")
+                now = time.monotonic()
+                if not self._watching or self._signs != seen:
+                    seen, since = self._signs, now
+                elif now - since > self._timeout_s:
+                    return self._on_hang(self._who_hangs())
+            except RuntimeError:  # the process that keeps the store has ended, and the run with it
+                return
+
+    def _who_hangs(self) -> str:
+        """One line; takes some seconds, in which this rank gives signs of life too."""
+        before = self._read()
+        for sign in range(int(GRACE_S / self._interval_s) + 1):
+            time.sleep(self._interval_s)
+            self._store.set(f"beat/{self._rank}", f"waits{sign} {self._count}")
+        after = self._read()
+        others = [rank for rank in range(self._world_size) if rank != self._rank]
+        silent = [r for r in others if before[r] == after[r]]
+        furthest = max(count for _, count in after)
+        behind = [r for r in range(self._world_size) if after[r][1] < furthest]
+        text = f"no update was done for {self._timeout_s:g} s: "
+        if silent:
+            return f"{text}no sign of life from rank {_list(silent)}, which hangs or has ended"
+        if behind:
+            at = ", ".join(f"rank {r} at update {after[r][1]}" for r in behind)
+            return f"{text}{at}, the others at {furthest}"
+        return f"{text}all ranks are at update {furthest}; a device, or what links them, hangs"
+
+    def _read(self) -> list[tuple[str, int]]:
+        """Of each rank: its last sign of life, and how many updates it had begun."""
+        found = []
+        for rank in range(self._world_size):
+            key = f"beat/{rank}"
+            sign, count = "none", "0"
+            if self._store.check([key]):
+                sign, count = self._store.get(key).decode().split()
+            found.append((sign, int(count)))
+        return found
+
+
+def _list(ranks: list[int]) -> str:
+    return ", ".join(map(str, ranks))

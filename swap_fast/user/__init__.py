@@ -1,0 +1,1 @@
+"""swap_fast/user: say here what is in this package."""

@@ -1,0 +1,254 @@
+"""`swap_fast.swap`: SWAP of any net, on any data, with any optimizer."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from swap_fast.algorithm import swap as run_algorithm
+from swap_fast.callbacks.events import Listener
+from swap_fast.checkpoint.run_folder import RunFolder
+from swap_fast.config.execution import Execution
+from swap_fast.config.phase import Phase, require
+from swap_fast.config.schedules import Schedule
+from swap_fast.record import EpochRow
+from swap_fast.training.clock import Clock
+from swap_fast.training.interruption import NEVER
+from swap_fast.training.parts import Watch
+from swap_fast.training.state import NoCheckpoints
+from swap_fast.user.batches import Augment
+from swap_fast.user.data import Collate, num_examples, open_data
+from swap_fast.user.method import describe_method, name_of, own_method
+from swap_fast.user.objective import Loss, Metric
+from swap_fast.user.optimizer import Groups, Make, OwnOptimizer
+from swap_fast.user.parts import Work, bare, make_net, make_own_parts
+from swap_fast.user.place import enter_folder, leave_only_ends
+from swap_fast.user.ranks import heeded, join_ranks, listener
+from swap_fast.user.result import SwapResult, make_result
+from swap_fast.user.seeds import generators_kept
+from swap_fast.user.statistics import is_compiled
+from swap_fast.user.telling import all_told, begin, end, make_narrator, put_events_together
+from swap_fast.user.weights import OwnWeights
+
+
+def swap(
+    make_model: Callable[[], nn.Module],
+    train_data: Any,
+    test_data: Any = None,
+    *,
+    workers: int = 8,
+    phase1: Phase | None = None,
+    phase2: Phase | None = None,
+    schedule1: Schedule | None = None,
+    schedule2: Schedule | None = None,
+    optimizer: Make | None = None,
+    parameter_groups: Groups | None = None,
+    clip_gradient_norm: float | None = None,
+    keep_momentum: bool = False,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
+    augment: Augment | None = None,
+    collate: Collate | None = None,
+    loader_processes: int = 0,
+    data_on_device: bool = True,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 0,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    listeners: Sequence[Listener] = (),
+    watch: Watch | None = None,
+    timeout_s: float = 1800.0,
+) -> SwapResult:
+    """Train a net with Stochastic Weight Averaging in Parallel (Algorithm 1).
+
+    Phase 1 trains one model with large batches until its train accuracy is above tau; phase 2
+    refines a copy of it on each of W workers with small batches; phase 3 averages their weights
+    and computes batch-norm statistics anew. Under torchrun the processes share phase 1's batches
+    and phase 2's workers; alone, one takes all of them in turn, to the same arithmetic.
+
+    Arguments:
+        make_model: makes the net, a new one at each call. Parameters that need no gradient stay as
+            they are. torch.compile may have been asked for; the net is not wrapped otherwise.
+        train_data: (inputs, ..., targets) or a mapping of tensors [N, ...]; a map-style data set
+            of examples; or batches that can be gone through again and again, such as a DataLoader.
+        test_data: the same; None: nothing is tested.
+        workers: W.
+        phase1: of all workers' devices together; its `gpus_per_model` may be left out. None:
+            derived from `phase2`, or from the number of examples.
+        phase2: of each worker. None: derived from phase 1.
+        schedule1: the learning rate of phase 1 at a position in epochs, in place of the phase's.
+        schedule2: the same of phase 2.
+        optimizer: makes a torch optimizer of a list of parameters; called anew for each phase and
+            worker. None: SGD with Nesterov's momentum 0.9 and weight decay 5e-4.
+        parameter_groups: of the net, what `optimizer` is given in place of that list. Groups with
+            learning rates of their own keep their ratio to the optimizer's.
+        clip_gradient_norm: the largest norm of an update's gradient.
+        keep_momentum: carry the optimizer's history of phase 1 into phase 2.
+        loss: of the model and a batch, the mean loss, or (the mean loss, how many were right, of
+            how many). None: the cross entropy of model(inputs) against targets.
+        metric: of the model and a test batch, (a sum, over how many), in place of the accuracy.
+        augment: of a batch on its device and a torch.Generator, the batch to train on.
+        collate: makes a batch of a list of a data set's examples. None: torch's default.
+        loader_processes: that read a data set's examples ahead.
+        data_on_device: move tensors to the device once, whole; else batch by batch.
+        precision: of the forward pass, by autocast; the weights stay as they are.
+        device: auto is CUDA where there is one.
+        seed: of all that is drawn.
+        folder: keeps a checkpoint after each epoch there, and heeds SIGTERM and Ctrl-C: the run
+            then ends after a step, and can go on. None: nothing is written.
+        resume: go on with the run in `folder`, if there is one.
+        progress: draw a bar for each model on a terminal, print a line for each epoch elsewhere.
+        listeners: functions of one event, such as trackers: see `swap_fast.callbacks.events`.
+        watch: is called by the training loop itself.
+        timeout_s: after which a process that does not answer ends the run: more than a process
+            with fewer workers has to wait for the others.
+
+    Returns:
+        The averaged model, each worker's, accuracies and times, to be looked at or saved.
+
+    Raises:
+        ValueError: something of this cannot be; the line says what, and what to do.
+        FloatingPointError: the loss is not finite.
+        InterruptedRunError: the run was told to end; what it had done is in `folder`.
+    """
+    _check(precision, device, seed, clip_gradient_norm, loader_processes, folder, resume)
+    kind: Literal["cpu", "cuda"]
+    kind = "cuda" if device == "cuda" or (device == "auto" and _has_cuda()) else "cpu"
+    clock = Clock(torch.cuda.synchronize if kind == "cuda" else lambda: None)
+    comm = join_ranks(kind, timeout_s)
+    with generators_kept(kind):
+        where = torch.device("cpu")
+        if kind == "cuda":
+            where = torch.device("cuda", torch.cuda.current_device())
+        with clock.lap("data_preparation"):
+            opened = partial(
+                open_data,
+                collate=collate,
+                processes=loader_processes,
+                device=where if data_on_device else None,
+            )
+            train = opened(train_data, "train_data")
+            test = None if test_data is None else opened(test_data, "test_data")
+        with clock.lap("model_init"):
+            model = make_net(make_model, seed, where)
+            weights = OwnWeights(bare(model))
+            comm.broadcast_(weights.theta.detach())
+            if len(weights.statistics):
+                comm.broadcast_(weights.statistics)
+            weights.load_(weights.theta.detach(), weights.statistics)
+            own_optimizer = OwnOptimizer(
+                weights,
+                optimizer or default_optimizer,
+                parameter_groups,
+                scale_gradients=precision == "fp16" or weights.has_fp16,
+                largest_norm=clip_gradient_norm,
+            )
+        method = own_method(
+            train,
+            workers=workers,
+            phase1=phase1,
+            phase2=phase2,
+            schedules=(schedule1, schedule2),
+            learning_rate=own_optimizer.learning_rate if optimizer else None,
+            counts=loss is None,
+            keep_momentum=keep_momentum,
+        )
+        data = {"train_examples": num_examples(train), "test_examples": num_examples(test)}
+        settings = {
+            **describe_method(method),
+            "seed": seed,
+            "precision": precision,
+            "optimizer": own_optimizer.describe(),
+            "clip_gradient_norm": clip_gradient_norm,
+            "loss": "cross entropy" if loss is None else name_of(loss),
+            "metric": None if metric is None else name_of(metric),
+            "augment": None if augment is None else name_of(augment),
+            "model": {
+                "name": type(bare(model)).__name__,
+                "made_by": name_of(make_model),
+                "parameters": len(weights.theta),
+                "compiled": bare(model) is not model or is_compiled(model),
+            },
+        }
+        place, run_folder = None if folder is None else Path(folder), None
+        if place is not None:
+            enter_folder(place, settings | data, comm, resume=resume)
+        interruption = listener(kind) if place is not None else None
+        rows: list[EpochRow] = []
+        narrator = make_narrator(
+            method,
+            num_examples(train) or 0,
+            comm,
+            clock,
+            shows=progress,
+            listeners=listeners,
+            folder=place,
+            metric=settings["metric"],
+        )
+        if place is not None:
+            run_folder = RunFolder(place, clock, on_save=narrator.on_save, say=narrator.note)
+        with narrator:
+            begin(narrator, settings, comm, where)
+            parts = make_own_parts(
+                method,
+                Work(train=train, test=test, loss=loss, metric=metric, augment=augment),
+                model,
+                weights,
+                own_optimizer,
+                seed=seed,
+                execution=Execution(
+                    device_type=kind, precision=precision, memory_format="contiguous"
+                ),
+                comm=comm,
+                clock=clock,
+                watch=all_told(narrator, watch, rows),
+                checkpoints=run_folder or NoCheckpoints(),
+                interruption=interruption or NEVER,
+            )
+            with heeded(interruption):
+                done = run_algorithm(method, parts)
+            every = run_folder.rows if run_folder else rows
+            result = make_result(parts, done, every, model, settings=settings, data=data)
+            end(narrator, result)
+        comm.barrier()
+        if place is not None and comm.rank == 0:
+            put_events_together(place)
+            leave_only_ends(place, method.phase2.cycle_epochs)
+        return result
+
+
+def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
+    """The paper's of CIFAR: SGD with Nesterov's momentum and weight decay (Section 5.1)."""
+    return torch.optim.SGD(parameters, lr=1.0, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def _check(
+    precision: str,
+    device: str,
+    seed: int,
+    clip_gradient_norm: float | None,
+    loader_processes: int,
+    folder: str | Path | None,
+    resume: bool,
+) -> None:
+    """Refuse what no run could be told."""
+    known = ("fp32", "bf16", "fp16")
+    require(precision in known, "precision", "fp32, bf16 or fp16", precision)
+    require(device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda", device)
+    available = device != "cuda" or _has_cuda()
+    require(available, "device", "a CUDA device, or device='cpu'", device)
+    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+    require(is_whole, "seed", "a whole number of 0 or more", seed)
+    norm = clip_gradient_norm
+    require(norm is None or norm > 0, "clip_gradient_norm", "a number > 0, or None", norm)
+    require(loader_processes >= 0, "loader_processes", "0 or more", loader_processes)
+    require(folder is not None or not resume, "resume", "a folder= to go on from", resume)
+
+
+def _has_cuda() -> bool:
+    return torch.cuda.is_available()

@@ -1,0 +1,195 @@
+"""SWAP's phases for data of any size: what the user says of them, and the rest."""
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from swap_fast.config.phase import Phase, require, whole
+from swap_fast.config.schedules import Schedule
+from swap_fast.config.stages import StagedPhase
+from swap_fast.user.data import BatchesAsGiven, Data
+
+RATE_PER_EXAMPLE = 1.2 / 4096
+"""Peak learning rate over batch size, of both of CIFAR-10's phases in Table 5."""
+
+TAU = 0.98
+"""Train accuracy at which phase 1 ends: the paper's of CIFAR-10."""
+
+MIN_UPDATES, MIN_EPOCHS, MAX_EPOCHS = 400, 15, 100
+"""Of phase 1, where nothing is said of it."""
+
+WARM_UP = 0.2
+"""Share of phase 1 in which the learning rate rises, as in Table 5."""
+
+PHASE2_SHARE = 0.25
+"""Epochs of phase 2 over those of phase 1."""
+
+MAX_MICRO_BATCH = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnMethod:
+    """What Algorithm 1 is told for a run of the user's."""
+
+    num_workers: int
+    """W."""
+    phase1: Phase
+    """With a slot for each of the workers'."""
+    phase2: Phase
+    """Of each worker."""
+    keep_momentum: bool
+    """Whether phase 2 goes on with phase 1's history of gradients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledPhase(Phase):
+    """A phase with a schedule of the user's."""
+
+    learning_rate: Schedule
+    """Of the position in epochs; step i of n in an epoch, from 1, is at epoch + i / n."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """Learning rate as a function of the position in epochs."""
+        return self.learning_rate
+
+
+def own_method(
+    data: Data,
+    *,
+    workers: int,
+    phase1: Phase | None,
+    phase2: Phase | None,
+    schedules: tuple[Schedule | None, Schedule | None],
+    learning_rate: float | None,
+    counts: bool,
+    keep_momentum: bool,
+) -> OwnMethod:
+    """The phases as they are given, and what follows from the data where they are not.
+
+    B1 = W B2 as in the paper, B2 the largest power of 2 up to 128 of which phase 1's epoch has 4
+    updates or more; the learning rate goes with the batch; phase 1 has 400 updates or more, and
+    phase 2 a quarter of its epochs.
+
+    Arguments:
+        learning_rate: phase 1's peak, where no phase says one: that of the user's optimizer; None:
+            the paper's, by the size of the batch.
+        counts: whether the loss is known to say how many were right, as phase 1's tau needs.
+
+    Raises:
+        ValueError: phases that the data or the workers do not fit.
+    """
+    whole("workers", workers)
+    for name, phase in (("phase1", phase1), ("phase2", phase2)):
+        expected = "a swap_fast.Phase without stages, or None"
+        is_plain = isinstance(phase, Phase) and not isinstance(phase, StagedPhase)
+        require(phase is None or is_plain, name, expected, phase)
+    each = phase2.gpus_per_model if phase2 else 1
+    slots = workers * each
+    given = data.batch_size if isinstance(data, BatchesAsGiven) else None
+    examples = data.count * data.batch_size if isinstance(data, BatchesAsGiven) else len(data)
+    if phase2 is not None:
+        whole_batch = workers * phase2.global_batch_size
+    elif phase1 is not None:
+        whole_batch = phase1.global_batch_size
+    else:
+        whole_batch = workers * (given or default_micro_batch(examples, workers))
+    if phase1 is None:
+        rate = learning_rate or RATE_PER_EXAMPLE * whole_batch
+        if phase2 is not None:
+            rate = phase2.peak_lr * workers
+            epochs = math.ceil(phase2.max_epochs / PHASE2_SHARE)
+        else:
+            updates = max(1, examples // whole_batch)
+            epochs = min(max(MIN_EPOCHS, math.ceil(MIN_UPDATES / updates)), MAX_EPOCHS)
+        phase1 = Phase(
+            global_batch_size=whole_batch,
+            peak_lr=rate,
+            max_epochs=epochs,
+            warmup_epochs=WARM_UP * epochs,
+            stopping_accuracy=TAU if counts else None,
+        )
+    if phase2 is None:
+        phase2 = Phase(
+            global_batch_size=max(1, phase1.global_batch_size // workers),
+            peak_lr=phase1.peak_lr / workers,
+            max_epochs=max(1, round(PHASE2_SHARE * phase1.max_epochs)),
+        )
+    phase1, phase2 = _with_slots(phase1, slots), _with_schedule(phase2, schedules[1])
+    _check(phase1, phase2, given, examples)
+    return OwnMethod(
+        num_workers=workers,
+        phase1=_with_schedule(phase1, schedules[0]),
+        phase2=phase2,
+        keep_momentum=keep_momentum,
+    )
+
+
+def default_micro_batch(examples: int, workers: int) -> int:
+    """B2 where nothing is said: a power of 2 of 2 or more."""
+    most = min(MAX_MICRO_BATCH, max(2, examples // (4 * workers)))
+    return 2 ** int(math.log2(most))
+
+
+def _with_slots(phase1: Phase, slots: int) -> Phase:
+    require(
+        phase1.gpus_per_model in (1, slots),
+        "phase1.gpus_per_model",
+        f"{slots}, the workers' devices, which train phase 1 together, or nothing said",
+        phase1.gpus_per_model,
+    )
+    require(
+        phase1.global_batch_size % slots == 0,
+        "phase1.global_batch_size",
+        f"a multiple of {slots}, a share for each of the workers' devices",
+        phase1.global_batch_size,
+    )
+    return replace(phase1, gpus_per_model=slots)
+
+
+def _with_schedule(phase: Phase, schedule: Schedule | None) -> Phase:
+    if schedule is None:
+        return phase
+    require(callable(schedule), "schedule", "a function of the position in epochs", schedule)
+    said = {field.name: getattr(phase, field.name) for field in fields(Phase)}
+    return ScheduledPhase(**said, learning_rate=schedule)
+
+
+def _check(phase1: Phase, phase2: Phase, given: int | None, examples: int) -> None:
+    require(
+        phase2.stopping_accuracy is None,
+        "phase2.stopping_accuracy",
+        "None: every worker trains for all of phase 2's epochs (line 19)",
+        phase2.stopping_accuracy,
+    )
+    expected = "accuracy: phase 1 alone ends by itself"
+    require(phase2.stop == "accuracy", "phase2.stop", expected, phase2.stop)
+    for name, phase in (("phase1", phase1), ("phase2", phase2)):
+        if given is not None:
+            require(
+                phase.global_batch_size == given * phase.gpus_per_model,
+                f"{name}.global_batch_size",
+                f"{given * phase.gpus_per_model}, {phase.gpus_per_model} of the {given} examples "
+                "in each batch of train_data",
+                phase.global_batch_size,
+            )
+        if examples < phase.global_batch_size:
+            raise ValueError(
+                f"train_data: expected at least one batch of {phase.global_batch_size} examples "
+                f"for {name}, got {examples}; lower its batch size, the workers, or use more data"
+            )
+
+
+def describe_method(method: OwnMethod) -> dict[str, Any]:
+    """A method as JSON keeps it."""
+    said = asdict(method)
+    for name in ("phase1", "phase2"):
+        if "learning_rate" in said[name]:
+            said[name]["learning_rate"] = name_of(said[name]["learning_rate"])
+    return said
+
+
+def name_of(function: Any) -> str:
+    """What a function of the user's is called."""
+    named = getattr(function, "__qualname__", type(function).__name__)
+    return str(named)

@@ -1,0 +1,204 @@
+"""What a run of the user's gives: models, accuracies, times, and files of these."""
+
+import copy
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from swap_fast.algorithm import Result
+from swap_fast.checkpoint.files import write_file
+from swap_fast.record import EpochRow, Times
+from swap_fast.times import gather_times
+from swap_fast.training.averaging import displacements, pairwise_distances
+from swap_fast.training.parts import Parts
+from swap_fast.user.card import model_card
+from swap_fast.user.environment import describe_environment
+from swap_fast.user.weights import OwnWeights
+
+SCHEMA_VERSION = 1
+"""Of `record.json`."""
+
+RECORD = "record.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwapResult:
+    """The models of a run, and how they were made and measured."""
+
+    model: nn.Module
+    """The averaged model, in eval mode, on the run's device."""
+    worker_states: tuple[dict[str, Tensor], ...]
+    """The state of each worker's model, on the host; of several processes, on the first alone."""
+    accuracy: float | None
+    """Of the averaged model on the test data, or the metric; None without test data."""
+    accuracy_before_averaging: float | None
+    """The mean of the workers'."""
+    worker_accuracies: tuple[float | None, ...]
+    """Of each worker at its end."""
+    phase1_accuracy: float | None
+    """At the end of phase 1."""
+    epochs: tuple[EpochRow, ...]
+    """Phase 1's rows, then each worker's of phase 2; NaN stands for accuracies not counted."""
+    times: Times
+    """The clock's readings."""
+    record: dict[str, Any]
+    """All that is known of the run, as `record.json` keeps it."""
+    is_first: bool
+    """Whether this process is the first, which writes."""
+
+    def worker_model(self, number: int) -> nn.Module:
+        """A net of its own with a worker's weights, in eval mode, where the averaged one is.
+
+        Raises:
+            ValueError: there is no such worker here.
+        """
+        if not 0 <= number < len(self.worker_states):
+            raise ValueError(
+                f"worker: expected 0 to {len(self.worker_states) - 1}, got {number}"
+                if self.is_first
+                else "workers: expected the first process, which alone has them"
+            )
+        made = copy.deepcopy(self._bare())
+        made.load_state_dict(self.worker_states[number])
+        return made.eval()
+
+    def _bare(self) -> nn.Module:
+        inner = getattr(self.model, "_orig_mod", self.model)
+        assert isinstance(inner, nn.Module), "torch's own name of what it compiles"
+        return inner
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the weights as safetensors, a model card and the record; only one process does.
+
+        The record is written last: a folder that has it is whole.
+
+        Returns:
+            The folder, with averaged.safetensors, worker0.safetensors and so on, README.md and
+            record.json.
+
+        Raises:
+            ValueError: a result is there already, and `overwrite` is off.
+            OSError: the folder cannot be written to.
+        """
+        folder = Path(folder)
+        if not self.is_first:
+            return folder
+        if (folder / RECORD).exists():
+            if not overwrite:
+                raise ValueError(
+                    f"folder: expected one without a result, got {folder} with {RECORD}; choose "
+                    "another, or pass overwrite=True"
+                )
+            (folder / RECORD).unlink()
+            for former in folder.glob("worker[0-9]*.safetensors"):
+                if former.stem.removeprefix("worker").isdigit():
+                    former.unlink()
+        averaged = host_state(self._bare())
+        named = {f"worker{w}": state for w, state in enumerate(self.worker_states)}
+        for name, state in {"averaged": averaged, **named}.items():
+            write_file(folder / f"{name}.safetensors", save(state, {"format": "pt"}))
+        write_file(folder / "README.md", model_card(self.record).encode())
+        write_file(folder / RECORD, (json.dumps(self.record, indent=1) + "\n").encode())
+        return folder
+
+
+def host_state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state on the host, each tensor in memory of its own; counts of batches are 0."""
+    state = model.state_dict().items()
+    return {
+        name: torch.zeros_like(t, device="cpu")
+        if name.endswith("num_batches_tracked")
+        else t.detach().cpu().clone()
+        for name, t in state
+    }
+
+
+def make_result(
+    parts: Parts,
+    done: Result,
+    rows: list[EpochRow],
+    model: nn.Module,
+    *,
+    settings: dict[str, Any],
+    data: dict[str, Any],
+) -> SwapResult:
+    """Gather what the ranks know; every rank must call. The model leaves its flat vectors."""
+    comm, weights = parts.comm, parts.weights
+    assert isinstance(weights, OwnWeights), "the parts of a user's run"
+    times = gather_times(parts, done)
+    speaks = parts.group.is_first
+    own = [row for row in rows if row.phase == 2] if speaks else []
+    phase2 = [row for rank in comm.gather(own) for row in rank]
+    epochs = [row for row in rows if row.phase == 1]
+    epochs += sorted(phase2, key=lambda row: (row.worker, row.epoch))
+    last = {row.worker: row.test_accuracy for row in epochs if row.phase == 2}
+    accuracies = tuple(last[worker] for worker in sorted(last))
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    before = sum(known) / len(known) if known else None
+    thetas, states = _workers_on_first(parts, done, weights)
+    norms, cosines = displacements(thetas, done.phase1.theta.cpu())
+    weights.release_()
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "method": "swap",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": settings,
+        "data": data,
+        "environment": describe_environment(weights.theta.device),
+        "world_size": comm.world_size,
+        "stopped_by": done.phase1.stopped_by,
+        "phase1_epochs": done.phase1.epochs,
+        "accuracies": {
+            "metric": "accuracy" if settings["metric"] is None else settings["metric"],
+            "phase1": done.phase1.accuracies.tested,
+            "workers": list(accuracies),
+            "before_averaging": before,
+            "averaged": done.accuracies.tested,
+        },
+        "epochs": [_row(row) for row in epochs],
+        "times": asdict(times),
+        "pairwise_distances": pairwise_distances(thetas),
+        "displacement_norms": norms,
+        "displacement_cosines": cosines,
+    }
+    return SwapResult(
+        model=model.eval(),
+        worker_states=tuple(states),
+        accuracy=done.accuracies.tested,
+        accuracy_before_averaging=before,
+        worker_accuracies=accuracies,
+        phase1_accuracy=done.phase1.accuracies.tested,
+        epochs=tuple(epochs),
+        times=times,
+        record=record,
+        is_first=comm.rank == 0,
+    )
+
+
+def _workers_on_first(
+    parts: Parts, done: Result, weights: OwnWeights
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Each worker's theta [P] and state, on rank 0's host; elsewhere none."""
+    own = [
+        (worker.number, worker.theta.cpu(), worker.statistics.cpu())
+        for worker in (done.workers if parts.group.is_first else [])
+    ]
+    gathered = [each for rank in parts.comm.gather_on_first(own) for each in rank]
+    final, states = weights.copy(), []
+    gathered.sort(key=lambda each: each[0])
+    for _, theta, statistics in gathered:
+        weights.load_(theta, statistics)
+        states.append(host_state(weights.model))
+    weights.load_(*final)
+    return [theta for _, theta, _ in gathered], states
+
+
+def _row(row: EpochRow) -> dict[str, Any]:
+    """An epoch as JSON has it, which knows no NaN."""
+    return {name: None if value != value else value for name, value in asdict(row).items()}

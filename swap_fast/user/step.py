@@ -1,0 +1,90 @@
+"""One update from batches of any kind, through a loss of the user's."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swap_fast.config.execution import Execution
+from swap_fast.config.phase import Phase
+from swap_fast.distributed import Comm
+from swap_fast.training.update import Update
+from swap_fast.user.batches import MicroBatch, OwnBatches
+from swap_fast.user.objective import Objective
+from swap_fast.user.optimizer import OwnOptimizer
+from swap_fast.user.seeds import seed_everything
+from swap_fast.user.weights import OwnWeights
+
+
+class OwnStep(Update):
+    """An update from a micro-batch for each slot of this rank, as they come.
+
+    What is drawn in a slot's forward pass, as for dropout, follows from the place of its
+    micro-batch, so that it is the same on any number of processes and after an interruption.
+
+    Arguments:
+        objective: the loss.
+    """
+
+    def __init__(
+        self,
+        weights: OwnWeights,
+        optimizer: OwnOptimizer,
+        phase: Phase,
+        comm: Comm,
+        execution: Execution,
+        objective: Objective,
+    ) -> None:
+        super().__init__(weights, optimizer, phase, comm, global_batch_size=phase.global_batch_size)
+        self._autocast, self._objective = execution.autocast, objective
+        self._needs_counts = phase.stopping_accuracy is not None
+        # A loss may count tokens, or parts of one, as well as examples.
+        self.correct = torch.zeros_like(self.loss_sum)
+        self.counted = torch.zeros_like(self.loss_sum)
+        self._further = [self.counted]
+        self._loaded: list[MicroBatch] = []
+
+    def take_(self, batches: OwnBatches, i: int) -> None:
+        """Take this rank's micro-batches of update i of the epoch that was started."""
+        self._loaded = batches.load(i)
+
+    @property
+    def num_images(self) -> int:
+        """Examples of this rank, in the update."""
+        return sum(loaded.examples for loaded in self._loaded)
+
+    def __call__(self) -> None:
+        """Update the weights.
+
+        Raises:
+            ValueError: the loss or the batch is not what it should be.
+        """
+        self.update_no_sync()
+        self._seen += self.num_images
+
+    def _forward_slot(self, slot: int) -> tuple[Tensor, Any, int]:
+        batch, examples, seed = self._loaded[slot]
+        seed_everything(seed)
+        with self._autocast():
+            loss, correct, count = self._objective(batch)
+        if not loss.requires_grad:
+            raise ValueError(
+                "loss: expected one that depends on the trainable parameters, got one without a "
+                "gradient; compute it from what the model returns, outside torch.no_grad()"
+            )
+        if correct is None or count is None:
+            if self._needs_counts:
+                raise ValueError(
+                    "loss: expected (the mean loss, how many were right, of how many), which "
+                    "phase 1's stopping_accuracy needs, got a loss alone; return all three, or set "
+                    "stopping_accuracy=None"
+                )
+            return loss, 0, examples
+        self.counted += count
+        return loss, correct, examples
+
+    def _share(self, correct: float, images: float, further: list[float]) -> float:
+        """Of what the loss counts; NaN where it counts nothing."""
+        (counted,) = further
+        return correct / counted if counted else math.nan

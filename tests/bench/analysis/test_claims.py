@@ -1,0 +1,219 @@
+"""The paper's claims: each held, not held, and not told by constructed runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from landscape_factory import bowl, cosine_path
+from record_factory import V100, make_record
+
+from bench.analysis.claims import averages_against_workers, claims_tables
+from bench.analysis.paper_claims import ACCURACY_CLAIMS, TIME_CLAIMS, Claim, Side
+from bench.document.table import Table
+from bench.landscape.records import CosineRecord, PlaneRecord
+from bench.records.paper import load_paper
+from swap_fast.record import AverageRow, RunRecord
+
+PAPER = load_paper()
+NOISE = (0.0, 0.0004, -0.0003)
+SEEDS = (0, 1, 2)
+
+
+def _runs(
+    side: Side, value: float, *, before: float = 0.7, machine: dict[str, object] | None = None
+) -> list[RunRecord]:
+    """Three CPU-size runs of a side's row, with that accuracy (a fraction) or time (seconds)."""
+    recipe = side.row.recipes["cpu"]
+    made = []
+    for seed in SEEDS:
+        base = make_record(recipe, seed)
+        accuracy = (0.8 if side.column is None else value) + NOISE[seed]
+        time_s = value * (1 + NOISE[seed]) if side.column is None else 100.0
+        made.append(
+            replace(
+                base,
+                method="swap" if "swap" in recipe or recipe == "cifar10_cpu" else base.method,
+                data={**base.data, "kind": "own" if "imagenet" in recipe else "published"},
+                test_accuracy=accuracy,
+                accuracy_before_averaging=before + 2 * NOISE[seed],
+                times=replace(
+                    base.times, after_averaging_s=time_s, modelled_after_averaging_s=time_s / 2
+                ),
+                **({} if machine is None else {"machine": machine}),
+            )
+        )
+    return made
+
+
+def _rows(tables: list[Table], claim: Claim) -> list[dict[str, str]]:
+    (table,) = tables
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    return [r for r in rows if (r["The paper says"], r["Where"]) == (claim.says, claim.source)]
+
+
+def _of_two(claim: Claim, first: float, second: float) -> list[RunRecord]:
+    """Runs whose two sides have these figures."""
+    if claim.is_of_one_row:
+        is_before = claim.first.label.startswith("SWAP (before") or (
+            claim.first.column is not None
+            and claim.first.column.name == "accuracy_before_averaging"
+        )
+        before, after = (first, second) if is_before else (second, first)
+        return _runs(claim.second, after, before=before)
+    return [*_runs(claim.first, first), *_runs(claim.second, second)]
+
+
+@pytest.mark.parametrize(
+    "claim", ACCURACY_CLAIMS, ids=lambda claim: f"{claim.source}: {claim.says}"
+)
+def test_each_claim_of_accuracies_held_and_not(claim: Claim) -> None:
+    for first, second, expected in ((0.80, 0.75, "held"), (0.75, 0.80, "did not hold")):
+        (row,) = _rows(claims_tables(_of_two(claim, first, second), PAPER), claim)
+        assert row["Outcome"] == expected
+        assert row["n"] == "3"
+        assert float(row["Difference (points) or ratio"]) == pytest.approx(
+            100 * (first - second), abs=0.02
+        )
+        assert f"{100 * first:.0f}." in row["Ours"].split(" against ")[0]
+        assert row["Test"] == f"paired t, by {'run' if claim.is_of_one_row else 'seed'}"
+    # A tie is no more, and on par.
+    (row,) = _rows(claims_tables(_of_two(claim, 0.80, 0.80), PAPER), claim)
+    tie = "not distinguishable at n = 3" if claim.rule == "higher" else "held"
+    assert row["Outcome"] == tie
+
+
+@pytest.mark.parametrize("claim", TIME_CLAIMS, ids=lambda claim: claim.says)
+def test_each_claim_of_times_by_the_measured_and_the_modelled_time(claim: Claim) -> None:
+    ratio = PAPER.time_s("Table 4", claim.first.label) / PAPER.time_s("Table 4", claim.second.label)
+    for factor, expected in ((1.1, "held"), (0.9, "did not hold"), (0.97, "held")):
+        measured, modelled = _rows(
+            claims_tables(_of_two(claim, 100 * ratio * factor, 100.0), PAPER), claim
+        )
+        assert measured["Ours"].startswith("measured: ")
+        assert modelled["Ours"].startswith("modelled: ")
+        assert measured["Outcome"] == expected
+        assert float(measured["Difference (points) or ratio"]) == pytest.approx(
+            ratio * factor, abs=0.01
+        )
+        # SWA has no workers to be modelled; SWAP's take half as long.
+        assert float(modelled["Difference (points) or ratio"]) == pytest.approx(
+            2 * ratio * factor, abs=0.01
+        )
+        assert f"{ratio:.2f}: " in measured["Paper"]
+
+
+def test_a_claim_without_runs_and_results_without_claims() -> None:
+    assert claims_tables([], PAPER) == []
+    assert claims_tables([make_record("cifar10_quick")], PAPER) == []
+    tables = claims_tables([make_record(seed=seed) for seed in SEEDS], PAPER)
+    (row,) = _rows(tables, ACCURACY_CLAIMS[1])  # SWAP against small-batch SGD
+    assert row["Outcome"] == "no runs"
+    (row,) = _rows(tables, TIME_CLAIMS[0])
+    assert row["Outcome"] == "no runs"
+    assert row["Paper"] == "3.18: 398.00 against 125.30 (n = 10)"
+
+
+def test_other_seeds_and_one_seed() -> None:
+    claim = ACCURACY_CLAIMS[1]
+    runs = _of_two(claim, 0.80, 0.75)
+    moved = [replace(r, seed=r.seed + 9) if r.recipe == "cifar10_cpu" else r for r in runs]
+    (row,) = _rows(claims_tables(moved, PAPER), claim)
+    assert (row["Test"], row["n"], row["Outcome"]) == ("Welch's t", "3 and 3", "held")
+    (row,) = _rows(claims_tables([r for r in runs if r.seed == 0], PAPER), claim)
+    assert row["Outcome"] == "not distinguishable at n = 1"
+
+
+def test_sizes_and_machines_have_tables_of_their_own() -> None:
+    other = {**V100, "device": "NVIDIA H200", "device_count": 1}
+    runs = [
+        *[make_record("cifar10_swap", seed, machine=V100, world_size=8) for seed in SEEDS],
+        *[make_record("cifar10_sgd_small", seed, machine=V100, world_size=2) for seed in SEEDS],
+        *[make_record("cifar10_swap", seed, machine=other) for seed in SEEDS],
+        *[make_record(seed=seed) for seed in SEEDS],
+    ]
+    tables = claims_tables(runs, PAPER)
+    assert sorted(table.name for table in tables) == [
+        "claims_cpu_1",
+        "claims_paper_1",
+        "claims_paper_2",
+    ]
+    small = {
+        table.title.partition(", ")[2]: _rows([table], ACCURACY_CLAIMS[1])[0]["Outcome"]
+        for table in tables
+    }
+    # Rows of one machine are compared whatever they use of it.
+    assert small["8 Tesla V100-SXM2-16GB, torch 2.10"] == "held"
+    assert small["1 NVIDIA H200, torch 2.10"] == "no runs"
+
+
+def test_runs_of_unlike_recipes_are_held_apart() -> None:
+    claim = ACCURACY_CLAIMS[1]
+    runs = _of_two(claim, 0.80, 0.75)
+    for record in _runs(claim.first, 0.70):
+        recipe = {**record.configuration["recipe"], "keep_momentum": True}
+        configuration = {**record.configuration, "recipe": recipe}
+        runs.append(replace(record, run_id=f"{record.run_id}-b", configuration=configuration))
+    tables = claims_tables(runs, PAPER)
+    assert [row["Outcome"] for row in _rows(tables, claim)] == ["held", "did not hold"]
+    assert any(note.startswith("[2] ") and "-b" in note for note in tables[0].footnotes)
+    # Of another precision, they are not held against each other at all.
+    fp16 = [
+        replace(r, configuration={**r.configuration, "execution": {"precision": "fp16"}})
+        if r.recipe == "cifar10_cpu"
+        else r
+        for r in _of_two(claim, 0.80, 0.75)
+    ]
+    (row,) = _rows(claims_tables(fp16, PAPER), claim)
+    assert row["Outcome"] == "no runs"
+
+
+def test_average_against_each_worker_at_each_epoch() -> None:
+    # Workers reach at most 78.6% after the first epoch of phase 2, 79.6% after the second.
+    record = make_record()
+    assert averages_against_workers(record) == pytest.approx([0.014, 0.014])
+    says = "The averaged model performs consistently better than each individual model"
+
+    def figure_1(records: list[RunRecord]) -> tuple[str, ...]:
+        (table,) = claims_tables(records, PAPER)
+        (row,) = (row for row in table.rows if row[0] == says)
+        return row
+
+    row = figure_1([make_record(seed=seed) for seed in SEEDS])
+    assert row[-1] == "held"
+    assert "6 of 6 epochs, by 1.40 or more" in row[3]
+    once = [AverageRow(epoch=1, test_accuracy=0.786), AverageRow(epoch=2, test_accuracy=0.81)]
+    row = figure_1([record, replace(make_record(seed=1), average_by_epoch=once)])
+    assert row[-1] == "did not hold"
+    assert "3 of 4 epochs" in row[3]
+    assert figure_1([replace(record, average_by_epoch=[])])[-1] == "no runs"
+
+
+# The loss's landscape.
+
+
+def _landscape_outcomes(planes: list[PlaneRecord], paths: list[CosineRecord]) -> list[str]:
+    (table,) = claims_tables([make_record()], PAPER, planes, paths)
+    assert all("Figure" in row[1] for row in table.rows[-4:])
+    return [row[-1] for row in table.rows[-4:]]
+
+
+def test_claims_of_the_landscape() -> None:
+    good = bowl(2, LB=(-1.5, 0.2), SGD=(1.5, 0.0), SWAP=(0.1, 0.0))
+    bad = bowl(2, LB=(1.5, 0.2), SGD=(0.5, 0.0), SWAP=(1.8, 0.0))
+    three = bowl(3, SGD1=(-1.5, 0.2), SGD2=(1.5, 0.0), SGD3=(0.0, 1.5), SWAP=(0.1, 0.0))
+    falling, rising = cosine_path(0.5, 0.4, 0.3, 0.2, 0.1, 0.0), cosine_path(0.1, 0.2, 0.3)
+    assert _landscape_outcomes([good, three], [falling]) == ["held"] * 4
+    assert _landscape_outcomes([bad], [rising]) == [
+        "did not hold",
+        "did not hold",
+        "no runs",
+        "did not hold",
+    ]
+    assert _landscape_outcomes([good, bad], []) == [
+        "did not hold",
+        "did not hold",
+        *["no runs"] * 2,
+    ]
+    strange = replace(good, run_id="of-another-folder")
+    assert _landscape_outcomes([strange], []) == ["no runs"] * 4

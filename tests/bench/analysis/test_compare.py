@@ -1,0 +1,204 @@
+"""Comparisons against scipy and hand counts; how A and B are named; what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from record_factory import V100, make_record
+from repository import ROOT
+from scipy.stats import ttest_ind
+
+from bench.analysis.comparison import Comparison, Quantity, Side, compare
+from bench.analysis.comparison_tables import comparison_json, comparison_tables, pair_tables
+from bench.cli import main
+from bench.document.table import NOTHING
+from bench.report.compare import pair_sides
+from swap_fast.record import RunRecord, write_record
+
+
+def _side(recipe: str, *seeds: int) -> Side:
+    return Side(name=recipe, runs=tuple(make_record(recipe, seed) for seed in seeds))
+
+
+def _quantity(found: Comparison, name: str) -> Quantity:
+    (quantity,) = (each for each in found.quantities if each.name.startswith(name))
+    return quantity
+
+
+def test_ratio_and_difference_are_welchs() -> None:
+    a, b = _side("cifar10_sgd_small_cpu", 0, 1, 5), _side("cifar10_cpu", 0, 1, 2, 9)
+    found = compare(a, b)
+    times = [np.log([r.times.after_averaging_s for r in side.runs]) for side in (b, a)]
+    reference = ttest_ind(*times, equal_var=False).confidence_interval()
+    time = _quantity(found, "train time")
+    assert time.interval is not None
+    assert time.change == pytest.approx(math.exp(times[0].mean() - times[1].mean()))
+    assert (time.interval.low, time.interval.high) == pytest.approx(
+        (math.exp(reference.low), math.exp(reference.high))
+    )
+    accuracies = [[100 * r.test_accuracy for r in side.runs] for side in (b, a)]
+    reference = ttest_ind(*accuracies, equal_var=False).confidence_interval()
+    accuracy = _quantity(found, "test accuracy")
+    assert accuracy.interval is not None
+    assert (accuracy.interval.low, accuracy.interval.high) == pytest.approx(
+        (reference.low, reference.high)
+    )
+
+
+def test_equal_seeds_are_not_paired() -> None:
+    # Paired by seed the difference would have no spread at all.
+    found = compare(_side("cifar10_sgd_small_cpu", 0, 1), _side("cifar10_cpu", 0, 1))
+    interval = _quantity(found, "test accuracy").interval
+    assert interval is not None
+    assert interval.high - interval.low > 0.1
+
+
+def test_a_single_run_has_a_ratio_without_an_interval() -> None:
+    found = compare(_side("cifar10_sgd_small_cpu", 0), _side("cifar10_cpu", 0, 1))
+    time = _quantity(found, "train time")
+    assert time.change is not None
+    assert time.interval is None
+    assert any(caution.startswith("A: a single run") for caution in found.cautions)
+
+
+def test_unlike_machines_have_accuracies_and_no_ratio() -> None:
+    there = tuple(make_record(seed=seed, machine={**V100}) for seed in (0, 1))
+    found = compare(_side("cifar10_cpu", 0, 1), Side(name="there", runs=there))
+    assert found.cautions[0].startswith(
+        "Times are not compared, as the machines differ: A on 2 CPU"
+    )
+    ratios = [each for each in found.quantities if each.is_ratio]
+    assert ratios
+    assert all(each.change is None and each.interval is None for each in ratios)
+    assert _quantity(found, "test accuracy").change == pytest.approx(0)
+    assert "machine.device_count" in {pair.name for pair in found.machine}
+
+
+def test_laps_and_settings_stand_side_by_side() -> None:
+    found = compare(_side("cifar10_sgd_small_cpu", 0, 2), _side("cifar10_cpu", 0))
+    laps = {lap.name: (lap.first_s, lap.second_s) for lap in found.laps}
+    assert laps["phase1"] == (61.0, 60.0)
+    assert laps["phase2"] == (None, 32.0)
+    assert laps["unattributed"] == pytest.approx((1.25, 1.25))
+    differing = {pair.name: (pair.first, pair.second) for pair in found.configuration}
+    assert differing["recipe.num_workers"] == ((), ("4",))
+    assert "recipe.width" not in differing
+    content = json.loads(json.dumps(comparison_json(found)))
+    assert content["laps_s"]["phase1"] == {"A": 61.0, "B": 60.0}
+    assert [table.name for table in comparison_tables(found)][:2] == [
+        "comparison",
+        "comparison_laps",
+    ]
+
+
+def test_unlike_runs_make_no_side() -> None:
+    other = replace(make_record(seed=1), overrides=["width=4"])
+    with pytest.raises(ValueError, match="got 2 kinds among 2 runs; name a run instead"):
+        Side(name="both", runs=(make_record(), other))
+
+
+def _results(folder: Path, *records: RunRecord) -> Path:
+    for record in records:
+        write_record(record, folder / "runs")
+    return folder
+
+
+def test_names_of_recipes_runs_records_and_folders(tmp_path: Path) -> None:
+    old = _results(tmp_path / "old", make_record(), make_record("cifar10_sgd_small_cpu"))
+    new = _results(tmp_path / "new", make_record(seed=1), make_record(seed=2))
+    run = make_record(seed=1).run_id
+    for first, second, expected in (
+        ("cifar10_cpu", run, (2, 1)),
+        (run, str(old / "runs" / f"{make_record().run_id}.json"), (1, 1)),
+        (str(old), str(new), (1, 2)),
+        (str(old), "cifar10_cpu", (1, 2)),
+    ):
+        ((a, b),) = pair_sides(first, second, new)
+        assert (len(a.runs), len(b.runs)) == expected
+        assert {each.recipe for each in (*a.runs, *b.runs)} == {"cifar10_cpu"}
+    with pytest.raises(ValueError, match="did you mean cifar10_cpu"):
+        pair_sides("cifar10_cpuu", run, new)
+    with pytest.raises(ValueError, match="both ran, found none"):
+        pair_sides(str(new), "cifar10_sgd_small_cpu", old)
+    with pytest.raises(ValueError, match="expected records in"):
+        pair_sides("a", "b", tmp_path)
+
+
+def test_the_command_prints_tables_json_and_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    results = _results(
+        tmp_path, *(make_record(r, s) for r in ("cifar10_cpu", "cifar10_sgd_small_cpu")
+                    for s in (0, 1))
+    )  # fmt: skip
+    both = ["compare", "cifar10_sgd_small_cpu", "cifar10_cpu", "--results", str(results)]
+    page = tmp_path / "pages" / "page.html"
+    assert main([*both, "--html", str(page)]) == 0
+    assert "train time" in capsys.readouterr().out
+    assert "Laps, side by side" in page.read_text(encoding="utf-8")
+    assert main([*both, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["A"]["name"] == "cifar10_sgd_small_cpu"
+    assert main(["compare", "cifar10_cpp", "cifar10_cpu", "--results", str(results)]) == 2
+    assert "did you mean cifar10_cpu?" in capsys.readouterr().err
+
+
+def test_compare_needs_no_torch(tmp_path: Path) -> None:
+    results = _results(tmp_path, make_record(), make_record(seed=1))
+    script = (
+        "import sys\nfrom bench.cli import main\n"
+        f"main(['compare', 'cifar10_cpu', 'cifar10_cpu', '--results', {str(results)!r}])\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False,
+        cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 of the runs stand on both sides" in done.stdout
+
+
+def test_the_report_pairs_a_tables_recipes() -> None:
+    recipes = ("cifar10_cpu", "cifar10_sgd_small_cpu", "cifar10_sgd_large_cpu")
+    records = [make_record(recipe, seed) for recipe in recipes for seed in (0, 1)]
+    (table,) = pair_tables(records)
+    assert table.name == "pairs_table1_cpu_machine1"
+    assert len(table.rows) == 3
+    runs = ("cifar10_cpu", "cifar10_sgd_small_cpu", "2 and 2")
+    assert table.rows[0][:4] == (*runs, "2 (1 x 2) and 2 (1 x 2)")
+    assert pair_tables(records[:2]) == []
+
+
+def test_rows_on_other_numbers_of_a_machines_devices_are_paired() -> None:
+    def runs(recipe: str, ranks: int) -> list[RunRecord]:
+        return [
+            make_record(recipe, seed, run_id=f"{recipe}-{seed}-{ranks}", machine=V100)
+            for seed in (0, 1)
+        ]
+
+    small, swap = (
+        tuple(replace(run, world_size=ranks) for run in runs(recipe, ranks))
+        for recipe, ranks in (("cifar10_sgd_small", 1), ("cifar10_swap", 8))
+    )
+    (table,) = pair_tables([*small, *swap])
+    ((_, _, _, gpus, *_, ratio, interval),) = table.rows
+    assert table.columns[3] == "GPUs"
+    assert gpus == "1 and 8"
+    # 61.5 and 62.5 s against 98 and 99 s, by geometric means.
+    assert ratio == f"{(98 * 99 / 61.5 / 62.5) ** 0.5:.2f}"
+    assert interval != NOTHING
+    found = compare(Side(name="small", runs=small), Side(name="swap", runs=swap))
+    assert found.cautions[0].startswith("The devices differ: A on 1 of 8 Tesla V100-SXM2-16GB, ")
+    # Within a side, times on unlike numbers of devices have no mean.
+    mixed = Side(name="mixed", runs=(swap[0], replace(swap[1], world_size=4)))
+    found = compare(Side(name="small", runs=small), mixed)
+    assert found.cautions[0].startswith("Times are not compared, as the devices differ within a si")
+    assert all(each.change is None for each in found.quantities if each.is_ratio)

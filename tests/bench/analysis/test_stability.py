@@ -1,0 +1,86 @@
+"""Each stability warning by construction, and a report of steady runs without any."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from record_factory import CPU, V100, make_record, make_telemetry
+
+from bench.analysis.stability import stability_table
+from swap_fast.record import RunRecord
+
+
+def _timed(seed: int, seconds: float) -> RunRecord:
+    record = make_record(seed=seed)
+    return replace(record, times=replace(record.times, after_averaging_s=seconds))
+
+
+STEADY = [_timed(seed, 100.0 + seed) for seed in range(3)]
+
+
+def _warned(records: list[RunRecord]) -> list[tuple[str, ...]]:
+    return list(stability_table(records).rows)
+
+
+def test_steady_runs_have_no_warning() -> None:
+    assert _warned(STEADY) == []
+
+
+@pytest.mark.parametrize(
+    ("records", "where", "what"),
+    [
+        (STEADY[:2], "cifar10_cpu, machine 1, 2 CPU cores", "n = 2, fewer than 3"),
+        (
+            [_timed(0, 90), _timed(1, 100), _timed(2, 110)],
+            "cifar10_cpu, machine 1, 2 CPU cores",
+            "is 10% of",
+        ),
+        (
+            [*STEADY, *(make_record(seed=s, machine={**CPU, "device": "X"}) for s in (0, 1, 2))],
+            "cifar10_cpu",
+            "ran on machines 1, 2",
+        ),
+        (
+            [*STEADY, replace(make_record(seed=4), overrides=["width=4"])],
+            "cifar10_cpu, machine 1, 2 CPU cores",
+            "2 configurations, data sets or overrides",
+        ),
+        (
+            [*STEADY[:2], replace(STEADY[2], code={"commit": "1" * 40, "changed": False})],
+            "cifar10_cpu, machine 1, 2 CPU cores",
+            "runs of 2 commits",
+        ),
+        (
+            [*STEADY[:2], replace(STEADY[2], code={"commit": "0" * 40, "changed": True})],
+            "cifar10_cpu, machine 1, 2 CPU cores",
+            "changes that its commit does not hold",
+        ),
+        (
+            [*STEADY[:2], replace(STEADY[2], interruptions={"times": 1, "lost_s": 3.5})],
+            STEADY[2].run_id,
+            "was interrupted and went on (times 1, lost_s 3.5)",
+        ),
+        (
+            [_timed(seed, 100 + seed % 3) for seed in range(5)] + [_timed(5, 109)],
+            make_record(seed=5).run_id,
+            "109.00 s stand apart",
+        ),
+    ],
+)
+def test_each_warning(records: list[RunRecord], where: str, what: str) -> None:
+    ((found_where, found_what, remedy),) = _warned(records)
+    assert found_where == where
+    assert what in found_what
+    assert remedy
+
+
+def test_throttling_counts_and_idling_does_not() -> None:
+    told = make_telemetry()  # idle in 10% of phase 1's samples, at the power cap in half
+    runs = [make_record(seed=seed, machine=V100, telemetry=[told]) for seed in range(3)]
+    whats = [what for _, what, _ in _warned(runs)]
+    assert (
+        whats
+        == ["the device of rank 0 was throttled (phase1: software power cap in 50% of the samples)"]
+        * 3
+    )

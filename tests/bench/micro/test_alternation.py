@@ -1,0 +1,45 @@
+"""Ways that take turns: what is timed, in which order, and what a failure says."""
+
+import time
+
+import pytest
+
+from bench.micro.interleave import Timing, Way, Work, alternate
+
+
+def sleeper(seconds: float, images: int) -> Work:
+    def work() -> int:
+        time.sleep(seconds)
+        return images
+
+    return work
+
+
+def failing() -> Work:
+    raise ValueError("cannot be prepared")
+
+
+def test_rounds_speeds_and_ratios() -> None:
+    ways = [
+        Way(name="quick", make=sleeper, arguments=(0.01, 10)),
+        Way(name="slow, but two of them", make=sleeper, arguments=(0.02, 10), processes=2),
+    ]
+    quick, slow = alternate(ways, rounds=3)
+    assert len(quick.per_s) == len(slow.ratios) == 3
+    # A sleep lasts at least as long as asked: 10 images in 0.01 s, 20 in 0.02 s, at the most.
+    assert max(quick.per_s) <= 1000
+    assert max(slow.per_s) <= 1000
+    assert quick.ratios == [1.0, 1.0, 1.0]
+    for ratio, a, b in zip(slow.ratios, quick.per_s, slow.per_s, strict=True):
+        assert ratio == a / b
+
+
+def test_a_way_that_fails_is_named() -> None:
+    with pytest.raises(RuntimeError, match=r"^the bad one: its process ended early"):
+        alternate([Way(name="the bad one", make=failing)], rounds=1)
+
+
+def test_medians() -> None:
+    timing = Timing(name="a", per_s=[1.0, 9.0, 2.0], ratios=[3.0, 1.0, 2.0])
+    assert timing.median == 2.0
+    assert timing.ratio == (1.0, 2.0, 3.0)

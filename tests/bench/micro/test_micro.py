@@ -1,0 +1,146 @@
+"""The measurements run from end to end, at the smallest size, and leave a record."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.cli import main
+from bench.hardware.machine import has_compiler
+from bench.micro import data as micro_data
+from bench.micro import data_ways as data_ways_module
+from bench.micro import roof
+from bench.micro import step as micro_step
+from bench.micro.comparisons import step_groups
+from bench.micro.data_ways import data_ways
+from bench.micro.footprint import STEPS
+from bench.micro.records import read_micro_records
+from bench.options import MicroOptions
+from swap_fast.config.execution import Execution
+
+EAGER = Execution()
+NCHW = Execution(memory_format="contiguous")
+
+
+def test_the_steps_take_the_images_they_count() -> None:
+    assert micro_step.our_step(EAGER, 2, 4)() == 4 * STEPS
+    assert micro_step.our_loop(EAGER, 2, 4)() == 4 * STEPS
+    for execution in (EAGER, NCHW):
+        assert micro_step.torch_step(execution, 2, 4)() == 4 * STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+def test_compiled_steps_take_the_images_they_count() -> None:
+    execution = Execution(compile=True)
+    assert micro_step.our_step(execution, 2, 4)() == 4 * STEPS
+    assert micro_step.torch_step(execution, 2, 4)() == 4 * STEPS
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_the_batch_norm_pass_takes_the_images_it_counts(ours: bool) -> None:
+    assert micro_step.batch_norm_pass(EAGER, 2, 4, ours)() == 4 * STEPS
+
+
+def test_the_roofs_count_their_own_work() -> None:
+    assert roof.matrix_product("cpu", "fp32", 16)() == roof.PRODUCTS["cpu"] * 2 * 16**3
+    assert roof.memory_copy("cpu", 64)() == 128  # read and written
+
+
+def test_each_way_of_the_step_has_a_roof_of_its_own_shape() -> None:
+    groups = step_groups("cpu", 2, 4, (8, 16))
+    for size in (8, 16):
+        ways = groups[f"the step, batch {size}"]
+        shapes = {(way.processes, way.threads) for way in ways if way.unit == "images"}
+        assert shapes == {(2, 1), (1, 2)}
+        for unit in ("FLOP", "bytes"):
+            assert {(w.processes, w.threads) for w in ways if w.unit == unit} == shapes
+        assert ways[0].name == "ours, eager, 2 processes of 1 thread"
+        assert all(way.cost is not None for way in ways if way.unit == "images")
+
+
+def test_the_input_ways_make_the_images_they_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(micro_data, "NUM_IMAGES", 64)
+    monkeypatch.setattr(micro_data, "LOADER_IMAGES", 32)
+    for dtype in micro_data.DTYPES:
+        assert micro_data.our_batches("tensor", "cpu", 16, dtype)() == 64
+        assert micro_data.our_batches("torchvision", "cpu", 16, dtype)() == 32
+        assert micro_data.whole_epoch_crop("cpu", 16, dtype)() == 64
+        assert micro_data.copy_floor("cpu", 16, dtype)() == 64
+        assert micro_data.torchvision_loader(16, dtype, 0)() == 32
+
+
+@pytest.mark.parametrize("dtype", list(micro_data.DTYPES))
+def test_the_ways_of_dali_make_the_images_they_count(
+    monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    monkeypatch.setattr(micro_data, "NUM_IMAGES", 70)
+    for work in (
+        micro_data.our_batches("dali", "cpu", 16, dtype),
+        micro_data.bare_dali("cpu", 16, dtype, 1),
+        micro_data.stock_dali("cpu", 16, dtype, 1),
+    ):
+        assert [work(), work()] == [64, 64]
+
+
+def test_each_group_of_input_ways_has_our_own_first() -> None:
+    options = MicroOptions(what="data")
+    groups = data_ways(options, "cpu", 2)
+    forms = [f"{dtype}, {n}" for dtype in micro_data.DTYPES for n in ("1 thread", "2 threads")]
+    assert [title for title in groups if title.startswith("augmented")] == [
+        f"augmented batches, {form}" for form in forms
+    ]
+    for ways in groups.values():
+        assert ways[0].name.startswith("ours, ")
+        assert len({way.name for way in ways}) == len(ways)
+
+
+def test_without_dali_its_ways_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_ways_module, "missing_for_dali", lambda device: "DALI is not there")
+    for ways in data_ways(MicroOptions(what="data"), "cpu", 1).values():
+        assert not any("dali" in way.name.lower() for way in ways)
+
+
+@pytest.mark.slow
+def test_a_measurement_leaves_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--rounds", "2", "--width", "2", "--batch-sizes", "8", "--threads", "1"]
+    peers = ["--peers", "--dataset", "synthetic", "--images", "16"]
+    assert main(["micro", "step", *arguments, *peers, "--out", str(tmp_path)]) == 0
+    assert "torch's update_bn" in capsys.readouterr().out
+    ((record,), skipped) = read_micro_records(tmp_path)
+    assert skipped == []
+    assert (record.schema_version, record.width, record.batch_size) == (2, 2, 8)
+    titles = ["whole training, input included, batch 8", "the step, batch 8"]
+    assert [title for title in record.results if "batch " in title] == titles
+    for group in record.results.values():
+        for timing in group:
+            assert len(timing.per_s) == 2
+            assert np.isfinite(timing.per_s).all()
+    for timing in record.results["the step, batch 8"]:
+        if timing.unit == "images":
+            assert timing.facts["operators"] > 50
+            assert 0 < timing.facts["first_step_s"] < 600
+            assert timing.facts["peak_memory_bytes"] > 0
+    assert "synthetic images" in record.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["step", "--batch-sizes", "8", "0"], "batch_sizes: expected 1 or more each, got (8, 0)"),
+        (["step", "--rounds", "0"], "rounds: expected 1 or more, got 0"),
+        (["collective", "--ranks", "1"], "ranks: expected 2 or more, got 1"),
+        (["step", "--peers", "--dataset", "synthetic", "--images", "9"], "one batch of 256, got 9"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_with_exit_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["micro", *arguments, "--device", "cpu"])
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
+    error = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert words in error

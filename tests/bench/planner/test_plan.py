@@ -1,0 +1,200 @@
+"""The planner as a user meets it, and phase 1 on ever more devices."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from repository import ROOT
+
+from bench.cli import main
+from bench.planner import measure as this_machine
+from bench.planner.command import make_plan, modelled, plan_table
+from bench.planner.model import Efficiency, Modelled, epoch_s
+from bench.planner.scaling import Point, Scaling, advice, scale, scaling_figure, scaling_table
+from bench.planner.workload import workload_of
+from bench.records.paper import load_paper
+from swap_fast.recipes.cifar10 import RECIPES
+from swap_fast.recipes.imagenet import imagenet_swap_cpu
+
+PAPER = load_paper()
+
+
+def test_plan_of_swap_by_hand() -> None:
+    plan = make_plan(RECIPES["cifar10_swap"](), modelled("v100", None, PAPER), None, PAPER)
+    table = plan_table(plan, 3.0)
+    rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert rows["phase 1"]["Steps"] == f"{108 * 12:,}"
+    assert rows["phase 2"]["Images (M)"] == f"{8 * 30 * 97 * 512 / 1e6:.3f}"
+    # 2.272 GFLOP an image in training, and one pass forward of 37.9 TFLOP.
+    trained = 108 * 12 * 4096 + 8 * 30 * 97 * 512
+    whole = float(rows["whole"]["PFLOP"])
+    assert whole == pytest.approx(2.272e-6 * trained + 0.0379, rel=1e-3)
+    notes = " ".join(table.footnotes)
+    assert f"Cost at 3 a GPU and hour: {8 * 3 * plan.expected.total_s / 3600:.4g}." in notes
+    assert "By the paper's own rates: 168.37 s." in notes
+    # 108 epochs of 12 all-reduces and one average, each 2 x 7/8 of 26.3 MB.
+    assert f"{(108 * 12 + 1) * 1.75 * 4 * 6_573_120 / 1e9:.2f} GB" in notes
+    assert plan.floor.total_s < plan.expected.total_s
+
+
+def test_other_hardware_and_fewer_devices_have_no_rate_of_the_paper() -> None:
+    recipe = RECIPES["cifar10_swap"]()
+    a100, v100 = (modelled(name, None, PAPER) for name in ("a100", "v100"))
+    assert make_plan(recipe, a100, None, PAPER).rate_model_s is None
+    assert make_plan(recipe, v100, 4, PAPER).rate_model_s is None
+    assert make_plan(RECIPES["cifar10_cpu"](), v100, None, PAPER).rate_model_s is None
+    whole = [make_plan(recipe, v100, n, PAPER).expected.total_s for n in (1, 2, 4, 8)]
+    assert whole == sorted(whole, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["cifar10_swop"], "unknown recipe 'cifar10_swop'; did you mean cifar10_swap?"),
+        (["cifar10_swap", "--gpus", "9"], "gpus: expected 1 to 8"),
+        (["cifar10_large_18"], "resnet9 or resnet50, got whitened_resnet9"),
+        (["imagenet_swap", "--hardware", "this"], "expected a recipe of 32 px images"),
+        (["cifar10_swap", "--phase1-epochs", "151"], "at most 150, got 151"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line_and_exit_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_recipe_for_any_tree_of_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="known size, got imagenet_swap_cpu"):
+        workload_of(imagenet_swap_cpu(), PAPER)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "expected a recipe or --check-paper"),
+        (["cifar10_swap", "--gpus", "0"], "gpus: expected 1 or more, got 0"),
+        (["cifar10_swap", "--nodes", "2"], "gpus: expected the devices of each of 2 nodes"),
+        (["cifar10_swap", "--price-per-gpu-hour", "-1"], "expected 0 or more, got -1"),
+        (["cifar10_swap", "--scaling", "--hardware", "this"], "expected v100, a100 or h100"),
+    ],
+)
+def test_options_that_cannot_be_exit_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["plan", *arguments])
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
+    assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_planning_on_paper_loads_no_torch() -> None:
+    script = (
+        "import sys\n"
+        "from bench.cli import main\n"
+        "assert main(['plan', 'cifar10_swap', '--gpus', '4', '--nodes', '2']) == 0\n"
+        "assert main(['plan', '--check-paper']) == 0\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Plan of cifar10_swap on 8 x V100" in done.stdout
+
+
+def test_tables_and_figures_go_to_the_folder(tmp_path: Path) -> None:
+    assert main(["plan", "cifar10_swap", "--scaling", "--out", str(tmp_path)]) == 0
+    assert main(["plan", "--check-paper", "--out", str(tmp_path)]) == 0
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {
+        f"{name}.{ending}"
+        for name in ("scaling_cifar10_swap", "plan_check_paper")
+        for ending in ("md", "csv", "tex")
+    }
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
+        "scaling_cifar10_swap.svg",
+        "scaling_cifar10_swap.png",
+    }
+
+
+# Scaling.
+
+
+def _scaling(name: str = "cifar10_swap") -> Scaling:
+    return scale(workload_of(RECIPES[name](), PAPER), modelled("v100", None, PAPER))
+
+
+def test_phase_1_on_more_devices() -> None:
+    scaling = _scaling()
+    assert [point.gpus for point in scaling.points] == [2**i for i in range(11)]
+    assert [point.weak_batch for point in scaling.points] == [512 * 2**i for i in range(11)]
+    # 128 devices of 512 images would need more images than there are.
+    assert [p.gpus for p in scaling.points if p.weak_s is None] == [128, 256, 512, 1024]
+    at_8 = scaling.points[3]
+    phase = scaling.work.phases[0]
+    assert at_8.weak_s == at_8.strong_s == epoch_s(phase, scaling.speed, 8)
+    strong = [point.strong_s for point in scaling.points if point.strong_s is not None]
+    assert strong == sorted(strong, reverse=True)
+
+
+def test_the_limit_is_where_doubling_gives_too_little() -> None:
+    seconds = [8.0, 4.0, 2.5, 1.9, None]
+    points = tuple(
+        Point(gpus=2**i, weak_batch=0, weak_s=s, strong_s=2.0**-i) for i, s in enumerate(seconds)
+    )
+    scaling = replace(_scaling(), points=points)
+    assert (scaling.weak_limit, scaling.strong_limit) == (4, 16)
+    assert "stops scaling at 16 GPUs with the recipe's batch of 4,096, and at 4" in advice(scaling)
+
+
+def test_without_a_fixed_cost_phase_1_scales_further() -> None:
+    scaling = _scaling()
+    free = replace(scaling.speed.efficiency, epoch_s=0.0)
+    faster = scale(scaling.work, Modelled(hardware=scaling.speed.hardware, efficiency=free))
+    assert faster.weak_limit > scaling.weak_limit
+
+
+def test_workers_are_given_where_there_are_any() -> None:
+    swap, sgd = _scaling(), _scaling("cifar10_sgd_large")
+    assert "1,024 GPUs refine 1,024 models in the time of 8" in scaling_table(swap).caption
+    assert [row[-1] for row in scaling_table(swap).rows][:4] == ["1", "2", "4", "8"]
+    assert "W should grow" not in scaling_table(sgd).caption
+    assert {row[-1] for row in scaling_table(sgd).rows} == {"—"}
+
+
+def test_the_figure_is_the_same_each_time(tmp_path: Path) -> None:
+    scaling = _scaling()
+    for folder in ("one", "two"):
+        scaling_figure(scaling, tmp_path / folder)
+    name = "scaling_cifar10_swap.svg"
+    assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+# This machine.
+
+
+def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(this_machine, "LEAST_S", 1e-3)
+    monkeypatch.setattr(this_machine, "available_cores", lambda: 1)
+    monkeypatch.setattr(this_machine, "MATRIX_SIZE", {"cpu": 64})
+    monkeypatch.setattr(this_machine, "COPIED_BYTES", {"cpu": 2**16})
+    recipe = replace(RECIPES["cifar10_quick"](), width=4)
+    measured = this_machine.measure(recipe, "cpu")
+    assert set(measured.micro_batches_s) == {128, 64}
+    assert min(*measured.micro_batches_s.values(), measured.pass_s) > 0
+    assert measured.hardware.activation_bytes == 4
+    plan = make_plan(recipe, measured, 1, PAPER)
+    # Four slots of 128 images take turns; so do four workers.
+    step_s = 4 * measured.micro_batches_s[128]
+    assert plan.expected.phases_s[0] == pytest.approx(6 * 16 * step_s)
+    assert plan.expected.phases_s[1] == pytest.approx(4 * 128 * measured.micro_batches_s[64])
+    assert "measured here" in " ".join(plan_table(plan).footnotes)
+    assert measured.efficiency == Efficiency(slowdown=1.0, epoch_s=0.0)

@@ -1,0 +1,267 @@
+"""The table command, with runs that are recorded at once in place of trained ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FakeCifar, fake_cifar
+from record_factory import make_record, with_recipe
+
+from bench.cli import main
+from bench.hardware.machine import describe_machine
+from bench.options import RunOptions, TableOptions
+from bench.report import fill
+from bench.report.expected import Expected
+from bench.report.fill import duration, run_table, total
+from bench.report.missing import Job
+from bench.runner.session import processes
+from swap_fast.config.recipe import Recipe, SWARecipe
+from swap_fast.data.cifar.find import load_dataset, locate_dataset
+from swap_fast.record import plain, write_record
+
+
+@pytest.fixture
+def cifar(tmp_path: Path) -> Path:
+    fake: FakeCifar = fake_cifar("cifar100")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    fake.write_binary(folder)
+    return folder
+
+
+class Session:
+    """Stands for `run_session`: writes the record of each run, and keeps what it was asked."""
+
+    def __init__(
+        self, locate: Callable[..., Path | None] = locate_dataset, fail_at: int | None = None
+    ) -> None:
+        self._locate = locate
+        self.asked: list[tuple[str, int]] = []
+        self.shared: list[bool] = []
+        self._fail_at = fail_at
+
+    def __call__(
+        self, options: RunOptions, recipe: Recipe, original: Recipe, *, goes_on: bool
+    ) -> int:
+        assert goes_on  # with a run that was interrupted
+        if len(self.asked) == self._fail_at:
+            raise KeyboardInterrupt
+        assert recipe == original
+        assert options.runs == 1
+        self.asked.append((recipe.name, options.seed))
+        self.shared.append(options.share_phase1)
+        ranks, threads = processes(options, recipe, "cpu")
+        record = make_record(recipe.name, options.seed, machine=describe_machine("cpu"))
+        record = with_recipe(record, **plain(asdict(recipe)))
+        dataset = load_dataset("cifar100", self._locate("cifar100", options.data))
+        data = {"kind": dataset.kind, "sha256": dataset.sha256, "train_images": 10_000}
+        data = record.data | data
+        record = replace(record, data=data, world_size=ranks, threads=threads)
+        record = replace(record, run_id=f"{record.run_id}-{dataset.sha256[:8]}")
+        if isinstance(recipe, SWARecipe):
+            record = replace(record, method="swa", accuracy_before_averaging=0.75)
+        write_record(record, options.out / "runs")
+        return 0
+
+
+def _fill(number: int, out: Path, **changed: Any) -> int:
+    standard: dict[str, Any] = {"number": number, "size": "cpu", "runs": 1, "device": "cpu"}
+    return run_table(TableOptions(**{**standard, "out": out, "quiet": True, **changed}))
+
+
+def test_a_table_is_filled_drawn_and_not_filled_again(
+    tmp_path: Path,
+    cifar: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    session, out = Session(), tmp_path / "out"
+    monkeypatch.setattr(fill, "run_session", session)
+    assert _fill(2, out, runs=2, data=cifar) == 0
+    rows = ("cifar100_sgd_small_cpu", "cifar100_sgd_large_cpu", "cifar100_swap_cpu")
+    assert session.asked == [(recipe, seed) for seed in (0, 1) for recipe in rows]
+    assert all(session.shared)
+    text = capsys.readouterr().out
+    assert "Table 2 at CPU size: 6 of 6 runs to make" in text
+    assert "Table 2 at CPU size, machine 1" in text
+    assert "81.05" in text
+    assert "81.05 ± 0.07" in (out / "report.md").read_text(encoding="utf-8")
+    # All is there: nothing runs, and no data are needed.
+    assert _fill(2, out, runs=2, data=tmp_path / "nowhere") == 0
+    assert len(session.asked) == 6
+    assert "0 of 6 runs to make" in capsys.readouterr().out
+    # Table 4 has SWAP already, and needs the small- and large-batch models only for new runs.
+    assert _fill(4, out, data=cifar) == 0
+    assert [recipe for recipe, _ in session.asked[6:]] == [
+        "cifar100_swa_large_cpu",
+        "cifar100_swa_large_small_cpu",
+        "cifar100_swa_small_cpu",
+        "cifar100_swap_40_cpu",
+    ]
+
+
+def test_a_table_that_was_cut_short_goes_on(
+    tmp_path: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, out = Session(fail_at=2), tmp_path / "out"
+    monkeypatch.setattr(fill, "run_session", first)
+    with pytest.raises(KeyboardInterrupt):
+        _fill(2, out, data=cifar)
+    second = Session()
+    monkeypatch.setattr(fill, "run_session", second)
+    assert _fill(2, out, data=cifar) == 0
+    assert second.asked == [("cifar100_swap_cpu", 0)]
+
+
+def test_runs_on_other_data_are_not_those_of_a_table(
+    tmp_path: Path,
+    cifar: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    fake_cifar("cifar100", seed=1).write_binary(other)
+    monkeypatch.setattr(fill, "run_session", Session())
+    assert _fill(2, out, data=cifar) == 0
+    session = Session()
+    monkeypatch.setattr(fill, "run_session", session)
+    capsys.readouterr()
+    assert _fill(2, out, data=other, dry_run=True) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    told = load_dataset("cifar100", other).describe()
+    assert line == f"Table 2 at CPU size: 3 of 3 runs to make; data: {told}"
+    assert _fill(2, out, data=other) == 0
+    assert len(session.asked) == 3
+    assert _fill(2, out, data=other) == _fill(2, out, data=cifar) == 0
+    assert len(session.asked) == 3
+
+
+def test_a_set_that_is_downloaded_only_then_is_compared_before_the_runs(
+    tmp_path: Path,
+    cifar: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    first = Session()
+    monkeypatch.setattr(fill, "run_session", first)
+    assert _fill(2, out, data=cifar) == 0
+    folder = fake_cifar("cifar100", seed=1).write_binary(other)
+    _without_data(tmp_path, monkeypatch)
+    monkeypatch.setattr(fill, "locate_dataset", lambda name, data: folder)  # downloads it
+    second = Session(lambda name, data: folder)
+    monkeypatch.setattr(fill, "run_session", second)
+    # Seed 0 of the first data stands in for the unknown, until seed 1 asks for the data.
+    assert _fill(2, out, runs=2) == 0
+    assert len(second.asked) == 6
+    lines = [line for line in capsys.readouterr().out.splitlines() if " runs to make; " in line]
+    assert [line.partition(": ")[2].partition(" runs")[0] for line in lines] == [
+        "3 of 3",
+        "3 of 6",
+        "6 of 6",
+    ]
+
+
+def _without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache, and no SWAP_DATA."""
+    monkeypatch.delenv("SWAP_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_a_dry_run_says_what_would_run_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session, out = Session(), tmp_path / "out"
+    monkeypatch.setattr(fill, "run_session", session)
+    _without_data(tmp_path, monkeypatch)
+    assert _fill(4, out, size="paper", dry_run=True) == 0
+    assert session.asked == []
+    assert not out.exists()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == ("Table 4: 7 of 7 runs to make; the content of the data is not compared")
+    assert lines[2].split()[:3] == ["cifar100_swa_large", "seed", "0"]
+    assert lines[2].endswith("; phase 1 of cifar100_sgd_large")
+    assert all("by the planner, " in line for line in lines[1:8])
+    assert lines[8].startswith("in all ")
+
+
+def test_a_phase_1_is_shared_where_it_is_kept_or_comes_first(tmp_path: Path) -> None:
+    record = make_record("cifar100_swap_cpu")
+    start = Job(recipe=record.recipe, seed=0, start=None, record=None)
+    job = Job(recipe="cifar100_swap_40_cpu", seed=0, start=record.recipe, record=None)
+    assert fill.begins_from_another(job, [start, job], tmp_path)
+    assert not fill.begins_from_another(start, [start, job], tmp_path)
+    there = replace(start, record=record)
+    assert not fill.begins_from_another(job, [there, job], tmp_path)
+    assert not fill.begins_from_another(job, [replace(start, seed=1), job], tmp_path)
+    folder = tmp_path / "checkpoints" / record.run_id
+    folder.mkdir(parents=True)
+    (folder / "phase1.safetensors").touch()
+    assert fill.begins_from_another(job, [there, job], tmp_path)
+
+
+@pytest.mark.parametrize("number", [5, 6])
+def test_settings_are_printed_at_once(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", str(number)]) == 0
+    text = capsys.readouterr().out
+    assert f"Table {number}" in text
+    assert "Stopping" in text
+
+
+def test_data_whose_runs_may_not_stand_there_are_refused_before_training(
+    tmp_path: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session()
+    monkeypatch.setattr(fill, "run_session", session)
+    with pytest.raises(ValueError, match=r"expected CIFAR-100, published, for Table 2, got subset"):
+        _fill(2, tmp_path / "out", size="paper", data=cifar)
+    monkeypatch.setattr(fill, "locate_dataset", lambda name, data: None)
+    with pytest.raises(ValueError, match=r"for Table 2 at CPU size, got synthetic data"):
+        _fill(2, tmp_path / "out")
+    assert session.asked == []
+
+
+def test_torchrun_is_sent_to_the_run_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert main(["table", "1", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "expected one process" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["7"], ["1", "--runs", "0"], []])
+def test_what_cannot_be_is_refused_with_exit_2(arguments: list[str]) -> None:
+    try:
+        code: Any = main(["table", *arguments])
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
+
+
+def test_the_size_follows_the_device() -> None:
+    assert fill.size_for(TableOptions(number=1), "cuda") == "paper"
+    assert fill.size_for(TableOptions(number=1), "cpu") == "cpu"
+    assert fill.size_for(TableOptions(number=1, size="cpu"), "cuda") == "cpu"
+
+
+def test_times_and_sums_as_text() -> None:
+    assert [duration(s) for s in (None, 5.0, 89.0, 600.0, 5400.0)] == [
+        "unknown",
+        "5 s",
+        "89 s",
+        "10 min",
+        "1.5 h",
+    ]
+    known = Expected(seconds=60.0, by="", shares=False)
+    unknown = replace(known, seconds=None)
+    assert total([known, known]) == "2 min"
+    assert total([known, unknown]) == "60 s, and 1 run of unknown time"
+    assert total([unknown, unknown]) == "2 runs of unknown time"

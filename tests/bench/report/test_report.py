@@ -1,0 +1,273 @@
+"""A report of a whole results folder: what it holds, what it leaves out, and its sameness."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from record_factory import V100, make_record, make_telemetry
+from repository import ROOT
+from rich.console import Console
+
+from bench.report.pages import BEGIN, END, update_readme
+from bench.report.summary import print_summary
+from bench.report.write import write_report
+from swap_fast.record import RunRecord, write_record
+
+HOSTILE = "<script>|_%&$\\"
+
+
+SCALED = ("scaling_cifar10_swap", "scaling_imagenet_swap")
+DRAWN_ALWAYS = ("figure5", "figure6", *SCALED)
+"""From the recipes alone."""
+
+
+def _results(folder: Path, records: list[RunRecord]) -> Path:
+    for record in records:
+        write_record(record, folder / "runs")
+    return folder
+
+
+def _cpu_runs() -> list[RunRecord]:
+    recipes = ("cifar10_cpu", "cifar10_sgd_small_cpu", "cifar10_sgd_large_cpu")
+    return [make_record(recipe, seed) for recipe in recipes for seed in (0, 1)]
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.parent.name != "runs"
+    }
+
+
+def test_report_of_cpu_runs(tmp_path: Path) -> None:
+    path = write_report(_results(tmp_path, _cpu_runs()))
+    assert path == tmp_path / "report.md"
+    text = path.read_text(encoding="utf-8")
+    title, _, first = text.splitlines()[:3]
+    assert title == "# Results"
+    assert first.startswith("**Not the paper's hardware or net: ResNet-9 of width 16")
+    assert "Made from 6 records" in text
+    assert "## Records left out: 0" in text
+    links = re.findall(r"\]\(((?:plots|tables)/[^)]*)\)", text)
+    assert links
+    assert all((tmp_path / link).is_file() for link in links)
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
+        f"{name}.{ending}"
+        for name in ("figure1-cifar10_cpu-machine1", "timing-machine1", *DRAWN_ALWAYS)
+        for ending in ("svg", "png")
+    }
+    names = ("table1_cpu_machine1", "time_to_target", "runs", "other_runs", "timing", "laps",
+             "machines", "statistics_table1_cpu_machine1", "claims_cpu_1",
+             "pairs_table1_cpu_machine1", "stability",
+             "table5", "table6", "plan_check_paper", *SCALED)  # fmt: skip
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {
+        f"{name}.{ending}" for name in names for ending in ("md", "csv", "tex")
+    }
+    assert (tmp_path / "tables/table1_cpu_machine1.md").read_text(encoding="utf-8") in text
+    assert "27 s of 37 s are 73%" in text
+    assert "- Measured: 6 runs of 3 recipes on cifar10 (published)." in text
+    assert "SWAP (after averaging), accuracy: 81.05 ± 0.07% on 2 CPU cores (n = 2)" in text
+    assert "- Stability: 3 warnings; see what to do." in text
+    # 0.5 s of 120.75 and 121.75 s
+    took = "Checkpoints of cifar10\\_cpu took 0.41% of the wall clock, 0.41% at most (n = 2)."
+    assert took in text
+
+
+def test_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    records = _cpu_runs()
+    one = _results(tmp_path / "one", records)
+    two = _results(tmp_path / "two", records[::-1])
+    write_report(one)
+    write_report(two)
+    first = _tree(one)
+    assert first == _tree(two)
+    write_report(one)
+    assert first == _tree(one)
+
+
+def test_what_an_earlier_report_left_is_removed(tmp_path: Path) -> None:
+    results = _results(tmp_path, [make_record("cifar10_quick")])
+    write_report(results)
+    (results / "plots" / "mine.svg").touch()
+    assert (results / "plots/figure1-cifar10_quick-machine1-other.svg").exists()
+    (results / "runs").joinpath(f"{make_record('cifar10_quick').run_id}.json").unlink()
+    write_report(results)
+    assert {path.name for path in (results / "plots").iterdir()} == {
+        "mine.svg",
+        *(f"{name}.{ending}" for name in DRAWN_ALWAYS for ending in ("svg", "png")),
+    }
+
+
+def test_records_that_cannot_be_used_are_left_out_with_a_count(tmp_path: Path) -> None:
+    results = _results(tmp_path, _cpu_runs())
+    runs = results / "runs"
+    whole = asdict(make_record(seed=7))
+    (runs / "half.json").write_text(json.dumps(whole)[:300], encoding="utf-8")
+    (runs / "later.json").write_text(json.dumps({**whole, "schema_version": 99}), encoding="utf-8")
+    (runs / "hollow.json").write_text(json.dumps({**whole, "configuration": {}}), encoding="utf-8")
+    (runs / "list.json").write_text("[1, 2]", encoding="utf-8")
+    (runs / "twin.json").write_text(json.dumps(asdict(_cpu_runs()[0])), encoding="utf-8")
+    text = write_report(results).read_text(encoding="utf-8")
+    assert "Made from 6 records" in text
+    left_out = text.partition("## Records left out: 5\n")[2]
+    for part in ("half.json", "got 99", "expected a whole record", "got None", "got another"):
+        assert left_out.count(part) == 1, part
+
+
+def test_energy_is_shown_where_there_is_any(tmp_path: Path) -> None:
+    watched = make_record("cifar10_swap", machine=V100, telemetry=[make_telemetry()])
+    results = _results(tmp_path, [watched, make_record()])
+    text = write_report(results).read_text(encoding="utf-8")
+    table = (results / "tables/energy.md").read_text(encoding="utf-8")
+    assert table in text
+    assert "cifar10\\_cpu-seed0" not in table
+    (results / "runs" / f"{watched.run_id}.json").unlink()
+    assert "Energy" not in write_report(results).read_text(encoding="utf-8")
+    assert not list((results / "tables").glob("energy.*"))
+
+
+def test_report_without_records(tmp_path: Path) -> None:
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert text.splitlines()[2] == "**There are no runs yet.**"
+
+
+def test_report_of_runs_that_stand_beside_nothing(tmp_path: Path) -> None:
+    synthetic = replace(make_record(), data={**make_record().data, "kind": "synthetic"})
+    text = write_report(_results(tmp_path, [synthetic])).read_text(encoding="utf-8")
+    first = text.splitlines()[2]
+    assert "No run here may stand beside published figures" in first
+    assert "Not the paper's hardware or net: cifar10\\_cpu." in first
+    assert "Table 1 at CPU size" not in text
+    assert "**Other runs**" in text
+    assert "synthetic data" in text
+
+
+def test_first_line_says_where_the_hardware_is_not_the_papers(tmp_path: Path) -> None:
+    other = {**V100, "device": "NVIDIA H200", "device_count": 1}
+    first = []
+    for name, machine in (("v100", V100), ("h200", other)):
+        record = make_record("cifar10_swap", machine=machine)
+        text = write_report(_results(tmp_path / name, [record])).read_text(encoding="utf-8")
+        first.append(text.splitlines()[2])
+    assert first == [
+        "**On the paper's hardware.**",
+        "**Not the paper's hardware, NVIDIA Tesla V100: 1 NVIDIA H200.**",
+    ]
+
+
+def test_figure_1_of_a_chosen_run(tmp_path: Path) -> None:
+    records = [make_record(seed=seed) for seed in (0, 1)]
+    results = _results(tmp_path, records)
+    text = write_report(results, figure_run=records[1].run_id).read_text(encoding="utf-8")
+    assert r"Figure 1: cifar10\_cpu-seed1" in text
+    assert r"Figure 1: cifar10\_cpu-seed0" not in text
+    with pytest.raises(ValueError, match="expected a run of"):
+        write_report(results, figure_run="nobody")
+
+
+def test_hostile_names_stay_text_and_in_the_folder(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    (results / "runs").mkdir(parents=True)
+    record = replace(make_record(), run_id=f"../../x{HOSTILE}", recipe=f"../x{HOSTILE}")
+    content = json.dumps(asdict(record))
+    (results / "runs" / "odd.json").write_text(content, encoding="utf-8")
+    write_report(results)
+    for path, text in _tree(results).items():
+        if path.endswith((".md", ".tex")):
+            assert b"<script" not in text, path
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    print_summary(results, Console(file=io.StringIO(), width=80))
+
+
+def test_report_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    text = write_report(_results(tmp_path, _cpu_runs())).read_text(encoding="utf-8")
+    assert "matplotlib is not installed" in text
+    assert "Table 1 at CPU size" in text
+    assert not (tmp_path / "plots").exists()
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_summary_fits_the_screen(tmp_path: Path, width: int) -> None:
+    screen = io.StringIO()
+    results = _results(tmp_path, _cpu_runs())
+    print_summary(results, Console(file=screen, width=width))
+    text = screen.getvalue()
+    assert text.startswith("Not the paper's hardware or net")
+    assert max(map(len, text.splitlines())) <= width
+    words = ("(small-batch)", "averaging)", "accuracy", "modelled", "measured", "target", "80%")
+    assert all(word in text for word in words)
+    assert "emulated_workers" in text
+    assert "…" not in text
+
+
+def test_summary_of_other_runs_alone(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    results = _results(tmp_path, [make_record("cifar10_quick")])
+    print_summary(results, Console(file=screen, width=80))
+    assert "Other runs" in screen.getvalue()
+    assert "stopping_accuracy" not in screen.getvalue()  # a narrow screen has fewer columns
+    assert "quick" in screen.getvalue().partition("Why")[2]
+
+
+def test_readme_changes_between_its_markers_alone(tmp_path: Path) -> None:
+    results = _results(tmp_path / "results", _cpu_runs())
+    readme = tmp_path / "README.md"
+    readme.write_bytes(f"# Top\r\n\n{BEGIN}\nold\n{END}\n\nBottom\n".encode())
+    update_readme(readme, results)
+    once = readme.read_bytes()
+    assert once.startswith(b"# Top\r\n\n" + BEGIN.encode())
+    assert once.endswith(END.encode() + b"\n\nBottom\n")
+    assert b"old" not in once
+    assert b"81.05 \xc2\xb1 0.07" in once  # seeds 0 and 1: 81.0 and 81.1%
+    assert b"Not the paper's hardware or net" in once
+    assert b"(results/report.md)" in once
+    update_readme(readme, results)
+    assert readme.read_bytes() == once
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+def test_readme_without_its_markers_is_left_alone(tmp_path: Path, text: str) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"README\.md: expected one line"):
+        update_readme(readme, tmp_path)
+    assert readme.read_text(encoding="utf-8") == text
+
+
+def test_report_is_built_where_torch_cannot_be_imported(tmp_path: Path) -> None:
+    _results(tmp_path, _cpu_runs())
+    script = (
+        "import sys\n"
+        # As if not installed: None in sys.modules would be taken for a module by scipy.
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('torch', 'torchvision', 'nvidia'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from pathlib import Path\n"
+        "from bench.report.write import write_report\n"
+        "from bench.report.summary import print_summary\n"
+        "assert 'matplotlib' not in sys.modules and 'rich' not in sys.modules\n"
+        "results = Path(sys.argv[1])\n"
+        "print(write_report(results).name)\n"
+        "print_summary(results)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("report.md\n")

@@ -1,0 +1,148 @@
+"""Starting ranks: their result, and what is said when one fails or all are interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from processes import alive_in_group
+from repository import ROOT
+
+from bench.runner.launch import launch
+from swap_fast.distributed import connect
+from swap_fast.training.interruption import EXIT_STATUS
+
+
+def add_ranks(start: float) -> float:
+    """Sum over the ranks, on each of them."""
+    comm = connect("cpu", timeout_s=30)
+    total = comm.all_reduce_(torch.tensor(start + comm.rank)).item()
+    comm.close()
+    return total
+
+
+def fail_on_rank_1(error: type[Exception]) -> None:
+    """Raise on rank 1, while rank 0 waits for it in a collective."""
+    comm = connect("cpu", timeout_s=30)
+    if comm.rank == 1:
+        raise error("data_batch_3.bin: expected whole records")
+    comm.barrier()
+
+
+def test_one_rank_is_called_right_here() -> None:
+    assert launch(os.getpid, num_ranks=1) == os.getpid()
+
+
+def test_ranks_work_together() -> None:
+    assert launch(add_ranks, 10.0, num_ranks=2) == 21.0
+
+
+def test_the_machine_s_name_need_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getfqdn", lambda name="": "a-name-that-does-not-resolve.invalid")
+    assert launch(add_ranks, 10.0, num_ranks=2) == 21.0
+
+
+def test_a_rank_s_value_error_is_the_launcher_s() -> None:
+    with pytest.raises(ValueError, match=r"^data_batch_3\.bin: expected whole records$"):
+        launch(fail_on_rank_1, ValueError, num_ranks=2)
+
+
+def test_another_failure_names_the_rank_in_one_line() -> None:
+    with pytest.raises(RuntimeError, match=r"^rank 1 failed: OSError: data_batch_3") as caught:
+        launch(fail_on_rank_1, OSError, num_ranks=2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_all_ranks_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "run", "cifar10_quick", "--dataset", "synthetic"]
+    command += ["--ranks", "2", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        while "phase 1" not in (line := process.stdout.readline()):
+            assert line, process.stderr and process.stderr.read()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STATUS == 75
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("bench: interrupted (")
+    assert last.endswith("); the same command with --resume goes on")
+    assert "Traceback" not in error
+    assert not list((tmp_path / "runs").glob("*.json"))
+    deadline = time.monotonic() + 30
+    while alive_in_group(process.pid):
+        assert time.monotonic() < deadline, "an orphan was left"
+        time.sleep(0.2)
+
+
+def leave_on_rank_1() -> None:
+    """Rank 1 ends as if all were well, by an exit that Python does not see."""
+    if os.environ["RANK"] == "1":
+        os._exit(0)
+
+
+def die_on_rank_1() -> None:
+    """Be killed on rank 1; rank 0 waits for it in native code, deaf to signals."""
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    connect("cpu", timeout_s=300)
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_a_killed_one_ends_soon() -> None:
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"^rank 1 was ended by SIGKILL$"):
+        launch(die_on_rank_1, num_ranks=2)
+    assert time.monotonic() - began < 30  # torch's launcher by itself waits so long
+
+
+def test_a_rank_that_ends_early_with_status_0_has_failed() -> None:
+    with pytest.raises(RuntimeError, match=r"^rank 1 ended early, without a result$"):
+        launch(leave_on_rank_1, num_ranks=2)
+
+
+STARTS_A_RANK = """
+import multiprocessing, os, time
+from tests_of_launch import linger
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=linger)
+    process.start()
+    print(process.pid, flush=True)
+    time.sleep(60)
+"""
+LINGERS = """
+import time
+from bench.runner.launch import end_with_parent
+def linger():
+    end_with_parent()
+    time.sleep(60)
+"""
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    (tmp_path / "start.py").write_text(STARTS_A_RANK)
+    (tmp_path / "tests_of_launch.py").write_text(LINGERS)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "start.py")],
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        time.sleep(1.0)  # it has come to where it lingers
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 30
+        while alive_in_group(process.pid):
+            assert time.monotonic() < deadline, "an orphan was left"
+            time.sleep(0.1)

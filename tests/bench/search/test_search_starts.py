@@ -1,0 +1,108 @@
+"""A start cut from a longer phase 1, against runs of their own with each tau: equal to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_parts import SGD, SWA, SWAP, small_parts
+from torch import Tensor
+
+from bench.search.starts import write_start
+from bench.search.trials import phase_one
+from swap_fast.algorithm import Result, swap
+from swap_fast.baselines import sgd, swa
+from swap_fast.checkpoint.files import read_checkpoint
+from swap_fast.checkpoint.run_folder import RunFolder
+from swap_fast.config.recipe import Recipe, SWAPRecipe, SWARecipe
+from swap_fast.training.clock import Clock
+
+EPOCHS = 6
+
+
+def _with(recipe: Recipe, tau: float | None) -> Recipe:
+    """With a longer phase 1, up to tau; the later epochs are better ones."""
+    return replace(
+        recipe,
+        phase1=replace(recipe.phase1, max_epochs=EPOCHS, horizon_epochs=8, stopping_accuracy=tau),
+    )
+
+
+@dataclass
+class Done:
+    """A run and what it kept."""
+
+    result: Result
+    tensors: list[Tensor]
+    rows: list[Any]
+    folder: Path
+
+
+def _run(recipe: Recipe, path: Path, *, start: Path | None = None, **kept: bool) -> Done:
+    ticks = count()
+    clock = Clock(now=lambda: float(next(ticks)))
+    folder = RunFolder(path, clock, start=start, **kept)
+    parts = small_parts(recipe, clock=clock, checkpoints=folder)
+    if isinstance(recipe, SWAPRecipe):
+        result = swap(recipe, parts)
+    elif isinstance(recipe, SWARecipe):
+        result = swa(recipe, parts)
+    else:
+        result = sgd(recipe, parts)
+    samples = [theta for worker in result.workers for theta in worker.samples]
+    rows = [replace(row, time_s=0.0) for row in folder.rows]
+    return Done(result, [*parts.weights.copy(), *samples], rows, path)
+
+
+def _longest(recipe: Recipe, folder: Path) -> Done:
+    return _run(phase_one(_with(recipe, None), None), folder / "longest", keep_epochs=True)
+
+
+@pytest.mark.parametrize("recipe", [SWAP, SWA, SGD], ids=["swap", "swa", "sgd"])
+def test_each_tau_gives_what_a_run_of_its_own_gives(recipe: Recipe, tmp_path: Path) -> None:
+    longest = _longest(recipe, tmp_path)
+    accuracies = [row.train_accuracy for row in longest.rows]
+    # Just below each epoch's, and one that none is above.
+    taus = [*(accuracy - 1e-6 for accuracy in accuracies), max(accuracies)]
+    ends = set()
+    for i, tau in enumerate(taus):
+        write_start(longest.folder, tau, tmp_path / f"start{i}")
+        shared = _run(_with(recipe, tau), tmp_path / f"shared{i}", start=tmp_path / f"start{i}")
+        alone = _run(_with(recipe, tau), tmp_path / f"alone{i}")
+        assert all(
+            torch.equal(ours, theirs)
+            for ours, theirs in zip(shared.tensors, alone.tensors, strict=True)
+        )
+        assert shared.rows == alone.rows
+        assert shared.result.accuracies == alone.result.accuracies
+        ours, theirs = shared.result.phase1, alone.result.phase1
+        assert (ours.epochs, ours.stopped_by) == (theirs.epochs, theirs.stopped_by)
+        ends.add((ours.epochs, ours.stopped_by))
+    assert len(ends) > 2, "several epochs should have been ends"
+    assert (EPOCHS, "max_epochs") in ends
+
+
+def test_the_time_counts_up_to_that_epoch(tmp_path: Path) -> None:
+    longest = _longest(SWAP, tmp_path)
+    tau = longest.rows[0].train_accuracy - 1e-6
+    write_start(longest.folder, tau, tmp_path / "start")
+    alone = _run(_with(SWAP, tau), tmp_path / "alone")
+    (cut,), (own,), (whole,) = (
+        read_checkpoint(folder / "phase1").about["laps_by_rank"]
+        for folder in (tmp_path / "start", alone.folder, longest.folder)
+    )
+    # The clock counts its own readings, so that equal work takes an equal time.
+    assert cut["phase1"] == own["phase1"] < whole["phase1"]
+    assert cut["evaluation"] == pytest.approx(whole["evaluation"] / EPOCHS)
+
+
+def test_an_epoch_that_was_not_kept_is_named(tmp_path: Path) -> None:
+    recipe = phase_one(_with(SWAP, None), None)
+    forgetful = _run(recipe, tmp_path / "run")
+    tau = forgetful.rows[0].train_accuracy - 1e-6
+    with pytest.raises(OSError, match=r"phase1-epoch1\.safetensors"):
+        write_start(tmp_path / "run", tau, tmp_path / "start")

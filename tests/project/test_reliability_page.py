@@ -1,0 +1,29 @@
+"""docs/reliability.md names, for each case, tests that are there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from repository import ROOT
+
+PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+ROWS = [line for line in PAGE.splitlines() if re.match(r"\| \d", line)]
+
+
+def test_every_case_has_its_row() -> None:
+    numbers = [int(n) for row in ROWS for n in re.findall(r"\d+", row.split("|")[1])]
+    assert numbers == list(range(1, 28))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
+def test_the_tests_of_a_row_are_there(row: str) -> None:
+    held_by = row.split("|")[-2]
+    file = None
+    for name, test in re.findall(r"`(test_\w+\.py)?(?:::(\w+))?`", held_by):
+        file = ROOT / "tests" / name if name else file
+        assert file is not None
+        assert file.is_file(), file.name
+        if test:
+            assert f"def {test}(" in file.read_text(encoding="utf-8"), test
+    assert file is not None, "a case without a test"

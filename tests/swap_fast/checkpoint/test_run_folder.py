@@ -1,0 +1,271 @@
+"""A run that is interrupted and goes on from its folder, against one that was not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_parts import (
+    SGD,
+    SWA,
+    SWAP,
+    make_dataset,
+    run_processes,
+    small_parts,
+    with_phases,
+)
+from torch import Tensor
+
+from swap_fast.algorithm import Result, swap
+from swap_fast.baselines import sgd, swa
+from swap_fast.checkpoint.run_folder import RunFolder, tidy
+from swap_fast.config.phase import Phase
+from swap_fast.config.recipe import Recipe, SWAPRecipe
+from swap_fast.distributed import ALONE, Comm
+from swap_fast.outcome import running_average
+from swap_fast.record import AverageRow, EpochRow
+from swap_fast.training.clock import Clock
+from swap_fast.training.parts import Parts
+from swap_fast.training.state import Position, TrainingState
+
+DATA = make_dataset()
+CYCLES = replace(SWAP, phase2=Phase(global_batch_size=8, peak_lr=0.1, max_epochs=4, cycles=2))
+SWAP_3 = with_phases(phase1={"max_epochs": 3})
+
+
+class CutError(Exception):
+    """The run ends here."""
+
+
+class CutFolder(RunFolder):
+    """Ends the run after so many checkpoints were saved."""
+
+    saves_left = 10**6
+
+    def save(self, position: Position, state: TrainingState, row: EpochRow | None) -> None:
+        """Save, and perhaps end."""
+        super().save(position, state, row)
+        self.saves_left -= 1
+        if self.saves_left == 0:
+            raise CutError
+
+
+@dataclass
+class Done:
+    """What a run came to."""
+
+    parts: Parts
+    result: Result
+    rows: list[EpochRow]
+    averages: list[AverageRow]
+
+    def bits(self) -> list[Tensor]:
+        """All that must be equal to the last bit."""
+        samples = [theta for worker in self.result.workers for theta in worker.samples]
+        return [*self.parts.weights.copy(), self.parts.optimizer.velocity, *samples]
+
+
+def run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    saves: int = 10**6,
+    start: Path | None = None,
+    comm: Comm = ALONE,
+    say: Callable[[str], None] = lambda line: None,
+) -> Done:
+    """Run the recipe with its checkpoints in the folder, until so many were saved."""
+    clock = Clock()
+    kept = CutFolder(folder, clock, start=start, say=say)
+    kept.saves_left = saves
+    parts = small_parts(recipe, dataset=DATA, clock=clock, comm=comm, checkpoints=kept)
+    averages: list[AverageRow] = []
+    if isinstance(recipe, SWAPRecipe):
+        result = swap(recipe, parts)
+        averages = running_average(recipe, parts, result)
+    else:
+        result = (sgd if recipe is SGD else swa)(recipe, parts)  # type: ignore[operator]
+    if comm.rank == 0:
+        kept.save_final(parts.weights)
+    comm.barrier()
+    tidy(folder, keep_epochs=False)
+    return Done(parts, result, [replace(row, time_s=0.0) for row in kept.rows], averages)
+
+
+def assert_same(one: Done, other: Done) -> None:
+    for a, b in zip(one.bits(), other.bits(), strict=True):
+        assert torch.equal(a, b)
+    assert one.rows == other.rows
+    assert one.result.accuracies == other.result.accuracies
+    assert one.result.phase1.stopped_by == other.result.phase1.stopped_by
+    assert one.averages == other.averages
+
+
+@pytest.mark.parametrize(
+    ("recipe", "total"),
+    [(SWAP_3, 7), (CYCLES, 10), (SWA, 8), (SGD, 2)],
+    ids=["swap", "cycles", "swa", "sgd"],
+)
+def test_cut_after_any_checkpoint_it_ends_with_the_same_bits(
+    recipe: Recipe, total: int, tmp_path: Path
+) -> None:
+    whole = run(recipe, tmp_path / "whole")
+    for saves in range(1, total + 1):
+        folder = tmp_path / str(saves)
+        with pytest.raises(CutError):
+            run(recipe, folder, saves=saves)
+        assert_same(run(recipe, folder), whole)
+        assert sorted(p.name for p in folder.iterdir()) == sorted(
+            p.name for p in (tmp_path / "whole").iterdir()
+        )
+
+
+def test_cut_again_and_again(tmp_path: Path) -> None:
+    whole, cuts = run(SWAP_3, tmp_path / "whole"), 0
+    while True:
+        try:
+            cut = run(SWAP_3, tmp_path / "cut", saves=1)
+            break
+        except CutError:
+            cuts += 1
+    assert cuts == 7
+    assert_same(cut, whole)
+
+
+def test_training_that_was_kept_is_counted_once(tmp_path: Path) -> None:
+    with pytest.raises(CutError):
+        run(SWAP_3, tmp_path, saves=4)  # phase 1, and an epoch of worker 0
+    kept = {
+        name: json.loads((tmp_path / f"{name}.json").read_text())["about"]["laps_by_rank"]
+        for name in ("phase1", "worker0-epoch1")
+    }
+    done = run(SWAP_3, tmp_path)
+    laps = done.parts.clock.laps
+    assert laps["phase1"] == pytest.approx(kept["phase1"][0]["phase1"], rel=0.2)
+    assert laps["phase2"] > kept["worker0-epoch1"][0]["phase2"]
+    assert set(kept["phase1"][0]) == {"phase1", "evaluation", "checkpoint"}
+    assert "model_init" not in kept["phase1"][0]  # one set-up counts: that of the last process
+    own = sum(worker.time_s for worker in done.result.workers)
+    assert own == pytest.approx(laps["phase2"], rel=1e-6)
+
+
+def test_another_run_s_phase_1_is_taken_over(tmp_path: Path) -> None:
+    before = run(SWAP_3, tmp_path / "before")
+    alone = run(replace(CYCLES, phase1=SWAP_3.phase1), tmp_path / "alone")
+    shared = run(
+        replace(CYCLES, phase1=SWAP_3.phase1), tmp_path / "shared", start=tmp_path / "before"
+    )
+    assert_same(shared, alone)
+    assert [row.epoch for row in shared.rows if row.phase == 1] == [1, 2, 3]
+    assert torch.equal(shared.result.phase1.theta, before.result.phase1.theta)
+    assert (tmp_path / "shared" / "phase1.json").exists()
+    # Its time is there as well.
+    kept = json.loads((tmp_path / "before" / "phase1.json").read_text())["about"]
+    assert shared.parts.clock.laps["phase1"] >= kept["laps_by_rank"][0]["phase1"]
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".state.safetensors", ".json"])
+@pytest.mark.parametrize("damage", ["flipped", "short", "empty", "gone"])
+def test_a_damaged_checkpoint_is_left_out(ending: str, damage: str, tmp_path: Path) -> None:
+    whole = run(SWAP_3, tmp_path / "whole")
+    folder = tmp_path / "cut"
+    with pytest.raises(CutError):
+        run(SWAP_3, folder, saves=2)
+    path = folder / f"phase1-epoch2{ending}"
+    match damage:
+        case "flipped" if ending != ".json":
+            flip_a_bit(path)
+        case "flipped":
+            path.write_text(path.read_text().replace('"about"', '"abuot"'))
+        case "short":
+            path.write_bytes(path.read_bytes()[:50])
+        case "empty":
+            path.write_bytes(b"")
+        case "gone":
+            path.unlink()
+    said: list[str] = []
+    assert_same(run(SWAP_3, folder, say=said.append), whole)
+    if (damage, ending) != ("gone", ".json"):  # without a manifest it was never finished
+        assert len(said) == 1
+        assert said[0].startswith("a damaged checkpoint is left out: phase1-epoch2")
+        assert "\n" not in said[0]
+
+
+def test_a_worker_of_another_start_is_refused(tmp_path: Path) -> None:
+    run(SWAP_3, tmp_path / "one")
+    with pytest.raises(CutError):
+        run(SWAP_3, tmp_path / "cut", saves=4)
+    other = replace(SWAP_3, phase1=replace(SWAP_3.phase1, peak_lr=0.2))
+    run(other, tmp_path / "other")
+    for path in (tmp_path / "other").glob("phase1.*"):
+        shutil.copy(path, tmp_path / "cut")
+    with pytest.raises(ValueError, match=r"^worker 0: expected one that began from this run's"):
+        run(SWAP_3, tmp_path / "cut")
+
+
+def run_ranks(comm: Comm, folder: Path) -> None:
+    """Be cut in phase 1, in phase 2, and then go on; save the end."""
+    for saves in (2, 2):
+        with pytest.raises(CutError):
+            run(SWAP_3, folder / "cut", saves=saves, comm=comm)
+        comm.barrier()
+    done = run(SWAP_3, folder / "cut", comm=comm)
+    torch.save(done.bits()[:2], folder / f"cut{comm.rank}.pt")
+    whole = run(SWAP_3, folder / "whole", comm=comm)
+    torch.save(whole.bits()[:2], folder / f"whole{comm.rank}.pt")
+
+
+def share_phase_1(comm: Comm, folder: Path) -> None:
+    """Take phase 1 over from a run of the same ranks."""
+    run(SWAP_3, folder / "before", comm=comm)
+    recipe = replace(CYCLES, phase1=SWAP_3.phase1)
+    shared = run(recipe, folder / "shared", start=folder / "before", comm=comm)
+    alone = run(recipe, folder / "alone", comm=comm)
+    assert_same(shared, alone)
+    (folder / f"same{comm.rank}").touch()
+
+
+@pytest.mark.slow
+def test_two_ranks_take_a_phase_1_over(tmp_path: Path) -> None:
+    run_processes(share_phase_1, 2, tmp_path)
+    assert (tmp_path / "same0").exists()
+    assert (tmp_path / "same1").exists()
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_together(tmp_path: Path) -> None:
+    run_processes(run_ranks, 2, tmp_path)
+    for rank in range(2):
+        cut, whole = (
+            torch.load(tmp_path / f"cut{rank}.pt"),
+            torch.load(tmp_path / f"whole{rank}.pt"),
+        )
+        assert all(torch.equal(a, b) for a, b in zip(cut, whole, strict=True))
+
+
+def cut_in_phase(comm: Comm, folder: Path) -> None:
+    """Be cut after an epoch of phase 1 in one folder, and of phase 2 in another."""
+    with pytest.raises(CutError):
+        run(SWAP_3, folder / "phase1", saves=1, comm=comm)
+    with pytest.raises(CutError):
+        run(SWAP_3, folder / "phase2", saves=4, comm=comm)
+
+
+@pytest.mark.slow
+def test_the_number_of_ranks_may_change_between_phases_alone(tmp_path: Path) -> None:
+    run_processes(cut_in_phase, 2, tmp_path)
+    with pytest.raises(ValueError, match=r"^ranks: expected 2, which shared this model .* got 1"):
+        run(SWAP_3, tmp_path / "phase1")
+    done = run(SWAP_3, tmp_path / "phase2")
+    assert [worker.number for worker in done.result.workers] == [0, 1]

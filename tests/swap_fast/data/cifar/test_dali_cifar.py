@@ -1,0 +1,203 @@
+"""DALI's pipeline itself: its source, its copies, its memory, and its graph for a GPU."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_parts import MEAN, STD, make_split
+
+from swap_fast.config.execution import Execution
+from swap_fast.config.phase import Augmentation, Phase
+from swap_fast.config.recipe import LoaderName
+from swap_fast.data.cifar.batches import Loader, Share
+from swap_fast.data.cifar.resident import DeviceImages
+from swap_fast.data.cifar.streams import Sequence
+from swap_fast.tasks.cifar import loader_maker
+
+dali_cifar: Any = pytest.importorskip("swap_fast.data.cifar.dali")
+pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+
+CPU = torch.device("cpu")
+N, BATCH = 70, 16
+SPLIT = make_split(N, 5)
+PHASE = Phase(global_batch_size=BATCH, peak_lr=0.1, max_epochs=2)
+SHARE = Share(
+    num_images=N, augmentation=Augmentation(), phase=PHASE, seed=1, number=1, slots=range(1)
+)
+
+
+def source_from(worker: int, epoch: int, step: int) -> Any:
+    padded = np.pad(SPLIT.images, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
+    sequence = Sequence(SHARE, worker, epoch, step)
+    return dali_cifar.Source(sequence, padded, SPLIT.labels.astype(np.int64), 4)
+
+
+def pipeline_on(device_id: int | None, *, half: bool = False) -> Any:
+    return dali_cifar.define_pipeline(
+        source_from(0, 0, 0),
+        batch_size=BATCH,
+        pad=4,
+        cutout=8,
+        mean=MEAN,
+        std=STD,
+        half=half,
+        channels_last=True,
+        device_id=device_id,
+        threads=1,
+    )
+
+
+def loader_of(name: LoaderName, batch_size: int) -> Loader:
+    """A loader of noise, large enough for a leak to show beside the libraries."""
+    split, augmentation = make_split(1_000, 6), Augmentation()
+    images = DeviceImages(split, mean=MEAN, std=STD, device=CPU, pad=4)
+    execution = Execution(loader=name)
+    make = loader_maker(
+        images, split, augmentation, mean=MEAN, std=STD, execution=execution, device=CPU
+    )
+    phase = replace(PHASE, global_batch_size=batch_size)
+    return make(replace(SHARE, num_images=len(split), phase=phase))
+
+
+def ask(source: Any, number: int) -> list[bytes]:
+    return [
+        np.ascontiguousarray(part).tobytes() for part in source(SimpleNamespace(iteration=number))
+    ]
+
+
+def test_the_source_goes_by_the_batch_s_number_alone() -> None:
+    in_order = [ask(source, i) for source in [source_from(2, 1, 0)] for i in range(9)]
+    another = source_from(2, 1, 0)
+    for number in (8, 0, 3, 3, 7, 1):
+        assert ask(another, number) == in_order[number]
+    # Four batches an epoch: the ninth is the first of the epoch after the next.
+    assert in_order[8] == ask(source_from(2, 3, 0), 0)
+    assert in_order[3] == ask(source_from(2, 1, 3), 0)
+
+
+def test_what_dali_reads_is_kept_until_it_is_taken() -> None:
+    # On a CPU it reads the source's arrays themselves, a queue of them at a time.
+    source, given = source_from(0, 0, 0), []
+    for number in range(20):
+        given.append(source(SimpleNamespace(iteration=number)))
+        kept = {id(part) for parts in source._in_use for part in parts}
+        wanted = given[-dali_cifar.QUEUE_DEPTH - 1 :]
+        assert {id(part) for parts in wanted for part in parts} <= kept
+    assert len(source._in_use) == dali_cifar.QUEUE_DEPTH + 2
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_feeder_fills_the_same_tensors_as_run_returns(half: bool) -> None:
+    plain, fed = pipeline_on(None, half=half), pipeline_on(None, half=half)
+    plain.build()
+    feeder = dali_cifar.StaticFeeder(fed, None)
+    dtype = torch.float16 if half else torch.float32
+    images, labels = torch.empty(BATCH, 32, 32, 3, dtype=dtype), torch.empty(BATCH).long()
+    addresses = images.data_ptr(), labels.data_ptr()
+    for _ in range(10):
+        feeder.feed_(images, labels)
+        made, numbers = plain.run()
+        assert np.array_equal(images.numpy(), made.as_array())
+        assert np.array_equal(labels.numpy(), numbers.as_array())
+    assert (images.data_ptr(), labels.data_ptr()) == addresses
+
+
+def test_an_error_in_the_source_keeps_its_type() -> None:
+    pipeline = dali_cifar.define_pipeline(
+        _fails,
+        batch_size=BATCH,
+        pad=4,
+        cutout=0,
+        mean=MEAN,
+        std=STD,
+        half=False,
+        channels_last=True,
+        device_id=None,
+        threads=1,
+    )
+    with pytest.raises(ValueError, match="no such image"):
+        dali_cifar.StaticFeeder(pipeline, None)
+
+
+def _fails(batch: Any) -> Any:
+    raise ValueError("no such image")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_graph_for_a_gpu_works_and_ends_on_it(half: bool) -> None:
+    # Built without a driver: what it computes there, only a GPU can show.
+    pipeline = pipeline_on(0, half=half)
+    pipeline._build_graph()
+    devices = {
+        operator.name.strip("_").rpartition("_")[0]: {node.device for node in operator.outputs}
+        for operator in pipeline._ops
+    }
+    assert devices == {"ExternalSource": {"cpu"}, "CropMirrorNormalize": {"gpu"}, "Erase": {"gpu"}}
+    assert [node.device for node in pipeline._graph_outputs] == ["gpu", "gpu"]
+
+
+def resident_bytes() -> int:
+    """Of this process, now; Linux alone says so, and DALI runs there alone."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def work(loader: Loader, batches: int, rebuilds: int) -> Iterator[int]:
+    """Load so many batches, leaving an epoch early so many times; the memory, now and then."""
+    size = loader.images_per_step
+    images = torch.empty(size, 3, 32, 32).to(memory_format=torch.channels_last)
+    labels = torch.empty(size, dtype=torch.int64)
+    steps = loader.steps_per_epoch
+    for worker in range(rebuilds + 1):
+        for number in range(batches // (rebuilds + 1)):
+            if number % steps == 0:
+                loader.start_epoch(worker, number // steps)
+            loader.load_(number % steps, images, labels)
+        gc.collect()
+        yield resident_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "batch_size"), [("tensor", 128), ("dali", 128), ("torchvision", 16)]
+)
+def test_memory_is_flat(name: LoaderName, batch_size: int) -> None:
+    loader = loader_of(name, batch_size)
+    before = list(work(loader, 500, 5))[-1]
+    readings = list(work(loader, 2_100, 20))
+    assert len(readings) == 21
+    assert max(readings) < 1.02 * before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "fp32", "bf16"])
+def test_a_gpu_makes_the_tensor_backend_s_batches(precision: Any) -> None:
+    device = torch.device("cuda")
+    execution = Execution(device_type="cuda", precision=precision)
+    made = {}
+    for name in ("tensor", "dali"):
+        images = DeviceImages(SPLIT, mean=MEAN, std=STD, device=device, pad=4)
+        loading = Execution(device_type="cuda", precision=precision, loader=name)  # type: ignore[arg-type]
+        make = loader_maker(
+            images, SPLIT, Augmentation(), mean=MEAN, std=STD, execution=loading, device=device
+        )
+        loader, batches = make(SHARE), []
+        batch = execution.empty_images((BATCH, 3, 32, 32), device)
+        labels = torch.empty(BATCH, dtype=torch.int64, device=device)
+        for worker, epoch in ((0, 0), (0, 1), (1, 0)):
+            loader.start_epoch(worker, epoch)
+            for step in range(loader.steps_per_epoch):
+                loader.load_(step, batch, labels)
+                batches.append((batch.clone(), labels.clone()))
+        made[name] = batches
+    tolerance = {"fp32": 2e-6, "fp16": 2e-3, "bf16": 2e-2}[precision]
+    for (ours, our_labels), (theirs, their_labels) in zip(*made.values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+        assert torch.equal(our_labels, their_labels)

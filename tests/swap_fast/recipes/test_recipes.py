@@ -1,0 +1,137 @@
+"""The paper's recipes, number by number, against Tables 5 and 6 and Section 5.1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from swap_fast.config.phase import Augmentation, Optimizer, Phase
+from swap_fast.config.recipe import SWAPRecipe
+from swap_fast.config.stages import StagedPhase, shapes
+from swap_fast.data.cifar.batches import Share
+from swap_fast.recipes.cifar10 import RECIPES
+
+# recipe, phase, batch, peak, epochs, warm-up, GPUs, tau, horizon, steps an epoch of 50,000 images
+TABLE5 = [
+    ("cifar10_sgd_small", 1, 512, 0.3, 100, 30, 2, None, None, 97),
+    ("cifar10_sgd_large", 1, 4096, 1.2, 150, 30, 8, None, None, 12),
+    ("cifar10_swap", 1, 4096, 1.2, 150, 30, 8, 0.98, None, 12),
+    ("cifar10_swap", 2, 512, 0.12, 30, 0, 1, None, None, 97),
+    ("cifar10_dawnbench", 1, 2048, 1.2, 28, 5.6, 8, None, 30, 24),
+    ("cifar10_dawnbench", 2, 256, 0.08, 1, 0, 1, None, None, 195),
+]
+# Phase 2's epochs are the text's, Table 4's and the times' 10, and not Table 6's 30.
+TABLE6 = [
+    ("cifar100_sgd_small", 1, 128, 0.2, 150, 60, 1, None, None, 390),
+    ("cifar100_sgd_large", 1, 2048, 1.2, 150, 45, 8, None, None, 24),
+    ("cifar100_swap", 1, 2048, 1.2, 150, 45, 8, 0.90, None, 24),
+    ("cifar100_swap", 2, 128, 0.05, 10, 0, 1, None, None, 390),
+]
+PAPER = sorted({row[0] for row in TABLE5 + TABLE6})
+
+
+@pytest.mark.parametrize("row", TABLE5 + TABLE6, ids=lambda row: f"{row[0]}-{row[1]}")
+def test_tables_5_and_6(row: tuple[Any, ...]) -> None:
+    name, number, batch, peak, epochs, warmup, gpus, tau, horizon, steps = row
+    phase = getattr(RECIPES[name](), f"phase{number}")
+    assert phase == Phase(
+        global_batch_size=batch,
+        peak_lr=peak,
+        max_epochs=epochs,
+        warmup_epochs=warmup,
+        gpus_per_model=gpus,
+        stopping_accuracy=tau,
+        horizon_epochs=horizon,
+        final_lr=0.0,
+    )
+    share = Share(
+        num_images=50_000,
+        augmentation=Augmentation(),
+        phase=phase,
+        seed=0,
+        number=number,
+        slots=range(gpus),
+    )
+    assert share.steps_per_epoch == steps
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_what_all_recipes_of_the_paper_share(name: str) -> None:
+    recipe = RECIPES[name]()
+    assert recipe.paper_scale
+    dataset = name.partition("_")[0]
+    assert (recipe.dataset, recipe.width, recipe.train_images) == (dataset, 64, None)
+    assert recipe.target_accuracy == {"cifar10": 0.94, "cifar100": 0.75}[dataset]
+    # Only the 27 seconds are told with a loader's name.
+    assert recipe.loader == ("dali" if name == "cifar10_dawnbench" else None)
+    assert recipe.optimizer == Optimizer(momentum=0.9, weight_decay=5e-4)
+    assert recipe.augmentation == Augmentation(pad=4, flip=True, cutout=8)
+    if isinstance(recipe, SWAPRecipe):
+        assert recipe.num_workers == 8
+        assert not recipe.keep_momentum
+        assert recipe.batch_norm_augmented
+
+
+def test_every_recipe_goes_by_its_own_name() -> None:
+    assert {name: make().name for name, make in RECIPES.items()} == {n: n for n in RECIPES}
+
+
+def test_only_the_paper_s_net_is_at_paper_scale() -> None:
+    imagenet = ("imagenet_sgd_small", "imagenet_sgd_large", "imagenet_swap")
+    swa = ("cifar100_swap_40", *(f"cifar100_swa_{n}" for n in ("large", "large_small", "small")))
+    small = [make() for name, make in RECIPES.items() if name not in (*PAPER, *imagenet, *swa)]
+    assert small
+    assert not any(recipe.paper_scale for recipe in small)
+    assert all(recipe.table for recipe in small)
+
+
+# The originals' table: epochs, px, least area, batch a GPU, and rates from 8 and from 16 GPUs.
+IMAGENET = [
+    (0, 7, 128, 0.08, 512, (1.0, 2.0), (2.0, 4.0)),
+    (7, 13, 128, 0.08, 512, (2.0, 0.25), (4.0, 0.5)),
+    (13, 22, 224, 0.087, 224, (0.4375, 0.04375), (0.875, 0.0875)),
+    (22, 25, 224, 0.087, 224, (0.04375, 0.004375), (0.0875, 0.00875)),
+    (25, 28, 288, 0.5, 128, (0.0025, 0.00025), (0.005, 0.0005)),
+]
+
+
+def rows(phase: Phase, start: int) -> list[tuple[Any, ...]]:
+    """A staged phase as rows of that table, its first epoch being `start`."""
+    assert isinstance(phase, StagedPhase)
+    made = []
+    for stage in phase.stages:
+        batch = stage.global_batch_size // phase.gpus_per_model
+        rates = (stage.first_lr, stage.last_lr)
+        end = start + stage.epochs
+        made.append((start, end, stage.image_size, stage.min_scale, batch, rates))
+        assert stage.rectangular_test == (stage.image_size == 288)
+        start = end
+    return made
+
+
+def test_imagenet_s_stages() -> None:
+    small, large, swap = (RECIPES[f"imagenet_{n}"]() for n in ("sgd_small", "sgd_large", "swap"))
+    on_8 = [(*row[:5], pytest.approx(row[5])) for row in IMAGENET]
+    on_16 = [(*row[:5], pytest.approx(row[6])) for row in IMAGENET]
+    assert rows(small.phase1, 0) == on_8
+    assert small.phase1.gpus_per_model == 8
+    assert rows(large.phase1, 0) == on_16
+    assert large.phase1.gpus_per_model == 16
+    assert isinstance(swap, SWAPRecipe)
+    # 22 large-batch epochs on 16 GPUs, then two workers of 8 in the small run's last six.
+    assert rows(swap.phase1, 0) == on_16[:3]
+    assert rows(swap.phase2, 22) == on_8[3:]
+    assert (swap.num_workers, swap.gpus_per_worker, swap.num_slots) == (2, 8, 16)
+    # The batch-norm pass is at the last stage's 288 px.
+    assert shapes(swap.phase2, 0)[-1].image_size == 288
+    for recipe in (small, large, swap):
+        assert (recipe.net, recipe.width, recipe.blocks) == ("resnet50", 64, (3, 4, 6, 3))
+        assert recipe.optimizer == Optimizer(
+            momentum=0.9,
+            nesterov=False,
+            weight_decay=1e-4,
+            decay_norms_and_biases=False,
+            loss_scale=1024.0,
+            loss_scale_grows=False,
+        )

@@ -1,0 +1,169 @@
+"""Collectives between two real processes, and alone; who runs which slot."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from small_parts import SWAP, make_dataset, run_processes, small_parts
+
+from swap_fast.distributed import ALONE, Comm, connect
+
+
+@pytest.mark.parametrize("num_slots", [1, 4, 7, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+def test_slots_are_dealt_out_once_each(num_slots: int, world_size: int) -> None:
+    dealt = [
+        list(Comm(rank=rank, world_size=world_size).slots(num_slots)) for rank in range(world_size)
+    ]
+    assert sorted(chain.from_iterable(dealt)) == list(range(num_slots))
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+    assert all(slot % world_size == rank for rank, slots in enumerate(dealt) for slot in slots)
+
+
+def test_alone_collectives_are_the_identity() -> None:
+    tensor = torch.arange(3.0)
+    assert ALONE.all_reduce_(tensor) is tensor
+    assert ALONE.broadcast_(tensor) is tensor
+    assert tensor.tolist() == [0, 1, 2]
+    assert ALONE.gather("a") == ["a"]
+    assert ALONE.on_first(lambda: 5) == 5
+    ALONE.barrier()
+    ALONE.close()
+
+
+def test_without_torchrun_one_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_RANK", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert connect("cpu") == ALONE
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert connect("cpu") == ALONE
+    assert not dist.is_initialized()
+
+
+def check_collectives(comm: Comm, folder: Path) -> None:
+    assert comm.world_size == 2
+    assert comm.rank == comm.local_rank == dist.get_rank()
+    assert dist.get_backend() == "gloo"
+    for dtype in (torch.float32, torch.float64, torch.int64):
+        tensor = torch.tensor([1, 10], dtype=dtype) * (comm.rank + 1)
+        assert comm.all_reduce_(tensor) is tensor
+        assert tensor.tolist() == [3, 30]
+        assert tensor.dtype == dtype
+    for source in (0, 1):
+        tensor = torch.full((3,), float(comm.rank))
+        assert comm.broadcast_(tensor, source) is tensor
+        assert tensor.tolist() == [source] * 3
+    assert comm.gather({"rank": comm.rank}) == [{"rank": 0}, {"rank": 1}]
+    calls = []
+
+    def make() -> list[int]:
+        calls.append(comm.rank)
+        return [7, comm.rank]
+
+    assert comm.on_first(make) == [7, 0]
+    assert calls == ([0] if comm.rank == 0 else [])
+    comm.barrier()
+    # What one rank writes before a barrier, the other sees after it.
+    if comm.rank == 1:
+        (folder / "written").write_text("by rank 1")
+    comm.barrier()
+    assert (folder / "written").read_text() == "by rank 1"
+    (folder / f"done{comm.rank}").touch()
+
+
+def test_collectives_of_two_processes(tmp_path: Path) -> None:
+    run_processes(check_collectives, 2, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"written", "done0", "done1"}
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 2), (3, 8), (2, 2), (4, 2), (16, 2)])
+def test_workers_are_shared_out(world_size: int, num_workers: int) -> None:
+    comms = [Comm(rank=rank, world_size=world_size) for rank in range(world_size)]
+    dealt = [worker for comm in comms for worker in comm.workers(num_workers)]
+    each = max(1, world_size // num_workers)
+    assert sorted(dealt) == sorted(list(range(num_workers)) * each)
+    if each > 1:  # neighbours work together
+        assert dealt == sorted(dealt)
+
+
+def test_ranks_that_cannot_be_shared_out_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"a multiple of the 2 workers, got 3$"):
+        Comm(world_size=3).worker_group(2)
+
+
+@pytest.fixture
+def fake_rank(request: pytest.FixtureRequest) -> Iterator[Comm]:
+    """A rank of 16 whose collectives do nothing: for shapes and groups."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=request.param, world_size=16, store=FakeStore())
+    yield Comm(rank=request.param, world_size=16)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("fake_rank", [0, 7, 8, 13], indirect=True)
+def test_groups_of_imagenet_s_two_workers_of_eight(fake_rank: Comm) -> None:
+    rank, group = fake_rank.rank, fake_rank.worker_group(2)
+    worker, place = rank // 8, rank % 8
+    assert list(group.workers) == [worker]
+    assert group.is_first == (place == 0)
+    assert (group.inside.rank, group.inside.world_size) == (place, 8)
+    assert (group.across.rank, group.across.world_size) == (worker, 2)
+    inside = dist.get_process_group_ranks(group.inside.group)
+    assert inside == list(range(8 * worker, 8 * worker + 8))
+    assert dist.get_process_group_ranks(group.across.group) == [place, place + 8]
+    assert group.inside.slots(8) == range(place, 8, 8)
+
+
+@pytest.mark.parametrize("fake_rank", [0, 13], indirect=True)
+def test_a_step_of_sixteen_ranks_has_one_slot_of_each_phase(fake_rank: Comm) -> None:
+    recipe = replace(
+        SWAP,
+        phase1=replace(SWAP.phase1, global_batch_size=64, gpus_per_model=16),
+        phase2=replace(SWAP.phase2, global_batch_size=32, gpus_per_model=8),
+    )
+    parts = small_parts(recipe, comm=fake_rank, dataset=make_dataset(128))
+    stretches = [phase.stretches[0] for phase in parts.phases]
+    assert [stretch.step.images.shape for stretch in stretches] == [(4, 3, 32, 32)] * 2
+    assert [stretch.open_batches().steps_per_epoch for stretch in stretches] == [2, 4]
+    for stretch in stretches:
+        stretch.step()
+
+
+def hang_on_rank_1(comm: Comm, folder: Path) -> None:
+    if comm.rank == 1:
+        while not (folder / "seen").exists():
+            time.sleep(0.1)
+        return
+    try:
+        comm.all_reduce_(torch.zeros(1))
+    except RuntimeError as error:
+        (folder / "error").write_text(str(error))
+    (folder / "seen").touch()
+
+
+def die_on_rank_1(comm: Comm, folder: Path) -> None:
+    if comm.rank == 1:
+        os._exit(0)
+    try:
+        comm.all_reduce_(torch.zeros(1))
+    except RuntimeError as error:
+        (folder / "error").write_text(str(error))
+
+
+@pytest.mark.parametrize("fault", [hang_on_rank_1, die_on_rank_1])
+def test_a_rank_that_does_not_answer_is_named(
+    fault: Callable[[Comm, Path], None], tmp_path: Path
+) -> None:
+    run_processes(fault, 2, tmp_path, collectives_s=3.0)
+    error = (tmp_path / "error").read_text()
+    assert error.startswith("all-reduce: no answer from rank 1, which hangs or has ended (")
+    assert "\n" not in error

@@ -1,0 +1,202 @@
+"""Records on disk: whole, written once, and refused in one line where they are not right."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from record_factory import make_record, make_telemetry
+from repository import RECORDED_RUNS
+
+from swap_fast.record import read_record, read_records, run_id, write_record
+
+RECORD = make_record()
+
+
+@pytest.mark.parametrize("recipe", ["cifar10_cpu", "cifar10_sgd_small"])
+def test_round_trip(tmp_path: Path, recipe: str) -> None:
+    record = make_record(recipe, seed=3, notes=["quick form", "Ärger, 漢字"])
+    path = write_record(record, tmp_path / "deeper" / "runs")
+    assert path == tmp_path / "deeper" / "runs" / f"{record.run_id}.json"
+    assert read_record(path) == record
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_round_trip_with_telemetry(tmp_path: Path) -> None:
+    record = replace(RECORD, telemetry=[make_telemetry()] * 2, test_top5_accuracy=0.9)
+    assert read_record(write_record(record, tmp_path)) == record
+
+
+def test_a_record_of_version_1_is_read_with_nothing_where_it_had_nothing(tmp_path: Path) -> None:
+    path = write_record(RECORD, tmp_path)
+    content = json.loads(path.read_text())
+    for name in ("telemetry", "test_top5_accuracy", "peak_device_reserved_gib"):
+        del content[name]
+    path.write_text(json.dumps(content | {"schema_version": 1}))
+    read = read_record(path)
+    assert read == RECORD
+    assert (read.telemetry, read.test_top5_accuracy, read.schema_version) == (None, None, 4)
+    assert read.peak_device_reserved_gib is None
+    path.write_text(json.dumps(content | {"schema_version": 1, "extra": 1}))
+    assert "fields extra" in refusal(path)
+    path.write_text(json.dumps(content))
+    named = "fields peak_device_reserved_gib, telemetry, test_top5_accuracy"
+    assert named in refusal(path)
+
+
+@pytest.mark.parametrize("path", sorted(RECORDED_RUNS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_record_of_the_project_is_read(path: Path) -> None:
+    content = json.loads(path.read_text())
+    read = asdict(read_record(path))
+    version = read.pop("schema_version"), content.pop("schema_version")
+    if version[1] == 1:
+        assert (read.pop("telemetry"), read.pop("test_top5_accuracy")) == (None, None)
+    if version[1] <= 2:
+        assert (read.pop("start"), read.pop("interruptions")) == (None, None)
+        assert (read.pop("displacement_norms"), read.pop("displacement_cosines")) == ([], [])
+    if version[1] <= 3:
+        assert read.pop("peak_device_reserved_gib") is None
+        assert read.pop("peak_device_allocated_gib") is None
+    assert version[0] == 4
+    for row, kept in zip(read["epochs"], content["epochs"], strict=True):
+        for field in {"noise_scale", "test_top5_accuracy"} - kept.keys():
+            assert row.pop(field) is None
+    assert read == content
+
+
+def test_a_record_is_never_written_over(tmp_path: Path) -> None:
+    path = write_record(RECORD, tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError):
+        write_record(replace(RECORD, test_accuracy=0.99), tmp_path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_record_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        write_record(replace(RECORD, notes=[object()]), tmp_path)  # type: ignore[list-item]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failing_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_record(RECORD, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def written(tmp_path: Path, **changed: Any) -> Path:
+    """A record's file with other fields; None takes one away."""
+    path = write_record(RECORD, tmp_path)
+    content = json.loads(path.read_text()) | changed
+    kept = {k: v for k, v in content.items() if v is not None or k not in changed}
+    path.write_text(json.dumps(kept))
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ValueError, match=path.name) as refused:
+        read_record(path)
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("version", [0, 5, "1", None, True])
+def test_another_schema_is_refused(tmp_path: Path, version: object) -> None:
+    message = refusal(written(tmp_path, schema_version=version))
+    assert f"expected schema version 1 to 4, got {version!r}" in message
+
+
+def test_a_half_written_file_is_refused(tmp_path: Path) -> None:
+    path = write_record(RECORD, tmp_path)
+    whole = path.read_bytes()
+    for size in (0, 1, 500, len(whole) - 5):
+        path.write_bytes(whole[:size])
+        assert "expected a JSON record" in refusal(path)
+    path.write_bytes(b"\xff\xfe" + whole)
+    assert "expected a JSON record" in refusal(path)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"text"', "{}"])
+def test_json_that_is_no_record_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "odd.json"
+    path.write_text(content)
+    assert "schema version" in refusal(path)
+
+
+def test_unknown_and_missing_fields_are_named(tmp_path: Path) -> None:
+    assert "fields extra, seed" in refusal(written(tmp_path, extra=1, seed=None))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", [{"phase": 1}]),
+        ("epochs", [3]),
+        ("epochs", 3),
+        ("average_by_epoch", [{"epoch": 1, "test_accuracy": 0.5, "loss": 1}]),
+        ("times", {"wall_s": 1.0}),
+        ("times", [1.0]),
+        ("telemetry", 3),
+        ("telemetry", [3]),
+        ("telemetry", [{"laps": {}}]),
+        ("telemetry", [asdict(make_telemetry()) | {"laps": 3}]),
+        ("telemetry", [asdict(make_telemetry()) | {"laps": {"phase1": {"energy_j": 1.0}}}]),
+    ],
+)
+def test_odd_rows_are_refused(tmp_path: Path, name: str, value: object) -> None:
+    refusal(written(tmp_path, **{name: value}))
+
+
+def test_a_folder_s_records_are_read_and_the_others_counted(tmp_path: Path) -> None:
+    records = [make_record(seed=seed) for seed in (2, 0, 1)]
+    for record in records:
+        write_record(record, tmp_path)
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "old.json").write_text('{"schema_version": 0}')
+    (tmp_path / "notes.txt").write_text("not a record")
+    (tmp_path / ".cut.123.part").write_text("{")
+    read, skipped = read_records(tmp_path)
+    assert [record.seed for record in read] == [0, 1, 2]
+    assert [line.split(":")[0] for line in skipped] == ["broken.json", "old.json"]
+    assert read_records(tmp_path / "none") == ([], [])
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "<script>alert(1)</script>", "a b\n\\%$#&", "..", "", "C:\\x", "é"]
+)
+def test_a_run_s_name_is_safe_as_a_file_name(tmp_path: Path, name: str) -> None:
+    made = run_id(name, 4, "2026-11-22T12:34:56.789012+00:00")
+    assert made.endswith("-seed4-20261122123456")
+    assert all(c.isascii() and (c.isalnum() or c in "_-") for c in made)
+    path = write_record(replace(RECORD, run_id=made, recipe=name), tmp_path)
+    assert path.resolve().parent == tmp_path.resolve()
+    assert read_record(path).recipe == name
+
+
+def test_a_plain_name_stays_as_it_is() -> None:
+    made = run_id("cifar10_swap", 12, "2026-01-02T03:04:05+00:00")
+    assert made == "cifar10_swap-seed12-20260102030405"
+
+
+def test_only_the_paper_s_net_on_published_data_is_comparable() -> None:
+    def record(scale: bool = True, kind: str = "published", *overrides: str) -> bool:
+        configuration = {"recipe": {"paper_scale": scale}}
+        data = {"kind": kind}
+        changed = replace(RECORD, configuration=configuration, data=data, overrides=[*overrides])
+        return changed.comparable
+
+    assert record()
+    assert not record(False)
+    assert not record(True, "synthetic")
+    assert not record(True, "subset")
+    assert not record(True, "published", "--phase1.peak-lr")

@@ -1,0 +1,183 @@
+"""A run that is told to end does so after a step, with a checkpoint from which it goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from small_parts import make_dataset, run_processes, small_parts, with_phases
+from torch import Tensor
+
+from swap_fast.algorithm import swap
+from swap_fast.checkpoint.run_folder import RunFolder
+from swap_fast.distributed import ALONE, Comm
+from swap_fast.record import EpochRow
+from swap_fast.training import interruption as module
+from swap_fast.training.clock import Clock
+from swap_fast.training.interruption import EXIT_STATUS, InterruptedRunError, Interruption
+from swap_fast.training.parts import Watch
+
+DATA = make_dataset(train_images=70)
+RECIPE = with_phases(phase1={"max_epochs": 3})
+"""Three epochs of 4 updates, then two workers of two epochs of 8 updates."""
+UPDATES = 3 * 4 + 2 * 2 * 8
+
+
+@pytest.fixture(autouse=True)
+def _handlers_as_before() -> Iterator[None]:
+    numbers = signal.SIGTERM, signal.SIGINT
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def run(
+    folder: Path,
+    told_after: int | None = None,
+    comm: Comm = ALONE,
+    number: int = signal.SIGTERM,
+    told_at_epoch: int | None = None,
+) -> tuple[list[Tensor], list[EpochRow], int]:
+    """Run, told to end after so many updates, or after the evaluation of an epoch.
+
+    Returns:
+        The weights, the rows, and the updates done.
+    """
+    interruption, clock, updates = Interruption(), Clock(), 0
+
+    def on_step(images: int) -> None:
+        nonlocal updates
+        updates += 1
+        if updates == told_after:
+            os.kill(os.getpid(), number)
+
+    def on_epoch(row: EpochRow) -> None:
+        if row.epoch == told_at_epoch:
+            os.kill(os.getpid(), number)
+
+    kept = RunFolder(folder, clock)
+    with interruption.listening():
+        parts = small_parts(
+            RECIPE,
+            dataset=DATA,
+            clock=clock,
+            comm=comm,
+            watch=Watch(on_step=on_step, on_epoch=on_epoch),
+            checkpoints=kept,
+            interruption=interruption,
+        )
+        swap(RECIPE, parts)
+    rows = [EpochRow(**{**vars(row), "time_s": 0.0}) for row in kept.rows]
+    return [*parts.weights.copy(), parts.optimizer.velocity], rows, updates
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_after_any_step_it_goes_on_there(tmp_path: Path, number: int) -> None:
+    bits, rows, updates = run(tmp_path / "whole")
+    assert updates == UPDATES
+    for told_after in range(1, UPDATES + 1, 1 if number == signal.SIGTERM else 10):
+        folder = tmp_path / str(told_after)
+        with pytest.raises(InterruptedRunError):
+            run(folder, told_after, number=number)
+        ours, own_rows, rest = run(folder)
+        assert rest == UPDATES - told_after  # nothing is done twice
+        assert all(torch.equal(a, b) for a, b in zip(ours, bits, strict=True))
+        assert own_rows == rows
+
+
+def test_signals_are_heeded_only_within(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Interruption().listening():
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_while_nothing_is_trained_it_ends_at_once() -> None:
+    with pytest.raises(InterruptedRunError, match="SIGTERM"), Interruption().listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_ctrl_c_that_is_passed_on_is_one_telling() -> None:
+    interruption = Interruption()
+    with interruption.listening(), interruption.training():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.told
+
+
+def test_the_second_signal_ends_it_at_once() -> None:
+    code = """
+import os, signal, time
+from swap_fast.training import interruption
+interruption.ONE_TELLING_S = 0.0
+told = interruption.Interruption()
+with told.listening(), told.training():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("still here")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (EXIT_STATUS, "", "")
+
+
+def run_both(comm: Comm, folder: Path) -> None:
+    """Be told in phase 1 at unlike steps, then in phase 2, then go on; save the end."""
+    for name, told_after in (("first", 5 + comm.rank), ("second", 9 - comm.rank)):
+        with pytest.raises(InterruptedRunError):
+            run(folder / "cut", told_after, comm)
+        (folder / f"{name}{comm.rank}").touch()
+        comm.barrier()
+    bits, _, _ = run(folder / "cut", comm=comm)
+    whole, _, _ = run(folder / "whole", comm=comm)
+    assert all(torch.equal(a, b) for a, b in zip(bits, whole, strict=True))
+    (folder / f"equal{comm.rank}").touch()
+
+
+@pytest.mark.slow
+def test_ranks_that_share_updates_end_after_the_same_step(tmp_path: Path) -> None:
+    run_processes(run_both, 2, tmp_path)
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        f"{name}{rank}" for name in ("first", "second", "equal") for rank in range(2)
+    }
+
+
+def tell_one_between_epochs(comm: Comm, folder: Path) -> None:
+    """Rank 1 is told after the evaluation of an epoch, as rank 0 goes on: both end there."""
+    told_at_epoch = 1 if comm.rank == 1 else None
+    with pytest.raises(InterruptedRunError, match="after epoch 1") as raised:
+        run(folder / "cut", comm=comm, told_at_epoch=told_at_epoch)
+    assert raised.value.together
+    (folder / f"ended{comm.rank}").touch()
+
+
+@pytest.mark.slow
+def test_ranks_agree_at_an_epoch_s_end(tmp_path: Path) -> None:
+    run_processes(tell_one_between_epochs, 2, tmp_path)
+    assert {path.name for path in tmp_path.glob("ended*")} == {"ended0", "ended1"}
+
+
+def tell_one(comm: Comm, folder: Path) -> None:
+    """Only rank 1 is told: it ends alone, and rank 0 names it."""
+    module.AGREEMENT_S = 0.0
+    expected = InterruptedRunError if comm.rank == 1 else RuntimeError
+    with pytest.raises(expected) as raised:
+        run(folder / "cut", 5 if comm.rank == 1 else None, comm)
+    (folder / f"rank{comm.rank}").write_text(str(raised.value))
+    if comm.rank == 1:
+        os._exit(0)  # it leaves without a word to the group
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_told_alone_ends_alone(tmp_path: Path) -> None:
+    run_processes(tell_one, 2, tmp_path, collectives_s=10)
+    assert (tmp_path / "rank1").read_text() == "the other processes were not told to end"
+    assert "no answer from rank 1" in (tmp_path / "rank0").read_text()
+    assert (tmp_path / "cut" / "phase1-epoch1.json").exists()

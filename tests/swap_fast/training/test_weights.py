@@ -1,0 +1,187 @@
+"""The model as one vector: views, gradients, statistics, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from small_parts import SmallNet
+from torch import nn
+
+from swap_fast.models import ResNet9
+from swap_fast.training.weights import Weights
+
+IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 3, 4, 5])
+
+
+def small_net(*, channels_last: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    model = SmallNet()
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_model_is_as_it_was(channels_last: bool) -> None:
+    model = small_net(channels_last=channels_last)
+    before = copy.deepcopy(model)
+    Weights(model)
+    for (name, now), then in zip(model.named_parameters(), before.parameters(), strict=True):
+        assert torch.equal(now, then), name
+        assert now.stride() == then.stride(), name
+    for name, buffer in before.named_buffers():
+        assert torch.equal(model.get_buffer(name), buffer), name
+    assert torch.equal(model(IMAGES), before(IMAGES))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_writing_theta_changes_the_model_and_back(channels_last: bool) -> None:
+    model = small_net(channels_last=channels_last)
+    weights = Weights(model)
+    with torch.no_grad():
+        weights.theta.copy_(torch.arange(len(weights.theta)))
+        seen = torch.cat([p.flatten() for p in model.parameters()]).sort().values
+        assert torch.equal(seen, torch.arange(len(weights.theta)).float())
+        for number, parameter in enumerate(model.parameters()):
+            parameter.fill_(number)
+    counts = [p.numel() for p in model.parameters()]
+    expected = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    assert torch.equal(weights.theta.detach(), expected.float())
+
+
+def test_theta_is_in_the_order_of_memory() -> None:
+    model = small_net(channels_last=True)
+    first = next(model.parameters()).detach().clone()
+    theta = Weights(model).theta.detach()
+    assert torch.equal(theta[: first.numel()], first.permute(0, 2, 3, 1).flatten())
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_gradients_add_up_in_the_vector(channels_last: bool) -> None:
+    model = small_net(channels_last=channels_last).double().float()
+    reference = copy.deepcopy(model)
+    weights = Weights(model)
+    pointer = weights.gradient.data_ptr()
+    for factor in (1.0, 0.5):
+        (factor * nn.functional.cross_entropy(model(IMAGES), LABELS)).backward()
+    loss = nn.functional.cross_entropy(reference(IMAGES), LABELS)
+    expected = torch.autograd.grad(loss, list(reference.parameters()))
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, 1.5 * gradient)
+    assert weights.gradient.data_ptr() == pointer == weights.theta.grad.data_ptr()  # type: ignore
+    norm = torch.cat([g.flatten() for g in expected]).norm()
+    torch.testing.assert_close(weights.gradient.norm(), 1.5 * norm)
+    weights.gradient.zero_()
+    assert all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_tied_parameters_are_counted_once() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    weights = Weights(model)
+    assert len(weights.theta) == 9
+    x = torch.randn(2, 3)
+    model(x).sum().backward()
+    w = model[0].weight.detach().clone().requires_grad_()
+    (expected,) = torch.autograd.grad((x @ w.T @ w.T).sum(), w)
+    torch.testing.assert_close(weights.gradient.view(3, 3), expected)
+
+
+def test_frozen_parameters_stay_outside() -> None:
+    model = small_net()
+    frozen = model.get_parameter("body.0.weight").requires_grad_(False)
+    before = frozen.clone()
+    weights = Weights(model)
+    assert len(weights.theta) == sum(p.numel() for p in model.parameters()) - frozen.numel()
+    with torch.no_grad():
+        weights.theta.zero_()
+    assert torch.equal(frozen, before)
+    assert frozen.grad is None
+
+
+def test_statistics_are_all_means_then_all_variances() -> None:
+    model = small_net()
+    weights = Weights(model)
+    assert torch.equal(weights.statistics, torch.cat([torch.zeros(10), torch.ones(10)]))
+    weights.statistics.copy_(torch.arange(20))
+    for name, expected in (
+        ("body.1.running_mean", range(4)),
+        ("body.4.running_mean", range(4, 10)),
+        ("body.1.running_var", range(10, 14)),
+        ("body.4.running_var", range(14, 20)),
+    ):
+        assert model.get_buffer(name).tolist() == list(expected), name
+    model.get_buffer("body.4.running_mean").fill_(-1)
+    assert weights.statistics.tolist() == [*range(4), *[-1] * 6, *range(10, 20)]
+
+
+def test_norms_without_running_statistics_are_left_out() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, track_running_stats=False))
+    weights = Weights(model)
+    assert weights.norms == []
+    assert weights.statistics.shape == (0,)
+    no_affine = Weights(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, affine=False)))
+    assert (len(no_affine.theta), len(no_affine.statistics)) == (9, 6)
+
+
+def test_copies_are_independent_and_load_back() -> None:
+    model = small_net()
+    weights = Weights(model)
+    model(IMAGES)
+    output = model.eval()(IMAGES)
+    theta, statistics = weights.copy()
+    assert not theta.requires_grad
+    with torch.no_grad():
+        weights.theta.zero_()
+        weights.statistics.fill_(9)
+    assert not torch.equal(model(IMAGES), output)
+    weights.load_(theta, statistics)
+    assert torch.equal(model(IMAGES), output)
+
+
+def test_state_dict_round_trip() -> None:
+    model, other = small_net(channels_last=True), ResNet9(width=2)
+    weights = Weights(model)
+    model(IMAGES)
+    torch.manual_seed(5)
+    fresh = SmallNet()
+    into = Weights(fresh)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh.eval()(IMAGES), model.eval()(IMAGES))
+    assert torch.equal(into.statistics, weights.statistics)
+    assert torch.equal(into.theta.sort().values, weights.theta.sort().values)
+    kept = {name: t.clone() for name, t in other.state_dict().items()}
+    Weights(other)
+    assert all(torch.equal(t, kept[name]) for name, t in other.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_types_are_refused_in_one_line(dtype: torch.dtype) -> None:
+    model = small_net()
+    model.get_submodule("linear").to(dtype)
+    with pytest.raises(ValueError, match=r"^parameter linear.weight: expected float32") as refused:
+        Weights(model)
+    assert str(dtype) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_without_trainable_parameters_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^expected a model with trainable parameters, got none$"):
+        Weights(nn.ReLU())
+    with pytest.raises(ValueError, match="trainable parameters"):
+        Weights(small_net().requires_grad_(False))
+
+
+def test_biases_stand_at_the_end_where_asked_for() -> None:
+    model = small_net()
+    before = copy.deepcopy(model)
+    weights = Weights(model, set_apart="biases")
+    biases = [p for name, p in before.named_parameters() if name.endswith("bias")]
+    assert weights.num_apart == sum(p.numel() for p in biases) == 4 + 6 + 10
+    assert torch.equal(weights.theta[-20:], torch.cat(biases))
+    assert torch.equal(model(IMAGES), before(IMAGES))
+    assert Weights(small_net()).num_apart == 0

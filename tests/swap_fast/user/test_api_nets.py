@@ -1,0 +1,327 @@
+"""`swap_fast.swap` of nets of every kind: frozen, tied, compiled, half precision, with buffers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from own_nets import (
+    Averaging,
+    Compiled,
+    Tied,
+    assert_same_bits,
+    bits,
+    blobs,
+    net,
+    partly,
+    plain_net,
+    small_swap,
+)
+from torch import Tensor, nn
+
+from swap_fast.user.statistics import ActivationPass
+from swap_fast.user.weights import OwnWeights
+
+
+def initial(make: Any, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return make()
+
+
+def frozen_net() -> nn.Module:
+    model = net()
+    model[0].requires_grad_(False)
+    return model
+
+
+def test_frozen_parameters_stay_as_they_were() -> None:
+    before = initial(frozen_net).state_dict()
+    result = small_swap(frozen_net)
+    for state in (result.model.state_dict(), *result.worker_states):
+        assert torch.equal(state["0.weight"], before["0.weight"])
+        assert not torch.equal(state["3.weight"], before["3.weight"])
+    assert result.record["settings"]["model"]["parameters"] == 8 + 8 + 32 + 4
+
+
+def test_tied_weights_stay_tied(tmp_path: Any) -> None:
+    result = small_swap(Tied)
+    assert result.model.read.weight is result.model.write.weight
+    assert result.record["settings"]["model"]["parameters"] == 36
+    mean = torch.stack([s["read.weight"].double() for s in result.worker_states]).mean(0)
+    torch.testing.assert_close(result.model.read.weight.double(), mean)
+    fresh = Tied()
+    fresh.load_state_dict(result.worker_states[0])
+    assert fresh.read.weight is fresh.write.weight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [Compiled.wrapped, Compiled.in_place], ids=["wrapped", "in place"])
+def test_a_compiled_net_gives_what_the_net_gives(make: Any) -> None:
+    x, y = blobs(20, seed=2)
+    plain = small_swap(net, test=(x, y))
+    result = small_swap(make, test=(x, y))
+    assert result.record["settings"]["model"]["compiled"]
+    for ours, theirs in zip(result.worker_states, plain.worker_states, strict=True):
+        for name, tensor in theirs.items():
+            if "tracked" not in name:
+                torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
+    bare = getattr(result.model, "_orig_mod", result.model)
+    torch.testing.assert_close(bare[1].running_var, plain.model[1].running_var, rtol=1e-3, atol=0)
+    assert result.accuracy == plain.accuracy
+
+
+def halved(make: Any, dtype: torch.dtype) -> Any:
+    return lambda: make().to(dtype)
+
+
+HALVES = {
+    "bf16": halved(net, torch.bfloat16),
+    "fp16": halved(plain_net, torch.float16),
+    "bf16 and fp32": partly(torch.bfloat16),
+    "fp16 and fp32": partly(torch.float16),
+}
+
+
+@pytest.mark.parametrize("make", HALVES.values(), ids=HALVES.keys())
+def test_half_precision_learns_and_keeps_its_types(make: Any) -> None:
+    types = {name: t.dtype for name, t in initial(make).state_dict().items()}
+    result = small_swap(make, blobs(400), blobs(100, seed=2))
+    assert result.accuracy > 0.85
+    for state in (result.model.state_dict(), *result.worker_states):
+        assert {name: t.dtype for name, t in state.items()} == types
+
+
+def test_half_precision_is_updated_and_averaged_in_fp32() -> None:
+    # Steps far below bf16's spacing: rounded after each of them, the weights would never move.
+    phase = {"schedule1": lambda epoch: 1e-4, "schedule2": lambda epoch: 1e-4}
+    make = halved(plain_net, torch.bfloat16)
+    plain_sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=1.0)}
+    result = small_swap(make, blobs(400), **phase, **plain_sgd)
+    before = initial(make).state_dict()["0.weight"]
+    assert not torch.equal(result.model[0].weight, before)
+    # And the average is the rounded mean of the workers, not the mean of rounded ones.
+    model = initial(make)
+    weights = OwnWeights(model)
+    theta = torch.full_like(weights.theta, 1 + 2**-9)  # half way between two bf16 numbers, and up
+    weights.load_(theta, weights.statistics)
+    assert weights.copy()[0].dtype == torch.float32
+    assert torch.equal(weights.copy()[0], theta)
+    assert torch.equal(model[0].weight, theta[:48].reshape(8, 6).to(torch.bfloat16))
+
+
+def test_gradients_of_fp16_parameters_do_not_underflow() -> None:
+    def tiny(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0].half()).float(), batch[1]) * 1e-7
+
+    make = halved(plain_net, torch.float16)
+    sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=1.0), "schedule1": lambda epoch: 1e5}
+    result = small_swap(make, loss=tiny, **sgd)
+    moved = result.model[0].weight - initial(make).state_dict()["0.weight"]
+    assert (moved != 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_autocast_precisions_train(precision: str) -> None:
+    result = small_swap(net, blobs(400), blobs(100, seed=2), precision=precision)
+    assert result.accuracy > 0.85
+    assert result.model[0].weight.dtype == torch.float32
+
+
+def test_each_worker_has_buffers_of_its_own_and_their_mean_is_taken() -> None:
+    result = small_swap(Averaging)
+    means = [state["mean"] for state in result.worker_states]
+    assert not torch.equal(*means)
+    torch.testing.assert_close(result.model.mean, torch.stack(means).mean(0))
+    assert result.model.mask.tolist() == [0.0, -torch.inf]
+    # Worker 1 goes on from phase 1's, not from worker 0's: alone it would end the same.
+    x, _ = blobs()
+    torch.manual_seed(0)
+    expected = Averaging()
+
+    def order(*where: int) -> Tensor:
+        return torch.from_numpy(
+            np.random.default_rng(np.random.SeedSequence((0, *where))).permutation(44)
+        )
+
+    slots = [torch.zeros(6), torch.zeros(6)]
+    for epoch in range(2):
+        for step in range(2):
+            for slot in range(2):
+                chosen = order(1, 0, epoch)[step * 16 + slot * 8 :][:8]
+                slots[slot] = 0.9 * slots[slot] + 0.1 * x[chosen].mean(0)
+    expected.mean = torch.stack(slots).mean(0)
+    for epoch in range(2):
+        for step in range(5):
+            expected.mean = 0.9 * expected.mean + 0.1 * x[order(2, 1, epoch)[step * 8 :][:8]].mean(
+                0
+            )
+    torch.testing.assert_close(means[1], expected.mean)
+
+
+class Frozen(nn.Module):
+    """A batch norm that stays in eval mode, as in fine tuning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self.body[1].eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def test_a_batch_norm_in_eval_mode_keeps_its_statistics() -> None:
+    result = small_swap(Frozen)
+    assert torch.equal(result.model.body[1].running_mean, torch.zeros(8))
+    assert torch.equal(result.model.body[1].running_var, torch.ones(8))
+
+
+def test_dropout_follows_from_the_seed() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 4))
+
+    runs = [bits(small_swap(make, seed=seed)) for seed in (1, 1, 2)]
+    assert_same_bits(*runs[:2])
+    assert not torch.equal(runs[0]["averaged.0.weight"], runs[2]["averaged.0.weight"])
+
+
+# Phase 3's pass.
+
+
+class Ways(nn.Module):
+    """Batch norm of [N, C], [N, C, L] and [N, C, H, W], one of them used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.line, self.plane = nn.BatchNorm1d(4), nn.BatchNorm1d(3), nn.BatchNorm2d(2)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        line = self.line(self.line(batch["line"]) * 2 + 1)
+        return self.flat(batch["flat"]).sum() + line.sum() + self.plane(batch["plane"]).sum()
+
+
+def ways_batches() -> list[dict[str, Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    sizes = {"flat": (4,), "line": (3, 5), "plane": (2, 3, 3)}
+    return [
+        {name: torch.randn(n, *size, generator=draw) + 1 for name, size in sizes.items()}
+        for n in (6, 6, 3)
+    ]
+
+
+def test_statistics_are_the_moments_of_all_that_goes_in() -> None:
+    model, batches = Ways(), ways_batches()
+    ActivationPass(OwnWeights(model), model)(batches)
+    for norm, name in ((model.flat, "flat"), (model.plane, "plane")):
+        values = torch.cat([b[name].transpose(0, 1).flatten(1) for b in batches], dim=1)
+        torch.testing.assert_close(norm.running_mean, values.mean(1))
+        torch.testing.assert_close(norm.running_var, values.var(1))
+    twice = []
+    for batch in batches:
+        line = batch["line"]
+        mean, var = line.mean((0, 2), keepdim=True), line.var((0, 2), keepdim=True, correction=0)
+        twice += [line, (line - mean) / (var + 1e-5).sqrt() * 2 + 1]
+    values = torch.cat([each.transpose(0, 1).flatten(1) for each in twice], dim=1)
+    torch.testing.assert_close(model.line.running_mean, values.mean(1))
+    torch.testing.assert_close(model.line.running_var, values.var(1))
+
+
+def test_of_one_batch_they_are_those_of_torchs_update_bn() -> None:
+    batch = blobs(40)[0]
+    model = net()
+    expected = copy.deepcopy(model)
+    torch.optim.swa_utils.update_bn([batch], expected)
+    ActivationPass(OwnWeights(model), model)([batch])
+    torch.testing.assert_close(model[1].running_mean, expected[1].running_mean)
+    torch.testing.assert_close(model[1].running_var, expected[1].running_var)
+
+
+def test_of_several_batches_the_spread_of_their_means_is_in_the_variance_too() -> None:
+    # torch's update_bn takes the mean of the batches' variances alone.
+    batches = blobs(40)[0].split(10)
+    model = net()
+    expected = copy.deepcopy(model)
+    torch.optim.swa_utils.update_bn(batches, expected)
+    ActivationPass(OwnWeights(model), model)(batches)
+    torch.testing.assert_close(model[1].running_mean, expected[1].running_mean)
+    with torch.no_grad():
+        means = torch.stack([model[0](batch).mean(0) for batch in batches])
+    between = 10 * (means - means.mean(0)).square().sum(0)
+    whole = (36 * expected[1].running_var + between) / 39
+    torch.testing.assert_close(model[1].running_var, whole)
+
+
+def test_a_pass_that_fails_leaves_the_statistics_as_they_were() -> None:
+    model = net()
+    weights = OwnWeights(model)
+    before = weights.copy()[1]
+    calls = iter([blobs(10)[0], None])
+    with pytest.raises(TypeError):
+        ActivationPass(weights, model)(calls)
+    assert torch.equal(weights.copy()[1], before)
+    assert model.training
+
+
+# What cannot be.
+
+
+class Lazy(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.LazyLinear(4))
+
+
+def shared_memory() -> nn.Module:
+    model = Tied()
+    model.read.weight = nn.Parameter(torch.empty(0))
+    model.read.weight.data = model.write.weight.data
+    return model
+
+
+def cumulative() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, momentum=None))
+
+
+def synchronised() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 4), nn.SyncBatchNorm(4))
+
+
+BAD = {
+    "all frozen": (lambda: net().requires_grad_(False), "model: expected trainable parameters"),
+    "lazy": (Lazy, "parameter 0.weight: expected one with a shape, got a lazy one"),
+    "shared memory": (shared_memory, "parameter read.weight: expected memory of its own"),
+    "complex": (lambda: nn.Linear(6, 4, dtype=torch.cfloat), "parameter weight: expected real"),
+    "cumulative": (cumulative, "batch norm: expected a momentum such as 0.1"),
+    "synchronised": (synchronised, "batch norm: expected one of each worker's own"),
+    "a module": (net(), "make_model: expected a function that makes the net, got a Sequential"),
+    "no module": (lambda: 3, "make_model: expected a function that returns an nn.Module"),
+    "in parallel": (lambda: nn.DataParallel(net()), "make_model: expected the bare net"),
+    "no logits": (lambda: nn.Sequential(net(), nn.Flatten(0)), "model: expected logits"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD.keys())
+def test_a_net_that_cannot_be_is_refused_in_one_line(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}") as refused:
+        small_swap(make)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_net_that_was_trained_is_no_new_start() -> None:
+    model = net()
+    small_swap(lambda: model)
+    with pytest.raises(ValueError, match=r"^make_model: expected a new net .* copy\.deepcopy"):
+        small_swap(lambda: model)
+
+
+def test_a_diverging_run_says_so() -> None:
+    with pytest.raises(
+        FloatingPointError, match=r"^phase 1, worker 0, epoch [12] .*: the loss is "
+    ):
+        small_swap(schedule1=lambda epoch: 1e30)

@@ -1,0 +1,343 @@
+"""What `swap_fast.swap` gives can be saved, loaded in a fresh net, and goes on where it was cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from own_nets import (
+    PHASE1,
+    PHASE2,
+    Averaging,
+    Compiled,
+    Tied,
+    assert_same_bits,
+    bits,
+    blobs,
+    dropping,
+    net,
+    partly,
+    plain_net,
+    small_swap,
+)
+from processes import free_port
+from repository import TESTS
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from swap_fast.training.interruption import InterruptedRunError
+from swap_fast.training.parts import Watch
+
+TEST = blobs(60, seed=2)
+
+
+def share(model: nn.Module) -> float:
+    with torch.no_grad():
+        return float((model.eval()(TEST[0]).argmax(1) == TEST[1]).double().mean())
+
+
+NETS = {
+    "plain": net,
+    "tied": Tied,
+    "half": partly(torch.bfloat16),
+    "own buffers": Averaging,
+}
+
+
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS.keys())
+def test_saved_files_give_the_reported_accuracies(make: Any, tmp_path: Path) -> None:
+    result = small_swap(make, test=TEST)
+    folder = result.save(tmp_path / "swapped")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *["README.md", "averaged.safetensors", "record.json"],
+        *["worker0.safetensors", "worker1.safetensors"],
+    ]
+    record = json.loads((folder / "record.json").read_text())
+    for name, accuracy in [
+        ("averaged", record["accuracies"]["averaged"]),
+        *((f"worker{w}", record["accuracies"]["workers"][w]) for w in range(2)),
+    ]:
+        fresh = make()
+        fresh.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        assert share(fresh) == accuracy
+    with safe_open(folder / "averaged.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize(
+    "make", [net, pytest.param(Compiled.wrapped, marks=pytest.mark.slow)], ids=["plain", "compiled"]
+)
+def test_the_cards_code_loads_the_model(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = small_swap(make, test=TEST)
+    card = (result.save(tmp_path) / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    loaded: dict[str, Any] = {"make_model": make}
+    exec(code, loaded)
+    assert share(loaded["model"]) == result.accuracy
+
+
+def test_the_card_says_what_was_done(tmp_path: Path) -> None:
+    phase1 = replace(PHASE1, max_epochs=9, stopping_accuracy=0.8)
+    result = small_swap(net, test=TEST, phase1=phase1, schedule2=lambda epoch: 0.01)
+    card = (result.save(tmp_path) / "README.md").read_text()
+    done = result.record["phase1_epochs"]
+    for line in (
+        "# Sequential, averaged by SWAP",
+        "| batch size | 16 | 8 |",
+        "| peak learning rate | 0.2 | a schedule of its own |",
+        f"| epochs | {done} of 9 | 2 |",
+        "| stopping train accuracy | 0.8 | none |",
+        f"| phase 1's model | {result.phase1_accuracy:.4f} | |",
+        "To be chosen by whoever publishes these weights.",
+    ):
+        assert line in card
+    assert "Phase 1 ended by its stopping accuracy." in card
+    assert f"**{result.accuracy:.4f}**" in card
+    assert "Stochastic Weight Averaging in Parallel: Large-Batch" in card
+    untested = small_swap(net)
+    card = (untested.save(tmp_path / "untested") / "README.md").read_text()
+    assert "| **averaged** | **not measured** |" in card
+    assert "Nothing was tested." in card
+
+
+def test_the_record_is_json_and_says_how(tmp_path: Path) -> None:
+    result = small_swap(net, test=TEST, optimizer=lambda p: torch.optim.AdamW(p, lr=0.3))
+    text = (result.save(tmp_path) / "record.json").read_text()
+    record = json.loads(text, parse_constant=pytest.fail)  # no NaN
+    assert record["schema_version"] == 1
+    assert record["settings"]["optimizer"]["name"] == "AdamW"
+    assert record["settings"]["optimizer"]["groups"][0]["parameters"] == 48 + 16 + 36
+    assert record["data"] == {"train_examples": 44, "test_examples": 60}
+    assert record["environment"]["libraries"]["torch"] == torch.__version__.partition("+")[0] or (
+        record["environment"]["libraries"]["torch"] == torch.__version__
+    )
+    assert len(record["epochs"]) == 6
+    laps = record["times"]["laps_by_rank"][0]
+    counted = sum(laps[name] for name in record["times"]["reading_laps"]["paper"])
+    assert record["times"]["after_averaging_s"] == pytest.approx(counted)
+    assert len(record["times"]["worker_phase2_s"]) == 2
+    distance = record["pairwise_distances"]
+    thetas = [
+        torch.cat([state[n].double().flatten() for n, _ in net().named_parameters()])
+        for state in result.worker_states
+    ]
+    assert distance[0][1] == pytest.approx(float((thetas[0] - thetas[1]).norm()))
+
+
+def test_a_result_is_not_written_over_unless_told(tmp_path: Path) -> None:
+    small_swap(workers=4, phase1=None, phase2=PHASE2).save(tmp_path)
+    other = small_swap()
+    with pytest.raises(ValueError, match=r"^folder: expected one without a result, got .*; choose"):
+        other.save(tmp_path)
+    (tmp_path / "worker3.safetensors.txt").touch()
+    other.save(tmp_path, overwrite=True)
+    assert not (tmp_path / "worker3.safetensors").exists()
+    assert (tmp_path / "worker3.safetensors.txt").exists()
+    assert json.loads((tmp_path / "record.json").read_text()) == json.loads(
+        json.dumps(other.record)
+    )
+
+
+def test_the_models_have_memory_of_their_own() -> None:
+    result = small_swap(net)
+    for parameter in result.model.parameters():
+        assert parameter.untyped_storage().nbytes() == parameter.numel() * 4
+        assert parameter.grad is None
+    assert not result.model.training
+    one, other = result.worker_model(0), result.worker_model(1)
+    assert not torch.equal(one[0].weight, other[0].weight)
+    with pytest.raises(ValueError, match=r"^worker: expected 0 to 1, got 2$"):
+        result.worker_model(2)
+
+
+# Interrupted, and gone on with.
+
+
+class Cut:
+    """Ends a run after so many updates, as a signal does."""
+
+    def __init__(self, updates: int) -> None:
+        self.left = updates
+
+    def on_step(self, images: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    @property
+    def watch(self) -> Watch:
+        return Watch(on_step=self.on_step)
+
+
+def _handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "adamw": {"optimizer": lambda p: torch.optim.AdamW(p, lr=1.0), "keep_momentum": True},
+    "half": {"make": partly(torch.bfloat16)},
+    "half with batch norm": {"make": lambda: net().bfloat16(), "clip_gradient_norm": 1.0},
+    "own buffers": {"make": Averaging},
+    "dropout": {"make": dropping},
+    "fp16": {"precision": "fp16"},
+}
+
+
+@pytest.mark.parametrize("updates", [1, 3, 4, 6, 9, 14, 20])
+@pytest.mark.parametrize("said", SETTINGS.values(), ids=SETTINGS.keys())
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    said: dict[str, Any], updates: int, tmp_path: Path
+) -> None:
+    whole, handlers = small_swap(test=TEST, **said), _handlers()
+    with pytest.raises(InterruptedRunError):
+        small_swap(test=TEST, **said, folder=tmp_path, watch=Cut(updates).watch)
+    assert _handlers() == handlers
+    result = small_swap(test=TEST, **said, folder=tmp_path, resume=True)
+    assert_same_bits(bits(result), bits(whole))
+    assert result.accuracy == whole.accuracy
+    untimed = [
+        [replace(row, time_s=0.0, train_accuracy=0.0) for row in each.epochs]
+        for each in (result, whole)
+    ]
+    assert untimed[0] == untimed[1]
+
+
+def test_batches_as_they_come_go_on_too(tmp_path: Path) -> None:
+    def loader() -> Any:
+        data = torch.utils.data.TensorDataset(*blobs())
+        return torch.utils.data.DataLoader(data, batch_size=8, shuffle=True)
+
+    whole = small_swap(train=loader())
+    with pytest.raises(InterruptedRunError):
+        small_swap(train=loader(), folder=tmp_path, watch=Cut(8).watch)
+    result = small_swap(train=loader(), folder=tmp_path, resume=True)
+    assert_same_bits(bits(result), bits(whole))
+
+
+def test_a_run_that_is_done_gives_its_result_again(tmp_path: Path) -> None:
+    phase2 = replace(PHASE2, max_epochs=4, cycles=2)
+    first = small_swap(net, test=TEST, folder=tmp_path, phase2=phase2)
+    steps: list[int] = []
+    again = small_swap(
+        *(net, None, TEST),
+        folder=tmp_path,
+        phase2=phase2,
+        resume=True,
+        watch=Watch(on_step=steps.append),
+    )
+    assert steps == []
+    assert_same_bits(bits(again), bits(first))
+    kept = {path.name for path in tmp_path.glob("worker0*.safetensors")}
+    assert "worker0-epoch1.safetensors" not in kept
+    assert {"worker0-epoch2.safetensors", "worker0-epoch4.safetensors"} <= kept
+
+
+def test_a_folder_has_one_run(tmp_path: Path) -> None:
+    small_swap(folder=tmp_path)
+    with pytest.raises(ValueError, match=r"^folder: expected one without a run, .* resume=True"):
+        small_swap(folder=tmp_path)
+    with pytest.raises(ValueError, match=r"^seed: expected 0 as the run in .* has, got 1; choose"):
+        small_swap(folder=tmp_path, resume=True, seed=1)
+    with pytest.raises(ValueError, match=r"^model: expected "):
+        small_swap(plain_net, folder=tmp_path, resume=True)
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"^folder: expected settings in .*; choose another fol"):
+        small_swap(folder=tmp_path, resume=True)
+
+
+def test_without_a_folder_nothing_is_written_and_signals_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    handlers = []
+    small_swap(watch=Watch(on_step=lambda _: handlers.append(signal.getsignal(signal.SIGTERM))))
+    assert set(handlers) == {signal.getsignal(signal.SIGTERM)}
+    assert list(tmp_path.iterdir()) == []
+
+
+# Under torchrun.
+
+SCRIPT = """
+import sys
+import torch
+from own_nets import Averaging, bits, blobs, dropping, net, plain_net, small_swap
+
+makes = {"net": net, "plain": plain_net, "own buffers": Averaging, "dropout": dropping}
+for name, make in makes.items():
+    result = small_swap(
+        lambda: make().double(),
+        double(blobs()),
+        double(blobs(60, seed=2)),
+        folder=f"{sys.argv[1]}/run of {name}",
+        resume=True,
+    )
+    result.save(f"{sys.argv[1]}/{name}", overwrite=True)
+    torch.save((result.accuracy, result.model.state_dict()), f"{sys.argv[1]}/{name}.{RANK}.pt")
+"""
+PRELUDE = """
+import os, torch
+RANK = os.environ.get("RANK", "alone")
+torch.set_num_threads(1)
+def double(data):
+    return data[0].double(), data[1]
+"""
+
+
+def run_script(folder: Path, processes: int) -> None:
+    script = folder / "script.py"
+    script.write_text(PRELUDE + SCRIPT)
+    env = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    torchrun += ["--master-port", str(free_port())]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), str(folder)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2])
+def test_processes_of_torchrun_give_what_one_gives(processes: int, tmp_path: Path) -> None:
+    for number in (1, processes):
+        (tmp_path / str(number)).mkdir()
+        run_script(tmp_path / str(number), number)
+    for name in ("net", "plain", "own buffers", "dropout"):
+        alone = torch.load(tmp_path / "1" / f"{name}.alone.pt")
+        for rank in range(processes):
+            accuracy, state = torch.load(tmp_path / str(processes) / f"{name}.{rank}.pt")
+            assert accuracy == alone[0]
+            torch.testing.assert_close(state, alone[1], rtol=1e-9, atol=1e-10)
+        for file in ("averaged", "worker0", "worker1"):
+            one, both = (
+                load_file(tmp_path / str(n) / name / f"{file}.safetensors") for n in (1, processes)
+            )
+            torch.testing.assert_close(both, one, rtol=1e-9, atol=1e-10)
+        record = json.loads((tmp_path / str(processes) / name / "record.json").read_text())
+        assert record["world_size"] == processes
+        assert len(record["epochs"]) == 6
+    # One process goes on with what two have done, which is all: no epoch is run again.
+    run_script(tmp_path / str(processes), 1)
+    again = json.loads((tmp_path / str(processes) / name / "record.json").read_text())
+    assert again["world_size"] == 1
+    assert [row["time_s"] for row in again["epochs"]] == [row["time_s"] for row in record["epochs"]]
+    _, state = torch.load(tmp_path / str(processes) / f"{name}.alone.pt")
+    torch.testing.assert_close(state, alone[1], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_more_processes_than_workers_devices_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"processes: expected 1 to 2, one a worker's device"):
+        run_script(tmp_path, 3)
