@@ -20,7 +20,7 @@ _HOME = {
     "Parts": "training.parts",
     "make_parts": "training.parts",
     "Weights": "training.weights",
-    "average": "training.averaging",
+    "average": "training.weights",
     "average_files": "averaging_files.soups",
     "recompute_statistics_": "training.batchnorm",
     "export_onnx": "onnx_export",

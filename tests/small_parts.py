@@ -24,7 +24,7 @@ from swap_fast.data.cifar.augment import Plan
 from swap_fast.data.cifar.dataset import Dataset, Split
 from swap_fast.distributed import ALONE, Comm, connect
 from swap_fast.record import EpochRow
-from swap_fast.tasks.cifar_source import CifarSource
+from swap_fast.tasks.cifar import CifarSource
 from swap_fast.training.clock import Clock
 from swap_fast.training.interruption import NEVER, Interruption
 from swap_fast.training.parts import Parts, Watch, make_parts

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.runner.launch import launch
-from bench.runner.request import Request
+from bench.runner.run_folders import Request
 from swap_fast.training.clock import LAPS, UNCOUNTED, Clock
 
 COUNTED = set(LAPS) - set(UNCOUNTED) - {"checkpoint", "waiting"}

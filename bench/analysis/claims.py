@@ -4,19 +4,37 @@ An outcome is computed from the runs; none is written by hand.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
 
-from bench.analysis.claim_pairs import Pair, pairs_of, values_of
-from bench.analysis.landscape_claims import Fact, landscape_facts
-from bench.analysis.paper_claims import ACCURACY_CLAIMS, SWAP_AFTER, TIME_CLAIMS, Claim, Side
 from bench.analysis.verdicts import ACCURACY_MARGIN, TIME_MARGIN
 from bench.document.table import EMULATED, EMULATED_NOTE, NOTHING, Table, interval_cell
-from bench.intervals import t_interval
-from bench.landscape.records import CosineRecord, PlaneRecord
+from bench.landscape.records import Basin, CosineRecord, PlaneRecord, basin, on_other_sides
 from bench.plots.training import averages_shown
-from bench.records.grouping import Host, group_by, host_of, summarize
-from bench.records.paper import Paper
-from bench.records.paper_tables import ACCURACY, SIZES, Size
+from bench.records.grouping import (
+    Host,
+    accuracy_key,
+    group_by,
+    host_of,
+    machine_key,
+    recipe_of,
+    summarize,
+)
+from bench.records.paper import Paper, PaperValue
+from bench.records.paper_tables import (
+    ACCURACY,
+    AFTER,
+    BEFORE,
+    RUN_TABLES,
+    SIZES,
+    TOP_1,
+    Column,
+    Row,
+    Size,
+    places_of,
+)
 from bench.statistics import (
     DID_NOT_HOLD,
     HELD,
@@ -26,8 +44,296 @@ from bench.statistics import (
     exponential,
     logarithms,
     outcome,
+    t_interval,
 )
 from swap_fast.record import RunRecord
+
+# What the paper claims of the loss's landscape, held against planes and cosines. No torch.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """A claim of which every plane or path tells whether it holds."""
+
+    says: str
+    """In the paper's words."""
+    source: str
+    """Where it says so."""
+    ours: tuple[str, ...]
+    """The figures behind it, one text a plane or path."""
+    holds: tuple[bool, ...]
+    """Whether it holds, for each of them."""
+
+
+def landscape_facts(planes: Sequence[PlaneRecord], cosines: Sequence[CosineRecord]) -> list[Fact]:
+    """The paper's claims of Figures 2 to 4, each over all planes or paths that there are."""
+    second, third = ([(p, basin(p)) for p in planes if p.figure == number] for number in (2, 3))
+    crossed = tuple(on_other_sides(plane, "LB", "SGD") for plane, _ in second)
+    return [
+        Fact(
+            says="The final model (SWAP) is closer to the center of the training error's basin "
+            "than the output of phase 1 and a worker",
+            source="Section 4, Figure 2",
+            ours=tuple(_distances(found) for _, found in second),
+            holds=tuple(found.nearest == "SWAP" for _, found in second),
+        ),
+        Fact(
+            says="During phase 2 the model traversed to a different side of the basin",
+            source="Section 4, Figure 2",
+            ours=tuple(
+                f"LB and SGD on {'unlike sides' if is_so else 'one side'}" for is_so in crossed
+            ),
+            holds=crossed,
+        ),
+        Fact(
+            says="SWAP is closer to the center than three workers",
+            source="Section 4, Figure 3",
+            ours=tuple(_distances(found) for _, found in third),
+            holds=tuple(found.nearest == "SWAP" for _, found in third),
+        ),
+        Fact(
+            says="The cosine similarity of -g and the direction to the output of SWAP decreases as "
+            "the training enters its later stages",
+            source="Section 4.2, Figure 4",
+            ours=tuple(
+                f"mean of the first third of the epochs {first:.3f}, of the last {last:.3f}"
+                for first, last in map(thirds, cosines)
+            ),
+            holds=tuple(last < first for first, last in map(thirds, cosines)),
+        ),
+    ]
+
+
+def thirds(record: CosineRecord) -> tuple[float, float]:
+    """The mean cosine over the first and over the last third of a path's epochs, or one of each."""
+    values = [row.cosine for row in record.rows]
+    count = max(1, len(values) // 3)
+    return summarize(values[:count]).mean, summarize(values[-count:]).mean
+
+
+def _distances(found: Basin) -> str:
+    each = ", ".join(f"{name} {distance:.2f}" for name, distance in found.distances.items())
+    cut_off = "; the basin reaches the grid's border" if found.cut_off else ""
+    return f"from the center: {each}{cut_off}"
+
+
+# What the paper claims of its rows, in its words: which figure is held against which. No torch.
+
+
+Rule = Literal["higher", "at least as high", "so many times longer"]
+"""How the first side is said to stand to the second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One quantity of one row of one of the paper's tables."""
+
+    table: int
+    """The paper's number."""
+    label: str
+    """The row, as the paper prints it."""
+    column: Column | None = None
+    """Which accuracy; None: the time."""
+
+    @property
+    def row(self) -> Row:
+        """Whose runs."""
+        (found,) = (row for row in RUN_TABLES[self.table].rows if row.label == self.label)
+        return found
+
+    def published(self, paper: Paper) -> PaperValue:
+        """The paper's own figure."""
+        column = "train_time" if self.column is None else self.column.name
+        return paper.value(RUN_TABLES[self.table].name, self.label, column)
+
+    def has(self, record: RunRecord, size: Size) -> bool:
+        """Whether the run stands in this row."""
+        table = RUN_TABLES[self.table]
+        return record.recipe == self.row.recipes[size] and table.place(size) in places_of(record)
+
+    def value(self, record: RunRecord, *, modelled: bool = False) -> float | None:
+        """The run's figure: a fraction, or seconds; modelled, had its workers run at once."""
+        if self.column is not None:
+            return self.row.accuracy(self.column, record)
+        modelled_s = self.row.modelled_s(record) if modelled else None
+        return self.row.time_s(record) if modelled_s is None else modelled_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """How the paper says that one quantity stands to another."""
+
+    says: str
+    """In the paper's words."""
+    source: str
+    """Where it says so."""
+    first: Side
+    """What is said to be higher, or as high, or longer ..."""
+    second: Side
+    """... than this."""
+    rule: Rule
+    """How."""
+
+    @property
+    def is_of_one_row(self) -> bool:
+        """Whether both are figures of the same runs."""
+        return self.first.row.recipes == self.second.row.recipes
+
+
+SMALL, LARGE = "SGD (small-batch)", "SGD (large-batch)"
+SWAP_BEFORE, SWAP_AFTER = "SWAP (before averaging)", "SWAP (after averaging)"
+SWA_LARGE, SWA_LARGE_SMALL = "Large-batch SWA", "Large-batch followed by small-batch SWA"
+SWA_SMALL = "Small-batch SWA"
+SWAP_10, SWAP_40 = "SWAP (10 small-batch epochs)", "SWAP (40 small-batch epochs)"
+
+
+def _claims_of(table: int, section: str, column: Column, *, large: str, swap: str) -> list[Claim]:
+    """What is said alike of Tables 1 to 3."""
+
+    def claim(says: str, first: str, second: str, rule: Rule) -> Claim:
+        return Claim(
+            says=says,
+            source=f"{section}, Table {table}",
+            first=Side(table=table, label=first, column=column),
+            second=Side(table=table, label=second, column=column),
+            rule=rule,
+        )
+
+    return [
+        claim(
+            "Test accuracy improves when the models are averaged", SWAP_AFTER, SWAP_BEFORE, "higher"
+        ),
+        claim(swap, SWAP_AFTER, SMALL, "at least as high"),
+        claim(large, SMALL, LARGE, "higher"),
+    ]
+
+
+_LARGE = "Training with small batches achieves higher testing accuracy than with large batches"
+_SWAP = "SWAP achieves accuracies on par with small-batch training, or better"
+
+ACCURACY_CLAIMS = (
+    *_claims_of(1, "Section 5.1", ACCURACY, large=_LARGE, swap=_SWAP),
+    *_claims_of(2, "Section 5.1", ACCURACY, large=_LARGE, swap=_SWAP),
+    *_claims_of(
+        3,
+        "Section 5.2",
+        TOP_1,
+        large="Doubling the batch size reduces the test accuracy of the small-batch run",
+        swap="SWAP recovers the generalization performance of the small-batch run",
+    ),
+    Claim(
+        says="SWA was unable to improve a large-batch run: before averaging it is as high",
+        source="Section 5.3, Table 4",
+        first=Side(table=4, label=SWA_LARGE, column=BEFORE),
+        second=Side(table=4, label=SWA_LARGE, column=AFTER),
+        rule="at least as high",
+    ),
+    Claim(
+        says="Large-batch followed by small-batch SWA reaches the test accuracy of a small-batch "
+        "run",
+        source="Section 5.3, Tables 4 and 2",
+        first=Side(table=4, label=SWA_LARGE_SMALL, column=AFTER),
+        second=Side(table=2, label=SMALL, column=ACCURACY),
+        rule="at least as high",
+    ),
+    Claim(
+        says="Small-batch SWA achieves better accuracy than SWAP (by around 0.9%)",
+        source="Section 5.3, Table 4",
+        first=Side(table=4, label=SWA_SMALL, column=AFTER),
+        second=Side(table=4, label=SWAP_10, column=AFTER),
+        rule="higher",
+    ),
+    Claim(
+        says="SWAP with two longer cycles and two models a worker reaches the precision of "
+        "small-batch SWA",
+        source="Section 5.3, Table 4",
+        first=Side(table=4, label=SWAP_40, column=AFTER),
+        second=Side(table=4, label=SWA_SMALL, column=AFTER),
+        rule="at least as high",
+    ),
+)
+"""Of test accuracies, in the paper's order."""
+
+TIME_CLAIMS = (
+    Claim(
+        says="Large-batch followed by small-batch SWA requires more than three times longer than "
+        "SWAP",
+        source="Section 5.3, Table 4",
+        first=Side(table=4, label=SWA_LARGE_SMALL),
+        second=Side(table=4, label=SWAP_10),
+        rule="so many times longer",
+    ),
+    Claim(
+        says="Small-batch SWA needs 6.8x more training time than SWAP",
+        source="Section 5.3, Table 4",
+        first=Side(table=4, label=SWA_SMALL),
+        second=Side(table=4, label=SWAP_10),
+        rule="so many times longer",
+    ),
+    Claim(
+        says="SWAP reaches small-batch SWA's accuracy in 3.5x less time",
+        source="Section 5.3, Table 4",
+        first=Side(table=4, label=SWA_SMALL),
+        second=Side(table=4, label=SWAP_40),
+        rule="so many times longer",
+    ),
+)
+"""Of training times, in the paper's order."""
+
+
+# Which runs a claim holds against each other, and their figures. No torch.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The runs of a claim's two sides that may be held against each other."""
+
+    first: list[RunRecord]
+    """Of one recipe, kind of machine, number of devices, precision and data."""
+    second: list[RunRecord]
+    """Likewise, with the same precision and data as the first."""
+    mark: str
+    """A number where there is more than one such pair; else nothing."""
+
+
+def pairs_of(claim: Claim, records: Sequence[RunRecord], size: Size) -> Iterator[Pair]:
+    """Every two groups of runs that may be held against each other; an empty pair without any."""
+    sides = []
+    for side in (claim.first, claim.second):
+        runs = [record for record in records if side.has(record, size)]
+        sides.append(list(group_by(runs, lambda r: (accuracy_key(r), machine_key(r))).values()))
+    if claim.is_of_one_row:
+        fitting = [(group, group) for group in sides[0]]
+    else:
+        fitting = [
+            (first, second)
+            for first, second in product(*sides)
+            if _conditions(first[0]) == _conditions(second[0])
+        ]
+    for number, (first, second) in enumerate(fitting, start=1):
+        yield Pair(first=first, second=second, mark=f" [{number}]" if len(fitting) > 1 else "")
+    if not fitting:
+        yield Pair(first=[], second=[], mark="")
+
+
+def _conditions(record: RunRecord) -> tuple[object, ...]:
+    """What must be equal for runs of two recipes to be held against each other."""
+    key = accuracy_key(record)
+    return (key.precision, key.data_hash, recipe_of(record).get("train_images"))
+
+
+def values_of(claim: Claim, pair: Pair, *, modelled: bool = False) -> tuple[Values, Values]:
+    """Each side's figures; by run where both are of the same runs, else by seed."""
+
+    def of(side: Side, runs: Sequence[RunRecord]) -> Values:
+        return [
+            (record.run_id if claim.is_of_one_row else record.seed, value)
+            for record in runs
+            if (value := side.value(record, modelled=modelled)) is not None
+        ]
+
+    return of(claim.first, pair.first), of(claim.second, pair.second)
+
 
 COLUMNS = (
     "The paper says",

@@ -12,7 +12,7 @@ from bench.records.grouping import (
     machine_key,
     summarize,
 )
-from bench.records.places import number_machines
+from bench.records.paper_tables import number_machines
 from swap_fast.record import RunRecord
 
 FEWEST_RUNS = 3

@@ -3,10 +3,12 @@
 What it says is built once (`bench.report.sections`); Markdown and HTML are two forms of it.
 """
 
+import base64
+import html
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.document.table import Table
+from bench.document.table import Table, escape_markdown, figure_columns, one_line, to_markdown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,3 +74,87 @@ class Document:
     """What stands before the first heading, and before the contents."""
     sections: tuple[Section, ...]
     """In the order of reading."""
+
+
+# A document as one HTML file that needs nothing beside it: no script, no network. No torch.
+#
+# Every text goes through the template's escaping; what a record says never becomes markup.
+
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+def document_to_html(document: Document) -> str:
+    """The document as the text of a file, its figures within it.
+
+    Raises:
+        OSError: a figure cannot be read.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["one_line"] = one_line
+    environment.globals |= {"kind": _kind, "data_uri": _data_uri, "figure_columns": figure_columns}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(document=document)
+
+
+def _kind(block: Block) -> str:
+    """Which of the template's forms a block takes."""
+    kinds = {
+        Paragraph: "paragraph",
+        Bullets: "bullets",
+        Figure: "figure",
+        Folded: "folded",
+        Table: "table",
+    }
+    return kinds[type(block)]
+
+
+def _data_uri(svg: Path) -> str:
+    """A drawing as the address of an image: in one page, the names within many would collide."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode('ascii')}"
+
+
+# A document as Markdown, with its figures as links. No torch.
+
+
+def document_to_markdown(document: Document, folder: Path) -> str:
+    """The document as the text of a file.
+
+    Arguments:
+        folder: where the file is to stand, from which its links lead.
+    """
+    parts = [f"# {escape_markdown(document.title)}\n"]
+    parts += [_block(block, folder) for block in document.opening]
+    for section in document.sections:
+        parts.append(f"## {escape_markdown(section.title)}\n")
+        parts += [_block(block, folder) for block in section.blocks]
+    return "\n".join(parts)
+
+
+def _block(block: Block, folder: Path) -> str:
+    """Whole lines, each with its end."""
+    match block:
+        case Paragraph():
+            text = escape_markdown(block.text)
+            return f"**{text}**\n" if block.strong else f"{text}\n"
+        case Bullets():
+            return "".join(f"- {escape_markdown(item)}\n" for item in block.items)
+        case Figure():
+            svg, png = (path.relative_to(folder).as_posix() for path in (block.svg, block.png))
+            caption = escape_markdown(block.caption)
+            return f"![{caption}]({svg})\n\n{caption} ([PNG]({png})).\n"
+        case Folded():
+            # Within HTML, Markdown's escapes are not read.
+            summary = html.escape(block.summary)
+            table = to_markdown(block.table)
+            return f"<details><summary>{summary}</summary>\n\n{table}\n</details>\n"
+        case _:
+            return to_markdown(block)

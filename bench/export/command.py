@@ -47,13 +47,13 @@ def run_export(options: ExportOptions) -> int:
     """
     runs = find_runs(options.runs, options.results)
     if isinstance(options, CsvOptions):
-        from bench.export.csv import epochs_csv, runs_csv
+        from bench.export.tables import epochs_csv, runs_csv
 
         text = _of_whole(runs, epochs_csv if options.epochs else runs_csv)
         name = "epochs.csv" if options.epochs else "runs.csv"
         _write(options.out or options.results / "exports" / name, text)
     elif isinstance(options, LatexOptions):
-        from bench.export.latex import latex
+        from bench.export.tables import latex
 
         text = _of_whole(
             runs, lambda records: latex(records, options.results, fragment=options.fragment)

@@ -9,8 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from bench.export.caveats import caveats_of
-from bench.export.options import DawnbenchOptions
+from bench.export.options import DawnbenchOptions, caveats_of
 from bench.records.grouping import device_type, host_of, recipe_of
 from swap_fast.record import RunRecord
 from swap_fast.training.clock import total

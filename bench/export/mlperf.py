@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from bench.export.caveats import caveats_of
-from bench.export.options import MlperfOptions
+from bench.export.options import MlperfOptions, caveats_of
 from bench.records.grouping import machine_key, recipe_of, slots_of
 from bench.records.timing import laps_of_slowest_rank
 from swap_fast.record import EpochRow, RunRecord

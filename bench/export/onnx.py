@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bench.export.options import OnnxOptions
 from bench.records.grouping import recipe_of
 from swap_fast.data.cifar.dataset import IMAGE_SIDE, normalisation_of, num_classes_of
-from swap_fast.data.cifar.find import load_dataset, locate_dataset
+from swap_fast.data.cifar.files import load_dataset, locate_dataset
 from swap_fast.data.imagenet.scan import IMAGENET_MEAN, IMAGENET_STD
 from swap_fast.models import ResNet9, ResNet50, WhitenedResNet9
 from swap_fast.onnx_export import export_onnx

@@ -6,9 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.landscape.basin import best
-from bench.landscape.records import CosineRecord, PlaneRecord
-from bench.plots.style import figure_style, save_figure
+from bench.landscape.records import CosineRecord, PlaneRecord, best
+from bench.plots.training import figure_style, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

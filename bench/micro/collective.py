@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.hardware.machine import available_cores
-from bench.micro.bandwidth import bus_bandwidth
-from bench.micro.footprint import synchronize
+from bench.micro.peak import synchronize
+from bench.micro.tables import bus_bandwidth
 from bench.runner.launch import launch
 from swap_fast.config.execution import DTYPES
 from swap_fast.distributed import Comm, connect

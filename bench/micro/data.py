@@ -1,15 +1,19 @@
 """Ways to make augmented training batches: ours beside others' and beside a copy."""
 
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from bench.micro.footprint import synchronize
 from bench.micro.interleave import Work
-from bench.micro.stock_loader import stock_loader
+from bench.micro.peak import synchronize
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import LoaderName
@@ -17,8 +21,186 @@ from swap_fast.data.cifar.augment import plan_epoch
 from swap_fast.data.cifar.batches import Share
 from swap_fast.data.cifar.dataset import Split
 from swap_fast.data.cifar.resident import DeviceImages
+from swap_fast.data.imagenet.batches import DecoderName, TreeBatches, make_decoder
+from swap_fast.data.imagenet.scan import IMAGENET_MEAN, IMAGENET_STD, ImageTree, scan_tree
 from swap_fast.tasks.cifar import loader_maker
-from swap_fast.training.memory import keep_freed_memory
+from swap_fast.training.capture import keep_freed_memory
+
+# Ways to make training batches from JPEG files: ours beside torchvision's DataLoader.
+#
+# The files are generated, of 500 x 375 pixels and about 110 kB, as ImageNet's are. All ways read
+# the same ones, show a random resized crop of 224 pixels, perhaps mirrored, and normalise it.
+
+
+NUM_FILES = 1024  # a turn of every way: so many that its start weighs little
+CLASSES = 4
+WIDTH, HEIGHT = 500, 375
+PX, MIN_SCALE = 224, 0.08
+_QUALITY, _NOISE, _CELL = 92, 20, 12  # give files of about 110 kB
+
+
+def write_jpegs(root: Path, num_files: int = NUM_FILES) -> Path:
+    """Write the files as a tree, of which the test split has one file a class."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for split, num in (("train", num_files), ("val", CLASSES)):
+        for number in range(num):
+            cells = random.integers(
+                256, size=(HEIGHT // _CELL + 1, WIDTH // _CELL + 1, 3), dtype=np.uint8
+            )
+            smooth = Image.fromarray(cells).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+            noise = random.integers(-_NOISE, _NOISE + 1, size=(HEIGHT, WIDTH, 1))
+            pixels = (np.asarray(smooth) + noise).clip(0, 255).astype(np.uint8)
+            folder = root / split / f"class{number % CLASSES}"
+            folder.mkdir(parents=True, exist_ok=True)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "JPEG", quality=_QUALITY)
+            (folder / f"{number:04}.JPEG").write_bytes(buffer.getvalue())
+    return root
+
+
+def _our_work(
+    tree: ImageTree, name: DecoderName, device_type: str, batch_size: int, threads: int
+) -> Work:
+    device = torch.device(device_type)
+    execution = Execution(
+        device_type="cuda" if device_type == "cuda" else "cpu",
+        precision="fp16" if device_type == "cuda" else "fp32",
+    )
+    batches = TreeBatches(
+        tree.train,
+        make_decoder(
+            name,
+            tree.train,
+            batch_size=batch_size,
+            execution=execution,
+            device=device,
+            threads=threads,
+        ),
+        px=PX,
+        min_scale=MIN_SCALE,
+        global_batch_size=batch_size,
+        num_slots=1,
+        slots=range(1),
+        seed=0,
+        number=1,
+        device=device,
+    )
+    images = execution.empty_images((batch_size, 3, PX, PX), device)
+    labels = torch.empty(batch_size, dtype=torch.int64, device=device)
+    epoch = 0
+
+    def work() -> int:
+        nonlocal epoch
+        # A whole epoch, so that no batch is decoded before its turn is timed.
+        batches.start_epoch(0, epoch)
+        epoch += 1
+        for step in range(batches.steps_per_epoch):
+            batches.load_(step, images, labels)
+        synchronize(device)
+        return batches.steps_per_epoch * batch_size
+
+    return work
+
+
+def our_dali(root: str, device_type: str, batch_size: int, threads: int) -> Work:
+    """Ours: DALI with so many threads, into a step's static tensor."""
+    return _our_work(scan_tree(Path(root)), "dali", device_type, batch_size, threads)
+
+
+def our_torchvision(root: str, device_type: str, batch_size: int, processes: int) -> Work:
+    """Ours without DALI: the same crops by torchvision in so many processes."""
+    return _our_work(scan_tree(Path(root)), "torchvision", device_type, batch_size, processes)
+
+
+def torchvision_jpeg_loader(root: str, batch_size: int, processes: int) -> Work:
+    """The stock way: ImageFolder, torchvision v2's transforms and a DataLoader, on the CPU."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(PX, scale=(MIN_SCALE, 1.0)),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    loader = torch.utils.data.DataLoader(
+        ImageFolder(str(Path(root) / "train"), transform),
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=processes,
+        persistent_workers=processes > 0,
+    )
+
+    def work() -> int:
+        return sum(len(images) for images, _ in loader)
+
+    return work
+
+
+# The stock input path: torchvision's transforms of one image after another, in a DataLoader.
+
+
+PAD = 4
+"""Pixels of reflected border, in which a crop has its place."""
+
+
+class _Augmented(Dataset[tuple[Tensor, int]]):
+    """Images augmented one by one."""
+
+    def __init__(self, split: Split, transform: Callable[[Tensor], Tensor]) -> None:
+        self._images = torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous()
+        self._labels, self._transform = split.labels.tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._transform(self._images[index]), self._labels[index]
+
+
+def stock_loader(
+    split: Split,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    loader_processes: int,
+    dtype: torch.dtype = torch.float32,
+    pin_memory: bool = False,
+) -> DataLoader[tuple[Tensor, int]]:
+    """Whole batches in a new order each epoch: cropped, mirrored, normalised; no cutout.
+
+    Arguments:
+        mean: of each channel, of bytes as they are; `std` likewise.
+        loader_processes: 0 makes the batches in this process.
+        dtype: of the images [B, 3, 32, 32].
+    """
+    from torchvision.transforms import v2
+
+    transforms = [
+        v2.RandomCrop(32, padding=PAD, padding_mode="reflect"),
+        v2.RandomHorizontalFlip(),
+        v2.ToDtype(torch.float32),
+        v2.Normalize(mean, std),
+    ]
+    if dtype != torch.float32:
+        transforms.append(v2.ToDtype(dtype))
+    return DataLoader(
+        _Augmented(split, v2.Compose(transforms)),
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=loader_processes,
+        persistent_workers=loader_processes > 0,
+        pin_memory=pin_memory,
+    )
+
 
 NUM_IMAGES = 20_480
 LOADER_IMAGES = 4_096  # a turn of the slowest way

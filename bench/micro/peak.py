@@ -9,13 +9,206 @@ may be over 100%.
 A plan has the same count without torch (`bench.net_cost`); a test holds the two equal.
 """
 
+import os
+import time
+from collections.abc import Callable, Iterable
+from itertools import repeat
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.micro.interleave import Cost
+from bench.hardware.machine import resident_bytes
+from bench.micro.interleave import Cost, Observed, Way, Work
 from bench.net_cost import INDEX_BYTES, UPDATE_PASSES, WEIGHT_BYTES
+from swap_fast.config.execution import DTYPES
 from swap_fast.models.resnet9 import Block, Residual
+
+# What a step takes beside its time: its first update, its memory, its launches.
+
+
+STEPS = 4  # updates a turn
+
+_HOST_LAUNCHES = (
+    *("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"),
+    "cudaGraphLaunch",
+)
+"""Calls of the driver that start a kernel, or a graph of them."""
+
+
+def observe(
+    device: torch.device,
+    make: Callable[[], Callable[[], None]],
+    images: int,
+    *,
+    prepare: Callable[[], None] = lambda: None,
+    steps: int = STEPS,
+) -> Observed:
+    """Make a step, time its first update, and return the work of several.
+
+    Arguments:
+        make: makes the step.
+        images: that one update takes.
+        prepare: what the step does before its first update in a real run; timed with it.
+        steps: updates a turn.
+    """
+    before = resident_bytes()[0]
+    step = make()
+    synchronize(device)
+    started = time.perf_counter()
+    prepare()
+    step()
+    synchronize(device)
+    first_step_s = time.perf_counter() - started
+
+    def portion() -> int:
+        for _ in repeat(None, steps):
+            step()
+        synchronize(device)
+        return steps * images
+
+    def facts() -> dict[str, float]:
+        # Memory first: a profile takes some of its own.
+        peak = (
+            torch.cuda.max_memory_allocated(device)
+            if device.type == "cuda"
+            else resident_bytes()[1] - before
+        )
+        return {
+            "first_step_s": first_step_s,
+            "peak_memory_bytes": peak,
+            **_launches(device, step),
+        }
+
+    portion()
+    return Observed(work=portion, facts=facts)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that a clock read next has seen its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def count_launches(events: Iterable[tuple[str, bool, bool]], device_type: str) -> dict[str, float]:
+    """What a profile of one step started.
+
+    Arguments:
+        events: (name, whether it ran on a CUDA device, whether no operator of torch called it).
+
+    Returns:
+        On CUDA `kernels`, those that ran, and `host_launches`, the calls that started them (a
+        graph is one); on a CPU `operators`, those of torch that no other called. A compiled way's
+        own fused loops are no operators of torch, and not among them.
+    """
+    seen = list(events)
+    if device_type == "cuda":
+        ran = [name for name, on_device, _ in seen if on_device]
+        return {
+            "kernels": sum(not name.startswith(("Memcpy", "Memset")) for name in ran),
+            "host_launches": sum(name in _HOST_LAUNCHES for name, on_device, _ in seen),
+        }
+    return {"operators": sum(outer and name.startswith("aten::") for name, _, outer in seen)}
+
+
+def _launches(device: torch.device, step: Callable[[], None]) -> dict[str, float]:
+    # Where there is no CUDA device, the profiler would print an error that is none.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities, acc_events=True) as profiled:
+        step()
+        synchronize(device)
+    return count_launches(
+        (
+            (event.name, event.device_type == DeviceType.CUDA, not _called_by_operator(event))
+            for event in profiled.events()
+        ),
+        device.type,
+    )
+
+
+def _called_by_operator(event: Any) -> bool:
+    """Whether one of torch's operators stands above an event of the profile."""
+    above = event.cpu_parent
+    while above is not None:
+        if above.name.startswith("aten::"):
+            return True
+        above = above.cpu_parent
+    return False
+
+
+# The device's own limits, measured as ways beside the steps: a matrix product, and a copy.
+
+
+MATRIX_SIZE = {"cpu": 4096, "cuda": 8192}
+"""Rows of the square matrices: large enough that larger ones are no faster."""
+COPIED_BYTES = {"cpu": 2**28, "cuda": 2**30}
+"""Of the copy's source: more than any cache holds."""
+PRODUCTS = {"cpu": 1, "cuda": 20}  # a turn
+
+
+def roof_ways(device_type: str, precision: str, shapes: list[tuple[int, int]]) -> list[Way]:
+    """A matrix product and a copy for each (processes, threads) that a step was given."""
+    return [
+        way
+        for processes, threads in shapes
+        for way in (
+            Way(
+                name=f"roof: {precision} matrix product",
+                make=matrix_product,
+                arguments=(device_type, precision, MATRIX_SIZE[device_type]),
+                processes=processes,
+                threads=threads,
+                unit="FLOP",
+            ),
+            Way(
+                name="roof: copy in memory",
+                make=memory_copy,
+                arguments=(device_type, COPIED_BYTES[device_type] // processes),
+                processes=processes,
+                threads=threads,
+                unit="bytes",
+            ),
+        )
+    ]
+
+
+def matrix_product(device_type: str, precision: str, size: int) -> Work:
+    """Products of two square matrices, into a third: 2 size^3 operations each."""
+    device, dtype = torch.device(device_type), DTYPES[precision]
+    products = PRODUCTS[device_type]
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(left)
+
+    def work() -> int:
+        for _ in range(products):
+            torch.mm(left, right, out=product)
+        synchronize(device)
+        return products * 2 * size**3
+
+    work()
+    return work
+
+
+def memory_copy(device_type: str, num_bytes: int) -> Work:
+    """A copy of so many bytes: each is read once and written once, and counted twice."""
+    device = torch.device(device_type)
+    # Of ones: zeros that were never written may all be one page of the system's.
+    source = torch.ones(num_bytes // 4, device=device)
+    target = torch.ones_like(source)
+
+    def work() -> int:
+        target.copy_(source)
+        synchronize(device)
+        return 2 * source.numel() * 4
+
+    work()
+    return work
 
 
 def step_flop(model: nn.Module, images: Tensor) -> tuple[int, int]:

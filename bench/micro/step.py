@@ -1,25 +1,29 @@
 """Ways to run the training step, and the batch-norm pass: ours beside torch's own."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import repeat
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from bench.micro.data import MEAN, STD, random_split
-from bench.micro.footprint import STEPS, observe, synchronize
+from bench.micro.data import MEAN, PAD, STD, random_split, stock_loader
 from bench.micro.interleave import Work
+from bench.micro.peak import STEPS, observe, synchronize
 from swap_fast.config.execution import Execution
-from swap_fast.config.phase import Augmentation, Optimizer, Phase
+from swap_fast.config.phase import Augmentation, Optimizer, Phase, triangle
 from swap_fast.data.cifar.batches import Batches, Share
-from swap_fast.data.cifar.dataset import Split
+from swap_fast.data.cifar.dataset import Dataset, DatasetName, Split
+from swap_fast.data.cifar.files import load_dataset
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.distributed import ALONE
 from swap_fast.models import ResNet9
 from swap_fast.training.batchnorm import recompute_statistics_
+from swap_fast.training.capture import keep_freed_memory
 from swap_fast.training.clock import Clock
 from swap_fast.training.loop import Stretch, train
-from swap_fast.training.memory import keep_freed_memory
 from swap_fast.training.optimizer import MomentumSGD
 from swap_fast.training.state import Position
 from swap_fast.training.step import Step
@@ -159,3 +163,188 @@ def batch_norm_pass(execution: Execution, width: int, batch_size: int, ours: boo
 
     work()
     return work
+
+
+# Whole training loops over real batches, input included: ours, a stock one, torch's best.
+#
+# The peers are written as a competent user of torch writes them, in the precision of ours. All
+# three crop and flip each image anew in each epoch, normalise it, and follow the same learning
+# rates; ours also cuts a square out of each, which the peers do not.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What every loop is given: the net, the data, and how the arithmetic is run."""
+
+    execution: Execution
+    width: int
+    batch_size: int
+    dataset: DatasetName
+    data: Path | None
+    """What `locate_dataset` found."""
+    num_images: int
+    """Of the training split, from its start: an epoch of them is a turn."""
+
+    def load(self) -> tuple[Split, Dataset]:
+        """The images of an epoch, and the data set that they are from."""
+        dataset = load_dataset(self.dataset, self.data)
+        train = dataset.train
+        images, labels = train.images[: self.num_images], train.labels[: self.num_images]
+        return Split(images=images, labels=labels), dataset
+
+    def optimizer(
+        self, model: nn.Module, *, fused: bool
+    ) -> tuple[torch.optim.SGD, torch.optim.lr_scheduler.LambdaLR]:
+        """Nesterov SGD with its schedule, stepped after each update."""
+        momentum, decay = Optimizer().momentum, Optimizer().weight_decay
+        sgd = torch.optim.SGD(
+            model.parameters(),
+            lr=PEAK_LR,
+            momentum=momentum,
+            weight_decay=decay,
+            nesterov=True,
+            fused=fused or None,
+        )
+        steps = self.num_images // self.batch_size
+        rate = triangle(1.0, 0.0, 1.0, 0.0)  # each epoch from the peak to 0, as ours has it
+        schedule = torch.optim.lr_scheduler.LambdaLR(sgd, lambda i: rate((i % steps + 1) / steps))
+        return sgd, schedule
+
+
+Epoch = Callable[[], tuple[float, float]]
+"""Trains through an epoch, and returns its mean loss and its accuracy."""
+
+
+def our_training(task: Task) -> Work:
+    """Our loop: `swap_fast.training.loop`, whose batches are gathered from images on the device."""
+    split, dataset = task.load()
+    return training_loop(
+        task.execution, task.width, task.batch_size, split, dataset.mean, dataset.std
+    )
+
+
+def stock_training(task: Task, loader_processes: int) -> Work:
+    """The stock loop as work."""
+    return _work(task, stock_epoch(task, loader_processes))
+
+
+def best_practice_training(task: Task, compile_mode: str | None) -> Work:
+    """Torch's best practice as work."""
+    return _work(task, best_practice_epoch(task, compile_mode))
+
+
+def _work(task: Task, epoch: Epoch) -> Work:
+    device = torch.device(task.execution.device_type)
+
+    def work() -> int:
+        epoch()
+        synchronize(device)
+        return task.num_images // task.batch_size * task.batch_size
+
+    work()
+    return work
+
+
+def stock_epoch(task: Task, loader_processes: int) -> Epoch:
+    """Eager, NCHW, a DataLoader of torchvision's transforms, loss and accuracy read each step."""
+    split, dataset = task.load()
+    execution, device = task.execution, torch.device(task.execution.device_type)
+    loader = stock_loader(
+        split,
+        mean=dataset.mean,
+        std=dataset.std,
+        batch_size=task.batch_size,
+        loader_processes=loader_processes,
+        pin_memory=device.type == "cuda",
+    )
+    model = ResNet9(dataset.num_classes, task.width).to(device)
+    optimizer, schedule = task.optimizer(model, fused=False)
+    scaler = torch.amp.GradScaler(device.type, enabled=execution.precision == "fp16")
+
+    def epoch() -> tuple[float, float]:
+        model.train()
+        total_loss, total_correct, seen = 0.0, 0, 0
+        for images, labels in loader:
+            images = images.to(device, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
+            optimizer.zero_grad(set_to_none=True)
+            with execution.autocast():
+                logits = model(images)
+                loss = nn.functional.cross_entropy(logits, labels)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            schedule.step()
+            total_loss += loss.item() * len(labels)
+            total_correct += int((logits.argmax(1) == labels).sum().item())
+            seen += len(labels)
+        return total_loss / seen, total_correct / seen
+
+    return epoch
+
+
+def best_practice_epoch(task: Task, compile_mode: str | None) -> Epoch:
+    """Channels-last, autocast, compiled, fused SGD, batches made on the device, no reads.
+
+    Arguments:
+        compile_mode: torch.compile's; None runs eagerly.
+    """
+    split, dataset = task.load()
+    execution, device = task.execution, torch.device(task.execution.device_type)
+    images = _padded(split, device)
+    labels = torch.from_numpy(split.labels).to(device, torch.int64)
+    mean, std = (torch.tensor(each, device=device) for each in (dataset.mean, dataset.std))
+    model = execution.place(ResNet9(dataset.num_classes, task.width), device)  # channels_last
+    optimizer, schedule = task.optimizer(model, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=execution.precision == "fp16")
+
+    def forward(batch: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        with execution.autocast():
+            logits = model(batch)
+            loss = nn.functional.cross_entropy(logits, targets)
+        return loss, (logits.argmax(1) == targets).sum()
+
+    if compile_mode is not None:
+        forward = torch.compile(forward, mode=compile_mode)
+
+    def epoch() -> tuple[float, float]:
+        model.train()
+        total_loss = torch.zeros((), device=device)
+        total_correct = torch.zeros((), dtype=torch.int64, device=device)
+        order = torch.randperm(len(labels), device=device)
+        seen = 0
+        for index in order.split(task.batch_size):
+            if len(index) < task.batch_size:
+                break
+            batch = (_cropped(images, index) - mean) / std
+            targets = labels[index]
+            torch.compiler.cudagraph_mark_step_begin()  # where the mode makes graphs
+            loss, correct = forward(batch.permute(0, 3, 1, 2), targets)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            total_loss += loss.detach() * len(index)
+            total_correct += correct
+            seen += len(index)
+        return total_loss.item() / seen, total_correct.item() / seen
+
+    return epoch
+
+
+def _padded(split: Split, device: torch.device) -> Tensor:
+    """The images with a reflected border, uint8 [N, 40, 40, 3]."""
+    images = torch.from_numpy(split.images).to(device)
+    side = torch.arange(-PAD, 32 + PAD, device=device).abs()
+    side = torch.minimum(side, 62 - side)
+    return images[:, side][:, :, side]
+
+
+def _cropped(images: Tensor, index: Tensor) -> Tensor:
+    """A batch of random crops, half of them mirrored: [B, 32, 32, 3], in one gather."""
+    size, places = len(index), torch.arange(32, device=images.device)
+    top, left = torch.randint(2 * PAD + 1, (2, size, 1), device=images.device)
+    mirrored = torch.rand(size, 1, device=images.device) < 0.5
+    rows, columns = top + places, left + torch.where(mirrored, 31 - places, places)
+    return images[index[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -1,13 +1,261 @@
 """Tables and figures from the records of `python -m bench micro`, newest of each kind. No torch."""
 
+from __future__ import annotations
+
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bench.document.table import NOTHING, Table, counted, percent
-from bench.micro.bandwidth import collective_figure, collective_table
 from bench.micro.interleave import Timing
-from bench.micro.records import MicroRecord, efficiency, read_micro_records
-from bench.micro.roofline import has_roofline, roofline_figure
+from bench.micro.records import MicroRecord, efficiency, read_micro_records, roof
+from bench.plots.training import figure_style, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# All-reduces by message size: bus bandwidth, its table and its figure. No torch.
+
+
+BACKENDS = {"gloo": "gloo", "nccl": "NCCL"}
+STYLES = {"fp32": ("#000000", "o", "-"), "fp16": ("#5b8db8", "s", "--")}
+"""Colour, marker and line of each type: of unlike lightness and form, so that grey will do."""
+
+
+def bus_bandwidth(num_bytes: int, seconds: float, ranks: int) -> float:
+    """Bytes a second that each rank's link carries in an all-reduce, as NCCL's tests define it.
+
+    2 (n - 1) / n x bytes / time: what the best algorithm must move, so that the figure can be held
+    against a link's speed, whatever the number n of ranks.
+    """
+    return 2 * (ranks - 1) / ranks * num_bytes / seconds
+
+
+def collective_table(record: MicroRecord) -> Table:
+    """A row a message: time, bus bandwidth, and the copy of as many bytes beside it."""
+    measured = _measured(record)
+    ranks, machine = measured["ranks"], record.machine
+    rows = []
+    for row in measured["rows"]:
+        seconds = row["all_reduce_s"]
+        median, copy = statistics.median(seconds), statistics.median(row["copy_s"])
+        rows.append(
+            (
+                f"{row['bytes']:,}" + (" (the gradient)" if row["gradient"] else ""),
+                row["precision"],
+                f"{1e6 * median:,.1f}",
+                f"{1e6 * min(seconds):,.1f} to {1e6 * max(seconds):,.1f}",
+                f"{bus_bandwidth(row['bytes'], median, ranks) / 1e9:.4f}",
+                f"{row['bytes'] / copy / 1e9:.4f}",
+            )
+        )
+    return Table(
+        name=record.name,
+        title=f"All-reduce by message size, {BACKENDS[measured['backend']]}, {ranks} processes",
+        caption=(
+            f"{machine['device']}, torch {machine['libraries']['torch']}, {record.rounds} rounds, "
+            f"{record.created[:10]}. Time of the slowest process; bus bandwidth is 2 (n - 1) / n x "
+            f"bytes / time with n = {ranks}. The copy is of as many bytes within each process, all "
+            f"at once. The gradient is that of ResNet-9 of width {record.width}. "
+            f"Record {record.file}."
+        ),
+        columns=(
+            "Message (bytes)",
+            "Type",
+            "Time (µs, median)",
+            "Range (µs)",
+            "Bus bandwidth (GB/s)",
+            "Copy (GB/s)",
+        ),
+        rows=tuple(rows),
+        footnotes=tuple(f"Left out: {reason}" for reason in measured["left_out"]),
+    )
+
+
+def collective_figure(record: MicroRecord, folder: Path) -> list[Path]:
+    """Bus bandwidth over message size, a line a type, with the copy above it.
+
+    Returns:
+        The files written: `folder/NAME.svg` and `.png`.
+    """
+    measured = _measured(record)
+    with figure_style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        for precision, (color, marker, line) in STYLES.items():
+            rows = [row for row in measured["rows"] if row["precision"] == precision]
+            if not rows:
+                continue
+            sizes = [row["bytes"] for row in rows]
+            speeds = [
+                bus_bandwidth(
+                    row["bytes"], statistics.median(row["all_reduce_s"]), measured["ranks"]
+                )
+                for row in rows
+            ]
+            copies = [row["bytes"] / statistics.median(row["copy_s"]) for row in rows]
+            for values, width, what in ((speeds, 1.6, "all-reduce"), (copies, 0.8, "copy")):
+                axes.plot(
+                    sizes,
+                    [value / 1e9 for value in values],
+                    color=color if what == "all-reduce" else "0.55",
+                    linestyle=line,
+                    linewidth=width,
+                    marker=marker,
+                    markersize=4,
+                    markerfacecolor=color if what == "all-reduce" else "white",
+                    label=f"{what}, {precision}",
+                )
+            for row in rows:
+                if row["gradient"]:
+                    _mark_gradient(axes, row["bytes"], precision)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel("message (bytes)")
+        axes.set_ylabel("bandwidth (GB/s)")
+        axes.grid()
+        figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+        return save_figure(
+            figure, folder, f"collective-{record.machine['device_type']}-width{record.width}"
+        )
+
+
+def _mark_gradient(axes: Axes, num_bytes: int, precision: str) -> None:
+    axes.axvline(num_bytes, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
+    axes.annotate(
+        f"gradient, {precision}",
+        (num_bytes, 0),
+        xycoords=("data", "axes fraction"),
+        xytext=(-2, 4),
+        textcoords="offset points",
+        rotation=90,
+        ha="right",
+        fontsize=7.5,
+        color="0.3",
+    )
+
+
+def _measured(record: MicroRecord) -> dict[str, Any]:
+    assert record.collective is not None
+    return record.collective
+
+
+# The roofline: each way's arithmetic against what the device can do, from a record. No torch.
+#
+# A way lies at its counted arithmetic intensity and its measured speed. The roof is the copy's
+# bandwidth times the intensity, up to the matrix product's speed, both of the same run. A point may
+# lie over the slope, where caches serve what is counted as traffic.
+
+
+OURS, THEIRS = "#a03000", "#5b8db8"
+"""Of unlike lightness, so that grey will do; ours are filled, others' are not."""
+MARKERS = "osD^vP*X<>hp"
+LINES = ("-", "--", ":", "-.")
+
+Shape = tuple[int, int]
+
+
+def roofs(record: MicroRecord) -> dict[Shape, tuple[float, float]]:
+    """FLOP/s and bytes/s of each (processes, threads), at their best over the groups of the run."""
+    found: dict[Shape, tuple[float, float]] = {}
+    for group in record.results.values():
+        for timing in group:
+            matrix, copy = roof(group, "FLOP", timing), roof(group, "bytes", timing)
+            if matrix is not None and copy is not None:
+                shape = timing.processes, timing.threads
+                before = found.get(shape, (0.0, 0.0))
+                found[shape] = max(matrix, before[0]), max(copy, before[1])
+    return found
+
+
+def points(record: MicroRecord) -> Iterator[tuple[str, str, float, float]]:
+    """(group, way, FLOP/byte, FLOP/s) of every way whose cost was counted."""
+    for title, group in record.results.items():
+        for timing in group:
+            if timing.cost is not None:
+                intensity = timing.cost.flop / timing.cost.bytes
+                yield title, timing.name, intensity, timing.median * timing.cost.flop
+
+
+def roofline_figure(record: MicroRecord, folder: Path) -> list[Path]:
+    """Draw a step's record.
+
+    Returns:
+        The files written: `folder/roofline-DEVICE-widthN.svg` and `.png`.
+
+    Raises:
+        ValueError: the record has no way with a counted cost, or no roof.
+    """
+    tops, found = roofs(record), list(points(record))
+    if not tops or not found:
+        raise ValueError(f"roofline: expected ways with a counted cost, got none in {record.name}")
+    with figure_style():
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullLocator
+
+        figure = Figure(figsize=(7.2, 5.4), layout="constrained")
+        axes = figure.add_subplot()
+        intensities = [intensity for _, _, intensity, _ in found]
+        ridges = [matrix / copy for matrix, copy in tops.values()]
+        low, high = min(*intensities, *ridges) / 2, max(*intensities, *ridges) * 2
+        for ((processes, threads), (matrix, copy)), line in zip(
+            sorted(tops.items()), LINES, strict=False
+        ):
+            ridge = matrix / copy
+            axes.plot(
+                [low, ridge, high],
+                [copy * low / 1e9, matrix / 1e9, matrix / 1e9],
+                color="0.2",
+                linestyle=line,
+                linewidth=1.2,
+                label=_roof_label(processes, threads, matrix, copy),
+            )
+        names = list(dict.fromkeys(name for _, name, _, _ in found))
+        for name in names:
+            mine = name.startswith("ours")
+            own = [(x, y / 1e9) for _, each, x, y in found if each == name]
+            axes.plot(
+                [x for x, _ in own],
+                [y for _, y in own],
+                linestyle="none",
+                marker=MARKERS[names.index(name) % len(MARKERS)],
+                markersize=6,
+                markerfacecolor=OURS if mine else "white",
+                markeredgecolor=OURS if mine else THEIRS,
+                markeredgewidth=1.2,
+                label=name,
+            )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
+        axes.set_xlim(low, high)
+        axes.set_xlabel("arithmetic intensity (FLOP a byte of counted traffic)")
+        axes.set_ylabel("arithmetic (GFLOP/s)")
+        axes.grid()
+        figure.legend(loc="outside lower center", ncols=1, fontsize=7.5)
+        _, device, width = record.key
+        return save_figure(figure, folder, f"roofline-{device}-width{width}")
+
+
+def has_roofline(record: MicroRecord) -> bool:
+    """Whether a record can be drawn."""
+    return bool(roofs(record)) and any(True for _ in points(record))
+
+
+def _roof_label(processes: int, threads: int, matrix: float, copy: float) -> str:
+    plural = "es" if processes > 1 else ""
+    return (
+        f"roof, {processes} process{plural} of {counted(threads, 'thread')}: "
+        f"{matrix / 1e9:,.0f} GFLOP/s, {copy / 1e9:,.1f} GB/s"
+    )
+
 
 WHAT = {
     "step": "The training step and what is around it",

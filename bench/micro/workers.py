@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
-from bench.micro.footprint import observe
 from bench.micro.interleave import Work
+from bench.micro.peak import observe
 from bench.micro.step import PEAK_LR, make_step
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Optimizer
 from swap_fast.models import ResNet9
-from swap_fast.training.capture import Captures
-from swap_fast.training.memory import keep_freed_memory
+from swap_fast.training.capture import Captures, keep_freed_memory
 
 
 class GroupedLinear(nn.Module):

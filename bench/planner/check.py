@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from bench.document.table import NOTHING, Table
-from bench.planner.hardware import V100
-from bench.planner.model import Efficiency, Modelled, estimate, fit
-from bench.planner.rates import Rate, predict, read_rates
+from bench.planner.model import V100, Efficiency, Modelled, Rate, estimate, fit, predict, read_rates
 from bench.planner.workload import TRAIN_IMAGES, workload_of
 from bench.records.paper import Paper
 from swap_fast.recipes.cifar10 import RECIPES

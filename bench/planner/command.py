@@ -12,17 +12,19 @@ from pathlib import Path
 from bench.document.table import NOTHING, RENDERINGS, Table
 from bench.options import PlanOptions
 from bench.planner.check import check_table, paper_efficiency
-from bench.planner.hardware import HARDWARE, Hardware
 from bench.planner.model import (
     FLOOR,
+    HARDWARE,
     Estimate,
+    Hardware,
     Modelled,
     Speed,
     estimate,
     memory_bytes,
+    predict,
+    read_rates,
     sent_bytes,
 )
-from bench.planner.rates import predict, read_rates
 from bench.planner.scaling import Scaling, scale, scaling_figure, scaling_table
 from bench.planner.workload import PhaseWork, Workload, workload_of
 from bench.records.paper import Paper, load_paper
@@ -263,3 +265,18 @@ def _tables_of(
         gpus = min(speed.hardware.gpus_per_node, workload_of(recipe, paper).slots)
     plan = make_plan(recipe, speed, gpus, paper, options.phase1_epochs)
     return [plan_table(plan, options.price_per_gpu_hour)], []
+
+
+# What the report says of runs that nobody made: the planner beside the paper, and its scaling.
+#
+# No torch. Nothing here is measured; every table says that it is modelled.
+
+
+SCALED = ("cifar10_swap", "imagenet_swap")
+"""The recipes whose phase 1 is shown on more and more devices."""
+
+
+def scalings(paper: Paper) -> list[Scaling]:
+    """Phase 1 of each on up to 1,024 of the paper's devices, by the physical model."""
+    speed = modelled("v100", None, paper)
+    return [scale(workload_of(RECIPES[name](), paper), speed) for name in SCALED]

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from bench.hardware.machine import available_cores, choose_device, describe_machine
-from bench.micro.footprint import synchronize
 from bench.micro.interleave import Work
-from bench.micro.roof import COPIED_BYTES, MATRIX_SIZE, matrix_product, memory_copy
-from bench.planner.hardware import Hardware
-from bench.planner.model import FLOOR, Efficiency
+from bench.micro.peak import COPIED_BYTES, MATRIX_SIZE, matrix_product, memory_copy, synchronize
+from bench.planner.model import FLOOR, Efficiency, Hardware
 from bench.planner.workload import NUM_CLASSES, PhaseWork
 from swap_fast.config.execution import DTYPES, Execution, default_execution
 from swap_fast.config.phase import Optimizer, Phase
@@ -20,7 +18,7 @@ from swap_fast.config.recipe import AveragingRecipe, Recipe
 from swap_fast.distributed import ALONE
 from swap_fast.models import ResNet9
 from swap_fast.training.batchnorm import recompute_statistics_
-from swap_fast.training.memory import keep_freed_memory
+from swap_fast.training.capture import keep_freed_memory
 from swap_fast.training.optimizer import MomentumSGD
 from swap_fast.training.step import Step
 from swap_fast.training.weights import Weights

@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.document.table import NOTHING, Table
 from bench.planner.model import Modelled, epoch_s
 from bench.planner.workload import PhaseWork, Workload
-from bench.plots.style import figure_style, save_figure
+from bench.plots.training import figure_style, save_figure
 
 LARGEST = 1024
 """Devices."""

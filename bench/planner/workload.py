@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from bench.net_cost import Net, resnet9, resnet50
 from bench.records.paper import Paper
-from swap_fast.config.phase import Phase
+from swap_fast.config.phase import Phase, StagedPhase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe
-from swap_fast.config.stages import StagedPhase, shapes
 
 IMAGE_SIZE = 32
 """Of CIFAR, in pixels."""

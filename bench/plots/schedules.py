@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.plots.style import figure_style, save_figure
+from bench.plots.training import figure_style, save_figure
 from bench.records.paper import load_paper
-from swap_fast.config.phase import Phase
+from swap_fast.config.phase import Phase, StagedPhase
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
-from swap_fast.config.stages import StagedPhase
 from swap_fast.recipes.cifar10 import RECIPES
 
 if TYPE_CHECKING:

@@ -7,20 +7,61 @@ records give the same bytes: fixed identifiers, no dates, text as paths.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.plots.style import figure_style, save_figure
 from bench.records.grouping import host_of, machine_key, recipe_of
-from bench.records.places import place_of
+from bench.records.paper_tables import place_of
 from bench.records.timing import counted_by, laps_of_slowest_rank, unattributed_s
-from swap_fast.config.schedules import Schedule, cyclic, triangle
+from swap_fast.config.phase import Schedule, cyclic, triangle
 from swap_fast.record import AverageRow, RunRecord
 from swap_fast.training.clock import LAPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+# How every figure looks and is written: the same records give the same bytes. No torch.
+#
+# Fixed identifiers, no dates, text as paths; matplotlib's global state is not touched.
+
+
+STYLE = {
+    "font.family": "DejaVu Sans",  # matplotlib's own, so that every machine draws the same
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "0.88",
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "swap_fast",
+}
+DOTS_PER_INCH = 150
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Within it, matplotlib draws in this style."""
+    from matplotlib import style
+
+    with style.context(["default", STYLE]):
+        yield
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write `folder/NAME.svg` and `.png`, and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.svg", folder / f"{name}.png"]
+    figure.savefig(paths[0], metadata={"Date": None})
+    figure.savefig(paths[1], dpi=DOTS_PER_INCH)
+    return paths
+
 
 POINTS_AN_EPOCH = 50
 """Of the drawn learning rate, whose corners may lie between epochs."""

@@ -42,13 +42,11 @@ def compare_runs(options: CompareOptions) -> int:
     Raises:
         ValueError: no such runs, or runs that cannot be put together.
     """
-    from bench.analysis.comparison import compare
-    from bench.analysis.comparison_tables import comparison_json, comparison_tables, sides_line
+    from bench.analysis.comparison import compare, comparison_json, comparison_tables, sides_line
 
     found = [compare(a, b) for a, b in pair_sides(options.first, options.second, options.results)]
     if options.html is not None:
-        from bench.document.html import document_to_html
-        from bench.document.page import Document, Paragraph, Section
+        from bench.document.page import Document, Paragraph, Section, document_to_html
 
         sections = tuple(
             Section(
@@ -70,7 +68,7 @@ def compare_runs(options: CompareOptions) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from bench.document.terminal import show_table
+    from bench.document.table import show_table
 
     console = Console()
     for each in found:

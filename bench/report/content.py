@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.analysis.claims import landscape_facts
 from bench.analysis.energy import energy_table
-from bench.analysis.landscape_claims import landscape_facts
 from bench.document.table import Table
 from bench.landscape.records import (
     CosineRecord,
@@ -18,11 +18,10 @@ from bench.landscape.records import (
 from bench.plots.training import learning_rate_curves
 from bench.records.grouping import accuracy_key, host_of, machine_key, scale_note
 from bench.records.paper import Paper, load_paper
-from bench.records.places import OTHER, TIME_TO_TARGET, place_of, places_of
+from bench.records.paper_tables import OTHER, TIME_TO_TARGET, place_of, places_of
 from bench.records.timing import lap_table, readings_table
-from bench.report.captions import cpu_warning
 from bench.report.lists import other_runs, runs_table
-from bench.report.paper_tables import all_run_tables, time_to_target
+from bench.report.paper_tables import all_run_tables, cpu_warning, time_to_target
 from swap_fast.record import RunRecord, read_records
 
 

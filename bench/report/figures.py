@@ -12,13 +12,13 @@ from bench.document.page import Block, Figure, Paragraph
 from bench.landscape.plots import cosine_figure, plane_figure
 from bench.landscape.records import CosineRecord, LandscapeRecord, PlaneRecord
 from bench.micro.tables import micro_figures
-from bench.planner.planned import scalings
+from bench.planner.command import scalings
 from bench.planner.scaling import scaling_figure
 from bench.plots.schedules import figure_5, figure_6
 from bench.plots.training import figure_1, timing_figure
 from bench.records.grouping import group_by, host_of, machine_key
 from bench.records.paper import Paper
-from bench.records.places import number_machines, place_of, why_other
+from bench.records.paper_tables import number_machines, place_of, why_other
 from swap_fast.record import RunRecord
 
 Drawn = dict[str, list[Path]]

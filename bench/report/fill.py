@@ -8,23 +8,22 @@ from typing import Literal
 
 from rich.console import Console
 
-from bench.document.terminal import show_table
+from bench.document.table import show_table
 from bench.hardware.machine import choose_device, describe_machine
 from bench.options import RunOptions, TableOptions
 from bench.records.grouping import MachineKey, kind_of_machine
 from bench.records.paper import load_paper
 from bench.records.paper_tables import RUN_TABLES, RunTable, Size
 from bench.report.content import Content, collect, warning
-from bench.report.expected import Expected, expect
-from bench.report.missing import Job, jobs_of, starts_of
+from bench.report.lists import RUNS_OF, recipe_table
 from bench.report.paper_tables import run_tables
-from bench.report.recipe_tables import RUNS_OF, recipe_table
+from bench.report.runs_to_do import Expected, Job, expect, jobs_of, starts_of
 from bench.report.write import write_report
 from bench.runner.launch import under_torchrun
 from bench.runner.session import processes, run_session
 from swap_fast.config.recipe import Recipe
 from swap_fast.data.cifar.dataset import DatasetName
-from swap_fast.data.cifar.find import find_at_hand, load_dataset, locate_dataset, locate_tree
+from swap_fast.data.cifar.files import find_at_hand, load_dataset, locate_dataset, locate_tree
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import RunRecord
 

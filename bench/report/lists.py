@@ -1,12 +1,102 @@
 """Lists: the runs that stand in a table, those that may not, and the machines. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from bench.document.page import Folded
 from bench.document.table import EMULATED, EMULATED_NOTE, NOTHING, Table, percent
-from bench.records.grouping import group_by, host_of, machine_key, scale_note
-from bench.records.places import number_machines, place_of, why_other
+from bench.records.grouping import accuracy_key, group_by, host_of, machine_key, scale_note
+from bench.records.paper import Paper
+from bench.records.paper_tables import RUN_TABLES, Size, number_machines, place_of, why_other
+from swap_fast.config.phase import Phase
+from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import RunRecord
+
+# Tables 5 and 6: what our recipes are trained with, beside the published values. No torch.
+
+
+RUNS_OF = {5: 1, 6: 2}
+"""Table 5 lists the settings of Table 1's runs, Table 6 those of Table 2's."""
+
+SETTINGS: dict[str, Callable[[Phase], float]] = {
+    "Batch-size": lambda phase: phase.global_batch_size,
+    "Learning-rate Peak": lambda phase: phase.peak_lr,
+    "Maximum Epochs": lambda phase: phase.max_epochs,
+    "Total Epochs": lambda phase: phase.max_epochs,
+    "Warm-up Epochs": lambda phase: phase.warmup_epochs,
+    "GPUs used per model": lambda phase: phase.gpus_per_model,
+    "Stopping Accuracy (%)": lambda phase: (
+        100 * (1.0 if phase.stopping_accuracy is None else phase.stopping_accuracy)
+    ),
+}
+"""A recipe's value of each row; Table 6 calls "Total" what Table 5 calls "Maximum"."""
+
+DIFFERS = "*"
+"""Mark behind a value of ours that is not the paper's."""
+
+
+def recipe_tables(paper: Paper, size: Size = "paper") -> list[Table]:
+    """Tables 5 and 6."""
+    return [recipe_table(number, paper, size) for number in RUNS_OF]
+
+
+def recipe_table(number: int, paper: Paper, size: Size = "paper") -> Table:
+    """Table 5 or 6: each published value, and behind it the recipe's own.
+
+    Arguments:
+        size: whose recipes stand beside the paper's values.
+    """
+    runs, name = RUN_TABLES[RUNS_OF[number]], f"Table {number}"
+    cells = {(each.row, each.column): each.value for each in paper.settings if each.table == name}
+    labels = list(dict.fromkeys(row for row, _ in cells))
+    columns = list(dict.fromkeys(column for _, column in cells))
+    phases = {column: phase_of(number, column, size) for column in columns}
+    rows: list[tuple[str, ...]] = []
+    for label in labels:
+        published = [f"{cells[label, column]:g}" for column in columns]
+        # By their text: a hundred times a fraction is a whole number only when printed.
+        ours = [f"{SETTINGS[label](phases[column]):g}" for column in columns]
+        marked = [
+            mine if size == "cpu" or mine == theirs else f"{mine} {DIFFERS}"
+            for mine, theirs in zip(ours, published, strict=True)
+        ]
+        rows += [(label, "paper", *published), (label, "ours", *marked)]
+    notes = [
+        f"{DIFFERS} Not the paper's value. {each.statement}"
+        for each in paper.inconsistencies
+        if each.source.startswith(name)
+    ]
+    recipes = ", ".join(runs.recipes(size))
+    return Table(
+        name=f"table{number}" + ("_cpu" if size == "cpu" else ""),
+        title=name + (" at CPU size" if size == "cpu" else ""),
+        caption=(
+            f"Settings of the runs of {runs.name}. Ours are read from the recipes {recipes}"
+            + (
+                ": forms for a CPU, with other nets and settings than the paper's."
+                if size == "cpu"
+                else "."
+            )
+        ),
+        columns=(runs.dataset, "Whose", *columns),
+        rows=tuple(rows),
+        footnotes=(
+            "Stopping accuracy 100%: all epochs are trained.",
+            *(notes if any(DIFFERS in cell for row in rows for cell in row) else []),
+        ),
+    )
+
+
+def phase_of(number: int, column: str, size: Size) -> Phase:
+    """The phase of our recipes whose settings a column of Table 5 or 6 lists."""
+    method, is_swap, phase = column.partition(" (Phase ")
+    wanted = f"{method} (after averaging)" if is_swap else column
+    (row,) = (row for row in RUN_TABLES[RUNS_OF[number]].rows if row.label == wanted)
+    recipe = RECIPES[row.recipes[size]]()
+    found = getattr(recipe, f"phase{phase.rstrip(')')}") if is_swap else recipe.phase1
+    assert isinstance(found, Phase), column
+    return found
+
 
 _RUN_COLUMNS = (
     "Run",
@@ -140,3 +230,44 @@ def _best_epoch(record: RunRecord) -> str:
 
 def _range(texts: Sequence[str]) -> str:
     return f"{texts[0]} to {texts[-1]}" if texts else NOTHING
+
+
+# Each recipe's whole configuration, as its runs recorded it. No torch.
+
+
+def configurations(records: Sequence[RunRecord]) -> list[Folded]:
+    """A table for all runs of a recipe that agree in configuration and machine."""
+    groups = group_by(records, lambda run: (run.recipe, accuracy_key(run), machine_key(run)))
+    return [
+        Folded(
+            summary=f"{runs[0].recipe}: {len(runs)} run{'' if len(runs) == 1 else 's'}",
+            table=_configuration(runs),
+        )
+        for runs in groups.values()
+    ]
+
+
+def _configuration(runs: Sequence[RunRecord]) -> Table:
+    facts: dict[str, list[str]] = {}
+    for run in runs:
+        told = {
+            **run.configuration,
+            "seed": run.seed,
+            "world_size": run.world_size,
+            "threads": run.threads,
+            "overrides": ", ".join(run.overrides) or None,
+            "data": run.data,
+            "machine": run.machine,
+            "code": run.code,
+        }
+        for name, value in flatten(told):
+            values = facts.setdefault(name, [])
+            if value not in values:
+                values.append(value)
+    return Table(
+        name="configuration",
+        title=f"Configuration of {runs[0].recipe}",
+        caption=f"Of {', '.join(run.run_id for run in runs)}. Where they differ, all values.",
+        columns=("Field", "Value"),
+        rows=tuple((name, "; ".join(values)) for name, values in facts.items()),
+    )

@@ -11,13 +11,6 @@ from bench.analysis.verdicts import (
     verdict,
 )
 from bench.document.table import NOTHING, Table, interval_cell, plus_minus
-from bench.intervals import (
-    BOOTSTRAP_SEED,
-    RESAMPLES,
-    bootstrap_interval,
-    share_interval,
-    t_interval,
-)
 from bench.records.grouping import (
     Host,
     Summary,
@@ -30,10 +23,25 @@ from bench.records.grouping import (
     target_of,
 )
 from bench.records.paper import Paper, PaperValue
-from bench.records.paper_tables import RUN_TABLES, SIZES, RowRuns, RunTable, Size, deal
-from bench.records.places import number_machines, places_of
+from bench.records.paper_tables import (
+    RUN_TABLES,
+    SIZES,
+    RowRuns,
+    RunTable,
+    Size,
+    deal,
+    number_machines,
+    places_of,
+)
 from bench.records.timing import dawnbench_time
 from bench.report.paper_tables import mark_notes, marks_of, time_cell, time_unit
+from bench.statistics import (
+    BOOTSTRAP_SEED,
+    RESAMPLES,
+    bootstrap_interval,
+    share_interval,
+    t_interval,
+)
 from swap_fast.record import RunRecord
 
 _COLUMNS = (

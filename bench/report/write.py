@@ -1,15 +1,101 @@
 """The report: every table and figure of a results folder, from its records alone. No torch."""
 
+from __future__ import annotations
+
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.document.html import document_to_html
-from bench.document.markdown import document_to_markdown
-from bench.document.table import RENDERINGS
-from bench.report.content import collect
+from bench.document.page import document_to_html, document_to_markdown
+from bench.document.table import RENDERINGS, escape_markdown, show_table, to_markdown
+from bench.micro.tables import micro_tables, showable
+from bench.report.content import collect, warning
 from bench.report.figures import paper_figures, planned_figures, speed_figures, timing_figures
-from bench.report.sections import ReportFigures, build_document, tables_of
+from bench.report.lists import other_runs
+from bench.report.sections import ReportFigures, build_document, speed_table, tables_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+# Pages that are written by hand but for what stands between two markers. No torch.
+
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+"""What stands between these lines of a README is generated."""
+SPEED_BEGIN, SPEED_END = "<!-- speed:begin -->", "<!-- speed:end -->"
+"""Likewise, of a README that has them."""
+MICRO_BEGIN, MICRO_END = "<!-- micro:begin -->", "<!-- micro:end -->"
+"""Likewise in a page about performance."""
+
+
+def update_readme(readme: Path, results: Path) -> None:
+    """Put the main tables between the results markers of a README; the rest stays as it is.
+
+    What is between its speed markers, if it has them, is generated too.
+
+    Raises:
+        ValueError: the markers are not there once each, in order.
+    """
+    content = collect(results)
+    report = Path(os.path.relpath(results / "report.md", readme.parent)).as_posix()
+    lines = [
+        f"**{escape_markdown(warning(content))}**",
+        "",
+        *(to_markdown(table) for table in content.main),
+        f"All runs, figures and times: [the report]({report}).",
+        "",
+    ]
+    _replace_between(readme, BEGIN, END, lines)
+    if SPEED_BEGIN in readme.read_text(encoding="utf-8"):
+        speed = speed_table([record for record, _ in showable(results / "micro")[0]])
+        words = "No measurement has been recorded yet.\n" if speed is None else to_markdown(speed)
+        _replace_between(readme, SPEED_BEGIN, SPEED_END, [words])
+
+
+def update_performance(page: Path, results: Path) -> None:
+    """Put the tables of measurements between the micro markers of a page.
+
+    Raises:
+        ValueError: the markers are not there once each, in order.
+    """
+    tables, _ = micro_tables(results / "micro")
+    plots = results / "plots"
+    figures = sorted([*plots.glob("roofline-*.svg"), *plots.glob("collective-*.svg")])
+    linked = [Path(os.path.relpath(path, page.parent)).as_posix() for path in figures]
+    lines = [
+        *([to_markdown(table) for table in tables] or ["No measurement has been recorded yet.\n"]),
+        *(f"![{path.stem}]({link})\n" for path, link in zip(figures, linked, strict=True)),
+    ]
+    _replace_between(page, MICRO_BEGIN, MICRO_END, lines)
+
+
+def _replace_between(page: Path, begin: str, end: str, lines: list[str]) -> None:
+    text = page.read_bytes().decode("utf-8")
+    start, stop = text.find(begin), text.find(end)
+    if not (text.count(begin) == text.count(end) == 1 and start < stop):
+        raise ValueError(f"{page.name}: expected one line {begin} and one line {end} after it")
+    generated = "\n".join([begin, "", *lines]) + "\n"
+    page.write_bytes((text[:start] + generated + text[stop:]).encode("utf-8"))
+
+
+# What the screen shows of a results folder after a report: its main tables. No torch.
+
+
+def print_summary(results: Path, console: Console | None = None) -> None:
+    """Print the main tables on the screen; without one, the list of other runs."""
+    import rich.console
+    from rich.text import Text
+
+    if console is None:
+        console = rich.console.Console()
+    content = collect(results)
+    console.print(Text(warning(content), style="bold"))
+    for table in content.main or [other_runs(content.records)]:
+        show_table(table, console)
+
 
 _GENERATED = re.compile(
     r"(table\d|statistics|time_to_target|claims|sampling|micro|runs|other_runs|timing|laps|energy|"

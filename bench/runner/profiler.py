@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from bench.records.grouping import PROFILED
-from swap_fast.config.phase import Phase
+from swap_fast.config.phase import Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe
-from swap_fast.config.stages import shapes
 from swap_fast.data.cifar.augment import IMAGE_SIZE
 from swap_fast.training.clock import LAPS
 from swap_fast.training.parts import Parts

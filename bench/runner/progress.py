@@ -6,11 +6,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
-from bench.runner.request import Request
+from bench.runner.run_folders import Request
 from swap_fast.callbacks.emitter import TICK_S, Narrator
 from swap_fast.callbacks.events import EventFile, Listener, Tail, make_event, read_events
-from swap_fast.callbacks.progress import Form, JsonLines, Lines, Screen, print_line, progress
-from swap_fast.callbacks.run_view import plan_of
+from swap_fast.callbacks.progress import (
+    Form,
+    JsonLines,
+    Lines,
+    Screen,
+    plan_of,
+    print_line,
+    progress,
+)
 from swap_fast.callbacks.trackers import Tracking, make_tracking
 from swap_fast.distributed import Comm
 from swap_fast.training.clock import Clock

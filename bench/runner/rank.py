@@ -2,38 +2,221 @@
 
 import importlib
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from bench.hardware.machine import describe_machine, device_uuid
+from bench.hardware.machine import (
+    describe_machine,
+    device_uuid,
+    peak_device_memory_gib,
+    peak_memory_gib,
+)
 from bench.hardware.telemetry import Sampler, missing_line
 from bench.runner.attempts import Attempt
 from bench.runner.launch import end_rank, say_where
 from bench.runner.profiler import NOTE, Profiler, around, was_profiled
 from bench.runner.progress import complain, make_narrator, part_of, speaker, track_workers
-from bench.runner.recording import make_record
-from bench.runner.request import Request
-from bench.runner.run_data import RunData, load_run_data
-from bench.runner.run_folders import Place, describe_run, find_place, write_description
-from swap_fast.algorithm import large_batch_phase, small_batch_phase, swap
-from swap_fast.baselines import sgd, swa
+from bench.runner.run_folders import Place, Request, describe_run, find_place, write_description
+from swap_fast.algorithm import Result, large_batch_phase, sgd, small_batch_phase, swa, swap
 from swap_fast.callbacks.emitter import Narrator
 from swap_fast.callbacks.events import merge_events
 from swap_fast.checkpoint.run_folder import RunFolder, tidy
-from swap_fast.config.recipe import SWAPRecipe, SWARecipe
+from swap_fast.config.recipe import AveragingRecipe, SWAPRecipe, SWARecipe
+from swap_fast.data.cifar.dataset import Dataset, hold_out
+from swap_fast.data.cifar.files import load_dataset
+from swap_fast.data.imagenet.scan import ImageTree, scan_tree
 from swap_fast.distributed import Comm, connect
-from swap_fast.outcome import average_by_cycle, running_average
-from swap_fast.record import AverageRow, EpochRow, plain, write_record
-from swap_fast.training.capture import Captures
+from swap_fast.models import make_tree_net, net_maker
+from swap_fast.outcome import average_by_cycle, gather_times, running_average
+from swap_fast.record import AverageRow, EpochRow, RunRecord, Telemetry, plain, write_record
+from swap_fast.tasks.cifar import CifarSource
+from swap_fast.tasks.imagenet import TreeSource
+from swap_fast.training.capture import Captures, keep_freed_memory
 from swap_fast.training.clock import TRAINING, Clock, total
 from swap_fast.training.interruption import InterruptedRunError, Interruption
-from swap_fast.training.memory import keep_freed_memory
-from swap_fast.training.parts import Watch, make_parts
+from swap_fast.training.parts import Parts, Source, Watch, make_parts
 from swap_fast.training.state import Position
 from swap_fast.training.watchdog import Watchdog
+from swap_fast.training.weights import displacements, pairwise_distances
+
+# From a finished run on all ranks to its record.
+
+
+def make_record(
+    request: Request,
+    parts: Parts,
+    result: Result,
+    rows: list[EpochRow],
+    averages: list[AverageRow],
+    data: dict[str, Any],
+    *,
+    start: dict[str, Any] | None,
+    interruptions: dict[str, Any] | None,
+    name: str,
+    created: str,
+    telemetry: Telemetry | None,
+) -> RunRecord:
+    """Gather what the ranks know into one record; every rank must call."""
+    recipe, comm = request.recipe, parts.comm
+    num_workers = recipe.num_workers if isinstance(recipe, AveragingRecipe) else 0
+    is_swap = isinstance(recipe, SWAPRecipe)
+    speaks = parts.group.is_first
+    all_rows = [
+        row for rank in comm.gather(rows if speaks else []) for row in rank if row.phase == 2
+    ]
+    phase1_rows = [row for row in rows if row.phase == 1]
+    phase2_rows = sorted(all_rows, key=lambda row: (row.worker, row.epoch))
+    last_rows = {row.worker: row for row in phase2_rows or phase1_rows}
+    accuracies = [row.test_accuracy or 0.0 for _, row in sorted(last_rows.items())]
+    models = _models_on_first(parts, result)
+    norms, cosines = displacements(models, result.phase1.theta.cpu())
+    peaks = comm.gather(peak_device_memory_gib(request.execution.device_type))
+    reserved, allocated = (
+        max((gib for gib in of_ranks if gib is not None), default=None)
+        for of_ranks in zip(*peaks, strict=True)
+    )
+    return RunRecord(
+        run_id=name,
+        recipe=recipe.name,
+        method="swap" if is_swap else "swa" if num_workers else "sgd",
+        seed=request.seed,
+        created=created,
+        configuration=plain({"recipe": asdict(recipe), "execution": asdict(request.execution)}),
+        overrides=list(request.overrides),
+        code=request.code,
+        data=data,
+        machine=describe_machine(request.execution.device_type),
+        world_size=comm.world_size,
+        threads=request.threads,
+        emulated_workers=is_swap and comm.world_size < recipe.num_slots,
+        stopped_by=result.phase1.stopped_by,
+        phase1_epochs=len(phase1_rows),
+        epochs=phase1_rows + phase2_rows,
+        worker_accuracies=accuracies,
+        accuracy_before_averaging=sum(accuracies) / len(accuracies) if num_workers else None,
+        test_accuracy=result.accuracies.top1,
+        test_top5_accuracy=result.accuracies.top5,
+        pairwise_distances=pairwise_distances(models),
+        displacement_norms=norms,
+        displacement_cosines=cosines,
+        average_by_epoch=averages,
+        times=gather_times(parts, result),
+        peak_memory_gib=max(comm.gather(peak_memory_gib())),
+        peak_device_reserved_gib=reserved,
+        peak_device_allocated_gib=allocated,
+        telemetry=None if telemetry is None else comm.gather(telemetry),
+        start=start,
+        interruptions=interruptions,
+        notes=list(request.notes),
+    )
+
+
+def _models_on_first(parts: Parts, result: Result) -> list[Tensor]:
+    """The averaged models [P] in the workers' order, on rank 0's host; elsewhere none."""
+    own = [
+        (worker.number, [theta.cpu() for theta in worker.samples])
+        for worker in (result.workers if parts.group.is_first else [])
+    ]
+    gathered = sorted(
+        (pair for rank in parts.comm.gather_on_first(own) for pair in rank),
+        key=lambda pair: pair[0],
+    )
+    return [theta for _, samples in gathered for theta in samples]
+
+
+# A run's data on one rank: images of CIFAR's size in memory, or the files of a tree.
+
+
+IMAGENET = (1_281_167, 50_000, 1_000)
+"""Training images, test images and classes of ImageNet as published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """What a run needs of its data."""
+
+    source: Source
+    """Makes the batches."""
+    make_model: Callable[[], nn.Module]
+    """The recipe's net for these classes."""
+    description: dict[str, Any]
+    """The data as a record keeps it: by its content, not by its place on a machine."""
+
+
+def load_run_data(request: Request, comm: Comm, say: Callable[[str], None]) -> RunData:
+    """Read the data set, or look through the tree; every rank must call.
+
+    Raises:
+        ValueError: damaged or different data.
+    """
+    if request.recipe.dataset == "imagenet":
+        return _tree(request, comm, say)
+    dataset = load_dataset(request.recipe.dataset, request.data)
+    if request.held_out:
+        dataset = hold_out(dataset, request.held_out)
+    if len(set(comm.gather(dataset.sha256))) > 1:
+        raise ValueError(
+            f"{request.recipe.dataset}: expected the same data on every rank, got sets of "
+            "different content; give all of them --data DIR"
+        )
+    return RunData(
+        source=CifarSource(request.recipe, dataset),
+        make_model=net_maker(request.recipe, dataset),
+        description=_describe_dataset(dataset, request),
+    )
+
+
+def _describe_dataset(dataset: Dataset, request: Request) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "kind": dataset.kind,
+        "sha256": dataset.sha256,
+        "train_images": request.recipe.train_images or len(dataset.train),
+        "test_images": len(dataset.test),
+        **({"held_out": request.held_out} if request.held_out else {}),
+    }
+
+
+def _tree(request: Request, comm: Comm, say: Callable[[str], None]) -> RunData:
+    """One rank looks at the files, and tells the others: all have the same list."""
+    assert request.data is not None, "a tree has no stand-in"
+    root: Path = request.data
+
+    def scan() -> ImageTree:
+        tree = scan_tree(
+            root,
+            skip_bad_files=request.skip_bad_files,
+            on_bad_file=lambda bad: say(f"bad file: {bad}"),
+        )
+        say(f"{root.name}: {tree.describe()}")
+        return tree
+
+    tree: ImageTree = comm.on_first(scan)
+    loader = request.execution.loader
+    assert loader != "tensor", "a tree's images are not resident"
+    counts = (len(tree.train), len(tree.test), len(tree.classes))
+    return RunData(
+        source=TreeSource(tree, loader=loader, threads=request.threads),
+        make_model=partial(make_tree_net, request.recipe, len(tree.classes)),
+        description={
+            "name": "imagenet",
+            # By its counts: there is no published hash of the files.
+            "kind": "published" if counts == IMAGENET else "own",
+            "sha256": tree.sha256,
+            "train_images": len(tree.train),
+            "test_images": len(tree.test),
+            "classes": len(tree.classes),
+            "prepared_size": tree.prepared_size,
+            "skipped_files": len(tree.skipped),
+        },
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.options import JobOptions, RunOptions
-from bench.runner.request import Part
-from bench.runner.run_folders import newest_unfinished
+from bench.runner.run_folders import Part, newest_unfinished
 from swap_fast.callbacks.events import make_event
 from swap_fast.callbacks.progress import JsonLines
 from swap_fast.callbacks.trackers import require_trackers

@@ -12,20 +12,22 @@ from bench.runner.session import Prepared, differences, prepare
 from bench.search.grid import (
     TAU,
     Grid,
+    Measured,
+    Outcome,
     Point,
+    SearchOptions,
     as_flags,
     describe,
+    ranked,
     recipe_at,
     short_names,
 )
-from bench.search.options import SearchOptions
-from bench.search.outcomes import Measured, Outcome, ranked
 from bench.search.report import best_line, search_figure, search_table, write_table
 from bench.search.study import GRACE_S, GridStudy, check_installed, database_file
 from bench.search.trials import SearchRuns, phase_one, shares_phase1
 from swap_fast.config.recipe import AveragingRecipe, Recipe
-from swap_fast.data.cifar.find import load_dataset
-from swap_fast.data.cifar.held_out import hold_out
+from swap_fast.data.cifar.dataset import hold_out
+from swap_fast.data.cifar.files import load_dataset
 
 Say = Callable[[str], None]
 

@@ -11,9 +11,8 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from bench.document.table import NOTHING, RENDERINGS, Table, plus_minus
-from bench.plots.style import figure_style, save_figure
-from bench.search.grid import Value, short_names, show
-from bench.search.outcomes import Outcome, ranked
+from bench.plots.training import figure_style, save_figure
+from bench.search.grid import Outcome, Value, ranked, short_names, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,8 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.search.grid import Grid, Point, Value
-from bench.search.outcomes import Measured, Outcome, State
+from bench.search.grid import Grid, Measured, Outcome, Point, State, Value
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

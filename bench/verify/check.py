@@ -1,8 +1,17 @@
 """What a check of `verify-gpu` is."""
 
+import contextlib
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+
+from bench.runner.launch import end_with_parent
 
 
 class UnavailableError(Exception):
@@ -36,3 +45,137 @@ class Check:
     """Seconds after which it has failed: several times what an H100 should take."""
     uses_data: bool = False
     """Whether it looks at CIFAR-10."""
+
+
+# A process in which checks run one after another, and which can be killed with all it started.
+#
+# A check may hang in the driver or in NCCL, where no exception reaches it, or end the process; and
+# after an error of CUDA's every later call of the same process fails too.
+
+
+START_S = 120.0
+"""So long a process may take to import torch."""
+KILLED_S = 10.0
+"""So long a process may take to end; one that waits in a driver may never."""
+
+
+class NoAnswerError(RuntimeError):
+    """The work has taken too long, or its process has ended; the process is gone."""
+
+
+class CheckProcess:
+    """At most one process at a time: started when there is work and none, gone after the block."""
+
+    def __init__(self) -> None:
+        self._pipe: Connection | None = None
+        self._process: BaseProcess | None = None
+
+    def __enter__(self) -> "CheckProcess":
+        """None runs yet."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End it, or kill it where the block ends in an error."""
+        if kind is None:
+            self.end()
+        else:
+            self.kill()
+
+    def start(self) -> None:
+        """Start a process where there is none.
+
+        Raises:
+            NoAnswerError: it does not start in time, or dies.
+        """
+        if self._pipe is not None:
+            return
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,))
+        self._process.start()
+        theirs.close()
+        self._answer(START_S)
+
+    def ask(self, work: Callable[..., Any], *arguments: Any, limit_s: float) -> Any:
+        """What `work` returns there.
+
+        Arguments:
+            work: a function of a module.
+            limit_s: how long it may take, once the process has started.
+
+        Raises:
+            UnavailableError: as `work` did.
+            RuntimeError: `work` raised something else; the message names its type.
+            NoAnswerError: it did not end in time, or the process died, and is gone.
+        """
+        self.start()
+        assert self._pipe is not None, "it was started"
+        with contextlib.suppress(BrokenPipeError):  # it has died, as is found next
+            self._pipe.send((work, arguments))
+        how, value = self._answer(limit_s)
+        if how == "missing":
+            raise UnavailableError(value)
+        if how == "error":
+            raise RuntimeError(value)
+        return value
+
+    def _answer(self, limit_s: float) -> tuple[str, Any]:
+        assert self._pipe is not None, "it was started"
+        assert self._process is not None, "it was started"
+        if not wait([self._pipe, self._process.sentinel], limit_s):
+            self.kill()
+            raise NoAnswerError(f"no answer within {limit_s:g} s")
+        try:
+            if not self._pipe.poll():
+                raise EOFError
+            return self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join(KILLED_S)
+            code = self._process.exitcode
+            self.kill()
+            raise NoAnswerError(f"its process {_ending(code)}") from None
+
+    def end(self) -> None:
+        """Let it end by itself, if there is one; kill what is left of it and its group."""
+        if self._pipe is not None and self._process is not None:
+            self._pipe.close()
+            self._process.join(KILLED_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill it, if there is one, and every process of its group."""
+        process, self._process, self._pipe = self._process, None, None
+        if process is None or process.pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError):  # the group is empty
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.join(KILLED_S)
+
+
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "no longer answers"
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+
+def _serve(pipe: Connection) -> None:
+    """Do what is asked for, until nobody asks any more."""
+    os.setpgid(0, 0)  # the ranks and loaders that a check starts are in the group too
+    # What a check or a library prints is no part of the command's output.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    end_with_parent()
+    pipe.send(("value", None))  # it has started
+    while True:
+        try:
+            work, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = "value", work(*arguments)
+        except UnavailableError as missing:
+            answer = "missing", str(missing)
+        except Exception as error:  # whatever a GPU answers is a finding
+            text = " ".join(str(error).split())[:300]
+            answer = "error", f"{type(error).__name__}: {text}"
+        pipe.send(answer)

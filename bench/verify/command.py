@@ -9,18 +9,15 @@ from typing import Any
 
 from bench.hardware.machine import choose_device, describe_code, describe_machine
 from bench.micro.records import now, time_stamp
-from bench.verify.check import Check, Form, UnavailableError
+from bench.verify.check import Check, CheckProcess, Form, UnavailableError
 from bench.verify.data import INPUT_CHECKS
-from bench.verify.loop import LOOP_CHECKS
-from bench.verify.memory import MEMORY_CHECKS
-from bench.verify.process import CheckProcess
 from bench.verify.ranks import RANK_CHECKS
 from bench.verify.runs import RUN_CHECKS
-from bench.verify.speed import SPEED_CHECKS
-from bench.verify.step import STEP_CHECKS
+from bench.verify.speed import MEMORY_CHECKS, SPEED_CHECKS
+from bench.verify.step import LOOP_CHECKS, STEP_CHECKS
 from swap_fast.checkpoint.files import write_file
 from swap_fast.choices import choose
-from swap_fast.data.cifar.find import locate_dataset
+from swap_fast.data.cifar.files import locate_dataset
 
 CHECKS: tuple[Check, ...] = (
     *STEP_CHECKS,

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.micro.data import MEAN, STD, random_split
-from bench.micro.jpeg import MIN_SCALE, PX, write_jpegs
+from bench.micro.data import MEAN, MIN_SCALE, PX, STD, random_split, write_jpegs
 from bench.verify.check import Check, Form, UnavailableError
 from bench.verify.contract import Trained
 from swap_fast.config.execution import DTYPES, default_execution
@@ -26,7 +25,7 @@ from swap_fast.data.imagenet import batches as tree_batches
 from swap_fast.data.imagenet.crops import Crops, plan_crops
 from swap_fast.data.imagenet.scan import IMAGENET_STD, ImageSplit, scan_tree
 from swap_fast.tasks.cifar import loader_maker, missing_for_dali
-from swap_fast.tasks.tree_evaluator import evaluation_batches
+from swap_fast.tasks.imagenet import evaluation_batches
 
 IMAGES, BATCH = 96, 32
 TOLERANCES = {"fp32": 2e-6, "fp16": 2e-3}

@@ -15,11 +15,10 @@ from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.phase import Optimizer, Phase
 from swap_fast.distributed import ALONE, Comm, connect
 from swap_fast.models import ResNet9
-from swap_fast.training.averaging import average
 from swap_fast.training.capture import Captures
 from swap_fast.training.optimizer import MomentumSGD
 from swap_fast.training.step import Step
-from swap_fast.training.weights import Weights
+from swap_fast.training.weights import Weights, average
 
 SLOTS, MICRO_BATCH = 4, 16
 """Of the update that ranks share."""

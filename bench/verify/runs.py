@@ -28,7 +28,7 @@ from swap_fast.data.cifar.synthetic import generate_synthetic
 from swap_fast.distributed import Comm, connect
 from swap_fast.models import net_maker
 from swap_fast.recipes.cifar10 import cifar10_quick
-from swap_fast.tasks.cifar_source import CifarSource
+from swap_fast.tasks.cifar import CifarSource
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.interruption import InterruptedRunError, Interruption

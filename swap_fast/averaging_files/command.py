@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from swap_fast.averaging_files.basin import BARRIER
+from swap_fast.averaging_files.report import BARRIER
+from swap_fast.choices import choose
 
 if TYPE_CHECKING:
     import torch
 
     from swap_fast.averaging_files.evaluate import Trial
+
+
+# Functions of the user's, named on the command line: package.module:function.
+
+
+def user_function(option: str, named: str) -> Callable[[], Any]:
+    """The function of that name, from the working folder or what is installed.
+
+    Raises:
+        ValueError: no such module or function, or a module that fails to be imported.
+    """
+    module_name, colon, name = named.partition(":")
+    if not colon or not name or module_name.endswith(".py") or "/" in module_name:
+        guess = f"{Path(module_name).stem or 'my_module'}:{name or 'function'}"
+        raise ValueError(f"{option}: expected package.module:function, got {named}; try {guess}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may raise anything
+        raise ValueError(
+            f"{option}: expected a module {module_name}, importing it gave "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    functions = [each for each, value in vars(module).items() if callable(value)]
+    return getattr(module, choose(f"function of {option}, {module_name}", name, functions))
+
 
 FilesOrRun = Annotated[
     tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES|RUN-FOLDER")
@@ -139,7 +170,6 @@ def _trial(options: AverageOptions, device: torch.device) -> Trial | None:
         raise ValueError(f"{given}: expected --{lacking} beside it, got none")
     if options.model is not None and options.data is not None:
         from swap_fast.averaging_files.evaluate import users_trial
-        from swap_fast.averaging_files.user_functions import user_function
 
         make_model = user_function("--model", options.model)
         make_data = user_function("--data", options.data)
@@ -147,7 +177,7 @@ def _trial(options: AverageOptions, device: torch.device) -> Trial | None:
     folders = [path for path in options.files if path.is_dir()]
     run = options.run or (folders[0] if len(folders) == 1 else None)
     if run is not None and options.trial:
-        from swap_fast.averaging_files.run_trial import runs_trial
+        from swap_fast.averaging_files.evaluate import runs_trial
 
         return runs_trial(run, options.data_dir, device)
     if options.data_dir is not None:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swap_fast.averaging_files.evaluate import Trial
-from swap_fast.averaging_files.file_means import require_alike
 from swap_fast.averaging_files.origins import finished_run, require_one_origin, start_beside
-from swap_fast.averaging_files.weight_files import WeightFile, read_weights
+from swap_fast.averaging_files.weight_files import WeightFile, read_weights, require_alike
 
 
 def files_of(paths: Sequence[Path | str]) -> list[Path]:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from swap_fast.callbacks.events import ENDINGS, Event, EventFile, Listener, Tail, make_event
-from swap_fast.callbacks.run_view import Plan, images_until
+from swap_fast.callbacks.progress import Plan, images_until
 from swap_fast.record import EpochRow
 from swap_fast.training.interruption import InterruptedRunError
 

@@ -1,10 +1,93 @@
 """What a phase is, its optimizer and its augmentation: frozen, typed, checked."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Annotated, Literal
 
-from swap_fast.config.schedules import Schedule, cyclic, triangle
+from tyro.conf import Suppress
+
+# Learning-rate schedules: pure functions of the position in epochs.
+
+
+Schedule = Callable[[float], float]
+
+
+def piecewise_linear(knots: Sequence[tuple[float, float]]) -> Schedule:
+    """A schedule that joins (epoch, learning rate) knots by straight lines.
+
+    Before the first knot and after the last one it is constant. Steps are counted from 1, so
+    that step i of an epoch of n steps has the position `epoch + i / n`, and the last step of a
+    schedule that ends in 0 has the learning rate 0.
+
+    Raises:
+        ValueError: fewer than one knot, or epochs that do not rise.
+    """
+    if not knots:
+        raise ValueError("a schedule needs at least one (epoch, learning rate) knot, got none")
+    for (before, _), (after, _) in pairwise(knots):
+        if not before < after:
+            raise ValueError(f"a schedule's epochs must rise, got {before:g} before {after:g}")
+
+    def learning_rate(epoch: float) -> float:
+        if epoch <= knots[0][0]:
+            return knots[0][1]
+        for (x0, y0), (x1, y1) in pairwise(knots):
+            if epoch <= x1:
+                t = (epoch - x0) / (x1 - x0)
+                return (1 - t) * y0 + t * y1  # at a knot its own rate, to the bit
+        return knots[-1][1]
+
+    return learning_rate
+
+
+def triangle(
+    peak_lr: float, warmup_epochs: float, horizon_epochs: float, final_lr: float = 0.0
+) -> Schedule:
+    """Up from 0 over the warm-up, then down to `final_lr` at the horizon (Tables 5 and 6).
+
+    Without warm-up it starts at its peak: the schedule of phase 2.
+    """
+    rise = [(0.0, 0.0)] if warmup_epochs > 0 else []
+    return piecewise_linear([*rise, (warmup_epochs, peak_lr), (horizon_epochs, final_lr)])
+
+
+def cyclic(peak_lr: float, cycle_epochs: float, final_lr: float = 0.0) -> Schedule:
+    """Again and again from the peak down to `final_lr`: SWA's schedule (Figure 6).
+
+    Izmailov et al.'s a(i) = (1 - t) a1 + t a2 with t = (mod(i - 1, c) + 1) / c, for steps i from
+    1 and cycles of c steps: the last step of a cycle, after which a model is sampled, has
+    `final_lr`, and the next one is nearly at the peak again.
+    """
+
+    def learning_rate(epoch: float) -> float:
+        cycles = epoch / cycle_epochs
+        t = cycles - max(math.ceil(cycles) - 1, 0)
+        return (1 - t) * peak_lr + t * final_lr
+
+    return learning_rate
+
+
+def pieces(parts: Sequence[tuple[float, float, float]]) -> Schedule:
+    """Straight pieces, one after another, that need not meet (Figure 5).
+
+    Arguments:
+        parts: of each piece its length in epochs, and its learning rate at both ends. A position
+            between two pieces belongs to the first: an epoch's last update ends its piece.
+    """
+    parts = tuple(parts)
+
+    def learning_rate(epoch: float) -> float:
+        start = 0.0
+        for length, first, last in parts:
+            if epoch <= start + length:
+                t = (epoch - start) / length
+                return (1 - t) * first + t * last
+            start += length
+        return parts[-1][2]
+
+    return learning_rate
 
 
 def whole(name: str, value: object) -> None:
@@ -173,3 +256,139 @@ class Optimizer:
         if not self.decay_norms_and_biases:
             return "norms_and_biases"
         return "biases" if self.bias_lr_factor != 1 else "nothing"
+
+
+# A phase in stages: stretches of epochs with an image size and a batch of their own (ImageNet).
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One row of the table of ImageNet's stages, which is also Figure 5's."""
+
+    epochs: int
+    """How long it lasts."""
+    image_size: int
+    """Side of a training crop, and of a test crop, in pixels."""
+    min_scale: float = 0.08
+    """The least share of an image's area that a training crop shows."""
+    global_batch_size: int
+    """Images in one update of one model."""
+    first_lr: float
+    """Where the learning rate starts, ..."""
+    last_lr: float
+    """... and where it is at the stage's end; between, it is linear in the updates."""
+    rectangular_test: bool = False
+    """Test on crops of each batch's mean aspect ratio instead of squares."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could have."""
+        for name, fits, expected in (
+            ("epochs", self.epochs >= 1, "1 or more"),
+            ("image_size", self.image_size >= 33, "33 pixels or more"),
+            ("min_scale", 0 < self.min_scale <= 1, "a share above 0 and up to 1"),
+            ("global_batch_size", self.global_batch_size >= 1, "1 or more"),
+            ("first_lr", 0 <= self.first_lr < math.inf, "a finite number >= 0"),
+            ("last_lr", 0 <= self.last_lr < math.inf, "a finite number >= 0"),
+        ):
+            if not fits:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedPhase(Phase):
+    """A phase whose epochs, batch and learning rate are those of its stages."""
+
+    stages: tuple[Stage, ...]
+    """In their order."""
+    global_batch_size: Annotated[int, Suppress] = field(init=False)
+    """The largest of any stage."""
+    peak_lr: Annotated[float, Suppress] = field(init=False)
+    """The highest learning rate of any stage."""
+    max_epochs: Annotated[int, Suppress] = field(init=False)
+    """Of all stages together."""
+    warmup_epochs: Annotated[float, Suppress] = field(init=False, default=0.0)
+    """None: the first stage's learning rate may rise."""
+    horizon_epochs: Annotated[float | None, Suppress] = field(init=False, default=None)
+    """None: the stages say where the learning rate ends."""
+    final_lr: Annotated[float, Suppress] = field(init=False, default=0.0)
+    """Of no meaning: the last stage's is."""
+    cycles: Annotated[int, Suppress] = field(init=False, default=1)
+    """One: the stages say how the learning rate goes."""
+
+    def __post_init__(self) -> None:
+        """Sum the stages up, and refuse batches that the slots cannot share."""
+        if not self.stages:
+            raise ValueError("stages: expected one or more, got none")
+        derived = {
+            "global_batch_size": max(stage.global_batch_size for stage in self.stages),
+            "peak_lr": max(max(stage.first_lr, stage.last_lr) for stage in self.stages),
+            "max_epochs": sum(stage.epochs for stage in self.stages),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)  # as a frozen dataclass sets its own fields
+        super().__post_init__()
+        for number, stage in enumerate(self.stages):
+            if stage.global_batch_size % self.gpus_per_model:
+                raise ValueError(
+                    f"stages.{number}.global_batch_size: expected a multiple of gpus_per_model = "
+                    f"{self.gpus_per_model}, got {stage.global_batch_size}"
+                )
+
+    @property
+    def peak_epoch(self) -> float:
+        """Position in epochs at which the learning rate is at its peak and begins to fall."""
+        start, at = 0, 0
+        for stage in self.stages:
+            if stage.first_lr == self.peak_lr:
+                at = start
+            start += stage.epochs
+            if stage.last_lr == self.peak_lr:
+                at = start
+        return at
+
+    @property
+    def schedule(self) -> Schedule:
+        """Learning rate as a function of the position in epochs: one straight piece a stage."""
+        return pieces([(stage.epochs, stage.first_lr, stage.last_lr) for stage in self.stages])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What the updates of some epochs of a phase have in common: all that a step depends on."""
+
+    epochs: range
+    """Of the phase, from 0."""
+    image_size: int
+    """Side of the images in pixels."""
+    global_batch_size: int
+    """Images in one update of one model."""
+    min_scale: float = 1.0
+    """The least share of an image's area that a crop shows."""
+    rectangular_test: bool = False
+    """Whether test crops have their batch's mean aspect ratio."""
+
+
+def shapes(phase: Phase, image_size: int) -> tuple[Shape, ...]:
+    """A phase's shapes in their order; stages that differ in the learning rate alone share one.
+
+    Arguments:
+        image_size: of a phase without stages.
+    """
+    if not isinstance(phase, StagedPhase):
+        epochs, batch = range(phase.max_epochs), phase.global_batch_size
+        return (Shape(epochs=epochs, image_size=image_size, global_batch_size=batch),)
+    found: list[Shape] = []
+    start = 0
+    for stage in phase.stages:
+        shape = Shape(
+            epochs=range(start, start + stage.epochs),
+            image_size=stage.image_size,
+            global_batch_size=stage.global_batch_size,
+            min_scale=stage.min_scale,
+            rectangular_test=stage.rectangular_test,
+        )
+        start += stage.epochs
+        if found and replace(found[-1], epochs=shape.epochs) == shape:
+            shape = replace(shape, epochs=range(found.pop().epochs.start, start))
+        found.append(shape)
+    return tuple(found)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from swap_fast.models.resnet9 import ResNet9
+from swap_fast.models.resnet9 import ResNet9, WhitenedResNet9, whitening_filters
 from swap_fast.models.resnet50 import ResNet50
-from swap_fast.models.whitened_resnet9 import WhitenedResNet9, whitening_filters
 
 if TYPE_CHECKING:
     from swap_fast.config.recipe import Recipe

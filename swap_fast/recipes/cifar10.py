@@ -9,9 +9,8 @@ from dataclasses import replace
 
 from swap_fast.config.phase import Augmentation, Optimizer, Phase
 from swap_fast.config.recipe import Recipe, SGDRecipe, SWAPRecipe
-from swap_fast.recipes.cifar100 import CIFAR100_RECIPES
+from swap_fast.recipes.cifar100 import CIFAR100_RECIPES, SWA_RECIPES
 from swap_fast.recipes.imagenet import IMAGENET_RECIPES
-from swap_fast.recipes.swa import SWA_RECIPES
 
 
 def cifar10_sgd_small() -> SGDRecipe:

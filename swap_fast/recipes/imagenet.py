@@ -6,9 +6,8 @@ a device's batch is the same in the large run, which has twice the devices and t
 
 from dataclasses import replace
 
-from swap_fast.config.phase import Optimizer
+from swap_fast.config.phase import Optimizer, Stage, StagedPhase
 from swap_fast.config.recipe import SGDRecipe, SWAPRecipe
-from swap_fast.config.stages import Stage, StagedPhase
 
 OPTIMIZER = Optimizer(
     nesterov=False,

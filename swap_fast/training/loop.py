@@ -12,7 +12,7 @@ from swap_fast.record import EpochRow
 from swap_fast.training.clock import Clock
 from swap_fast.training.interruption import NEVER, InterruptedRunError, Interruption
 from swap_fast.training.state import Position
-from swap_fast.training.update import Metrics
+from swap_fast.training.step import Metrics
 
 
 class Batches(Protocol):

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from swap_fast.config.execution import Execution
-from swap_fast.config.phase import Phase
+from swap_fast.config.phase import Phase, Shape, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
-from swap_fast.config.stages import Shape, shapes
 from swap_fast.data.cifar.batches import Loader, require_a_batch
 from swap_fast.distributed import ALONE, Comm, WorkerGroup
 from swap_fast.record import EpochRow
-from swap_fast.training.averaging import average
 from swap_fast.training.batchnorm import StatisticsPass
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
@@ -31,7 +29,7 @@ from swap_fast.training.state import (
     TrainingState,
 )
 from swap_fast.training.step import Step
-from swap_fast.training.weights import Weights
+from swap_fast.training.weights import Weights, average
 
 
 @dataclass(frozen=True, kw_only=True)

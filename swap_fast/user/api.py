@@ -1,37 +1,259 @@
 """`swap_fast.swap`: SWAP of any net, on any data, with any optimizer."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import atexit
+import contextlib
+import json
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from swap_fast.algorithm import swap as run_algorithm
-from swap_fast.callbacks.events import Listener
+from swap_fast.callbacks.emitter import TICK_S, Narrator
+from swap_fast.callbacks.events import EventFile, Listener, merge_events
+from swap_fast.callbacks.progress import Lines, Screen, plan_of_phase, progress
+from swap_fast.checkpoint.files import MANIFEST, MODEL, write_file
 from swap_fast.checkpoint.run_folder import RunFolder
 from swap_fast.config.execution import Execution
-from swap_fast.config.phase import Phase, require
-from swap_fast.config.schedules import Schedule
-from swap_fast.record import EpochRow
+from swap_fast.config.phase import Phase, Schedule, require
+from swap_fast.distributed import ALONE, Comm, connect
+from swap_fast.record import EpochRow, plain
 from swap_fast.training.clock import Clock
-from swap_fast.training.interruption import NEVER
+from swap_fast.training.interruption import NEVER, Interruption
 from swap_fast.training.parts import Watch
-from swap_fast.training.state import NoCheckpoints
-from swap_fast.user.batches import Augment
-from swap_fast.user.data import Collate, num_examples, open_data
-from swap_fast.user.method import describe_method, name_of, own_method
+from swap_fast.training.state import NoCheckpoints, Position
+from swap_fast.user.data import Augment, Collate, generators_kept, num_examples, open_data
+from swap_fast.user.method import OwnMethod, describe_method, name_of, own_method
 from swap_fast.user.objective import Loss, Metric
 from swap_fast.user.optimizer import Groups, Make, OwnOptimizer
 from swap_fast.user.parts import Work, bare, make_net, make_own_parts
-from swap_fast.user.place import enter_folder, leave_only_ends
-from swap_fast.user.ranks import heeded, join_ranks, listener
-from swap_fast.user.result import SwapResult, make_result
-from swap_fast.user.seeds import generators_kept
+from swap_fast.user.result import SwapResult, describe_environment, make_result
 from swap_fast.user.statistics import is_compiled
-from swap_fast.user.telling import all_told, begin, end, make_narrator, put_events_together
 from swap_fast.user.weights import OwnWeights
+
+# Where a run is kept: a folder of its checkpoints, begun once and gone on with.
+
+
+SETTINGS = "settings.json"
+
+
+def enter_folder(folder: Path, settings: dict[str, Any], comm: Comm, *, resume: bool) -> None:
+    """Begin a run in a folder, or see that the one there is the same.
+
+    Raises:
+        ValueError: a run is there and may not go on, or has other settings.
+    """
+    problem = comm.on_first(lambda: _enter(folder, plain(settings), resume))
+    if problem is not None:
+        raise ValueError(problem)
+
+
+def _enter(folder: Path, settings: dict[str, Any], resume: bool) -> str | None:
+    path = folder / SETTINGS
+    try:
+        former = json.loads(path.read_bytes()) if path.exists() else None
+    except ValueError as error:
+        return f"folder: expected settings in {path}, got {error}; choose another folder"
+    if former is None:
+        try:
+            write_file(path, (json.dumps(settings, indent=1) + "\n").encode())
+        except OSError as error:
+            return f"folder: expected one that can be written to, got {error}"
+        return None
+    if not resume:
+        return (
+            f"folder: expected one without a run, got {folder} with {SETTINGS}; pass resume=True "
+            "to go on with it, or choose another folder"
+        )
+    for name in sorted(former.keys() | settings.keys()):
+        if former.get(name) != settings.get(name):
+            return (
+                f"{name}: expected {former.get(name)} as the run in {folder} has, got "
+                f"{settings.get(name)}; choose another folder for other settings"
+            )
+    return None
+
+
+def leave_only_ends(folder: Path, cycle_epochs: int) -> None:
+    """Of a run that is done delete weights of epochs that nothing needs to go on."""
+    for path in folder.glob(f"worker*{MODEL}"):
+        match = re.fullmatch(r"worker\d+-epoch(\d+)", path.name.removesuffix(MODEL))
+        manifest = path.with_name(path.name.removesuffix(MODEL) + MANIFEST)
+        if match and not manifest.exists() and int(match[1]) % cycle_epochs:
+            path.unlink(missing_ok=True)
+
+
+# The processes of a user's script: joined where torchrun started them, and told to end.
+
+
+def join_ranks(device_type: str, timeout_s: float) -> Comm:
+    """This process among those that torchrun started; alone where there are no others.
+
+    Raises:
+        ValueError: the script has joined them already.
+    """
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return ALONE if alone else _connected(device_type, timeout_s)
+
+
+@cache
+def _connected(device_type: str, timeout_s: float) -> Comm:
+    """The processes that torchrun started; connected once, whatever runs follow one another."""
+    if dist.is_initialized():
+        raise ValueError(
+            "processes: expected no process group but swap's own, got one that is initialized; "
+            "leave out init_process_group"
+        )
+    comm = connect(device_type, timeout_s=timeout_s)
+    atexit.register(comm.close)
+    return comm
+
+
+def listener(device_type: str) -> Interruption | None:
+    """What heeds signals, where Python lets it: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return Interruption(torch.cuda.synchronize if device_type == "cuda" else lambda: None)
+
+
+@contextmanager
+def heeded(interruption: Interruption | None) -> Iterator[None]:
+    """Signals end the run within it, and afterwards do what they did before.
+
+    Even where the run was told to end: the script or notebook around it may go on.
+    """
+    if interruption is None:
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with interruption.listening():
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# Who is told of a user's run: the screen, the events in its folder, listeners of the user's.
+
+
+SCREEN_TICK_S = 0.5
+"""How often bars move."""
+
+
+def make_narrator(
+    method: OwnMethod,
+    num_examples: int,
+    comm: Comm,
+    clock: Clock,
+    *,
+    shows: bool,
+    listeners: Sequence[Listener],
+    folder: Path | None,
+    metric: str | None,
+) -> Narrator:
+    """What tells of a run on this rank: each rank prints its own workers, the first draws bars.
+
+    Arguments:
+        num_examples: trained on.
+        shows: whether anything is printed.
+        listeners: told on the first rank.
+        folder: keeps the events, where there is one.
+        metric: what the test data give, by the user's name; None: an accuracy.
+    """
+    told: list[Listener] = list(listeners) if comm.rank == 0 else []
+    shown = progress("auto" if shows else "none")
+    if shown is not None:
+        told.insert(0, shown if comm.rank == 0 else Lines())
+    plan = {
+        "workers": method.num_workers,
+        "phases": [plan_of_phase(p, num_examples) for p in (method.phase1, method.phase2)],
+        "metric": metric,
+    }
+    return Narrator(
+        told,
+        plan,
+        reading=clock.reading,
+        rank=comm.rank,
+        file=None if folder is None else EventFile(folder, part="run", rank=comm.rank),
+        tick_s=SCREEN_TICK_S if isinstance(shown, Screen) else TICK_S,
+    )
+
+
+def begin(narrator: Narrator, settings: dict[str, Any], comm: Comm, device: torch.device) -> None:
+    """Tell that a run begins, on every rank: each shows what it does itself."""
+    name = settings["model"]["name"]
+    narrator.began(
+        name,
+        {"name": name, **settings},
+        seed=settings["seed"],
+        world_size=comm.world_size,
+        machine=describe_environment(device),
+        goes_on=False,
+    )
+
+
+def end(narrator: Narrator, result: SwapResult) -> None:
+    """Tell with what it ended; the first rank does."""
+    if result.is_first:
+        narrator.tell(
+            "done",
+            test_accuracy=result.accuracy,
+            accuracy_before_averaging=result.accuracy_before_averaging,
+            worker_accuracies=list(result.worker_accuracies),
+            phase1_epochs=result.record["phase1_epochs"],
+            stopped_by=result.record["stopped_by"],
+            training_time_s=result.times.after_averaging_s,
+        )
+
+
+def all_told(narrator: Narrator, watch: Watch | None, rows: list[EpochRow]) -> Watch:
+    """One watch that tells the narrator, the user's own, and keeps the rows."""
+    own, ours = watch or Watch(), narrator.watch
+
+    def on_epoch(row: EpochRow) -> None:
+        rows.append(row)
+        ours.on_epoch(row)
+        own.on_epoch(row)
+
+    def on_step(images: int) -> None:
+        ours.on_step(images)
+        own.on_step(images)
+
+    def on_begin(position: Position) -> None:
+        ours.on_begin(position)
+        own.on_begin(position)
+
+    def on_end(position: Position) -> None:
+        ours.on_end(position)
+        own.on_end(position)
+
+    def on_averaging() -> None:
+        ours.on_averaging()
+        own.on_averaging()
+
+    return Watch(
+        on_begin=on_begin,
+        on_step=ours.on_step if watch is None else on_step,
+        on_epoch=on_epoch,
+        on_end=on_end,
+        on_averaging=on_averaging,
+    )
+
+
+def put_events_together(folder: Path) -> None:
+    """One file of a run that is done; where that fails, there are several."""
+    with contextlib.suppress(OSError):
+        merge_events(folder)
 
 
 def swap(

@@ -4,9 +4,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from swap_fast.config.phase import Phase, require, whole
-from swap_fast.config.schedules import Schedule
-from swap_fast.config.stages import StagedPhase
+from swap_fast.config.phase import Phase, Schedule, StagedPhase, require, whole
 from swap_fast.user.data import BatchesAsGiven, Data
 
 RATE_PER_EXAMPLE = 1.2 / 4096

@@ -18,14 +18,12 @@ from swap_fast.training.interruption import Interruption
 from swap_fast.training.loop import Batches, Stretch
 from swap_fast.training.parts import Evaluate, Parts, PhaseParts, Watch
 from swap_fast.training.state import Checkpoints, TrainingState
-from swap_fast.user.batches import Augment, Place, one_pass, phase_batches
-from swap_fast.user.data import Data
-from swap_fast.user.evaluator import OwnEvaluator
+from swap_fast.user.data import Augment, Data, Place, one_pass, phase_batches
 from swap_fast.user.method import OwnMethod
 from swap_fast.user.objective import Loss, Metric, Objective
 from swap_fast.user.optimizer import OwnOptimizer
 from swap_fast.user.statistics import ActivationPass
-from swap_fast.user.step import OwnStep
+from swap_fast.user.step import OwnEvaluator, OwnStep
 from swap_fast.user.weights import OwnWeights
 
 _TRAINED: WeakSet[nn.Module] = WeakSet()

@@ -7,14 +7,7 @@ import math
 import pytest
 from scipy import stats
 
-from bench.statistics import (
-    DID_NOT_HOLD,
-    HELD,
-    contrast,
-    exponential,
-    logarithms,
-    outcome,
-)
+from bench.statistics import DID_NOT_HOLD, HELD, contrast, exponential, logarithms, outcome
 
 FIRST = [(0, 0.812), (1, 0.807), (2, 0.821)]
 SECOND = [(2, 0.815), (0, 0.801), (1, 0.805)]

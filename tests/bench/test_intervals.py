@@ -8,14 +8,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from bench.intervals import (
-    Interval,
-    bootstrap_interval,
-    share_interval,
-    t_interval,
-    t_quantile,
-)
 from bench.records.grouping import summarize
+from bench.statistics import Interval, bootstrap_interval, share_interval, t_interval, t_quantile
 
 VALUES = (95.10, 95.21, 95.28, 95.33, 95.65)
 

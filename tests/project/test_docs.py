@@ -201,8 +201,8 @@ def hooks() -> ModuleType:
         ("docs/clocks.md", "clocks.md", "#anchor", "#anchor"),
         ("docs/clocks.md", "clocks.md", "https://a.b/c", "https://a.b/c"),
         (
-            *("docs/clocks.md", "clocks.md", "../swap_fast/data/cifar/find.py"),
-            "reference/swap_fast.data.cifar.find.md",
+            *("docs/clocks.md", "clocks.md", "../swap_fast/data/cifar/files.py"),
+            "reference/swap_fast.data.cifar.files.md",
         ),
         ("docs/clocks.md", "clocks.md", "../run_tests.sh", "source/run_tests.sh.md"),
         (

@@ -20,7 +20,7 @@ from record_factory import make_record
 from bench.report.content import collect
 from swap_fast.checkpoint.files import Checkpoint, read_checkpoint, write_checkpoint
 from swap_fast.config.phase import Augmentation, Optimizer, Phase
-from swap_fast.data.cifar.find import load_dataset
+from swap_fast.data.cifar.files import load_dataset
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import read_record, write_record
 

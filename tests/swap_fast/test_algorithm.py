@@ -25,8 +25,7 @@ from small_parts import (
 )
 from torch import Tensor, nn
 
-from swap_fast.algorithm import swap
-from swap_fast.baselines import sgd
+from swap_fast.algorithm import sgd, swap
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import SGDRecipe, SWAPRecipe
 from swap_fast.data.cifar.augment import Plan, plain_plan, plan_epoch

@@ -25,8 +25,7 @@ from small_parts import (
 from torch import Tensor, nn
 
 from bench.cli import main
-from swap_fast.algorithm import PhaseOne, large_batch_phase, small_batch_phase, swap
-from swap_fast.baselines import swa
+from swap_fast.algorithm import PhaseOne, large_batch_phase, small_batch_phase, swa, swap
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import AveragingRecipe
 from swap_fast.data.cifar.augment import plan_epoch

@@ -18,12 +18,11 @@ from swap_fast.data.cifar.augment import IMAGE_SIZE
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.outcome import running_average
 from swap_fast.record import EpochRow
-from swap_fast.training.averaging import average
 from swap_fast.training.batchnorm import SlotStatistics, recompute_statistics_
 from swap_fast.training.optimizer import MomentumSGD
 from swap_fast.training.parts import Parts, Watch
 from swap_fast.training.step import Step
-from swap_fast.training.weights import Weights
+from swap_fast.training.weights import Weights, average
 
 W = 4
 RECIPE = replace(

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from swap_fast.config.execution import Execution
 from swap_fast.data.cifar.augment import IMAGE_SIZE
+from swap_fast.data.cifar.batches import Sequence
 from swap_fast.data.cifar.dataset import Channels, Split
-from swap_fast.data.cifar.streams import Sequence
 
 dali: Any = nvidia.dali  # its types forbid more than is wrong
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
 from swap_fast.data.cifar.augment import IMAGE_SIZE
+from swap_fast.data.cifar.batches import Sequence
 from swap_fast.data.cifar.dataset import Channels, Split
-from swap_fast.data.cifar.streams import Sequence
 
 Entry = tuple[int, int, int, int, int, int]
 """What the plan says of one image: number, crop row and column, flip, cutout row and column."""

@@ -8,8 +8,14 @@ import pytest
 from landscape_factory import bowl, cosine_path
 from record_factory import V100, make_record
 
-from bench.analysis.claims import averages_against_workers, claims_tables
-from bench.analysis.paper_claims import ACCURACY_CLAIMS, TIME_CLAIMS, Claim, Side
+from bench.analysis.claims import (
+    ACCURACY_CLAIMS,
+    TIME_CLAIMS,
+    Claim,
+    Side,
+    averages_against_workers,
+    claims_tables,
+)
 from bench.document.table import Table
 from bench.landscape.records import CosineRecord, PlaneRecord
 from bench.records.paper import load_paper

@@ -15,8 +15,15 @@ from record_factory import V100, make_record
 from repository import ROOT
 from scipy.stats import ttest_ind
 
-from bench.analysis.comparison import Comparison, Quantity, Side, compare
-from bench.analysis.comparison_tables import comparison_json, comparison_tables, pair_tables
+from bench.analysis.comparison import (
+    Comparison,
+    Quantity,
+    Side,
+    compare,
+    comparison_json,
+    comparison_tables,
+    pair_tables,
+)
 from bench.cli import main
 from bench.document.table import NOTHING
 from bench.report.compare import pair_sides

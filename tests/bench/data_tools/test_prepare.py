@@ -19,9 +19,9 @@ from image_trees import (
 )
 from PIL import Image
 
+from bench import data_tools as module
 from bench.cli import main
-from bench.data_tools import prepare as module
-from bench.data_tools.prepare import resized
+from bench.data_tools import resized
 from swap_fast.data.imagenet.scan import scan_tree
 
 Outputs = pytest.CaptureFixture[str]

@@ -10,10 +10,10 @@ import pytest
 from conftest import FakeCifar
 from PIL import Image
 
+from bench import data_tools
 from bench.cli import main
-from bench.data_tools import small_tree
-from bench.data_tools.small_tree import CLASSES
-from swap_fast.data.cifar.find import load_dataset, locate_dataset
+from bench.data_tools import CLASSES
+from swap_fast.data.cifar.files import load_dataset, locate_dataset
 from swap_fast.data.imagenet.scan import scan_tree
 
 TRAIN, TEST = 80, 30  # images of the fake set: 8 and 3 a class
@@ -121,7 +121,7 @@ def test_too_few_images_leave_nothing_behind(
 def test_interrupted_it_leaves_nothing_behind(
     cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, written = small_tree._write_jpeg, []
+    write, written = data_tools._write_jpeg, []
 
     def interrupted(path: Path, *others: object) -> None:
         if len(written) == 12:
@@ -129,7 +129,7 @@ def test_interrupted_it_leaves_nothing_behind(
         write(path, *others)  # type: ignore[arg-type]
         written.append(path.exists())
 
-    monkeypatch.setattr(small_tree, "_write_jpeg", interrupted)
+    monkeypatch.setattr(data_tools, "_write_jpeg", interrupted)
     assert make(cifar, tmp_path / "tree") == 130
     assert written == [True] * 12
     assert list(tmp_path.iterdir()) == []

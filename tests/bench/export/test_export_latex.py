@@ -16,10 +16,10 @@ from repository import ROOT
 
 from bench.cli import main
 from bench.document.table import Table
-from bench.export.latex import latex, latex_text, to_booktabs
+from bench.export.tables import latex, latex_text, to_booktabs
 from bench.records.paper import load_paper
+from bench.report.lists import recipe_tables
 from bench.report.paper_tables import all_run_tables
-from bench.report.recipe_tables import recipe_tables
 
 RESULTS = ROOT / "results"
 

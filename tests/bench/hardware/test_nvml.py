@@ -15,17 +15,17 @@ import pynvml
 import pytest
 from repository import TESTS
 
-from bench.hardware.nvml import (
+from bench.hardware.telemetry import (
     EVERY_VALUE,
     OF_THE_BOARD,
     THROTTLE_REASONS,
     Device,
     Nvml,
     Reading,
+    Sampler,
     throttle_words,
 )
-from bench.hardware.nvml import driver_version as ask_driver_version
-from bench.hardware.telemetry import Sampler
+from bench.hardware.telemetry import driver_version as ask_driver_version
 
 SOURCE = TESTS / "nvml_stand_in.c"
 A = "aaaaaaaa-0000-1111-2222-333333333333"

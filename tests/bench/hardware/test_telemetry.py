@@ -14,12 +14,9 @@ import torch
 from small_parts import make_dataset
 
 import bench.runner.rank
-import bench.runner.recording
-import bench.runner.run_data
 from bench.cli import main
 from bench.hardware.machine import device_uuid
-from bench.hardware.nvml import EVERY_VALUE, Reading
-from bench.hardware.telemetry import Sampler, missing_line, summarize_lap
+from bench.hardware.telemetry import EVERY_VALUE, Reading, Sampler, missing_line, summarize_lap
 from swap_fast.record import read_record
 from swap_fast.training.clock import Clock
 
@@ -90,9 +87,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakePynvml:
 @pytest.fixture
 def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's data of a few images, in place of the whole synthetic set."""
-    monkeypatch.setattr(
-        bench.runner.run_data, "load_dataset", lambda name, path: make_dataset(64, 30)
-    )
+    monkeypatch.setattr(bench.runner.rank, "load_dataset", lambda name, path: make_dataset(64, 30))
 
 
 def threads() -> list[str]:
@@ -343,8 +338,8 @@ def test_a_run_tells_the_host_s_memory_and_the_device_s_apart(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(bench.runner.recording, "peak_memory_gib", lambda: 1.25)
-    monkeypatch.setattr(bench.runner.recording, "peak_device_memory_gib", lambda device_type: peaks)
+    monkeypatch.setattr(bench.runner.rank, "peak_memory_gib", lambda: 1.25)
+    monkeypatch.setattr(bench.runner.rank, "peak_device_memory_gib", lambda device_type: peaks)
     assert main([*RUN, "--out", str(tmp_path)]) == 0
     (path,) = (tmp_path / "runs").glob("*.json")
     record = read_record(path)

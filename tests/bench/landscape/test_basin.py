@@ -7,7 +7,7 @@ import math
 import pytest
 from landscape_factory import make_plane
 
-from bench.landscape.basin import basin, best, on_other_sides
+from bench.landscape.records import basin, best, on_other_sides
 
 
 def _bowl(alpha: float, beta: float) -> float:

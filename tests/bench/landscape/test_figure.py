@@ -13,7 +13,7 @@ from landscape_factory import make_cosines, make_plane
 from record_factory import make_record
 
 from bench.cli import main
-from bench.landscape.figure_runs import (
+from bench.landscape.measure import (
     find_run,
     image_s,
     next_seed,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.hardware.machine import peak_device_memory_gib, peak_memory_gib, resident_bytes
-from bench.micro.footprint import STEPS, count_launches, observe
+from bench.micro.peak import STEPS, count_launches, observe
 
 
 def test_kernels_and_the_calls_that_start_them() -> None:

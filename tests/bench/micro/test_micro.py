@@ -7,13 +7,12 @@ import pytest
 
 from bench.cli import main
 from bench.hardware.machine import has_compiler
+from bench.micro import comparisons as data_ways_module
 from bench.micro import data as micro_data
-from bench.micro import data_ways as data_ways_module
-from bench.micro import roof
+from bench.micro import peak
 from bench.micro import step as micro_step
-from bench.micro.comparisons import step_groups
-from bench.micro.data_ways import data_ways
-from bench.micro.footprint import STEPS
+from bench.micro.comparisons import data_ways, step_groups
+from bench.micro.peak import STEPS
 from bench.micro.records import read_micro_records
 from bench.options import MicroOptions
 from swap_fast.config.execution import Execution
@@ -43,8 +42,8 @@ def test_the_batch_norm_pass_takes_the_images_it_counts(ours: bool) -> None:
 
 
 def test_the_roofs_count_their_own_work() -> None:
-    assert roof.matrix_product("cpu", "fp32", 16)() == roof.PRODUCTS["cpu"] * 2 * 16**3
-    assert roof.memory_copy("cpu", 64)() == 128  # read and written
+    assert peak.matrix_product("cpu", "fp32", 16)() == peak.PRODUCTS["cpu"] * 2 * 16**3
+    assert peak.memory_copy("cpu", 64)() == 128  # read and written
 
 
 def test_each_way_of_the_step_has_a_roof_of_its_own_shape() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
-from bench.micro.bandwidth import bus_bandwidth, collective_table
 from bench.micro.collective import message_sizes
 from bench.micro.records import read_micro_records
+from bench.micro.tables import bus_bandwidth, collective_table
 from swap_fast.models import ResNet9
 
 

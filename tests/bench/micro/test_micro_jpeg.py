@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bench.micro import jpeg as micro_jpeg
+from bench.micro import data as micro_jpeg
 from swap_fast.data.imagenet.scan import scan_tree
 
 
@@ -11,7 +11,7 @@ def test_the_ways_make_the_images_they_count(tmp_path: Path) -> None:
     for work in (
         micro_jpeg.our_dali(root, "cpu", 4, 1),
         micro_jpeg.our_torchvision(root, "cpu", 4, 0),
-        micro_jpeg.torchvision_loader(root, 4, 0),
+        micro_jpeg.torchvision_jpeg_loader(root, 4, 0),
     ):
         assert [work(), work()] == [8, 8]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_parts import make_dataset
 
-from bench.micro import peers as micro_peers
-from bench.micro.peers import Epoch, Task
+from bench.micro import step as micro_peers
+from bench.micro.step import Epoch, Task
 from swap_fast.config.execution import Execution
 
 

@@ -13,10 +13,8 @@ from micro_factory import NEW, OLD, timing, write
 from repository import ROOT
 
 from bench.micro.records import efficiency, read_micro_records
-from bench.micro.roofline import points, roofline_figure, roofs
-from bench.micro.tables import micro_figures, micro_tables
-from bench.report.pages import MICRO_BEGIN, MICRO_END, update_performance
-from bench.report.write import write_report
+from bench.micro.tables import micro_figures, micro_tables, points, roofline_figure, roofs
+from bench.report.write import MICRO_BEGIN, MICRO_END, update_performance, write_report
 
 COLLECTIVE: dict[str, Any] = {
     **NEW,

@@ -13,7 +13,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from bench.micro import workers as micro_workers
 from bench.micro.comparisons import worker_groups
-from bench.micro.footprint import STEPS
+from bench.micro.peak import STEPS
 from bench.micro.workers import group, grouped_losses, stacked_gradients
 from swap_fast.config.execution import Execution
 from swap_fast.models import ResNet9

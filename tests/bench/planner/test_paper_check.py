@@ -8,7 +8,7 @@ import pytest
 
 from bench.document.table import to_markdown
 from bench.planner.check import check_paper, check_table, mean_error
-from bench.planner.rates import phase_rate, predict, read_rates
+from bench.planner.model import phase_rate, predict, read_rates
 from bench.planner.workload import workload_of
 from bench.records.paper import Paper, load_paper
 from swap_fast.config.recipe import SWAPRecipe

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from bench.net_cost import Layer, Net
-from bench.planner.hardware import Hardware
 from bench.planner.model import (
     FLOOR,
     Efficiency,
+    Hardware,
     Modelled,
     all_reduce_bytes,
     all_reduce_s,

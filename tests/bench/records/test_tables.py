@@ -22,8 +22,15 @@ from bench.document.table import (
 )
 from bench.records.grouping import host_of
 from bench.records.paper import load_paper
-from bench.records.paper_tables import TABLE_1, TABLE_2, TABLE_3, TABLE_4
-from bench.records.places import number_machines, place_of, places_of
+from bench.records.paper_tables import (
+    TABLE_1,
+    TABLE_2,
+    TABLE_3,
+    TABLE_4,
+    number_machines,
+    place_of,
+    places_of,
+)
 from bench.report.lists import machines_table, other_runs, runs_table
 from bench.report.paper_tables import all_run_tables, columns_of, run_tables, time_to_target
 from swap_fast.record import RunRecord

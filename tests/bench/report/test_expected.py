@@ -13,8 +13,7 @@ from bench.planner.command import make_plan, modelled
 from bench.records.grouping import machine_key
 from bench.records.paper import load_paper
 from bench.records.paper_tables import TABLE_4
-from bench.report.expected import Expected, expect, images_of, phase1_epochs
-from bench.report.missing import Job, starts_of
+from bench.report.runs_to_do import Expected, Job, expect, images_of, phase1_epochs, starts_of
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import RunRecord, plain
 

@@ -15,12 +15,11 @@ from bench.cli import main
 from bench.hardware.machine import describe_machine
 from bench.options import RunOptions, TableOptions
 from bench.report import fill
-from bench.report.expected import Expected
 from bench.report.fill import duration, run_table, total
-from bench.report.missing import Job
+from bench.report.runs_to_do import Expected, Job
 from bench.runner.session import processes
 from swap_fast.config.recipe import Recipe, SWARecipe
-from swap_fast.data.cifar.find import load_dataset, locate_dataset
+from swap_fast.data.cifar.files import load_dataset, locate_dataset
 from swap_fast.record import plain, write_record
 
 

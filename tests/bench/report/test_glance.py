@@ -7,7 +7,7 @@ from record_factory import make_record
 
 from bench.records.paper import load_paper
 from bench.report.content import Content
-from bench.report.glance import glance
+from bench.report.sections import glance
 
 
 @pytest.mark.parametrize("count", [0, 3])

@@ -9,8 +9,8 @@ from micro_factory import NEW, timing, write
 
 from bench.document.table import Table
 from bench.micro.tables import showable
-from bench.report.headline import speed_table
-from bench.report.pages import BEGIN, END, SPEED_BEGIN, SPEED_END, update_readme
+from bench.report.sections import speed_table
+from bench.report.write import BEGIN, END, SPEED_BEGIN, SPEED_END, update_readme
 
 STEP: dict[str, Any] = {
     **NEW,

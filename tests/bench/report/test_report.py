@@ -15,9 +15,7 @@ from record_factory import V100, make_record, make_telemetry
 from repository import ROOT
 from rich.console import Console
 
-from bench.report.pages import BEGIN, END, update_readme
-from bench.report.summary import print_summary
-from bench.report.write import write_report
+from bench.report.write import BEGIN, END, print_summary, update_readme, write_report
 from swap_fast.record import RunRecord, write_record
 
 HOSTILE = "<script>|_%&$\\"
@@ -256,7 +254,7 @@ def test_report_is_built_where_torch_cannot_be_imported(tmp_path: Path) -> None:
         "sys.meta_path.insert(0, Absent())\n"
         "from pathlib import Path\n"
         "from bench.report.write import write_report\n"
-        "from bench.report.summary import print_summary\n"
+        "from bench.report.write import print_summary\n"
         "assert 'matplotlib' not in sys.modules and 'rich' not in sys.modules\n"
         "results = Path(sys.argv[1])\n"
         "print(write_report(results).name)\n"

@@ -13,7 +13,7 @@ from bench.landscape.plots import error_levels
 from bench.landscape.records import read_all_cosines, read_planes, write_landscape
 from bench.plots.schedules import parts_of
 from bench.report.figures import paper_figures
-from swap_fast.config.stages import StagedPhase
+from swap_fast.config.phase import StagedPhase
 from swap_fast.recipes.cifar10 import RECIPES
 
 TWO = {"LB": (-2.0, 0.0), "SGD": (2.0, 0.0), "SWAP": (0.5, 1.0)}

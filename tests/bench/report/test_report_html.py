@@ -17,7 +17,7 @@ from landscape_factory import bowl, cosine_path
 from record_factory import make_record
 from repository import ROOT
 
-from bench.document.html import document_to_html
+from bench.document.page import document_to_html
 from bench.landscape.records import write_landscape
 from bench.report.write import write_report
 from swap_fast.record import RunRecord, write_record

@@ -14,8 +14,8 @@ from image_trees import bad_forms, damaged_in_the_middle, legal_forms, texture, 
 
 import bench.runner.session
 from bench.cli import main
+from swap_fast.config.phase import StagedPhase
 from swap_fast.config.recipe import Recipe, SWAPRecipe
-from swap_fast.config.stages import StagedPhase
 from swap_fast.record import EpochRow, RunRecord, read_record
 from swap_fast.tasks import imagenet as tree_source
 

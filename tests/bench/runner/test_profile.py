@@ -15,7 +15,7 @@ import torch
 
 from bench.cli import main
 from bench.records.grouping import why_not_comparable
-from bench.records.places import OTHER, place_of, why_other
+from bench.records.paper_tables import OTHER, place_of, why_other
 from bench.runner.profiler import ACTIVE, WAIT, WARMUP, Profiler, longest_operators, steps_within
 from swap_fast.distributed import ALONE, WorkerGroup
 from swap_fast.recipes.cifar10 import RECIPES

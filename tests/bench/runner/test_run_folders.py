@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from bench.cli import main
 from bench.runner import run_folders
 from bench.runner.attempts import Attempt, is_running
-from bench.runner.request import Request
 from bench.runner.run_folders import (
     Description,
+    Request,
     describe_run,
     find_place,
     find_start,
@@ -31,8 +31,12 @@ from bench.runner.run_folders import (
 )
 from swap_fast.config.execution import Execution
 from swap_fast.recipes.cifar10 import cifar10_quick
-from swap_fast.recipes.cifar100 import cifar100_sgd_large_cpu, cifar100_swap_cpu
-from swap_fast.recipes.swa import cifar100_swa_large_cpu, cifar100_swap_40_cpu
+from swap_fast.recipes.cifar100 import (
+    cifar100_sgd_large_cpu,
+    cifar100_swa_large_cpu,
+    cifar100_swap_40_cpu,
+    cifar100_swap_cpu,
+)
 
 SMALL = [
     *("--dataset", "synthetic", "--train-images", "1024", "--width", "4"),

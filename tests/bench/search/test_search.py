@@ -18,8 +18,8 @@ pytest.importorskip("optuna", reason="Optuna is not installed")
 
 from bench.cli import main
 from bench.records.grouping import why_not_comparable
-from bench.records.places import place_of
-from bench.runner.request import Request
+from bench.records.paper_tables import place_of
+from bench.runner.run_folders import Request
 from bench.search import study as search_study
 from bench.search import trials as search_runs
 from swap_fast.record import read_records

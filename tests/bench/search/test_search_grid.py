@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.forms import parse
+from bench.cli import parse
 from bench.search.grid import as_flags, describe, parse_grid, recipe_at
 from swap_fast.recipes.cifar10 import cifar10_cpu, cifar10_sgd_small_cpu
 

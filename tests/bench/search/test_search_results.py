@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.search.outcomes import Measured, Outcome, ranked
+from bench.search.grid import Measured, Outcome, ranked
 from bench.search.report import best_line, search_figure, search_table, write_table
 
 

@@ -12,10 +12,8 @@ import torch
 from small_parts import SGD, SWA, SWAP, small_parts
 from torch import Tensor
 
-from bench.search.starts import write_start
-from bench.search.trials import phase_one
-from swap_fast.algorithm import Result, swap
-from swap_fast.baselines import sgd, swa
+from bench.search.trials import phase_one, write_start
+from swap_fast.algorithm import Result, sgd, swa, swap
 from swap_fast.checkpoint.files import read_checkpoint
 from swap_fast.checkpoint.run_folder import RunFolder
 from swap_fast.config.recipe import Recipe, SWAPRecipe, SWARecipe

@@ -14,8 +14,7 @@ import pytest
 pytest.importorskip("optuna", reason="Optuna is not installed")
 
 from bench.search import study as search_study
-from bench.search.grid import Grid, Point
-from bench.search.outcomes import Measured
+from bench.search.grid import Grid, Measured, Point
 from bench.search.study import GridStudy
 
 GRID = Grid(values={"phase1.peak_lr": (0.5, 1.0, 2.0), "width": (4, 8)})
@@ -25,7 +24,7 @@ SETTINGS = {"held_out": 10, "seeds": [0]}
 WORKER = """
 import json, sys, time
 from bench.search.grid import Grid
-from bench.search.outcomes import Measured
+from bench.search.grid import Measured
 from bench.search.study import GridStudy
 url, notes, seconds = sys.argv[1:]
 grid = Grid(values={"phase1.peak_lr": (0.5, 1.0, 2.0), "width": (4, 8)})

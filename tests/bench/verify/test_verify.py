@@ -17,14 +17,13 @@ from processes import alive_in_group
 from repository import ROOT, TESTS
 
 from bench.cli import main
-from bench.planner.hardware import by_device_name
+from bench.planner.model import by_device_name
 from bench.verify import command as verify
-from bench.verify import loop as loop_checks
 from bench.verify import runs as run_checks
-from bench.verify.check import Check, Form, UnavailableError
+from bench.verify import step as loop_checks
+from bench.verify.check import Check, CheckProcess, Form, NoAnswerError, UnavailableError
 from bench.verify.command import CHECKS
 from bench.verify.contract import growth
-from bench.verify.process import CheckProcess, NoAnswerError
 from bench.verify.speed import planned, too_slow
 from swap_fast.config.execution import Execution
 from swap_fast.training.interruption import InterruptedRunError

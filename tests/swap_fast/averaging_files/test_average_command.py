@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from bench.cli import main as bench
 from swap_fast import average_files
 from swap_fast.__main__ import main
+from swap_fast.averaging_files.evaluate import runs_trial
 from swap_fast.averaging_files.origins import finished_run, require_one_origin
-from swap_fast.averaging_files.run_trial import runs_trial
 from swap_fast.averaging_files.weight_files import read_weights
 
 USERS = """

@@ -9,15 +9,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from swap_fast.averaging_files import file_means
-from swap_fast.averaging_files.file_means import (
+from swap_fast.averaging_files import weight_files
+from swap_fast.averaging_files.weight_files import (
+    WeightFile,
     between,
     differing,
     mean_of_files,
     measure,
+    read_weights,
     require_alike,
 )
-from swap_fast.averaging_files.weight_files import WeightFile, read_weights
 
 SHAPES = {"conv.weight": (5, 3, 3, 3), "bn.running_mean": (5,), "bn.weight": (5,), "scale": ()}
 
@@ -49,7 +50,7 @@ def test_the_mean_is_numpys(
     files: list[WeightFile],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(file_means, "_VALUES", values)
+    monkeypatch.setattr(weight_files, "_VALUES", values)
     found = mean_of_files(files, weights)
     for name in SHAPES:
         stacked = np.stack([file.tensors[name].numpy().astype(np.float64) for file in files])
@@ -88,7 +89,7 @@ def test_whole_numbers_are_the_first_files_and_said_to_differ(tmp_path: Path) ->
 def test_distances_and_cosines_are_those_of_the_vectors(
     values: int, files: list[WeightFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_means, "_VALUES", values)
+    monkeypatch.setattr(weight_files, "_VALUES", values)
     start = write(tmp_path, "start")
     vectors, origin = [parameters(file) for file in files], parameters(start)
     for found in (measure(files, start), measure(files, None)):

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from swap_fast import average_files
-from swap_fast.averaging_files.basin import barrier
 from swap_fast.averaging_files.evaluate import users_trial
-from swap_fast.averaging_files.report import show
+from swap_fast.averaging_files.report import barrier, show
 
 
 class Threshold(nn.Module):

@@ -12,12 +12,10 @@ import pytest
 import torch
 from small_parts import SGD, SWAP, make_dataset, run_processes, small_parts
 
-from swap_fast.algorithm import swap
-from swap_fast.baselines import sgd
+from swap_fast.algorithm import sgd, swap
 from swap_fast.callbacks.emitter import Narrator
 from swap_fast.callbacks.events import EventFile, Tail, merge_events, read_events
-from swap_fast.callbacks.progress import Lines
-from swap_fast.callbacks.run_view import RunView, plan_of
+from swap_fast.callbacks.progress import Lines, RunView, plan_of
 from swap_fast.checkpoint.run_folder import RunFolder
 from swap_fast.config.recipe import SGDRecipe, SWAPRecipe
 from swap_fast.distributed import Comm

@@ -10,8 +10,7 @@ from event_factory import at, began, done, epoch, phase_end, progress, training
 from rich.console import Console
 
 from swap_fast.callbacks import progress as shown
-from swap_fast.callbacks.progress import JsonLines, Lines, Screen, duration, state_lines
-from swap_fast.callbacks.run_view import RunView
+from swap_fast.callbacks.progress import JsonLines, Lines, RunView, Screen, duration, state_lines
 
 RUN = [
     began(),

@@ -6,7 +6,7 @@ import pytest
 from event_factory import PLAN, at, began, done, epoch, phase_end, progress, training
 from small_parts import SGD, SWAP
 
-from swap_fast.callbacks.run_view import RunView, images_until, num_epochs, plan_of
+from swap_fast.callbacks.progress import RunView, images_until, num_epochs, plan_of
 from swap_fast.recipes.imagenet import imagenet_swap
 
 

@@ -21,8 +21,7 @@ from small_parts import (
 )
 from torch import Tensor
 
-from swap_fast.algorithm import Result, swap
-from swap_fast.baselines import sgd, swa
+from swap_fast.algorithm import Result, sgd, swa, swap
 from swap_fast.checkpoint.run_folder import RunFolder, tidy
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import Recipe, SWAPRecipe

@@ -11,7 +11,7 @@ from small_parts import PHASE1, PHASE2, SGD, SWA, SWAP, make_dataset
 
 from swap_fast.config.phase import Augmentation, Optimizer, Phase
 from swap_fast.recipes.imagenet import imagenet_swap_cpu
-from swap_fast.tasks.cifar_source import CifarSource
+from swap_fast.tasks.cifar import CifarSource
 
 BAD: list[tuple[Any, dict[str, Any], str]] = [
     (PHASE1, {"global_batch_size": 0}, "global_batch_size"),

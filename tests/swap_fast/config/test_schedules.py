@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from swap_fast.config.phase import Phase
-from swap_fast.config.schedules import cyclic, piecewise_linear, triangle
+from swap_fast.config.phase import Phase, cyclic, piecewise_linear, triangle
 
 
 def rates(phase: Phase, steps_per_epoch: int) -> list[float]:

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from swap_fast.config.phase import Phase
-from swap_fast.config.schedules import pieces
-from swap_fast.config.stages import Stage, StagedPhase
+from swap_fast.config.phase import Phase, Stage, StagedPhase, pieces
 
 SMALL = Stage(epochs=2, image_size=64, global_batch_size=16, first_lr=1.0, last_lr=2.0)
 LARGE = Stage(epochs=3, image_size=96, global_batch_size=8, first_lr=0.5, last_lr=0.1)

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from swap_fast.config.phase import Augmentation, Optimizer, Phase
+from swap_fast.config.phase import Augmentation, Optimizer, Phase, StagedPhase, shapes
 from swap_fast.config.recipe import SWAPRecipe
-from swap_fast.config.stages import StagedPhase, shapes
 from swap_fast.data.cifar.batches import Share
 from swap_fast.recipes.cifar10 import RECIPES
 

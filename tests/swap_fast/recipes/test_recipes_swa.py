@@ -10,7 +10,7 @@ from bench.records.paper import load_paper
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import SWAPRecipe, SWARecipe
 from swap_fast.recipes.cifar10 import RECIPES
-from swap_fast.recipes.swa import SWA_RECIPES
+from swap_fast.recipes.cifar100 import SWA_RECIPES
 
 CYCLES = {"global_batch_size": 128, "peak_lr": 0.05, "max_epochs": 80, "cycles": 8}
 

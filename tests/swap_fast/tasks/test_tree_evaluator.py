@@ -16,7 +16,7 @@ from swap_fast.data.imagenet.batches import DecoderName, TreeBatches, make_decod
 from swap_fast.data.imagenet.scan import IMAGENET_MEAN, IMAGENET_STD, ImageTree, scan_tree
 from swap_fast.distributed import Comm
 from swap_fast.models.resnet50 import ResNet50
-from swap_fast.tasks.tree_evaluator import TreeEvaluator
+from swap_fast.tasks.imagenet import TreeEvaluator
 
 CPU = torch.device("cpu")
 PX = 40

@@ -12,7 +12,7 @@ from image_trees import write_tree
 from torch import Tensor, nn
 
 from swap_fast.config.execution import Execution
-from swap_fast.config.stages import Stage, StagedPhase, shapes
+from swap_fast.config.phase import Stage, StagedPhase, shapes
 from swap_fast.data.imagenet.crops import Crops
 from swap_fast.data.imagenet.scan import ImageTree, scan_tree
 from swap_fast.data.imagenet.torchvision import TorchvisionLoader

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from swap_fast.training.averaging import average, displacements, pairwise_distances
+from swap_fast.training.weights import average, displacements, pairwise_distances
 
 
 def vectors(count: int) -> list[Tensor]:

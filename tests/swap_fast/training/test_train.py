@@ -14,7 +14,7 @@ from swap_fast.training.clock import Clock
 from swap_fast.training.loop import Stretch, train
 from swap_fast.training.noise_scale import GradientNoise
 from swap_fast.training.state import Position
-from swap_fast.training.update import Metrics
+from swap_fast.training.step import Metrics
 
 
 class Script:

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from swap_fast.config.phase import Phase
-from swap_fast.user.batches import Place, one_pass, phase_batches
-from swap_fast.user.data import open_data
+from swap_fast.user.data import Place, one_pass, open_data, phase_batches
 from swap_fast.user.method import OwnMethod, own_method
 from swap_fast.user.objective import Objective
 

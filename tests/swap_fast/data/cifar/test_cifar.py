@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from conftest import FakeCifar, archive, fake_cifar
 
-from swap_fast.data.cifar.files import find_cifar, read_cifar
-from swap_fast.data.cifar.restricted_pickle import load_arrays
+from swap_fast.data.cifar.files import find_cifar, load_arrays, read_cifar
 
 NAMES = ("cifar10", "cifar100")
 

@@ -17,9 +17,8 @@ from small_parts import MEAN, STD, make_split
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import LoaderName
-from swap_fast.data.cifar.batches import Loader, Share
+from swap_fast.data.cifar.batches import Loader, Sequence, Share
 from swap_fast.data.cifar.resident import DeviceImages
-from swap_fast.data.cifar.streams import Sequence
 from swap_fast.tasks.cifar import loader_maker
 
 dali_cifar: Any = pytest.importorskip("swap_fast.data.cifar.dali")

@@ -6,7 +6,7 @@ import pytest
 import torchvision.datasets
 from conftest import fake_cifar
 
-from swap_fast.data.cifar.find import find_at_hand, load_dataset, locate_dataset
+from swap_fast.data.cifar.files import find_at_hand, load_dataset, locate_dataset
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_parts import make_dataset
 
-from swap_fast.data.cifar.held_out import hold_out
+from swap_fast.data.cifar.dataset import hold_out
 
 DATA = make_dataset(train_images=44, test_images=30)
 

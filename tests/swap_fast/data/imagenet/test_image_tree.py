@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from image_trees import bad_forms, damaged_in_the_middle, encoded, legal_forms, texture, write_tree
 
-from swap_fast.data.imagenet.image_folders import BadFile
-from swap_fast.data.imagenet.scan import PREPARED, scan_tree
+from swap_fast.data.imagenet.scan import PREPARED, BadFile, scan_tree
 
 IMAGE = texture(0, 0, 90, 80)
 

@@ -32,7 +32,7 @@ from swap_fast.data.imagenet.scan import (
     scan_tree,
 )
 from swap_fast.distributed import Comm
-from swap_fast.tasks.tree_evaluator import evaluation_batches
+from swap_fast.tasks.imagenet import evaluation_batches
 
 CPU = torch.device("cpu")
 LOADERS: tuple[DecoderName, ...] = ("dali", "torchvision")

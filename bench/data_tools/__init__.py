@@ -1,1 +1,0 @@
-"""bench/data_tools: say here what is in this package."""
