@@ -29,5 +29,6 @@ ensure_installed $(benchmark_extras) search slurm tensorboard export mlperf docs
 step 'format' "run '.venv/bin/ruff format .'" "$VENV_PYTHON" -m ruff format --check .
 step 'lint' "'.venv/bin/ruff check --fix .' mends what it can" "$VENV_PYTHON" -m ruff check .
 step 'types' "correct the types or their use" "$VENV_PYTHON" -m mypy
+step 'layers' "see .importlinter: arrows point down" "${VENV_PYTHON%/*}/lint-imports"
 echo "== tests ($selection)"
 exec "$VENV_PYTHON" -m pytest ${guard[@]+"${guard[@]}"} -m "$selection" --durations=10 "$@"

@@ -1,11 +1,57 @@
 """Two rows' runs against each other: by seed where they share seeds, and what follows. No torch."""
 
 import math
-from collections.abc import Hashable, Sequence
+import statistics
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from bench.records.grouping import Summary, summarize
+UNSTABLE_SHARE = 0.1
+"""A standard deviation of this share of the mean, or more, marks times as unstable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Several runs' values of one quantity."""
+
+    values: tuple[float, ...]
+    """Every one, in the order given."""
+    mean: float
+    """Arithmetic mean."""
+    std: float | None
+    """Sample standard deviation (ddof = 1); None for one value."""
+
+    @property
+    def n(self) -> int:
+        """How many values."""
+        return len(self.values)
+
+    @property
+    def unstable(self) -> bool:
+        """Whether the standard deviation is 10% of the mean or more: a warning for times."""
+        return self.std is not None and self.std >= UNSTABLE_SHARE * abs(self.mean)
+
+    def scaled(self, factor: float) -> "Summary":
+        """The same quantity in another unit."""
+        return Summary(
+            values=tuple(factor * value for value in self.values),
+            mean=factor * self.mean,
+            std=None if self.std is None else factor * self.std,
+        )
+
+
+def summarize(values: Iterable[float]) -> Summary:
+    """Mean and sample standard deviation.
+
+    Raises:
+        ValueError: no values.
+    """
+    kept = tuple(values)
+    if not kept:
+        raise ValueError("a summary needs at least one value, got none")
+    std = statistics.stdev(kept) if len(kept) > 1 else None
+    return Summary(values=kept, mean=statistics.fmean(kept), std=std)
+
 
 # 95% intervals: of a mean, by Student's t and by the bootstrap, and of a share. No torch.
 #

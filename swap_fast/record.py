@@ -8,6 +8,7 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -298,3 +299,8 @@ def run_id(recipe: str, seed: int, created: str) -> str:
     """A run's name: recipe, seed and second of its start, safe as a file name."""
     stamp = re.sub(r"\D", "", created)[:14]
     return f"{re.sub(r'[^A-Za-z0-9_-]', '-', recipe)}-seed{seed}-{stamp}"
+
+
+def now() -> str:
+    """The present time as a record has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -13,15 +13,7 @@ from bench.analysis.verdicts import ACCURACY_MARGIN, TIME_MARGIN
 from bench.document.table import EMULATED, EMULATED_NOTE, NOTHING, Table, interval_cell
 from bench.landscape.records import Basin, CosineRecord, PlaneRecord, basin, on_other_sides
 from bench.plots.training import averages_shown
-from bench.records.grouping import (
-    Host,
-    accuracy_key,
-    group_by,
-    host_of,
-    machine_key,
-    recipe_of,
-    summarize,
-)
+from bench.records.grouping import Host, accuracy_key, group_by, host_of, machine_key, recipe_of
 from bench.records.paper import Paper, PaperValue
 from bench.records.paper_tables import (
     ACCURACY,
@@ -44,6 +36,7 @@ from bench.statistics import (
     exponential,
     logarithms,
     outcome,
+    summarize,
     t_interval,
 )
 from swap_fast.record import RunRecord

@@ -13,19 +13,18 @@ from itertools import combinations
 from typing import Any
 
 from bench.document.table import NOTHING, UNSTABLE, UNSTABLE_NOTE, Table, interval_cell, plus_minus
-from bench.records.grouping import (
-    Summary,
-    accuracy_key,
-    group_by,
-    host_of,
-    machine_key,
-    scale_note,
-    summarize,
-)
+from bench.records.grouping import accuracy_key, flatten, group_by, host_of, machine_key, scale_note
 from bench.records.paper_tables import RUN_TABLES, SIZES, number_machines, places_of
 from bench.records.timing import dawnbench_time, laps_of_slowest_rank, unattributed_s
-from bench.report.lists import flatten
-from bench.statistics import Contrast, Interval, contrast, exponential, logarithms
+from bench.statistics import (
+    Contrast,
+    Interval,
+    Summary,
+    contrast,
+    exponential,
+    logarithms,
+    summarize,
+)
 from swap_fast.record import RunRecord
 from swap_fast.training.clock import LAPS
 

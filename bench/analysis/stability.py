@@ -4,15 +4,9 @@ import statistics
 from collections.abc import Sequence
 
 from bench.document.table import Table
-from bench.records.grouping import (
-    UNSTABLE_SHARE,
-    accuracy_key,
-    group_by,
-    host_of,
-    machine_key,
-    summarize,
-)
+from bench.records.grouping import accuracy_key, group_by, host_of, machine_key
 from bench.records.paper_tables import number_machines
+from bench.statistics import UNSTABLE_SHARE, summarize
 from swap_fast.record import RunRecord
 
 FEWEST_RUNS = 3

@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.records.grouping import Summary, slots_of
+from bench.records.grouping import slots_of
 from bench.records.paper import PaperValue
-from bench.statistics import Interval, t_quantile
+from bench.statistics import Interval, Summary, t_quantile
 from swap_fast.record import RunRecord
 
 ACCURACY_MARGIN = 0.3

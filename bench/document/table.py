@@ -12,12 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.records.grouping import CORES_HEAD, GPUS_HEAD
 from bench.statistics import Interval
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+
+CORES_HEAD, GPUS_HEAD = "Cores (processes x threads)", "GPUs"
+"""Heads of the columns that say how many devices a row used."""
 
 NOTHING = "—"
 """A cell that has no value."""

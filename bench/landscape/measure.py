@@ -19,7 +19,6 @@ from bench.landscape.records import (
     file_name,
     folder_of,
 )
-from bench.micro.records import now
 from bench.records.grouping import recipe_of
 from swap_fast.checkpoint.files import load_theta
 from swap_fast.config.execution import Execution
@@ -37,7 +36,7 @@ from swap_fast.landscape import (
 )
 from swap_fast.models import make_net
 from swap_fast.recipes.cifar10 import RECIPES
-from swap_fast.record import RunRecord, plain, read_record, read_records
+from swap_fast.record import RunRecord, now, plain, read_record, read_records
 from swap_fast.training.weights import Weights
 
 # Which run a figure shows, the weights that it needs, and how long making them takes. No torch.

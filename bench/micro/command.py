@@ -16,9 +16,10 @@ from bench.micro.collective import default_ranks, measure_collective, print_coll
 from bench.micro.comparisons import data_ways, jpeg_ways, peer_groups, step_groups, worker_groups
 from bench.micro.data import write_jpegs
 from bench.micro.interleave import Timing, Way, alternate
-from bench.micro.records import MicroRecord, now, write_micro_record
+from bench.micro.records import MicroRecord, write_micro_record
 from bench.options import MicroOptions
 from swap_fast.data.cifar.files import locate_dataset
+from swap_fast.record import now
 
 DEFAULT_WIDTH = {"cpu": 16, "cuda": 64}
 """Channels of the first block: the CPU recipes', and the paper's."""

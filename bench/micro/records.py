@@ -7,7 +7,6 @@ its counted cost and what else was seen of it, and can hold collectives.
 import json
 import statistics
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +64,6 @@ class MicroRecord:
 def write_micro_record(record: MicroRecord, folder: Path) -> Path:
     """Write a record to a file of its own, whose name ends in its time."""
     return write_json_record(asdict(record), folder, record.file.removesuffix(".json"))
-
-
-def now() -> str:
-    """The present time as a record has it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def time_stamp(created: str) -> str:

@@ -5,17 +5,15 @@ over the same recipe on the same data, in the same precision, on the same type o
 """
 
 import json
-import statistics
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+from bench.document.table import CORES_HEAD, GPUS_HEAD
+from bench.statistics import Summary, summarize
 from swap_fast.config.phase import Augmentation, Optimizer, Phase
 from swap_fast.config.recipe import SWAPRecipe
 from swap_fast.record import RunRecord, plain
-
-UNSTABLE_SHARE = 0.1
-"""A standard deviation of this share of the mean, or more, marks times as unstable."""
 
 DEGRADED = "degraded"
 """How the note of a run begins whose average lacks workers."""
@@ -23,53 +21,8 @@ DEGRADED = "degraded"
 PROFILED = "profiled"
 """How the note of a run begins in which the profiler ran."""
 
-CORES_HEAD, GPUS_HEAD = "Cores (processes x threads)", "GPUs"
-"""Heads of the columns that say how many devices a row used."""
 
 Key = TypeVar("Key", bound=Hashable)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Several runs' values of one quantity."""
-
-    values: tuple[float, ...]
-    """Every one, in the order given."""
-    mean: float
-    """Arithmetic mean."""
-    std: float | None
-    """Sample standard deviation (ddof = 1); None for one value."""
-
-    @property
-    def n(self) -> int:
-        """How many values."""
-        return len(self.values)
-
-    @property
-    def unstable(self) -> bool:
-        """Whether the standard deviation is 10% of the mean or more: a warning for times."""
-        return self.std is not None and self.std >= UNSTABLE_SHARE * abs(self.mean)
-
-    def scaled(self, factor: float) -> "Summary":
-        """The same quantity in another unit."""
-        return Summary(
-            values=tuple(factor * value for value in self.values),
-            mean=factor * self.mean,
-            std=None if self.std is None else factor * self.std,
-        )
-
-
-def summarize(values: Iterable[float]) -> Summary:
-    """Mean and sample standard deviation.
-
-    Raises:
-        ValueError: no values.
-    """
-    kept = tuple(values)
-    if not kept:
-        raise ValueError("a summary needs at least one value, got none")
-    std = statistics.stdev(kept) if len(kept) > 1 else None
-    return Summary(values=kept, mean=statistics.fmean(kept), std=std)
 
 
 def count_reaching(accuracies: Iterable[float], target: float) -> int:
@@ -323,3 +276,14 @@ def _devices(host: Host, count: str, of: int) -> str:
 
 def _plural(count: int, ending: str = "s") -> str:
     return "" if count == 1 else ending
+
+
+def flatten(told: dict[str, Any], at: str = "") -> list[tuple[str, str]]:
+    """Every value within, as text behind its dotted name; what is None is left out."""
+    facts = []
+    for name, value in told.items():
+        if isinstance(value, dict):
+            facts += flatten(value, f"{at}{name}.")
+        elif value is not None:
+            facts.append((f"{at}{name}", str(value)))
+    return facts

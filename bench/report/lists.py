@@ -1,11 +1,10 @@
 """Lists: the runs that stand in a table, those that may not, and the machines. No torch."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from bench.document.page import Folded
 from bench.document.table import EMULATED, EMULATED_NOTE, NOTHING, Table, percent
-from bench.records.grouping import accuracy_key, group_by, host_of, machine_key, scale_note
+from bench.records.grouping import accuracy_key, flatten, group_by, host_of, machine_key, scale_note
 from bench.records.paper import Paper
 from bench.records.paper_tables import RUN_TABLES, Size, number_machines, place_of, why_other
 from swap_fast.config.phase import Phase
@@ -192,17 +191,6 @@ def machines_table(records: Sequence[RunRecord]) -> Table:
         columns=("Machine", "What", "Value"),
         rows=tuple(rows),
     )
-
-
-def flatten(told: dict[str, Any], at: str = "") -> list[tuple[str, str]]:
-    """Every value within, as text behind its dotted name; what is None is left out."""
-    facts = []
-    for name, value in told.items():
-        if isinstance(value, dict):
-            facts += flatten(value, f"{at}{name}.")
-        elif value is not None:
-            facts.append((f"{at}{name}", str(value)))
-    return facts
 
 
 def _run_cells(record: RunRecord) -> tuple[str, ...]:

@@ -23,7 +23,6 @@ from bench.document.table import (
 )
 from bench.records.grouping import (
     Host,
-    Summary,
     accuracy_key,
     count_reaching,
     group_by,
@@ -32,7 +31,6 @@ from bench.records.grouping import (
     pool_accuracies,
     pool_times,
     recipe_of,
-    summarize,
     target_of,
 )
 from bench.records.paper import Paper, PaperValue, PublishedTime
@@ -51,7 +49,7 @@ from bench.records.paper_tables import (
     places_of,
 )
 from bench.records.timing import dawnbench_time
-from bench.statistics import share_interval, t_interval
+from bench.statistics import Summary, share_interval, summarize, t_interval
 from swap_fast.record import RunRecord
 
 # What a reader must know before a table's figures: hardware, net, epochs, data. No torch.

@@ -21,15 +21,7 @@ from bench.micro.tables import showable
 from bench.planner.check import check_table
 from bench.planner.command import scalings
 from bench.planner.scaling import scaling_table
-from bench.records.grouping import (
-    Host,
-    accuracy_key,
-    group_by,
-    host_of,
-    pool_accuracies,
-    recipe_of,
-    summarize,
-)
+from bench.records.grouping import Host, accuracy_key, group_by, host_of, pool_accuracies, recipe_of
 from bench.records.paper_tables import RUN_TABLES, SIZES, Size, deal, number_machines, places_of
 from bench.records.timing import all_laps_table, lap_table, readings_table
 from bench.report.content import Content, warning
@@ -37,7 +29,7 @@ from bench.report.figures import Drawn, figure_blocks
 from bench.report.lists import configurations, machines_table, other_runs, recipe_tables, runs_table
 from bench.report.paper_tables import time_to_target
 from bench.report.statistics_table import statistics_tables
-from bench.statistics import Values, contrast
+from bench.statistics import Values, contrast, summarize
 from swap_fast.record import RunRecord
 
 # The report at one look: what was measured, on what, the verdict, and how sure it is. No torch.

@@ -13,13 +13,11 @@ from bench.analysis.verdicts import (
 from bench.document.table import NOTHING, Table, interval_cell, plus_minus
 from bench.records.grouping import (
     Host,
-    Summary,
     count_reaching,
     group_by,
     host_of,
     pool_accuracies,
     pool_times,
-    summarize,
     target_of,
 )
 from bench.records.paper import Paper, PaperValue
@@ -38,8 +36,10 @@ from bench.report.paper_tables import mark_notes, marks_of, time_cell, time_unit
 from bench.statistics import (
     BOOTSTRAP_SEED,
     RESAMPLES,
+    Summary,
     bootstrap_interval,
     share_interval,
+    summarize,
     t_interval,
 )
 from swap_fast.record import RunRecord

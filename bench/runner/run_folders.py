@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from swap_fast.checkpoint.files import write_file
 from swap_fast.checkpoint.run_folder import last_of
 from swap_fast.config.execution import Execution
 from swap_fast.config.recipe import Recipe
-from swap_fast.record import plain, run_id
+from swap_fast.record import now, plain, run_id
 
 # What every rank of a run is told.
 
@@ -112,7 +111,7 @@ def describe_run(request: Request, data: dict[str, Any], world_size: int) -> Des
     machine = describe_machine(request.execution.device_type)
     return plain(
         {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": now(),
             "recipe": asdict(request.recipe),
             "seed": request.seed,
             "data": data,

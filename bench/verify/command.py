@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.hardware.machine import choose_device, describe_code, describe_machine
-from bench.micro.records import now, time_stamp
+from bench.micro.records import time_stamp
 from bench.verify.check import Check, CheckProcess, Form, UnavailableError
 from bench.verify.data import INPUT_CHECKS
 from bench.verify.ranks import RANK_CHECKS
@@ -18,6 +18,7 @@ from bench.verify.step import LOOP_CHECKS, STEP_CHECKS
 from swap_fast.checkpoint.files import write_file
 from swap_fast.choices import choose
 from swap_fast.data.cifar.files import locate_dataset
+from swap_fast.record import now
 
 CHECKS: tuple[Check, ...] = (
     *STEP_CHECKS,

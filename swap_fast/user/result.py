@@ -4,7 +4,6 @@ import copy
 import json
 import platform
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from swap_fast.algorithm import Result
 from swap_fast.checkpoint.files import write_file
 from swap_fast.outcome import gather_times
-from swap_fast.record import EpochRow, Times
+from swap_fast.record import EpochRow, Times, now
 from swap_fast.training.parts import Parts
 from swap_fast.training.weights import displacements, pairwise_distances
 from swap_fast.user.weights import OwnWeights
@@ -305,7 +304,7 @@ def make_result(
     record = {
         "schema_version": SCHEMA_VERSION,
         "method": "swap",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": now(),
         "settings": settings,
         "data": data,
         "environment": describe_environment(weights.theta.device),

@@ -8,8 +8,14 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from bench.records.grouping import summarize
-from bench.statistics import Interval, bootstrap_interval, share_interval, t_interval, t_quantile
+from bench.statistics import (
+    Interval,
+    bootstrap_interval,
+    share_interval,
+    summarize,
+    t_interval,
+    t_quantile,
+)
 
 VALUES = (95.10, 95.21, 95.28, 95.33, 95.65)
 

@@ -1,7 +1,6 @@
 """What is loaded when: reports load no torch, the library loads without its extras.
 
-Who may import whom is in .importlinter, what must be declared in setup.cfg is deptry's: both are
-run by run_tests.sh.
+Who may import whom is in .importlinter, held by `lint-imports` in run_tests.sh.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import configparser
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from repository import ROOT
@@ -47,6 +47,15 @@ for module in pkgutil.walk_packages(swap_fast.__path__, "swap_fast."):
 """
 
 
+# What is used by another name, and what is installed for a part of torch or as a program.
+DEPTRY = (
+    *("--known-first-party", "swap_fast", "--known-first-party", "bench", "--no-ansi"),
+    "--package-module-name-map",
+    "nvidia-dali-cuda120=nvidia,nvidia-ml-py=pynvml,mlflow-skinny=mlflow",
+    *("--per-rule-ignores", "DEP002=tensorboard|mlperf-logging"),
+)
+
+
 def _run(script: str, *arguments: str) -> str:
     command = [sys.executable, "-c", script, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -54,16 +63,36 @@ def _run(script: str, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def _config() -> configparser.ConfigParser:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    return config
+
+
+def _extras() -> dict[str, str]:
+    return dict(_config()["options.extras_require"])
+
+
 def test_records_and_reports_load_no_torch() -> None:
     assert _run(f"import {', '.join(WITHOUT_TORCH)}, sys; print('torch' in sys.modules)") == "False"
 
 
 def test_the_library_loads_without_its_extras() -> None:
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg", encoding="utf-8")
-    lists = "\n".join(config["options.extras_require"].values())
+    lists = "\n".join(_extras().values())
     names = re.findall(r"^[A-Za-z][\w-]*", lists, re.MULTILINE)
     _run(LOAD_ALL, "nvidia", "pynvml", *sorted(name.replace("-", "_") for name in names))
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_used(tmp_path: Path) -> None:
+    # deptry does not read setup.cfg.
+    lists = [_config()["options"]["install_requires"]]
+    lists += [text for extra, text in _extras().items() if extra not in ("test", "docs")]
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("\n".join(lists), encoding="utf-8")
+    command = [sys.executable, "-m", "deptry", "swap_fast", "bench", *DEPTRY]
+    command += ["--requirements-files", str(requirements)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("package", ["numpy", "safetensors"])

@@ -5,12 +5,15 @@ one multiply-add: no padded or mirrored copy is kept, and nothing is written but
 only where there is a GPU, since Triton comes with torch on Linux alone.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from swap_fast.data.cifar.resident import DevicePlan
+if TYPE_CHECKING:
+    from swap_fast.data.cifar.resident import DevicePlan
 
 BLOCK = 1024
 """Values a program makes, a third of an image: 8 for each thread of 4 warps, 16 bytes in fp16."""
@@ -92,7 +95,7 @@ class KernelGather:
         self._affine, self._pad = affine.contiguous(), pad
 
     def __call__(
-        self, plan: DevicePlan, positions: Tensor | slice, images: Tensor, labels: Tensor
+        self, plan: "DevicePlan", positions: Tensor | slice, images: Tensor, labels: Tensor
     ) -> None:
         """Write the batch at `positions` of the plan into `images` and `labels`."""
         if isinstance(positions, slice):

@@ -18,8 +18,8 @@ from bench.analysis.verdicts import (
     is_comparable,
     verdict,
 )
-from bench.records.grouping import Summary, summarize
 from bench.records.paper import PaperValue, load_paper
+from bench.statistics import Summary, summarize
 
 PAPER = load_paper()
 ACCURACY = PAPER.value("Table 1", "SWAP (after averaging)", "test_accuracy")  # 95.23 +- 0.08, 10

@@ -8,23 +8,24 @@ from typing import Any
 import pytest
 from record_factory import CPU, V100, make_record, with_recipe
 
+from bench import statistics
 from bench.records import grouping as stats
 from bench.records.paper import load_paper
 
 
 def test_mean_and_sample_deviation_by_hand() -> None:
     # Deviations -2, 0, 0, 2 from 6: sum of squares 8, over n - 1 = 3.
-    summary = stats.summarize([4.0, 6.0, 6.0, 8.0])
+    summary = statistics.summarize([4.0, 6.0, 6.0, 8.0])
     assert (summary.n, summary.mean) == (4, 6.0)
     assert summary.std == pytest.approx((8 / 3) ** 0.5, rel=1e-15)
     assert summary.values == (4.0, 6.0, 6.0, 8.0)
 
 
 def test_one_value_has_no_deviation_and_none_no_summary() -> None:
-    summary = stats.summarize([3.5])
+    summary = statistics.summarize([3.5])
     assert (summary.n, summary.mean, summary.std, summary.unstable) == (1, 3.5, None, False)
     with pytest.raises(ValueError, match="at least one value"):
-        stats.summarize([])
+        statistics.summarize([])
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_one_value_has_no_deviation_and_none_no_summary() -> None:
     [([100.0, 100.0], False), ([95.0, 105.0], False), ([92.9, 107.1], True), ([9, 10, 11], True)],
 )
 def test_unstable_from_a_tenth_of_the_mean(values: list[float], unstable: bool) -> None:
-    assert stats.summarize(values).unstable is unstable
+    assert statistics.summarize(values).unstable is unstable
 
 
 def test_runs_at_the_target_are_counted() -> None:
