@@ -25,7 +25,7 @@ from bench.search.grid import SearchOptions, parse_grid
 from swap_fast.choices import choose
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.recipes.cifar10 import RECIPES
-from swap_fast.training.interruption import EXIT_STATUS, InterruptedRunError
+from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
 
 # What the line of a command that names a recipe holds: its options, and the recipe's fields.
 

@@ -1,7 +1,7 @@
 """Algorithm 1: Stochastic Weight Averaging in Parallel.
 
 Line numbers are those of the paper's listing. Everything that depends on the hardware is handed
-in as `Parts`; a rank runs the slots and workers that `comm` gives it.
+in as `Trainer`; a rank runs the replicas and workers that `comm` gives it.
 """
 
 from dataclasses import dataclass, replace
@@ -15,8 +15,8 @@ from swap_fast.config.recipe import SGDRecipe, SWARecipe
 from swap_fast.record import EpochRow
 from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.loop import train
-from swap_fast.training.parts import Parts
-from swap_fast.training.state import Position, TrainingState
+from swap_fast.training.parts import Trainer
+from swap_fast.training.state import Progress, TrainingState
 from swap_fast.training.weights import average, mean_of, mean_statistics
 
 
@@ -47,7 +47,7 @@ class PhaseOne:
     theta: Tensor
     """theta_T [P]."""
     statistics: Tensor
-    """Batch-norm statistics [2C], those of all slots merged."""
+    """Batch-norm statistics [2C], those of all replicas merged."""
     history: Any
     """The optimizer's, for `keep_momentum`."""
     stopped_by: str
@@ -91,14 +91,14 @@ class Result:
     """Of the final model, on the test images."""
 
 
-def swap(recipe: Method, parts: Parts) -> Result:
+def swap(recipe: Method, trainer: Trainer) -> Result:
     """Run the three phases (Section 3)."""
-    phase1 = large_batch_phase(recipe, parts)
-    workers = small_batch_phase(recipe, parts, phase1)
-    before_averaging_s = parts.clock.reading()
-    averaging_phase(parts, workers)
-    with parts.clock.lap("evaluation"):
-        accuracies = parts.evaluate(parts.comm)
+    phase1 = large_batch_phase(recipe, trainer)
+    workers = small_batch_phase(recipe, trainer, phase1)
+    before_averaging_s = trainer.clock.reading()
+    averaging_phase(trainer, workers)
+    with trainer.clock.lap("evaluation"):
+        accuracies = trainer.evaluate(trainer.comm)
     return Result(
         workers=workers,
         phase1=phase1,
@@ -107,43 +107,43 @@ def swap(recipe: Method, parts: Parts) -> Result:
     )
 
 
-def large_batch_phase(recipe: OnePhase, parts: Parts) -> PhaseOne:
-    """Phase 1, lines 7-17: all slots train one model until its train accuracy is above tau."""
-    phase, clock, position = parts.phases[0], parts.clock, Position(phase=1)
+def large_batch_phase(recipe: OnePhase, trainer: Trainer) -> PhaseOne:
+    """Phase 1, lines 7-17: all replicas train one model until its train accuracy is above tau."""
+    phase, clock, position = trainer.phases[0], trainer.clock, Progress(phase=1)
 
     def after_epoch(row: EpochRow, stopped_by: str | None) -> None:
         nonlocal position
         with clock.lap("evaluation"):
             phase.state.statistics.merge_()
-            accuracies = phase.evaluate(row.epoch, parts.comm)
+            accuracies = phase.evaluate(row.epoch, trainer.comm)
         row = tested(row, accuracies)
-        parts.watch.on_epoch(row)
-        position = Position(phase=1, epoch=row.epoch, stopped_by=stopped_by, accuracies=accuracies)
+        trainer.watch.on_epoch(row)
+        position = Progress(phase=1, epoch=row.epoch, stopped_by=stopped_by, accuracies=accuracies)
         with clock.lap("checkpoint"):
-            parts.checkpoints.save(position, phase.state, row)
+            trainer.checkpoints.save(position, phase.state, row)
         if stopped_by is not None:
-            parts.watch.on_end(position)
+            trainer.watch.on_end(position)
 
-    parts.weights.model.train()
+    trainer.weights.model.train()
     with clock.lap("checkpoint"):
-        position = parts.checkpoints.restore_(position, phase.state)
-    parts.watch.on_begin(position)
+        position = trainer.checkpoints.restore_(position, phase.state)
+    trainer.watch.on_begin(position)
     if position.stopped_by is None:
         train(
-            phase.stretches,
+            phase.stages,
             recipe.phase1,
             begin=position,
             clock=clock,
-            on_step=parts.watch.on_step,
+            on_step=trainer.watch.on_step,
             after_epoch=after_epoch,
-            interruption=parts.interruption,
+            shutdown=trainer.shutdown,
             comm=phase.state.comm,
-            leave=partial(leave, phase.state, parts),
+            leave=partial(leave, phase.state, trainer),
         )
     assert position.stopped_by is not None, "every phase ends"
     with clock.lap("phase1"):
-        theta, statistics = parts.weights.copy()
-        history = parts.optimizer.history()
+        theta, statistics = trainer.weights.copy()
+        history = trainer.optimizer.history()
     return PhaseOne(
         theta=theta,
         statistics=statistics,
@@ -154,12 +154,12 @@ def large_batch_phase(recipe: OnePhase, parts: Parts) -> PhaseOne:
     )
 
 
-def small_batch_phase(recipe: Method, parts: Parts, start: PhaseOne) -> list[Worker]:
+def small_batch_phase(recipe: Method, trainer: Trainer, start: PhaseOne) -> list[Worker]:
     """Phase 2, lines 18-27: each worker refines its own copy, with no communication among them.
 
     A worker's weights are sampled at the end of each cycle: once, but for Table 4's longer forms.
     """
-    phase, group, clock = parts.phases[1], parts.group, parts.clock
+    phase, group, clock = trainer.phases[1], trainer.group, trainer.clock
     cycle_epochs, workers = recipe.phase2.cycle_epochs, []
     samples: list[Tensor] = []
 
@@ -169,11 +169,11 @@ def small_batch_phase(recipe: Method, parts: Parts, start: PhaseOne) -> list[Wor
             accuracies = phase.evaluate(row.epoch, group.inside)
         row = tested(row, accuracies)
         if group.is_first:
-            parts.watch.on_epoch(row)
+            trainer.watch.on_epoch(row)
         if row.epoch % cycle_epochs == 0:
             with clock.lap("phase2"):
-                samples.append(parts.weights.copy()[0])
-        position = Position(
+                samples.append(trainer.weights.copy()[0])
+        position = Progress(
             phase=2,
             worker=row.worker,
             epoch=row.epoch,
@@ -181,39 +181,39 @@ def small_batch_phase(recipe: Method, parts: Parts, start: PhaseOne) -> list[Wor
             accuracies=accuracies,
         )
         with clock.lap("checkpoint"):
-            parts.checkpoints.save(position, phase.state, row)
+            trainer.checkpoints.save(position, phase.state, row)
         if group.is_first and stopped_by is not None:
-            parts.watch.on_end(position)
+            trainer.watch.on_end(position)
 
     for number in group.workers:
         started_s, samples = clock.reading(), []
         with clock.lap("phase2"):
-            parts.weights.load_(start.theta, start.statistics)
+            trainer.weights.load_(start.theta, start.statistics)
             phase.state.statistics.reset_()
-            parts.optimizer.reset_(start.history if recipe.keep_momentum else None)
+            trainer.optimizer.reset_(start.history if recipe.keep_momentum else None)
         with clock.lap("checkpoint"):
-            position = parts.checkpoints.restore_(Position(phase=2, worker=number), phase.state)
-            samples = sampled_before(position, cycle_epochs, parts)
+            position = trainer.checkpoints.restore_(Progress(phase=2, worker=number), phase.state)
+            samples = sampled_before(position, cycle_epochs, trainer)
         if group.is_first:
-            parts.watch.on_begin(position)
+            trainer.watch.on_begin(position)
         if position.stopped_by is None:
             train(
-                phase.stretches,
+                phase.stages,
                 recipe.phase2,
                 begin=position,
                 clock=clock,
-                on_step=parts.watch.on_step,
+                on_step=trainer.watch.on_step,
                 after_epoch=after_epoch,
-                interruption=parts.interruption,
+                shutdown=trainer.shutdown,
                 comm=phase.state.comm,
-                leave=partial(leave, phase.state, parts),
+                leave=partial(leave, phase.state, trainer),
             )
         time_s = clock.reading() - started_s
         workers.append(
             Worker(
                 number=number,
                 samples=tuple(samples),
-                statistics=parts.weights.statistics.clone(),
+                statistics=trainer.weights.statistics.clone(),
                 time_s=time_s,
             )
         )
@@ -225,71 +225,71 @@ def tested(row: EpochRow, accuracies: Accuracies) -> EpochRow:
     return replace(row, test_accuracy=accuracies.tested, test_top5_accuracy=accuracies.top5)
 
 
-def leave(state: TrainingState, parts: Parts, position: Position) -> None:
+def leave(state: TrainingState, trainer: Trainer, position: Progress) -> None:
     """Keep a run that was told to end, where it is."""
-    with parts.clock.lap("checkpoint"):
-        parts.checkpoints.save(position, state, None)
+    with trainer.clock.lap("checkpoint"):
+        trainer.checkpoints.save(position, state, None)
 
 
-def sampled_before(position: Position, cycle_epochs: int, parts: Parts) -> list[Tensor]:
+def sampled_before(position: Progress, cycle_epochs: int, trainer: Trainer) -> list[Tensor]:
     """The samples [P] of the cycles that an interrupted worker had done; the model is as it was."""
     ends = range(cycle_epochs, position.epoch + 1, cycle_epochs)
-    now = parts.weights.copy()
-    samples = [parts.checkpoints.theta(position.worker, epoch) for epoch in ends]
-    parts.weights.load_(*now)
+    now = trainer.weights.copy()
+    samples = [trainer.checkpoints.theta(position.worker, epoch) for epoch in ends]
+    trainer.weights.load_(*now)
     return samples
 
 
-def averaging_phase(parts: Parts, workers: list[Worker]) -> None:
+def averaging_phase(trainer: Trainer, workers: list[Worker]) -> None:
     """Phase 3, lines 28-29: average the weights, then compute the batch-norm statistics anew."""
-    parts.watch.on_averaging()
-    with parts.clock.lap("waiting"):
-        parts.comm.barrier()
-    with parts.clock.lap("averaging"):
+    trainer.watch.on_averaging()
+    with trainer.clock.lap("waiting"):
+        trainer.comm.barrier()
+    with trainer.clock.lap("averaging"):
         models = ((worker.number, mean_of(worker.samples)) for worker in workers)
-        theta = average(models, parts.group.across)
-        statistics = parts.weights.statistics
-        if parts.weights.num_further:  # buffers that the pass over the data does not make anew
+        theta = average(models, trainer.group.across)
+        statistics = trainer.weights.statistics
+        if trainer.weights.num_extra:  # buffers that the pass over the data does not make anew
             own = [worker.statistics for worker in workers]
-            statistics = mean_statistics(own, parts.group.across)
-        parts.weights.load_(theta, statistics)
-    with parts.clock.lap("batch_norm"):
-        parts.statistics_pass(parts.batch_norm_batches(), parts.comm)
+            statistics = mean_statistics(own, trainer.group.across)
+        trainer.weights.load_(theta, statistics)
+    with trainer.clock.lap("batch_norm"):
+        trainer.recompute_batchnorm(trainer.batch_norm_batches(), trainer.comm)
 
 
-# What SWAP is compared with: the same parts, in another order.
+# What SWAP is compared with: the same trainer, in another order.
 
 
-def sgd(recipe: SGDRecipe, parts: Parts) -> Result:
+def sgd(recipe: SGDRecipe, trainer: Trainer) -> Result:
     """SGD alone, with small or with large batches: rows 1 and 2 of Tables 1 and 2."""
-    phase1 = large_batch_phase(recipe, parts)
+    phase1 = large_batch_phase(recipe, trainer)
     return Result(
         workers=[],
         phase1=phase1,
-        before_averaging_s=parts.clock.reading(),
+        before_averaging_s=trainer.clock.reading(),
         accuracies=phase1.accuracies,
     )
 
 
-def swa(recipe: SWARecipe, parts: Parts) -> Result:
+def swa(recipe: SWARecipe, trainer: Trainer) -> Result:
     """SWA: one model goes on, is sampled at the end of each cycle, and its samples are averaged.
 
     Rows 1 to 3 of Table 4: phase 1 is a whole large-batch run, one stopped as SWAP's, or a whole
     small-batch run.
     """
-    phase1 = large_batch_phase(recipe, parts)
-    workers = small_batch_phase(recipe, parts, phase1)
-    before_averaging_s = parts.clock.reading()
-    with parts.clock.lap("waiting"):
-        parts.comm.barrier()
-    with parts.clock.lap("averaging"):
+    phase1 = large_batch_phase(recipe, trainer)
+    workers = small_batch_phase(recipe, trainer, phase1)
+    before_averaging_s = trainer.clock.reading()
+    with trainer.clock.lap("waiting"):
+        trainer.comm.barrier()
+    with trainer.clock.lap("averaging"):
         for worker in workers:
             for theta in worker.samples:
                 # Ranks that trained the same model may differ in its last digits.
-                parts.comm.broadcast_(theta)
-    averaging_phase(parts, workers)
-    with parts.clock.lap("evaluation"):
-        accuracies = parts.evaluate(parts.comm)
+                trainer.comm.broadcast_(theta)
+    averaging_phase(trainer, workers)
+    with trainer.clock.lap("evaluation"):
+        accuracies = trainer.evaluate(trainer.comm)
     return Result(
         workers=workers,
         phase1=phase1,

@@ -22,7 +22,7 @@ GRACE_S = 2.0
 class Comm:
     """This process among `world_size` equal ones.
 
-    Slot s of a phase belongs to rank `s % world_size`. A collective that fails, or lasts longer
+    Replica s of a phase belongs to rank `s % world_size`. A collective that fails, or lasts longer
     than the timeout, raises a RuntimeError that names the ranks which took no part in it.
     """
 
@@ -34,14 +34,16 @@ class Comm:
     store: dist.Store | None = None
     """Where ranks say that a collective failed, for the others to know who did not."""
 
-    def slots(self, num_slots: int) -> range:
-        """The slots, or workers, that this rank runs."""
-        return range(self.rank, num_slots, self.world_size)
+    def replicas(self, num_replicas: int) -> range:
+        """The replicas, or workers, that this rank runs."""
+        return range(self.rank, num_replicas, self.world_size)
 
     def workers(self, num_workers: int) -> range:
         """The workers of phase 2 that this rank runs, alone or with others (`worker_group`)."""
         size = self.world_size // num_workers
-        return self.slots(num_workers) if size <= 1 else range(num_workers)[self.rank // size :][:1]
+        return (
+            self.replicas(num_workers) if size <= 1 else range(num_workers)[self.rank // size :][:1]
+        )
 
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Sum `tensor` over the ranks, in place."""
@@ -147,7 +149,8 @@ class Comm:
     def sequence_group(self, gpus_per_model: int) -> "WorkerGroup":
         """Share out the one model that SWA trains in phase 2; every rank must call.
 
-        A model of several slots is trained by all ranks together. One of a single slot is trained
+        A model of several replicas is trained by all ranks together. One of a single replica is
+        trained
         by every rank for itself, to the same end: ranks that wait for one would wait longer than
         a collective may last, and would be no faster.
         """

@@ -19,7 +19,7 @@ from swap_fast.data.cifar.batches import deal, one_pass
 from swap_fast.data.cifar.dataset import Dataset, Split
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.distributed import ALONE
-from swap_fast.training.batchnorm import StatisticsPass
+from swap_fast.training.batchnorm import BatchNormRecompute
 from swap_fast.training.evaluate import Evaluator
 from swap_fast.training.weights import Weights
 
@@ -177,7 +177,7 @@ class Landscape:
         passed = on_device(
             first_of(dataset.train, counts.batch_norm_images), pad=recipe.augmentation.pad
         )
-        self._statistics_pass = StatisticsPass(weights, execution.autocast)
+        self._statistics_pass = BatchNormRecompute(weights, execution.autocast)
         size = (recipe.batch_norm_batch_size, 3, 32, 32)
         self._batches = partial(
             one_pass,

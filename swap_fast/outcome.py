@@ -11,19 +11,19 @@ from swap_fast.algorithm import Result, Worker
 from swap_fast.config.recipe import SWAPRecipe, SWARecipe
 from swap_fast.record import AverageRow, Times
 from swap_fast.training.clock import PAPER, READINGS, total
-from swap_fast.training.parts import Parts
+from swap_fast.training.parts import Trainer
 from swap_fast.training.weights import average, mean_of
 
 # A run's times, from the clocks of all ranks.
 
 
-def gather_times(parts: Parts, result: Result) -> Times:
+def gather_times(trainer: Trainer, result: Result) -> Times:
     """The times of all ranks together; every rank must call.
 
     Of ranks that ran side by side, the slowest counts.
     """
-    comm, clock = parts.comm, parts.clock
-    gathered = comm.gather([(w.number, w.time_s) for w in result.workers if parts.group.is_first])
+    comm, clock = trainer.comm, trainer.clock
+    gathered = comm.gather([(w.number, w.time_s) for w in result.workers if trainer.group.is_first])
     worker_phase2_s = [time_s for _, time_s in sorted(pair for rank in gathered for pair in rank)]
     laps = comm.gather(clock.laps)
     before_s = max(comm.gather(result.before_averaging_s))
@@ -46,7 +46,7 @@ def gather_times(parts: Parts, result: Result) -> Times:
     )
 
 
-def running_average(recipe: SWAPRecipe, parts: Parts, result: Result) -> list[AverageRow]:
+def running_average(recipe: SWAPRecipe, trainer: Trainer, result: Result) -> list[AverageRow]:
     """The test accuracy of the workers' average after each epoch of phase 2.
 
     Of a phase in stages only those of the last one are taken: before it the workers were tested,
@@ -55,16 +55,16 @@ def running_average(recipe: SWAPRecipe, parts: Parts, result: Result) -> list[Av
     Arguments:
         result: of this run; its accuracy is the last row.
     """
-    rows, final, group = [], parts.weights.copy(), parts.group
+    rows, final, group = [], trainer.weights.copy(), trainer.group
 
     def theta_after(worker: Worker, epoch: int) -> Tensor:
         if group.is_first:
-            theta = parts.checkpoints.theta(worker.number, epoch)
+            theta = trainer.checkpoints.theta(worker.number, epoch)
         else:
             theta = torch.empty_like(worker.theta)
         return group.inside.broadcast_(theta)
 
-    first = parts.phases[1].stretches[-1].epochs.start + 1
+    first = trainer.phases[1].stages[-1].epochs.start + 1
     for epoch in range(first, recipe.phase2.max_epochs):
         # The samples of the cycles that are done, and the weights of the one that is not.
         done = (epoch - 1) // recipe.phase2.cycle_epochs
@@ -73,25 +73,25 @@ def running_average(recipe: SWAPRecipe, parts: Parts, result: Result) -> list[Av
             for worker in result.workers
         )
         theta = average(models, group.across)
-        parts.weights.load_(theta, final[1])
-        parts.statistics_pass(parts.batch_norm_batches(), parts.comm)
-        rows.append(AverageRow(epoch=epoch, test_accuracy=parts.evaluate(parts.comm).top1))
-    parts.weights.load_(*final)
+        trainer.weights.load_(theta, final[1])
+        trainer.recompute_batchnorm(trainer.batch_norm_batches(), trainer.comm)
+        rows.append(AverageRow(epoch=epoch, test_accuracy=trainer.evaluate(trainer.comm).top1))
+    trainer.weights.load_(*final)
     last = AverageRow(epoch=recipe.phase2.max_epochs, test_accuracy=result.accuracies.top1)
     return [*rows, last]
 
 
-def average_by_cycle(recipe: SWARecipe, parts: Parts, result: Result) -> list[AverageRow]:
+def average_by_cycle(recipe: SWARecipe, trainer: Trainer, result: Result) -> list[AverageRow]:
     """The test accuracy of the samples' average after each cycle of SWA.
 
     Leaves the model with the final weights.
     """
-    rows, final, cycle_epochs = [], parts.weights.copy(), recipe.phase2.cycle_epochs
+    rows, final, cycle_epochs = [], trainer.weights.copy(), recipe.phase2.cycle_epochs
     (worker,) = result.workers
     for count in range(1, recipe.phase2.cycles):
-        parts.weights.load_(mean_of(worker.samples[:count]), final[1])
-        parts.statistics_pass(parts.batch_norm_batches(), parts.comm)
-        accuracy = parts.evaluate(parts.comm).top1
+        trainer.weights.load_(mean_of(worker.samples[:count]), final[1])
+        trainer.recompute_batchnorm(trainer.batch_norm_batches(), trainer.comm)
+        accuracy = trainer.evaluate(trainer.comm).top1
         rows.append(AverageRow(epoch=count * cycle_epochs, test_accuracy=accuracy))
-    parts.weights.load_(*final)
+    trainer.weights.load_(*final)
     return [*rows, AverageRow(epoch=recipe.phase2.max_epochs, test_accuracy=result.accuracies.top1)]

@@ -12,8 +12,8 @@ BEGAN = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 PLAN = {
     "workers": 2,
     "phases": [
-        {"epochs": [[3, 10, 100]], "slots": 2, "may_end_early": True},
-        {"epochs": [[2, 40, 25]], "slots": 1, "may_end_early": False},
+        {"epochs": [[3, 10, 100]], "replicas": 2, "may_end_early": True},
+        {"epochs": [[2, 40, 25]], "replicas": 1, "may_end_early": False},
     ],
 }
 """Phase 1: 3 epochs of 10 updates of 100 images; each of 2 workers: 2 epochs of 40 of 25."""

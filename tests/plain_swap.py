@@ -21,7 +21,7 @@ class PlainPhase:
     batch: int
     epochs: int
     rate: Rate
-    slots: int = 1
+    replicas: int = 1
     tau: float | None = None
 
 
@@ -64,11 +64,11 @@ class PlainSwap:
         optimizer = self.optimizer(model.parameters())
         if number == 2 and self.keep_history:
             optimizer.load_state_dict(copy.deepcopy(self.history))
-        base, micro = optimizer.param_groups[0]["lr"], phase.batch // phase.slots
+        base, micro = optimizer.param_groups[0]["lr"], phase.batch // phase.replicas
         steps = len(self.x) // phase.batch
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         buffers = [b for n in norms for b in (n.running_mean, n.running_var)]
-        slots = [[b.clone() for b in buffers] for _ in range(phase.slots)]
+        replicas = [[b.clone() for b in buffers] for _ in range(phase.replicas)]
         model.train()
         for epoch in range(phase.epochs):
             order, correct = self.order(number, worker, epoch), 0
@@ -77,16 +77,16 @@ class PlainSwap:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * (group.get("own_ratio", 1.0))
                 optimizer.zero_grad()
-                for slot in range(phase.slots):
-                    for b, kept in zip(buffers, slots[slot], strict=True):
+                for replica in range(phase.replicas):
+                    for b, kept in zip(buffers, replicas[replica], strict=True):
                         b.copy_(kept)
-                    first = step * phase.batch + slot * micro
+                    first = step * phase.batch + replica * micro
                     chosen = order[first : first + micro]
                     logits = model(self.x[chosen])
                     loss = nn.functional.cross_entropy(logits, self.y[chosen])
-                    (loss / phase.slots).backward()
+                    (loss / phase.replicas).backward()
                     correct += int((logits.argmax(1) == self.y[chosen]).sum())
-                    slots[slot] = [b.clone() for b in buffers]
+                    replicas[replica] = [b.clone() for b in buffers]
                 if self.largest_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), self.largest_norm)
                 optimizer.step()
@@ -98,8 +98,8 @@ class PlainSwap:
                 group["lr"] = base
             self.history = copy.deepcopy(optimizer.state_dict())
         for i in range(0, len(buffers), 2):
-            means = torch.stack([s[i] for s in slots])
-            seconds = torch.stack([s[i + 1] + s[i] ** 2 for s in slots]).mean(0)
+            means = torch.stack([s[i] for s in replicas])
+            seconds = torch.stack([s[i + 1] + s[i] ** 2 for s in replicas]).mean(0)
             buffers[i].copy_(means.mean(0))
             buffers[i + 1].copy_(seconds - means.mean(0) ** 2)
         return model
@@ -114,7 +114,9 @@ class PlainSwap:
             for m in model.modules()
             if isinstance(m, nn.modules.batchnorm._BatchNorm)
         ]
-        size = max(self.phase1.batch // self.phase1.slots, self.phase2.batch // self.phase2.slots)
+        size = max(
+            self.phase1.batch // self.phase1.replicas, self.phase2.batch // self.phase2.replicas
+        )
         model.train()
         with torch.no_grad():
             for chosen in self.order(3, 0, 0).split(size):

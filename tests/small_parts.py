@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import Recipe, SGDRecipe, SWAPRecipe, SWARecipe
-from swap_fast.data.cifar.augment import Plan
+from swap_fast.data.cifar.augment import AugmentationPlan
 from swap_fast.data.cifar.dataset import Dataset, Split
 from swap_fast.distributed import ALONE, Comm, connect
 from swap_fast.record import EpochRow
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.training.clock import Clock
-from swap_fast.training.interruption import NEVER, Interruption
-from swap_fast.training.parts import Parts, Watch, make_parts
-from swap_fast.training.state import Checkpoints, NoCheckpoints, Position, TrainingState
+from swap_fast.training.parts import Trainer, Watch, build_trainer
+from swap_fast.training.shutdown import NEVER, GracefulShutdown
+from swap_fast.training.state import Checkpoints, NoCheckpoints, Progress, TrainingState
 
 # On tensors this small a second thread costs more than it gives, and sums depend on how many.
 torch.set_num_threads(1)
@@ -113,10 +113,10 @@ def small_parts(
     watch: Watch | None = None,
     execution: Execution | None = None,
     checkpoints: Checkpoints | None = None,
-    interruption: Interruption = NEVER,
-) -> Parts:
-    """A run's parts on the CPU in float32."""
-    return make_parts(
+    shutdown: GracefulShutdown = NEVER,
+) -> Trainer:
+    """A run's trainer on the CPU in float32."""
+    return build_trainer(
         recipe,
         make_model,
         CifarSource(recipe, dataset or make_dataset()),
@@ -127,7 +127,7 @@ def small_parts(
         clock=clock or Clock(),
         watch=watch or Watch(),
         checkpoints=checkpoints,
-        interruption=interruption,
+        shutdown=shutdown,
     )
 
 
@@ -136,9 +136,9 @@ class Kept(NoCheckpoints):
 
     def __init__(self) -> None:
         self.thetas: dict[tuple[int, int, int], Tensor] = {}
-        self.positions: list[Position] = []
+        self.positions: list[Progress] = []
 
-    def save(self, position: Position, state: TrainingState, row: EpochRow | None) -> None:
+    def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
         """Keep them."""
         assert row is not None, "nothing interrupts it"
         assert (row.phase, row.worker, row.epoch) == (
@@ -162,7 +162,7 @@ def with_phases(recipe: SWAPRecipe = SWAP, **changed: dict[str, Any]) -> SWAPRec
 
 
 def oracle_image(
-    image: NDArray[np.uint8], augmentation: Augmentation, plan: Plan, position: int
+    image: NDArray[np.uint8], augmentation: Augmentation, plan: AugmentationPlan, position: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """One image as a plan wants it: its pixels [32, 32, 3], and normalised and cut [3, 32, 32]."""
     pad, y, x = augmentation.pad, plan.crop_y[position], plan.crop_x[position]
@@ -176,7 +176,7 @@ def oracle_image(
 
 
 def oracle_batch(
-    split: Split, augmentation: Augmentation, plan: Plan, positions: range
+    split: Split, augmentation: Augmentation, plan: AugmentationPlan, positions: range
 ) -> tuple[Tensor, Tensor]:
     """A batch made image by image: float32 [B, 3, 32, 32] and int64 [B]."""
     order = [int(plan.order[p]) for p in positions]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.runner.launch import launch
-from bench.runner.run_folders import Request
+from bench.runner.run_folders import RunSpec
 from swap_fast.training.clock import LAPS, UNCOUNTED, Clock
 
 COUNTED = set(LAPS) - set(UNCOUNTED) - {"checkpoint", "waiting"}
@@ -53,17 +53,17 @@ def watch_convolutions(op: Any, args: Any) -> None:
 
 def forget_short_batches() -> None:
     """Leave the batch-norm pass's last batch cold, so that something is found."""
-    from swap_fast.training.batchnorm import StatisticsPass
+    from swap_fast.training.batchnorm import BatchNormRecompute
 
-    warm_up = StatisticsPass.warm_up
+    warm_up = BatchNormRecompute.warm_up
 
-    def without(self: StatisticsPass, buffer: Any, *, short: Any, **options: Any) -> None:
+    def without(self: BatchNormRecompute, buffer: Any, *, short: Any, **options: Any) -> None:
         warm_up(self, buffer, **options)
 
-    StatisticsPass.warm_up = without  # type: ignore[method-assign,assignment]
+    BatchNormRecompute.warm_up = without  # type: ignore[method-assign,assignment]
 
 
-def watched_rank(request: Request, folder: str, cold: bool) -> None:
+def watched_rank(request: RunSpec, folder: str, cold: bool) -> None:
     """One rank of the run; leaves a file of what was found."""
     from bench.runner.rank import run_rank
     from swap_fast.distributed import Comm

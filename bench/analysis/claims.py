@@ -23,7 +23,7 @@ from bench.records.paper_tables import (
     SIZES,
     TOP_1,
     Column,
-    Row,
+    PaperRow,
     Size,
     places_of,
 )
@@ -129,7 +129,7 @@ class Side:
     """Which accuracy; None: the time."""
 
     @property
-    def row(self) -> Row:
+    def row(self) -> PaperRow:
         """Whose runs."""
         (found,) = (row for row in RUN_TABLES[self.table].rows if row.label == self.label)
         return found

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.records.grouping import slots_of
+from bench.records.grouping import replicas_of
 from bench.records.paper import PaperValue
 from bench.statistics import Interval, Summary, t_quantile
 from swap_fast.record import RunRecord
@@ -91,7 +91,7 @@ def is_comparable(records: Sequence[RunRecord], published: PaperValue) -> bool:
     is_shared, devices = named[1] is not None, int(named[2])
     return all(
         "V100" in str(record.machine.get("device"))
-        and record.world_size == (min(devices, slots_of(record)) if is_shared else devices)
+        and record.world_size == (min(devices, replicas_of(record)) if is_shared else devices)
         and not record.emulated_workers
         for record in records
     )

@@ -18,7 +18,7 @@ from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import LoaderName
 from swap_fast.data.cifar.augment import plan_epoch
-from swap_fast.data.cifar.batches import Share
+from swap_fast.data.cifar.batches import ShardSpec
 from swap_fast.data.cifar.dataset import Split
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.data.imagenet.batches import DecoderName, TreeBatches, make_decoder
@@ -81,8 +81,8 @@ def _our_work(
         px=PX,
         min_scale=MIN_SCALE,
         global_batch_size=batch_size,
-        num_slots=1,
-        slots=range(1),
+        num_replicas=1,
+        replicas=range(1),
         seed=0,
         number=1,
         device=device,
@@ -230,13 +230,13 @@ def our_batches(loader: LoaderName, device_type: str, batch_size: int, dtype: st
     make_loader = loader_maker(
         images, split, augmentation, mean=MEAN, std=STD, execution=execution, device=device
     )
-    share = Share(
+    share = ShardSpec(
         num_images=len(split),
         augmentation=augmentation,
         phase=Phase(global_batch_size=batch_size, peak_lr=0.1, max_epochs=1),
         seed=0,
         number=1,
-        slots=range(1),
+        replicas=range(1),
     )
     batches = make_loader(share)
     batch = execution.empty_images((batch_size, 3, 32, 32), device)

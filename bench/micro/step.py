@@ -14,7 +14,7 @@ from bench.micro.interleave import Work
 from bench.micro.peak import STEPS, observe, synchronize
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Optimizer, Phase, triangle
-from swap_fast.data.cifar.batches import Batches, Share
+from swap_fast.data.cifar.batches import Batches, ShardSpec
 from swap_fast.data.cifar.dataset import Dataset, DatasetName, Split
 from swap_fast.data.cifar.files import load_dataset
 from swap_fast.data.cifar.resident import DeviceImages
@@ -23,9 +23,9 @@ from swap_fast.models import ResNet9
 from swap_fast.training.batchnorm import recompute_statistics_
 from swap_fast.training.capture import keep_freed_memory
 from swap_fast.training.clock import Clock
-from swap_fast.training.loop import Stretch, train
+from swap_fast.training.loop import TrainStage, train
 from swap_fast.training.optimizer import MomentumSGD
-from swap_fast.training.state import Position
+from swap_fast.training.state import Progress
 from swap_fast.training.step import Step
 from swap_fast.training.weights import Weights
 
@@ -77,22 +77,22 @@ def training_loop(
     step, phase = make_step(execution, width, batch_size)
     step.warm_up()
     images = DeviceImages(split, mean=mean, std=std, device=device, pad=4)
-    share = Share(
+    share = ShardSpec(
         num_images=len(images),
         augmentation=Augmentation(),
         phase=phase,
         seed=0,
         number=1,
-        slots=range(1),
+        replicas=range(1),
     )
     batches = Batches(images, share)
     clock = Clock()
 
     def work() -> int:
         train(
-            [Stretch(epochs=range(1), step=step, open_batches=lambda: batches)],
+            [TrainStage(epochs=range(1), step=step, open_batches=lambda: batches)],
             phase,
-            begin=Position(phase=1),
+            begin=Progress(phase=1),
             clock=clock,
             on_step=lambda images: None,
             after_epoch=lambda row, stopped_by: None,

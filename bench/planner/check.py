@@ -69,7 +69,7 @@ def check_paper(paper: Paper) -> list[CheckedRow]:
     ):
         work = workload_of(RECIPES[recipe](), paper)
         predicted = predict(rates, work)
-        physical = estimate(work, speed, work.slots)
+        physical = estimate(work, speed, work.replicas)
         rows.append(
             CheckedRow(
                 where=f"{table}, {row}",
@@ -92,7 +92,7 @@ def paper_efficiency(paper: Paper, rates: list[Rate]) -> Efficiency:
     # Each rate is of the recipe's only phase, the last one of SWAP's phase 2, of one worker.
     cifar = [rate.seconds for rate in rates if rate.images == TRAIN_IMAGES["cifar10"]]
     return fit(
-        [(w.last_phase, w.slots, s) for w, s in zip(works, cifar, strict=True)],
+        [(w.last_phase, w.replicas, s) for w, s in zip(works, cifar, strict=True)],
         V100,
     )
 

@@ -67,14 +67,14 @@ def make_plan(
         ValueError: more devices than the recipe can use, or a net that is not counted.
     """
     work = workload_of(recipe, paper, phase1_epochs)
-    gpus = work.slots if gpus is None else gpus
-    if not 1 <= gpus <= work.slots:
+    gpus = work.replicas if gpus is None else gpus
+    if not 1 <= gpus <= work.replicas:
         raise ValueError(
-            f"gpus: expected 1 to {work.slots}, which {work.name} can use at once, got {gpus}; "
+            f"gpus: expected 1 to {work.replicas}, which {work.name} can use at once, got {gpus}; "
             "--scaling shows phase 1 on more"
         )
     rate_model_s = None
-    if "V100" in speed.hardware.name and gpus == work.slots and recipe.width == 64:
+    if "V100" in speed.hardware.name and gpus == work.replicas and recipe.width == 64:
         try:
             rate_model_s = predict(read_rates(paper), work).after_s
         except ValueError:
@@ -262,7 +262,7 @@ def _tables_of(
             return [scaling_table(scaling)], [scaling]
     gpus = None if options.gpus is None else options.gpus * options.nodes
     if options.hardware == "this" and gpus is None:
-        gpus = min(speed.hardware.gpus_per_node, workload_of(recipe, paper).slots)
+        gpus = min(speed.hardware.gpus_per_node, workload_of(recipe, paper).replicas)
     plan = make_plan(recipe, speed, gpus, paper, options.phase1_epochs)
     return [plan_table(plan, options.price_per_gpu_hour)], []
 

@@ -300,16 +300,16 @@ def all_reduce_s(num_bytes: float, gpus: int, hardware: Hardware) -> float:
     return seconds + 2 * math.ceil(math.log2(gpus)) * hardware.hop_s
 
 
-def turns(slots: int, gpus: int) -> int:
-    """How often a device's turn comes where there are fewer devices than slots."""
-    return math.ceil(slots / gpus)
+def turns(replicas: int, gpus: int) -> int:
+    """How often a device's turn comes where there are fewer devices than replicas."""
+    return math.ceil(replicas / gpus)
 
 
 def epoch_s(phase: PhaseWork, speed: Speed, gpus: int) -> float:
     """Seconds an epoch of a phase on so many devices, of all its models.
 
-    With fewer devices than a model has slots, each takes several micro-batches in turn; with fewer
-    than all models together, models take turns.
+    With fewer devices than a model has replicas, each takes several micro-batches in turn; with
+    fewer than all models together, models take turns.
     """
     together = min(gpus, phase.gpus_per_model)
     at_once = max(1, min(gpus // phase.gpus_per_model, phase.num_models))
@@ -343,7 +343,7 @@ def estimate(work: Workload, speed: Speed, gpus: int) -> Estimate:
     phases_s = tuple(phase.epochs * epoch_s(phase, speed, gpus) for phase in work.phases)
     averaging_s = 0.0
     if work.averages:
-        last, used = work.last_phase, min(gpus, work.slots)
+        last, used = work.last_phase, min(gpus, work.replicas)
         weights_bytes = last.net.parameters * WEIGHT_BYTES
         averaging_s = last.images / used * speed.pass_image_s(last)
         averaging_s += all_reduce_s(weights_bytes, used, speed.hardware)
@@ -396,6 +396,6 @@ def sent_bytes(work: Workload, gpus: int) -> float:
         gradient_bytes = phase.net.parameters * WEIGHT_BYTES
         total += phase.steps * all_reduce_bytes(gradient_bytes, together)
     if work.averages:
-        used = min(gpus, work.last_phase.slots)
+        used = min(gpus, work.last_phase.replicas)
         total += all_reduce_bytes(work.last_phase.net.parameters * WEIGHT_BYTES, used)
     return total

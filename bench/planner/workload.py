@@ -62,7 +62,7 @@ class PhaseWork:
         return self.images_trained * self.net.train_flop
 
     @property
-    def slots(self) -> int:
+    def replicas(self) -> int:
         """Devices that the phase can use at once."""
         return self.num_models * self.gpus_per_model
 
@@ -99,9 +99,9 @@ class Workload:
         return sum(phase.flop for phase in self.phases) + self.batch_norm_flop
 
     @property
-    def slots(self) -> int:
+    def replicas(self) -> int:
         """Devices that the recipe can use at once."""
-        return max(phase.slots for phase in self.phases)
+        return max(phase.replicas for phase in self.phases)
 
 
 def workload_of(recipe: Recipe, paper: Paper, phase1_epochs: float | None = None) -> Workload:

@@ -184,7 +184,7 @@ def target_of(record: RunRecord) -> float:
     return float(recipe_of(record)["target_accuracy"])
 
 
-def slots_of(record: RunRecord) -> int:
+def replicas_of(record: RunRecord) -> int:
     """Devices that the recipe can use at once."""
     return int(recipe_of(record)["phase1"]["gpus_per_model"])
 

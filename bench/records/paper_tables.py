@@ -47,7 +47,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PaperRow:
     """One row of a table: whose runs, and which of their figures."""
 
     label: str
@@ -90,7 +90,7 @@ class RunTable:
     """In the paper's order."""
     target: Column
     """The one of them that is held against the recipe's target."""
-    rows: tuple[Row, ...]
+    rows: tuple[PaperRow, ...]
     """In the paper's order."""
     cpu_data: tuple[str, ...]
     """Kinds of data on which runs of CPU size may stand in the table; of paper size, published."""
@@ -161,13 +161,13 @@ CIFAR100_SWAP = _forms("cifar100_swap")
 
 def _sgd_and_swap(
     small: Mapping[Size, str], large: Mapping[Size, str], swap: Mapping[Size, str]
-) -> tuple[Row, ...]:
+) -> tuple[PaperRow, ...]:
     """The four rows of Tables 1 to 3."""
     return (
-        Row(label="SGD (small-batch)", recipes=small),
-        Row(label="SGD (large-batch)", recipes=large),
-        Row(label="SWAP (before averaging)", recipes=swap, is_final=False),
-        Row(label="SWAP (after averaging)", recipes=swap),
+        PaperRow(label="SGD (small-batch)", recipes=small),
+        PaperRow(label="SGD (large-batch)", recipes=large),
+        PaperRow(label="SWAP (before averaging)", recipes=swap, is_final=False),
+        PaperRow(label="SWAP (after averaging)", recipes=swap),
     )
 
 
@@ -208,23 +208,23 @@ TABLE_4 = RunTable(
     accuracies=(BEFORE, AFTER),
     target=AFTER,
     rows=(
-        Row(
+        PaperRow(
             label="Large-batch SWA",
             recipes=_forms("cifar100_swa_large"),
             start=CIFAR100_SGD_LARGE,
         ),
-        Row(
+        PaperRow(
             label="Large-batch followed by small-batch SWA",
             recipes=_forms("cifar100_swa_large_small"),
             start=CIFAR100_SWAP,
         ),
-        Row(
+        PaperRow(
             label="Small-batch SWA",
             recipes=_forms("cifar100_swa_small"),
             start=CIFAR100_SGD_SMALL,
         ),
-        Row(label="SWAP (10 small-batch epochs)", recipes=CIFAR100_SWAP),
-        Row(
+        PaperRow(label="SWAP (10 small-batch epochs)", recipes=CIFAR100_SWAP),
+        PaperRow(
             label="SWAP (40 small-batch epochs)",
             recipes=_forms("cifar100_swap_40"),
             start=CIFAR100_SWAP,
@@ -241,7 +241,7 @@ RUN_TABLES = {table.number: table for table in (TABLE_1, TABLE_2, TABLE_3, TABLE
 class RowRuns:
     """The runs that one row of a table puts together."""
 
-    row: Row
+    row: PaperRow
     """Which row, and which of the runs' figures."""
     label: str
     """The row's; with a number where runs of its recipe may not all be put together."""

@@ -17,7 +17,7 @@ from bench.records.paper_tables import RUN_TABLES, RunTable, Size
 from bench.report.content import Content, collect, warning
 from bench.report.lists import RUNS_OF, recipe_table
 from bench.report.paper_tables import run_tables
-from bench.report.runs_to_do import Expected, Job, expect, jobs_of, starts_of
+from bench.report.runs_to_do import Expected, RunToDo, expect, jobs_of, starts_of
 from bench.report.write import write_report
 from bench.runner.launch import under_torchrun
 from bench.runner.session import processes, run_session
@@ -66,7 +66,7 @@ def run_table(options: TableOptions) -> int:
         ranks, threads = processes(run_options(options), recipe, device_type)
         return kind_of_machine(machine, ranks, threads)
 
-    def expectations(jobs: Sequence[Job], records: Sequence[RunRecord]) -> list[Expected]:
+    def expectations(jobs: Sequence[RunToDo], records: Sequence[RunRecord]) -> list[Expected]:
         return [
             expect(
                 job,
@@ -80,7 +80,7 @@ def run_table(options: TableOptions) -> int:
             for job in jobs
         ]
 
-    def plan(data: TableData | None) -> list[Job]:
+    def plan(data: TableData | None) -> list[RunToDo]:
         sha256 = None if data is None else data.sha256
         jobs = jobs_of(table, size, options.runs, content.records, machine_of, sha256)
         lines = plan_lines(table, size, jobs, expectations(jobs, content.records), data)
@@ -132,7 +132,7 @@ def run_options(options: TableOptions, seed: int = 0) -> RunOptions:
     )
 
 
-def begins_from_another(job: Job, jobs: Sequence[Job], out: Path) -> bool:
+def begins_from_another(job: RunToDo, jobs: Sequence[RunToDo], out: Path) -> bool:
     """Whether a phase 1 for the run is kept already, or will be before its turn comes."""
     if job.start is None:
         return False
@@ -149,7 +149,7 @@ def _keeps_phase1(record: RunRecord, out: Path) -> bool:
 def plan_lines(
     table: RunTable,
     size: Size,
-    jobs: Sequence[Job],
+    jobs: Sequence[RunToDo],
     expected: Sequence[Expected],
     data: TableData | None,
 ) -> list[str]:

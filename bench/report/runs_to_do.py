@@ -23,7 +23,7 @@ _TEXTS = frozenset({"summary", "table"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class RunToDo:
     """One run that a table needs."""
 
     recipe: str
@@ -43,7 +43,7 @@ def jobs_of(
     records: Sequence[RunRecord],
     machine: Callable[[Recipe], MachineKey],
     data: str | None,
-) -> list[Job]:
+) -> list[RunToDo]:
     """All runs of a table, those with a common start behind it, one seed after another.
 
     A start that stands in another table is among them only where a run that needs it is missing.
@@ -65,7 +65,7 @@ def jobs_of(
         }
         needed = {starts[name] for name in own if made[name] is None}
         jobs += [
-            Job(recipe=name, seed=seed, start=start, record=made[name])
+            RunToDo(recipe=name, seed=seed, start=start, record=made[name])
             for name, start in starts.items()
             if name in own or (made[name] is None and name in needed)
         ]
@@ -152,7 +152,7 @@ class Expected:
 
 
 def expect(
-    job: Job,
+    job: RunToDo,
     size: Size,
     others: Sequence[str],
     records: Sequence[RunRecord],

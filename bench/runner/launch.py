@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from swap_fast.training.interruption import EXIT_STATUS, InterruptedRunError
+from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
 from swap_fast.training.watchdog import end_process
 
 ORPHAN_S = 10.0

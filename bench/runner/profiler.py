@@ -19,7 +19,7 @@ from swap_fast.config.phase import Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe
 from swap_fast.data.cifar.augment import IMAGE_SIZE
 from swap_fast.training.clock import LAPS
-from swap_fast.training.parts import Parts
+from swap_fast.training.parts import Trainer
 
 WAIT, WARMUP, ACTIVE = 3, 2, 3
 """Steps of a phase that go by, that the profiler starts up in, and that are in the trace."""
@@ -73,12 +73,12 @@ class Profiler:
 
     def begin(
         self,
-        parts: Parts,
+        trainer: Trainer,
         recipe: Recipe,
         num_images: int,
         folder: Path,
         say: Callable[[str], None],
-    ) -> Parts:
+    ) -> Trainer:
         """Trace the phases from here on.
 
         Arguments:
@@ -87,7 +87,7 @@ class Profiler:
             say: told of each file and its longest operators.
 
         Returns:
-            The parts, with phase 3's batches as steps.
+            The trainer, with phase 3's batches as steps.
         """
         self._folder, self._say = folder, say
         self._plans = {"phase1": _plan(recipe.phase1, num_images)}
@@ -95,8 +95,8 @@ class Profiler:
             self._plans["phase2"] = _plan(recipe.phase2, num_images)
             # While rank 0 waits for the others, the profiler starts up.
             self._plans["phase3"] = Steps(wait=0, warmup=1, active=1 + ACTIVE)
-            self._worker = next(iter(parts.group.workers), 0)
-        return replace(parts, batch_norm_batches=self._stepped(parts.batch_norm_batches))
+            self._worker = next(iter(trainer.group.workers), 0)
+        return replace(trainer, batch_norm_batches=self._stepped(trainer.batch_norm_batches))
 
     @contextmanager
     def lap(self, name: str) -> Iterator[None]:

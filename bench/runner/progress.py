@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
-from bench.runner.run_folders import Request
-from swap_fast.callbacks.emitter import TICK_S, Narrator
+from bench.runner.run_folders import RunSpec
+from swap_fast.callbacks.emitter import TICK_S, EventLogger
 from swap_fast.callbacks.events import EventFile, Listener, Tail, make_event, read_events
 from swap_fast.callbacks.progress import (
     Form,
@@ -41,8 +41,8 @@ def complain(line: str) -> None:
 
 
 def make_narrator(
-    request: Request, comm: Comm, clock: Clock, folder: Path, num_images: int
-) -> Narrator:
+    request: RunSpec, comm: Comm, clock: Clock, folder: Path, num_images: int
+) -> EventLogger:
     """What tells of a run on this rank; of all its ranks on rank 0, where their files can be read.
 
     Arguments:
@@ -65,7 +65,7 @@ def make_narrator(
             listeners.append(make_tracking(name, request.out, complain))
         if listeners and request.part != "workers":
             tail = Tail(folder, without=f"events-{part}-rank0.jsonl", from_end=True)
-    return Narrator(
+    return EventLogger(
         listeners,
         plan_of(request.recipe, num_images),
         reading=clock.reading,
@@ -79,17 +79,17 @@ def make_narrator(
     )
 
 
-def part_of(request: Request) -> str:
+def part_of(request: RunSpec) -> str:
     """What of a run a process does, as its files are named: parts may run side by side."""
     if request.part == "workers":
         return f"worker{'-'.join(map(str, request.workers or ()))}"
     return "run"
 
 
-def track_workers(narrator: Narrator, folder: Path) -> None:
+def track_workers(logger: EventLogger, folder: Path) -> None:
     """Tell trackers of the epochs of workers that were processes of their own."""
     rows = [e for e in read_events(folder) if e["part"] != "run" and e["event"] == "epoch"]
-    narrator.catch_up(rows, only=Tracking)
+    logger.catch_up(rows, only=Tracking)
 
 
 @contextmanager

@@ -23,9 +23,9 @@ from bench.runner.attempts import Attempt
 from bench.runner.launch import end_rank, say_where
 from bench.runner.profiler import NOTE, Profiler, around, was_profiled
 from bench.runner.progress import complain, make_narrator, part_of, speaker, track_workers
-from bench.runner.run_folders import Place, Request, describe_run, find_place, write_description
+from bench.runner.run_folders import RunDir, RunSpec, describe_run, find_place, write_description
 from swap_fast.algorithm import Result, large_batch_phase, sgd, small_batch_phase, swa, swap
-from swap_fast.callbacks.emitter import Narrator
+from swap_fast.callbacks.emitter import EventLogger
 from swap_fast.callbacks.events import merge_events
 from swap_fast.checkpoint.run_folder import RunFolder, tidy
 from swap_fast.config.recipe import AveragingRecipe, SWAPRecipe, SWARecipe
@@ -40,9 +40,9 @@ from swap_fast.tasks.cifar import CifarSource
 from swap_fast.tasks.imagenet import TreeSource
 from swap_fast.training.capture import Captures, keep_freed_memory
 from swap_fast.training.clock import TRAINING, Clock, total
-from swap_fast.training.interruption import InterruptedRunError, Interruption
-from swap_fast.training.parts import Parts, Source, Watch, make_parts
-from swap_fast.training.state import Position
+from swap_fast.training.parts import Source, Trainer, Watch, build_trainer
+from swap_fast.training.shutdown import GracefulShutdown, InterruptedRunError
+from swap_fast.training.state import Progress
 from swap_fast.training.watchdog import Watchdog
 from swap_fast.training.weights import displacements, pairwise_distances
 
@@ -50,8 +50,8 @@ from swap_fast.training.weights import displacements, pairwise_distances
 
 
 def make_record(
-    request: Request,
-    parts: Parts,
+    request: RunSpec,
+    trainer: Trainer,
     result: Result,
     rows: list[EpochRow],
     averages: list[AverageRow],
@@ -64,10 +64,10 @@ def make_record(
     telemetry: Telemetry | None,
 ) -> RunRecord:
     """Gather what the ranks know into one record; every rank must call."""
-    recipe, comm = request.recipe, parts.comm
+    recipe, comm = request.recipe, trainer.comm
     num_workers = recipe.num_workers if isinstance(recipe, AveragingRecipe) else 0
     is_swap = isinstance(recipe, SWAPRecipe)
-    speaks = parts.group.is_first
+    speaks = trainer.group.is_first
     all_rows = [
         row for rank in comm.gather(rows if speaks else []) for row in rank if row.phase == 2
     ]
@@ -75,7 +75,7 @@ def make_record(
     phase2_rows = sorted(all_rows, key=lambda row: (row.worker, row.epoch))
     last_rows = {row.worker: row for row in phase2_rows or phase1_rows}
     accuracies = [row.test_accuracy or 0.0 for _, row in sorted(last_rows.items())]
-    models = _models_on_first(parts, result)
+    models = _models_on_first(trainer, result)
     norms, cosines = displacements(models, result.phase1.theta.cpu())
     peaks = comm.gather(peak_device_memory_gib(request.execution.device_type))
     reserved, allocated = (
@@ -95,7 +95,7 @@ def make_record(
         machine=describe_machine(request.execution.device_type),
         world_size=comm.world_size,
         threads=request.threads,
-        emulated_workers=is_swap and comm.world_size < recipe.num_slots,
+        emulated_workers=is_swap and comm.world_size < recipe.num_replicas,
         stopped_by=result.phase1.stopped_by,
         phase1_epochs=len(phase1_rows),
         epochs=phase1_rows + phase2_rows,
@@ -107,7 +107,7 @@ def make_record(
         displacement_norms=norms,
         displacement_cosines=cosines,
         average_by_epoch=averages,
-        times=gather_times(parts, result),
+        times=gather_times(trainer, result),
         peak_memory_gib=max(comm.gather(peak_memory_gib())),
         peak_device_reserved_gib=reserved,
         peak_device_allocated_gib=allocated,
@@ -118,14 +118,14 @@ def make_record(
     )
 
 
-def _models_on_first(parts: Parts, result: Result) -> list[Tensor]:
+def _models_on_first(trainer: Trainer, result: Result) -> list[Tensor]:
     """The averaged models [P] in the workers' order, on rank 0's host; elsewhere none."""
     own = [
         (worker.number, [theta.cpu() for theta in worker.samples])
-        for worker in (result.workers if parts.group.is_first else [])
+        for worker in (result.workers if trainer.group.is_first else [])
     ]
     gathered = sorted(
-        (pair for rank in parts.comm.gather_on_first(own) for pair in rank),
+        (pair for rank in trainer.comm.gather_on_first(own) for pair in rank),
         key=lambda pair: pair[0],
     )
     return [theta for _, samples in gathered for theta in samples]
@@ -150,7 +150,7 @@ class RunData:
     """The data as a record keeps it: by its content, not by its place on a machine."""
 
 
-def load_run_data(request: Request, comm: Comm, say: Callable[[str], None]) -> RunData:
+def load_run_data(request: RunSpec, comm: Comm, say: Callable[[str], None]) -> RunData:
     """Read the data set, or look through the tree; every rank must call.
 
     Raises:
@@ -173,7 +173,7 @@ def load_run_data(request: Request, comm: Comm, say: Callable[[str], None]) -> R
     )
 
 
-def _describe_dataset(dataset: Dataset, request: Request) -> dict[str, Any]:
+def _describe_dataset(dataset: Dataset, request: RunSpec) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "kind": dataset.kind,
@@ -184,7 +184,7 @@ def _describe_dataset(dataset: Dataset, request: Request) -> dict[str, Any]:
     }
 
 
-def _tree(request: Request, comm: Comm, say: Callable[[str], None]) -> RunData:
+def _tree(request: RunSpec, comm: Comm, say: Callable[[str], None]) -> RunData:
     """One rank looks at the files, and tells the others: all have the same list."""
     assert request.data is not None, "a tree has no stand-in"
     root: Path = request.data
@@ -223,7 +223,7 @@ def _tree(request: Request, comm: Comm, say: Callable[[str], None]) -> RunData:
 class Rank:
     """One process of a run, and what measures it."""
 
-    request: Request
+    request: RunSpec
     """What it was told."""
     device: torch.device
     """Its own."""
@@ -233,7 +233,7 @@ class Rank:
     """Its laps."""
     sampler: Sampler
     """Watches the device."""
-    interruption: Interruption
+    shutdown: GracefulShutdown
     """Says when it is to end."""
     captures: Captures
     """Owns its CUDA graphs."""
@@ -243,7 +243,7 @@ class Rank:
     """Traces some of its steps."""
 
 
-def run_rank(request: Request) -> Path | None:
+def run_rank(request: RunSpec) -> Path | None:
     """Run the recipe on this rank; rank 0 returns the path of the record it wrote.
 
     Raises:
@@ -271,7 +271,7 @@ def run_rank(request: Request) -> Path | None:
         comm=comm,
         clock=Clock(synchronize, around=laps),
         sampler=sampler,
-        interruption=Interruption(synchronize),
+        shutdown=GracefulShutdown(synchronize),
         captures=Captures(),
         watchdog=Watchdog(comm, timeout_s=request.timeout_s, on_hang=end_rank)
         if request.execution.capture and comm.world_size > 1
@@ -284,7 +284,7 @@ def run_rank(request: Request) -> Path | None:
         with (
             rank.captures,
             rank.watchdog or nullcontext(),
-            rank.interruption.listening(),
+            rank.shutdown.listening(),
             sampler.watching(device_uuid(device.type)),
         ):
             path = _run(rank)
@@ -309,7 +309,7 @@ def _run(rank: Rank) -> Path | None:
     if line is not None and request.first:
         say(line)
     about = describe_run(request, data.description, comm.world_size)
-    place: Place = comm.on_first(lambda: find_place(request, about))
+    place: RunDir = comm.on_first(lambda: find_place(request, about))
     if place.record is not None:
         _put_away(rank, place)
         say(f"{place.folder.name} is done already")
@@ -322,7 +322,7 @@ def _run(rank: Rank) -> Path | None:
 
 
 def _narrate(
-    rank: Rank, data: RunData, place: Place, attempt: Attempt | None = None
+    rank: Rank, data: RunData, place: RunDir, attempt: Attempt | None = None
 ) -> Path | None:
     """Train, and tell of it while it goes on; rank 0 has the attempt.
 
@@ -330,9 +330,9 @@ def _narrate(
         The record; of a part of a run, the run's folder.
     """
     request, comm, folder = rank.request, rank.comm, place.folder
-    with make_narrator(request, comm, rank.clock, folder, data.source.num_images) as narrator:
+    with make_narrator(request, comm, rank.clock, folder, data.source.num_images) as logger:
         if attempt is not None:
-            narrator.began(
+            logger.began(
                 folder.name,
                 plain(asdict(request.recipe)),
                 seed=request.seed,
@@ -341,19 +341,19 @@ def _narrate(
                 goes_on=attempt.goes_on,
                 held_out=request.held_out,
             )
-            track_workers(narrator, folder)
+            track_workers(logger, folder)
             if attempt.goes_on:
-                narrator.note(f"{folder.name} goes on")
+                logger.note(f"{folder.name} goes on")
             if place.start is not None:
-                narrator.note(f"phase 1 is that of {place.start.name}; its time counts")
-        path = _train(rank, data, place, narrator, attempt)
+                logger.note(f"phase 1 is that of {place.start.name}; its time counts")
+        path = _train(rank, data, place, logger, attempt)
         comm.barrier()
     if request.part == "all":
         _put_away(rank, place)
     return path
 
 
-def _put_away(rank: Rank, place: Place) -> None:
+def _put_away(rank: Rank, place: RunDir) -> None:
     """Of a run that is done keep what is of use: one file of events, the ends of the phases."""
     if rank.comm.rank == 0:
         try:
@@ -365,7 +365,7 @@ def _put_away(rank: Rank, place: Place) -> None:
 
 
 def _train(
-    rank: Rank, data: RunData, place: Place, narrator: Narrator, attempt: Attempt | None
+    rank: Rank, data: RunData, place: RunDir, logger: EventLogger, attempt: Attempt | None
 ) -> Path | None:
     """Train, and write the record."""
     request, recipe, comm, clock = rank.request, rank.request.recipe, rank.comm, rank.clock
@@ -373,41 +373,41 @@ def _train(
     shares_updates = False
 
     def on_step(images: int) -> None:
-        narrator.on_step(images)
+        logger.on_step(images)
         if attempt is not None:
             attempt.beat()
         if rank.watchdog is not None and shares_updates:
             rank.watchdog.beat()
 
-    def on_begin(position: Position) -> None:
+    def on_begin(position: Progress) -> None:
         nonlocal shares_updates
-        ranks = comm if position.phase == 1 else parts.group.inside
+        ranks = comm if position.phase == 1 else trainer.group.inside
         shares_updates = ranks.world_size > 1
         if position.phase == 1 and position.stopped_by is not None:
             say_where("phase 2")
-        narrator.on_begin(position)
+        logger.on_begin(position)
 
     def on_epoch(row: EpochRow) -> None:
         if rank.watchdog is not None and shares_updates:
             rank.watchdog.alive()
         worker = f" of worker {row.worker}" if row.phase == 2 else ""
         say_where(f"phase {row.phase} after epoch {row.epoch}{worker}")
-        narrator.on_epoch(row)
+        logger.on_epoch(row)
 
-    def on_end(position: Position) -> None:
+    def on_end(position: Progress) -> None:
         if rank.watchdog is not None:
             rank.watchdog.rest()
         if position.phase == 1:
             say_where("phase 2")
-        narrator.on_end(position)
+        logger.on_end(position)
 
     def on_averaging() -> None:
         if rank.watchdog is not None:
             rank.watchdog.rest()
-        narrator.on_averaging()
+        logger.on_averaging()
 
-    def on_save(position: Position) -> None:
-        narrator.on_save(position)
+    def on_save(position: Progress) -> None:
+        logger.on_save(position)
         if attempt is not None:
             attempt.keep(total(clock.laps, TRAINING) - folder.restored_s)
 
@@ -417,9 +417,9 @@ def _train(
         start=place.start,
         keep_epochs=request.keep_epochs,
         on_save=on_save,
-        say=narrator.note,
+        say=logger.note,
     )
-    parts = make_parts(
+    trainer = build_trainer(
         recipe,
         data.make_model,
         data.source,
@@ -436,37 +436,37 @@ def _train(
             on_averaging=on_averaging,
         ),
         checkpoints=folder,
-        interruption=rank.interruption,
+        shutdown=rank.shutdown,
         workers=request.workers,
         captures=rank.captures,
     )
     traces = request.out / "profiles" / place.folder.name
     if rank.profiler is not None:
-        parts = rank.profiler.begin(parts, recipe, data.source.num_images, traces, narrator.note)
+        trainer = rank.profiler.begin(trainer, recipe, data.source.num_images, traces, logger.note)
     say_where("phase 1")
     if request.part != "all":
         assert isinstance(recipe, SWAPRecipe), "only SWAP's parts are run apart"
-        start = large_batch_phase(recipe, parts)
+        start = large_batch_phase(recipe, trainer)
         if request.part == "workers":
-            small_batch_phase(recipe, parts, start)
-        narrator.tell("part_done")
+            small_batch_phase(recipe, trainer, start)
+        logger.tell("part_done")
         return place.folder
     averages: list[AverageRow] = []
     if isinstance(recipe, SWAPRecipe):
-        result = swap(recipe, parts)
+        result = swap(recipe, trainer)
         with clock.lap("analysis"):
             if comm.rank == 0:
-                narrator.note("averaging the workers' epochs of phase 2, for Figure 1")
-            averages = running_average(recipe, parts, result)
+                logger.note("averaging the workers' epochs of phase 2, for Figure 1")
+            averages = running_average(recipe, trainer, result)
     elif isinstance(recipe, SWARecipe):
-        result = swa(recipe, parts)
+        result = swa(recipe, trainer)
         with clock.lap("analysis"):
-            averages = average_by_cycle(recipe, parts, result)
+            averages = average_by_cycle(recipe, trainer, result)
     else:
-        result = sgd(recipe, parts)
+        result = sgd(recipe, trainer)
     with clock.lap("checkpoint"):
         if comm.rank == 0:
-            folder.save_final(parts.weights)
+            folder.save_final(trainer.weights)
     taken = None
     if folder.taken_from is not None:
         taken = {"run_id": folder.taken_from, "origin": folder.origin}
@@ -474,7 +474,7 @@ def _train(
         request = replace(request, notes=(*request.notes, NOTE))
     record = make_record(
         request,
-        parts,
+        trainer,
         result,
         folder.rows,
         averages,
@@ -488,7 +488,7 @@ def _train(
     if comm.rank > 0:
         return None
     path = write_record(record, request.out / "runs")
-    narrator.tell(
+    logger.tell(
         "done",
         test_accuracy=record.test_accuracy,
         accuracy_before_averaging=record.accuracy_before_averaging,

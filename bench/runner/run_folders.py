@@ -24,7 +24,7 @@ Part = Literal["all", "phase1", "workers"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class RunSpec:
     """What every rank of a run is told."""
 
     recipe: Recipe
@@ -93,7 +93,7 @@ Description = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RunDir:
     """Where a run is kept, and from where it goes on."""
 
     folder: Path
@@ -106,7 +106,7 @@ class Place:
     """It is done, and this is its record."""
 
 
-def describe_run(request: Request, data: dict[str, Any], world_size: int) -> Description:
+def describe_run(request: RunSpec, data: dict[str, Any], world_size: int) -> Description:
     """What a run is, as its folder keeps it; beside that, when it began."""
     machine = describe_machine(request.execution.device_type)
     return plain(
@@ -126,7 +126,7 @@ def describe_run(request: Request, data: dict[str, Any], world_size: int) -> Des
     )
 
 
-def find_place(request: Request, description: Description) -> Place:
+def find_place(request: RunSpec, description: Description) -> RunDir:
     """A new folder; asked to resume, that of the run which was interrupted, or which is done.
 
     Raises:
@@ -137,7 +137,7 @@ def find_place(request: Request, description: Description) -> Place:
         begun = read_description(request.folder) or description
         _require_same(request.folder, begun, description)
         done = out / "runs" / f"{request.folder.name}.json"
-        return Place(
+        return RunDir(
             folder=request.folder,
             created=begun["created"],
             start=None,
@@ -155,7 +155,7 @@ def find_place(request: Request, description: Description) -> Place:
         if found is not None:
             folder = found
             created = (read_description(folder) or description)["created"]
-    return Place(folder=folder, created=created, start=start, record=record)
+    return RunDir(folder=folder, created=created, start=start, record=record)
 
 
 def write_description(folder: Path, description: Description) -> None:

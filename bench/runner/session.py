@@ -19,7 +19,7 @@ from bench.records.grouping import DEGRADED
 from bench.runner.launch import end_with_parent, launch, under_torchrun
 from bench.runner.progress import following, speaker
 from bench.runner.rank import run_rank
-from bench.runner.run_folders import Request
+from bench.runner.run_folders import RunSpec
 from swap_fast.callbacks.progress import Form
 from swap_fast.callbacks.trackers import require_trackers
 from swap_fast.checkpoint.run_folder import last_of
@@ -28,13 +28,13 @@ from swap_fast.config.recipe import LoaderName, Recipe, SWAPRecipe
 from swap_fast.data.cifar.files import locate_dataset, locate_tree
 from swap_fast.record import read_record
 from swap_fast.tasks.cifar import choose_decoder, choose_loader
-from swap_fast.training.interruption import EXIT_STATUS, InterruptedRunError
+from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
 
 # Phase 2 without a common fate: each worker a process of its own, averaged from files.
 
 
 def run_separately(
-    request: Request, min_workers: int | None, num_ranks: int, say: Callable[[str], None]
+    request: RunSpec, min_workers: int | None, num_ranks: int, say: Callable[[str], None]
 ) -> Path | None:
     """Phase 1 on all ranks, each worker by itself, as many at once as there are ranks, then 3.
 
@@ -88,7 +88,7 @@ def _is_done(folder: Path, worker: int) -> bool:
     return position is not None and position.stopped_by is not None
 
 
-def _run_workers(request: Request, workers: Sequence[int], at_once: int) -> dict[int, str]:
+def _run_workers(request: RunSpec, workers: Sequence[int], at_once: int) -> dict[int, str]:
     """Run each in a process; what ended those that did not finish.
 
     Raises:
@@ -132,7 +132,7 @@ def _run_workers(request: Request, workers: Sequence[int], at_once: int) -> dict
     return failures
 
 
-def _worker(request: Request, device: int) -> None:
+def _worker(request: RunSpec, device: int) -> None:
     """One worker in a process of its own, which sees one device."""
     end_with_parent()
     if request.execution.device_type == "cuda":
@@ -162,7 +162,7 @@ def automatic_recipe(*, quick: bool) -> str:
 class Prepared:
     """What is the same for all runs of a session."""
 
-    request: Request
+    request: RunSpec
     """Of its first run."""
     num_ranks: int
     """Processes of each."""
@@ -246,7 +246,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
         f"thread{'s' if threads > 1 else ''}, {execution.precision}, {execution.memory_format}, "
         f"loader {loader}"
     )
-    request = Request(
+    request = RunSpec(
         recipe=recipe,
         overrides=tuple(differences(asdict(original), asdict(recipe))),
         seed=options.seed,
@@ -288,16 +288,17 @@ def processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[in
     """
     cores = available_cores()
     units = torch.cuda.device_count() if device_type == "cuda" else cores
-    slots = recipe.num_slots
+    replicas = recipe.num_replicas
     workers = recipe.num_workers if isinstance(recipe, SWAPRecipe) else 1
     ranks = int(os.environ["WORLD_SIZE"]) if under_torchrun() else options.ranks
     if ranks is None:
-        ranks = min(slots, units)
+        ranks = min(replicas, units)
         if ranks > workers:
             ranks -= ranks % workers
-    if ranks > slots:
+    if ranks > replicas:
         raise ValueError(
-            f"ranks: expected 1 to {slots}, one a slot of {recipe.name}'s phase 1, got {ranks}"
+            f"ranks: expected 1 to {replicas}, one a replica of {recipe.name}'s phase 1, "
+            f"got {ranks}"
         )
     if ranks > workers and ranks % workers:
         raise ValueError(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from bench.runner.launch import launch
 from bench.runner.rank import run_rank
-from bench.runner.run_folders import Request
+from bench.runner.run_folders import RunSpec
 from bench.runner.session import differences
 from bench.search.grid import TAU, Grid, Measured, Point, recipe_at
 from swap_fast.checkpoint.files import MODEL, read_checkpoint, write_checkpoint
@@ -103,7 +103,7 @@ def phase_one(recipe: Recipe, tau: float | None) -> SGDRecipe:
 class SearchRuns:
     """Makes the runs of a search in its folder, `request.out`, and finds those that are there."""
 
-    request: Request
+    request: RunSpec
     """How they are run; recipe, seed and start are each run's own."""
     original: Recipe
     """The recipe as it is named, to tell what was changed."""

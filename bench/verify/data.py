@@ -17,8 +17,8 @@ from bench.verify.contract import Trained
 from swap_fast.config.execution import DTYPES, default_execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import LoaderName
-from swap_fast.data.cifar.augment import Plan, plan_epoch
-from swap_fast.data.cifar.batches import Share
+from swap_fast.data.cifar.augment import AugmentationPlan, plan_epoch
+from swap_fast.data.cifar.batches import ShardSpec
 from swap_fast.data.cifar.dataset import Channels, Split
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.data.imagenet import batches as tree_batches
@@ -34,11 +34,11 @@ MEAN_LIMIT, PERCENTILE_LIMIT = 2.0, 16.0
 """Of decoders' differences on the scale 0..255: their mean, and their 99.9th percentile."""
 
 
-def _plan(epoch: int) -> Plan:
+def _plan(epoch: int) -> AugmentationPlan:
     return plan_epoch(IMAGES, Augmentation(), seed=2, phase=1, worker=0, epoch=epoch)
 
 
-def _oracle(split: Split, plan: Plan, positions: range) -> NDArray[np.float64]:
+def _oracle(split: Split, plan: AugmentationPlan, positions: range) -> NDArray[np.float64]:
     """The plan's batch as the paper words it, image by image: float64 [n, 3, 32, 32]."""
     pad = Augmentation().pad
     batch = []
@@ -107,13 +107,13 @@ def _cifar_batches(
         images, split, augmentation, mean=mean, std=std, execution=execution, device=device
     )
     loader = make(
-        Share(
+        ShardSpec(
             num_images=IMAGES,
             augmentation=augmentation,
             phase=phase,
             seed=2,
             number=1,
-            slots=range(1),
+            replicas=range(1),
         )
     )
     batch = execution.empty_images((BATCH, 3, 32, 32), device)

@@ -72,7 +72,7 @@ def _save_update(device_type: str, folder: str) -> None:
 def _update(
     execution: Execution,
     comm: Comm,
-    num_slots: int,
+    num_replicas: int,
     *,
     first_seed: int = 0,
     captures: Captures | None = None,
@@ -80,7 +80,7 @@ def _update(
     """theta and the summed gradient, on the host, of one update.
 
     Arguments:
-        first_seed: of slot 0's batch; the others' follow, so that a batch depends on its slot
+        first_seed: of replica 0's batch; the others' follow, so that a batch depends on its replica
             alone, whichever rank has it.
     """
     torch.manual_seed(0)
@@ -88,16 +88,16 @@ def _update(
     weights = Weights(execution.place(ResNet9(width=4), device))
     scaled = execution.precision == "fp16"
     optimizer = MomentumSGD(weights, Optimizer(loss_scale=1024.0), scale_gradients=scaled)
-    size = num_slots * MICRO_BATCH
-    phase = Phase(global_batch_size=size, peak_lr=1.0, max_epochs=1, gpus_per_model=num_slots)
+    size = num_replicas * MICRO_BATCH
+    phase = Phase(global_batch_size=size, peak_lr=1.0, max_epochs=1, gpus_per_model=num_replicas)
     step = Step(weights, optimizer, phase, comm, execution)
     weights.model.train()
     step.warm_up(captures=captures)
-    slots, labels = comm.slots(num_slots), torch.arange(size).view(num_slots, -1) % 10
-    for slot, images in zip(slots, step.images.chunk(len(slots)), strict=True):
-        random = torch.Generator().manual_seed(first_seed + slot)
+    replicas, labels = comm.replicas(num_replicas), torch.arange(size).view(num_replicas, -1) % 10
+    for replica, images in zip(replicas, step.images.chunk(len(replicas)), strict=True):
+        random = torch.Generator().manual_seed(first_seed + replica)
         images.copy_(torch.randn(images.shape, generator=random))
-    step.labels.copy_(labels[list(slots)].flatten())
+    step.labels.copy_(labels[list(replicas)].flatten())
     step.set_learning_rate(0.01)
     step()
     return weights.theta.detach().cpu(), weights.gradient.cpu()

@@ -31,14 +31,14 @@ from swap_fast.recipes.cifar10 import cifar10_quick
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
-from swap_fast.training.interruption import InterruptedRunError, Interruption
-from swap_fast.training.parts import Watch, make_parts
+from swap_fast.training.parts import Watch, build_trainer
+from swap_fast.training.shutdown import GracefulShutdown, InterruptedRunError
 
 IMAGES, TEST_IMAGES = 640, 200
 EPOCHS = 3
 """Of phase 1; of phase 2 one."""
 BATCH = 32
-"""Images of a slot in phase 1, and of a worker in phase 2."""
+"""Images of a replica in phase 1, and of a worker in phase 2."""
 TOLD_AFTER = (7, 9)
 """Updates of the first and of the second attempt, after which each is told to end. With one or two
 ranks of two workers that is in phase 1, and then in phase 2."""
@@ -47,7 +47,7 @@ CONTROL_LIMIT = 0.02
 
 
 def _workers(ranks: int) -> int:
-    """Two at least; each also a slot of phase 1."""
+    """Two at least; each also a replica of phase 1."""
     return max(2, ranks)
 
 
@@ -210,7 +210,7 @@ def _run(form: Form, comm: Comm, folder: Path, run: str, told_after: int | None)
     """Train in the folder of that name, and save the weights at the start and at the end."""
     device_type = form.device_type
     synchronize = torch.cuda.synchronize if device_type == "cuda" else lambda: None
-    clock, interruption, updates = Clock(), Interruption(synchronize), 0
+    clock, shutdown, updates = Clock(), GracefulShutdown(synchronize), 0
     dataset = generate_synthetic(train_images=IMAGES, test_images=TEST_IMAGES)
     recipe = _recipe(comm.world_size, 4 if form.small else 16)
 
@@ -220,8 +220,8 @@ def _run(form: Form, comm: Comm, folder: Path, run: str, told_after: int | None)
         if updates == told_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with Captures() as captures, interruption.listening():
-        parts = make_parts(
+    with Captures() as captures, shutdown.listening():
+        parts = build_trainer(
             recipe,
             net_maker(recipe, dataset),
             CifarSource(recipe, dataset),
@@ -232,7 +232,7 @@ def _run(form: Form, comm: Comm, folder: Path, run: str, told_after: int | None)
             clock=clock,
             watch=Watch(on_step=on_step),
             checkpoints=RunFolder(folder / run, clock),
-            interruption=interruption,
+            shutdown=shutdown,
             captures=captures,
         )
         start = torch.cat(parts.weights.copy()).cpu()

@@ -20,7 +20,7 @@ from bench.records.paper import load_paper
 from bench.verify.check import Check, Form, UnavailableError
 from bench.verify.contract import same_kernels
 from swap_fast.config.execution import Execution, default_execution
-from swap_fast.config.phase import Phase, Shape, StagedPhase
+from swap_fast.config.phase import BatchShape, Phase, StagedPhase
 from swap_fast.config.recipe import SWAPRecipe
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import Comm
@@ -30,7 +30,7 @@ from swap_fast.recipes.imagenet import CPU_ROWS, ROWS, imagenet_swap, imagenet_s
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
-from swap_fast.training.parts import Evaluate, Watch, make_parts
+from swap_fast.training.parts import Evaluate, Watch, build_trainer
 from swap_fast.training.weights import Weights
 
 # What only a GPU can confirm of memory: graphs share theirs, and ImageNet's stages fit.
@@ -111,15 +111,15 @@ class _NoImages:
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Nothing."""
 
-    def batches(self, phase: Phase, shape: Shape, *, number: int, slots: range) -> Loader:
+    def batches(self, phase: Phase, shape: BatchShape, *, number: int, replicas: range) -> Loader:
         """None."""
         raise AssertionError("nothing is trained")
 
-    def batch_norm_batches(self, buffer: Tensor, shape: Shape, comm: Comm) -> Iterable[Tensor]:
+    def batch_norm_batches(self, buffer: Tensor, shape: BatchShape, comm: Comm) -> Iterable[Tensor]:
         """None."""
         return ()
 
-    def evaluator(self, shape: Shape) -> Evaluate:
+    def evaluator(self, shape: BatchShape) -> Evaluate:
         """Tests nothing."""
         return lambda comm: Accuracies(float("nan"))
 
@@ -135,7 +135,7 @@ def imagenet_memory(form: Form) -> str:
     torch.backends.cudnn.benchmark = True  # as in a run: what is tried needs memory too
     try:
         with Captures() as captures:
-            make_parts(
+            build_trainer(
                 recipe,
                 partial(make_tree_net, recipe, NUM_CLASSES["imagenet"]),
                 _NoImages(2 * recipe.largest_batch_size + 1),
@@ -164,7 +164,7 @@ def imagenet_memory(form: Form) -> str:
 
 
 def _one_device(form: Form) -> SWAPRecipe:
-    """One worker of one slot, whose batches are those of a device in the paper's 16."""
+    """One worker of one replica, whose batches are those of a device in the paper's 16."""
     recipe, rows = (
         (imagenet_swap_cpu(), tuple((*row[:3], 8, *row[4:]) for row in CPU_ROWS))
         if form.small

@@ -25,19 +25,19 @@ from swap_fast.algorithm import sgd
 from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import LoaderName, SGDRecipe
-from swap_fast.data.cifar.batches import Loader, Share
+from swap_fast.data.cifar.batches import Loader, ShardSpec
 from swap_fast.data.cifar.dataset import Dataset
 from swap_fast.data.cifar.files import load_dataset
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.data.cifar.synthetic import generate_synthetic
 from swap_fast.models import ResNet9, net_maker
 from swap_fast.tasks.cifar import CifarSource, loader_maker, missing_for_dali
-from swap_fast.training.batchnorm import StatisticsPass
+from swap_fast.training.batchnorm import BatchNormRecompute
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
-from swap_fast.training.loop import Stretch, train
-from swap_fast.training.parts import Watch, make_parts
-from swap_fast.training.state import Position
+from swap_fast.training.loop import TrainStage, train
+from swap_fast.training.parts import Watch, build_trainer
+from swap_fast.training.state import Progress
 from swap_fast.training.step import Metrics, Step
 from swap_fast.training.weights import Weights
 
@@ -127,20 +127,20 @@ def _train(step: Step, execution: Execution) -> list[float]:
                 execution=execution,
                 device=device,
             )
-            share = Share(
+            share = ShardSpec(
                 num_images=len(split),
                 augmentation=augmentation,
                 phase=phase,
                 seed=0,
                 number=1,
-                slots=range(2),
+                replicas=range(2),
             )
             return _StartsApart(make(share), device_type)
 
     train(
-        [Stretch(epochs=range(EPOCHS), step=step, open_batches=open_batches)],
+        [TrainStage(epochs=range(EPOCHS), step=step, open_batches=open_batches)],
         phase,
-        begin=Position(phase=1),
+        begin=Progress(phase=1),
         clock=Clock(),
         on_step=lambda images: None,
         after_epoch=lambda row, ended_by: losses.append(row.train_loss),
@@ -201,7 +201,7 @@ def _short_training(form: Form) -> tuple[Dataset, SGDRecipe]:
 
 def _test_accuracy(recipe: SGDRecipe, dataset: Dataset, execution: Execution) -> float:
     with Captures() as captures:
-        parts = make_parts(
+        parts = build_trainer(
             recipe,
             net_maker(recipe, dataset),
             CifarSource(recipe, dataset),
@@ -264,10 +264,10 @@ def statistics(form: Form) -> str:
     theirs = weights.statistics.clone()
     # The same batches in one buffer, so that their passes are replays.
     buffer = execution.empty_images((64, 3, 32, 32), device)
-    statistics_pass = StatisticsPass(weights, execution.autocast)
+    recompute_batchnorm = BatchNormRecompute(weights, execution.autocast)
     captures = Captures() if execution.capture else None
-    statistics_pass.warm_up(buffer, captures=captures)
-    statistics_pass(buffer.copy_(batch) for batch in batches)
+    recompute_batchnorm.warm_up(buffer, captures=captures)
+    recompute_batchnorm(buffer.copy_(batch) for batch in batches)
     means = len(theirs) // 2
     # update_bn takes the mean of the batches' variances, which leaves out what is between them.
     difference = float(

@@ -12,14 +12,14 @@ from swap_fast.averaging_files.origins import read_run
 from swap_fast.averaging_files.weight_files import plain_names
 from swap_fast.checkpoint.files import load_state_
 from swap_fast.config.execution import Execution, default_execution
-from swap_fast.config.phase import Shape, shapes
+from swap_fast.config.phase import BatchShape, shapes
 from swap_fast.config.recipe import SWAPRecipe, swap_recipe_again
 from swap_fast.data.cifar.dataset import Dataset
 from swap_fast.data.cifar.files import load_dataset, locate_dataset
 from swap_fast.distributed import ALONE
 from swap_fast.models import make_net
 from swap_fast.tasks.cifar import CifarSource
-from swap_fast.training.batchnorm import StatisticsPass
+from swap_fast.training.batchnorm import BatchNormRecompute
 from swap_fast.training.weights import Weights
 
 
@@ -54,7 +54,7 @@ class Trial:
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.weights, self.data = weights, data
-        self._pass = StatisticsPass(weights, autocast)
+        self._pass = BatchNormRecompute(weights, autocast)
         self._names = plain_names(weights.model.state_dict())
 
     @property
@@ -270,7 +270,7 @@ class RunImages:
     ) -> None:
         self._source = CifarSource(recipe, dataset)
         self._source.open_(weights, execution, seed=seed)
-        self._shape: Shape = shapes(recipe.phase2, self._source.image_size)[-1]
+        self._shape: BatchShape = shapes(recipe.phase2, self._source.image_size)[-1]
         side = self._shape.image_size
         self._buffer = execution.empty_images(
             (recipe.batch_norm_batch_size, 3, side, side), weights.theta.device

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from swap_fast.callbacks.events import ENDINGS, Event, EventFile, Listener, Tail, make_event
 from swap_fast.callbacks.progress import Plan, images_until
 from swap_fast.record import EpochRow
-from swap_fast.training.interruption import InterruptedRunError
+from swap_fast.training.shutdown import InterruptedRunError
 
 if TYPE_CHECKING:
     from swap_fast.training.parts import Watch
-    from swap_fast.training.state import Position
+    from swap_fast.training.state import Progress
 
 TICK_S = 2.0
 """At most so often the progress of a model is kept."""
@@ -37,7 +37,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class Narrator:
+class EventLogger:
     """Turns what this rank does into events, and tells the listeners.
 
     An update costs the training loop the count of one: a thread of its own looks at the count
@@ -84,9 +84,9 @@ class Narrator:
         self._kept_at = -math.inf
         self._samples: deque[tuple[float, int]] = deque(maxlen=SAMPLES)
         self._ends = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="narrator", daemon=True)
+        self._thread = threading.Thread(target=self._look, name="logger", daemon=True)
 
-    def __enter__(self) -> "Narrator":
+    def __enter__(self) -> "EventLogger":
         """Begin to look at the count."""
         self._thread.start()
         return self
@@ -134,7 +134,7 @@ class Narrator:
         """Tell something in words."""
         self.tell("note", text=text)
 
-    def on_begin(self, position: "Position") -> None:
+    def on_begin(self, position: "Progress") -> None:
         """A model's training begins, goes on, or was done before."""
         with self._lock:
             self._model = (position.phase, position.worker)
@@ -172,12 +172,12 @@ class Narrator:
         values = asdict(row) | {"images_per_s": images / seconds if seconds > 0 else None}
         self.tell("epoch", **{name: _finite(value) for name, value in values.items()})
 
-    def on_save(self, position: "Position") -> None:
+    def on_save(self, position: "Progress") -> None:
         """A checkpoint was written."""
         where = {"phase": position.phase, "worker": position.worker}
         self.tell("checkpoint", **where, epoch=position.epoch, step=position.step)
 
-    def on_end(self, position: "Position") -> None:
+    def on_end(self, position: "Progress") -> None:
         """A model's training has ended."""
         self._tell_of_model(
             "phase_end",

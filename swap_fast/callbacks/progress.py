@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Plan = dict[str, Any]
 """`workers` of phase 2, and of each phase: `epochs`, as [epochs, updates of each, images of each
-update]; `slots` of each model; and whether it `may_end_early`. `metric`, if there, names what the
-test data give in place of an accuracy. As events carry it."""
+update]; `replicas` of each model; and whether it `may_end_early`. `metric`, if there, names what
+the test data give in place of an accuracy. As events carry it."""
 
 
 def plan_of(recipe: Recipe, num_images: int) -> Plan:
@@ -49,7 +49,7 @@ def plan_of_phase(phase: Phase, num_images: int) -> dict[str, Any]:
     batches = [(len(s.epochs), s.global_batch_size) for s in shapes(phase, image_size=0)]
     return {
         "epochs": [[epochs, num_images // batch, batch] for epochs, batch in batches],
-        "slots": phase.gpus_per_model,
+        "replicas": phase.gpus_per_model,
         "may_end_early": phase.stopping_accuracy is not None or phase.stop == "auto",
     }
 
@@ -189,7 +189,7 @@ class RunView:
             return max(*own, together / pace)
         if others:
             ranks = (self.began or {}).get("world_size", 1)
-            used = min(ranks, len(others) * self.phase(others[0])["slots"])
+            used = min(ranks, len(others) * self.phase(others[0])["replicas"])
             return own[0] + images / (pace * used / ranks)
         return own[0]
 

@@ -60,7 +60,7 @@ def write_file(path: Path, content: bytes) -> None:
 def model_state(weights: Weights) -> dict[str, Tensor]:
     """The model's state on the host, with its own names."""
     # safetensors refuses tensors that share memory, as views of one vector do. Counts of batches
-    # depend on how the slots were dealt out to processes, and nothing reads them: they become 0.
+    # depend on how the replicas were dealt out to processes, and nothing reads them: they become 0.
     return {
         name: torch.zeros_like(t) if name.endswith("num_batches_tracked") else t.clone()
         for name, t in (

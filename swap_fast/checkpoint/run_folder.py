@@ -26,7 +26,7 @@ from swap_fast.checkpoint.files import (
 from swap_fast.record import EpochRow
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
-from swap_fast.training.state import Position, TrainingState
+from swap_fast.training.state import Progress, TrainingState
 from swap_fast.training.weights import Weights
 
 KEPT = 2
@@ -58,8 +58,8 @@ class RunFolder:
         *,
         start: Path | None = None,
         keep_epochs: bool = False,
-        on_restore: Callable[[Position], None] = lambda position: None,
-        on_save: Callable[[Position], None] = lambda position: None,
+        on_restore: Callable[[Progress], None] = lambda position: None,
+        on_save: Callable[[Progress], None] = lambda position: None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.path, self._clock, self._offered = path, clock, start
@@ -84,7 +84,7 @@ class RunFolder:
         """Names the model that phase 1 ended with, by its content; None before that."""
         return self._origin
 
-    def restore_(self, position: Position, state: TrainingState) -> Position:
+    def restore_(self, position: Progress, state: TrainingState) -> Progress:
         """Put back the newest whole state of this phase and worker.
 
         Raises:
@@ -123,7 +123,7 @@ class RunFolder:
         self._on_restore(restored)
         return restored
 
-    def save(self, position: Position, state: TrainingState, row: EpochRow | None) -> None:
+    def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
         """Keep the state at an epoch's end or within one; every rank that shares it must call.
 
         Raises:
@@ -183,7 +183,7 @@ class RunFolder:
                 self._say(f"a damaged checkpoint is left out: {error}")
         return None
 
-    def _note_origin(self, position: Position, state: TrainingState) -> None:
+    def _note_origin(self, position: Progress, state: TrainingState) -> None:
         """Name phase 1's result, once it is there, by the bytes of theta."""
         if position.phase == 1 and position.stopped_by is not None:
             theta = state.weights.theta.detach().cpu().numpy()
@@ -197,7 +197,7 @@ class RunFolder:
             if seconds > begun.get(lap, 0.0)
         }
 
-    def _prune(self, position: Position) -> None:
+    def _prune(self, position: Progress) -> None:
         """Delete what a newer state has made useless."""
         names = _saved(self.path, position.phase, position.worker)
         for name in names[:-1] if position.stopped_by else names[:-KEPT]:
@@ -208,7 +208,7 @@ class RunFolder:
                 _file(stem, ending).unlink(missing_ok=True)
 
 
-def _stem(position: Position) -> str:
+def _stem(position: Progress) -> str:
     """A checkpoint's name."""
     within = f"-step{position.step}" if position.step else ""
     if position.phase == 2:
@@ -252,7 +252,7 @@ def tidy(folder: Path, *, keep_epochs: bool) -> None:
         path.unlink(missing_ok=True)
 
 
-def last_of(folder: Path, *, phase: int, worker: int = 0) -> Position | None:
+def last_of(folder: Path, *, phase: int, worker: int = 0) -> Progress | None:
     """Where the last state of a model was saved, by its manifest; None where there is none."""
     for name in reversed(_saved(folder, phase, worker)):
         try:
@@ -262,5 +262,5 @@ def last_of(folder: Path, *, phase: int, worker: int = 0) -> Position | None:
     return None
 
 
-def _position(about: dict[str, Any]) -> Position:
-    return Position(**{**about["position"], "accuracies": Accuracies(*about["accuracies"])})
+def _position(about: dict[str, Any]) -> Progress:
+    return Progress(**{**about["position"], "accuracies": Accuracies(*about["accuracies"])})

@@ -126,7 +126,7 @@ class Phase:
     """With `stop` auto: the phase ends where an epoch's gradient noise scale is above so many
     global batches."""
     gpus_per_model: int = 1
-    """Slots that share one update, each with its slice of the batch ("GPUs used per model")."""
+    """Replicas that share one update, each with its slice of the batch ("GPUs used per model")."""
     cycles: int = 1
     """Times that the schedule runs from its peak to `final_lr`; a model is sampled after each."""
 
@@ -156,7 +156,7 @@ class Phase:
         require(
             self.gpus_per_model >= 2 or not auto,
             "gpus_per_model",
-            "2 or more where stop is auto, which compares the slots' gradients",
+            "2 or more where stop is auto, which compares the replicas' gradients",
             self.gpus_per_model,
         )
         require(
@@ -182,12 +182,12 @@ class Phase:
 
     @property
     def micro_batch_size(self) -> int:
-        """Images in one slot's share of an update: B1 / W in Algorithm 1, line 11."""
+        """Images in one replica's share of an update: B1 / W in Algorithm 1, line 11."""
         return self.global_batch_size // self.gpus_per_model
 
     @property
     def peak_epoch(self) -> float:
-        """Position in epochs at which the learning rate is at its peak and begins to fall."""
+        """Progress in epochs at which the learning rate is at its peak and begins to fall."""
         return self.warmup_epochs
 
     @property
@@ -316,7 +316,7 @@ class StagedPhase(Phase):
     """One: the stages say how the learning rate goes."""
 
     def __post_init__(self) -> None:
-        """Sum the stages up, and refuse batches that the slots cannot share."""
+        """Sum the stages up, and refuse batches that the replicas cannot share."""
         if not self.stages:
             raise ValueError("stages: expected one or more, got none")
         derived = {
@@ -336,7 +336,7 @@ class StagedPhase(Phase):
 
     @property
     def peak_epoch(self) -> float:
-        """Position in epochs at which the learning rate is at its peak and begins to fall."""
+        """Progress in epochs at which the learning rate is at its peak and begins to fall."""
         start, at = 0, 0
         for stage in self.stages:
             if stage.first_lr == self.peak_lr:
@@ -353,7 +353,7 @@ class StagedPhase(Phase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class BatchShape:
     """What the updates of some epochs of a phase have in common: all that a step depends on."""
 
     epochs: range
@@ -368,7 +368,7 @@ class Shape:
     """Whether test crops have their batch's mean aspect ratio."""
 
 
-def shapes(phase: Phase, image_size: int) -> tuple[Shape, ...]:
+def shapes(phase: Phase, image_size: int) -> tuple[BatchShape, ...]:
     """A phase's shapes in their order; stages that differ in the learning rate alone share one.
 
     Arguments:
@@ -376,11 +376,11 @@ def shapes(phase: Phase, image_size: int) -> tuple[Shape, ...]:
     """
     if not isinstance(phase, StagedPhase):
         epochs, batch = range(phase.max_epochs), phase.global_batch_size
-        return (Shape(epochs=epochs, image_size=image_size, global_batch_size=batch),)
-    found: list[Shape] = []
+        return (BatchShape(epochs=epochs, image_size=image_size, global_batch_size=batch),)
+    found: list[BatchShape] = []
     start = 0
     for stage in phase.stages:
-        shape = Shape(
+        shape = BatchShape(
             epochs=range(start, start + stage.epochs),
             image_size=stage.image_size,
             global_batch_size=stage.global_batch_size,

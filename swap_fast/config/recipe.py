@@ -114,7 +114,7 @@ class SGDRecipe:
         return self.phase1.global_batch_size
 
     @property
-    def num_slots(self) -> int:
+    def num_replicas(self) -> int:
         """Devices that the recipe can use at once."""
         return self.phase1.gpus_per_model
 
@@ -175,7 +175,7 @@ class SWAPRecipe(SGDRecipe):
 
     @property
     def gpus_per_worker(self) -> int:
-        """Slots that share a worker's updates in phase 2; ImageNet has 2 workers of 8."""
+        """Replicas that share a worker's updates in phase 2; ImageNet has 2 workers of 8."""
         return self.phase2.gpus_per_model
 
     @property

@@ -86,7 +86,7 @@ class WhitenedResNet9(nn.Module):
     Arguments:
         filters: from `whitening_filters`; fixed.
         width: channels of the first block.
-        num_groups: parts in which batch norm takes a slot's batch.
+        num_groups: parts in which batch norm takes a replica's batch.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ def cifar100_swap() -> SWAPRecipe:
 LARGE_CPU = Phase(
     global_batch_size=512, peak_lr=0.8, max_epochs=24, warmup_epochs=6, gpus_per_model=4
 )
-"""For a tenth of the arithmetic and 10,000 images: as many slots as there are workers."""
+"""For a tenth of the arithmetic and 10,000 images: as many replicas as there are workers."""
 
 STOPPED_CPU = replace(LARGE_CPU, stopping_accuracy=0.39)
 """Left some epochs before its end, as Table 6's is."""
@@ -73,7 +73,7 @@ STOPPED_CPU = replace(LARGE_CPU, stopping_accuracy=0.39)
 SMALL_CPU = Phase(
     global_batch_size=64, peak_lr=0.3, max_epochs=24, warmup_epochs=8, gpus_per_model=2
 )
-"""Two slots, one a core, where the paper has one."""
+"""Two replicas, one a core, where the paper has one."""
 
 
 def cifar100_sgd_small_cpu() -> SGDRecipe:

@@ -112,16 +112,16 @@ CPU_ROWS: tuple[Row, ...] = (
     (2, 64, 0.35, 32, 0.05, 0.02),
     (2, 72, 0.35, 32, 0.02, 0.001),
 )
-"""The five rows at sizes for a CPU and a tree of some thousand images; rates of 2 slots."""
+"""The five rows at sizes for a CPU and a tree of some thousand images; rates of 2 replicas."""
 
 
-def cpu_stages(slots: int) -> tuple[Stage, ...]:
-    """The stages of a CPU on so many slots."""
-    return scaled(CPU_ROWS, slots, base=2)
+def cpu_stages(replicas: int) -> tuple[Stage, ...]:
+    """The stages of a CPU on so many replicas."""
+    return scaled(CPU_ROWS, replicas, base=2)
 
 
 def imagenet_swap_cpu() -> SWAPRecipe:
-    """Table 3's SWAP with its two workers, each of two slots, through three image sizes."""
+    """Table 3's SWAP with its two workers, each of two replicas, through three image sizes."""
     return replace(
         imagenet_swap(),
         name="imagenet_swap_cpu",

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from swap_fast.config.execution import Execution
-from swap_fast.config.phase import Augmentation, Phase, Shape, StagedPhase
+from swap_fast.config.phase import Augmentation, BatchShape, Phase, StagedPhase
 from swap_fast.config.recipe import AveragingRecipe, LoaderName, Recipe
 from swap_fast.data.cifar.augment import IMAGE_SIZE, plain_plan, plan_epoch
-from swap_fast.data.cifar.batches import Batches, Loader, Share, StreamedBatches, one_pass
+from swap_fast.data.cifar.batches import Batches, Loader, ShardSpec, StreamedBatches, one_pass
 from swap_fast.data.cifar.dataset import Channels, Dataset, Split
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.distributed import Comm
@@ -92,7 +92,7 @@ def loader_maker(
     std: Channels,
     execution: Execution,
     device: torch.device,
-) -> Callable[[Share], Loader]:
+) -> Callable[[ShardSpec], Loader]:
     """What makes a phase's loader from this rank's share, with the execution's backend.
 
     Arguments:
@@ -198,26 +198,26 @@ class CifarSource:
         )
         self._seed, self._dataset = seed, None
 
-    def batches(self, phase: Phase, shape: Shape, *, number: int, slots: range) -> Loader:
+    def batches(self, phase: Phase, shape: BatchShape, *, number: int, replicas: range) -> Loader:
         """Makes the phase's batches with the execution's backend."""
-        share = Share(
+        share = ShardSpec(
             num_images=self.num_images,
             augmentation=self._recipe.augmentation,
             phase=phase,
             seed=self._seed,
             number=number,
-            slots=slots,
+            replicas=replicas,
         )
         return self._make_loader(share)
 
-    def batch_norm_batches(self, buffer: Tensor, shape: Shape, comm: Comm) -> Iterable[Tensor]:
+    def batch_norm_batches(self, buffer: Tensor, shape: BatchShape, comm: Comm) -> Iterable[Tensor]:
         """Every training image once, augmented where the recipe says so."""
         recipe = self._recipe
         assert isinstance(recipe, AveragingRecipe), "without a phase 2 nothing is averaged"
         augmentation = recipe.augmentation if recipe.batch_norm_augmented else None
         return one_pass(self._images, augmentation, buffer, seed=self._seed, comm=comm)
 
-    def evaluator(self, shape: Shape) -> Evaluator:
+    def evaluator(self, shape: BatchShape) -> Evaluator:
         """Top-1 accuracy, the same in all epochs."""
         return self._evaluator
 

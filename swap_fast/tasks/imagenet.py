@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from swap_fast.config.execution import Execution
-from swap_fast.config.phase import Phase, Shape
+from swap_fast.config.phase import BatchShape, Phase
 from swap_fast.data.imagenet.batches import (
     Decoder,
     DecoderName,
@@ -123,23 +123,25 @@ class TreeSource:
         self._device = weights.theta.device
         self._testing = self._make(self._tree.test, TEST_BATCH_SIZE, centred=True)
 
-    def batches(self, phase: Phase, shape: Shape, *, number: int, slots: range) -> TreeBatches:
+    def batches(
+        self, phase: Phase, shape: BatchShape, *, number: int, replicas: range
+    ) -> TreeBatches:
         """Decodes and crops a stage's batches."""
-        batch_size = shape.global_batch_size // phase.gpus_per_model * len(slots)
+        batch_size = shape.global_batch_size // phase.gpus_per_model * len(replicas)
         return TreeBatches(
             self._tree.train,
             self._decoder(batch_size),
             px=shape.image_size,
             min_scale=shape.min_scale,
             global_batch_size=shape.global_batch_size,
-            num_slots=phase.gpus_per_model,
-            slots=slots,
+            num_replicas=phase.gpus_per_model,
+            replicas=replicas,
             seed=self._seed,
             number=number,
             device=self._device,
         )
 
-    def batch_norm_batches(self, buffer: Tensor, shape: Shape, comm: Comm) -> Iterable[Tensor]:
+    def batch_norm_batches(self, buffer: Tensor, shape: BatchShape, comm: Comm) -> Iterable[Tensor]:
         """Every training image once, cropped as in the last stage."""
         return one_pass(
             self._tree.train,
@@ -150,7 +152,7 @@ class TreeSource:
             comm=comm,
         )
 
-    def evaluator(self, shape: Shape) -> TreeEvaluator:
+    def evaluator(self, shape: BatchShape) -> TreeEvaluator:
         """Top-1 and top-5 accuracy at the size of a stage."""
         return TreeEvaluator(
             self._weights.model,

@@ -1,4 +1,4 @@
-"""Batch-norm running statistics: one set a slot, merged exactly, and computed anew in phase 3."""
+"""Batch-norm running statistics: a set a replica, merged exactly; recomputed in phase 3."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,45 +11,46 @@ from swap_fast.training.capture import Captures
 from swap_fast.training.weights import Weights
 
 
-class SlotStatistics:
-    """The running statistics [slots of this rank, 2C] that each slot gathers over its own batches.
+class ReplicaStatistics:
+    """The running statistics [replicas of this rank, 2C] that each replica gathers over its own
+    batches.
 
     A device of the paper's machine keeps its own (Horovod did not synchronise them), so that a
-    slot does too, whichever process runs it.
+    replica does too, whichever process runs it.
     """
 
-    def __init__(self, weights: Weights, num_slots: int, comm: Comm) -> None:
-        self._weights, self._num_slots, self._comm = weights, num_slots, comm
-        local = len(comm.slots(num_slots))
-        # [slots of this rank, 2C]
+    def __init__(self, weights: Weights, num_replicas: int, comm: Comm) -> None:
+        self._weights, self._num_replicas, self._comm = weights, num_replicas, comm
+        local = len(comm.replicas(num_replicas))
+        # [replicas of this rank, 2C]
         self.values = weights.statistics.expand(local, -1).clone()
 
     def reset_(self) -> None:
-        """Start every slot from the model's statistics."""
+        """Start every replica from the model's statistics."""
         self.values.copy_(self._weights.statistics.expand_as(self.values))
 
-    def enter_(self, slot: int) -> None:
-        """Put the statistics of this rank's slot number `slot` into the model."""
-        self._weights.put_statistics_(self.values[slot])
+    def swap_in(self, replica: int) -> None:
+        """Put the statistics of this rank's replica number `replica` into the model."""
+        self._weights.set_statistics_(self.values[replica])
 
-    def leave_(self, slot: int) -> None:
+    def swap_out(self, replica: int) -> None:
         """Take them back, updated by a forward pass."""
-        self.values[slot].copy_(self._weights.take_statistics())
+        self.values[replica].copy_(self._weights.get_statistics())
 
     def merge_(self) -> None:
-        """Put the statistics of all slots' data taken together into the model.
+        """Put the statistics of all replicas' data taken together into the model.
 
-        mean = E[mean_s] and var = E[var_s + mean_s^2] - mean^2 over the slots s, in float64: the
+        mean = E[mean_s] and var = E[var_s + mean_s^2] - mean^2 over the replicas s, in float64: the
         same for any number of processes. Of further buffers, the mean.
         """
-        if self._num_slots == 1 or self.values.shape[1] == 0:
-            return self.enter_(0)
-        further = self._weights.num_further
+        if self._num_replicas == 1 or self.values.shape[1] == 0:
+            return self.swap_in(0)
+        further = self._weights.num_extra
         sizes = [*2 * [(self.values.shape[1] - further) // 2], further]
         means, variances, others = self.values.double().split(sizes, dim=1)
         sums = torch.cat([means.sum(0), (variances + means.square()).sum(0), others.sum(0)])
-        mean, second, other = (self._comm.all_reduce_(sums) / self._num_slots).split(sizes)
-        self._weights.put_statistics_(torch.cat([mean, second - mean.square(), other]))
+        mean, second, other = (self._comm.all_reduce_(sums) / self._num_replicas).split(sizes)
+        self._weights.set_statistics_(torch.cat([mean, second - mean.square(), other]))
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def _momentum(norms: list[nn.modules.batchnorm._BatchNorm], value: float) -> Ite
             norm.momentum = momentum
 
 
-class StatisticsPass:
+class BatchNormRecompute:
     """Compute the running statistics anew from the data (Algorithm 1, line 29).
 
     Each batch passes through the model in train mode; the statistics become the exact moments of
@@ -228,8 +229,8 @@ def recompute_statistics_(
     *,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> None:
-    """Compute the running statistics anew, once: see `StatisticsPass`."""
-    StatisticsPass(weights, autocast)(batches, comm)
+    """Compute the running statistics anew, once: see `BatchNormRecompute`."""
+    BatchNormRecompute(weights, autocast)(batches, comm)
 
 
 def _spread(per_layer: Tensor, channels: list[int]) -> Tensor:

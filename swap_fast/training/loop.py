@@ -10,8 +10,8 @@ from swap_fast.config.phase import Phase
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.record import EpochRow
 from swap_fast.training.clock import Clock
-from swap_fast.training.interruption import NEVER, InterruptedRunError, Interruption
-from swap_fast.training.state import Position
+from swap_fast.training.shutdown import NEVER, GracefulShutdown, InterruptedRunError
+from swap_fast.training.state import Progress
 from swap_fast.training.step import Metrics
 
 
@@ -33,7 +33,7 @@ class TrainStep(Protocol):
     def num_images(self) -> int:
         """Of this rank, in the update."""
 
-    def take_(self, batches: Any, i: int) -> None:
+    def load_batch(self, batches: Any, i: int) -> None:
         """Take this rank's part of update i of the epoch that its batches are in."""
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -53,7 +53,7 @@ class TrainStep(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
+class TrainStage:
     """Epochs of a phase that share a step: all of them for CIFAR, a stage's for ImageNet."""
 
     epochs: range
@@ -61,20 +61,20 @@ class Stretch:
     step: TrainStep
     """One update."""
     open_batches: Callable[[], Batches]
-    """Gives what makes its batches, when the stretch begins and those before it are gone."""
+    """Gives what makes its batches, when the stage begins and those before it are gone."""
 
 
 def train(
-    stretches: Sequence[Stretch],
+    stages: Sequence[TrainStage],
     phase: Phase,
     *,
-    begin: Position,
+    begin: Progress,
     clock: Clock,
     on_step: Callable[[int], None],
     after_epoch: Callable[[EpochRow, str | None], None],
-    interruption: Interruption = NEVER,
+    shutdown: GracefulShutdown = NEVER,
     comm: Comm = ALONE,
-    leave: Callable[[Position], None] = lambda position: None,
+    leave: Callable[[Progress], None] = lambda position: None,
 ) -> None:
     """Train one model through a phase, up to its last epoch or to where its own rule ends it.
 
@@ -88,7 +88,7 @@ def train(
         on_step: called after every update with the images that this rank gave to it.
         after_epoch: given each epoch's row, off the clock; and what ended the phase there,
             "stopping_accuracy", "noise_scale" or "max_epochs", or None where it goes on.
-        interruption: asked after each update and each epoch whether the run is to end there, ...
+        shutdown: asked after each update and each epoch whether the run is to end there, ...
         comm: ... on these ranks, which share the updates.
         leave: given the position within an epoch where it is, off the clock.
 
@@ -98,15 +98,15 @@ def train(
     """
     number, worker = begin.phase, begin.worker
 
-    def stops(stretch: Stretch) -> bool:
+    def stops(stage: TrainStage) -> bool:
         step, epochs = (
-            stretch.step,
-            range(max(stretch.epochs.start, begin.epoch), stretch.epochs.stop),
+            stage.step,
+            range(max(stage.epochs.start, begin.epoch), stage.epochs.stop),
         )
         if not epochs:
             return False
         with clock.lap(f"phase{number}"):
-            batches = stretch.open_batches()
+            batches = stage.open_batches()
         steps = batches.steps_per_epoch
         for epoch in epochs:
             learning_rate = 0.0
@@ -116,12 +116,12 @@ def train(
             with clock.lap(f"phase{number}"):
                 batches.start_epoch(worker, epoch)
                 for i in range(first, steps):
-                    step.take_(batches, i)
+                    step.load_batch(batches, i)
                     learning_rate = phase.schedule(epoch + (i + 1) / steps)
                     step.set_learning_rate(learning_rate)
                     step()
                     on_step(step.num_images)
-                    if i + 1 < steps and interruption.ends_after(
+                    if i + 1 < steps and shutdown.ends_after(
                         comm, f"{number}/{worker}", epoch * steps + i + 1
                     ):
                         done = i + 1
@@ -154,16 +154,16 @@ def train(
             )
             # Whether the checkpoint was the last thing to do; not "waiting", which is phase 3's.
             with clock.lap("checkpoint") if comm.world_size > 1 else nullcontext():
-                ends_here = interruption.ends_here(comm)
+                ends_here = shutdown.ends_here(comm)
             if ends_here:
                 raise InterruptedRunError(f"after epoch {epoch + 1}", together=True)
             if ended_by is not None:
                 return True
         return False
 
-    with interruption.training():
-        for stretch in stretches:
-            if stops(stretch):
+    with shutdown.training():
+        for stage in stages:
+            if stops(stage):
                 return
 
 

@@ -2,7 +2,7 @@
 
 With G the gradient over all images and S the trace of the covariance of one image's gradient, the
 gradient of B images has E|g_B|^2 = |G|^2 + S / B. Two batch sizes give both unknowns (their
-appendix A.1): here the slots' micro-batches, and the global batch, whose gradient is their mean.
+appendix A.1): here the replicas' micro-batches, and the global batch, whose gradient is their mean.
 S / |G|^2 is the noise scale: the batch of whose gradient's squared norm one half is noise.
 """
 
@@ -57,44 +57,44 @@ def gradient_noise(
 class NoiseMeter:
     """Takes the norms of an update's gradients: tensors of fixed addresses, nothing waits.
 
-    A slot's gradient must stand alone for its norm, so that all but the last of a rank are put
+    A replica's gradient must stand alone for its norm, so that all but the last of a rank are put
     aside and added up there, in the order in which they would have been added up anyway: the sum
-    is the same to the bit. With L slots on a rank an update reads the gradient L + 1 times for the
-    norms and, if L > 1, reads or writes 4 L - 2 more vectors of its size to put it aside.
+    is the same to the bit. With L replicas on a rank an update reads the gradient L + 1 times for
+    the norms and, if L > 1, reads or writes 4 L - 2 more vectors of its size to put it aside.
 
     Arguments:
         gradient: [P] fp32, into which backward passes add.
-        num_slots: that share an update, 2 or more.
-        slots: of these, the ones on this rank.
+        num_replicas: that share an update, 2 or more.
+        replicas: of these, the ones on this rank.
         global_batch_size: images of an update.
     """
 
     def __init__(
-        self, gradient: Tensor, *, num_slots: int, slots: int, global_batch_size: int
+        self, gradient: Tensor, *, num_replicas: int, replicas: int, global_batch_size: int
     ) -> None:
-        self._gradient, self._num_slots = gradient, num_slots
+        self._gradient, self._num_replicas = gradient, num_replicas
         self._global_batch_size = global_batch_size
-        self._aside = torch.empty_like(gradient) if slots > 1 else None
-        self._norms = gradient.new_zeros(slots)
+        self._aside = torch.empty_like(gradient) if replicas > 1 else None
+        self._norms = gradient.new_zeros(replicas)
         # [4] fp64, since the last reading: the sum of micro-batches' squared norms and how many
         # they are, then the same of updates.
         self.sums = gradient.new_zeros(4, dtype=torch.float64)
-        self._counts = self.sums.new_tensor([slots, 1])
+        self._counts = self.sums.new_tensor([replicas, 1])
         self._one = self.sums.new_ones(())
 
-    def after_slot_(self, slot: int) -> None:
-        """Take the norm of a slot's gradient, and make room for the next one's.
+    def after_replica_(self, replica: int) -> None:
+        """Take the norm of a replica's gradient, and make room for the next one's.
 
         Arguments:
-            slot: counted on this rank, from 0.
+            replica: counted on this rank, from 0.
         """
-        self._norms[slot].copy_(torch.linalg.vector_norm(self._gradient))
+        self._norms[replica].copy_(torch.linalg.vector_norm(self._gradient))
         if self._aside is None:
             return
-        if slot == len(self._norms) - 1:
+        if replica == len(self._norms) - 1:
             self._gradient.add_(self._aside)
             return
-        if slot == 0:
+        if replica == 0:
             self._aside.copy_(self._gradient)
         else:
             self._aside.add_(self._gradient)
@@ -108,9 +108,9 @@ class NoiseMeter:
         """
         factor = scale(self._one)
         whole = torch.linalg.vector_norm(self._gradient).double() / factor
-        # A slot's loss is divided by the number of slots, and so is its gradient.
-        slots = self._norms.double() * self._num_slots / factor
-        squares = torch.stack([slots.square().sum(), whole.square()])
+        # A replica's loss is divided by the number of replicas, and so is its gradient.
+        replicas = self._norms.double() * self._num_replicas / factor
+        squares = torch.stack([replicas.square().sum(), whole.square()])
         update = torch.stack([squares, self._counts], dim=1).flatten()
         # An update that overflows is left out; on every rank alike its norm is not finite.
         self.sums += torch.where(whole.isfinite(), update, 0.0)
@@ -123,6 +123,6 @@ class NoiseMeter:
         return gradient_noise(
             micro / num_micro,
             whole / num_updates,
-            micro_batch_size=self._global_batch_size // self._num_slots,
+            micro_batch_size=self._global_batch_size // self._num_replicas,
             global_batch_size=self._global_batch_size,
         )

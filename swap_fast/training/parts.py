@@ -9,23 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from swap_fast.config.execution import Execution
-from swap_fast.config.phase import Phase, Shape, shapes
+from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
 from swap_fast.data.cifar.batches import Loader, require_a_batch
 from swap_fast.distributed import ALONE, Comm, WorkerGroup
 from swap_fast.record import EpochRow
-from swap_fast.training.batchnorm import StatisticsPass
+from swap_fast.training.batchnorm import BatchNormRecompute
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
-from swap_fast.training.interruption import NEVER, Interruption
-from swap_fast.training.loop import Stretch
+from swap_fast.training.loop import TrainStage
 from swap_fast.training.optimizer import MomentumSGD
+from swap_fast.training.shutdown import NEVER, GracefulShutdown
 from swap_fast.training.state import (
     AnyOptimizer,
     Checkpoints,
     NoCheckpoints,
-    Position,
+    Progress,
     TrainingState,
 )
 from swap_fast.training.step import Step
@@ -36,7 +36,7 @@ from swap_fast.training.weights import Weights, average
 class Watch:
     """Who is told of a run's progress. Each is called off the clock but `on_step`."""
 
-    on_begin: Callable[[Position], None] = lambda position: None
+    on_begin: Callable[[Progress], None] = lambda position: None
     """Before this rank trains a model, with what of it is done already: of phase 1, of each of its
     workers. One that was done before has `stopped_by`."""
     on_step: Callable[[int], None] = lambda images: None
@@ -44,7 +44,7 @@ class Watch:
     be cheap."""
     on_epoch: Callable[[EpochRow], None] = lambda row: None
     """After every epoch of this rank."""
-    on_end: Callable[[Position], None] = lambda position: None
+    on_end: Callable[[Progress], None] = lambda position: None
     """After the last epoch of a model, once it is saved."""
     on_averaging: Callable[[], None] = lambda: None
     """Before phase 3, when this rank has trained, and may have to wait for the others."""
@@ -68,45 +68,45 @@ class Source(Protocol):
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Move the data to the weights' device."""
 
-    def batches(self, phase: Phase, shape: Shape, *, number: int, slots: range) -> Loader:
-        """What makes the batches of some epochs of phase `number`, for the slots of this rank."""
+    def batches(self, phase: Phase, shape: BatchShape, *, number: int, replicas: range) -> Loader:
+        """What makes a stage's batches in phase `number`, for the replicas of this rank."""
 
-    def batch_norm_batches(self, buffer: Tensor, shape: Shape, comm: Comm) -> Iterable[Tensor]:
+    def batch_norm_batches(self, buffer: Tensor, shape: BatchShape, comm: Comm) -> Iterable[Tensor]:
         """This rank's share of phase 3's pass over the training data: the buffer [B, 3, H, W] or
         its first part, written over for each batch."""
 
-    def evaluator(self, shape: Shape) -> Evaluate:
+    def evaluator(self, shape: BatchShape) -> Evaluate:
         """Test accuracy as it is measured during these epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhaseParts:
+class PhaseContext:
     """What one phase is made of on this rank."""
 
-    stretches: tuple[Stretch, ...]
+    stages: tuple[TrainStage, ...]
     """Steps and batches, epoch by epoch."""
     state: TrainingState
     """What its next update depends on."""
     evaluators: tuple[Evaluate, ...]
-    """Of each stretch."""
+    """Of each stage."""
 
     def evaluate(self, epoch: int, comm: Comm) -> Accuracies:
         """Test accuracy after an epoch counted from 1, over the ranks of `comm`."""
-        at = [epoch - 1 in stretch.epochs for stretch in self.stretches].index(True)
+        at = [epoch - 1 in stage.epochs for stage in self.stages].index(True)
         return self.evaluators[at](comm)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class Trainer:
     """What a run is made of on this rank."""
 
     weights: Weights
     """The model, at its initial weights theta_0."""
     optimizer: AnyOptimizer
     """Shared by both phases' steps."""
-    phases: tuple[PhaseParts, ...]
+    phases: tuple[PhaseContext, ...]
     """Phase 1 and, for SWAP and SWA, phase 2."""
-    statistics_pass: Callable[[Iterable[Any], Comm], None]
+    recompute_batchnorm: Callable[[Iterable[Any], Comm], None]
     """Phase 3's computation of batch-norm statistics ..."""
     batch_norm_batches: Callable[[], Iterable[Any]]
     """... and this rank's share of the training data for it."""
@@ -122,11 +122,11 @@ class Parts:
     """Who is told."""
     checkpoints: Checkpoints
     """Where the run is kept."""
-    interruption: Interruption
+    shutdown: GracefulShutdown
     """Says when it is told to end."""
 
 
-def make_parts(
+def build_trainer(
     recipe: Recipe,
     make_model: Callable[[], nn.Module],
     source: Source,
@@ -138,10 +138,10 @@ def make_parts(
     clock: Clock,
     watch: Watch,
     checkpoints: Checkpoints | None = None,
-    interruption: Interruption = NEVER,
+    shutdown: GracefulShutdown = NEVER,
     workers: Sequence[int] | None = None,
     captures: Captures | None = None,
-) -> Parts:
+) -> Trainer:
     """Make the model, warm the kernels up, and move the data to the device, in that order.
 
     So the steps are captured before a loader's threads use the device.
@@ -158,10 +158,10 @@ def make_parts(
     assert captures is not None or not execution.capture, "captured steps, and nobody to reset them"
     if seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {seed}")
-    if comm.world_size > recipe.num_slots:
+    if comm.world_size > recipe.num_replicas:
         raise ValueError(
-            f"recipe {recipe.name}: expected 1 to {recipe.num_slots} processes, one a "
-            f"slot of phase 1, got {comm.world_size}"
+            f"recipe {recipe.name}: expected 1 to {recipe.num_replicas} processes, one a "
+            f"replica of phase 1, got {comm.world_size}"
         )
     group, phases = (
         WorkerGroup(workers=range(0), inside=ALONE, across=comm),
@@ -196,7 +196,7 @@ def make_parts(
             label_smoothing=recipe.label_smoothing,
         )
         steps = [make_steps(make_step, phase, ranks, source.image_size) for phase, ranks in phases]
-        statistics_pass, buffer = StatisticsPass(weights, execution.autocast), None
+        recompute_batchnorm, buffer = BatchNormRecompute(weights, execution.autocast), None
     with clock.lap("kernel_warmup"):
         for step in (step for of_phase in steps for step in of_phase):
             step.warm_up(captures=captures)
@@ -205,7 +205,7 @@ def make_parts(
             side, size = steps[-1][-1].shape.image_size, recipe.batch_norm_batch_size
             buffer = execution.empty_images((size, 3, side, side), device)
             short = source.num_images % size  # images in the pass's last batch, on some rank
-            statistics_pass.warm_up(
+            recompute_batchnorm.warm_up(
                 buffer,
                 short=[short] if short else [],
                 captures=captures if execution.capture else None,
@@ -238,11 +238,11 @@ def make_parts(
         assert buffer is not None, "without a phase 2 nothing is averaged"
         return source.batch_norm_batches(buffer, steps[-1][-1].shape, comm)
 
-    return Parts(
+    return Trainer(
         weights=weights,
         optimizer=optimizer,
         phases=made,
-        statistics_pass=statistics_pass,
+        recompute_batchnorm=recompute_batchnorm,
         batch_norm_batches=batch_norm_batches,
         evaluate=made[-1].evaluators[-1],
         comm=comm,
@@ -250,14 +250,14 @@ def make_parts(
         clock=clock,
         watch=watch,
         checkpoints=checkpoints or NoCheckpoints(),
-        interruption=interruption,
+        shutdown=shutdown,
     )
 
 
 def make_steps(
     make_step: Callable[..., Step], phase: Phase, ranks: Comm, image_size: int
 ) -> list[Step]:
-    """A step for each shape of a phase's batches; they share one set of statistics a slot."""
+    """A step for each shape of a phase's batches; they share one set of statistics a replica."""
     steps: list[Step] = []
     for shape in shapes(phase, image_size):
         shared = steps[0].statistics if steps else None
@@ -267,15 +267,17 @@ def make_steps(
 
 def make_phase(
     source: Source, steps: list[Step], phase: Phase, state: TrainingState, *, number: int
-) -> PhaseParts:
+) -> PhaseContext:
     """A phase's steps with what gives them their batches and tests what they make."""
-    slots = state.comm.slots(phase.gpus_per_model)
-    return PhaseParts(
-        stretches=tuple(
-            Stretch(
+    replicas = state.comm.replicas(phase.gpus_per_model)
+    return PhaseContext(
+        stages=tuple(
+            TrainStage(
                 epochs=step.shape.epochs,
                 step=step,
-                open_batches=partial(source.batches, phase, step.shape, number=number, slots=slots),
+                open_batches=partial(
+                    source.batches, phase, step.shape, number=number, replicas=replicas
+                ),
             )
             for step in steps
         ),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from swap_fast.distributed import Comm
 from swap_fast.record import EpochRow
-from swap_fast.training.batchnorm import SlotStatistics
+from swap_fast.training.batchnorm import ReplicaStatistics
 from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.weights import Weights
 
@@ -16,7 +16,7 @@ NOT_TESTED = Accuracies(0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Position:
+class Progress:
     """How far the training of one model has come."""
 
     phase: int
@@ -65,11 +65,11 @@ class TrainingState:
     """What the next update of a phase depends on, beside the plan of its epoch."""
 
     weights: Weights
-    """The model. After an epoch its batch-norm statistics are those of all slots merged."""
+    """The model. After an epoch its batch-norm statistics are those of all replicas merged."""
     optimizer: AnyOptimizer
     """Its history, and in fp16 the scale of the loss."""
-    statistics: SlotStatistics
-    """Of each slot of this rank."""
+    statistics: ReplicaStatistics
+    """Of each replica of this rank."""
     comm: Comm
     """The ranks that share the phase's updates."""
     is_first: bool
@@ -80,8 +80,8 @@ class TrainingState:
 
         Waits for the device.
         """
-        slots = self.comm.gather(self.statistics.values.cpu())
-        tensors = {f"slots.{rank}": values for rank, values in enumerate(slots)}
+        replicas = self.comm.gather(self.statistics.values.cpu())
+        tensors = {f"replicas.{rank}": values for rank, values in enumerate(replicas)}
         own, values = self.optimizer.gather()
         return tensors | own, values
 
@@ -91,27 +91,28 @@ class TrainingState:
         """Put back this rank's part of what `gather` gave; the model's own is not in it.
 
         Arguments:
-            goes_on: whether more updates of this phase follow, which need each slot's statistics.
+            goes_on: whether more updates of this phase follow, which need each replica's
+            statistics.
 
         Raises:
             ValueError: more updates follow, and other ranks shared those before.
         """
         if goes_on:
-            ranks = sum(name.startswith("slots.") for name in tensors)
+            ranks = sum(name.startswith("replicas.") for name in tensors)
             if ranks != self.comm.world_size:
                 raise ValueError(
                     f"ranks: expected {ranks}, which shared this model when it was saved within "
                     f"a phase, got {self.comm.world_size}; their number may change between "
                     "phases, and among the workers of phase 2"
                 )
-            self.statistics.values.copy_(tensors[f"slots.{self.comm.rank}"])
+            self.statistics.values.copy_(tensors[f"replicas.{self.comm.rank}"])
         self.optimizer.scatter_(tensors, values)
 
 
 class Checkpoints(Protocol):
     """Where a run is kept, so that one that was interrupted can go on."""
 
-    def restore_(self, position: Position, state: TrainingState) -> Position:
+    def restore_(self, position: Progress, state: TrainingState) -> Progress:
         """Put back the last state that was saved of this phase and worker.
 
         Returns:
@@ -119,7 +120,7 @@ class Checkpoints(Protocol):
             then left as it is.
         """
 
-    def save(self, position: Position, state: TrainingState, row: EpochRow | None) -> None:
+    def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
         """Keep the state at an epoch's end, with the epoch's row, or within an epoch.
 
         Every rank that shares the model must call.
@@ -132,11 +133,11 @@ class Checkpoints(Protocol):
 class NoCheckpoints:
     """Keeps nothing."""
 
-    def restore_(self, position: Position, state: TrainingState) -> Position:
+    def restore_(self, position: Progress, state: TrainingState) -> Progress:
         """There is nothing."""
         return position
 
-    def save(self, position: Position, state: TrainingState, row: EpochRow | None) -> None:
+    def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
         """Do nothing."""
 
     def theta(self, worker: int, epoch: int) -> Tensor:

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from swap_fast.config.execution import DTYPES, Execution
-from swap_fast.config.phase import Phase, Shape, shapes
+from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.data.cifar.augment import IMAGE_SIZE
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import Comm
-from swap_fast.training.batchnorm import SlotStatistics
+from swap_fast.training.batchnorm import ReplicaStatistics
 from swap_fast.training.capture import Captures
 from swap_fast.training.noise_scale import GradientNoise, NoiseMeter
 from swap_fast.training.optimizer import MomentumSGD
 from swap_fast.training.state import AnyOptimizer
 from swap_fast.training.weights import Weights
 
-# What every update has in common: the slots' gradients, their sum over ranks, and the metrics.
+# What every update has in common: the replicas' gradients, their sum over ranks, and the metrics.
 
 
 class Metrics(NamedTuple):
@@ -34,17 +34,17 @@ class Metrics(NamedTuple):
 
 
 class Update(ABC):
-    """An update in which every slot takes the gradient of its micro-batch, and all are averaged.
+    """An update in which every replica takes the gradient of its micro-batch, and all are averaged.
 
-    Slots of other ranks run there, at the same time; slots of this rank run one after another and
-    add up their gradients. One flat all-reduce then makes the sum of all.
+    Replicas of other ranks run there, at the same time; replicas of this rank run one after
+    another and add up their gradients. One flat all-reduce then makes the sum of all.
 
     Arguments:
         weights: the model.
         optimizer: what turns the gradient into an update.
-        phase: gives the slots.
+        phase: gives the replicas.
         comm: the ranks that share the update; `ALONE` for a worker with one device.
-        global_batch_size: images of an update, over all slots.
+        global_batch_size: images of an update, over all replicas.
         statistics: batch norm's, where steps of one phase share them.
         bucket: where the gradient is summed over ranks, in fewer bytes; None: in place.
     """
@@ -57,19 +57,22 @@ class Update(ABC):
         comm: Comm,
         *,
         global_batch_size: int,
-        statistics: SlotStatistics | None = None,
+        statistics: ReplicaStatistics | None = None,
         bucket: Tensor | None = None,
     ) -> None:
         self._weights, self._optimizer, self._comm = weights, optimizer, comm
-        self._num_slots, self._slots = phase.gpus_per_model, len(comm.slots(phase.gpus_per_model))
+        self._num_replicas, self._replicas = (
+            phase.gpus_per_model,
+            len(comm.replicas(phase.gpus_per_model)),
+        )
         self._bucket = bucket
-        self.statistics = statistics or SlotStatistics(weights, phase.gpus_per_model, comm)
+        self.statistics = statistics or ReplicaStatistics(weights, phase.gpus_per_model, comm)
         # Where the gradient's noise ends the phase; without, no update does anything for it.
         self.noise_meter = (
             NoiseMeter(
                 weights.gradient,
-                num_slots=phase.gpus_per_model,
-                slots=self._slots,
+                num_replicas=phase.gpus_per_model,
+                replicas=self._replicas,
                 global_batch_size=global_batch_size,
             )
             if phase.stop == "auto"
@@ -81,27 +84,27 @@ class Update(ABC):
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self._seen = 0
         # Further sums, float64, that a kind of step has.
-        self._further: list[Tensor] = []
+        self._extra_sums: list[Tensor] = []
 
     @abstractmethod
-    def _forward_slot(self, slot: int) -> tuple[Tensor, Tensor, int]:
-        """The mean loss of a slot's micro-batch, how many were right, and its images."""
+    def _forward_replica(self, replica: int) -> tuple[Tensor, Tensor, int]:
+        """The mean loss of a replica's micro-batch, how many were right, and its images."""
 
     def update_no_sync(self) -> None:
         """The update itself: tensors of fixed addresses, no host state, no wait for the device."""
         meter = self.noise_meter
         self._weights.gradient.zero_()
-        for slot in range(self._slots):
-            self.statistics.enter_(slot)
-            loss, correct, images = self._forward_slot(slot)
-            # The mean over slots of their mean losses: lines 12 and 14 at once.
-            self._optimizer.scale(loss / self._num_slots).backward()
+        for replica in range(self._replicas):
+            self.statistics.swap_in(replica)
+            loss, correct, images = self._forward_replica(replica)
+            # The mean over replicas of their mean losses: lines 12 and 14 at once.
+            self._optimizer.scale(loss / self._num_replicas).backward()
             self._weights.gather_gradient_()
-            self.statistics.leave_(slot)
+            self.statistics.swap_out(replica)
             self.loss_sum += loss.detach() * images
             self.correct += correct
             if meter is not None:
-                meter.after_slot_(slot)
+                meter.after_replica_(replica)
         self._sum_over_ranks_()
         if meter is not None:
             meter.after_sum_(self._optimizer.scale)
@@ -130,17 +133,17 @@ class Update(ABC):
 
     def _sums(self) -> Tensor:
         seen = self.loss_sum.new_tensor(self._seen)
-        return torch.stack([self.loss_sum, self.correct.double(), seen, *self._further])
+        return torch.stack([self.loss_sum, self.correct.double(), seen, *self._extra_sums])
 
     def add_sums_(self, sums: tuple[float, ...]) -> None:
         """Count what an interrupted epoch had done before; nothing, where there are no sums."""
         if sums:
             loss, correct, seen, *others = sums
-            further, noise = others[: len(self._further)], others[len(self._further) :]
+            further, noise = others[: len(self._extra_sums)], others[len(self._extra_sums) :]
             self.loss_sum += loss
             self.correct += int(correct)
             self._seen += int(seen)
-            for own, value in zip(self._further, further, strict=True):
+            for own, value in zip(self._extra_sums, further, strict=True):
                 own += value
             if self.noise_meter is not None:
                 self.noise_meter.sums += self.noise_meter.sums.new_tensor(noise)
@@ -155,8 +158,8 @@ class Update(ABC):
             sums = torch.cat([sums, meter.sums])
             meter.sums.zero_()
         loss, correct, images, *others = self._comm.all_reduce_(sums).tolist()
-        further, noise = others[: len(self._further)], others[len(self._further) :]
-        for own in (self.loss_sum, self.correct, *self._further):
+        further, noise = others[: len(self._extra_sums)], others[len(self._extra_sums) :]
+        for own in (self.loss_sum, self.correct, *self._extra_sums):
             own.zero_()
         self._seen = 0
         estimate = None if meter is None else meter.estimate(noise)
@@ -176,7 +179,7 @@ class Step(Update):
     Arguments:
         weights: the model.
         optimizer: what turns the gradient into an update.
-        phase: gives the slots, and the batch where no shape does.
+        phase: gives the replicas, and the batch where no shape does.
         comm: the ranks that share the update; `ALONE` for a worker with one device.
         shape: of the batches, where a phase has several.
         statistics: batch norm's, where steps of one phase share them.
@@ -191,8 +194,8 @@ class Step(Update):
         comm: Comm,
         execution: Execution,
         *,
-        shape: Shape | None = None,
-        statistics: SlotStatistics | None = None,
+        shape: BatchShape | None = None,
+        statistics: ReplicaStatistics | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         self.shape = shape or shapes(phase, IMAGE_SIZE)[0]
@@ -209,7 +212,7 @@ class Step(Update):
             else None,
         )
         device = weights.theta.device
-        batch = self._slots * self.shape.global_batch_size // phase.gpus_per_model
+        batch = self._replicas * self.shape.global_batch_size // phase.gpus_per_model
         side = self.shape.image_size
         self.images = execution.empty_images((batch, 3, side, side), device)
         self.labels = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -235,11 +238,14 @@ class Step(Update):
         (self.replay or self.update_no_sync)()
         self._seen += len(self.labels)
 
-    def _forward_slot(self, slot: int) -> tuple[Tensor, Tensor, int]:
-        images, labels = self.images.chunk(self._slots)[slot], self.labels.chunk(self._slots)[slot]
+    def _forward_replica(self, replica: int) -> tuple[Tensor, Tensor, int]:
+        images, labels = (
+            self.images.chunk(self._replicas)[replica],
+            self.labels.chunk(self._replicas)[replica],
+        )
         return *self._forward(images, labels), len(labels)
 
-    def take_(self, batches: Loader, i: int) -> None:
+    def load_batch(self, batches: Loader, i: int) -> None:
         """Fill the batch with this rank's part of update i of the epoch that was started."""
         batches.load_(i, self.images, self.labels)
 

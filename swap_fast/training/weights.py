@@ -116,7 +116,7 @@ class Weights:
         # Values at theta's end that are set apart.
         self.num_apart = sum(p.numel() for n, p in named if n in apart)
         # Values at the end of the statistics that are other buffers: here there are none.
-        self.num_further = 0
+        self.num_extra = 0
         self.theta = nn.Parameter(join(parameters))  # [P] fp32
         self.gradient = torch.zeros_like(self.theta)  # [P] fp32
         self.theta.grad = self.gradient
@@ -128,7 +128,7 @@ class Weights:
         if any(norm.momentum is None for norm in self.norms):
             raise ValueError(
                 "batch norm: expected a momentum such as 0.1, got None; its cumulative mean would "
-                "count the batches of all slots, and be read on the host"
+                "count the batches of all replicas, and be read on the host"
             )
         means = [norm.running_mean for norm in self.norms]
         variances = [norm.running_var for norm in self.norms]
@@ -141,17 +141,17 @@ class Weights:
     def load_(self, theta: Tensor, statistics: Tensor) -> None:
         """Copy a vector of weights and one of statistics into the model."""
         self.theta.detach().copy_(theta)
-        self.put_statistics_(statistics)
+        self.set_statistics_(statistics)
 
     def copy(self) -> tuple[Tensor, Tensor]:
         """Copies of theta [P] and of the statistics [2C]."""
         return self.theta.detach().clone(), self.statistics.clone()
 
-    def put_statistics_(self, statistics: Tensor) -> None:
+    def set_statistics_(self, statistics: Tensor) -> None:
         """Copy statistics [2C] into the model."""
         self.statistics.copy_(statistics)
 
-    def take_statistics(self) -> Tensor:
+    def get_statistics(self) -> Tensor:
         """The statistics [2C], as forward passes have left them."""
         return self.statistics
 

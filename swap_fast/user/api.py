@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from swap_fast.algorithm import swap as run_algorithm
-from swap_fast.callbacks.emitter import TICK_S, Narrator
+from swap_fast.callbacks.emitter import TICK_S, EventLogger
 from swap_fast.callbacks.events import EventFile, Listener, merge_events
 from swap_fast.callbacks.progress import Lines, Screen, plan_of_phase, progress
 from swap_fast.checkpoint.files import MANIFEST, MODEL, write_file
@@ -28,14 +28,14 @@ from swap_fast.config.phase import Phase, Schedule, require
 from swap_fast.distributed import ALONE, Comm, connect
 from swap_fast.record import EpochRow, plain
 from swap_fast.training.clock import Clock
-from swap_fast.training.interruption import NEVER, Interruption
 from swap_fast.training.parts import Watch
-from swap_fast.training.state import NoCheckpoints, Position
+from swap_fast.training.shutdown import NEVER, GracefulShutdown
+from swap_fast.training.state import NoCheckpoints, Progress
 from swap_fast.user.data import Augment, Collate, generators_kept, num_examples, open_data
 from swap_fast.user.method import OwnMethod, describe_method, name_of, own_method
 from swap_fast.user.objective import Loss, Metric
 from swap_fast.user.optimizer import Groups, Make, OwnOptimizer
-from swap_fast.user.parts import Work, bare, make_net, make_own_parts
+from swap_fast.user.parts import Work, bare, build_user_trainer, make_net
 from swap_fast.user.result import SwapResult, describe_environment, make_result
 from swap_fast.user.statistics import is_compiled
 from swap_fast.user.weights import OwnWeights
@@ -118,25 +118,25 @@ def _connected(device_type: str, timeout_s: float) -> Comm:
     return comm
 
 
-def listener(device_type: str) -> Interruption | None:
+def listener(device_type: str) -> GracefulShutdown | None:
     """What heeds signals, where Python lets it: in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return None
-    return Interruption(torch.cuda.synchronize if device_type == "cuda" else lambda: None)
+    return GracefulShutdown(torch.cuda.synchronize if device_type == "cuda" else lambda: None)
 
 
 @contextmanager
-def heeded(interruption: Interruption | None) -> Iterator[None]:
+def heeded(shutdown: GracefulShutdown | None) -> Iterator[None]:
     """Signals end the run within it, and afterwards do what they did before.
 
     Even where the run was told to end: the script or notebook around it may go on.
     """
-    if interruption is None:
+    if shutdown is None:
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with interruption.listening():
+        with shutdown.listening():
             yield
     finally:
         for number, handler in before.items():
@@ -160,7 +160,7 @@ def make_narrator(
     listeners: Sequence[Listener],
     folder: Path | None,
     metric: str | None,
-) -> Narrator:
+) -> EventLogger:
     """What tells of a run on this rank: each rank prints its own workers, the first draws bars.
 
     Arguments:
@@ -179,7 +179,7 @@ def make_narrator(
         "phases": [plan_of_phase(p, num_examples) for p in (method.phase1, method.phase2)],
         "metric": metric,
     }
-    return Narrator(
+    return EventLogger(
         told,
         plan,
         reading=clock.reading,
@@ -189,10 +189,10 @@ def make_narrator(
     )
 
 
-def begin(narrator: Narrator, settings: dict[str, Any], comm: Comm, device: torch.device) -> None:
+def begin(logger: EventLogger, settings: dict[str, Any], comm: Comm, device: torch.device) -> None:
     """Tell that a run begins, on every rank: each shows what it does itself."""
     name = settings["model"]["name"]
-    narrator.began(
+    logger.began(
         name,
         {"name": name, **settings},
         seed=settings["seed"],
@@ -202,10 +202,10 @@ def begin(narrator: Narrator, settings: dict[str, Any], comm: Comm, device: torc
     )
 
 
-def end(narrator: Narrator, result: SwapResult) -> None:
+def end(logger: EventLogger, result: SwapResult) -> None:
     """Tell with what it ended; the first rank does."""
     if result.is_first:
-        narrator.tell(
+        logger.tell(
             "done",
             test_accuracy=result.accuracy,
             accuracy_before_averaging=result.accuracy_before_averaging,
@@ -216,9 +216,9 @@ def end(narrator: Narrator, result: SwapResult) -> None:
         )
 
 
-def all_told(narrator: Narrator, watch: Watch | None, rows: list[EpochRow]) -> Watch:
-    """One watch that tells the narrator, the user's own, and keeps the rows."""
-    own, ours = watch or Watch(), narrator.watch
+def all_told(logger: EventLogger, watch: Watch | None, rows: list[EpochRow]) -> Watch:
+    """One watch that tells the logger, the user's own, and keeps the rows."""
+    own, ours = watch or Watch(), logger.watch
 
     def on_epoch(row: EpochRow) -> None:
         rows.append(row)
@@ -229,11 +229,11 @@ def all_told(narrator: Narrator, watch: Watch | None, rows: list[EpochRow]) -> W
         ours.on_step(images)
         own.on_step(images)
 
-    def on_begin(position: Position) -> None:
+    def on_begin(position: Progress) -> None:
         ours.on_begin(position)
         own.on_begin(position)
 
-    def on_end(position: Position) -> None:
+    def on_end(position: Progress) -> None:
         ours.on_end(position)
         own.on_end(position)
 
@@ -400,9 +400,9 @@ def swap(
         place, run_folder = None if folder is None else Path(folder), None
         if place is not None:
             enter_folder(place, settings | data, comm, resume=resume)
-        interruption = listener(kind) if place is not None else None
+        shutdown = listener(kind) if place is not None else None
         rows: list[EpochRow] = []
-        narrator = make_narrator(
+        logger = make_narrator(
             method,
             num_examples(train) or 0,
             comm,
@@ -413,10 +413,10 @@ def swap(
             metric=settings["metric"],
         )
         if place is not None:
-            run_folder = RunFolder(place, clock, on_save=narrator.on_save, say=narrator.note)
-        with narrator:
-            begin(narrator, settings, comm, where)
-            parts = make_own_parts(
+            run_folder = RunFolder(place, clock, on_save=logger.on_save, say=logger.note)
+        with logger:
+            begin(logger, settings, comm, where)
+            parts = build_user_trainer(
                 method,
                 Work(train=train, test=test, loss=loss, metric=metric, augment=augment),
                 model,
@@ -428,15 +428,15 @@ def swap(
                 ),
                 comm=comm,
                 clock=clock,
-                watch=all_told(narrator, watch, rows),
+                watch=all_told(logger, watch, rows),
                 checkpoints=run_folder or NoCheckpoints(),
-                interruption=interruption or NEVER,
+                shutdown=shutdown or NEVER,
             )
-            with heeded(interruption):
+            with heeded(shutdown):
                 done = run_algorithm(method, parts)
             every = run_folder.rows if run_folder else rows
             result = make_result(parts, done, every, model, settings=settings, data=data)
-            end(narrator, result)
+            end(logger, result)
         comm.barrier()
         if place is not None and comm.rank == 0:
             put_events_together(place)

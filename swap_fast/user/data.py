@@ -21,7 +21,7 @@ from swap_fast.user.objective import batch_length, leaves, on_device, transforme
 
 
 FETCH, AUGMENT, FORWARD = 1, 2, 3
-"""What a number is drawn for, behind (seed, phase, worker, epoch, step, slot)."""
+"""What a number is drawn for, behind (seed, phase, worker, epoch, step, replica)."""
 
 
 def order(num_examples: int, seed: int, phase: int, worker: int, epoch: int) -> NDArray[np.int64]:
@@ -62,7 +62,7 @@ Collate = Callable[[list[Any]], Any]
 """Makes a batch of a list of examples."""
 
 
-class Request(NamedTuple):
+class SampleRequest(NamedTuple):
     """A batch that is asked for."""
 
     seed: int
@@ -77,7 +77,7 @@ class Examples(Protocol):
     def __len__(self) -> int:
         """How many there are."""
 
-    def stream(self, requests: Iterable[Request]) -> Iterator[Any]:
+    def stream(self, requests: Iterable[SampleRequest]) -> Iterator[Any]:
         """The batches asked for, in their order; some may be made ahead."""
 
 
@@ -105,7 +105,7 @@ class TensorExamples:
         """How many examples there are."""
         return self._length
 
-    def stream(self, requests: Iterable[Request]) -> Iterator[Any]:
+    def stream(self, requests: Iterable[SampleRequest]) -> Iterator[Any]:
         """The batches asked for, in their order."""
         for request in requests:
             indices = torch.from_numpy(request.indices)
@@ -136,7 +136,7 @@ class DatasetExamples:
         """How many examples there are."""
         return self._length
 
-    def stream(self, requests: Iterable[Request]) -> Iterator[Any]:
+    def stream(self, requests: Iterable[SampleRequest]) -> Iterator[Any]:
         """The batches asked for, in their order; processes read some ahead."""
         if self._processes == 0:
             return map(self._reader.__getitem__, requests)
@@ -152,7 +152,7 @@ class _Reader(torch.utils.data.Dataset[Any]):
     def __init__(self, dataset: Any, collate: Collate) -> None:
         self._dataset, self._collate = dataset, collate
 
-    def __getitem__(self, request: Request) -> Any:
+    def __getitem__(self, request: SampleRequest) -> Any:
         seed_everything(request.seed)
         return self._collate([self._dataset[int(index)] for index in request.indices])
 
@@ -264,7 +264,7 @@ def _as_tensors(data: Any) -> Any:
     return tuple(torch.as_tensor(column) for column in data)
 
 
-# The user's batches: those of a phase, slot by slot, and those of one pass over the data.
+# The user's batches: those of a phase, replica by replica, and those of one pass over the data.
 
 
 Augment = Callable[[Any, torch.Generator], Any]
@@ -272,7 +272,7 @@ Augment = Callable[[Any, torch.Generator], Any]
 
 
 class MicroBatch(NamedTuple):
-    """What a slot has in one update."""
+    """What a replica has in one update."""
 
     batch: Any
     """On the device."""
@@ -283,7 +283,7 @@ class MicroBatch(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Placement:
     """Where batches go, and what is done to them there."""
 
     device: torch.device
@@ -294,7 +294,7 @@ class Place:
     """The user's; None: nothing is."""
 
     def put(self, batch: Any, *where: int) -> MicroBatch:
-        """A batch of (phase, worker, epoch, step, slot), ready for its forward pass."""
+        """A batch of (phase, worker, epoch, step, replica), ready for its forward pass."""
         moved = on_device(batch, self.device)
         if self.augment is not None:
             generator = torch.Generator(self.device)
@@ -312,26 +312,26 @@ class OwnBatches(Protocol):
         """Go to an epoch."""
 
     def load(self, step: int) -> list[MicroBatch]:
-        """Of update `step`, one a slot of this rank."""
+        """Of update `step`, one a replica of this rank."""
 
 
 def phase_batches(
-    data: Data, phase: Phase, place: Place, *, number: int, slots: range
+    data: Data, phase: Phase, place: Placement, *, number: int, replicas: range
 ) -> OwnBatches:
-    """The micro-batches of phase `number`, for the slots of this rank."""
+    """The micro-batches of phase `number`, for the replicas of this rank."""
     if isinstance(data, BatchesAsGiven):
-        return _Given(data, phase, place, number, slots)
-    return _Picked(data, phase, place, number, slots)
+        return _Given(data, phase, place, number, replicas)
+    return _Picked(data, phase, place, number, replicas)
 
 
 class _Picked:
-    """Examples in an order drawn for each epoch; slot s of an update has its s-th equal slice."""
+    """Examples in an order drawn for each epoch; replica s has the s-th slice of an update."""
 
     def __init__(
-        self, examples: Examples, phase: Phase, place: Place, number: int, slots: range
+        self, examples: Examples, phase: Phase, place: Placement, number: int, replicas: range
     ) -> None:
         self._examples, self._phase, self._place = examples, phase, place
-        self._number, self._slots = number, slots
+        self._number, self._replicas = number, replicas
         self.steps_per_epoch = len(examples) // phase.global_batch_size
         self._worker, self._epoch = 0, 0
         self._made: Iterator[Any] = iter(())
@@ -342,15 +342,15 @@ class _Picked:
         self._worker, self._epoch = worker, epoch
 
     def load(self, step: int) -> list[MicroBatch]:
-        """Of update `step`, one a slot of this rank; in their order they are made ahead."""
+        """Of update `step`, one a replica of this rank; in their order they are made ahead."""
         update = self._epoch * self.steps_per_epoch + step
         if self._next != (self._worker, update):
             self._made = self._examples.stream(self._requests(self._worker, update))
         self._next = self._worker, update + 1
         where = (self._number, self._worker, self._epoch, step)
-        return [self._place.put(next(self._made), *where, slot) for slot in self._slots]
+        return [self._place.put(next(self._made), *where, replica) for replica in self._replicas]
 
-    def _requests(self, worker: int, first: int) -> Iterator[Request]:
+    def _requests(self, worker: int, first: int) -> Iterator[SampleRequest]:
         """Of all updates from one on to the phase's end."""
         size, whole = self._phase.micro_batch_size, self._phase.global_batch_size
         seed, steps = self._place.seed, self.steps_per_epoch
@@ -359,23 +359,23 @@ class _Picked:
             epoch, step = divmod(update, steps)
             if update == first or step == 0:
                 indices = order(len(self._examples), seed, self._number, worker, epoch)
-            for slot in self._slots:
-                start = step * whole + slot * size
-                drawn = seed_of(seed, self._number, worker, epoch, step, slot, FETCH)
-                yield Request(drawn, indices[start : start + size])
+            for replica in self._replicas:
+                start = step * whole + replica * size
+                drawn = seed_of(seed, self._number, worker, epoch, step, replica, FETCH)
+                yield SampleRequest(drawn, indices[start : start + size])
 
 
 class _Given:
-    """Batches as they come: an update takes as many as there are slots, one each.
+    """Batches as they come: an update takes as many as there are replicas, one each.
 
     Every rank goes through all of them and keeps its own.
     """
 
     def __init__(
-        self, given: BatchesAsGiven, phase: Phase, place: Place, number: int, slots: range
+        self, given: BatchesAsGiven, phase: Phase, place: Placement, number: int, replicas: range
     ) -> None:
         self._given, self._place, self._number = given, place, number
-        self._slots, self._num_slots = slots, phase.gpus_per_model
+        self._replicas, self._num_replicas = replicas, phase.gpus_per_model
         self.steps_per_epoch = given.count // phase.gpus_per_model
         self._worker, self._epoch, self._step = 0, 0, 0
         self._coming: Iterator[Any] = iter(())
@@ -387,7 +387,7 @@ class _Given:
         self._coming = self._given.epoch(seed)
 
     def load(self, step: int) -> list[MicroBatch]:
-        """Of update `step`, one a slot of this rank; those before it are passed over."""
+        """Of update `step`, one a replica of this rank; those before it are passed over."""
         while self._step < step:
             self._take(self._step)
         return self._take(step)
@@ -395,22 +395,22 @@ class _Given:
     def _take(self, step: int) -> list[MicroBatch]:
         self._step, kept = step + 1, []
         where = (self._number, self._worker, self._epoch, step)
-        for slot in range(self._num_slots):
-            seed_everything(seed_of(self._place.seed, *where, slot, FETCH))
+        for replica in range(self._num_replicas):
+            seed_everything(seed_of(self._place.seed, *where, replica, FETCH))
             try:
                 batch = next(self._coming)
             except StopIteration:
                 raise ValueError(
                     f"{self._given.name}: expected {self._given.count} batches in every epoch, got "
-                    f"{step * self._num_slots + slot}; pass data whose length does not change"
+                    f"{step * self._num_replicas + replica}; pass data whose length does not change"
                 ) from None
-            if slot in self._slots:
-                kept.append(self._place.put(batch, *where, slot))
+            if replica in self._replicas:
+                kept.append(self._place.put(batch, *where, replica))
         return kept
 
 
 def one_pass(
-    data: Data, place: Place, *, batch_size: int, shuffled: bool, comm: Comm = ALONE
+    data: Data, place: Placement, *, batch_size: int, shuffled: bool, comm: Comm = ALONE
 ) -> Iterator[Any]:
     """All examples once, in batches that are dealt out to the ranks, on the device.
 
@@ -433,7 +433,7 @@ def one_pass(
             starts.pop()
         parts = np.split(indices, starts[1:])
         numbers = range(comm.rank, len(parts), comm.world_size)
-        asked = [Request(seed_of(place.seed, *where, i, 0, FETCH), parts[i]) for i in numbers]
+        asked = [SampleRequest(seed_of(place.seed, *where, i, 0, FETCH), parts[i]) for i in numbers]
         chosen = iter(zip(numbers, data.stream(asked), strict=True))
     for i, batch in chosen:
         made = place.put(batch, *where, i, 0)

@@ -32,7 +32,7 @@ class OwnMethod:
     num_workers: int
     """W."""
     phase1: Phase
-    """With a slot for each of the workers'."""
+    """With a replica for each of the workers'."""
     phase2: Phase
     """Of each worker."""
     keep_momentum: bool
@@ -83,7 +83,7 @@ def own_method(
         is_plain = isinstance(phase, Phase) and not isinstance(phase, StagedPhase)
         require(phase is None or is_plain, name, expected, phase)
     each = phase2.gpus_per_model if phase2 else 1
-    slots = workers * each
+    replicas = workers * each
     given = data.batch_size if isinstance(data, BatchesAsGiven) else None
     examples = data.count * data.batch_size if isinstance(data, BatchesAsGiven) else len(data)
     if phase2 is not None:
@@ -113,7 +113,7 @@ def own_method(
             peak_lr=phase1.peak_lr / workers,
             max_epochs=max(1, round(PHASE2_SHARE * phase1.max_epochs)),
         )
-    phase1, phase2 = _with_slots(phase1, slots), _with_schedule(phase2, schedules[1])
+    phase1, phase2 = _with_replicas(phase1, replicas), _with_schedule(phase2, schedules[1])
     _check(phase1, phase2, given, examples)
     return OwnMethod(
         num_workers=workers,
@@ -129,20 +129,20 @@ def default_micro_batch(examples: int, workers: int) -> int:
     return 2 ** int(math.log2(most))
 
 
-def _with_slots(phase1: Phase, slots: int) -> Phase:
+def _with_replicas(phase1: Phase, replicas: int) -> Phase:
     require(
-        phase1.gpus_per_model in (1, slots),
+        phase1.gpus_per_model in (1, replicas),
         "phase1.gpus_per_model",
-        f"{slots}, the workers' devices, which train phase 1 together, or nothing said",
+        f"{replicas}, the workers' devices, which train phase 1 together, or nothing said",
         phase1.gpus_per_model,
     )
     require(
-        phase1.global_batch_size % slots == 0,
+        phase1.global_batch_size % replicas == 0,
         "phase1.global_batch_size",
-        f"a multiple of {slots}, a share for each of the workers' devices",
+        f"a multiple of {replicas}, a share for each of the workers' devices",
         phase1.global_batch_size,
     )
-    return replace(phase1, gpus_per_model=slots)
+    return replace(phase1, gpus_per_model=replicas)
 
 
 def _with_schedule(phase: Phase, schedule: Schedule | None) -> Phase:

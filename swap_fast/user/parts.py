@@ -1,4 +1,4 @@
-"""What a run of the user's is made of on one rank: the parts that Algorithm 1 is given."""
+"""What a run of the user's is made of on one rank: the trainer that Algorithm 1 is given."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,11 +14,11 @@ from swap_fast.config.phase import Phase
 from swap_fast.distributed import Comm
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
-from swap_fast.training.interruption import Interruption
-from swap_fast.training.loop import Batches, Stretch
-from swap_fast.training.parts import Evaluate, Parts, PhaseParts, Watch
+from swap_fast.training.loop import Batches, TrainStage
+from swap_fast.training.parts import Evaluate, PhaseContext, Trainer, Watch
+from swap_fast.training.shutdown import GracefulShutdown
 from swap_fast.training.state import Checkpoints, TrainingState
-from swap_fast.user.data import Augment, Data, Place, one_pass, phase_batches
+from swap_fast.user.data import Augment, Data, Placement, one_pass, phase_batches
 from swap_fast.user.method import OwnMethod
 from swap_fast.user.objective import Loss, Metric, Objective
 from swap_fast.user.optimizer import OwnOptimizer
@@ -87,7 +87,7 @@ def bare(model: nn.Module) -> nn.Module:
     return inner
 
 
-def make_own_parts(
+def build_user_trainer(
     method: OwnMethod,
     work: Work,
     model: nn.Module,
@@ -100,25 +100,26 @@ def make_own_parts(
     clock: Clock,
     watch: Watch,
     checkpoints: Checkpoints,
-    interruption: Interruption,
-) -> Parts:
+    shutdown: GracefulShutdown,
+) -> Trainer:
     """Put a run together on this rank.
 
     Arguments:
         model: the net, compiled or not; `weights` has it bare.
 
     Raises:
-        ValueError: more ranks than the phases have slots, or a number that the workers cannot use.
+        ValueError: more ranks than the phases have replicas, or a number that the workers cannot
+        use.
     """
-    slots = method.phase1.gpus_per_model
-    if comm.world_size > slots:
+    replicas = method.phase1.gpus_per_model
+    if comm.world_size > replicas:
         raise ValueError(
-            f"processes: expected 1 to {slots}, one a worker's device, got {comm.world_size}; "
+            f"processes: expected 1 to {replicas}, one a worker's device, got {comm.world_size}; "
             "start fewer, or raise `workers`"
         )
     group = comm.worker_group(method.num_workers)
     device = weights.theta.device
-    training = Place(device=device, seed=seed, augment=work.augment)
+    training = Placement(device=device, seed=seed, augment=work.augment)
     objective = Objective(model, work.loss)
     largest = max(phase.micro_batch_size for phase in (method.phase1, method.phase2))
 
@@ -127,23 +128,23 @@ def make_own_parts(
         evaluate = OwnEvaluator(
             model,
             work.test,
-            Place(device=device, seed=seed, augment=None),
+            Placement(device=device, seed=seed, augment=None),
             metric=work.metric,
             autocast=execution.autocast,
             objective=objective,
             batch_size=4 * largest,
         )
 
-    def make_phase(number: int, phase: Phase, ranks: Comm, is_first: bool) -> PhaseParts:
+    def make_phase(number: int, phase: Phase, ranks: Comm, is_first: bool) -> PhaseContext:
         step = OwnStep(weights, optimizer, phase, ranks, execution, objective)
 
         def open_batches() -> Batches:
-            slots = ranks.slots(phase.gpus_per_model)
-            return phase_batches(work.train, phase, training, number=number, slots=slots)
+            replicas = ranks.replicas(phase.gpus_per_model)
+            return phase_batches(work.train, phase, training, number=number, replicas=replicas)
 
-        return PhaseParts(
-            stretches=(
-                Stretch(epochs=range(phase.max_epochs), step=step, open_batches=open_batches),
+        return PhaseContext(
+            stages=(
+                TrainStage(epochs=range(phase.max_epochs), step=step, open_batches=open_batches),
             ),
             state=TrainingState(
                 weights=weights,
@@ -164,14 +165,14 @@ def make_own_parts(
     def batch_norm_batches() -> Iterator[Any]:
         return one_pass(work.train, training, batch_size=largest, shuffled=True, comm=comm)
 
-    return Parts(
+    return Trainer(
         weights=weights,
         optimizer=optimizer,
         phases=(
             make_phase(1, method.phase1, comm, comm.rank == 0),
             make_phase(2, method.phase2, group.inside, group.is_first),
         ),
-        statistics_pass=ActivationPass(weights, forward),
+        recompute_batchnorm=ActivationPass(weights, forward),
         batch_norm_batches=batch_norm_batches,
         evaluate=evaluate,
         comm=comm,
@@ -179,7 +180,7 @@ def make_own_parts(
         clock=clock,
         watch=watch,
         checkpoints=checkpoints,
-        interruption=interruption,
+        shutdown=shutdown,
     )
 
 

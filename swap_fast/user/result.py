@@ -16,7 +16,7 @@ from swap_fast.algorithm import Result
 from swap_fast.checkpoint.files import write_file
 from swap_fast.outcome import gather_times
 from swap_fast.record import EpochRow, Times, now
-from swap_fast.training.parts import Parts
+from swap_fast.training.parts import Trainer
 from swap_fast.training.weights import displacements, pairwise_distances
 from swap_fast.user.weights import OwnWeights
 
@@ -277,7 +277,7 @@ def host_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def make_result(
-    parts: Parts,
+    trainer: Trainer,
     done: Result,
     rows: list[EpochRow],
     model: nn.Module,
@@ -286,10 +286,10 @@ def make_result(
     data: dict[str, Any],
 ) -> SwapResult:
     """Gather what the ranks know; every rank must call. The model leaves its flat vectors."""
-    comm, weights = parts.comm, parts.weights
+    comm, weights = trainer.comm, trainer.weights
     assert isinstance(weights, OwnWeights), "the parts of a user's run"
-    times = gather_times(parts, done)
-    speaks = parts.group.is_first
+    times = gather_times(trainer, done)
+    speaks = trainer.group.is_first
     own = [row for row in rows if row.phase == 2] if speaks else []
     phase2 = [row for rank in comm.gather(own) for row in rank]
     epochs = [row for row in rows if row.phase == 1]
@@ -298,7 +298,7 @@ def make_result(
     accuracies = tuple(last[worker] for worker in sorted(last))
     known = [accuracy for accuracy in accuracies if accuracy is not None]
     before = sum(known) / len(known) if known else None
-    thetas, states = _workers_on_first(parts, done, weights)
+    thetas, states = _workers_on_first(trainer, done, weights)
     norms, cosines = displacements(thetas, done.phase1.theta.cpu())
     weights.release_()
     record = {
@@ -339,14 +339,14 @@ def make_result(
 
 
 def _workers_on_first(
-    parts: Parts, done: Result, weights: OwnWeights
+    trainer: Trainer, done: Result, weights: OwnWeights
 ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Each worker's theta [P] and state, on rank 0's host; elsewhere none."""
     own = [
         (worker.number, worker.theta.cpu(), worker.statistics.cpu())
-        for worker in (done.workers if parts.group.is_first else [])
+        for worker in (done.workers if trainer.group.is_first else [])
     ]
-    gathered = [each for rank in parts.comm.gather_on_first(own) for each in rank]
+    gathered = [each for rank in trainer.comm.gather_on_first(own) for each in rank]
     final, states = weights.copy(), []
     gathered.sort(key=lambda each: each[0])
     for _, theta, statistics in gathered:

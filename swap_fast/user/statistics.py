@@ -61,12 +61,12 @@ class ActivationPass:
                 for batch in batches:
                     self._forward(batch)
         except BaseException:
-            weights.put_statistics_(before)
+            weights.set_statistics_(before)
             raise
         comm.all_reduce_(sums)
         reached = sums[0] > 0
         if bool((sums[0][reached] < 2).any()):
-            weights.put_statistics_(before)
+            weights.set_statistics_(before)
             raise ValueError(
                 "batch-norm statistics: expected data with two values a channel or more, got 1; "
                 "use more data"
@@ -78,7 +78,7 @@ class ActivationPass:
         made[:channels] = torch.where(reached, mean, before[:channels].double())
         former = before[channels : 2 * channels].double()
         made[channels : 2 * channels] = torch.where(reached, variance, former)
-        weights.put_statistics_(made)
+        weights.set_statistics_(made)
 
 
 @contextmanager

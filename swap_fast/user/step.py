@@ -13,7 +13,7 @@ from swap_fast.config.phase import Phase
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.step import Update
-from swap_fast.user.data import Data, MicroBatch, OwnBatches, Place, one_pass, seed_everything
+from swap_fast.user.data import Data, MicroBatch, OwnBatches, Placement, one_pass, seed_everything
 from swap_fast.user.objective import Metric, Objective
 from swap_fast.user.optimizer import OwnOptimizer
 from swap_fast.user.weights import OwnWeights
@@ -33,7 +33,7 @@ class OwnEvaluator:
         self,
         model: nn.Module,
         data: Data,
-        place: Place,
+        place: Placement,
         *,
         metric: Metric | None,
         autocast: Callable[[], AbstractContextManager[object]],
@@ -80,9 +80,9 @@ class OwnEvaluator:
 
 
 class OwnStep(Update):
-    """An update from a micro-batch for each slot of this rank, as they come.
+    """An update from a micro-batch for each replica of this rank, as they come.
 
-    What is drawn in a slot's forward pass, as for dropout, follows from the place of its
+    What is drawn in a replica's forward pass, as for dropout, follows from the place of its
     micro-batch, so that it is the same on any number of processes and after an interruption.
 
     Arguments:
@@ -104,10 +104,10 @@ class OwnStep(Update):
         # A loss may count tokens, or parts of one, as well as examples.
         self.correct = torch.zeros_like(self.loss_sum)
         self.counted = torch.zeros_like(self.loss_sum)
-        self._further = [self.counted]
+        self._extra_sums = [self.counted]
         self._loaded: list[MicroBatch] = []
 
-    def take_(self, batches: OwnBatches, i: int) -> None:
+    def load_batch(self, batches: OwnBatches, i: int) -> None:
         """Take this rank's micro-batches of update i of the epoch that was started."""
         self._loaded = batches.load(i)
 
@@ -125,8 +125,8 @@ class OwnStep(Update):
         self.update_no_sync()
         self._seen += self.num_images
 
-    def _forward_slot(self, slot: int) -> tuple[Tensor, Any, int]:
-        batch, examples, seed = self._loaded[slot]
+    def _forward_replica(self, replica: int) -> tuple[Tensor, Any, int]:
+        batch, examples, seed = self._loaded[replica]
         seed_everything(seed)
         with self._autocast():
             loss, correct, count = self._objective(batch)

@@ -17,7 +17,7 @@ class OwnWeights(Weights):
     of its part of theta, which is what the optimizer updates and phase 3 averages.
 
     Floating-point buffers that are no batch norm's statistics (a spectral norm's vectors, a moving
-    average of the net's own) stand behind these: each slot and each worker has its own, and the
+    average of the net's own) stand behind these: each replica and each worker has its own, and the
     mean of theirs is taken where statistics are merged and models averaged.
 
     Raises:
@@ -68,7 +68,7 @@ class OwnWeights(Weights):
         ]
         buffers = [module.get_buffer(name) for module, name in places + further]
         copies = [_dense(buffer).to(self.theta.device, dtype) for buffer in buffers]
-        self.num_further = sum(copy.numel() for copy in copies[len(places) :])
+        self.num_extra = sum(copy.numel() for copy in copies[len(places) :])
         # [2C + further]
         self.statistics = join(copies) if copies else self.theta.detach().new_zeros(0)
         # Buffers that are no views: of another type, or such as a net may put another in place of.
@@ -100,15 +100,15 @@ class OwnWeights(Weights):
 
     def copy(self) -> tuple[Tensor, Tensor]:
         """Copies of theta [P] and of the statistics [2C + further]."""
-        return self.theta.detach().clone(), self.take_statistics().clone()
+        return self.theta.detach().clone(), self.get_statistics().clone()
 
-    def put_statistics_(self, statistics: Tensor) -> None:
+    def set_statistics_(self, statistics: Tensor) -> None:
         """Copy statistics [2C + further] into the model."""
         self.statistics.copy_(statistics)
         for module, name, value in self._mirrored:
             module.get_buffer(name).copy_(value)
 
-    def take_statistics(self) -> Tensor:
+    def get_statistics(self) -> Tensor:
         """The statistics [2C + further], as forward passes have left them."""
         for module, name, value in self._mirrored:
             value.copy_(module.get_buffer(name))
@@ -121,7 +121,7 @@ class OwnWeights(Weights):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put such a state back."""
         self.model.load_state_dict(state)
-        self.take_statistics()
+        self.get_statistics()
         for name, value in self._hidden().items():
             value.copy_(state[name])
 
@@ -139,7 +139,7 @@ class OwnWeights(Weights):
     def release_(self) -> None:
         """Give the model memory of its own again, parameter by parameter, and no gradients.
 
-        Counts of batches, which depend on how slots were dealt out to processes, become 0.
+        Counts of batches, which depend on how replicas were dealt out to processes, become 0.
         """
         for parameter in self.trained:
             parameter.data, parameter.grad = parameter.data.clone(), None
@@ -189,7 +189,7 @@ def _check_norms(norms: Sequence[_BatchNorm]) -> None:
     if any(norm.momentum is None for norm in norms):
         raise ValueError(
             "batch norm: expected a momentum such as 0.1, got None; its cumulative mean would "
-            "count the batches of all slots"
+            "count the batches of all replicas"
         )
     if any(isinstance(norm, nn.SyncBatchNorm) for norm in norms):
         raise ValueError(

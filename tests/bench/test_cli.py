@@ -71,11 +71,11 @@ def test_a_value_that_cannot_be_is_refused_with_exit_2(
     assert words in error
 
 
-def test_more_processes_than_slots_is_refused_with_exit_2(
+def test_more_processes_than_replicas_is_refused_with_exit_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", "cifar10_cpu", "--ranks", "5", "--out", str(tmp_path)]) == 2
-    assert "ranks: expected 1 to 4, one a slot" in capsys.readouterr().err
+    assert "ranks: expected 1 to 4, one a replica" in capsys.readouterr().err
 
 
 def test_a_data_folder_without_the_set_is_refused_with_exit_2(

@@ -44,7 +44,7 @@ SMALL = {
     "phase1.warmup-epochs": 0.5,
     "phase2.global-batch-size": 16,
 }
-"""Two epochs of 5 updates by two slots, then one epoch of 10 updates by each of two workers."""
+"""Two epochs of 5 updates by two replicas, then one epoch of 10 updates by each of two workers."""
 
 
 @pytest.fixture(scope="module")

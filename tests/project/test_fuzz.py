@@ -50,7 +50,7 @@ def one_line(error: BaseException) -> None:
 @FUZZ
 @given(data=st.data())
 def test_a_configuration_is_refused_in_a_line_or_can_be_run(data: st.DataObject) -> None:
-    """Of any values, what is accepted has a schedule, slots and batches that make sense."""
+    """Of any values, what is accepted has a schedule, replicas and batches that make sense."""
     kind = data.draw(st.sampled_from([Phase, Optimizer, Augmentation]))
     names = [each.name for each in fields(kind)]
     changed = data.draw(st.dictionaries(st.sampled_from(names), NUMBERS, max_size=4))
@@ -66,7 +66,7 @@ def test_a_configuration_is_refused_in_a_line_or_can_be_run(data: st.DataObject)
         assert made.micro_batch_size * made.gpus_per_model == made.global_batch_size
         recipe = RECIPES["cifar10_sgd_small_cpu"]()
         try:
-            assert replace(recipe, phase1=made).num_slots == made.gpus_per_model
+            assert replace(recipe, phase1=made).num_replicas == made.gpus_per_model
         except ValueError as error:
             one_line(error)
 
@@ -183,7 +183,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stem,
         Checkpoint(
             model={"linear.weight": torch.randn(5, 3, generator=random)},
-            state={"velocity": torch.randn(15, generator=random), "slots.0": torch.zeros(1, 4)},
+            state={"velocity": torch.randn(15, generator=random), "replicas.0": torch.zeros(1, 4)},
             about={"position": {"phase": 2, "worker": 0, "epoch": 1}, "rows": []},
         ),
     )

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from swap_fast.algorithm import sgd, swap
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import SGDRecipe, SWAPRecipe
-from swap_fast.data.cifar.augment import Plan, plain_plan, plan_epoch
+from swap_fast.data.cifar.augment import AugmentationPlan, plain_plan, plan_epoch
 from swap_fast.record import EpochRow
 from swap_fast.training.clock import Clock
 from swap_fast.training.parts import Watch
-from swap_fast.training.state import NoCheckpoints, Position, TrainingState
+from swap_fast.training.state import NoCheckpoints, Progress, TrainingState
 
 SEED = 3
 DATA = make_dataset()
@@ -65,16 +65,16 @@ def running(model: nn.Module) -> dict[str, Tensor]:
     return {n: b for n, b in model.named_buffers() if "running" in n}
 
 
-def merged(slots: list[dict[str, Tensor]], model: nn.Module) -> nn.Module:
-    """A copy of the model with the moments of all slots' statistics taken together."""
+def merged(replicas: list[dict[str, Tensor]], model: nn.Module) -> nn.Module:
+    """A copy of the model with the moments of all replicas' statistics taken together."""
     model = copy.deepcopy(model)
     for name, buffer in running(model).items():
         mean_name = name.replace("running_var", "running_mean")
-        means = torch.stack([slot[mean_name].double() for slot in slots])
+        means = torch.stack([replica[mean_name].double() for replica in replicas])
         if "running_mean" in name:
             buffer.copy_(means.mean(0))
         else:
-            variances = torch.stack([slot[name].double() for slot in slots])
+            variances = torch.stack([replica[name].double() for replica in replicas])
             buffer.copy_((variances + means**2).mean(0) - means.mean(0) ** 2)
     return model
 
@@ -89,10 +89,10 @@ def rate(phase: Phase, epoch: float) -> float:
 def plain_phase(
     run: PlainRun, recipe: SGDRecipe, model: nn.Module, number: int, worker: int
 ) -> nn.Module:
-    """One model through a phase: returns it with its slots' statistics merged."""
+    """One model through a phase: returns it with its replicas' statistics merged."""
     phase: Phase = getattr(recipe, f"phase{number}")
     count, micro = phase.gpus_per_model, phase.micro_batch_size
-    slots = [{n: b.clone() for n, b in running(model).items()} for _ in range(count)]
+    replicas = [{n: b.clone() for n, b in running(model).items()} for _ in range(count)]
     optimizer = torch.optim.SGD(
         model.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
@@ -108,8 +108,8 @@ def plain_phase(
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = rate(phase, epoch + (step + 1) / steps)
             optimizer.zero_grad()
-            for slot, statistics in enumerate(slots):
-                start = step * phase.global_batch_size + slot * micro
+            for replica, statistics in enumerate(replicas):
+                start = step * phase.global_batch_size + replica * micro
                 images, labels = oracle_batch(
                     DATA.train, recipe.augmentation, plan, range(start, start + micro)
                 )
@@ -120,9 +120,9 @@ def plain_phase(
                 (losses.sum() / phase.global_batch_size).backward()
                 loss_sum += losses.sum().item()
                 correct += int((logits.argmax(1) == labels).sum())
-                slots[slot] = {n: b.clone() for n, b in running(model).items()}
+                replicas[replica] = {n: b.clone() for n, b in running(model).items()}
             optimizer.step()
-        whole = merged(slots, model)
+        whole = merged(replicas, model)
         seen = steps * phase.global_batch_size
         train_accuracy = correct / seen
         run.rows.append(
@@ -167,7 +167,7 @@ def averaged(recipe: SWAPRecipe, workers: list[nn.Module]) -> nn.Module:
                     lambda _, inputs, kept=seen[name]: kept.append(inputs[0].detach().double())
                 )
             )
-    plan: Plan = plain_plan(N, recipe.augmentation.pad)
+    plan: AugmentationPlan = plain_plan(N, recipe.augmentation.pad)
     if recipe.batch_norm_augmented:
         plan = plan_epoch(N, recipe.augmentation, seed=SEED, phase=3, worker=0, epoch=0)
     size = recipe.batch_norm_batch_size
@@ -275,7 +275,7 @@ def test_laps_follow_one_another_in_the_order_of_the_algorithm() -> None:
     events: list[object] = []
 
     class Saving(NoCheckpoints):
-        def save(self, position: Position, state: TrainingState, row: EpochRow | None) -> None:
+        def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
             events.append(("saved", position.phase, position.worker, position.stopped_by))
 
     watch = Watch(

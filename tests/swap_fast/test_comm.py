@@ -1,4 +1,4 @@
-"""Collectives between two real processes, and alone; who runs which slot."""
+"""Collectives between two real processes, and alone; who runs which replica."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from small_parts import SWAP, make_dataset, run_processes, small_parts
 from swap_fast.distributed import ALONE, Comm, connect
 
 
-@pytest.mark.parametrize("num_slots", [1, 4, 7, 8])
+@pytest.mark.parametrize("num_replicas", [1, 4, 7, 8])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
-def test_slots_are_dealt_out_once_each(num_slots: int, world_size: int) -> None:
+def test_replicas_are_dealt_out_once_each(num_replicas: int, world_size: int) -> None:
     dealt = [
-        list(Comm(rank=rank, world_size=world_size).slots(num_slots)) for rank in range(world_size)
+        list(Comm(rank=rank, world_size=world_size).replicas(num_replicas))
+        for rank in range(world_size)
     ]
-    assert sorted(chain.from_iterable(dealt)) == list(range(num_slots))
+    assert sorted(chain.from_iterable(dealt)) == list(range(num_replicas))
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
-    assert all(slot % world_size == rank for rank, slots in enumerate(dealt) for slot in slots)
+    assert all(
+        replica % world_size == rank for rank, replicas in enumerate(dealt) for replica in replicas
+    )
 
 
 def test_alone_collectives_are_the_identity() -> None:
@@ -120,22 +123,22 @@ def test_groups_of_imagenet_s_two_workers_of_eight(fake_rank: Comm) -> None:
     inside = dist.get_process_group_ranks(group.inside.group)
     assert inside == list(range(8 * worker, 8 * worker + 8))
     assert dist.get_process_group_ranks(group.across.group) == [place, place + 8]
-    assert group.inside.slots(8) == range(place, 8, 8)
+    assert group.inside.replicas(8) == range(place, 8, 8)
 
 
 @pytest.mark.parametrize("fake_rank", [0, 13], indirect=True)
-def test_a_step_of_sixteen_ranks_has_one_slot_of_each_phase(fake_rank: Comm) -> None:
+def test_a_step_of_sixteen_ranks_has_one_replica_of_each_phase(fake_rank: Comm) -> None:
     recipe = replace(
         SWAP,
         phase1=replace(SWAP.phase1, global_batch_size=64, gpus_per_model=16),
         phase2=replace(SWAP.phase2, global_batch_size=32, gpus_per_model=8),
     )
     parts = small_parts(recipe, comm=fake_rank, dataset=make_dataset(128))
-    stretches = [phase.stretches[0] for phase in parts.phases]
-    assert [stretch.step.images.shape for stretch in stretches] == [(4, 3, 32, 32)] * 2
-    assert [stretch.open_batches().steps_per_epoch for stretch in stretches] == [2, 4]
-    for stretch in stretches:
-        stretch.step()
+    stages = [phase.stages[0] for phase in parts.phases]
+    assert [stage.step.images.shape for stage in stages] == [(4, 3, 32, 32)] * 2
+    assert [stage.open_batches().steps_per_epoch for stage in stages] == [2, 4]
+    for stage in stages:
+        stage.step()
 
 
 def hang_on_rank_1(comm: Comm, folder: Path) -> None:

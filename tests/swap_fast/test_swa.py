@@ -32,7 +32,7 @@ from swap_fast.data.cifar.augment import plan_epoch
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.outcome import average_by_cycle, running_average
 from swap_fast.record import EpochRow
-from swap_fast.training.parts import Parts, Watch
+from swap_fast.training.parts import Trainer, Watch
 
 SEED = 3
 DATA = make_dataset()
@@ -41,14 +41,14 @@ CYCLES = replace(SWAP, phase2=Phase(global_batch_size=8, peak_lr=0.1, max_epochs
 
 
 class KeptRun:
-    """A run's parts, with its rows and the weights after each epoch."""
+    """A run's trainer, with its rows and the weights after each epoch."""
 
     def __init__(self, recipe: AveragingRecipe) -> None:
         self.rows: list[EpochRow] = []
         kept = Kept()
         self.thetas = kept.thetas
         watch = Watch(on_epoch=self.rows.append)
-        self.parts: Parts = small_parts(
+        self.parts: Trainer = small_parts(
             recipe, dataset=DATA, seed=SEED, watch=watch, checkpoints=kept
         )
 
@@ -84,10 +84,10 @@ def test_swa_averages_the_end_of_each_cycle() -> None:
 
 def plain_cycles(start: PhaseOne, phase: Phase) -> list[Tensor]:
     """The sequence of SWA by torch's own SGD, from the end of phase 1: theta after each cycle."""
-    parts = small_parts(SWA, dataset=DATA, seed=SEED)
-    parts.weights.load_(start.theta, start.statistics)
+    trainer = small_parts(SWA, dataset=DATA, seed=SEED)
+    trainer.weights.load_(start.theta, start.statistics)
     model = SmallNet()
-    model.load_state_dict(parts.weights.model.state_dict())
+    model.load_state_dict(trainer.weights.model.state_dict())
     optimizer = torch.optim.SGD(
         model.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
@@ -107,15 +107,15 @@ def plain_cycles(start: PhaseOne, phase: Phase) -> list[Tensor]:
         nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
         if i % c == 0:
-            parts.weights.model.load_state_dict(model.state_dict())
-            samples.append(parts.weights.copy()[0])
+            trainer.weights.model.load_state_dict(model.state_dict())
+            samples.append(trainer.weights.copy()[0])
     return samples
 
 
 def test_the_sequence_is_torch_s_sgd_with_cyclic_rates() -> None:
-    parts = small_parts(SWA, dataset=DATA, seed=SEED)
-    start = large_batch_phase(SWA, parts)
-    (worker,) = small_batch_phase(SWA, parts, start)
+    trainer = small_parts(SWA, dataset=DATA, seed=SEED)
+    start = large_batch_phase(SWA, trainer)
+    (worker,) = small_batch_phase(SWA, trainer, start)
     for ours, plain in zip(worker.samples, plain_cycles(start, SWA.phase2), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=2e-5)
 
@@ -130,7 +130,7 @@ def test_the_average_after_each_cycle() -> None:
     for now, then in zip(kept.parts.weights.copy(), before, strict=True):
         assert torch.equal(now, then)
     kept.parts.weights.load_(kept.thetas[2, 0, 2], before[1])
-    kept.parts.statistics_pass(kept.parts.batch_norm_batches(), ALONE)
+    kept.parts.recompute_batchnorm(kept.parts.batch_norm_batches(), ALONE)
     assert rows[0].test_accuracy == pytest.approx(accuracy(kept.parts.weights.model))
 
 
@@ -148,7 +148,7 @@ def test_swap_in_cycles_averages_every_worker_s_samples() -> None:
     assert [row.epoch for row in rows] == [1, 2, 3, 4]
     at_3 = [kept.thetas[2, worker, epoch] for worker in (0, 1) for epoch in (2, 3)]
     kept.parts.weights.load_(numpy_mean(at_3).float(), final[1])
-    kept.parts.statistics_pass(kept.parts.batch_norm_batches(), ALONE)
+    kept.parts.recompute_batchnorm(kept.parts.batch_norm_batches(), ALONE)
     assert rows[2].test_accuracy == pytest.approx(accuracy(kept.parts.weights.model))
 
 
@@ -157,15 +157,15 @@ def run_both(comm: Comm, folder: Path) -> None:
     for name, recipe in (("single", SWA), ("together", TOGETHER)):
         rows: list[EpochRow] = []
         watch = Watch(on_epoch=rows.append)
-        parts = small_parts(recipe, dataset=DATA, seed=SEED, comm=comm, watch=watch)
-        result = swa(recipe, parts)
+        trainer = small_parts(recipe, dataset=DATA, seed=SEED, comm=comm, watch=watch)
+        result = swa(recipe, trainer)
         torch.save(
             {
-                "theta": parts.weights.copy()[0],
+                "theta": trainer.weights.copy()[0],
                 "samples": [sample for worker in result.workers for sample in worker.samples],
                 "accuracy": result.accuracies.top1,
                 "rows": [asdict(replace(row, time_s=0.0)) for row in rows if row.phase == 2],
-                "speaks": parts.group.is_first,
+                "speaks": trainer.group.is_first,
             },
             folder / f"{name}{comm.rank}of{comm.world_size}.pt",
         )

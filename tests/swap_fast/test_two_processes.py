@@ -18,9 +18,9 @@ from swap_fast.data.cifar.augment import IMAGE_SIZE
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.outcome import running_average
 from swap_fast.record import EpochRow
-from swap_fast.training.batchnorm import SlotStatistics, recompute_statistics_
+from swap_fast.training.batchnorm import ReplicaStatistics, recompute_statistics_
 from swap_fast.training.optimizer import MomentumSGD
-from swap_fast.training.parts import Parts, Watch
+from swap_fast.training.parts import Trainer, Watch
 from swap_fast.training.step import Step
 from swap_fast.training.weights import Weights, average
 
@@ -37,10 +37,10 @@ RECIPE = replace(
 DATA = make_dataset(train_images=128, test_images=600)
 """Test images for two batches of 500, so that a third rank has none; 60, 60 and 8 to train."""
 
-# Sums over slots are taken in another order, so that float32 differs in its last digits. In a net
-# without kinks that stays small: of ten relative changes of 6e-8 in the initial weights none moved
-# a final one by more than 2e-7 of the largest. ResNet-9's ReLUs and max pools at width 4 turn the
-# same changes into 1e-3, so that it could show no error smaller than that.
+# Sums over replicas are taken in another order, so that float32 differs in its last digits. In a
+# net without kinks that stays small: of ten relative changes of 6e-8 in the initial weights none
+# moved a final one by more than 2e-7 of the largest. ResNet-9's ReLUs and max pools at width 4
+# turn the same changes into 1e-3, so that it could show no error smaller than that.
 TOLERANCE = 2e-6
 
 
@@ -67,15 +67,15 @@ class SmoothNet(nn.Module):
 def run_swap(comm: Comm, folder: Path) -> None:
     """Run SWAP as this rank and save what it has at the end."""
     rows: list[EpochRow] = []
-    parts = small_parts(
+    trainer = small_parts(
         RECIPE,
         dataset=DATA,
         make_model=SmoothNet,
         comm=comm,
         watch=Watch(on_epoch=rows.append),
     )
-    result = swap(RECIPE, parts)
-    state = {n: t for n, t in parts.weights.model.state_dict().items() if "tracked" not in n}
+    result = swap(RECIPE, trainer)
+    state = {n: t for n, t in trainer.weights.model.state_dict().items() if "tracked" not in n}
     torch.save(
         {
             "state": state,
@@ -83,24 +83,24 @@ def run_swap(comm: Comm, folder: Path) -> None:
             "workers": {worker.number: worker.theta for worker in result.workers},
             "test_accuracy": result.accuracies.top1,
             "stopped_by": result.phase1.stopped_by,
-            **pieces(parts, comm),
+            **pieces(trainer, comm),
         },
         folder / f"rank{comm.rank}of{comm.world_size}.pt",
     )
 
 
-def pieces(parts: Parts, comm: Comm) -> dict[str, Any]:
+def pieces(trainer: Trainer, comm: Comm) -> dict[str, Any]:
     """What single operations give from inputs that are the same for any number of ranks."""
-    weights = parts.weights
-    slots = SlotStatistics(weights, W, comm)
+    weights = trainer.weights
+    replicas = ReplicaStatistics(weights, W, comm)
     vectors = torch.rand(W, len(weights.statistics), generator=torch.Generator().manual_seed(0))
-    for here, slot in enumerate(comm.slots(W)):
-        weights.statistics.copy_(vectors[slot])
-        slots.leave_(here)
-    slots.merge_()
+    for here, replica in enumerate(comm.replicas(W)):
+        weights.statistics.copy_(vectors[replica])
+        replicas.swap_out(here)
+    replicas.merge_()
     merged = weights.statistics.clone()
     thetas = torch.randn(W, 1000, generator=torch.Generator().manual_seed(1))
-    mean = average([(slot, thetas[slot]) for slot in comm.slots(W)], comm)
+    mean = average([(replica, thetas[replica]) for replica in comm.replicas(W)], comm)
     images = torch.randn(90, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(2))
     batches = images.split(40)[comm.rank :: comm.world_size]  # 40, 40 and 10, dealt out
     recompute_statistics_(weights, batches, comm)
@@ -137,8 +137,8 @@ def sum_gradients(comm: Comm, folder: Path) -> None:
         weights = Weights(execution.place(SmoothNet(), torch.device("cpu")))
         optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=True)
         step = Step(weights, optimizer, RECIPE.phase1, comm, execution)
-        for slot, images in enumerate(step.images.chunk(len(comm.slots(W)))):
-            generator = torch.Generator().manual_seed(comm.slots(W)[slot])
+        for replica, images in enumerate(step.images.chunk(len(comm.replicas(W)))):
+            generator = torch.Generator().manual_seed(comm.replicas(W)[replica])
             images.copy_(torch.randn(images.shape, generator=generator))
         optimizer.scaler.update(1024.0)
         step()
@@ -160,15 +160,15 @@ GROUPS = replace(
     num_workers=2,
     phase2=replace(RECIPE.phase2, gpus_per_model=2),
 )
-"""Two workers, each of two slots: on four ranks a worker is two ranks' work."""
+"""Two workers, each of two replicas: on four ranks a worker is two ranks' work."""
 
 
 def run_groups(comm: Comm, folder: Path) -> None:
-    """Run SWAP with workers of two slots as this rank, with the weights that it saves."""
+    """Run SWAP with workers of two replicas as this rank, with the weights that it saves."""
     rows: list[EpochRow] = []
     kept = Kept()
     recipe = replace(GROUPS, phase2=replace(GROUPS.phase2, max_epochs=2))
-    parts = small_parts(
+    trainer = small_parts(
         recipe,
         dataset=DATA,
         make_model=SmoothNet,
@@ -176,12 +176,12 @@ def run_groups(comm: Comm, folder: Path) -> None:
         watch=Watch(on_epoch=rows.append),
         checkpoints=kept,
     )
-    result = swap(recipe, parts)
-    averages = running_average(recipe, parts, result)
+    result = swap(recipe, trainer)
+    averages = running_average(recipe, trainer, result)
     torch.save(
         {
-            "theta": parts.weights.theta.detach(),
-            "statistics": parts.weights.statistics,
+            "theta": trainer.weights.theta.detach(),
+            "statistics": trainer.weights.statistics,
             "rows": [where(asdict(row)) for row in rows],
             "saved": sorted(place[1:] for place in kept.thetas if place[0] == 2),
             "workers": {worker.number: worker.theta for worker in result.workers},

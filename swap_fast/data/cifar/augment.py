@@ -15,7 +15,7 @@ IMAGE_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class AugmentationPlan:
     """One epoch: position i shows image `order[i]`, cropped, flipped and cut as entry i says.
 
     All arrays have length N.
@@ -40,9 +40,9 @@ class Plan:
         """N, the number of positions."""
         return len(self.order)
 
-    def take(self, positions: NDArray[np.int64]) -> "Plan":
+    def take(self, positions: NDArray[np.int64]) -> "AugmentationPlan":
         """The plan of one batch: that of these positions."""
-        return Plan(
+        return AugmentationPlan(
             order=self.order[positions],
             crop_y=self.crop_y[positions],
             crop_x=self.crop_x[positions],
@@ -55,10 +55,10 @@ class Plan:
 
 def plan_epoch(
     num_images: int, augmentation: Augmentation, *, seed: int, phase: int, worker: int, epoch: int
-) -> Plan:
+) -> AugmentationPlan:
     """Draw an epoch's order and augmentation.
 
-    Phase 1 has one plan for all its slots (worker 0), of which each takes a disjoint slice
+    Phase 1 has one plan for all its replicas (worker 0), of which each takes a disjoint slice
     (Algorithm 1, line 11); in phase 2 each worker sees all the data in its own order (line 22).
     """
     random = np.random.default_rng(np.random.SeedSequence((seed, phase, worker, epoch)))
@@ -67,7 +67,7 @@ def plan_epoch(
     crop_y, crop_x = random.integers(offsets, size=(2, num_images))
     flip = random.integers(2 if augmentation.flip else 1, size=num_images)
     cutout_y, cutout_x = random.integers(places, size=(2, num_images))
-    return Plan(
+    return AugmentationPlan(
         order=order,
         crop_y=crop_y,
         crop_x=crop_x,
@@ -78,10 +78,10 @@ def plan_epoch(
     )
 
 
-def plain_plan(num_images: int, pad: int) -> Plan:
+def plain_plan(num_images: int, pad: int) -> AugmentationPlan:
     """The images as they are, in their own order: for evaluation and clean passes."""
     zeros, centre = np.zeros(num_images, np.int64), np.full(num_images, pad, np.int64)
-    return Plan(
+    return AugmentationPlan(
         order=np.arange(num_images),
         crop_y=centre,
         crop_x=centre,

@@ -1,4 +1,4 @@
-"""The batches of a phase: each update's positions in the epoch's plan, slot by slot."""
+"""The batches of a phase: each update's positions in the epoch's plan, replica by replica."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from swap_fast.config.phase import Augmentation, Phase
-from swap_fast.data.cifar.augment import Plan, plain_plan, plan_epoch
+from swap_fast.data.cifar.augment import AugmentationPlan, plain_plan, plan_epoch
 from swap_fast.data.cifar.resident import DeviceImages, DevicePlan
 from swap_fast.distributed import ALONE, Comm
 
@@ -31,7 +31,7 @@ class Loader(Protocol):
         """Go to an epoch: its plan says what the batches hold."""
 
     def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
-        """Write this rank's part of update `step` into [slots * micro-batch, ...] tensors."""
+        """Write this rank's part of update `step` into [replicas * micro-batch, ...] tensors."""
 
 
 def require_a_batch(number: int, global_batch_size: int, num_images: int) -> None:
@@ -48,11 +48,11 @@ def require_a_batch(number: int, global_batch_size: int, num_images: int) -> Non
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class ShardSpec:
     """What of each epoch's plan one rank loads.
 
-    Update i of an epoch covers positions [i * B, (i + 1) * B) of the plan, and slot s the s-th of
-    its equal slices (Algorithm 1, line 11).
+    Update i of an epoch covers positions [i * B, (i + 1) * B) of the plan, and replica s the s-th
+    of its equal slices (Algorithm 1, line 11).
 
     Raises:
         ValueError: fewer images than one global batch.
@@ -63,13 +63,13 @@ class Share:
     augmentation: Augmentation
     """How the plan is drawn."""
     phase: Phase
-    """Gives the slots and the batch size."""
+    """Gives the replicas and the batch size."""
     seed: int
     """Of all plans."""
     number: int
     """The phase's number, 1 or 2."""
-    slots: range
-    """The slots of this rank, among `phase.gpus_per_model`."""
+    replicas: range
+    """The replicas of this rank, among `phase.gpus_per_model`."""
     drop_last: bool = True
     """Leave out the images that fill no whole batch, as updates do; else the last is short."""
 
@@ -87,10 +87,10 @@ class Share:
     @property
     def images_per_step(self) -> int:
         """Images of this rank in a whole batch."""
-        return len(self.slots) * self.phase.micro_batch_size
+        return len(self.replicas) * self.phase.micro_batch_size
 
-    def plan(self, worker: int, epoch: int) -> Plan:
-        """Draw an epoch's plan: that of all slots."""
+    def plan(self, worker: int, epoch: int) -> AugmentationPlan:
+        """Draw an epoch's plan: that of all replicas."""
         return plan_epoch(
             self.num_images,
             self.augmentation,
@@ -103,7 +103,7 @@ class Share:
     def positions(self, step: int) -> NDArray[np.int64]:
         """This rank's positions in the plan at one update."""
         size = self.phase.micro_batch_size
-        starts = step * self.phase.global_batch_size + np.array(self.slots) * size
+        starts = step * self.phase.global_batch_size + np.array(self.replicas) * size
         positions = (starts[:, None] + np.arange(size)).ravel()
         return positions[positions < self.num_images]
 
@@ -116,7 +116,7 @@ class Batches:
         share: what of each epoch is loaded.
     """
 
-    def __init__(self, images: DeviceImages, share: Share) -> None:
+    def __init__(self, images: DeviceImages, share: ShardSpec) -> None:
         self.steps_per_epoch, self.images_per_step = share.steps_per_epoch, share.images_per_step
         self._images, self._share = images, share
         positions = [share.positions(step) for step in range(share.steps_per_epoch)]
@@ -129,7 +129,7 @@ class Batches:
         self._plan = self._images.upload(self._share.plan(worker, epoch), self._plan)
 
     def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
-        """Write this rank's part of update `step` into [slots * micro-batch, ...] tensors."""
+        """Write this rank's part of update `step` into [replicas * micro-batch, ...] tensors."""
         assert self._plan is not None, "an epoch is started first"
         self._images.load_(self._plan, self._positions[step], images, labels)
 
@@ -186,13 +186,13 @@ class Sequence:
     A batch follows from its number alone, so that any may be asked for ahead, or twice.
     """
 
-    def __init__(self, share: Share, worker: int, epoch: int, step: int) -> None:
+    def __init__(self, share: ShardSpec, worker: int, epoch: int, step: int) -> None:
         self._share, self._worker = share, worker
         self._first = epoch * share.steps_per_epoch + step
         self.largest_batch = share.images_per_step
-        self._drawn: tuple[int, Plan] | None = None
+        self._drawn: tuple[int, AugmentationPlan] | None = None
 
-    def __call__(self, i: int) -> Plan:
+    def __call__(self, i: int) -> AugmentationPlan:
         """The plan of batch i, counted from the sequence's first."""
         epoch, step = divmod(self._first + i, self._share.steps_per_epoch)
         if self._drawn is None or self._drawn[0] != epoch:
@@ -225,7 +225,7 @@ class StreamedBatches:
         share: what of each epoch is loaded.
     """
 
-    def __init__(self, stream: Stream, share: Share) -> None:
+    def __init__(self, stream: Stream, share: ShardSpec) -> None:
         self.steps_per_epoch, self.images_per_step = share.steps_per_epoch, share.images_per_step
         self._stream, self._share = stream, share
         self._worker, self._epoch = 0, 0
@@ -237,7 +237,7 @@ class StreamedBatches:
         self._worker, self._epoch = worker, epoch
 
     def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
-        """Write this rank's part of update `step` into [slots * micro-batch, ...] tensors."""
+        """Write this rank's part of update `step` into [replicas * micro-batch, ...] tensors."""
         batch = self._epoch * self.steps_per_epoch + step
         if self._stream.sequence is not self._sequence or self._next != (self._worker, batch):
             self._sequence = Sequence(self._share, self._worker, self._epoch, step)

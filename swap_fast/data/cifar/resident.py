@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from swap_fast.data.cifar.augment import IMAGE_SIZE, Plan
+from swap_fast.data.cifar.augment import IMAGE_SIZE, AugmentationPlan
 from swap_fast.data.cifar.dataset import Channels, Split
 
 ROW = 3 * IMAGE_SIZE  # values in one row of an image in HWC order
@@ -68,7 +68,7 @@ class DeviceImages:
         """N, the number of images."""
         return len(self.labels)
 
-    def upload(self, plan: Plan, into: DevicePlan | None = None) -> DevicePlan:
+    def upload(self, plan: AugmentationPlan, into: DevicePlan | None = None) -> DevicePlan:
         """Move a plan to the device, its crops turned into window places.
 
         Arguments:

@@ -1,4 +1,4 @@
-"""A phase's batches of an image tree, slot by slot, and passes that show each image once."""
+"""A phase's batches of an image tree, replica by replica, and passes that show each image once."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, Protocol
@@ -61,18 +61,18 @@ def make_decoder(
 
 
 class TreeBatches:
-    """An epoch of global batches, of which this rank loads the slices of its own slots.
+    """An epoch of global batches, of which this rank loads the slices of its own replicas.
 
-    Update i of an epoch covers positions [i * B, (i + 1) * B) of the plan, and slot s the s-th of
-    its equal slices (Algorithm 1, line 11), as in `Batches`. Images that fill no whole batch are
-    left out. Each stage of an image size has an object of its own: drop the old one first.
+    Update i of an epoch covers positions [i * B, (i + 1) * B) of the plan, and replica s the s-th
+    of its equal slices (Algorithm 1, line 11), as in `Batches`. Images that fill no whole batch
+    are left out. Each stage of an image size has an object of its own: drop the old one first.
 
     Arguments:
         decoder: decodes the batches; made for this split.
         px: the crop's side.
         min_scale: the least share of an image's area that is shown.
         global_batch_size: images in one update of one model.
-        num_slots: slots that share an update; `slots` are those of this rank among them.
+        num_replicas: replicas that share an update; `replicas` are those of this rank among them.
         number: the phase's number.
         device: where the labels are.
 
@@ -88,8 +88,8 @@ class TreeBatches:
         px: int,
         min_scale: float,
         global_batch_size: int,
-        num_slots: int,
-        slots: range,
+        num_replicas: int,
+        replicas: range,
         seed: int,
         number: int,
         device: torch.device,
@@ -100,8 +100,8 @@ class TreeBatches:
         self._px, self._min_scale = px, min_scale
         self._seed, self._number = seed, number
         positions = np.arange(self.steps_per_epoch * global_batch_size)
-        by_slot = positions.reshape(self.steps_per_epoch, num_slots, -1)[:, list(slots)]
-        self._positions = by_slot.reshape(self.steps_per_epoch, -1)  # [steps, images a step]
+        by_replica = positions.reshape(self.steps_per_epoch, num_replicas, -1)[:, list(replicas)]
+        self._positions = by_replica.reshape(self.steps_per_epoch, -1)  # [steps, images a step]
         self.images_per_step = self._positions.shape[1]
 
     def start_epoch(self, worker: int, epoch: int) -> None:
@@ -125,7 +125,7 @@ class TreeBatches:
         self._next = step
 
     def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
-        """Write this rank's part of update `step` into [slots * micro-batch, ...] tensors.
+        """Write this rank's part of update `step` into [replicas * micro-batch, ...] tensors.
 
         Steps are decoded ahead in their order; a step out of order begins anew from there, which
         costs what was decoded ahead.

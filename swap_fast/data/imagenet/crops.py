@@ -67,7 +67,8 @@ def plan_crops(
         sizes: [N, 2], height and width of each image of the split.
         px: the crop's side.
         min_scale: the least share of an image's area that a window has.
-        phase, worker, epoch: as for CIFAR; phase 1 has one plan for all its slots (worker 0), and
+        phase, worker, epoch: as for CIFAR; phase 1 has one plan for all its replicas (worker 0),
+        and
             in phase 2 each worker has its own.
 
     Returns:

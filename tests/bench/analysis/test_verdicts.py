@@ -115,14 +115,14 @@ def test_times_need_as_many_devices_as_the_paper_names() -> None:
 
 def test_table_4_s_machine_is_that_of_all_its_rows() -> None:
     # One worker in sequence can use one of its eight devices, and 2048 images at a time all eight.
-    for recipe, label, slots in (
+    for recipe, label, replicas in (
         ("cifar100_swa_small", "Small-batch SWA", 1),
         ("cifar100_swa_large", "Large-batch SWA", 8),
     ):
         time = PAPER.value("Table 4", label, "train_time")
         for ranks in (1, 2, 8):
             record = make_record(recipe, machine=V100, world_size=ranks)
-            assert is_comparable([record], time) is (ranks == slots)
+            assert is_comparable([record], time) is (ranks == replicas)
 
 
 def test_five_percent_of_minutes() -> None:

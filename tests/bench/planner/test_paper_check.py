@@ -102,7 +102,7 @@ def test_imagenet_s_stages() -> None:
     assert [(p.epochs, p.global_batch_size, p.num_models) for p in swap.phases] == [
         *((13, 8192, 1), (9, 3584, 1), (3, 1792, 2), (3, 1024, 2)),
     ]
-    assert sgd.slots == swap.slots == 16
+    assert sgd.replicas == swap.replicas == 16
     # 22 epochs on 16 GPUs, 6 on 8: the minutes of Table 3's rows over 28.
     found = predict(read_rates(PAPER), swap)
     assert found.before_s == pytest.approx(60 * (22 * 127.20 + 6 * 235.29) / 28)

@@ -77,7 +77,7 @@ def test_an_epoch_by_hand() -> None:
 
 
 def test_fewer_devices_take_turns() -> None:
-    # Three devices for four slots: two of them in turn on one; two models one after another.
+    # Three devices for four replicas: two of them in turn on one; two models one after another.
     step_s = 2 * 5 * IMAGE_S + UPDATE_S + all_reduce_s(4000, 3, ROUND)
     assert epoch_s(PHASE, SPEED, 3) == pytest.approx(5 * step_s)
     workers = replace(PHASE, gpus_per_model=1, global_batch_size=5, num_models=8)

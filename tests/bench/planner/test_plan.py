@@ -192,7 +192,7 @@ def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert min(*measured.micro_batches_s.values(), measured.pass_s) > 0
     assert measured.hardware.activation_bytes == 4
     plan = make_plan(recipe, measured, 1, PAPER)
-    # Four slots of 128 images take turns; so do four workers.
+    # Four replicas of 128 images take turns; so do four workers.
     step_s = 4 * measured.micro_batches_s[128]
     assert plan.expected.phases_s[0] == pytest.approx(6 * 16 * step_s)
     assert plan.expected.phases_s[1] == pytest.approx(4 * 128 * measured.micro_batches_s[64])

@@ -13,7 +13,7 @@ from bench.planner.command import make_plan, modelled
 from bench.records.grouping import machine_key
 from bench.records.paper import load_paper
 from bench.records.paper_tables import TABLE_4
-from bench.report.runs_to_do import Expected, Job, expect, images_of, phase1_epochs, starts_of
+from bench.report.runs_to_do import Expected, RunToDo, expect, images_of, phase1_epochs, starts_of
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import RunRecord, plain
 
@@ -33,7 +33,7 @@ def _made(recipe: str, wall_s: float, seed: int = 0, **changed: Any) -> RunRecor
 
 
 def _expect(recipe: str, *records: RunRecord, shares: bool = False) -> Expected:
-    job = Job(recipe=recipe, seed=3, start=None, record=None)
+    job = RunToDo(recipe=recipe, seed=3, start=None, record=None)
     return expect(job, "cpu", CPU_ROWS, records, HERE, PAPER, shares=shares)
 
 
@@ -102,7 +102,7 @@ def test_other_machines_come_last_and_then_nothing() -> None:
 
 @pytest.mark.parametrize("shares", [False, True])
 def test_the_paper_s_size_by_the_planner(shares: bool) -> None:
-    job = Job(recipe="cifar100_swap_40", seed=0, start="cifar100_swap", record=None)
+    job = RunToDo(recipe="cifar100_swap_40", seed=0, start="cifar100_swap", record=None)
     machine = machine_key(make_record("cifar100_swap", machine=V100, world_size=4))
     found = expect(job, "paper", [], [], machine, PAPER, shares=shares)
     plan = make_plan(RECIPES[job.recipe](), modelled("v100", None, PAPER), 4, PAPER)

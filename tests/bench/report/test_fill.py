@@ -16,7 +16,7 @@ from bench.hardware.machine import describe_machine
 from bench.options import RunOptions, TableOptions
 from bench.report import fill
 from bench.report.fill import duration, run_table, total
-from bench.report.runs_to_do import Expected, Job
+from bench.report.runs_to_do import Expected, RunToDo
 from bench.runner.session import processes
 from swap_fast.config.recipe import Recipe, SWARecipe
 from swap_fast.data.cifar.files import load_dataset, locate_dataset
@@ -190,8 +190,8 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(
 
 def test_a_phase_1_is_shared_where_it_is_kept_or_comes_first(tmp_path: Path) -> None:
     record = make_record("cifar100_swap_cpu")
-    start = Job(recipe=record.recipe, seed=0, start=None, record=None)
-    job = Job(recipe="cifar100_swap_40_cpu", seed=0, start=record.recipe, record=None)
+    start = RunToDo(recipe=record.recipe, seed=0, start=None, record=None)
+    job = RunToDo(recipe="cifar100_swap_40_cpu", seed=0, start=record.recipe, record=None)
     assert fill.begins_from_another(job, [start, job], tmp_path)
     assert not fill.begins_from_another(start, [start, job], tmp_path)
     there = replace(start, record=record)

@@ -10,7 +10,7 @@ from record_factory import CPU, V100, make_record, with_recipe
 
 from bench.records.grouping import MachineKey, kind_of_machine, machine_key
 from bench.records.paper_tables import TABLE_1, TABLE_2, TABLE_4, RunTable
-from bench.report.runs_to_do import Job, agrees, find_run, is_run_of, jobs_of, starts_of
+from bench.report.runs_to_do import RunToDo, agrees, find_run, is_run_of, jobs_of, starts_of
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import RunRecord, plain
 
@@ -27,7 +27,7 @@ def _made(recipe: str, seed: int = 0, **changed: Any) -> RunRecord:
     return replace(with_recipe(record, **plain(asdict(RECIPES[recipe]()))), **changed)
 
 
-def _jobs(table: RunTable, runs: int, *records: RunRecord) -> list[Job]:
+def _jobs(table: RunTable, runs: int, *records: RunRecord) -> list[RunToDo]:
     return jobs_of(table, "cpu", runs, records, lambda recipe: HERE, DATA)
 
 

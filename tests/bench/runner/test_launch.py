@@ -14,7 +14,7 @@ from repository import ROOT
 
 from bench.runner.launch import launch
 from swap_fast.distributed import connect
-from swap_fast.training.interruption import EXIT_STATUS
+from swap_fast.training.shutdown import EXIT_STATUS
 
 
 def add_ranks(start: float) -> float:

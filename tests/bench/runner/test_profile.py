@@ -62,11 +62,11 @@ def test_a_run_leaves_a_trace_of_each_phase(
     assert sorted(file.name for file in traces.iterdir()) == [
         *("phase1.json.gz", "phase2-worker0.json.gz", "phase3.json.gz")
     ]
-    # Of phase 1's 8 steps three are in the trace, of 4 slots, or the 2 of rank 0, each.
+    # Of phase 1's 8 steps three are in the trace, of 4 replicas, or the 2 of rank 0, each.
     first = _events(traces / "phase1.json.gz")
-    slots = 4 // int(ranks)
+    replicas = 4 // int(ranks)
     assert first["phase1"] == ACTIVE
-    assert first["aten::cross_entropy_loss"] == ACTIVE * slots
+    assert first["aten::cross_entropy_loss"] == ACTIVE * replicas
     second = _events(traces / "phase2-worker0.json.gz")
     assert second["phase2"] == second["aten::cross_entropy_loss"] == ACTIVE
     third = _events(traces / "phase3.json.gz")

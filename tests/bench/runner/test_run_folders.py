@@ -23,7 +23,7 @@ from bench.runner import run_folders
 from bench.runner.attempts import Attempt, is_running
 from bench.runner.run_folders import (
     Description,
-    Request,
+    RunSpec,
     describe_run,
     find_place,
     find_start,
@@ -45,8 +45,8 @@ SMALL = [
 ]
 
 
-def request(out: Path, **changed: Any) -> Request:
-    made = Request(
+def request(out: Path, **changed: Any) -> RunSpec:
+    made = RunSpec(
         recipe=cifar10_quick(),
         overrides=(),
         seed=0,
@@ -61,11 +61,11 @@ def request(out: Path, **changed: Any) -> Request:
     return replace(made, **changed)
 
 
-def describe(made: Request, **changed: Any) -> Description:
+def describe(made: RunSpec, **changed: Any) -> Description:
     return describe_run(made, {"sha256": "ab"}, 1) | changed
 
 
-def begin(made: Request, created: str, *, done: bool = False, **changed: Any) -> Path:
+def begin(made: RunSpec, created: str, *, done: bool = False, **changed: Any) -> Path:
     """A run's folder as it is after its beginning, and perhaps its record."""
     about = describe(made, created=created, **changed)
     folder = find_place(replace(made, resume="no"), about).folder

@@ -36,7 +36,7 @@ VICTIMS = ("all at once", "launcher", "one rank")
 ENDED_S = 20.0
 """By then nothing of a run in which a process was killed may be left."""
 LONGEST_TRY_S = 14.0
-"""Beyond the start of the processes and the longest stretch without a checkpoint, phase 3, so that
+"""Beyond the start of the processes and the longest stage without a checkpoint, phase 3, so that
 a try may reach the end from anywhere."""
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("optuna", reason="Optuna is not installed")
 from bench.cli import main
 from bench.records.grouping import why_not_comparable
 from bench.records.paper_tables import place_of
-from bench.runner.run_folders import Request
+from bench.runner.run_folders import RunSpec
 from bench.search import study as search_study
 from bench.search import trials as search_runs
 from swap_fast.record import read_records
@@ -101,7 +101,7 @@ def test_an_interrupted_search_goes_on_and_repeats_no_run(
 ) -> None:
     launched, limit, launch = [], 2, search_runs.launch
 
-    def counted(function: Callable[..., Any], request: Request, *, num_ranks: int) -> Any:
+    def counted(function: Callable[..., Any], request: RunSpec, *, num_ranks: int) -> Any:
         if len(launched) == limit:
             raise KeyboardInterrupt
         launched.append(request)

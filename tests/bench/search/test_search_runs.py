@@ -39,4 +39,4 @@ def test_phase_1_alone_is_a_recipe_of_sgd() -> None:
     one = phase_one(SWAP, 0.7)
     assert type(one) is SGDRecipe
     assert (one.phase1.stopping_accuracy, one.phase1.max_epochs) == (0.7, SWAP.phase1.max_epochs)
-    assert (one.width, one.num_slots) == (SWAP.width, SWAP.num_slots)
+    assert (one.width, one.num_replicas) == (SWAP.width, SWAP.num_replicas)

@@ -13,7 +13,7 @@ import torch
 from small_parts import SGD, SWAP, make_dataset, run_processes, small_parts
 
 from swap_fast.algorithm import sgd, swap
-from swap_fast.callbacks.emitter import Narrator
+from swap_fast.callbacks.emitter import EventLogger
 from swap_fast.callbacks.events import EventFile, Tail, merge_events, read_events
 from swap_fast.callbacks.progress import Lines, RunView, plan_of
 from swap_fast.checkpoint.run_folder import RunFolder
@@ -21,16 +21,16 @@ from swap_fast.config.recipe import SGDRecipe, SWAPRecipe
 from swap_fast.distributed import Comm
 from swap_fast.record import EpochRow
 from swap_fast.training.clock import Clock
-from swap_fast.training.interruption import InterruptedRunError
-from swap_fast.training.state import Position
+from swap_fast.training.shutdown import InterruptedRunError
+from swap_fast.training.state import Progress
 
 DATA = make_dataset()
 
 
-def narrator(*listeners: Callable[[dict], object], **changed) -> Narrator:
+def logger(*listeners: Callable[[dict], object], **changed) -> EventLogger:
     made = {"reading": lambda: 0.0, "tick_s": 3600.0} | changed
     recipe: SWAPRecipe | SGDRecipe = made.pop("recipe", SWAP)
-    return Narrator(listeners, plan_of(recipe, len(DATA.train)), **made)
+    return EventLogger(listeners, plan_of(recipe, len(DATA.train)), **made)
 
 
 def told(event: dict) -> tuple:
@@ -40,7 +40,7 @@ def told(event: dict) -> tuple:
 
 def test_a_run_of_two_workers_tells_each_step_of_it(tmp_path: Path) -> None:
     clock, events = Clock(), []
-    with narrator(events.append, reading=clock.reading) as tells:
+    with logger(events.append, reading=clock.reading) as tells:
         folder = RunFolder(tmp_path, clock, on_save=tells.on_save)
         parts = small_parts(dataset=DATA, clock=clock, watch=tells.watch, checkpoints=folder)
         swap(SWAP, parts)
@@ -75,9 +75,9 @@ def test_a_run_of_two_workers_tells_each_step_of_it(tmp_path: Path) -> None:
 def test_an_accuracy_that_nothing_counted_is_null() -> None:
     events: list[dict] = []
     said: list[str] = []
-    tells = narrator(events.append, Lines(said.append))
+    tells = logger(events.append, Lines(said.append))
     tells.began("small", {"name": "small"})
-    tells.on_begin(Position(phase=1))
+    tells.on_begin(Progress(phase=1))
     values = {"learning_rate": 0.1, "train_loss": 1.0, "train_accuracy": math.nan, "time_s": 2.0}
     tells.on_epoch(EpochRow(phase=1, worker=0, epoch=1, **values))
     assert (events[-1]["train_accuracy"], events[-1]["images_per_s"]) == (None, 32 / 2)
@@ -87,7 +87,7 @@ def test_an_accuracy_that_nothing_counted_is_null() -> None:
 def test_listeners_change_no_bit_and_no_reading_of_the_clock() -> None:
     plain = small_parts(dataset=DATA)
     swap(SWAP, plain)
-    with narrator(lambda event: None, tick_s=0.001) as tells:
+    with logger(lambda event: None, tick_s=0.001) as tells:
         watched = small_parts(dataset=DATA, watch=tells.watch)
         swap(SWAP, watched)
     assert torch.equal(plain.weights.theta, watched.weights.theta)
@@ -97,8 +97,8 @@ def test_listeners_change_no_bit_and_no_reading_of_the_clock() -> None:
 def test_an_update_costs_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is told, written or timed for an update: only the thread's tick tells."""
     events: list[dict] = []
-    tells = narrator(events.append)
-    tells.on_begin(Position(phase=1))
+    tells = logger(events.append)
+    tells.on_begin(Progress(phase=1))
     del events[:]
     monkeypatch.setattr(
         "swap_fast.callbacks.emitter.time.monotonic", lambda: pytest.fail("a clock")
@@ -115,8 +115,8 @@ def test_an_update_costs_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_tick_tells_how_far_it_is_and_how_fast() -> None:
     events: list[dict] = []
-    tells = narrator(events.append)
-    tells.on_begin(Position(phase=2, worker=1, epoch=1, step=1))
+    tells = logger(events.append)
+    tells.on_begin(Progress(phase=2, worker=1, epoch=1, step=1))
     for now, steps in ((10.0, 1), (12.0, 2), (14.0, 0)):
         for _ in range(steps):
             tells.on_step(8)
@@ -132,8 +132,8 @@ def test_a_tick_tells_how_far_it_is_and_how_fast() -> None:
 def test_a_file_keeps_progress_every_two_seconds_at_most(tmp_path: Path) -> None:
     heard: list[dict] = []
     file = EventFile(tmp_path, part="run", rank=0)
-    with narrator(heard.append, file=file) as tells:
-        tells.on_begin(Position(phase=2))
+    with logger(heard.append, file=file) as tells:
+        tells.on_begin(Progress(phase=2))
         for tick in range(5):
             tells.on_step(8)
             tells._tick(10.0 + tick / 2)
@@ -143,8 +143,8 @@ def test_a_file_keeps_progress_every_two_seconds_at_most(tmp_path: Path) -> None
 
 def test_the_thread_ticks() -> None:
     events: list[dict] = []
-    with narrator(events.append, tick_s=0.001) as tells:
-        tells.on_begin(Position(phase=1))
+    with logger(events.append, tick_s=0.001) as tells:
+        tells.on_begin(Progress(phase=1))
         tells.on_step(8)
         while not any(event["event"] == "progress" for event in events):
             pass
@@ -157,7 +157,7 @@ def test_a_listener_that_fails_is_said_once_and_training_goes_on() -> None:
     def fails(event: dict) -> None:
         raise OSError("no\nnetwork")
 
-    with narrator(fails, heard.append, complain=complaints.append, recipe=SGD) as tells:
+    with logger(fails, heard.append, complain=complaints.append, recipe=SGD) as tells:
         sgd(SGD, small_parts(SGD, dataset=DATA, watch=tells.watch))
     assert complaints == ["function failed, and is told no more of the run: no network"]
     assert len(heard) == 4
@@ -166,7 +166,7 @@ def test_a_listener_that_fails_is_said_once_and_training_goes_on() -> None:
 def test_a_full_disk_is_said_once_and_training_goes_on(tmp_path: Path) -> None:
     complaints: list[str] = []
     file = EventFile(tmp_path, part="run", rank=0)
-    with narrator(complain=complaints.append, file=file) as tells:
+    with logger(complain=complaints.append, file=file) as tells:
         tells.note("one")
         full = os.open("/dev/full", os.O_WRONLY)
         os.dup2(full, file._file)
@@ -182,7 +182,7 @@ def test_being_told_to_end_passes_through_a_listener() -> None:
     def told_to_end(event: dict) -> None:
         raise InterruptedRunError("SIGTERM")
 
-    tells = narrator(told_to_end)
+    tells = logger(told_to_end)
     with pytest.raises(InterruptedRunError):
         tells.note("one")
 
@@ -196,7 +196,7 @@ def test_being_told_to_end_passes_through_a_listener() -> None:
 )
 def test_a_bad_end_is_told(error: Exception, expected: dict) -> None:
     events: list[dict] = []
-    with pytest.raises(type(error)), narrator(events.append):
+    with pytest.raises(type(error)), logger(events.append):
         raise error
     assert expected.items() <= events[-1].items()
 
@@ -205,7 +205,7 @@ def _rank(comm: Comm, folder: Path) -> None:
     clock, heard = Clock(), []
     file = EventFile(folder, part="run", rank=comm.rank)
     tail = Tail(folder, without="events-run-rank0.jsonl") if comm.rank == 0 else None
-    tells = narrator(heard.append, reading=clock.reading, rank=comm.rank, file=file, tail=tail)
+    tells = logger(heard.append, reading=clock.reading, rank=comm.rank, file=file, tail=tail)
     with tells:
         if comm.rank == 0:
             tells.began("small", {"name": "small"}, world_size=2)

@@ -25,8 +25,8 @@ def test_a_plan_counts_whole_updates() -> None:
     assert plan_of(SWAP, 44) == {
         "workers": 2,
         "phases": [
-            {"epochs": [[2, 2, 16]], "slots": 2, "may_end_early": False},
-            {"epochs": [[2, 5, 8]], "slots": 1, "may_end_early": False},
+            {"epochs": [[2, 2, 16]], "replicas": 2, "may_end_early": False},
+            {"epochs": [[2, 5, 8]], "replicas": 1, "may_end_early": False},
         ],
     }
     assert plan_of(SGD, 44)["workers"] == 0

@@ -29,8 +29,8 @@ from swap_fast.distributed import ALONE, Comm
 from swap_fast.outcome import running_average
 from swap_fast.record import AverageRow, EpochRow
 from swap_fast.training.clock import Clock
-from swap_fast.training.parts import Parts
-from swap_fast.training.state import Position, TrainingState
+from swap_fast.training.parts import Trainer
+from swap_fast.training.state import Progress, TrainingState
 
 DATA = make_dataset()
 CYCLES = replace(SWAP, phase2=Phase(global_batch_size=8, peak_lr=0.1, max_epochs=4, cycles=2))
@@ -46,7 +46,7 @@ class CutFolder(RunFolder):
 
     saves_left = 10**6
 
-    def save(self, position: Position, state: TrainingState, row: EpochRow | None) -> None:
+    def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
         """Save, and perhaps end."""
         super().save(position, state, row)
         self.saves_left -= 1
@@ -58,7 +58,7 @@ class CutFolder(RunFolder):
 class Done:
     """What a run came to."""
 
-    parts: Parts
+    trainer: Trainer
     result: Result
     rows: list[EpochRow]
     averages: list[AverageRow]
@@ -82,18 +82,18 @@ def run(
     clock = Clock()
     kept = CutFolder(folder, clock, start=start, say=say)
     kept.saves_left = saves
-    parts = small_parts(recipe, dataset=DATA, clock=clock, comm=comm, checkpoints=kept)
+    trainer = small_parts(recipe, dataset=DATA, clock=clock, comm=comm, checkpoints=kept)
     averages: list[AverageRow] = []
     if isinstance(recipe, SWAPRecipe):
-        result = swap(recipe, parts)
-        averages = running_average(recipe, parts, result)
+        result = swap(recipe, trainer)
+        averages = running_average(recipe, trainer, result)
     else:
-        result = (sgd if recipe is SGD else swa)(recipe, parts)  # type: ignore[operator]
+        result = (sgd if recipe is SGD else swa)(recipe, trainer)  # type: ignore[operator]
     if comm.rank == 0:
-        kept.save_final(parts.weights)
+        kept.save_final(trainer.weights)
     comm.barrier()
     tidy(folder, keep_epochs=False)
-    return Done(parts, result, [replace(row, time_s=0.0) for row in kept.rows], averages)
+    return Done(trainer, result, [replace(row, time_s=0.0) for row in kept.rows], averages)
 
 
 def assert_same(one: Done, other: Done) -> None:
@@ -144,7 +144,7 @@ def test_training_that_was_kept_is_counted_once(tmp_path: Path) -> None:
         for name in ("phase1", "worker0-epoch1")
     }
     done = run(SWAP_3, tmp_path)
-    laps = done.parts.clock.laps
+    laps = done.trainer.clock.laps
     assert laps["phase1"] == pytest.approx(kept["phase1"][0]["phase1"], rel=0.2)
     assert laps["phase2"] > kept["worker0-epoch1"][0]["phase2"]
     assert set(kept["phase1"][0]) == {"phase1", "evaluation", "checkpoint"}

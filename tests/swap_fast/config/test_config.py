@@ -113,14 +113,14 @@ def test_configurations_are_frozen_and_keyword_only() -> None:
         Phase(16, 0.3, 2)  # type: ignore[misc]
 
 
-def test_a_slot_has_its_share_of_the_batch() -> None:
+def test_a_replica_has_its_share_of_the_batch() -> None:
     assert replace(PHASE1, global_batch_size=4096, gpus_per_model=8).micro_batch_size == 512
 
 
 def test_sizes_of_a_recipe() -> None:
-    assert (SGD.largest_batch_size, SGD.num_slots) == (16, 2)
+    assert (SGD.largest_batch_size, SGD.num_replicas) == (16, 2)
     wide = replace(SWAP, phase2=replace(PHASE2, global_batch_size=64))
-    assert (SWAP.largest_batch_size, wide.largest_batch_size, SWAP.num_slots) == (16, 64, 2)
+    assert (SWAP.largest_batch_size, wide.largest_batch_size, SWAP.num_replicas) == (16, 64, 2)
 
 
 def test_the_paper_s_defaults() -> None:

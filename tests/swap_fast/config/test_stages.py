@@ -62,7 +62,7 @@ def test_a_bad_stage_is_refused(changed: dict[str, Any], message: str) -> None:
         replace(SMALL, **changed)
 
 
-def test_a_phase_without_stages_or_with_a_batch_that_slots_cannot_share_is_refused() -> None:
+def test_a_phase_without_stages_or_with_a_batch_that_replicas_cannot_share_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^stages: expected one or more, got none$"):
         replace(PHASE, stages=())
     odd = (SMALL, replace(LARGE, global_batch_size=6))

@@ -8,7 +8,7 @@ import pytest
 
 from swap_fast.config.phase import Augmentation, Optimizer, Phase, StagedPhase, shapes
 from swap_fast.config.recipe import SWAPRecipe
-from swap_fast.data.cifar.batches import Share
+from swap_fast.data.cifar.batches import ShardSpec
 from swap_fast.recipes.cifar10 import RECIPES
 
 # recipe, phase, batch, peak, epochs, warm-up, GPUs, tau, horizon, steps an epoch of 50,000 images
@@ -44,13 +44,13 @@ def test_tables_5_and_6(row: tuple[Any, ...]) -> None:
         horizon_epochs=horizon,
         final_lr=0.0,
     )
-    share = Share(
+    share = ShardSpec(
         num_images=50_000,
         augmentation=Augmentation(),
         phase=phase,
         seed=0,
         number=number,
-        slots=range(gpus),
+        replicas=range(gpus),
     )
     assert share.steps_per_epoch == steps
 
@@ -121,7 +121,7 @@ def test_imagenet_s_stages() -> None:
     # 22 large-batch epochs on 16 GPUs, then two workers of 8 in the small run's last six.
     assert rows(swap.phase1, 0) == on_16[:3]
     assert rows(swap.phase2, 22) == on_8[3:]
-    assert (swap.num_workers, swap.gpus_per_worker, swap.num_slots) == (2, 8, 16)
+    assert (swap.num_workers, swap.gpus_per_worker, swap.num_replicas) == (2, 8, 16)
     # The batch-norm pass is at the last stage's 288 px.
     assert shapes(swap.phase2, 0)[-1].image_size == 288
     for recipe in (small, large, swap):

@@ -15,7 +15,7 @@ from torch import Tensor
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import LoaderName
-from swap_fast.data.cifar.batches import Loader, Share
+from swap_fast.data.cifar.batches import Loader, ShardSpec
 from swap_fast.data.cifar.dataset import Channels
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.tasks import cifar as loaders
@@ -44,14 +44,14 @@ def one_thread_again() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-def share_of(*, drop_last: bool = True, phase: Phase = PHASE, **changed: object) -> Share:
-    share = Share(
+def share_of(*, drop_last: bool = True, phase: Phase = PHASE, **changed: object) -> ShardSpec:
+    share = ShardSpec(
         num_images=N,
         augmentation=Augmentation(),
         phase=phase,
         seed=8,
         number=1,
-        slots=range(phase.gpus_per_model),
+        replicas=range(phase.gpus_per_model),
         drop_last=drop_last,
     )
     return replace(share, **changed)
@@ -80,7 +80,7 @@ class Made:
             images, SPLIT, augmentation, mean=mean, std=std, execution=self.execution, device=CPU
         )
 
-    def take(self, loader: Loader, share: Share, step: int) -> tuple[Tensor, Tensor]:
+    def take(self, loader: Loader, share: ShardSpec, step: int) -> tuple[Tensor, Tensor]:
         """A batch, in a part of a larger buffer whose rest must stay as it is."""
         n = len(share.positions(step))
         images = self.execution.empty_images((n + 2, 3, 32, 32), CPU).fill_(77.0)
@@ -90,7 +90,9 @@ class Made:
         assert (labels[n:] == -1).all()
         return images[:n], labels[:n]
 
-    def epochs(self, share: Share, places: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+    def epochs(
+        self, share: ShardSpec, places: list[tuple[int, int]]
+    ) -> list[tuple[Tensor, Tensor]]:
         """All batches of these (worker, epoch), one after another."""
         loader, batches = self.make(share), []
         for worker, epoch in places:
@@ -101,7 +103,7 @@ class Made:
 
 
 def expected(
-    share: Share, worker: int, epoch: int, step: int, *, raw: bool = False
+    share: ShardSpec, worker: int, epoch: int, step: int, *, raw: bool = False
 ) -> tuple[NDArray[np.float64], list[int]]:
     """The oracle's batch: float64 [n, 3, 32, 32], and its labels."""
     plan = share.plan(worker, epoch)
@@ -120,7 +122,7 @@ def expected(
 
 def assert_follows(
     batches: list[tuple[Tensor, Tensor]],
-    share: Share,
+    share: ShardSpec,
     places: list[tuple[int, int]],
     tolerance: float,
     *,
@@ -235,11 +237,11 @@ def test_a_fresh_process_resumes_to_the_bit(name: LoaderName) -> None:
 
 
 @pytest.mark.parametrize("name", STREAMED)
-def test_ranks_take_their_slots(name: LoaderName) -> None:
+def test_ranks_take_their_replicas(name: LoaderName) -> None:
     phase = replace(PHASE, gpus_per_model=4)
     whole = Made(name).epochs(share_of(phase=phase), [(0, 0)])
     for rank in range(2):
-        part = Made(name).epochs(share_of(phase=phase, slots=range(rank, 4, 2)), [(0, 0)])
+        part = Made(name).epochs(share_of(phase=phase, replicas=range(rank, 4, 2)), [(0, 0)])
         for (images, labels), (all_images, all_labels) in zip(part, whole, strict=True):
             assert torch.equal(images, all_images.view(4, 4, 3, 32, 32)[rank::2].flatten(0, 1))
             assert torch.equal(labels, all_labels.view(4, 4)[rank::2].flatten())

@@ -19,7 +19,7 @@ from swap_fast.data.imagenet.torchvision import TorchvisionLoader
 from swap_fast.distributed import ALONE
 from swap_fast.tasks import imagenet as tree_source
 from swap_fast.tasks.imagenet import TreeSource
-from swap_fast.training.batchnorm import StatisticsPass, recompute_statistics_
+from swap_fast.training.batchnorm import BatchNormRecompute, recompute_statistics_
 from swap_fast.training.weights import Weights
 
 
@@ -86,7 +86,7 @@ def test_a_new_batch_size_gets_a_new_decoder_after_the_old_one_is_gone(
     assert source.num_images == 24
     sizes = []
     for shape in (SMALL, MIDDLE, LAST, SMALL):
-        batches = source.batches(PHASE, shape, number=1, slots=range(4))
+        batches = source.batches(PHASE, shape, number=1, replicas=range(4))
         batches.start_epoch(0, 0)
         images = torch.empty(shape.global_batch_size, 3, shape.image_size, shape.image_size)
         labels = torch.empty(shape.global_batch_size, dtype=torch.int64)
@@ -98,9 +98,9 @@ def test_a_new_batch_size_gets_a_new_decoder_after_the_old_one_is_gone(
     assert recorded.alive_before == [0, 0, 0]
 
 
-def test_a_rank_decodes_its_slots_share_alone(tree: ImageTree, recorded: Recorded) -> None:
+def test_a_rank_decodes_its_replicas_share_alone(tree: ImageTree, recorded: Recorded) -> None:
     source = opened(tree, net())
-    batches = source.batches(PHASE, SMALL, number=1, slots=range(2, 3))
+    batches = source.batches(PHASE, SMALL, number=1, replicas=range(2, 3))
     assert (batches.images_per_step, batches.steps_per_epoch) == (2, 3)
     assert recorded.asked[1:] == [("train", 2)]
 
@@ -118,13 +118,13 @@ def test_the_batch_norm_pass_fills_one_buffer_so_that_a_replay_serves_its_full_b
     weights = net()
     source = opened(tree, weights)
     buffer = torch.empty(10, 3, 48, 48)
-    statistics_pass = StatisticsPass(weights)
-    statistics_pass.warm_up(buffer)
+    recompute_batchnorm = BatchNormRecompute(weights)
+    recompute_batchnorm.warm_up(buffer)
     replays, seen = [], []
 
     def replay() -> None:  # as a captured graph: it knows the buffer alone
         replays.append(1)
-        statistics_pass.add_buffer_no_sync()
+        recompute_batchnorm.add_buffer_no_sync()
 
     def watched(batches: Iterable[Tensor]) -> Iterable[Tensor]:
         for images in batches:
@@ -132,8 +132,8 @@ def test_the_batch_norm_pass_fills_one_buffer_so_that_a_replay_serves_its_full_b
             seen.append(images.clone())
             yield images
 
-    statistics_pass.replay = replay
-    statistics_pass(watched(source.batch_norm_batches(buffer, LAST, ALONE)))
+    recompute_batchnorm.replay = replay
+    recompute_batchnorm(watched(source.batch_norm_batches(buffer, LAST, ALONE)))
     assert [len(images) for images in seen] == [10, 10, 4]  # all 24, once
     assert len(replays) == 2
     assert recorded.asked[1:] == [("train", 10)]

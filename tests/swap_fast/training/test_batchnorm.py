@@ -13,7 +13,7 @@ from small_parts import SmallNet
 from torch import Tensor, nn
 
 from swap_fast.distributed import ALONE
-from swap_fast.training.batchnorm import SlotStatistics, recompute_statistics_
+from swap_fast.training.batchnorm import ReplicaStatistics, recompute_statistics_
 from swap_fast.training.weights import Weights
 
 Array = NDArray[np.float64]
@@ -61,65 +61,65 @@ def test_merge_gives_the_moments_of_equal_shards() -> None:
     random = np.random.default_rng(0)
     shards = random.normal(size=(4, 50, 10)) * np.arange(1, 5)[:, None, None] + 3
     weights = small_weights()
-    slots = SlotStatistics(weights, 4, ALONE)
-    for slot, shard in enumerate(shards):
+    replicas = ReplicaStatistics(weights, 4, ALONE)
+    for replica, shard in enumerate(shards):
         weights.statistics.copy_(torch.from_numpy(np.concatenate([shard.mean(0), shard.var(0)])))
-        slots.leave_(slot)
-    slots.merge_()
+        replicas.swap_out(replica)
+    replicas.merge_()
     whole = shards.reshape(200, 10)
     expected = np.concatenate([whole.mean(0), whole.var(0)])
     np.testing.assert_allclose(weights.statistics.numpy(), expected, rtol=2e-6)
 
 
-def test_merging_leaves_the_slots_as_they_were() -> None:
+def test_merging_leaves_the_replicas_as_they_were() -> None:
     weights = small_weights()
-    slots = SlotStatistics(weights, 2, ALONE)
-    for slot in range(2):
-        weights.statistics.fill_(slot + 1)
-        slots.leave_(slot)
-    slots.merge_()
+    replicas = ReplicaStatistics(weights, 2, ALONE)
+    for replica in range(2):
+        weights.statistics.fill_(replica + 1)
+        replicas.swap_out(replica)
+    replicas.merge_()
     first = weights.statistics.clone()
-    slots.merge_()
+    replicas.merge_()
     assert torch.equal(weights.statistics, first)
-    for slot in range(2):
-        slots.enter_(slot)
-        assert (weights.statistics == slot + 1).all()
+    for replica in range(2):
+        replicas.swap_in(replica)
+        assert (weights.statistics == replica + 1).all()
 
 
-def test_one_slot_merges_to_its_own_bits() -> None:
+def test_one_replica_merges_to_its_own_bits() -> None:
     weights = small_weights()
-    slots = SlotStatistics(weights, 1, ALONE)
+    replicas = ReplicaStatistics(weights, 1, ALONE)
     kept = weights.statistics.clone()
     weights.statistics.zero_()
-    slots.merge_()
+    replicas.merge_()
     assert torch.equal(weights.statistics, kept)
 
 
-def test_each_slot_runs_as_torch_s_own_batch_norm() -> None:
+def test_each_replica_runs_as_torch_s_own_batch_norm() -> None:
     weights = small_weights()
-    slots = SlotStatistics(weights, 3, ALONE)
+    replicas = ReplicaStatistics(weights, 3, ALONE)
     alone = [copy.deepcopy(weights.model) for _ in range(3)]
     for batch in image_batches(4, 4, 4, 4):
-        for slot, reference in enumerate(alone):
-            slots.enter_(slot)
-            weights.model(batch + slot)
-            slots.leave_(slot)
-            reference(batch + slot)
-    for slot, reference in enumerate(alone):
-        slots.enter_(slot)
+        for replica, reference in enumerate(alone):
+            replicas.swap_in(replica)
+            weights.model(batch + replica)
+            replicas.swap_out(replica)
+            reference(batch + replica)
+    for replica, reference in enumerate(alone):
+        replicas.swap_in(replica)
         for name, buffer in reference.named_buffers():
             if "running" in name:
                 assert torch.equal(weights.model.get_buffer(name), buffer), name
 
 
-def test_reset_starts_every_slot_from_the_model() -> None:
+def test_reset_starts_every_replica_from_the_model() -> None:
     weights = small_weights()
-    slots = SlotStatistics(weights, 2, ALONE)
+    replicas = ReplicaStatistics(weights, 2, ALONE)
     weights.statistics.fill_(7)
-    slots.reset_()
+    replicas.reset_()
     weights.statistics.fill_(0)
-    for slot in range(2):
-        slots.enter_(slot)
+    for replica in range(2):
+        replicas.swap_in(replica)
         assert (weights.statistics == 7).all()
         weights.statistics.fill_(0)
 

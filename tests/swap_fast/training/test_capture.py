@@ -18,7 +18,7 @@ from bench.verify.command import CHECKS
 from bench.verify.contract import BATCH, Trained, largest_difference, no_wait
 from swap_fast.config.execution import Execution
 from swap_fast.models import ResNet9
-from swap_fast.training.batchnorm import StatisticsPass
+from swap_fast.training.batchnorm import BatchNormRecompute
 from swap_fast.training.step import Step
 from swap_fast.training.weights import Weights
 
@@ -83,9 +83,9 @@ def test_the_contract_can_fail(step_type: type[Step]) -> None:
     assert difference > 0
 
 
-def traced(statistics_pass: StatisticsPass) -> Callable[[], None]:
+def traced(recompute_batchnorm: BatchNormRecompute) -> Callable[[], None]:
     """The operations of a pass over a full buffer."""
-    graph: Callable[[], None] = make_fx(lambda: statistics_pass.add_buffer_no_sync())()
+    graph: Callable[[], None] = make_fx(lambda: recompute_batchnorm.add_buffer_no_sync())()
     return graph
 
 
@@ -94,12 +94,12 @@ def test_the_batch_norm_pass_is_what_a_graph_would_replay() -> None:
     for replayed in (False, True):
         torch.manual_seed(0)
         weights = Weights(ResNet9(width=2))
-        statistics_pass = StatisticsPass(weights)
+        recompute_batchnorm = BatchNormRecompute(weights)
         buffer = torch.empty(BATCH, 3, 32, 32)
-        statistics_pass.warm_up(buffer)
+        recompute_batchnorm.warm_up(buffer)
         if replayed:
-            with torch.no_grad(), statistics_pass.passing():
-                statistics_pass.replay = traced(statistics_pass)
+            with torch.no_grad(), recompute_batchnorm.passing():
+                recompute_batchnorm.replay = traced(recompute_batchnorm)
 
         def batches(buffer: Tensor = buffer) -> Iterator[Tensor]:
             random = torch.Generator().manual_seed(1)
@@ -108,7 +108,7 @@ def test_the_batch_norm_pass_is_what_a_graph_would_replay() -> None:
                 yield buffer[:size]
 
         for _ in range(2):  # sums start anew each time
-            statistics_pass(batches())
+            recompute_batchnorm(batches())
         results.append(weights.statistics.clone())
     assert torch.equal(*results)
     assert results[0].isfinite().all()
@@ -116,11 +116,11 @@ def test_the_batch_norm_pass_is_what_a_graph_would_replay() -> None:
 
 def test_the_batch_norm_pass_does_not_wait_for_the_device() -> None:
     weights = Weights(ResNet9(width=2))
-    statistics_pass = StatisticsPass(weights)
+    recompute_batchnorm = BatchNormRecompute(weights)
     buffer = torch.empty(BATCH, 3, 32, 32)
-    statistics_pass.warm_up(buffer)
-    with torch.no_grad(), statistics_pass.passing(), no_wait("cpu"):
-        statistics_pass.add_buffer_no_sync()
+    recompute_batchnorm.warm_up(buffer)
+    with torch.no_grad(), recompute_batchnorm.passing(), no_wait("cpu"):
+        recompute_batchnorm.add_buffer_no_sync()
 
 
 @pytest.mark.parametrize(("scaled", "measured"), [(False, False), (True, False), (True, True)])

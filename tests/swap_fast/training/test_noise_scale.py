@@ -45,27 +45,30 @@ def make_step(
     return step, weights, optimizer
 
 
-def batch_of(slot: int, update: int, size: int) -> tuple[Tensor, Tensor]:
-    """A slot's images and labels, whichever rank it is on."""
-    generator = torch.Generator().manual_seed(100 * update + slot)
-    images = torch.randn(size, 3, 32, 32, generator=generator) * (1 + slot / 2)
+def batch_of(replica: int, update: int, size: int) -> tuple[Tensor, Tensor]:
+    """A replica's images and labels, whichever rank it is on."""
+    generator = torch.Generator().manual_seed(100 * update + replica)
+    images = torch.randn(size, 3, 32, 32, generator=generator) * (1 + replica / 2)
     return images, torch.randint(10, (size,), generator=generator)
 
 
 def run_updates(step: Step, comm: Comm = ALONE, updates: int = 3) -> None:
     for update in range(updates):
-        slots = comm.slots(SLOTS)
-        for slot, images, labels in zip(
-            slots, step.images.chunk(len(slots)), step.labels.chunk(len(slots)), strict=True
+        replicas = comm.replicas(SLOTS)
+        for replica, images, labels in zip(
+            replicas,
+            step.images.chunk(len(replicas)),
+            step.labels.chunk(len(replicas)),
+            strict=True,
         ):
-            given = batch_of(slot, update, len(labels))
+            given = batch_of(replica, update, len(labels))
             images.copy_(given[0])
             labels.copy_(given[1])
         step()
 
 
 def reference(updates: int = 3) -> GradientNoise:
-    """The same updates with each slot's gradient by autograd, and the paper's two formulas."""
+    """The same updates with each replica's gradient by autograd, and the paper's two formulas."""
     torch.manual_seed(0)
     model = SmallNet()
     sgd = torch.optim.SGD(
@@ -75,8 +78,8 @@ def reference(updates: int = 3) -> GradientNoise:
     norms, variances = [], []
     for update in range(updates):
         gradients = []
-        for slot in range(SLOTS):
-            images, labels = batch_of(slot, update, b_small)
+        for replica in range(SLOTS):
+            images, labels = batch_of(replica, update, b_small)
             loss = nn.functional.cross_entropy(model(images), labels)
             taken = torch.autograd.grad(loss, list(model.parameters()))
             gradients.append(np.concatenate([g.double().numpy().ravel() for g in taken]))
@@ -109,7 +112,7 @@ def assert_close(ours: GradientNoise | None, expected: GradientNoise, rel: float
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_one_rank_of_four_slots(scaled: bool) -> None:
+def test_one_rank_of_four_replicas(scaled: bool) -> None:
     step, _, optimizer = make_step(scaled=scaled)
     optimizer.scaler.update(256.0) if scaled else None
     run_updates(step)
@@ -135,7 +138,7 @@ def save_noise(comm: Comm, folder: Path) -> None:
 @pytest.mark.parametrize(
     "world_size", [2, pytest.param(SLOTS, marks=pytest.mark.slow)], ids="{} processes".format
 )
-def test_ranks_that_share_the_slots(world_size: int, tmp_path: Path) -> None:
+def test_ranks_that_share_the_replicas(world_size: int, tmp_path: Path) -> None:
     run_processes(save_noise, world_size, tmp_path)
     expected = reference()
     for name, rel in (("fp32", 1e-4), ("fp16", 2e-2)):
@@ -170,23 +173,25 @@ def test_an_update_that_overflows_is_not_counted() -> None:
     assert step.read_metrics().noise is None
 
 
-@pytest.mark.parametrize("slots", [2, 8])
-def test_both_estimates_are_unbiased(slots: int) -> None:
+@pytest.mark.parametrize("replicas", [2, 8])
+def test_both_estimates_are_unbiased(replicas: int) -> None:
     """Loss |theta - x|^2 / 2 of x ~ N(mean, Sigma): G is theta - mean, and S the trace of Sigma."""
     size, micro, updates = 20, 3, 4000
     generator = torch.Generator().manual_seed(5)
     true_gradient = torch.full((size,), 0.3)  # |G|^2 = 1.8
     deviations = torch.linspace(0.1, 2.0, size)  # S = sum of squares
     gradient = torch.zeros(size)
-    meter = NoiseMeter(gradient, num_slots=slots, slots=slots, global_batch_size=slots * micro)
+    meter = NoiseMeter(
+        gradient, num_replicas=replicas, replicas=replicas, global_batch_size=replicas * micro
+    )
     singles = []
     for _ in range(updates):
         before = meter.sums.clone()
         gradient.zero_()
-        for slot in range(slots):
+        for replica in range(replicas):
             images = torch.randn(micro, size, generator=generator) * deviations
-            gradient.add_((true_gradient + images.mean(0)) / slots)
-            meter.after_slot_(slot)
+            gradient.add_((true_gradient + images.mean(0)) / replicas)
+            meter.after_replica_(replica)
         meter.after_sum_(lambda one: one)
         single = meter.estimate((meter.sums - before).tolist())
         assert single is not None

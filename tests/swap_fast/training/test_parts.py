@@ -43,7 +43,7 @@ def test_the_laps_before_training() -> None:
 
 
 @pytest.mark.parametrize("recipe", [SWAP, SGD])
-def test_more_ranks_than_slots_are_refused(recipe: object) -> None:
+def test_more_ranks_than_replicas_are_refused(recipe: object) -> None:
     with pytest.raises(ValueError, match=r"^recipe small: expected 1 to 2 processes, .*, got 3$"):
         small_parts(recipe, comm=Comm(rank=0, world_size=3))  # type: ignore[arg-type]
 
@@ -64,9 +64,9 @@ def test_train_images_takes_the_first() -> None:
     recipe = with_phases()
     recipe = type(recipe)(**{**vars(recipe), "train_images": 17})
     parts = small_parts(recipe, dataset=dataset)
-    assert [s.open_batches().steps_per_epoch for p in parts.phases for s in p.stretches] == [1, 2]
-    stretch = parts.phases[0].stretches[0]
-    step, batches = stretch.step, stretch.open_batches()
+    assert [s.open_batches().steps_per_epoch for p in parts.phases for s in p.stages] == [1, 2]
+    stage = parts.phases[0].stages[0]
+    step, batches = stage.step, stage.open_batches()
     batches.start_epoch(0, 0)
     batches.load_(0, step.images, step.labels)
     order = plan_epoch(17, recipe.augmentation, seed=3, phase=1, worker=0, epoch=0).order
@@ -87,7 +87,7 @@ def test_the_batch_norm_pass_shows_every_training_image_once() -> None:
 
 def test_phase_2_runs_alone_with_its_own_batch() -> None:
     parts = small_parts()
-    assert [p.stretches[0].step.images.shape[0] for p in parts.phases] == [16, 8]
+    assert [p.stages[0].step.images.shape[0] for p in parts.phases] == [16, 8]
     assert len(small_parts(SGD).phases) == 1
     assert math.isfinite(parts.clock.reading())
 

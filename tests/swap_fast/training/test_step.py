@@ -1,4 +1,4 @@
-"""One update against a plain implementation with a copy of the model for every slot."""
+"""One update against a plain implementation with a copy of the model for every replica."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from swap_fast.training.weights import Weights
 
 
 def small_step(
-    slots: int, batch: int, *, compiled: bool = False
+    replicas: int, batch: int, *, compiled: bool = False
 ) -> tuple[Step, Weights, MomentumSGD]:
     torch.manual_seed(0)
     execution = Execution(compile=compiled)
     weights = Weights(execution.place(SmallNet(), torch.device("cpu")))
     optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=False)
-    phase = Phase(global_batch_size=batch, peak_lr=0.1, max_epochs=1, gpus_per_model=slots)
+    phase = Phase(global_batch_size=batch, peak_lr=0.1, max_epochs=1, gpus_per_model=replicas)
     return Step(weights, optimizer, phase, ALONE, execution), weights, optimizer
 
 
 def draw(step: Step, seed: int) -> tuple[Tensor, Tensor]:
-    """Fill the step's batch with slots that differ much, and give a copy."""
+    """Fill the step's batch with replicas that differ much, and give a copy."""
     generator = torch.Generator().manual_seed(seed)
     ramp = torch.linspace(0.5, 3, len(step.images)).view(-1, 1, 1, 1)
     step.images.copy_(torch.randn(step.images.shape, generator=generator) * ramp + ramp)
@@ -38,10 +38,10 @@ def draw(step: Step, seed: int) -> tuple[Tensor, Tensor]:
     return step.images.clone(), step.labels.clone()
 
 
-@pytest.mark.parametrize(("slots", "batch"), [(1, 6), (2, 8), (4, 12)])
-def test_updates_are_those_of_slots_with_their_own_batch_norm(slots: int, batch: int) -> None:
-    step, weights, _ = small_step(slots, batch)
-    copies = [copy.deepcopy(weights.model) for _ in range(slots)]
+@pytest.mark.parametrize(("replicas", "batch"), [(1, 6), (2, 8), (4, 12)])
+def test_updates_are_those_of_replicas_with_their_own_batch_norm(replicas: int, batch: int) -> None:
+    step, weights, _ = small_step(replicas, batch)
+    copies = [copy.deepcopy(weights.model) for _ in range(replicas)]
     sgd = [
         torch.optim.SGD(m.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-4, nesterov=True)
         for m in copies
@@ -52,7 +52,7 @@ def test_updates_are_those_of_slots_with_their_own_batch_norm(slots: int, batch:
         images, labels = draw(step, seed)
         step()
         taken = []
-        for model, x, y in zip(copies, images.chunk(slots), labels.chunk(slots), strict=True):
+        for model, x, y in zip(copies, images.chunk(replicas), labels.chunk(replicas), strict=True):
             logits = model(x)
             loss = nn.functional.cross_entropy(logits, y)
             taken.append(torch.autograd.grad(loss, list(model.parameters())))
@@ -70,8 +70,8 @@ def test_updates_are_those_of_slots_with_their_own_batch_norm(slots: int, batch:
             optimizer.step()
         for ours, theirs in zip(weights.model.parameters(), copies[0].parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    for slot, model in enumerate(copies):
-        step.statistics.enter_(slot)
+    for replica, model in enumerate(copies):
+        step.statistics.swap_in(replica)
         for name, buffer in model.named_buffers():
             if "running" in name:
                 torch.testing.assert_close(weights.model.get_buffer(name), buffer)
@@ -127,8 +127,8 @@ def test_warm_up_leaves_no_trace() -> None:
     assert torch.equal(weights.theta.detach(), theta)
     assert torch.equal(weights.statistics, statistics)
     assert torch.equal(optimizer.velocity, torch.zeros_like(theta))
-    for slot in range(2):
-        step.statistics.enter_(slot)
+    for replica in range(2):
+        step.statistics.swap_in(replica)
         assert torch.equal(weights.statistics, statistics)
     for s in (step, untouched):
         s.set_learning_rate(0.1)
@@ -150,7 +150,7 @@ def test_warm_up_leaves_the_gradient_s_scale_as_it_was() -> None:
     assert optimizer.scaler.state_dict() == before
 
 
-def test_the_batch_is_that_of_all_slots() -> None:
+def test_the_batch_is_that_of_all_replicas() -> None:
     step, _, _ = small_step(2, 8)
     assert step.images.shape == (8, 3, 32, 32)
     assert step.images.is_contiguous(memory_format=torch.channels_last)

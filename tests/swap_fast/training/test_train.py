@@ -11,9 +11,9 @@ import torch
 from swap_fast.config.phase import Phase
 from swap_fast.record import EpochRow
 from swap_fast.training.clock import Clock
-from swap_fast.training.loop import Stretch, train
+from swap_fast.training.loop import TrainStage, train
 from swap_fast.training.noise_scale import GradientNoise
-from swap_fast.training.state import Position
+from swap_fast.training.state import Progress
 from swap_fast.training.step import Metrics
 
 
@@ -46,7 +46,7 @@ class Script:
 
     num_images = 0
 
-    def take_(self, batches: Script, i: int) -> None:
+    def load_batch(self, batches: Script, i: int) -> None:
         batches.load_(i, self.images, self.labels)
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -64,8 +64,8 @@ class Script:
         self,
         phase: Phase,
         *,
-        begin: Position | None = None,
-        stretches: list[range] | None = None,
+        begin: Progress | None = None,
+        stages: list[range] | None = None,
     ) -> tuple[str | None, list[EpochRow], Clock]:
         clock, rows, ends = Clock(now=lambda: self.seconds), [], []
 
@@ -77,15 +77,15 @@ class Script:
 
         train(
             [
-                Stretch(
+                TrainStage(
                     epochs=epochs,
                     step=self,
                     open_batches=lambda: self.events.append("open") or self,
                 )
-                for epochs in stretches or [range(phase.max_epochs)]
+                for epochs in stages or [range(phase.max_epochs)]
             ],
             phase,
-            begin=begin or Position(phase=1),
+            begin=begin or Progress(phase=1),
             clock=clock,
             on_step=lambda n: self.events.append(("on_step", n)),
             after_epoch=after_epoch,
@@ -165,7 +165,7 @@ def test_without_a_finite_update_nothing_ends_it() -> None:
 
 def test_every_step_loads_sets_its_rate_and_updates() -> None:
     script = Script([0.1, 0.2])
-    script.run(phase(2), begin=Position(phase=2, worker=5))
+    script.run(phase(2), begin=Progress(phase=2, worker=5))
     steps = [event for i in range(3) for event in (("load", i), "update", ("on_step", 0))]
     assert script.events == [
         "open",
@@ -178,7 +178,7 @@ def test_every_step_loads_sets_its_rate_and_updates() -> None:
 
 def test_stretches_follow_one_another_and_epochs_are_counted_on() -> None:
     script = Script([0.1, 0.2, 0.3, 0.9])
-    stopped_by, rows, _ = script.run(phase(5, 0.8), stretches=[range(1), range(1, 3), range(3, 5)])
+    stopped_by, rows, _ = script.run(phase(5, 0.8), stages=[range(1), range(1, 3), range(3, 5)])
     assert stopped_by == "stopping_accuracy"
     assert [row.epoch for row in rows] == [1, 2, 3, 4]
     opened = [event for event in script.events if event == "open" or event[0] == "epoch"]
@@ -194,8 +194,8 @@ def test_it_goes_on_after_the_epochs_that_are_done() -> None:
     script = Script([0.1, 0.9])
     stopped_by, rows, _ = script.run(
         phase(5, 0.8),
-        begin=Position(phase=1, epoch=2),
-        stretches=[range(2), range(2, 3), range(3, 5)],
+        begin=Progress(phase=1, epoch=2),
+        stages=[range(2), range(2, 3), range(3, 5)],
     )
     assert stopped_by == "stopping_accuracy"
     assert [row.epoch for row in rows] == [3, 4]
@@ -206,7 +206,7 @@ def test_it_goes_on_after_the_epochs_that_are_done() -> None:
 
 def test_rows_say_what_happened() -> None:
     _, rows, clock = Script([0.25, 0.5], [2.0, 1.5]).run(
-        phase(2), begin=Position(phase=2, worker=3)
+        phase(2), begin=Progress(phase=2, worker=3)
     )
     assert rows[0] == EpochRow(
         phase=2,
@@ -225,7 +225,7 @@ def test_rows_say_what_happened() -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(bad: float) -> None:
     script = Script([0.1, 0.9, 0.9], [2.0, bad, 1.0])
     with pytest.raises(FloatingPointError) as stopped:
-        script.run(phase(3, 0.5), begin=Position(phase=2, worker=4))
+        script.run(phase(3, 0.5), begin=Progress(phase=2, worker=4))
     message = str(stopped.value)
     at = "phase 2, worker 4, epoch 2 (updates 4 to 6)"
     assert message.startswith(f"{at}: the loss is {bad}, expected a finite one; lower the learning")

@@ -45,7 +45,7 @@ def plain(make: Callable[[], nn.Module], **changed: Any) -> PlainSwap:
         "x": X.double(),
         "y": Y,
         "workers": 2,
-        "phase1": PlainPhase(batch=16, epochs=2, rate=triangle(0.2, 0.5, 2), slots=2),
+        "phase1": PlainPhase(batch=16, epochs=2, rate=triangle(0.2, 0.5, 2), replicas=2),
         "phase2": PlainPhase(batch=8, epochs=2, rate=triangle(0.1, 0, 2)),
         "optimizer": sgd,
     }
@@ -94,7 +94,7 @@ def test_a_net_without_batch_norm() -> None:
 
 
 def test_phase_1_ends_above_tau() -> None:
-    long = PlainPhase(batch=16, epochs=9, rate=triangle(0.2, 0.5, 9), slots=2, tau=0.8)
+    long = PlainPhase(batch=16, epochs=9, rate=triangle(0.2, 0.5, 9), replicas=2, tau=0.8)
     expected = plain(net, phase1=long)
     averaged, workers = expected.run()
     phase1 = replace(PHASE1, max_epochs=9, stopping_accuracy=0.8)
@@ -109,7 +109,7 @@ def test_a_schedule_of_the_users() -> None:
     rates = (lambda epoch: 0.05 * 0.5**epoch), (lambda epoch: 0.01 * (1 + epoch))
     expected = plain(
         net,
-        phase1=PlainPhase(batch=16, epochs=2, rate=rates[0], slots=2),
+        phase1=PlainPhase(batch=16, epochs=2, rate=rates[0], replicas=2),
         phase2=PlainPhase(batch=8, epochs=2, rate=rates[1]),
     )
     result = small_swap(double(net), (X.double(), Y), schedule1=rates[0], schedule2=rates[1])
@@ -268,7 +268,8 @@ def test_the_gradients_noise_can_end_phase_1() -> None:
 
 
 def test_workers_of_several_devices_share_their_batch() -> None:
-    # Two slots a worker, in turn: the mean of their gradients is the gradient of the whole batch.
+    # Two replicas a worker, in turn: the mean of their gradients is the gradient of the whole
+    # batch.
     shared = replace(PHASE2, gpus_per_model=2)
     one = small_swap(double(plain_net), (X.double(), Y), phase1=PHASE1, phase2=PHASE2)
     two = small_swap(double(plain_net), (X.double(), Y), phase1=PHASE1, phase2=shared)

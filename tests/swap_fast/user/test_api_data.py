@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from swap_fast.config.phase import Phase
-from swap_fast.user.data import Place, one_pass, open_data, phase_batches
+from swap_fast.user.data import Placement, one_pass, open_data, phase_batches
 from swap_fast.user.method import OwnMethod, own_method
 from swap_fast.user.objective import Objective
 
@@ -89,7 +89,7 @@ def test_augment_is_given_each_batch_and_a_generator_of_its_own() -> None:
     first, drawn = drawn, []
     assert_same_bits(bits(small_swap(augment=augment)), one)
     assert first == drawn  # nor is a test batch augmented
-    # Of 2 epochs of 2 updates of 2 slots, 2 workers' 2 epochs of 5, and the pass's 6 batches.
+    # Of 2 epochs of 2 updates of 2 replicas, 2 workers' 2 epochs of 5, and the pass's 6 batches.
     assert len(set(first)) == len(first) == 8 + 20 + 6
 
 
@@ -114,7 +114,7 @@ def loader(**options: Any) -> DataLoader[Any]:
     return DataLoader(TensorDataset(X, Y), batch_size=8, **options)
 
 
-def test_batches_as_they_come_are_the_slots_micro_batches() -> None:
+def test_batches_as_they_come_are_the_replicas_micro_batches() -> None:
     # In their own order, which a plain loop can follow: phase 1's updates take two of them.
     kept = list(loader(drop_last=True))
     model = initial = plain_net_of_seed_0()
@@ -257,14 +257,14 @@ def test_batches_of_any_structure_are_moved() -> None:
 # Plans.
 
 
-def requests_of(slots: list[range]) -> list[Tensor]:
+def requests_of(replicas: list[range]) -> list[Tensor]:
     """The batches of phase 2's worker 1, epoch by epoch, as each of some ranks has them."""
     data = open_data((torch.arange(44), Y), "train_data")
     phase = Phase(global_batch_size=16, peak_lr=0.1, max_epochs=2, gpus_per_model=2)
-    place = Place(device=torch.device("cpu"), seed=0, augment=None)
+    place = Placement(device=torch.device("cpu"), seed=0, augment=None)
     made = []
-    for own in slots:
-        batches = phase_batches(data, phase, place, number=2, slots=own)
+    for own in replicas:
+        batches = phase_batches(data, phase, place, number=2, replicas=own)
         for epoch in range(2):
             batches.start_epoch(1, epoch)
             for step in range(batches.steps_per_epoch):
@@ -272,7 +272,7 @@ def requests_of(slots: list[range]) -> list[Tensor]:
     return made
 
 
-def test_ranks_share_out_the_slots_of_one_plan() -> None:
+def test_ranks_share_out_the_replicas_of_one_plan() -> None:
     whole = requests_of([range(2)])
     first, second = requests_of([range(0, 2, 2)]), requests_of([range(1, 2, 2)])
     assert [t.tolist() for t in whole] == [
@@ -285,11 +285,11 @@ def test_ranks_share_out_the_slots_of_one_plan() -> None:
 @pytest.mark.parametrize("data", [(torch.arange(44), Y), DataLoader(Pairs(), batch_size=8)])
 def test_any_step_is_loaded_without_those_before_it(data: Any) -> None:
     opened = open_data(data, "train_data")
-    place = Place(device=torch.device("cpu"), seed=0, augment=None)
+    place = Placement(device=torch.device("cpu"), seed=0, augment=None)
     phase = Phase(global_batch_size=8, peak_lr=0.1, max_epochs=3)
 
     def batches() -> Any:
-        return phase_batches(opened, phase, place, number=2, slots=range(1))
+        return phase_batches(opened, phase, place, number=2, replicas=range(1))
 
     through, at_once = batches(), batches()
     for epoch in range(2):
@@ -303,7 +303,7 @@ def test_any_step_is_loaded_without_those_before_it(data: Any) -> None:
 
 def test_one_pass_has_every_example_once_and_no_batch_of_one() -> None:
     data = open_data((torch.arange(33), torch.zeros(33)), "train_data")
-    place = Place(device=torch.device("cpu"), seed=0, augment=None)
+    place = Placement(device=torch.device("cpu"), seed=0, augment=None)
     batches = [b[0] for b in one_pass(data, place, batch_size=8, shuffled=True)]
     assert sorted(torch.cat(batches).tolist()) == list(range(33))
     assert [len(batch) for batch in batches] == [8, 8, 8, 9]

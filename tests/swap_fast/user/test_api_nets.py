@@ -146,13 +146,13 @@ def test_each_worker_has_buffers_of_its_own_and_their_mean_is_taken() -> None:
             np.random.default_rng(np.random.SeedSequence((0, *where))).permutation(44)
         )
 
-    slots = [torch.zeros(6), torch.zeros(6)]
+    replicas = [torch.zeros(6), torch.zeros(6)]
     for epoch in range(2):
         for step in range(2):
-            for slot in range(2):
-                chosen = order(1, 0, epoch)[step * 16 + slot * 8 :][:8]
-                slots[slot] = 0.9 * slots[slot] + 0.1 * x[chosen].mean(0)
-    expected.mean = torch.stack(slots).mean(0)
+            for replica in range(2):
+                chosen = order(1, 0, epoch)[step * 16 + replica * 8 :][:8]
+                replicas[replica] = 0.9 * replicas[replica] + 0.1 * x[chosen].mean(0)
+    expected.mean = torch.stack(replicas).mean(0)
     for epoch in range(2):
         for step in range(5):
             expected.mean = 0.9 * expected.mean + 0.1 * x[order(2, 1, epoch)[step * 8 :][:8]].mean(

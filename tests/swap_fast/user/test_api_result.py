@@ -35,8 +35,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from swap_fast.training.interruption import InterruptedRunError
 from swap_fast.training.parts import Watch
+from swap_fast.training.shutdown import InterruptedRunError
 
 TEST = blobs(60, seed=2)
 

@@ -11,13 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from swap_fast.config.phase import Augmentation
-from swap_fast.data.cifar.augment import Plan, plain_plan, plan_epoch
+from swap_fast.data.cifar.augment import AugmentationPlan, plain_plan, plan_epoch
 
 N = 50_000
-ARRAYS = [f.name for f in fields(Plan) if f.name != "cutout"]
+ARRAYS = [f.name for f in fields(AugmentationPlan) if f.name != "cutout"]
 
 
-def draw(num_images: int = N, augmentation: Augmentation | None = None, **changed: int) -> Plan:
+def draw(
+    num_images: int = N, augmentation: Augmentation | None = None, **changed: int
+) -> AugmentationPlan:
     where = {"seed": 0, "phase": 1, "worker": 0, "epoch": 0} | changed
     return plan_epoch(num_images, augmentation or Augmentation(), **where)
 

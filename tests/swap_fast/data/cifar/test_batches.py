@@ -10,7 +10,7 @@ import torch
 
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.data.cifar.augment import plan_epoch
-from swap_fast.data.cifar.batches import Batches, Share, one_pass
+from swap_fast.data.cifar.batches import Batches, ShardSpec, one_pass
 from swap_fast.data.cifar.dataset import Split
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.distributed import Comm
@@ -40,16 +40,16 @@ def share_of(
     *,
     phase: Phase = PHASE,
     number: int = 1,
-    slots: range = range(4),
+    replicas: range = range(4),
     drop_last: bool = True,
-) -> Share:
-    return Share(
+) -> ShardSpec:
+    return ShardSpec(
         num_images=num_images,
         augmentation=augmentation,
         phase=phase,
         seed=5,
         number=number,
-        slots=slots,
+        replicas=replicas,
         drop_last=drop_last,
     )
 
@@ -57,7 +57,7 @@ def share_of(
 def epoch_of(rank: int, world_size: int, *, worker: int = 0, epoch: int = 0) -> list[list[int]]:
     """The images of each update that one rank loads."""
     comm = Comm(rank=rank, world_size=world_size)
-    share = share_of(slots=comm.slots(4))
+    share = share_of(replicas=comm.replicas(4))
     batches = Batches(numbered_images(), share)
     assert batches.steps_per_epoch == 6
     images = torch.empty(share.images_per_step, 3, 32, 32)
@@ -80,13 +80,13 @@ def test_an_epoch_is_the_start_of_the_plan_each_image_once() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_slots_of_all_ranks_make_the_global_batch(world_size: int) -> None:
+def test_replicas_of_all_ranks_make_the_global_batch(world_size: int) -> None:
     order = plan_epoch(N, AUGMENTATION, seed=5, phase=1, worker=0, epoch=0).order
     ranks = [epoch_of(rank, world_size) for rank in range(world_size)]
     for step in range(6):
         whole = order[step * 16 : (step + 1) * 16].reshape(4, 4)
         for rank in range(world_size):
-            # Slot s is the s-th quarter of the batch, and belongs to rank s % world_size.
+            # Replica s is the s-th quarter of the batch, and belongs to rank s % world_size.
             assert ranks[rank][step] == whole[rank::world_size].flatten().tolist()
         together = list(chain.from_iterable(loaded[step] for loaded in ranks))
         assert sorted(together) == sorted(whole.flatten().tolist())
@@ -127,7 +127,7 @@ def test_fewer_images_than_a_batch_are_refused() -> None:
 def test_all_ranks_together_show_each_image_once(world_size: int, batch_size: int) -> None:
     phase = Phase(global_batch_size=batch_size, peak_lr=0.1, max_epochs=1, gpus_per_model=8)
     shares = [
-        share_of(50_000, phase=phase, slots=Comm(rank=rank, world_size=world_size).slots(8))
+        share_of(50_000, phase=phase, replicas=Comm(rank=rank, world_size=world_size).replicas(8))
         for rank in range(world_size)
     ]
     order = shares[0].plan(0, 0).order
@@ -139,7 +139,7 @@ def test_all_ranks_together_show_each_image_once(world_size: int, batch_size: in
 
 def test_a_short_last_batch_holds_the_rest() -> None:
     phase = Phase(global_batch_size=16, peak_lr=0.1, max_epochs=1)
-    share = share_of(phase=phase, slots=range(1), drop_last=False)
+    share = share_of(phase=phase, replicas=range(1), drop_last=False)
     sizes = [len(share.positions(step)) for step in range(share.steps_per_epoch)]
     assert sizes == [16] * 6 + [N - 96]
     images, labels = torch.empty(16, 3, 32, 32), torch.empty(16, dtype=torch.int64)

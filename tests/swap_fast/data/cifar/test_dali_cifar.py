@@ -17,7 +17,7 @@ from small_parts import MEAN, STD, make_split
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import LoaderName
-from swap_fast.data.cifar.batches import Loader, Sequence, Share
+from swap_fast.data.cifar.batches import Loader, Sequence, ShardSpec
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.tasks.cifar import loader_maker
 
@@ -28,8 +28,8 @@ CPU = torch.device("cpu")
 N, BATCH = 70, 16
 SPLIT = make_split(N, 5)
 PHASE = Phase(global_batch_size=BATCH, peak_lr=0.1, max_epochs=2)
-SHARE = Share(
-    num_images=N, augmentation=Augmentation(), phase=PHASE, seed=1, number=1, slots=range(1)
+SHARE = ShardSpec(
+    num_images=N, augmentation=Augmentation(), phase=PHASE, seed=1, number=1, replicas=range(1)
 )
 
 

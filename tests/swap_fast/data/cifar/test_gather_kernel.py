@@ -25,7 +25,7 @@ from torch import Tensor
 
 from swap_fast.config.phase import Augmentation
 from swap_fast.data.cifar import resident as images_module
-from swap_fast.data.cifar.augment import Plan, plain_plan, plan_epoch
+from swap_fast.data.cifar.augment import AugmentationPlan, plain_plan, plan_epoch
 from swap_fast.data.cifar.resident import DeviceImages, DevicePlan, WindowGather
 
 N = 13
@@ -46,17 +46,17 @@ def affine(*, raw: bool = False, device: str = "cpu") -> Tensor:
     return torch.tensor(np.stack([1 / std, -mean / std]), dtype=torch.float32, device=device)
 
 
-def draw(augmentation: Augmentation) -> Plan:
+def draw(augmentation: Augmentation) -> AugmentationPlan:
     return plan_epoch(N, augmentation, seed=2, phase=1, worker=0, epoch=0)
 
 
-def uploaded(plan: Plan, pad: int) -> DevicePlan:
+def uploaded(plan: AugmentationPlan, pad: int) -> DevicePlan:
     split = DeviceImages(SPLIT, mean=MEAN, std=STD, device=torch.device("cpu"), pad=pad)
     return split.upload(plan)
 
 
 def kernel_batch(
-    plan: Plan,
+    plan: AugmentationPlan,
     pad: int,
     positions: list[int] | slice,
     dtype: torch.dtype,
@@ -103,7 +103,7 @@ def compare_all(device: str) -> None:
             assert (made[0][row][:, top : top + side, left : left + side] == 0).all()
     for augmentation in AUGMENTATIONS:  # the geometry, to the pixel
         plan = draw(augmentation)
-        uncut = Plan(**{**vars(plan), "cutout": 0})
+        uncut = AugmentationPlan(**{**vars(plan), "cutout": 0})
         form = (torch.float16, torch.channels_last)
         made = kernel_batch(uncut, augmentation.pad, slice(6, 9), *form, raw=True, device=device)
         for row, position in enumerate(range(6, 9)):

@@ -9,7 +9,7 @@ from small_parts import MEAN, STD, make_split, oracle_image
 from torch import Tensor
 
 from swap_fast.config.phase import Augmentation
-from swap_fast.data.cifar.augment import Plan, plain_plan, plan_epoch
+from swap_fast.data.cifar.augment import AugmentationPlan, plain_plan, plan_epoch
 from swap_fast.data.cifar.resident import DeviceImages
 
 CPU = torch.device("cpu")
@@ -31,13 +31,13 @@ def resident(pad: int, *, raw: bool = False) -> DeviceImages:
     return DeviceImages(SPLIT, mean=mean, std=std, device=CPU, pad=pad)
 
 
-def draw(augmentation: Augmentation) -> Plan:
+def draw(augmentation: Augmentation) -> AugmentationPlan:
     return plan_epoch(N, augmentation, seed=1, phase=1, worker=0, epoch=0)
 
 
 def load(
     images: DeviceImages,
-    plan: Plan,
+    plan: AugmentationPlan,
     positions: list[int] | slice,
     *,
     dtype: torch.dtype = torch.float32,
@@ -56,7 +56,7 @@ def load(
 def test_geometry_is_exact(augmentation: Augmentation) -> None:
     # With mean 0 and deviation 1 the values are the pixels; what is cut is compared elsewhere.
     plan = draw(augmentation)
-    uncut = Plan(**{**vars(plan), "cutout": 0})
+    uncut = AugmentationPlan(**{**vars(plan), "cutout": 0})
     seen, _ = load(resident(augmentation.pad, raw=True), uncut, slice(0, N))
     for position in range(N):
         image = SPLIT.images[plan.order[position]]

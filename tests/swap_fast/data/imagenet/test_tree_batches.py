@@ -194,8 +194,8 @@ def tree_batches(tree: ImageTree, name: DecoderName, rank: int = 0, world_size: 
         px=32,
         min_scale=0.3,
         global_batch_size=12,
-        num_slots=4,
-        slots=comm.slots(4),
+        num_replicas=4,
+        replicas=comm.replicas(4),
         seed=5,
         number=2,
         device=CPU,
@@ -210,7 +210,7 @@ def buffers(batches: TreeBatches) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", LOADERS)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_slots_of_all_ranks_make_the_global_batch(
+def test_replicas_of_all_ranks_make_the_global_batch(
     tree: ImageTree, name: DecoderName, world_size: int
 ) -> None:
     plan = plan_crops(tree.train.sizes, px=32, min_scale=0.3, seed=5, phase=2, worker=1, epoch=4)
@@ -222,9 +222,9 @@ def test_slots_of_all_ranks_make_the_global_batch(
         batches.start_epoch(1, 4)
         for step in range(3):
             batches.load_(step, images, labels)
-            slots = np.arange(12).reshape(4, 3)[rank::world_size].flatten()
-            assert torch.equal(images, whole[step][slots])
-            shown = plan.image[step * 12 + slots]
+            replicas = np.arange(12).reshape(4, 3)[rank::world_size].flatten()
+            assert torch.equal(images, whole[step][replicas])
+            shown = plan.image[step * 12 + replicas]
             assert labels.tolist() == tree.train.labels[shown].tolist()
 
 
@@ -251,8 +251,8 @@ def test_fewer_images_than_a_batch_are_refused(tree: ImageTree) -> None:
             px=32,
             min_scale=0.3,
             global_batch_size=64,
-            num_slots=1,
-            slots=range(1),
+            num_replicas=1,
+            replicas=range(1),
             seed=0,
             number=1,
             device=CPU,

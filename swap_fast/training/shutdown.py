@@ -31,7 +31,7 @@ class InterruptedRunError(Exception):
         self.together = together
 
 
-class Interruption:
+class GracefulShutdown:
     """SIGTERM and SIGINT: the first ends the run after a step, the second at once.
 
     While nothing is trained there is nothing to save: the first then ends the run there.
@@ -114,5 +114,5 @@ class Interruption:
         return last is not None and step > last
 
 
-NEVER = Interruption()
+NEVER = GracefulShutdown()
 """Listens to nothing."""

@@ -18,10 +18,10 @@ from swap_fast.algorithm import swap
 from swap_fast.checkpoint.run_folder import RunFolder
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.record import EpochRow
-from swap_fast.training import interruption as module
+from swap_fast.training import shutdown as module
 from swap_fast.training.clock import Clock
-from swap_fast.training.interruption import EXIT_STATUS, InterruptedRunError, Interruption
 from swap_fast.training.parts import Watch
+from swap_fast.training.shutdown import EXIT_STATUS, GracefulShutdown, InterruptedRunError
 
 DATA = make_dataset(train_images=70)
 RECIPE = with_phases(phase1={"max_epochs": 3})
@@ -50,7 +50,7 @@ def run(
     Returns:
         The weights, the rows, and the updates done.
     """
-    interruption, clock, updates = Interruption(), Clock(), 0
+    shutdown, clock, updates = GracefulShutdown(), Clock(), 0
 
     def on_step(images: int) -> None:
         nonlocal updates
@@ -63,7 +63,7 @@ def run(
             os.kill(os.getpid(), number)
 
     kept = RunFolder(folder, clock)
-    with interruption.listening():
+    with shutdown.listening():
         parts = small_parts(
             RECIPE,
             dataset=DATA,
@@ -71,7 +71,7 @@ def run(
             comm=comm,
             watch=Watch(on_step=on_step, on_epoch=on_epoch),
             checkpoints=kept,
-            interruption=interruption,
+            shutdown=shutdown,
         )
         swap(RECIPE, parts)
     rows = [EpochRow(**{**vars(row), "time_s": 0.0}) for row in kept.rows]
@@ -94,30 +94,30 @@ def test_told_after_any_step_it_goes_on_there(tmp_path: Path, number: int) -> No
 
 def test_signals_are_heeded_only_within(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with Interruption().listening():
+    with GracefulShutdown().listening():
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_while_nothing_is_trained_it_ends_at_once() -> None:
-    with pytest.raises(InterruptedRunError, match="SIGTERM"), Interruption().listening():
+    with pytest.raises(InterruptedRunError, match="SIGTERM"), GracefulShutdown().listening():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_ctrl_c_that_is_passed_on_is_one_telling() -> None:
-    interruption = Interruption()
-    with interruption.listening(), interruption.training():
+    shutdown = GracefulShutdown()
+    with shutdown.listening(), shutdown.training():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.told
+        assert shutdown.told
 
 
 def test_the_second_signal_ends_it_at_once() -> None:
     code = """
 import os, signal, time
-from swap_fast.training import interruption
-interruption.ONE_TELLING_S = 0.0
-told = interruption.Interruption()
+from swap_fast.training import shutdown
+shutdown.ONE_TELLING_S = 0.0
+told = shutdown.GracefulShutdown()
 with told.listening(), told.training():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.01)
