@@ -66,7 +66,7 @@ class Done:
     def bits(self) -> list[Tensor]:
         """All that must be equal to the last bit."""
         samples = [theta for worker in self.result.workers for theta in worker.samples]
-        return [*self.parts.weights.copy(), self.parts.optimizer.velocity, *samples]
+        return [*self.trainer.weights.copy(), self.trainer.optimizer.velocity, *samples]
 
 
 def run(
@@ -165,7 +165,7 @@ def test_another_run_s_phase_1_is_taken_over(tmp_path: Path) -> None:
     assert (tmp_path / "shared" / "phase1.json").exists()
     # Its time is there as well.
     kept = json.loads((tmp_path / "before" / "phase1.json").read_text())["about"]
-    assert shared.parts.clock.laps["phase1"] >= kept["laps_by_rank"][0]["phase1"]
+    assert shared.trainer.clock.laps["phase1"] >= kept["laps_by_rank"][0]["phase1"]
 
 
 def flip_a_bit(path: Path) -> None:
