@@ -1,1 +1,1 @@
-"""swap_fast/averaging_files: say here what is in this package."""
+"""Average finished models from files: read them, average, evaluate, report, write."""
