@@ -27,18 +27,18 @@ from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Phase, Schedule, require
 from swap_fast.distributed import ALONE, Comm, connect
 from swap_fast.record import EpochRow, plain
+from swap_fast.training.batchnorm import is_compiled
 from swap_fast.training.clock import Clock
 from swap_fast.training.parts import Watch
 from swap_fast.training.shutdown import NEVER, GracefulShutdown
 from swap_fast.training.state import NoCheckpoints, Progress
+from swap_fast.training.weights import Weights, refuse_synchronized
 from swap_fast.user.data import Augment, Collate, generators_kept, num_examples, open_data
 from swap_fast.user.method import OwnMethod, describe_method, name_of, own_method
 from swap_fast.user.objective import Loss, Metric
 from swap_fast.user.optimizer import Groups, Make, OwnOptimizer
 from swap_fast.user.parts import Work, bare, build_user_trainer, make_net
 from swap_fast.user.result import SwapResult, describe_environment, make_result
-from swap_fast.user.statistics import is_compiled
-from swap_fast.user.weights import OwnWeights
 
 # Where a run is kept: a folder of its checkpoints, begun once and gone on with.
 
@@ -358,7 +358,8 @@ def swap(
             test = None if test_data is None else opened(test_data, "test_data")
         with clock.lap("model_init"):
             model = make_net(make_model, seed, where)
-            weights = OwnWeights(bare(model))
+            weights = Weights(bare(model))
+            refuse_synchronized(weights.norms)
             comm.broadcast_(weights.theta.detach())
             if len(weights.statistics):
                 comm.broadcast_(weights.statistics)

@@ -17,8 +17,7 @@ from swap_fast.outcome import gather_times
 from swap_fast.record import EpochRow, Times, now
 from swap_fast.training.parts import Trainer
 from swap_fast.training.state import Result
-from swap_fast.training.weights import displacements, pairwise_distances
-from swap_fast.user.weights import OwnWeights
+from swap_fast.training.weights import Weights, displacements, pairwise_distances
 
 # The model card: what the saved weights are, how they were made, how they are loaded.
 
@@ -287,7 +286,6 @@ def make_result(
 ) -> SwapResult:
     """Gather what the ranks know; every rank must call. The model leaves its flat vectors."""
     comm, weights = trainer.comm, trainer.weights
-    assert isinstance(weights, OwnWeights), "the parts of a user's run"
     times = gather_times(trainer, done)
     speaks = trainer.group.is_first
     own = [row for row in rows if row.phase == 2] if speaks else []
@@ -339,7 +337,7 @@ def make_result(
 
 
 def _workers_on_first(
-    trainer: Trainer, done: Result, weights: OwnWeights
+    trainer: Trainer, done: Result, weights: Weights
 ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Each worker's theta [P] and state, on rank 0's host; elsewhere none."""
     own = [

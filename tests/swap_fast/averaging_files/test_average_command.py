@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from bench.cli import main as bench
 from swap_fast import average_files
 from swap_fast.__main__ import main
-from swap_fast.averaging_files.evaluate import runs_trial
-from swap_fast.averaging_files.origins import finished_run, require_one_origin
+from swap_fast.averaging_files.evaluate import run_evaluation
+from swap_fast.averaging_files.inputs import require_one_origin, workers_of
 from swap_fast.averaging_files.weight_files import read_weights
 
 USERS = """
@@ -186,9 +186,9 @@ def test_the_average_of_a_runs_workers_is_the_runs_own_result(
     assert norms == pytest.approx(record["displacement_norms"], rel=1e-5)
     assert report["cosines"][0][1] == pytest.approx(record["displacement_cosines"][0][1], rel=1e-5)
     assert report["distances"][0][1] == pytest.approx(record["pairwise_distances"][0][1], rel=1e-5)
-    trial = runs_trial(runs[0], cifar10_dir, torch.device("cpu"))
+    evaluation = run_evaluation(runs[0], cifar10_dir, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"got test; .*--select-on test"):
-        average_files([runs[0]], soup="greedy", trial=trial)
+        average_files([runs[0]], soup="greedy", evaluation=evaluation)
 
 
 @pytest.mark.slow
@@ -211,7 +211,7 @@ def test_workers_of_another_origin_are_refused(
 def test_a_runs_folder_must_be_whole(runs: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(runs[0], folder)
-    assert len(finished_run(folder).workers) == 2
+    assert len(workers_of(folder)) == 2
     # A flipped bit is caught where there is a manifest: phase 1's.
     content = bytearray((folder / "phase1.safetensors").read_bytes())
     content[-1] ^= 1
@@ -222,7 +222,7 @@ def test_a_runs_folder_must_be_whole(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"2 workers after 1 epochs, worker1-epoch1.safetensors is"
     ):
-        finished_run(folder)
+        workers_of(folder)
     about = json.loads((folder / "run.json").read_text())
     for recipe, line in (
         ({**about["recipe"], "dataset": "imagenet"}, "got one of a tree of files"),
@@ -231,12 +231,12 @@ def test_a_runs_folder_must_be_whole(runs: list[Path], tmp_path: Path) -> None:
     ):
         (folder / "run.json").write_text(json.dumps({**about, "recipe": recipe}))
         with pytest.raises(ValueError, match=line):
-            runs_trial(folder, None, torch.device("cpu"))
+            run_evaluation(folder, None, torch.device("cpu"))
     del about["recipe"]["num_workers"]
     (folder / "run.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="expected a run of SWAP with one model a worker"):
-        finished_run(folder)
+        workers_of(folder)
     for damaged in ("{", "[]", '{"recipe": 3}', "{}"):
         (folder / "run.json").write_text(damaged)
         with pytest.raises(ValueError, match=r"got a folder without a whole run.json"):
-            finished_run(folder)
+            workers_of(folder)
