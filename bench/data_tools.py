@@ -1,7 +1,4 @@
-"""`python -m bench small-tree`: a small tree of JPEG files from CIFAR-10's images, enlarged.
-
-ImageNet cannot be had everywhere; with this every part of its path runs anywhere, on real images.
-"""
+"""Writes data: `python -m bench prepare` and `small-tree`, and CIFAR-10's binary layout."""
 
 import hashlib
 import io
@@ -28,26 +25,23 @@ from swap_fast.data.cifar.files import load_dataset, locate_dataset
 from swap_fast.data.imagenet.files import BadImageError, read_image
 from swap_fast.data.imagenet.scan import PREPARED, BadFile, ImageSplit, ImageTree, scan_tree
 
-# `python -m bench prepare`: writes a tree's images again at a smaller size.
-#
-# The original ImageNet runs train from such trees: 160 px for the stage at 128 px, 352 for 224.
-# They decode faster. The shorter side is brought to the size by Pillow's bilinear filter; smaller
-# images are copied as they are. JPEGs are written at quality 90, PNGs as PNGs, all under their own
-# names.
-
+# Prepare: a tree's images at a smaller size.
 
 JPEG_QUALITY = 90
 _CHUNK = 16  # files a process takes at a time
-_PARTIAL = ".partial"  # hidden while unfinished, and so no part of a tree
+_PARTIAL = ".partial"  # begins the name of an unfinished file: hidden, so not part of a tree
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 def prepare(options: PrepareOptions) -> int:
-    """Write the resized tree, or what is missing of it.
+    """Write a tree's images at a smaller size, or those that are missing of them.
+
+    The original ImageNet runs train from such trees, which decode faster: 160 px for the stage at
+    128 px, 352 for 224. Pillow's bilinear filter brings the shorter side to the size; smaller
+    images are copied. JPEGs are written at quality 90, PNGs as PNGs; the names stay.
 
     Raises:
-        ValueError: bad files that are not to be skipped, or a destination that holds something
-            else.
+        ValueError: bad files without --skip-bad-files, or a destination that holds other files.
     """
     source, destination = options.source.resolve(), options.dest.resolve()
     if source.is_relative_to(destination) or destination.is_relative_to(source):
@@ -93,7 +87,7 @@ def prepare(options: PrepareOptions) -> int:
 
 
 def _claim(destination: Path, tree: ImageTree, size: int) -> dict[str, object]:
-    """Note what the destination is to hold, as unfinished, or refuse one that holds another."""
+    """Mark the destination as this tree's, unfinished; refuse one that holds another tree."""
     classes = hashlib.sha256(b"\0".join(os.fsencode(name) for name in tree.classes))
     wanted: dict[str, object] = {
         "size": size,
@@ -121,10 +115,10 @@ def _write_note(destination: Path, note: dict[str, object]) -> None:
 
 
 def _make_folders(destination: Path, splits: Sequence[ImageSplit]) -> None:
-    """Make all folders. What a killed run left unfinished goes; what the source lacks is refused.
+    """Make all folders, and remove files that a killed run left unfinished.
 
     Raises:
-        ValueError: files that the source does not have.
+        ValueError: there are files that the source does not have.
     """
     for split in splits:
         names = set(split.names)
@@ -143,7 +137,7 @@ def _make_folders(destination: Path, splits: Sequence[ImageSplit]) -> None:
 
 
 def _is_done(source: str, destination: str) -> bool:
-    """Whether an image was written after its source was."""
+    """Whether the destination is newer than its source."""
     try:
         return os.stat(destination).st_mtime_ns >= os.stat(source).st_mtime_ns
     except FileNotFoundError:
@@ -155,12 +149,12 @@ Job = tuple[str, str]
 
 
 def _resize_all(jobs: Sequence[Job], options: PrepareOptions) -> Iterator[tuple[Job, str | None]]:
-    """Each job when it is done, with what is wrong with the file, if anything."""
+    """Each job when it is done, with the reason where the file cannot be decoded."""
     processes = min(options.processes or available_cores(), -(-len(jobs) // _CHUNK))
     if processes == 0:
         return
     context = multiprocessing.get_context("spawn")
-    # An interrupt is for the process that waits; the others end when it lets them.
+    # The waiting process handles an interrupt, and ends the others.
     ignore = (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(
         processes, mp_context=context, initializer=signal.signal, initargs=ignore
@@ -168,13 +162,13 @@ def _resize_all(jobs: Sequence[Job], options: PrepareOptions) -> Iterator[tuple[
         reasons = pool.map(resize_file, jobs, repeat(options.size), chunksize=_CHUNK)
         try:
             yield from zip(jobs, reasons, strict=True)
-        except BaseException:  # an interrupt, or a full disk: what waits is not begun
+        except BaseException:  # such as an interrupt or a full disk: start no further job
             pool.shutdown(cancel_futures=True)
             raise
 
 
 def resize_file(job: Job, size: int) -> str | None:
-    """Write one image again, at once or not at all; the reason where it cannot be decoded."""
+    """Write one image at the smaller size, atomically; the reason where it cannot be decoded."""
     source, destination = job
     try:
         _, content = read_image(source)
@@ -208,7 +202,7 @@ def resized(content: bytes, size: int) -> bytes:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name, then give it its own: it is whole, or not there."""
+    """Write a file atomically, under a temporary name first."""
     partial = path.with_name(f"{_PARTIAL}-{os.getpid()}")
     with open(partial, "wb") as file:
         file.write(content)
@@ -220,14 +214,13 @@ def _name_bad_file(bad: BadFile) -> None:
 
 
 class _Progress:
-    """A line that stays in place on a terminal, a line now and then elsewhere."""
+    """Progress as a line that is overwritten on a terminal, or a new line every few seconds."""
 
     def __init__(self, what: str, *, quiet: bool) -> None:
         self._what, self._quiet = what, quiet
         self._started = self._last = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        """Say how far it is, where it is time to."""
         now, on_terminal = time.monotonic(), sys.stdout.isatty()
         interval = 0.2 if on_terminal else _SECONDS_BETWEEN_LINES
         if self._quiet or (now - self._last < interval and done < total):
@@ -241,19 +234,20 @@ class _Progress:
             print(line, flush=True)
 
 
+# Small tree: CIFAR-10's images, enlarged, as a tree of JPEG files.
+
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-QUALITY = 90  # of the JPEGs
-RATIOS = (3 / 4, 4 / 3)  # the images' width over height, so that rectangular tests have work to do
+RATIOS = (3 / 4, 4 / 3)  # least and greatest width over height, as rectangular tests need
 
 
 def make_small_tree(options: SmallTreeOptions) -> int:
-    """Write the tree whole or not at all.
+    """Write the tree, whole or not at all: every part of ImageNet's path can run on it.
 
     Raises:
-        ValueError: the destination is there, or a class has too few images.
+        ValueError: the destination exists, or a class has too few images.
     """
     destination = options.destination
     if destination.exists():
@@ -281,7 +275,7 @@ def make_small_tree(options: SmallTreeOptions) -> int:
 
 
 def _write_split(folder: Path, split: Split, per_class: int, size: int) -> int:
-    """The first images of each class in the data's canonical order."""
+    """Write the first images of each class, in the data's order; how many."""
     for label, name in enumerate(CLASSES):
         places = np.flatnonzero(split.labels == label)
         if len(places) < per_class:
@@ -296,10 +290,23 @@ def _write_split(folder: Path, split: Split, per_class: int, size: int) -> int:
 
 
 def _write_jpeg(path: Path, image: NDArray[np.uint8], size: int, number: int) -> None:
-    """An image [32, 32, 3], its shorter side enlarged to `size`, its ratio one of seven."""
+    """Write an image [32, 32, 3], its shorter side enlarged to `size`, its ratio one of seven."""
     from PIL import Image
 
     ratio = RATIOS[0] * (RATIOS[1] / RATIOS[0]) ** (number % 7 / 6)
     width, height = round(size * max(ratio, 1)), round(size * max(1 / ratio, 1))
     enlarged = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    enlarged.save(path, quality=QUALITY)
+    enlarged.save(path, quality=JPEG_QUALITY)
+
+
+def write_cifar10(folder: Path, train: NDArray[np.uint8], test: NDArray[np.uint8]) -> None:
+    """Write CIFAR-10's binary layout into `folder`/cifar-10-batches-bin.
+
+    Arguments:
+        train, test: uint8 [n, 3073], a record an image: the label, then three planes of 32 x 32.
+    """
+    inside = folder / "cifar-10-batches-bin"
+    inside.mkdir(parents=True)
+    for number, part in enumerate(np.array_split(train, 5), start=1):
+        part.tofile(inside / f"data_batch_{number}.bin")
+    test.tofile(inside / "test_batch.bin")

@@ -32,8 +32,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before an installed copy
 import swap_fast
 
-# The only internals, used by `captured`: no public entry point traces a step.
-from bench.verify.contract import BATCH, Trained, trace_
+# The only internals; `captured` needs them, since no public entry point traces a step.
+from bench.data_tools import write_cifar10
+from bench.verify.equivalence import BATCH, Trained, trace_
 from swap_fast.config.execution import Execution
 
 RECORDED = Path(__file__).with_suffix(".json")
@@ -105,11 +106,12 @@ def write_cifar(folder: Path) -> None:
     """A small CIFAR-10 in its binary layout: 320 training and 80 test images, a pattern a class."""
     random = np.random.default_rng(0)
     patterns = random.integers(128, size=(10, 3072), dtype=np.uint8)
-    (inside := folder / "cifar-10-batches-bin").mkdir(parents=True)
-    for name, count in [*((f"data_batch_{i}", 64) for i in range(1, 6)), ("test_batch", 80)]:
+    parts = []
+    for count in (64, 64, 64, 64, 64, 80):
         labels = np.arange(count, dtype=np.uint8) % 10
         images = patterns[labels] + random.integers(128, size=(count, 3072), dtype=np.uint8)
-        np.concatenate([labels[:, None], images], axis=1).tofile(inside / f"{name}.bin")
+        parts.append(np.concatenate([labels[:, None], images], axis=1))
+    write_cifar10(folder, np.concatenate(parts[:5]), parts[5])
 
 
 def on_cifar(folder: Path, seed: int, *, recipe: str, options: Options) -> State:

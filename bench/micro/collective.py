@@ -1,4 +1,4 @@
-"""The all-reduce of `swap_fast.distributed` by message size, beside a copy in memory."""
+"""The all-reduce of `swap_fast.distributed` by message size, and a copy in memory."""
 
 import statistics
 import time
@@ -17,27 +17,22 @@ from swap_fast.distributed import Comm, connect
 from swap_fast.models import ResNet9
 
 SMALLEST, LARGEST = 2**10, 2**26
-"""Bytes of the messages, with a factor of 4 between them."""
+"""Bytes of the messages; each is 4 times the one before it."""
 PATIENCE_S = 0.05
-"""A round repeats a collective until it has taken about so long."""
+"""About how long a round repeats a collective."""
 MOST_REPEATS = 100
 
 
 def message_sizes(gradient_bytes: int) -> list[int]:
     """Bytes of every message: powers of four, and the gradient's exact size among them."""
-    powers = []
-    size = SMALLEST
-    while size <= LARGEST:
-        powers.append(size)
-        size *= 4
-    return sorted({*powers, gradient_bytes})
+    return sorted({SMALLEST * 4**power for power in range(9)} | {gradient_bytes})
 
 
 def default_ranks(device_type: str) -> int:
-    """A process a device, or on a CPU one a core and two at least.
+    """One process for each device; on a CPU one for each core, at least 2.
 
     Raises:
-        ValueError: one CUDA device alone: nothing to reduce over.
+        ValueError: there is only one CUDA device.
     """
     if device_type == "cpu":
         return max(2, available_cores())
@@ -53,7 +48,7 @@ def default_ranks(device_type: str) -> int:
 def measure_collective(
     device_type: str, ranks: int, width: int, rounds: int, largest: int = LARGEST
 ) -> dict[str, Any]:
-    """Time all-reduces on `ranks` processes; the record's part of them.
+    """Time all-reduces on `ranks` processes, for the record's `collective`.
 
     Raises:
         ValueError: fewer than two ranks.
@@ -69,7 +64,7 @@ def measure_collective(
 def measure_rank(
     device_type: str, threads: int, parameters: int, rounds: int, largest: int
 ) -> dict[str, Any]:
-    """One rank's part; all ranks return what all of them found."""
+    """One rank's part; every rank returns the same."""
     torch.set_num_threads(threads)
     comm = connect(device_type)
     device = torch.device(device_type, comm.local_rank if device_type == "cuda" else 0)
@@ -83,7 +78,9 @@ def measure_rank(
                 message = torch.zeros(size // dtype.itemsize, dtype=dtype, device=device)
                 try:
                     comm.all_reduce_(message)
-                except RuntimeError as error:  # the same on every rank: the backend cannot
+                except (
+                    RuntimeError
+                ) as error:  # the same on every rank: the backend does not support it
                     left_out.append(f"{precision}: {error}")
                     break
                 rows.append(
@@ -95,9 +92,8 @@ def measure_rank(
                         "copy_s": _rounds(comm, message, message.clone().copy_, rounds),
                     }
                 )
-        backend = "nccl" if device_type == "cuda" else "gloo"
         return {
-            "backend": backend,
+            "backend": "nccl" if device_type == "cuda" else "gloo",
             "ranks": comm.world_size,
             "threads": threads,
             "rows": rows,
@@ -110,7 +106,7 @@ def measure_rank(
 def _rounds(
     comm: Comm, message: Tensor, work: Callable[[Tensor], Tensor], rounds: int
 ) -> list[float]:
-    """Seconds of one call in each round: its mean over repeats, of the slowest rank."""
+    """Seconds of a call in each round: the mean over repeats, of the slowest rank."""
     once = _slowest(comm, _seconds(comm, message, work, 2)) / 2
     repeats = min(MOST_REPEATS, max(1, int(PATIENCE_S / max(once, 1e-9))))
     return [_slowest(comm, _seconds(comm, message, work, repeats)) / repeats for _ in range(rounds)]
@@ -127,12 +123,12 @@ def _seconds(comm: Comm, message: Tensor, work: Callable[[Tensor], Tensor], repe
 
 
 def _slowest(comm: Comm, seconds: float) -> float:
-    """The same on every rank, so that all repeat as often."""
+    """The same on every rank, so that all repeat equally often."""
     return max(comm.gather(seconds))
 
 
 def print_collective(measured: dict[str, Any]) -> None:
-    """A line a message, as the table of the report has it."""
+    """Print a line for each message, with the figures of the report's table."""
     print(f"all-reduce over {measured['backend']}, {measured['ranks']} processes")
     print(f"{'bytes':>12} {'type':<5} {'median us':>12} {'bus GB/s':>9} {'copy GB/s':>10}")
     for row in measured["rows"]:

@@ -1,4 +1,4 @@
-"""`python -m bench micro`: measures a part of the work beside others' ways, in one run."""
+"""`python -m bench micro`: times a part of the work and other implementations of it, in one run."""
 
 import os
 from dataclasses import replace
@@ -13,11 +13,20 @@ from bench.hardware.machine import (
     has_compiler,
 )
 from bench.micro.collective import default_ranks, measure_collective, print_collective
-from bench.micro.comparisons import data_ways, jpeg_ways, peer_groups, step_groups, worker_groups
+from bench.micro.comparisons import (
+    Groups,
+    data_groups,
+    jpeg_groups,
+    peer_groups,
+    step_groups,
+    worker_groups,
+)
 from bench.micro.data import write_jpegs
-from bench.micro.interleave import Timing, Way, alternate
+from bench.micro.interleave import Timing, time_interleaved
 from bench.micro.records import MicroRecord, write_micro_record
+from bench.micro.step import Task
 from bench.options import MicroOptions
+from swap_fast.config.execution import default_execution
 from swap_fast.data.cifar.files import locate_dataset
 from swap_fast.record import now
 
@@ -26,7 +35,7 @@ DEFAULT_WIDTH = {"cpu": 16, "cuda": 64}
 
 
 def measure(options: MicroOptions) -> int:
-    """Time every way, print a table, and keep a JSON record where one is wanted."""
+    """Time every variant, print a table, and write a JSON record with --out."""
     device = choose_device(options.device)
     threads = options.threads or available_cores()
     width = options.width or DEFAULT_WIDTH[device]
@@ -49,7 +58,7 @@ def measure(options: MicroOptions) -> int:
         record = replace(record, collective=measured)
     else:
         if not has_compiler():
-            print("no C++ compiler: the compiled ways are left out")
+            print("no C++ compiler: the compiled variants are left out")
         with TemporaryDirectory() as folder:
             groups, notes = _groups(options, device, threads, width, Path(folder))
             record = replace(record, results=_time(groups, options.rounds), notes=tuple(notes))
@@ -60,48 +69,48 @@ def measure(options: MicroOptions) -> int:
 
 def _groups(
     options: MicroOptions, device: str, threads: int, width: int, folder: Path
-) -> tuple[dict[str, list[Way]], list[str]]:
-    """The groups of ways that were asked for, and what a reader of their figures must know.
+) -> tuple[Groups, list[str]]:
+    """The groups of variants, and notes for a reader of their figures.
 
     Arguments:
-        folder: an empty one for files that the ways read.
+        folder: an empty one, for files that the variants read.
     """
     if options.what == "jpeg":
-        return jpeg_ways(write_jpegs(folder), device, options.batch_size, threads), []
+        return jpeg_groups(write_jpegs(folder), device, options.batch_size, threads), []
     if options.what == "data":
-        return data_ways(options, device, threads), []
+        return data_groups(device, options.batch_size, threads), []
     if options.what == "workers":
         return worker_groups(device, threads, width, options.batch_size), []
     batch_sizes = options.batch_sizes or (options.batch_size,)
+    steps = step_groups(device, threads, width, batch_sizes)
     if not options.peers:
-        return step_groups(device, threads, width, batch_sizes), []
-    synthetic = options.dataset == "synthetic"
-    data = None if synthetic else locate_dataset("cifar10", options.data)
-    groups: dict[str, list[Way]] = {}
+        return steps, []
+    data = None if options.dataset == "synthetic" else locate_dataset("cifar10", options.data)
+    groups: Groups = {}
     for size in batch_sizes:
         if options.images < size:
             raise ValueError(f"images: expected at least one batch of {size}, got {options.images}")
-        groups |= peer_groups(
-            device,
-            threads,
-            width,
-            size,
-            synthetic=data is None,
+        task = Task(
+            execution=default_execution(device),
+            width=width,
+            batch_size=size,
+            dataset="synthetic" if data is None else "cifar10",
             data=data,
             num_images=options.images // size * size,
         )
+        groups |= peer_groups(device, threads, task)
     shown = "synthetic images" if data is None else "CIFAR-10"
     note = f"Whole training: a turn is an epoch of {options.images:,} images of {shown}."
-    return groups | step_groups(device, threads, width, batch_sizes), [note]
+    return groups | steps, [note]
 
 
-def _time(groups: dict[str, list[Way]], rounds: int) -> dict[str, list[Timing]]:
-    """Let the ways of each group take turns, and print what they achieve."""
+def _time(groups: Groups, rounds: int) -> dict[str, list[Timing]]:
+    """Time the variants of each group, and print their speeds."""
     results: dict[str, list[Timing]] = {}
-    print(f"{rounds} rounds; images/s; ratio = the first way over this one, round by round")
-    for title, ways in groups.items():
+    print(f"{rounds} rounds; images/s; ratio = the first variant over this one, round by round")
+    for title, variants in groups.items():
         print(f"\n{title}\n{'':<72} {'median':>10} {'min':>10} {'max':>10}   ratio (min..max)")
-        results[title] = alternate(ways, rounds=rounds)
+        results[title] = time_interleaved(variants, rounds=rounds)
         for timing in results[title]:
             print(_line(timing), flush=True)
     return results

@@ -1,121 +1,166 @@
-"""Which ways of training stand beside each other: the step, whole loops, workers of phase 2."""
+"""The variants that `bench micro` compares, by group; the first of each group is ours.
 
-from collections.abc import Callable, Iterator
+Several groups also have the device's peak: a matrix product and a copy in memory.
+"""
+
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from bench.document.table import counted
 from bench.hardware.machine import has_compiler
-from bench.micro import data as micro_data
-from bench.micro import data as micro_jpeg
-from bench.micro import step as micro_peers
-from bench.micro import step as micro_step
-from bench.micro import workers as micro_workers
-from bench.micro.interleave import Cost, Way, Work
-from bench.micro.peak import roof_ways, step_cost
-from bench.options import MicroOptions
+from bench.micro import data, step, workers
+from bench.micro.interleave import Cost, Variant
+from bench.micro.peak import peak_variants, step_cost
 from swap_fast.config.execution import DTYPES, Execution, default_execution
 from swap_fast.config.recipe import LoaderName
 from swap_fast.models import ResNet9
 from swap_fast.tasks.cifar import missing_for_dali
 
-# The groups of ways that `micro data` compares: our loaders, others', and a copy.
+Groups = dict[str, list[Variant]]
+"""Variants that take turns, by the group's title."""
+Shape = tuple[int, int]
+"""Processes, and threads of each."""
+LOADER_PROCESSES = 8
+"""At most: the stock loop has one for each core."""
+NUM_WORKERS = (2, 4)
+"""W of the comparisons of phase 2."""
 
 
-def data_ways(options: MicroOptions, device: str, threads: int) -> dict[str, list[Way]]:
-    """Augmented batches of CIFAR size, in each type and with one thread and all of them."""
-    groups: dict[str, list[Way]] = {}
-    for dtype in micro_data.DTYPES:
+def data_groups(device: str, batch_size: int, threads: int) -> Groups:
+    """Augmented batches of CIFAR size, in each type, with one thread and with all threads."""
+    groups: Groups = {}
+    for dtype in data.DTYPES:
         for count in sorted({1, threads}):
             form = f"{dtype}, {counted(count, 'thread')}"
-            ours, dali = data_group(device, options.batch_size, dtype, count)
+            ours, dali = _data_variants(device, batch_size, dtype, count)
             groups[f"augmented batches, {form}"] = ours
             if dali:
                 groups[f"DALI's own, {form}"] = dali
     return groups
 
 
-def data_group(
+def _data_variants(
     device: str, batch_size: int, dtype: str, threads: int
-) -> tuple[list[Way], list[Way]]:
-    """Our loaders beside others' ways and a copy; and ours of DALI beside DALI alone."""
+) -> tuple[list[Variant], list[Variant]]:
+    """Our loaders, other implementations and a copy; and our DALI loader with DALI alone."""
     size = (device, batch_size, dtype)
 
-    def way(name: str, make: Callable[..., Work], *arguments: object) -> Way:
-        return Way(name=name, make=make, arguments=arguments, threads=threads)
-
-    def ours(loader: LoaderName) -> Way:
-        return way(f"ours, {loader}", micro_data.our_batches, loader, *size)
+    def ours(loader: LoaderName) -> Variant:
+        return Variant(f"ours, {loader}", data.our_batches, (loader, *size), threads=threads)
 
     dali = []
     if missing_for_dali(device) is None:
         operators = "DALI alone: the same operators, batches that lie ready"
+        own = "DALI alone: its own crop and flip"
         dali = [
             ours("dali"),
-            way(operators, micro_data.bare_dali, *size, threads),
-            way("DALI alone: its own crop and flip", micro_data.stock_dali, *size, threads),
+            Variant(operators, data.bare_dali, (*size, threads), threads=threads),
+            Variant(own, data.stock_dali, (*size, threads), threads=threads),
         ]
-    processes = f"{threads} process{'es' if threads > 1 else ''}"
-    stock = f"torchvision v2, DataLoader, {processes}"
-    ways = [
+    whole_epoch = "whole-epoch crop and flip, as airbench"
+    floor = "floor: read bytes, write values"
+    stock = (batch_size, dtype, threads)
+    variants = [
         ours("tensor"),
         *dali[:1],
         ours("torchvision"),
-        way("whole-epoch crop and flip, as airbench", micro_data.whole_epoch_crop, *size),
-        way(stock, micro_data.torchvision_loader, batch_size, dtype, threads),
-        way("floor: read bytes, write values", micro_data.copy_floor, *size),
+        Variant(whole_epoch, data.whole_epoch_crop, size, threads=threads),
+        Variant(_stock_name(threads), data.torchvision_loader, stock, threads=threads),
+        Variant(floor, data.copy_floor, size, threads=threads),
     ]
-    return ways, dali
+    return variants, dali
 
 
-def jpeg_ways(root: Path, device: str, batch_size: int, threads: int) -> dict[str, list[Way]]:
-    """ImageNet's batches from JPEG files: our decoders beside torchvision's DataLoader."""
-    size = (str(root), device, batch_size, threads)
-    stock = f"torchvision v2, DataLoader, {threads} process{'es' if threads > 1 else ''}"
-    ways = [
-        Way(name="ours, torchvision", make=micro_jpeg.our_torchvision, arguments=size),
-        Way(
-            name=stock,
-            make=micro_jpeg.torchvision_jpeg_loader,
-            arguments=(str(root), batch_size, threads),
-        ),
+def jpeg_groups(root: Path, device: str, batch_size: int, threads: int) -> Groups:
+    """ImageNet's batches from JPEG files: our decoders and torchvision's DataLoader."""
+    size = (device, batch_size, threads)
+    stock = (str(root), batch_size, threads)
+    variants = [
+        Variant("ours, torchvision", data.our_jpegs, ("torchvision", str(root), *size)),
+        Variant(_stock_name(threads), data.torchvision_jpeg_loader, stock),
     ]
     if missing_for_dali(device) is None:
-        ways.insert(0, Way(name="ours, DALI", make=micro_jpeg.our_dali, arguments=size))
-    px, thread = micro_jpeg.PX, "thread" if threads == 1 else "threads"
-    return {f"JPEG files of 500 x 375 pixels to {px} pixels, {threads} {thread}": ways}
+        variants.insert(0, Variant("ours, DALI", data.our_jpegs, ("dali", str(root), *size)))
+    title = f"JPEG files of 500 x 375 pixels to {data.PX} pixels, {counted(threads, 'thread')}"
+    return {title: variants}
 
 
-Shape = tuple[int, int]
-"""Processes, and threads of each."""
-LOADER_PROCESSES = 8
-"""At most: the stock loop has one a core."""
-NUM_WORKERS = (2, 4)
-"""W of the comparisons of phase 2."""
+def _stock_name(processes: int) -> str:
+    return f"torchvision v2, DataLoader, {processes} process{'es' if processes > 1 else ''}"
 
 
-def our_executions(device: str) -> dict[str, Execution]:
-    """The ways to run our step on a device, the default one first."""
+def step_groups(device: str, threads: int, width: int, batch_sizes: tuple[int, ...]) -> Groups:
+    """The step at each batch size; the loop around it; the batch-norm pass."""
+    groups = {
+        f"the step, batch {size}": list(_step_variants(device, threads, width, size))
+        for size in batch_sizes
+    }
+    size = (default_execution(device), width, batch_sizes[0])
+    groups["the loop around it: input, schedule, metrics, clock"] = [
+        Variant("the loop", step.our_loop, size, threads=threads),
+        Variant("ours", step.our_step, size, threads=threads),
+    ]
+    groups["the batch-norm pass"] = [
+        Variant("ours", step.batch_norm_pass, (*size, True), threads=threads),
+        Variant("torch's update_bn", step.batch_norm_pass, (*size, False), threads=threads),
+    ]
+    return groups
+
+
+def _step_variants(device: str, threads: int, width: int, batch_size: int) -> Iterator[Variant]:
+    shapes = _our_shapes(device, threads)
+    for kind, execution in _our_executions(device).items():
+        for processes, each in shapes:
+            yield Variant(
+                f"ours, {kind}{_in_processes(processes)}",
+                step.our_step,
+                (execution, width, batch_size),
+                processes=processes,
+                threads=each,
+                cost=_cost(width, batch_size, execution),
+            )
     eager = replace(default_execution(device), capture=False)
-    ways = {"eager": eager}
+    for compiled in (False, True) if has_compiler() else (False,):
+        for execution, layout in (
+            (replace(eager, compile=compiled, memory_format="contiguous"), "NCHW"),
+            (replace(eager, compile=compiled), "channels_last"),
+        ):
+            yield Variant(
+                f"torch, {'compiled' if compiled else 'eager'}, {layout}",
+                step.torch_step,
+                (execution, width, batch_size),
+                threads=threads,
+                cost=_cost(width, batch_size, execution),
+            )
+    yield from peak_variants(device, eager.precision, shapes)
+
+
+def _our_executions(device: str) -> dict[str, Execution]:
+    """The executions of our step on a device, the default one first."""
+    executions = {"eager": replace(default_execution(device), capture=False)}
     if has_compiler():
-        ways["compiled"] = replace(eager, compile=True)
+        executions["compiled"] = replace(executions["eager"], compile=True)
     if device == "cuda":
         captured = {
-            f"{name}, captured" if name != "eager" else "captured": replace(way, capture=True)
-            for name, way in ways.items()
+            "captured" if name == "eager" else f"{name}, captured": replace(each, capture=True)
+            for name, each in executions.items()
         }
-        ways = captured | ways
-    return ways
+        executions = captured | executions
+    return executions
 
 
-def our_shapes(device: str, threads: int) -> list[Shape]:
-    """How the cores are shared out; first as runs do it: on a CPU, a process a core."""
+def _our_shapes(device: str, threads: int) -> list[Shape]:
+    """How the cores are divided, first as runs do it: on a CPU, one process for each core."""
     return [(threads, 1), (1, threads)] if device == "cpu" and threads > 1 else [(1, threads)]
 
 
-def cost_of(width: int, batch_size: int, execution: Execution) -> Cost:
-    """An image's cost in a step; compiled, its kernels are taken as fused."""
+def _in_processes(processes: int) -> str:
+    return f", {processes} processes of 1 thread" if processes > 1 else ""
+
+
+def _cost(width: int, batch_size: int, execution: Execution) -> Cost:
+    """An image's cost in a step; of a compiled one, with fused kernels."""
     return step_cost(
         ResNet9(width=width),
         batch_size,
@@ -124,97 +169,29 @@ def cost_of(width: int, batch_size: int, execution: Execution) -> Cost:
     )
 
 
-def step_groups(
-    device: str, threads: int, width: int, batch_sizes: tuple[int, ...]
-) -> dict[str, list[Way]]:
-    """The step at each batch size under the device's roof; its loop, and the batch-norm pass."""
-    execution, batch_size = default_execution(device), batch_sizes[0]
-    groups = {
-        f"the step, batch {size}": list(_step_ways(device, threads, width, size))
-        for size in batch_sizes
-    }
-    size = (execution, width, batch_size)
-    groups["the loop around it: input, schedule, metrics, clock"] = [
-        Way(name="the loop", make=micro_step.our_loop, arguments=size, threads=threads),
-        Way(name="ours", make=micro_step.our_step, arguments=size, threads=threads),
-    ]
-    groups["the batch-norm pass"] = [
-        Way(name=name, make=micro_step.batch_norm_pass, arguments=(*size, mine), threads=threads)
-        for name, mine in (("ours", True), ("torch's update_bn", False))
-    ]
-    return groups
-
-
-def _step_ways(device: str, threads: int, width: int, batch_size: int) -> Iterator[Way]:
-    shapes = our_shapes(device, threads)
-    for kind, execution in our_executions(device).items():
-        for processes, each in shapes:
-            yield Way(
-                name=f"ours, {kind}{_in_processes(processes)}",
-                make=micro_step.our_step,
-                arguments=(execution, width, batch_size),
-                processes=processes,
-                threads=each,
-                cost=cost_of(width, batch_size, execution),
-            )
-    for compiled in (False, True) if has_compiler() else (False,):
-        for layout in ("contiguous", "channels_last"):
-            execution = replace(
-                default_execution(device),
-                capture=False,
-                compile=compiled,
-                memory_format="contiguous" if layout == "contiguous" else "channels_last",
-            )
-            name = f"torch, {'compiled' if compiled else 'eager'}, "
-            yield Way(
-                name=name + ("NCHW" if layout == "contiguous" else "channels_last"),
-                make=micro_step.torch_step,
-                arguments=(execution, width, batch_size),
-                threads=threads,
-                cost=cost_of(width, batch_size, execution),
-            )
-    yield from roof_ways(device, default_execution(device).precision, shapes)
-
-
-def peer_groups(
-    device: str,
-    threads: int,
-    width: int,
-    batch_size: int,
-    *,
-    synthetic: bool,
-    data: Path | None,
-    num_images: int,
-) -> dict[str, list[Way]]:
+def peer_groups(device: str, threads: int, task: step.Task) -> Groups:
     """Whole loops over real batches, input included: ours, the stock loop, torch's best."""
-    task = micro_peers.Task(
-        execution=default_execution(device),
-        width=width,
-        batch_size=batch_size,
-        dataset="synthetic" if synthetic else "cifar10",
-        data=data,
-        num_images=num_images,
-    )
+    width, batch_size, shapes = task.width, task.batch_size, _our_shapes(device, threads)
     eager = replace(task.execution, capture=False)
-    ways = [
-        Way(
-            name=f"ours, crop, flip, cutout{_in_processes(processes)}",
-            make=micro_peers.our_training,
-            arguments=(task,),
+    variants = [
+        Variant(
+            f"ours, crop, flip, cutout{_in_processes(processes)}",
+            step.our_training,
+            (task,),
             processes=processes,
             threads=each,
-            cost=cost_of(width, batch_size, task.execution),
+            cost=_cost(width, batch_size, task.execution),
         )
-        for processes, each in our_shapes(device, threads)
+        for processes, each in shapes
     ]
     loaders = min(threads, LOADER_PROCESSES)
-    ways.append(
-        Way(
-            name=f"stock: eager, NCHW, DataLoader of {loaders}, crop, flip, .item()",
-            make=micro_peers.stock_training,
-            arguments=(task, loaders),
+    variants.append(
+        Variant(
+            f"stock: eager, NCHW, DataLoader of {loaders}, crop, flip, .item()",
+            step.stock_training,
+            (task, loaders),
             threads=threads,
-            cost=cost_of(width, batch_size, eager),
+            cost=_cost(width, batch_size, eager),
         )
     )
     modes: tuple[str | None, ...] = (None,)
@@ -222,74 +199,45 @@ def peer_groups(
         modes = ("max-autotune", "reduce-overhead") if device == "cuda" else ("default",)
     for mode in modes:
         how = "eager" if mode is None else f"compiled ({mode})"
-        ways.append(
-            Way(
-                name=f"torch's best practice: channels_last, {how}, fused SGD, crop, flip",
-                make=micro_peers.best_practice_training,
-                arguments=(task, mode),
+        variants.append(
+            Variant(
+                f"torch's best practice: channels_last, {how}, fused SGD, crop, flip",
+                step.best_practice_training,
+                (task, mode),
                 threads=threads,
-                cost=cost_of(width, batch_size, replace(eager, compile=mode is not None)),
+                cost=_cost(width, batch_size, replace(eager, compile=mode is not None)),
             )
         )
-    shapes = our_shapes(device, threads)
-    ways += roof_ways(device, task.execution.precision, shapes)
-    return {f"whole training, input included, batch {batch_size}": ways}
+    variants += peak_variants(device, task.execution.precision, shapes)
+    return {f"whole training, input included, batch {batch_size}": variants}
 
 
-def worker_groups(device: str, threads: int, width: int, batch_size: int) -> dict[str, list[Way]]:
+def worker_groups(device: str, threads: int, width: int, batch_size: int) -> Groups:
     """Phase 2's updates of W workers on one device, in turn and side by side."""
-    default = default_execution(device)
-    groups = {}
-    for workers in NUM_WORKERS:
-        ways = [
-            Way(
-                name="in turn",
-                make=micro_workers.in_turn,
-                arguments=(default, width, batch_size, workers),
-                threads=threads,
-            )
-        ]
-        if device == "cpu" and threads > 1 and workers % threads == 0:
-            ways.append(
-                Way(
-                    name="in turn" + _in_processes(threads),
-                    make=micro_workers.in_turn,
-                    arguments=(default, width, batch_size, workers // threads),
-                    processes=threads,
-                )
-            )
-        for kind, execution in our_executions(device).items():
-            ways.append(
-                Way(
-                    name=f"stacked: grouped convolutions, {kind}",
-                    make=micro_workers.grouped,
-                    arguments=(execution, width, batch_size, workers),
-                    threads=threads,
-                )
-            )
-        vmapped, kind = replace(default, capture=False), "eager"
-        if device == "cuda":  # whose batch norms torch cannot `vmap` in channels_last
-            vmapped, kind = replace(vmapped, memory_format="contiguous"), "eager, contiguous"
-        ways.append(
-            Way(
-                name=f"stacked: vmap over the weights, {kind}",
-                make=micro_workers.vmapped,
-                arguments=(vmapped, width, batch_size, workers),
-                threads=threads,
-            )
+    return {
+        f"{count} workers of phase 2, batch {batch_size} each": list(
+            _worker_variants(device, threads, width, batch_size, count)
         )
-        if device == "cuda":
-            ways.append(
-                Way(
-                    name="side by side on streams",
-                    make=micro_workers.on_streams,
-                    arguments=(default, width, batch_size, workers),
-                    threads=threads,
-                )
-            )
-        groups[f"{workers} workers of phase 2, batch {batch_size} each"] = ways
-    return groups
+        for count in NUM_WORKERS
+    }
 
 
-def _in_processes(processes: int) -> str:
-    return f", {processes} processes of 1 thread" if processes > 1 else ""
+def _worker_variants(
+    device: str, threads: int, width: int, batch_size: int, num_workers: int
+) -> Iterator[Variant]:
+    default, size = default_execution(device), (width, batch_size, num_workers)
+    yield Variant("in turn", workers.in_turn, (default, *size), threads=threads)
+    if device == "cpu" and threads > 1 and num_workers % threads == 0:
+        share = (default, width, batch_size, num_workers // threads)
+        yield Variant(f"in turn{_in_processes(threads)}", workers.in_turn, share, processes=threads)
+    for kind, execution in _our_executions(device).items():
+        name = f"stacked: grouped convolutions, {kind}"
+        yield Variant(name, workers.grouped, (execution, *size), threads=threads)
+    vmapped, kind = replace(default, capture=False), "eager"
+    if device == "cuda":  # torch cannot `vmap` batch norm in channels_last
+        vmapped, kind = replace(vmapped, memory_format="contiguous"), "eager, contiguous"
+    name = f"stacked: vmap over the weights, {kind}"
+    yield Variant(name, workers.vmapped, (vmapped, *size), threads=threads)
+    if device == "cuda":
+        name = "side by side on streams"
+        yield Variant(name, workers.on_streams, (default, *size), threads=threads)

@@ -1,7 +1,7 @@
-"""Fair timing of several ways to do one thing: each in its own processes, taking turns.
+"""Interleaved timing of several variants of one thing: each in its own processes, taking turns.
 
-A machine's speed drifts; ways that take turns in one run drift together, so that their ratio,
-round by round, says more than any figure alone.
+A machine's speed drifts. Variants that take turns in one run drift together, so that their ratio,
+round by round, says more than any single figure.
 """
 
 import multiprocessing
@@ -13,54 +13,53 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
-Work = Callable[[], int]
-"""Does a portion of work, and returns how much: the images it took, or another unit."""
+Turn = Callable[[], int]
+"""Does one turn's work, and returns how much: the images that it took, or another unit."""
 
 Unit = Literal["images", "FLOP", "bytes"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What an image of training costs, by count: the same for everyone who does that work."""
+    """The counted cost of training on one image: the same for every variant that does that."""
 
     flop: float
     """Floating-point operations forward and backward; a multiplication and an addition are two."""
     bytes: float
-    """Traffic with memory, as `bench.micro.peak` counts it."""
+    """Memory traffic, as `bench.micro.peak` counts it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observed:
-    """Work that, asked once when all rounds are done, also says what else it took."""
+class ObservedTurn:
+    """A turn that also reports other facts, when asked once after all rounds."""
 
-    work: Work
+    turn: Turn
     facts: Callable[[], dict[str, float]]
-    """Seconds, counts and bytes by name; of several processes the largest stands."""
+    """Seconds, counts and bytes by name; of several processes the largest counts."""
 
     def __call__(self) -> int:
-        """Do the portion."""
-        return self.work()
+        return self.turn()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """One way: a function that prepares it, and the processes that do it side by side."""
+@dataclass(frozen=True)
+class Variant:
+    """One variant: a function that prepares its turn, and the processes that take it together."""
 
     name: str
-    make: Callable[..., Work]
-    """A function of a module, called with `arguments` in each process."""
+    make: Callable[..., Turn]
+    """A function at the top level of a module, called with `arguments` in each process."""
     arguments: tuple[object, ...] = ()
-    processes: int = 1
-    threads: int = 1
-    unit: Unit = "images"
-    """What `make`'s work counts."""
-    cost: Cost | None = None
+    processes: int = field(default=1, kw_only=True)
+    threads: int = field(default=1, kw_only=True)
+    unit: Unit = field(default="images", kw_only=True)
+    """Of what a turn returns."""
+    cost: Cost | None = field(default=None, kw_only=True)
     """Of an image, where it is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What a way achieved in each round, and against the first way of the list."""
+    """A variant's speed in each round, and against the first variant of the list."""
 
     name: str
     unit: Unit = "images"
@@ -70,9 +69,9 @@ class Timing:
     per_s: list[float] = field(default_factory=list)
     """Units a second in each round, of all processes together."""
     ratios: list[float] = field(default_factory=list)
-    """The first way's units a second over this way's; none where the units differ."""
+    """The first variant's units a second over this one's; none where the units differ."""
     facts: dict[str, float] = field(default_factory=dict)
-    """What `Observed` work said."""
+    """Of an `ObservedTurn`."""
 
     @property
     def median(self) -> float:
@@ -81,51 +80,44 @@ class Timing:
 
     @property
     def ratio(self) -> tuple[float, float, float]:
-        """The first way's speed over this way's, round by round: minimum, median, maximum."""
+        """The first variant's speed over this one's, round by round: minimum, median, maximum."""
         return min(self.ratios), statistics.median(self.ratios), max(self.ratios)
 
 
-def alternate(ways: list[Way], *, rounds: int) -> list[Timing]:
-    """Time each way once a round, after one round that does not count.
+def time_interleaved(variants: list[Variant], *, rounds: int) -> list[Timing]:
+    """Time each variant once a round, after one round that is not counted.
 
     Raises:
-        RuntimeError: a way's process failed.
+        RuntimeError: a variant's process failed.
     """
     timings = [
-        Timing(
-            name=way.name,
-            unit=way.unit,
-            processes=way.processes,
-            threads=way.threads,
-            cost=way.cost,
-        )
-        for way in ways
+        Timing(name=v.name, unit=v.unit, processes=v.processes, threads=v.threads, cost=v.cost)
+        for v in variants
     ]
     with ExitStack() as stack:
-        stations = [stack.enter_context(_station(way)) for way in ways]
+        groups = [stack.enter_context(_processes(variant)) for variant in variants]
         for number in range(rounds + 1):
-            speeds = [_take_turn(way, station) for way, station in zip(ways, stations, strict=True)]
+            speeds = [_take_turn(*each) for each in zip(variants, groups, strict=True)]
             if number > 0:
                 for timing, speed in zip(timings, speeds, strict=True):
                     timing.per_s.append(speed)
-                    if timing.unit == ways[0].unit:
+                    if timing.unit == variants[0].unit:
                         timing.ratios.append(speeds[0] / speed)
-        for way, station, timing in zip(ways, stations, timings, strict=True):
-            for facts in _ask(way, station, "facts"):
+        for variant, connections, timing in zip(variants, groups, timings, strict=True):
+            for facts in _ask(variant, connections, "facts"):
                 for name, value in facts.items():
                     timing.facts[name] = max(value, timing.facts.get(name, value))
     return timings
 
 
 @contextmanager
-def _station(way: Way) -> Iterator[list[Connection]]:
-    """A way's processes, ready and waiting for their turn."""
+def _processes(variant: Variant) -> Iterator[list[Connection]]:
+    """Connections to a variant's processes, which wait for their turn."""
     context = multiprocessing.get_context("spawn")
     connections, processes = [], []
-    for _ in range(way.processes):
+    for _ in range(variant.processes):
         ours, theirs = context.Pipe()
-        arguments = (theirs, way.make, way.arguments, way.threads)
-        process = context.Process(target=_serve, args=arguments)
+        process = context.Process(target=_serve, args=(theirs, variant))
         process.start()
         theirs.close()
         connections.append(ours)
@@ -139,38 +131,40 @@ def _station(way: Way) -> Iterator[list[Connection]]:
             process.join()
 
 
-def _take_turn(way: Way, connections: list[Connection]) -> float:
-    """Units a second of all of a way's processes together."""
-    done = _ask(way, connections, "turn")
+def _take_turn(variant: Variant, connections: list[Connection]) -> float:
+    """Units a second of all of a variant's processes together."""
+    done = _ask(variant, connections, "turn")
     return sum(amount for amount, _ in done) / max(seconds for _, seconds in done)
 
 
-def _ask(way: Way, connections: list[Connection], what: Literal["turn", "facts"]) -> list[Any]:
-    """Ask all of a way's processes at once, and wait for all their answers."""
+def _ask(
+    variant: Variant, connections: list[Connection], what: Literal["turn", "facts"]
+) -> list[Any]:
+    """Ask all of a variant's processes at once, and wait for all their answers."""
     try:
         for connection in connections:
             connection.send(what)
         return [connection.recv() for connection in connections]
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        raise RuntimeError(f"{way.name}: its process ended early, see its error above") from None
+        raise RuntimeError(
+            f"{variant.name}: its process ended early, see its error above"
+        ) from None
 
 
-def _serve(
-    connection: Connection, make: Callable[..., Work], arguments: tuple[object, ...], threads: int
-) -> None:
-    """A process of a way: prepare, then work whenever asked, until the other end closes."""
+def _serve(connection: Connection, variant: Variant) -> None:
+    """A variant's process: prepare, then take a turn whenever asked, until the other end closes."""
     import torch
 
-    torch.set_num_threads(threads)
-    work = make(*arguments)
+    torch.set_num_threads(variant.threads)
+    turn = variant.make(*variant.arguments)
     while True:
         try:
             what = connection.recv()
         except EOFError:
             return
         if what == "facts":
-            connection.send(work.facts() if isinstance(work, Observed) else {})
+            connection.send(turn.facts() if isinstance(turn, ObservedTurn) else {})
             continue
         started = time.perf_counter()
-        amount = work()
+        amount = turn()
         connection.send((amount, time.perf_counter() - started))

@@ -1,17 +1,8 @@
-"""What a training step of a net costs by count: its arithmetic, and its traffic with memory.
-
-The arithmetic is torch's own count over the net. The traffic is counted here, from the shapes:
-each pass over a tensor that the work needs is one reading or one writing of all its values. It
-says what must be moved if no cache keeps anything between two kernels, so that on a CPU with a
-large cache, or for a small batch, the measured traffic is less, and a share of the copy bandwidth
-may be over 100%.
-
-A plan has the same count without torch (`bench.net_cost`); a test holds the two equal.
-"""
+"""A step's observed facts, the device's measured peak, and a step's counted cost."""
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from typing import Any
 
@@ -22,21 +13,20 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.hardware.machine import resident_bytes
-from bench.micro.interleave import Cost, Observed, Way, Work
+from bench.micro.interleave import Cost, ObservedTurn, Turn, Variant
 from bench.net_cost import INDEX_BYTES, UPDATE_PASSES, WEIGHT_BYTES
 from swap_fast.config.execution import DTYPES
 from swap_fast.models.resnet9 import Block, Residual
 
-# What a step takes beside its time: its first update, its memory, its launches.
+# Observed facts: the first update, the memory, the launch count.
 
-
-STEPS = 4  # updates a turn
+STEPS = 4  # updates in a turn
 
 _HOST_LAUNCHES = (
     *("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"),
     "cudaGraphLaunch",
 )
-"""Calls of the driver that start a kernel, or a graph of them."""
+"""Calls of the driver that start a kernel or a graph."""
 
 
 def observe(
@@ -46,14 +36,13 @@ def observe(
     *,
     prepare: Callable[[], None] = lambda: None,
     steps: int = STEPS,
-) -> Observed:
-    """Make a step, time its first update, and return the work of several.
+) -> ObservedTurn:
+    """Make a step, time its first update, and return a turn of several updates.
 
     Arguments:
-        make: makes the step.
-        images: that one update takes.
+        images: of one update.
         prepare: what the step does before its first update in a real run; timed with it.
-        steps: updates a turn.
+        steps: updates in a turn.
     """
     before = resident_bytes()[0]
     step = make()
@@ -64,14 +53,14 @@ def observe(
     synchronize(device)
     first_step_s = time.perf_counter() - started
 
-    def portion() -> int:
+    def turn() -> int:
         for _ in repeat(None, steps):
             step()
         synchronize(device)
         return steps * images
 
     def facts() -> dict[str, float]:
-        # Memory first: a profile takes some of its own.
+        # Memory first, since profiling allocates some.
         peak = (
             torch.cuda.max_memory_allocated(device)
             if device.type == "cuda"
@@ -83,26 +72,26 @@ def observe(
             **_launches(device, step),
         }
 
-    portion()
-    return Observed(work=portion, facts=facts)
+    turn()
+    return ObservedTurn(turn=turn, facts=facts)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device, so that a clock read next has seen its work."""
+    """Wait until the device has done its work, before a clock is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def count_launches(events: Iterable[tuple[str, bool, bool]], device_type: str) -> dict[str, float]:
-    """What a profile of one step started.
+    """Launch counts of a profile of one step.
 
     Arguments:
         events: (name, whether it ran on a CUDA device, whether no operator of torch called it).
 
     Returns:
         On CUDA `kernels`, those that ran, and `host_launches`, the calls that started them (a
-        graph is one); on a CPU `operators`, those of torch that no other called. A compiled way's
-        own fused loops are no operators of torch, and not among them.
+        graph is one call). On a CPU `operators`: torch's operators that no other operator called;
+        the fused loops of a compiled step are not operators of torch, and not counted.
     """
     seen = list(events)
     if device_type == "cuda":
@@ -115,7 +104,7 @@ def count_launches(events: Iterable[tuple[str, bool, bool]], device_type: str) -
 
 
 def _launches(device: torch.device, step: Callable[[], None]) -> dict[str, float]:
-    # Where there is no CUDA device, the profiler would print an error that is none.
+    # Without a CUDA device the profiler would print an error that means nothing.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
@@ -133,7 +122,7 @@ def _launches(device: torch.device, step: Callable[[], None]) -> dict[str, float
 
 
 def _called_by_operator(event: Any) -> bool:
-    """Whether one of torch's operators stands above an event of the profile."""
+    """Whether an operator of torch is above the event in the profile."""
     above = event.cpu_parent
     while above is not None:
         if above.name.startswith("aten::"):
@@ -142,81 +131,80 @@ def _called_by_operator(event: Any) -> bool:
     return False
 
 
-# The device's own limits, measured as ways beside the steps: a matrix product, and a copy.
-
+# The device's peak: a matrix product and a copy, which take turns with the steps.
 
 MATRIX_SIZE = {"cpu": 4096, "cuda": 8192}
 """Rows of the square matrices: large enough that larger ones are no faster."""
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""Of the copy's source: more than any cache holds."""
-PRODUCTS = {"cpu": 1, "cuda": 20}  # a turn
+"""Size of the copy's source: larger than any cache."""
+PRODUCTS = {"cpu": 1, "cuda": 20}  # in a turn
 
 
-def roof_ways(device_type: str, precision: str, shapes: list[tuple[int, int]]) -> list[Way]:
+def peak_variants(
+    device_type: str, precision: str, shapes: list[tuple[int, int]]
+) -> Iterator[Variant]:
     """A matrix product and a copy for each (processes, threads) that a step was given."""
-    return [
-        way
-        for processes, threads in shapes
-        for way in (
-            Way(
-                name=f"roof: {precision} matrix product",
-                make=matrix_product,
-                arguments=(device_type, precision, MATRIX_SIZE[device_type]),
-                processes=processes,
-                threads=threads,
-                unit="FLOP",
-            ),
-            Way(
-                name="roof: copy in memory",
-                make=memory_copy,
-                arguments=(device_type, COPIED_BYTES[device_type] // processes),
-                processes=processes,
-                threads=threads,
-                unit="bytes",
-            ),
+    product = (device_type, precision, MATRIX_SIZE[device_type])
+    for processes, threads in shapes:
+        yield Variant(
+            f"peak: {precision} matrix product",
+            matrix_product,
+            product,
+            processes=processes,
+            threads=threads,
+            unit="FLOP",
         )
-    ]
+        yield Variant(
+            "peak: copy in memory",
+            memory_copy,
+            (device_type, COPIED_BYTES[device_type] // processes),
+            processes=processes,
+            threads=threads,
+            unit="bytes",
+        )
 
 
-def matrix_product(device_type: str, precision: str, size: int) -> Work:
+def matrix_product(device_type: str, precision: str, size: int) -> Turn:
     """Products of two square matrices, into a third: 2 size^3 operations each."""
     device, dtype = torch.device(device_type), DTYPES[precision]
     products = PRODUCTS[device_type]
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(left)
 
-    def work() -> int:
+    def turn() -> int:
         for _ in range(products):
             torch.mm(left, right, out=product)
         synchronize(device)
         return products * 2 * size**3
 
-    work()
-    return work
+    turn()
+    return turn
 
 
-def memory_copy(device_type: str, num_bytes: int) -> Work:
-    """A copy of so many bytes: each is read once and written once, and counted twice."""
+def memory_copy(device_type: str, num_bytes: int) -> Turn:
+    """A copy of that many bytes: each is read once and written once, and counted twice."""
     device = torch.device(device_type)
-    # Of ones: zeros that were never written may all be one page of the system's.
+    # Ones, since zeros that were never written may share one page of memory.
     source = torch.ones(num_bytes // 4, device=device)
     target = torch.ones_like(source)
 
-    def work() -> int:
+    def turn() -> int:
         target.copy_(source)
         synchronize(device)
         return 2 * source.numel() * 4
 
-    work()
-    return work
+    turn()
+    return turn
+
+
+# Counted cost.
 
 
 def step_flop(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """Operations of a forward pass, and of a forward and backward pass, over a batch [B, ...].
 
-    Matrix work alone, as everyone counts it: convolutions and linear layers, two operations a
-    multiplication and addition. The images need no gradient, so that the first layer has one
-    backward convolution and not two.
+    Torch's count: convolutions and linear layers, two operations for each multiplication and
+    addition. The images need no gradient, so the first layer has one backward convolution, not two.
     """
     with FlopCounterMode(display=False) as counter:
         logits = model(images)
@@ -230,7 +218,12 @@ def step_bytes(
 ) -> int:
     """Bytes read and written by one step over a batch [B, ...], from the shapes of its tensors.
 
-    Of each layer from x to y, with d for a gradient, w for weights:
+    Each pass over a tensor is one read or one write of all its values, as if no cache kept any
+    between two kernels. With a large cache or a small batch the real traffic is less, so a share
+    of the copy's bandwidth may be over 100%. `bench.net_cost` has the same count without torch; a
+    test compares them.
+
+    For each layer from x to y, with d for a gradient, w for weights:
 
     | layer | forward | backward |
     |---|---|---|
@@ -248,7 +241,7 @@ def step_bytes(
         activation_bytes: 4 in fp32, 2 in fp16 and bf16.
         fused: in each `Block`, one kernel for batch norm's second pass, pool and ReLU, and
             backward one for their sums and one for dx, which read the convolution's output and
-            choose anew; the residual sum in the last of them. A compiler can make these.
+            choose again; the residual sum in the last of them. A compiler can make these.
     """
     counts = {"activations": 0, "weights": 0, "places": 0}  # values read and written
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
@@ -271,7 +264,7 @@ def step_bytes(
             counts["activations"] += (x + y) + (y + x)
             counts["places"] += 2 * y
         elif isinstance(module, Residual):
-            # Fused, the sum is made where f(x) is: only x is read besides.
+            # Fused, the kernel that makes f(x) makes the sum: it reads x in addition.
             counts["activations"] += (y if fused else 3 * y) + 3 * y
         elif module in joined:
             conv = module.conv
@@ -302,7 +295,7 @@ def step_cost(
     fused: bool = False,
     image_shape: tuple[int, int, int] = (3, 32, 32),
 ) -> Cost:
-    """An image's share of a step's cost, counted on shapes alone: nothing is computed."""
+    """An image's share of a step's cost, counted on meta tensors: nothing is computed."""
     model = model.to("meta")
     images = torch.empty((batch_size, *image_shape), device="meta")
     _, flop = step_flop(model, images)

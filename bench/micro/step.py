@@ -1,6 +1,6 @@
-"""Ways to run the training step, and the batch-norm pass: ours beside torch's own."""
+"""Variants of the training step, the batch-norm pass and whole loops: ours and torch's own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from bench.micro.data import MEAN, PAD, STD, random_split, stock_loader
-from bench.micro.interleave import Work
+from bench.micro.data import MEAN, PAD, STD, make_loader, random_split, stock_loader
+from bench.micro.interleave import Turn
 from bench.micro.peak import STEPS, observe, synchronize
 from swap_fast.config.execution import Execution
-from swap_fast.config.phase import Augmentation, Optimizer, Phase, triangle
-from swap_fast.data.cifar.batches import Batches, ShardSpec
-from swap_fast.data.cifar.dataset import Dataset, DatasetName, Split
+from swap_fast.config.phase import Optimizer, Phase, triangle
+from swap_fast.data.cifar.dataset import Channels, Dataset, DatasetName, Split
 from swap_fast.data.cifar.files import load_dataset
-from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.distributed import ALONE
 from swap_fast.models import ResNet9
 from swap_fast.training.batchnorm import recompute_statistics_
@@ -33,7 +31,7 @@ PEAK_LR = 0.1
 
 
 def make_step(execution: Execution, width: int, batch_size: int) -> tuple[Step, Phase]:
-    """The step of `swap_fast` as phase 2 has it, not warmed up yet."""
+    """The step of `swap_fast` in phase 2, not warmed up yet."""
     device = torch.device(execution.device_type)
     weights = Weights(execution.place(ResNet9(width=width), device))
     scaled = execution.precision == "fp16"
@@ -42,8 +40,8 @@ def make_step(execution: Execution, width: int, batch_size: int) -> tuple[Step, 
     return Step(weights, optimizer, phase, ALONE, execution), phase
 
 
-def our_step(execution: Execution, width: int, batch_size: int) -> Work:
-    """The step of `swap_fast`, on one batch again and again."""
+def our_step(execution: Execution, width: int, batch_size: int) -> Turn:
+    """The step of `swap_fast` on one batch, repeated."""
     keep_freed_memory()
     made: list[Step] = []
 
@@ -58,37 +56,22 @@ def our_step(execution: Execution, width: int, batch_size: int) -> Work:
     return observe(torch.device(execution.device_type), make, batch_size, prepare=prepare)
 
 
-def our_loop(execution: Execution, width: int, batch_size: int) -> Work:
-    """The same step in the training loop: input, schedule, metrics and clock with it."""
+def our_loop(execution: Execution, width: int, batch_size: int) -> Turn:
+    """The same step in the training loop, with input, schedule, metrics and clock."""
     return training_loop(execution, width, batch_size, random_split(STEPS * batch_size), MEAN, STD)
 
 
 def training_loop(
-    execution: Execution,
-    width: int,
-    batch_size: int,
-    split: Split,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-) -> Work:
-    """An epoch of `swap_fast.training.loop` over a split, metrics read at its end."""
+    execution: Execution, width: int, batch_size: int, split: Split, mean: Channels, std: Channels
+) -> Turn:
+    """An epoch of `swap_fast.training.loop` over a split, whose metrics are read at its end."""
     keep_freed_memory()
     device = torch.device(execution.device_type)
     step, phase = make_step(execution, width, batch_size)
     step.warm_up()
-    images = DeviceImages(split, mean=mean, std=std, device=device, pad=4)
-    share = ShardSpec(
-        num_images=len(images),
-        augmentation=Augmentation(),
-        phase=phase,
-        seed=0,
-        number=1,
-        replicas=range(1),
-    )
-    batches = Batches(images, share)
-    clock = Clock()
+    batches, clock = make_loader(split, execution, phase, mean=mean, std=std), Clock()
 
-    def work() -> int:
+    def turn() -> int:
         epochs = train_epochs(
             [TrainStage(epochs=range(1), step=step, open_batches=lambda: batches)],
             phase,
@@ -100,22 +83,31 @@ def training_loop(
         synchronize(device)
         return batches.steps_per_epoch * batch_size
 
-    work()
-    return work
+    turn()
+    return turn
 
 
-def torch_step(execution: Execution, width: int, batch_size: int) -> Work:
-    """A plain loop over torch's own parts in the precision of ours; compiled or eager."""
+def nesterov_sgd(parameters: Iterable[Tensor], *, fused: bool | None = None) -> torch.optim.SGD:
+    """Torch's SGD with the settings of ours."""
+    config = Optimizer()
+    return torch.optim.SGD(
+        parameters,
+        lr=PEAK_LR,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=True,
+        fused=fused,
+    )
+
+
+def torch_step(execution: Execution, width: int, batch_size: int) -> Turn:
+    """A plain step of torch's own parts in the precision of ours; compiled or eager."""
     device = torch.device(execution.device_type)
-
-    def make() -> "TorchStep":
-        return TorchStep(execution, width, batch_size)
-
-    return observe(device, make, batch_size)
+    return observe(device, lambda: TorchStep(execution, width, batch_size), batch_size)
 
 
 class TorchStep:
-    """A step of torch's own parts: parameters apart, default SGD, on one batch."""
+    """A step of torch's own parts on one batch: separate parameters, default SGD."""
 
     def __init__(self, execution: Execution, width: int, batch_size: int) -> None:
         device = torch.device(execution.device_type)
@@ -123,9 +115,7 @@ class TorchStep:
         images = torch.randn(batch_size, 3, 32, 32, device=device)
         self._images = images.to(memory_format=execution.format)
         self._labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self._optimizer = torch.optim.SGD(
-            self._model.parameters(), lr=PEAK_LR, momentum=0.9, weight_decay=5e-4, nesterov=True
-        )
+        self._optimizer = nesterov_sgd(self._model.parameters())
         scaled = execution.precision == "fp16"
         self._scaler = torch.amp.GradScaler(execution.device_type, enabled=scaled)
         self._execution = execution
@@ -136,23 +126,22 @@ class TorchStep:
             return nn.functional.cross_entropy(self._model(images).float(), labels)
 
     def __call__(self) -> None:
-        """One update."""
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(self._forward(self._images, self._labels)).backward()
         self._scaler.step(self._optimizer)
         self._scaler.update()
 
 
-def batch_norm_pass(execution: Execution, width: int, batch_size: int, ours: bool) -> Work:
-    """The statistics of a few batches computed anew, by us or by torch's `update_bn`."""
-    keep_freed_memory()  # for both: what is compared is the pass
+def batch_norm_pass(execution: Execution, width: int, batch_size: int, ours: bool) -> Turn:
+    """The statistics of a few batches recomputed, by us or by torch's `update_bn`."""
+    keep_freed_memory()  # for both, so that only the pass differs
     device = torch.device(execution.device_type)
     model = execution.place(ResNet9(width=width), device)
     weights = Weights(model)
     batch = execution.empty_images((batch_size, 3, 32, 32), device).normal_()
     batches = list(repeat(batch, STEPS))
 
-    def work() -> int:
+    def turn() -> int:
         if ours:
             recompute_statistics_(weights, batches, autocast=execution.autocast)
         else:
@@ -161,20 +150,19 @@ def batch_norm_pass(execution: Execution, width: int, batch_size: int, ours: boo
         synchronize(device)
         return STEPS * batch_size
 
-    work()
-    return work
+    turn()
+    return turn
 
 
-# Whole training loops over real batches, input included: ours, a stock one, torch's best.
-#
-# The peers are written as a competent user of torch writes them, in the precision of ours. All
-# three crop and flip each image anew in each epoch, normalise it, and follow the same learning
-# rates; ours also cuts a square out of each, which the peers do not.
+# Whole training loops over real batches, input included: ours, a stock one, torch's best practice.
+# The peers are written as an experienced user of torch writes them, in the precision of ours. All
+# three draw a new crop and flip of each image in each epoch, normalise it, and have the same
+# learning rates; ours also does cutout.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What every loop is given: the net, the data, and how the arithmetic is run."""
+    """The net, the data and the execution of every loop."""
 
     execution: Execution
     width: int
@@ -183,10 +171,10 @@ class Task:
     data: Path | None
     """What `locate_dataset` found."""
     num_images: int
-    """Of the training split, from its start: an epoch of them is a turn."""
+    """The first so many of the training split; a turn is an epoch of them."""
 
     def load(self) -> tuple[Split, Dataset]:
-        """The images of an epoch, and the data set that they are from."""
+        """The images of an epoch, and their data set."""
         dataset = load_dataset(self.dataset, self.data)
         train = dataset.train
         images, labels = train.images[: self.num_images], train.labels[: self.num_images]
@@ -196,53 +184,45 @@ class Task:
         self, model: nn.Module, *, fused: bool
     ) -> tuple[torch.optim.SGD, torch.optim.lr_scheduler.LambdaLR]:
         """Nesterov SGD with its schedule, stepped after each update."""
-        momentum, decay = Optimizer().momentum, Optimizer().weight_decay
-        sgd = torch.optim.SGD(
-            model.parameters(),
-            lr=PEAK_LR,
-            momentum=momentum,
-            weight_decay=decay,
-            nesterov=True,
-            fused=fused or None,
-        )
+        sgd = nesterov_sgd(model.parameters(), fused=fused or None)
         steps = self.num_images // self.batch_size
-        rate = triangle(1.0, 0.0, 1.0, 0.0)  # each epoch from the peak to 0, as ours has it
+        rate = triangle(1.0, 0.0, 1.0, 0.0)  # each epoch from the peak to 0, as in ours
         schedule = torch.optim.lr_scheduler.LambdaLR(sgd, lambda i: rate((i % steps + 1) / steps))
         return sgd, schedule
 
 
 Epoch = Callable[[], tuple[float, float]]
-"""Trains through an epoch, and returns its mean loss and its accuracy."""
+"""Trains an epoch; returns its mean loss and its accuracy."""
 
 
-def our_training(task: Task) -> Work:
-    """Our loop: `swap_fast.training.loop`, whose batches are gathered from images on the device."""
+def our_training(task: Task) -> Turn:
+    """Our loop, whose batches are gathered from images on the device."""
     split, dataset = task.load()
     return training_loop(
         task.execution, task.width, task.batch_size, split, dataset.mean, dataset.std
     )
 
 
-def stock_training(task: Task, loader_processes: int) -> Work:
-    """The stock loop as work."""
-    return _work(task, stock_epoch(task, loader_processes))
+def stock_training(task: Task, loader_processes: int) -> Turn:
+    """A turn of the stock loop."""
+    return _epoch_turn(task, stock_epoch(task, loader_processes))
 
 
-def best_practice_training(task: Task, compile_mode: str | None) -> Work:
-    """Torch's best practice as work."""
-    return _work(task, best_practice_epoch(task, compile_mode))
+def best_practice_training(task: Task, compile_mode: str | None) -> Turn:
+    """A turn of torch's best practice."""
+    return _epoch_turn(task, best_practice_epoch(task, compile_mode))
 
 
-def _work(task: Task, epoch: Epoch) -> Work:
+def _epoch_turn(task: Task, epoch: Epoch) -> Turn:
     device = torch.device(task.execution.device_type)
 
-    def work() -> int:
+    def turn() -> int:
         epoch()
         synchronize(device)
         return task.num_images // task.batch_size * task.batch_size
 
-    work()
-    return work
+    turn()
+    return turn
 
 
 def stock_epoch(task: Task, loader_processes: int) -> Epoch:
@@ -284,10 +264,10 @@ def stock_epoch(task: Task, loader_processes: int) -> Epoch:
 
 
 def best_practice_epoch(task: Task, compile_mode: str | None) -> Epoch:
-    """Channels-last, autocast, compiled, fused SGD, batches made on the device, no reads.
+    """Channels-last, autocast, compiled, fused SGD, batches made on the device, no sync in a step.
 
     Arguments:
-        compile_mode: torch.compile's; None runs eagerly.
+        compile_mode: torch.compile's mode; None runs eagerly.
     """
     split, dataset = task.load()
     execution, device = task.execution, torch.device(task.execution.device_type)
@@ -318,7 +298,7 @@ def best_practice_epoch(task: Task, compile_mode: str | None) -> Epoch:
                 break
             batch = (_cropped(images, index) - mean) / std
             targets = labels[index]
-            torch.compiler.cudagraph_mark_step_begin()  # where the mode makes graphs
+            torch.compiler.cudagraph_mark_step_begin()  # for modes that make graphs
             loss, correct = forward(batch.permute(0, 3, 1, 2), targets)
             scaler.scale(loss).backward()
             scaler.step(optimizer)

@@ -1,8 +1,8 @@
 """Phase 2 of several workers on one device: in turn, side by side as one model, or on streams.
 
 A worker's update is that of `swap_fast`: its own batch, its own weights, batch-norm statistics
-and velocity. Stacked forms give every worker the same update from one pass over a model that
-holds the weights of all, for kernels that are W times as large and W times as few.
+and velocity. Stacked variants make the same updates in one pass over a model that holds the
+weights of all workers, with W times fewer and W times larger kernels.
 """
 
 import copy
@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
-from bench.micro.interleave import Work
+from bench.micro.interleave import Turn
 from bench.micro.peak import observe
-from bench.micro.step import PEAK_LR, make_step
+from bench.micro.step import make_step, nesterov_sgd
 from swap_fast.config.execution import Execution
-from swap_fast.config.phase import Optimizer
 from swap_fast.models import ResNet9
 from swap_fast.training.capture import Captures, keep_freed_memory
 
@@ -37,8 +36,8 @@ class GroupedLinear(nn.Module):
 def group(models: list[nn.Module]) -> nn.Module:
     """One model of W equal ones: images [B, W * 3, H, W] to logits [B, W * classes].
 
-    Convolutions become grouped ones, batch norms as many times as wide, linear layers batched
-    products; every other layer must treat channels alike.
+    Convolutions become grouped ones, batch norms W times as wide ones, linear layers batched
+    products; every other layer must treat all channels the same.
     """
     first = models[0]
     if isinstance(first, nn.Linear):
@@ -109,8 +108,8 @@ def stacked_gradients(
     return gradients, losses
 
 
-def in_turn(execution: Execution, width: int, batch_size: int, workers: int) -> Work:
-    """What runs do with fewer devices than workers, an update of each after the other."""
+def in_turn(execution: Execution, width: int, batch_size: int, workers: int) -> Turn:
+    """One worker's update after the other, as a run does with fewer devices than workers."""
     keep_freed_memory()
     steps = [make_step(execution, width, batch_size)[0] for _ in range(workers)]
 
@@ -127,13 +126,13 @@ def in_turn(execution: Execution, width: int, batch_size: int, workers: int) -> 
     return observe(device, lambda: update, workers * batch_size, prepare=prepare)
 
 
-def on_streams(execution: Execution, width: int, batch_size: int, workers: int) -> Work:
+def on_streams(execution: Execution, width: int, batch_size: int, workers: int) -> Turn:
     """The same on a CUDA device, each worker's update on a stream of its own."""
     steps = [make_step(execution, width, batch_size)[0] for _ in range(workers)]
     streams: list[torch.cuda.Stream] = [torch.cuda.Stream() for _ in steps]
 
     def prepare() -> None:
-        for step in steps:  # captures come one at a time
+        for step in steps:  # one capture at a time
             step.warm_up()
             step.images.normal_()
 
@@ -150,7 +149,7 @@ def on_streams(execution: Execution, width: int, batch_size: int, workers: int) 
     return observe(device, lambda: update, workers * batch_size, prepare=prepare)
 
 
-def grouped(execution: Execution, width: int, batch_size: int, workers: int) -> Work:
+def grouped(execution: Execution, width: int, batch_size: int, workers: int) -> Turn:
     """All workers' updates at once, by grouped convolutions and one fused SGD."""
     keep_freed_memory()
     device = torch.device(execution.device_type)
@@ -178,7 +177,7 @@ def grouped(execution: Execution, width: int, batch_size: int, workers: int) -> 
 
 
 def _captured_at_first(step: Callable[[], None]) -> Callable[[], None]:
-    """The step as one CUDA graph, which the first call makes."""
+    """The step as one CUDA graph, captured by the first call."""
     replay: Callable[[], None] | None = None
 
     def run() -> None:
@@ -190,10 +189,10 @@ def _captured_at_first(step: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-def vmapped(execution: Execution, width: int, batch_size: int, workers: int) -> Work:
+def vmapped(execution: Execution, width: int, batch_size: int, workers: int) -> Turn:
     """All workers' updates at once, by `vmap` over stacked weights and one fused SGD.
 
-    On a CUDA device contiguous only: torch has no channels_last batch norm under `vmap` there.
+    On a CUDA device contiguous only: torch cannot `vmap` a channels_last batch norm there.
     """
     keep_freed_memory()
     device = torch.device(execution.device_type)
@@ -221,7 +220,7 @@ def vmapped(execution: Execution, width: int, batch_size: int, workers: int) -> 
 
 
 def _normalise_in_float32(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let batch norms compute in float32: under `vmap` torch's take one type for all they read."""
+    """Make batch norms compute in float32: under `vmap` torch's need one type for all inputs."""
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
@@ -232,24 +231,15 @@ class _Update:
     """Fused Nesterov SGD over the weights of all workers, under a loss scale in fp16."""
 
     def __init__(self, parameters: list[Tensor], execution: Execution) -> None:
-        config = Optimizer()
-        self.optimizer = torch.optim.SGD(
-            parameters,
-            lr=PEAK_LR,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=True,
-            fused=True,
-        )
-        for parameter in parameters:  # left to torch, made without values: see `MomentumSGD`
+        self.optimizer = nesterov_sgd(parameters, fused=True)
+        for parameter in parameters:  # torch would make it uninitialised: see `MomentumSGD`
             velocity = torch.zeros_like(parameter)
             self.optimizer.state[parameter]["momentum_buffer"] = velocity
         scaled = execution.precision == "fp16"
         self.scaler = torch.amp.GradScaler(execution.device_type, enabled=scaled)
-        self.scaler.scale(torch.zeros((), device=parameters[0].device))  # makes its tensors
+        self.scaler.scale(torch.zeros((), device=parameters[0].device))  # allocates its tensors
 
     def __call__(self) -> None:
-        """One update from the parameters' gradients."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from bench.hardware.machine import available_cores, choose_device, describe_machine
-from bench.micro.interleave import Work
+from bench.micro.interleave import Turn
 from bench.micro.peak import COPIED_BYTES, MATRIX_SIZE, matrix_product, memory_copy, synchronize
 from bench.planner.model import FLOOR, Efficiency, Hardware
 from bench.planner.workload import NUM_CLASSES, PhaseWork
@@ -136,14 +136,14 @@ def _hardware(device: torch.device, execution: Execution) -> Hardware:
     )
 
 
-def _per_s(work: Work, device: torch.device) -> float:
+def _per_s(turn: Turn, device: torch.device) -> float:
     """Units a second of the fastest of several calls: other programs can only make one slower."""
-    work()
+    turn()
     synchronize(device)
     best, spent = 0.0, 0.0
     while spent < LEAST_S:
         started = time.perf_counter()
-        units = work()
+        units = turn()
         synchronize(device)
         took = time.perf_counter() - started
         best, spent = max(best, units / took), spent + took

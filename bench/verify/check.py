@@ -1,4 +1,4 @@
-"""What a check of `verify-gpu` is."""
+"""A check of `verify-gpu`, and the process that runs it."""
 
 import contextlib
 import multiprocessing
@@ -35,47 +35,43 @@ class Check:
     """One thing to confirm."""
 
     name: str
-    """In one word."""
     claim: str
-    """What holds where the check passes."""
+    """What is true if the check passes."""
     confirm: Callable[[Form], str]
-    """A function of a module, since another process runs it: says what was seen, or raises
-    AssertionError or UnavailableError."""
+    """Says what was seen, or raises AssertionError or UnavailableError. A function at the top level
+    of a module, since another process runs it."""
     limit_s: float = 90.0
     """Seconds after which it has failed: several times what an H100 should take."""
     uses_data: bool = False
-    """Whether it looks at CIFAR-10."""
-
-
-# A process in which checks run one after another, and which can be killed with all it started.
-#
-# A check may hang in the driver or in NCCL, where no exception reaches it, or end the process; and
-# after an error of CUDA's every later call of the same process fails too.
+    """Whether it reads CIFAR-10."""
 
 
 START_S = 120.0
-"""So long a process may take to import torch."""
+"""Seconds that a process may take to import torch."""
 KILLED_S = 10.0
-"""So long a process may take to end; one that waits in a driver may never."""
+"""Seconds that a process may take to end; one that waits in a driver may never end."""
 
 
 class NoAnswerError(RuntimeError):
-    """The work has taken too long, or its process has ended; the process is gone."""
+    """The function took too long, or its process ended; the process is gone."""
 
 
 class CheckProcess:
-    """At most one process at a time: started when there is work and none, gone after the block."""
+    """A process in which checks run one after another, and which is killed with all it started.
+
+    A check may hang in the driver or in NCCL, where no exception reaches it, or end the process;
+    and after a CUDA error every later call of the same process fails too. So a failed process is
+    replaced: one is started when there is work and none runs, and none is left after the block.
+    """
 
     def __init__(self) -> None:
         self._pipe: Connection | None = None
         self._process: BaseProcess | None = None
 
     def __enter__(self) -> "CheckProcess":
-        """None runs yet."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """End it, or kill it where the block ends in an error."""
         if kind is None:
             self.end()
         else:
@@ -97,20 +93,19 @@ class CheckProcess:
         self._answer(START_S)
 
     def ask(self, work: Callable[..., Any], *arguments: Any, limit_s: float) -> Any:
-        """What `work` returns there.
+        """Call `work`, a function at the top level of a module, in the process.
 
         Arguments:
-            work: a function of a module.
             limit_s: how long it may take, once the process has started.
 
         Raises:
-            UnavailableError: as `work` did.
-            RuntimeError: `work` raised something else; the message names its type.
-            NoAnswerError: it did not end in time, or the process died, and is gone.
+            UnavailableError: raised by `work`.
+            RuntimeError: `work` raised another error; the message names its type.
+            NoAnswerError: `work` did not end in time, or the process died.
         """
         self.start()
         assert self._pipe is not None, "it was started"
-        with contextlib.suppress(BrokenPipeError):  # it has died, as is found next
+        with contextlib.suppress(BrokenPipeError):  # the process died: `_answer` says so
             self._pipe.send((work, arguments))
         how, value = self._answer(limit_s)
         if how == "missing":
@@ -136,14 +131,14 @@ class CheckProcess:
             raise NoAnswerError(f"its process {_ending(code)}") from None
 
     def end(self) -> None:
-        """Let it end by itself, if there is one; kill what is left of it and its group."""
+        """Let the process end, if there is one, and kill what is left of its group."""
         if self._pipe is not None and self._process is not None:
             self._pipe.close()
             self._process.join(KILLED_S)
         self.kill()
 
     def kill(self) -> None:
-        """Kill it, if there is one, and every process of its group."""
+        """Kill the process, if there is one, and every process of its group."""
         process, self._process, self._pipe = self._process, None, None
         if process is None or process.pid is None:
             return
@@ -160,9 +155,9 @@ def _ending(code: int | None) -> str:
 
 
 def _serve(pipe: Connection) -> None:
-    """Do what is asked for, until nobody asks any more."""
-    os.setpgid(0, 0)  # the ranks and loaders that a check starts are in the group too
-    # What a check or a library prints is no part of the command's output.
+    """Call each function that is sent, until the other end closes."""
+    os.setpgid(0, 0)  # the ranks and loaders that a check starts are in this group too
+    # What a check or a library prints is not part of the command's output.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     end_with_parent()
     pipe.send(("value", None))  # it has started

@@ -2,43 +2,105 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.hardware.machine import choose_device, describe_code, describe_machine
 from bench.micro.records import time_stamp
+from bench.verify import data, loop, ranks, runs, speed, step
 from bench.verify.check import Check, CheckProcess, Form, UnavailableError
-from bench.verify.data import INPUT_CHECKS
-from bench.verify.ranks import RANK_CHECKS
-from bench.verify.runs import RUN_CHECKS
-from bench.verify.speed import MEMORY_CHECKS, SPEED_CHECKS
-from bench.verify.step import LOOP_CHECKS, STEP_CHECKS
 from swap_fast.checkpoint.files import write_file
 from swap_fast.choices import choose
 from swap_fast.data.cifar.files import locate_dataset
 from swap_fast.record import now
 
+
+def _check(
+    confirm: Callable[[Form], str], claim: str, *, limit_s: float = 90.0, uses_data: bool = False
+) -> Check:
+    """A check with the name of its function."""
+    name = confirm.__name__.replace("_", "-")
+    return Check(name=name, claim=claim, confirm=confirm, limit_s=limit_s, uses_data=uses_data)
+
+
 CHECKS: tuple[Check, ...] = (
-    *STEP_CHECKS,
-    *INPUT_CHECKS,
-    *LOOP_CHECKS,
-    *MEMORY_CHECKS,
-    *RANK_CHECKS,
-    *RUN_CHECKS,
-    *SPEED_CHECKS,
+    _check(step.replay, "a captured step stays equal to the eager one"),
+    _check(step.statistics, "the captured batch-norm pass agrees with torch's `update_bn`"),
+    _check(step.launches, "an update is one graph launch and no other"),
+    _check(step.memory, "1,000 updates allocate nothing more"),
+    _check(step.precision, "every layer computes in fp16 channels_last, from fp32 weights"),
+    _check(step.overflow, "a first update that overflows leaves weights and velocity as they were"),
+    _check(step.compiled, "a compiled update agrees with the eager one", limit_s=180),
+    _check(step.telemetry, "the driver tells the device's energy, clocks and throttling"),
+    _check(data.gather, "the gather kernel makes the plan's batches, eager and captured"),
+    _check(
+        data.dali_cifar,
+        "DALI's GPU pipeline makes the CPU pipeline's batches, beside a replayed step too",
+    ),
+    _check(
+        data.dali_imagenet,
+        "JPEGs decoded on the GPU are the CPU decoder's to a few parts in 255",
+    ),
+    _check(
+        loop.no_waiting,
+        "no update of a real epoch waits for the device, with each loader",
+        limit_s=120,
+    ),
+    _check(
+        loop.accuracy,
+        "two epochs learn as much captured as eager, and enough",
+        limit_s=120,
+        uses_data=True,
+    ),
+    _check(
+        speed.shared_pool,
+        "graphs share one pool: it is as large as the largest needs, not as their sum",
+        limit_s=60,
+    ),
+    _check(
+        speed.imagenet_memory,
+        "the captured steps of all of ImageNet's stages fit the device's memory together",
+        limit_s=240,
+    ),
+    _check(
+        ranks.together,
+        "ranks whose all-reduce is in the graph agree with one process",
+        limit_s=120,
+    ),
+    _check(
+        ranks.groups,
+        "workers of several ranks agree with one process, summed in fp32 and in fp16",
+        limit_s=120,
+    ),
+    _check(
+        ranks.teardown, "process groups end after their collectives were in a graph", limit_s=120
+    ),
+    _check(
+        runs.whole_run, "a tiny run ends well on one device and on all, twice in a row", limit_s=240
+    ),
+    _check(
+        runs.resume,
+        "a run that is told to end goes on to the weights of one that was let alone",
+        limit_s=240,
+    ),
+    _check(
+        speed.speed,
+        "steps and epochs reach half the images/s that the planner expects of the device",
+        limit_s=240,
+    ),
 )
 """In the order in which they run."""
 DESCRIBE_S = 60.0
-"""So long it may take to find the device, and to say what it is."""
+"""Seconds that it may take to find and describe the device."""
 SCHEMA_VERSION = 2
 """Of the record; version 1 had no form, and no check taken over from another record."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one check came to."""
+    """The result of one check."""
 
     name: str
     claim: str
@@ -48,7 +110,7 @@ class Outcome:
     """What was seen, or what is missing."""
     time_s: float
     record: str | None = None
-    """The record of the run that confirmed it; None: this one."""
+    """The file of the record that confirmed it; None: this record."""
 
 
 def verify(
@@ -62,20 +124,20 @@ def verify(
 ) -> int:
     """Run the checks that are not confirmed yet; 1 where one failed.
 
-    The record is written again as each check ends, so that a check which hangs, or an interrupt,
-    costs no other's result. What an earlier record of the same machine, libraries, code and sizes
-    has as confirmed is taken over from it.
+    The record is written each time a check ends, so that a check that hangs, or an interrupt, does
+    not lose the other results. Checks that an earlier record of the same machine, libraries, code
+    and sizes has as confirmed are copied from it.
 
     Arguments:
         device: "cpu", "cuda" or "auto".
         out: the folder of the records.
         data: a folder with CIFAR-10.
         small: sizes for a device with little time; a CPU always has them.
-        everything: run what is confirmed too.
-        only: names of checks: these alone run, even if confirmed.
+        everything: also run the checks that are confirmed.
+        only: names of checks: run these and no others, even if confirmed.
 
     Raises:
-        ValueError: "cuda" without a CUDA device, a name that is no check's, or no data in `data`.
+        ValueError: "cuda" without a CUDA device, an unknown check, or no data in `data`.
     """
     names = [check.name for check in CHECKS]
     only = [choose("check", name, names) for name in only]
@@ -100,7 +162,7 @@ def verify(
             elif check in todo:
                 outcome = _confirm(check, form, process)
                 record.add(outcome)
-                if outcome.outcome == "failed":  # what CUDA answers next may be the same error
+                if outcome.outcome == "failed":  # CUDA may go on to return the same error
                     process.end()
     outcomes = record.outcomes
     counts = [
@@ -114,7 +176,7 @@ def verify(
 
 
 def _confirm(check: Check, form: Form, process: CheckProcess) -> Outcome:
-    """Run one check there, and tell of it."""
+    """Run one check in the process, and print its result."""
     process.start()
     print(f"{'runs':<11} {check.name:<15} {check.claim} (limit {check.limit_s:g} s)", flush=True)
     started = time.perf_counter()
@@ -132,7 +194,7 @@ def _confirm(check: Check, form: Form, process: CheckProcess) -> Outcome:
 
 
 class Record:
-    """The record of one run, on disk as far as the run is."""
+    """The record of one `verify-gpu`, written again after each check."""
 
     def __init__(self, out: Path, form: Form, machine: dict[str, Any]) -> None:
         created = now()
@@ -140,7 +202,7 @@ class Record:
         self._kind = f"verify-{form.device_type}"
         self.path = out / f"{self._kind}-{time_stamp(created)}.json"
         number = 1
-        while self.path.exists():  # of a run in the same second
+        while self.path.exists():  # a record of the same second
             number += 1
             self.path = out / f"{self._kind}-{time_stamp(created)}_{number}.json"
         self._about: dict[str, Any] = {
@@ -152,15 +214,15 @@ class Record:
         }
 
     def add(self, outcome: Outcome) -> None:
-        """Write the record again, with one outcome more."""
+        """Add an outcome, and write the record."""
         self.outcomes.append(outcome)
         content = {**self._about, "checks": [asdict(each) for each in self.outcomes]}
         write_file(self.path, (json.dumps(content, indent=1) + "\n").encode())
 
     def confirmed_before(self) -> dict[str, Outcome]:
-        """By name, what earlier records of the same code, machine and sizes have as confirmed.
+        """By name, the checks that earlier records of the same code, machine and sizes confirmed.
 
-        Of code that differs from its commit nothing is known, and nothing is taken over.
+        None where the code differs from its commit.
         """
         found: dict[str, Outcome] = {}
         if self._about["code"]["changed"]:
@@ -173,9 +235,9 @@ class Record:
                     continue
                 outcomes = [Outcome(**each) for each in content["checks"]]
             except (AttributeError, KeyError, OSError, TypeError, ValueError):
-                continue  # cut short, or of another version
+                continue  # damaged, or of another version
             for outcome in outcomes:
-                # A later failure takes the place of an earlier success.
+                # A later failure replaces an earlier success.
                 found.pop(outcome.name, None)
                 if outcome.outcome == "confirmed":
                     found[outcome.name] = replace(outcome, record=outcome.record or path.name)

@@ -1,5 +1,6 @@
-"""What only a GPU can confirm of the input; each has a form for CPUs."""
+"""Checks of the input: the gather kernel's and DALI's batches."""
 
+import itertools
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -11,35 +12,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.micro.data import MEAN, MIN_SCALE, PX, STD, random_split, write_jpegs
-from bench.verify.check import Check, Form, UnavailableError
-from bench.verify.contract import Trained
+from bench.micro.data import MEAN, MIN_SCALE, PX, STD, make_loader, random_split, write_jpegs
+from bench.verify.check import Form, UnavailableError
+from bench.verify.equivalence import Trained, fp16_execution
 from swap_fast.config.execution import DTYPES, default_execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import LoaderName
 from swap_fast.data.cifar.augment import AugmentationPlan, plan_epoch
-from swap_fast.data.cifar.batches import ShardSpec
 from swap_fast.data.cifar.dataset import Channels, Split
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.data.imagenet import batches as tree_batches
 from swap_fast.data.imagenet.crops import Crops, plan_crops
 from swap_fast.data.imagenet.scan import IMAGENET_STD, ImageSplit, scan_tree
-from swap_fast.tasks.cifar import loader_maker, missing_for_dali
+from swap_fast.tasks.cifar import missing_for_dali
 from swap_fast.tasks.imagenet import evaluation_batches
 
 IMAGES, BATCH = 96, 32
 TOLERANCES = {"fp32": 2e-6, "fp16": 2e-3}
 FILES = 16
 MEAN_LIMIT, PERCENTILE_LIMIT = 2.0, 16.0
-"""Of decoders' differences on the scale 0..255: their mean, and their 99.9th percentile."""
+"""Limits of two decoders' difference on the scale 0..255: of its mean, and 99.9th percentile."""
 
 
 def _plan(epoch: int) -> AugmentationPlan:
     return plan_epoch(IMAGES, Augmentation(), seed=2, phase=1, worker=0, epoch=epoch)
 
 
-def _oracle(split: Split, plan: AugmentationPlan, positions: range) -> NDArray[np.float64]:
-    """The plan's batch as the paper words it, image by image: float64 [n, 3, 32, 32]."""
+def _reference(split: Split, plan: AugmentationPlan, positions: range) -> NDArray[np.float64]:
+    """The plan's batch image by image, with numpy alone: float64 [n, 3, 32, 32]."""
     pad = Augmentation().pad
     batch = []
     for at in positions:
@@ -56,9 +56,9 @@ def _oracle(split: Split, plan: AugmentationPlan, positions: range) -> NDArray[n
 
 
 def gather(form: Form) -> str:
-    """Batches of three epochs against the oracle, those of a GPU from a captured graph as well."""
+    """Compare batches of three epochs with the reference, on a GPU from a captured graph too."""
     device, split = torch.device(form.device_type), random_split(IMAGES)
-    with warnings.catch_warnings(action="error"):  # one says that there is no kernel
+    with warnings.catch_warnings(action="error"):  # a warning says that there is no kernel
         images = DeviceImages(split, mean=MEAN, std=STD, device=device, pad=Augmentation().pad)
     plan, positions = images.upload(_plan(0)), torch.arange(BATCH, device=device)
     labels = torch.empty(BATCH, dtype=torch.int64, device=device)
@@ -67,27 +67,28 @@ def gather(form: Form) -> str:
         batch = torch.empty(BATCH, 3, 32, 32, dtype=DTYPES[precision], device=device)
         batch = batch.to(memory_format=torch.channels_last)
         images.load_(plan, positions, batch, labels)  # the kernel is built before a capture
-        ways = [partial(images.load_, plan, positions, batch, labels)]
+        variants = [partial(images.load_, plan, positions, batch, labels)]
         if form.device_type == "cuda":
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 images.load_(plan, positions, batch, labels)
-            ways.append(partial(graph.replay))
+            variants.append(partial(graph.replay))
         largest = 0.0
-        for epoch, way in ((epoch, way) for epoch in range(3) for way in ways):
+        for epoch, load in itertools.product(range(3), variants):
             drawn, start = _plan(epoch), epoch * BATCH
             images.upload(drawn, plan)
             positions.copy_(torch.arange(start, start + BATCH))
             batch.fill_(torch.nan)
             labels.fill_(-1)
-            way()
-            expected = _oracle(split, drawn, range(start, start + BATCH))
+            load()
+            expected = _reference(split, drawn, range(start, start + BATCH))
             largest = max(largest, float(np.abs(batch.double().cpu().numpy() - expected).max()))
             numbers = split.labels[drawn.order[start : start + BATCH]]
             assert labels.tolist() == numbers.tolist(), "the labels are others"
             assert largest <= tolerance, f"{precision}: off by {largest:.1e}, not {tolerance:g}"
         seen.append(f"{precision} within {largest:.1e}")
-    return f"{', '.join(seen)} of the oracle, {'eager and captured' if len(ways) == 2 else 'eager'}"
+    how = "eager and captured" if len(variants) == 2 else "eager"
+    return f"{', '.join(seen)} of the reference, {how}"
 
 
 def _require_dali(device_type: str) -> None:
@@ -99,23 +100,9 @@ def _cifar_batches(
     name: LoaderName, device_type: str, mean: Channels, std: Channels, beside: Trained | None = None
 ) -> list[tuple[Tensor, Tensor]]:
     """All fp16 batches of two epochs, on the host; steps of `beside` run before each is loaded."""
-    device, split = torch.device(device_type), random_split(IMAGES)
-    execution = replace(default_execution(device_type), precision="fp16", loader=name)
-    augmentation, phase = Augmentation(), Phase(global_batch_size=BATCH, peak_lr=1.0, max_epochs=2)
-    images = DeviceImages(split, mean=mean, std=std, device=device, pad=augmentation.pad)
-    make = loader_maker(
-        images, split, augmentation, mean=mean, std=std, execution=execution, device=device
-    )
-    loader = make(
-        ShardSpec(
-            num_images=IMAGES,
-            augmentation=augmentation,
-            phase=phase,
-            seed=2,
-            number=1,
-            replicas=range(1),
-        )
-    )
+    device, execution = torch.device(device_type), replace(fp16_execution(device_type), loader=name)
+    phase = Phase(global_batch_size=BATCH, peak_lr=1.0, max_epochs=2)
+    loader = make_loader(random_split(IMAGES), execution, phase, mean=mean, std=std, seed=2)
     batch = execution.empty_images((BATCH, 3, 32, 32), device)
     labels = torch.empty(BATCH, dtype=torch.int64, device=device)
     batches = []
@@ -131,13 +118,13 @@ def _cifar_batches(
 
 
 def dali_cifar(form: Form) -> str:
-    """DALI's pipeline on a GPU against that on the CPU; on a CPU against the tensor backend."""
+    """Compare DALI's pipeline on a GPU with that on the CPU; on a CPU with the tensor backend."""
     device_type = form.device_type
     _require_dali(device_type)
     reference: LoaderName = "dali" if device_type == "cuda" else "tensor"
-    trained = Trained(replace(default_execution(device_type), precision="fp16"), scaled=True)
+    trained = Trained(fp16_execution(device_type), scaled=True)
     largest = 0.0
-    # Pixels as they are show the geometry exactly: fp16 holds every whole number to 2,048.
+    # Pixels that are not normalised show the geometry exactly: fp16 has every integer to 2,048.
     for mean, std, tolerance in (
         ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0.0),
         (MEAN, STD, TOLERANCES["fp16"]),
@@ -161,7 +148,7 @@ def _decoded(
     *,
     centred: bool,
 ) -> NDArray[np.float64]:
-    """The crops of all batches in one row, but for an offset on the scale 0..255."""
+    """The pixels of all batches, [n, 3] on the scale 0..255, less each channel's mean."""
     device = torch.device(device_type)
     execution = replace(default_execution(device_type), precision="fp32")
     decoder = tree_batches.make_decoder(
@@ -179,7 +166,7 @@ def _decoded(
 
 
 def dali_imagenet(form: Form) -> str:
-    """Mixed decoding against DALI's CPU decoder; on a CPU that against torchvision's."""
+    """Compare mixed decoding with DALI's CPU decoder; on a CPU that one with torchvision's."""
     device_type = form.device_type
     _require_dali(device_type)
     reference: tree_batches.DecoderName = "dali" if device_type == "cuda" else "torchvision"
@@ -190,7 +177,7 @@ def dali_imagenet(form: Form) -> str:
             tree.train.sizes, px=PX, min_scale=MIN_SCALE, seed=2, phase=1, worker=0, epoch=0
         )
         whole = list(evaluation_batches(tree.test, px=PX, batch_size=FILES, rectangular=True))
-        assert whole[0].size[0] != whole[0].size[1], "a batch that is not square was meant"
+        assert whole[0].size[0] != whole[0].size[1], "expected a batch that is not square"
         for kind, split, batches in (
             ("random", tree.train, [random]),
             ("rectangular", tree.test, whole),
@@ -204,22 +191,3 @@ def dali_imagenet(form: Form) -> str:
             assert mean < MEAN_LIMIT and high < PERCENTILE_LIMIT, text  # noqa: PT018
             seen.append(text)
     return "; ".join(seen)
-
-
-INPUT_CHECKS = (
-    Check(
-        name="gather",
-        claim="the gather kernel makes the plan's batches, eager and captured",
-        confirm=gather,
-    ),
-    Check(
-        name="dali-cifar",
-        claim="DALI's GPU pipeline makes the CPU pipeline's batches, beside a replayed step too",
-        confirm=dali_cifar,
-    ),
-    Check(
-        name="dali-imagenet",
-        claim="JPEGs decoded on the GPU are the CPU decoder's to a few parts in 255",
-        confirm=dali_imagenet,
-    ),
-)

@@ -1,4 +1,4 @@
-"""What only a GPU can confirm of whole runs: that they end, and go on where they were told to."""
+"""Checks of whole runs: they end, and a run that was stopped resumes to the same weights."""
 
 import json
 import math
@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.data_tools import write_cifar10
 from bench.runner.launch import launch
-from bench.verify.check import Check, Form
-from bench.verify.contract import same_kernels
+from bench.verify.check import Form
+from bench.verify.equivalence import same_kernels
 from bench.verify.ranks import TIMEOUT_S, devices_for
 from swap_fast.algorithm import swap
 from swap_fast.checkpoint.run_folder import RunFolder
@@ -39,58 +41,47 @@ EPOCHS = 3
 """Of phase 1; of phase 2 one."""
 BATCH = 32
 """Images of a replica in phase 1, and of a worker in phase 2."""
-TOLD_AFTER = (7, 9)
-"""Updates of the first and of the second attempt, after which each is told to end. With one or two
-ranks of two workers that is in phase 1, and then in phase 2."""
+STOPPED_AFTER = (7, 9)
+"""Updates after which the first and the second attempt are told to stop. With one or two ranks of
+two workers the first is in phase 1, and the second in phase 2."""
 CONTROL_LIMIT = 0.02
-"""Of the weights' way: a lost or repeated update of the 20 would be some 5%."""
+"""Share of the distance that the weights move in a run: one lost or repeated update of the 20 would
+be about 5%."""
 
 
 def _workers(ranks: int) -> int:
-    """Two at least; each also a replica of phase 1."""
+    """At least 2; each is also a replica of phase 1."""
     return max(2, ranks)
 
 
-def _many(ranks: int) -> str:
+def _ranks(ranks: int) -> str:
     return f"{ranks} rank{'s' if ranks > 1 else ''}"
 
 
-def _write_cifar(folder: Path) -> None:
-    """Write synthetic images in CIFAR-10's binary layout."""
-    made = generate_synthetic(train_images=IMAGES, test_images=TEST_IMAGES)
-    files = [
-        (f"data_batch_{number + 1}.bin", part) for number, part in enumerate(_parts(made.train))
-    ]
-    (folder / "cifar-10-batches-bin").mkdir()
-    for name, split in (*files, ("test_batch.bin", made.test)):
-        planes = split.images.transpose(0, 3, 1, 2).reshape(len(split.labels), -1)
-        records = np.concatenate([split.labels[:, None], planes], axis=1)
-        (folder / "cifar-10-batches-bin" / name).write_bytes(records.tobytes())
-
-
-def _parts(split: Split) -> list[Split]:
-    images, labels = np.array_split(split.images, 5), np.array_split(split.labels, 5)
-    return [Split(images=i, labels=n) for i, n in zip(images, labels, strict=True)]
-
-
 def whole_run(form: Form) -> str:
-    """`bench run`, as its user starts it: two runs one after another, on one rank and on all."""
+    """Start `bench run` as a user does, for two runs in a row, on one rank and on all."""
     most = devices_for(form, on_cpu=2)
     with TemporaryDirectory() as folder:
         data, seen = Path(folder) / "data", []
-        data.mkdir()
-        _write_cifar(data)
+        dataset = generate_synthetic(train_images=IMAGES, test_images=TEST_IMAGES)
+        write_cifar10(data, _records(dataset.train), _records(dataset.test))
         for ranks in sorted({1, most}):
             records = _run_twice(form, ranks, data, Path(folder) / f"on{ranks}")
             for record in records:
                 losses = [row["train_loss"] for row in record["epochs"]]
-                assert all(map(math.isfinite, losses)), f"{_many(ranks)}: losses {losses}"
+                assert all(map(math.isfinite, losses)), f"{_ranks(ranks)}: losses {losses}"
                 first, last = (losses[at] for at in (0, EPOCHS - 1))
-                assert last < first, f"{_many(ranks)}: phase 1's loss went from {first} to {last}"
+                assert last < first, f"{_ranks(ranks)}: phase 1's loss went from {first} to {last}"
                 assert record["world_size"] == ranks, f"{record['world_size']} ranks, not {ranks}"
             accuracies = ", ".join(f"{record['test_accuracy']:.1%}" for record in records)
-            seen.append(f"{_many(ranks)}: {accuracies} of test images right")
+            seen.append(f"{_ranks(ranks)}: {accuracies} of test images right")
     return "; ".join(seen)
+
+
+def _records(split: Split) -> NDArray[np.uint8]:
+    """Labels and images as CIFAR-10's files have them: uint8 [n, 3073]."""
+    planes = split.images.transpose(0, 3, 1, 2).reshape(len(split), -1)
+    return np.concatenate([split.labels[:, None], planes], axis=1)
 
 
 def _run_twice(form: Form, ranks: int, data: Path, out: Path) -> list[dict[str, Any]]:
@@ -119,34 +110,34 @@ def _run_twice(form: Form, ranks: int, data: Path, out: Path) -> list[dict[str, 
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "bench", "run", "cifar10_quick", "--quiet", *words]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, f"{_many(ranks)}: status {done.returncode}: {done.stderr[-200:]}"
+    assert done.returncode == 0, f"{_ranks(ranks)}: status {done.returncode}: {done.stderr[-200:]}"
     records = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
-    assert len(records) == 2, f"{_many(ranks)}: two runs made {len(records)} records"
+    assert len(records) == 2, f"{_ranks(ranks)}: two runs made {len(records)} records"
     return records
 
 
 def resume(form: Form) -> str:
-    """A run that is told to end in each phase and goes on, beside one that was let alone."""
+    """Compare a run that is stopped in each phase and resumed with one that is not stopped."""
     ranks = devices_for(form, on_cpu=2)
-    many = f"{_many(ranks)}, told in both phases"
+    many = f"{_ranks(ranks)}, told to stop in both phases"
     with TemporaryDirectory() as name:
         folder = Path(name)
-        for number, told_after in enumerate((*TOLD_AFTER, None)):
+        for number, stop_after in enumerate((*STOPPED_AFTER, None)):
             before = {"alone": None} if number == 0 else {}
             try:
-                launch(_run_all, form, folder, {**before, "told": told_after}, num_ranks=ranks)
-                was_told = False
+                launch(_run_all, form, folder, {**before, "stopped": stop_after}, num_ranks=ranks)
+                was_stopped = False
             except InterruptedRunError:
-                was_told = True
-            expected = told_after is not None
-            assert was_told == expected, f"attempt {number + 1} of 3 ended by itself"
+                was_stopped = True
+            expected = stop_after is not None
+            assert was_stopped == expected, f"attempt {number + 1} of 3 ended by itself"
         start, alone = _saved(folder, "alone")
-        _, told = _saved(folder, "told")
+        _, resumed = _saved(folder, "stopped")
         moved = _distance(alone, start)
-        apart = _distance(told, alone) / moved
+        apart = _distance(resumed, alone) / moved
         if apart == 0:
             return f"{many}: equal to the bit"
-        # Some kernels' sums have no fixed order: two runs that were let alone show how much.
+        # Some kernels sum in no fixed order: two undisturbed runs show how much that is.
         launch(_run_all, form, folder, {"again": None}, num_ranks=ranks)
         control = _distance(_saved(folder, "again")[1], alone) / moved
     text = (
@@ -189,15 +180,15 @@ def _recipe(ranks: int, width: int) -> SWAPRecipe:
     )
 
 
-def _run_all(form: Form, folder: Path, told_after: dict[str, int | None]) -> None:
-    """Run one after another, each to its end or until it is told after so many updates."""
+def _run_all(form: Form, folder: Path, stop_after: dict[str, int | None]) -> None:
+    """Run one after another, each to its end or until SIGTERM after that many updates."""
     torch.set_num_threads(1)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with same_kernels():
             comm = connect(form.device_type, timeout_s=TIMEOUT_S)
             try:
-                for run, updates in told_after.items():
+                for run, updates in stop_after.items():
                     _run(form, comm, folder, run, updates)
             finally:
                 comm.close()
@@ -206,8 +197,8 @@ def _run_all(form: Form, folder: Path, told_after: dict[str, int | None]) -> Non
             signal.signal(number, handler)
 
 
-def _run(form: Form, comm: Comm, folder: Path, run: str, told_after: int | None) -> None:
-    """Train in the folder of that name, and save the weights at the start and at the end."""
+def _run(form: Form, comm: Comm, folder: Path, run: str, stop_after: int | None) -> None:
+    """Train in the folder `run`, and save the weights at the start and at the end."""
     device_type = form.device_type
     synchronize = torch.cuda.synchronize if device_type == "cuda" else lambda: None
     clock, shutdown, updates = Clock(), GracefulShutdown(synchronize), 0
@@ -217,7 +208,7 @@ def _run(form: Form, comm: Comm, folder: Path, run: str, told_after: int | None)
     def on_step(images: int) -> None:
         nonlocal updates
         updates += 1
-        if updates == told_after:
+        if updates == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with Captures() as captures, shutdown.listening():
@@ -240,19 +231,3 @@ def _run(form: Form, comm: Comm, folder: Path, run: str, told_after: int | None)
         if comm.rank == 0:
             end = torch.cat(parts.weights.copy()).cpu()
             torch.save((start, end), folder / f"{run}.pt")
-
-
-RUN_CHECKS = (
-    Check(
-        name="whole-run",
-        claim="a tiny run ends well on one device and on all, twice in a row",
-        confirm=whole_run,
-        limit_s=240,
-    ),
-    Check(
-        name="resume",
-        claim="a run that is told to end goes on to the weights of one that was let alone",
-        confirm=resume,
-        limit_s=240,
-    ),
-)

@@ -1,4 +1,4 @@
-"""Images/s on a GPU, held against half of what the planner expects of it."""
+"""Checks of a GPU's memory, and of its images/s against the planner's."""
 
 import gc
 import time
@@ -17,8 +17,8 @@ from bench.planner.command import modelled
 from bench.planner.model import V100, by_device_name, epoch_s, memory_bytes
 from bench.planner.workload import NUM_CLASSES, workload_of
 from bench.records.paper import load_paper
-from bench.verify.check import Check, Form, UnavailableError
-from bench.verify.contract import same_kernels
+from bench.verify.check import Form, UnavailableError
+from bench.verify.equivalence import same_kernels
 from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.phase import BatchShape, Phase, StagedPhase
 from swap_fast.config.recipe import SWAPRecipe
@@ -33,12 +33,11 @@ from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.parts import Evaluate, Watch, build_trainer
 from swap_fast.training.weights import Weights
 
-# What only a GPU can confirm of memory: graphs share theirs, and ImageNet's stages fit.
-
+# Memory: the graphs share one pool, and ImageNet's stages fit.
 
 GIB = 2**30
 POOL_GROWTH = 0.25
-"""Share of the first graph's memory that a second of the same shape, and a smaller one, may add."""
+"""Share of the first graph's memory that a further one, of the same shape or smaller, may add."""
 
 
 def _require_cuda(form: Form) -> None:
@@ -47,7 +46,7 @@ def _require_cuda(form: Form) -> None:
 
 
 def _graph_bytes() -> int:
-    """What all graphs' pools have reserved."""
+    """Bytes reserved by the pools of all graphs."""
     gc.collect()
     torch.cuda.empty_cache()
     segments = torch.cuda.memory_snapshot()
@@ -55,7 +54,7 @@ def _graph_bytes() -> int:
 
 
 def shared_pool(form: Form) -> str:
-    """Three captures with one owner: what each adds, and whether their replays stay apart."""
+    """Capture three steps in one pool: what each adds, and whether their replays mix."""
     _require_cuda(form)
     width, batches = (4, (64, 32, 64)) if form.small else (32, (512, 256, 512))
     with same_kernels():
@@ -79,7 +78,7 @@ def shared_pool(form: Form) -> str:
 def _train_in_turn(
     width: int, batches: tuple[int, ...], captures: Captures | None
 ) -> tuple[list[float], list[int]]:
-    """Each step's mean loss over two rounds of an update of each; and what its capture reserved."""
+    """Each step's mean loss over two rounds of an update each; the bytes each capture reserved."""
     execution = replace(default_execution("cuda"), capture=captures is not None)
     steps, sizes = [], []
     for number, batch_size in enumerate(batches):
@@ -105,34 +104,29 @@ class _NoImages:
     def __init__(self, num_images: int) -> None:
         self.num_images = num_images
 
-    def warm_up(self, weights: Weights, execution: Execution) -> None:
-        """Nothing."""
+    def warm_up(self, weights: Weights, execution: Execution) -> None: ...
 
-    def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
-        """Nothing."""
+    def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None: ...
 
     def batches(self, phase: Phase, shape: BatchShape, *, number: int, replicas: range) -> Loader:
-        """None."""
         raise AssertionError("nothing is trained")
 
     def batch_norm_batches(self, buffer: Tensor, shape: BatchShape, comm: Comm) -> Iterable[Tensor]:
-        """None."""
         return ()
 
     def evaluator(self, shape: BatchShape) -> Evaluate:
-        """Tests nothing."""
         return lambda comm: Accuracies(float("nan"))
 
 
 def imagenet_memory(form: Form) -> str:
-    """ImageNet's run as one of the paper's devices has it, made up to its captured steps."""
+    """Capture the steps of ImageNet's run with the batches of one of the paper's devices."""
     _require_cuda(form)
     recipe = _one_device(form)
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before, benchmark = torch.cuda.memory_reserved(), torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True  # as in a run: what is tried needs memory too
+    torch.backends.cudnn.benchmark = True  # as in a run: the kernels it tries need memory too
     try:
         with Captures() as captures:
             build_trainer(
@@ -164,7 +158,7 @@ def imagenet_memory(form: Form) -> str:
 
 
 def _one_device(form: Form) -> SWAPRecipe:
-    """One worker of one replica, whose batches are those of a device in the paper's 16."""
+    """One worker of one replica, with the batches of one of the paper's 16 devices."""
     recipe, rows = (
         (imagenet_swap_cpu(), tuple((*row[:3], 8, *row[4:]) for row in CPU_ROWS))
         if form.small
@@ -180,35 +174,21 @@ def _one_device(form: Form) -> SWAPRecipe:
     )
 
 
-MEMORY_CHECKS = (
-    Check(
-        name="shared-pool",
-        claim="graphs share one pool: it is as large as the largest needs, not as their sum",
-        confirm=shared_pool,
-        limit_s=60,
-    ),
-    Check(
-        name="imagenet-memory",
-        claim="the captured steps of all of ImageNet's stages fit the device's memory together",
-        confirm=imagenet_memory,
-        limit_s=240,
-    ),
-)
-
+# Speed.
 
 SHARE = 0.5
-"""Of the planner's images/s, which are those of a program as efficient as the paper's."""
+"""Least share of the planner's images/s, which assume a program as efficient as the paper's."""
 
 
 def planned(name: str) -> tuple[float, float]:
     """The planner's images/s of a device that trains batches of 512: in steps, and in epochs.
 
     Arguments:
-        name: the planner's, of the device.
+        name: the planner's name of the device.
     """
     paper = load_paper()
     speed = modelled(name, None, paper)
-    # Phase 2's, a device a model; a device's share of phase 1's batch is as large.
+    # Phase 2, one device a model; a device's share of phase 1's batch is of the same size.
     phase = workload_of(cifar10_swap(), paper).last_phase
     step_s = speed.micro_batch_s(phase) + speed.update_s(phase)
     images = phase.steps_per_epoch * phase.global_batch_size
@@ -216,28 +196,28 @@ def planned(name: str) -> tuple[float, float]:
 
 
 def speed(form: Form) -> str:
-    """Images/s of the step alone, and of whole epochs; eager, captured, and compiled as well."""
+    """Measure images/s of the step alone and of whole epochs: eager, captured, also compiled."""
     cuda = form.device_type == "cuda"
     width, batch_size, images, least_s = (8, 32, 128, 0.1) if form.small else (64, 512, 50_000, 2.0)
     device, best = torch.device(form.device_type), default_execution(form.device_type)
     kind = by_device_name(torch.cuda.get_device_name()) if cuda and not form.small else None
-    ways = {"eager": replace(best, capture=False)}
+    variants = {"eager": replace(best, capture=False)}
     if best.capture:
-        ways["captured"] = best
+        variants["captured"] = best
     if best.capture and not form.small:
-        ways["captured and compiled"] = replace(best, compile=True)
+        variants["captured and compiled"] = replace(best, compile=True)
     flop, seen, slow = resnet9(width, 10).train_flop, [], []
-    for way, execution in ways.items():
+    for variant, execution in variants.items():
         steps = _step_rate(execution, width, batch_size, least_s)
-        text = f"{way} {steps:,.0f} images/s in steps ({steps * flop / 1e12:.3g} TFLOP/s)"
+        text = f"{variant} {steps:,.0f} images/s in steps ({steps * flop / 1e12:.3g} TFLOP/s)"
         rates = [steps]
-        if way != "eager" or not cuda:
+        if variant != "eager" or not cuda:
             loop = training_loop(execution, width, batch_size, random_split(images), MEAN, STD)
             rates.append(_rate(loop, device, least_s))
             text += f", {rates[1]:,.0f} in epochs"
         seen.append(text)
-        if kind is not None and way != "eager":
-            slow += too_slow(kind, way, *rates)
+        if kind is not None and variant != "eager":
+            slow += too_slow(kind, variant, *rates)
     assert not slow, "; ".join(slow)
     if kind is None:
         judged = "not judged: the planner does not know this device, or not at this size"
@@ -247,18 +227,18 @@ def speed(form: Form) -> str:
     return f"width {width}, batch {batch_size}: {'; '.join(seen)}; {judged}"
 
 
-def too_slow(kind: str, way: str, steps: float, epochs: float) -> list[str]:
-    """What of a device's images/s is below the share of the planner's; a line each."""
+def too_slow(kind: str, variant: str, steps: float, epochs: float) -> list[str]:
+    """A line for each rate of a device that is below the share of the planner's."""
     rates = {"steps": steps, "epochs": epochs}
     return [
-        f"{way}: {rate:,.0f} images/s in {what}, expected {SHARE * expected:,.0f} or more"
+        f"{variant}: {rate:,.0f} images/s in {what}, expected {SHARE * expected:,.0f} or more"
         for (what, rate), expected in zip(rates.items(), planned(kind), strict=True)
         if rate < SHARE * expected
     ]
 
 
 def _step_rate(execution: Execution, width: int, batch_size: int, least_s: float) -> float:
-    """Images/s of the step on one batch again and again."""
+    """Images/s of the step on one batch."""
     device = torch.device(execution.device_type)
     step, _ = make_step(execution, width, batch_size)
     turn = 20 if device.type == "cuda" else 1
@@ -266,7 +246,7 @@ def _step_rate(execution: Execution, width: int, batch_size: int, least_s: float
     def work() -> int:
         for _ in range(turn):
             step()
-        synchronize(device)  # so that the clock is of work done, and no queue grows
+        synchronize(device)  # the clock must see finished work, and the queue must not grow
         return turn * batch_size
 
     with Captures() as captures:
@@ -278,20 +258,10 @@ def _step_rate(execution: Execution, width: int, batch_size: int, least_s: float
 
 
 def _rate(work: Callable[[], int], device: torch.device, least_s: float) -> float:
-    """Images/s over at least so long, after one call that does not count."""
+    """Images/s over at least `least_s`, after one call that is not counted."""
     work()
     synchronize(device)
     started, images = time.perf_counter(), 0
     while time.perf_counter() - started < least_s:
         images += work()
     return images / (time.perf_counter() - started)
-
-
-SPEED_CHECKS = (
-    Check(
-        name="speed",
-        claim="steps and epochs reach half the images/s that the planner expects of the device",
-        confirm=speed,
-        limit_s=240,
-    ),
-)

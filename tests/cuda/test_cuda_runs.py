@@ -306,7 +306,7 @@ def test_the_function_for_any_net_gives_on_cuda_what_it_gives_on_a_cpu(
 WRONG_STEPS = """
 import sys
 import torch
-from bench.verify.contract import largest_difference
+from bench.verify.equivalence import largest_difference
 from swap_fast.config.execution import Execution
 from swap_fast.training.optimizer import MomentumSGD
 from swap_fast.training.step import Step

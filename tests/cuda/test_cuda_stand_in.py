@@ -488,7 +488,7 @@ def test_a_kernel_without_values_ends_the_process(cuda_stand_in: StandIn) -> Non
 @pytest.mark.parametrize("seed", ["", "1", "2", "3"])
 def test_a_captured_update_repeats_the_eager_one(cuda_stand_in: StandIn, seed: str) -> None:
     code = """
-    from bench.verify.contract import largest_difference
+    from bench.verify.equivalence import largest_difference
     from swap_fast.config.execution import Execution
     execution = Execution(device_type="cuda", precision="fp16", capture=True)
     answer = largest_difference(execution, scaled=True)
@@ -537,7 +537,7 @@ def test_updates_are_one_launch_each(cuda_stand_in: StandIn) -> None:
     """What bench's `launches` check asks of the profiler, which sees nothing here."""
     code = """
     import torch
-    from bench.verify.contract import Trained
+    from bench.verify.equivalence import Trained
     from cuda_stand_in import counts
     from swap_fast.config.execution import Execution
     answer = []

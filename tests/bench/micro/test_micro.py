@@ -7,15 +7,14 @@ import pytest
 
 from bench.cli import main
 from bench.hardware.machine import has_compiler
-from bench.micro import comparisons as data_ways_module
+from bench.micro import comparisons, peak
 from bench.micro import data as micro_data
-from bench.micro import peak
 from bench.micro import step as micro_step
-from bench.micro.comparisons import data_ways, step_groups
+from bench.micro.comparisons import data_groups, step_groups
 from bench.micro.peak import STEPS
 from bench.micro.records import read_micro_records
-from bench.options import MicroOptions
 from swap_fast.config.execution import Execution
+from swap_fast.data.imagenet.scan import scan_tree
 
 EAGER = Execution()
 NCHW = Execution(memory_format="contiguous")
@@ -41,24 +40,23 @@ def test_the_batch_norm_pass_takes_the_images_it_counts(ours: bool) -> None:
     assert micro_step.batch_norm_pass(EAGER, 2, 4, ours)() == 4 * STEPS
 
 
-def test_the_roofs_count_their_own_work() -> None:
+def test_the_peak_variants_count_their_own_work() -> None:
     assert peak.matrix_product("cpu", "fp32", 16)() == peak.PRODUCTS["cpu"] * 2 * 16**3
     assert peak.memory_copy("cpu", 64)() == 128  # read and written
 
 
-def test_each_way_of_the_step_has_a_roof_of_its_own_shape() -> None:
+def test_each_variant_of_the_step_has_a_peak_of_its_own_shape() -> None:
     groups = step_groups("cpu", 2, 4, (8, 16))
     for size in (8, 16):
-        ways = groups[f"the step, batch {size}"]
-        shapes = {(way.processes, way.threads) for way in ways if way.unit == "images"}
-        assert shapes == {(2, 1), (1, 2)}
-        for unit in ("FLOP", "bytes"):
-            assert {(w.processes, w.threads) for w in ways if w.unit == unit} == shapes
-        assert ways[0].name == "ours, eager, 2 processes of 1 thread"
-        assert all(way.cost is not None for way in ways if way.unit == "images")
+        variants = groups[f"the step, batch {size}"]
+        for unit in ("images", "FLOP", "bytes"):
+            shapes = {(v.processes, v.threads) for v in variants if v.unit == unit}
+            assert shapes == {(2, 1), (1, 2)}
+        assert variants[0].name == "ours, eager, 2 processes of 1 thread"
+        assert all(v.cost is not None for v in variants if v.unit == "images")
 
 
-def test_the_input_ways_make_the_images_they_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_input_variants_make_the_images_they_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(micro_data, "NUM_IMAGES", 64)
     monkeypatch.setattr(micro_data, "LOADER_IMAGES", 32)
     for dtype in micro_data.DTYPES:
@@ -70,35 +68,50 @@ def test_the_input_ways_make_the_images_they_count(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("dtype", list(micro_data.DTYPES))
-def test_the_ways_of_dali_make_the_images_they_count(
+def test_the_variants_of_dali_make_the_images_they_count(
     monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     monkeypatch.setattr(micro_data, "NUM_IMAGES", 70)
-    for work in (
+    for turn in (
         micro_data.our_batches("dali", "cpu", 16, dtype),
         micro_data.bare_dali("cpu", 16, dtype, 1),
         micro_data.stock_dali("cpu", 16, dtype, 1),
     ):
-        assert [work(), work()] == [64, 64]
+        assert [turn(), turn()] == [64, 64]
 
 
-def test_each_group_of_input_ways_has_our_own_first() -> None:
-    options = MicroOptions(what="data")
-    groups = data_ways(options, "cpu", 2)
+def test_each_group_of_input_variants_has_our_own_first() -> None:
+    groups = data_groups("cpu", 256, 2)
     forms = [f"{dtype}, {n}" for dtype in micro_data.DTYPES for n in ("1 thread", "2 threads")]
     assert [title for title in groups if title.startswith("augmented")] == [
         f"augmented batches, {form}" for form in forms
     ]
-    for ways in groups.values():
-        assert ways[0].name.startswith("ours, ")
-        assert len({way.name for way in ways}) == len(ways)
+    for variants in groups.values():
+        assert variants[0].name.startswith("ours, ")
+        assert len({v.name for v in variants}) == len(variants)
 
 
-def test_without_dali_its_ways_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_ways_module, "missing_for_dali", lambda device: "DALI is not there")
-    for ways in data_ways(MicroOptions(what="data"), "cpu", 1).values():
-        assert not any("dali" in way.name.lower() for way in ways)
+def test_without_dali_its_variants_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparisons, "missing_for_dali", lambda device: "DALI is not there")
+    for variants in data_groups("cpu", 256, 1).values():
+        assert not any("dali" in v.name.lower() for v in variants)
+
+
+def test_the_jpeg_variants_make_the_images_they_count(tmp_path: Path) -> None:
+    root = str(micro_data.write_jpegs(tmp_path, 10))
+    for turn in (
+        micro_data.our_jpegs("dali", root, "cpu", 4, 1),
+        micro_data.our_jpegs("torchvision", root, "cpu", 4, 0),
+        micro_data.torchvision_jpeg_loader(root, 4, 0),
+    ):
+        assert [turn(), turn()] == [8, 8]
+
+
+def test_the_files_are_as_large_as_imagenets(tmp_path: Path) -> None:
+    train = scan_tree(micro_data.write_jpegs(tmp_path, 8)).train
+    assert (train.sizes == (375, 500)).all()
+    assert 105_000 < train.file_bytes.mean() < 115_000
 
 
 @pytest.mark.slow

@@ -19,11 +19,11 @@ from repository import ROOT, TESTS
 from bench.cli import main
 from bench.planner.model import by_device_name
 from bench.verify import command as verify
+from bench.verify import loop as loop_checks
 from bench.verify import runs as run_checks
-from bench.verify import step as loop_checks
 from bench.verify.check import Check, CheckProcess, Form, NoAnswerError, UnavailableError
 from bench.verify.command import CHECKS
-from bench.verify.contract import growth
+from bench.verify.equivalence import growth
 from bench.verify.speed import planned, too_slow
 from swap_fast.config.execution import Execution
 from swap_fast.training.shutdown import InterruptedRunError
@@ -212,7 +212,8 @@ def test_what_another_machine_code_or_size_confirmed_is_not_taken_over(
 @pytest.mark.slow
 def test_an_interrupt_leaves_the_record_and_no_process(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from bench import verify; import test_verify as own\n"
+        "from pathlib import Path; from bench.verify import command as verify\n"
+        "import test_verify as own\n"
         "if __name__ == '__main__':\n"
         "    verify.CHECKS = [own.check(own.says_its_process), own.check(own.hanging, 60)]\n"
         f"    verify.verify('cpu', Path({str(tmp_path)!r}))\n"
@@ -359,17 +360,17 @@ def test_accuracies_that_are_apart_too_low_or_too_good_are_found(
 
 
 def resume_to(
-    monkeypatch: pytest.MonkeyPatch, told: float, again: float, ends_early: bool = False
+    monkeypatch: pytest.MonkeyPatch, stopped: float, again: float, ends_early: bool = False
 ) -> str:
-    """`resume` of runs that end so far from the undisturbed one, which has a way of 1."""
+    """`resume` of runs that end at these distances from the undisturbed one, which moves by 1."""
 
     def launch(
         function: Any, form: Form, folder: Path, runs: dict[str, Any], num_ranks: int
     ) -> None:
-        if runs.get("told") is not None and not ends_early:
-            raise InterruptedRunError("told")
+        if runs.get("stopped") is not None and not ends_early:
+            raise InterruptedRunError("stopped")
 
-    ends = {"alone": 1.0, "told": 1.0 + told, "again": 1.0 + again}
+    ends = {"alone": 1.0, "stopped": 1.0 + stopped, "again": 1.0 + again}
     monkeypatch.setattr(run_checks, "launch", launch)
     monkeypatch.setattr(
         run_checks, "_saved", lambda folder, run: (torch.tensor([0.0]), torch.tensor([ends[run]]))

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from bench.verify.check import Check, Form, UnavailableError
 from bench.verify.command import CHECKS
-from bench.verify.contract import BATCH, Trained, largest_difference, no_wait
+from bench.verify.equivalence import BATCH, Trained, largest_difference, no_wait
 from swap_fast.config.execution import Execution
 from swap_fast.models import ResNet9
 from swap_fast.training.batchnorm import BatchNormRecompute

@@ -1,7 +1,7 @@
-"""The capture contract: a step that a graph replays stays the eager step, whatever changes.
+"""The equivalence check of a captured step: a replayed graph does what the eager step does.
 
 A CUDA graph is the kernels of one call and nothing else; so is the trace of one call, which needs
-no GPU. Either is run beside the eager step, from the same weights, over everything that changes
+no GPU. The check runs either and the eager step from the same weights over everything that changes
 from call to call: batches, learning rates, a first update that overflows and a later one, the end
 of an epoch, the switch between phases.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from swap_fast.config.execution import Execution
+from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.phase import Optimizer, Phase
 from swap_fast.distributed import ALONE
 from swap_fast.models import ResNet9
@@ -26,7 +26,17 @@ from swap_fast.training.weights import Weights
 
 BATCH, STEPS = 16, 20
 OVERFLOWS, EPOCH_END, SWITCH = (0, 7), 10, 14
-"""Before which update what happens."""
+"""The updates before which each of these happens."""
+
+
+def fp16_execution(device_type: str) -> Execution:
+    """The device's default execution, in fp16 with its loss scale on a CPU too."""
+    return replace(default_execution(device_type), precision="fp16")
+
+
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 class Trained:
@@ -57,7 +67,7 @@ class Trained:
         self._start = self.weights.copy()
 
     def restart(self) -> None:
-        """Go back to the first weights with no history, as at the switch between phases."""
+        """Go back to the first weights and no optimizer state, as at the switch between phases."""
         self.weights.load_(*self._start)
         self.optimizer.reset_()
         self.step.statistics.reset_()
@@ -79,7 +89,7 @@ class Trained:
 
 
 def trace_(trained: Trained) -> None:
-    """Make a call of the step run the trace of one update instead of the update."""
+    """Make a call of the step run a trace of one update, as a replayed graph would."""
     trained.step.set_learning_rate(0.0)
     graph = make_fx(lambda: trained.step.update_no_sync())()
 
@@ -99,11 +109,11 @@ def largest_difference(
     """The replayed step's largest difference from the eager one, over a varied run of 20 updates.
 
     Relative to the largest value of each tensor that a step writes; 0.0 means equal to the bit.
-    On a CUDA device the replay is of a captured graph, elsewhere of a trace.
+    On a CUDA device a captured graph is replayed, elsewhere a trace.
 
     Arguments:
-        scaled: the loss is, as in fp16.
-        measured: the gradient's noise is.
+        scaled: the loss is scaled, as in fp16.
+        measured: the gradient's noise is measured.
 
     Raises:
         RuntimeError: the step cannot be traced or captured.
@@ -136,7 +146,7 @@ def largest_difference(
             trained.step.labels.copy_(labels)
             trained.step.set_learning_rate(0.02 * (number + 1))
             trained.step()
-            if number in OVERFLOWS:  # which leave batch norm's statistics not finite
+            if number in OVERFLOWS:  # batch norm's statistics are not finite now
                 trained.step.statistics.reset_()
         for ours, theirs in zip(eager.state(), replayed.state(), strict=True):
             ours, theirs = ours.nan_to_num(7.0), theirs.nan_to_num(7.0)
@@ -146,12 +156,11 @@ def largest_difference(
 
 
 class _NoWait(TorchDispatchMode):
-    """Raises on what waits for the device: values read on the host, sizes that depend on data."""
+    """Raises on operators that wait for the device: reads on the host, data-dependent sizes."""
 
     FORBIDDEN = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "item", "unique")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        """Let through, or raise."""
         name = func.overloadpacket.__name__
         if name in self.FORBIDDEN:
             raise AssertionError(f"{name} waits for the device")
@@ -160,7 +169,7 @@ class _NoWait(TorchDispatchMode):
 
 @contextmanager
 def no_wait(device_type: str) -> Iterator[None]:
-    """Raise on whatever waits for the device."""
+    """Within the block, raise on operations that wait for the device."""
     if device_type != "cuda":
         with _NoWait():
             yield
@@ -174,7 +183,7 @@ def no_wait(device_type: str) -> Iterator[None]:
 
 
 def _set_sync_debug_mode(mode: int | str) -> None:
-    """Set torch's mode without the warning that it gives once, after it set the mode."""
+    """Set torch's mode, without the warning that the first call gives."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
         torch.cuda.set_sync_debug_mode(mode)
@@ -182,9 +191,9 @@ def _set_sync_debug_mode(mode: int | str) -> None:
 
 @contextmanager
 def same_kernels() -> Iterator[None]:
-    """Let a CPU work with one thread, and cuDNN choose deterministic kernels, not by trying.
+    """Within the block, a CPU works with one thread, and cuDNN takes deterministic kernels.
 
-    A CPU's kernels sum in another order with other threads, which in fp16 is another rounding.
+    With another number of threads a CPU's kernels sum in another order, and so round differently.
     """
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     threads = torch.get_num_threads()
@@ -199,7 +208,7 @@ def same_kernels() -> Iterator[None]:
 
 @contextmanager
 def may_wait(device_type: str) -> Iterator[None]:
-    """Within `no_wait`: allow what waits here, and forbid it again afterwards."""
+    """Within a `no_wait` block: allow operations that wait for the device."""
     if device_type != "cuda":
         with _disable_current_modes():
             yield
@@ -213,7 +222,7 @@ def may_wait(device_type: str) -> Iterator[None]:
 
 
 def growth(work: Callable[[], None], allocated: Callable[[], float], *, times: int) -> float:
-    """By which share more is allocated after `times` calls of `work` than after the first few."""
+    """The relative growth of `allocated()` over `times` calls of `work`, after 20 calls."""
     for _ in range(20):
         work()
     before = allocated()

@@ -1,30 +1,30 @@
-"""Ways that take turns: what is timed, in which order, and what a failure says."""
+"""Interleaved timing: speeds, ratios, and the message of a failure."""
 
 import time
 
 import pytest
 
-from bench.micro.interleave import Timing, Way, Work, alternate
+from bench.micro.interleave import Timing, Turn, Variant, time_interleaved
 
 
-def sleeper(seconds: float, images: int) -> Work:
-    def work() -> int:
+def sleeper(seconds: float, images: int) -> Turn:
+    def turn() -> int:
         time.sleep(seconds)
         return images
 
-    return work
+    return turn
 
 
-def failing() -> Work:
+def failing() -> Turn:
     raise ValueError("cannot be prepared")
 
 
 def test_rounds_speeds_and_ratios() -> None:
-    ways = [
-        Way(name="quick", make=sleeper, arguments=(0.01, 10)),
-        Way(name="slow, but two of them", make=sleeper, arguments=(0.02, 10), processes=2),
+    variants = [
+        Variant("quick", sleeper, (0.01, 10)),
+        Variant("slow, but two of them", sleeper, (0.02, 10), processes=2),
     ]
-    quick, slow = alternate(ways, rounds=3)
+    quick, slow = time_interleaved(variants, rounds=3)
     assert len(quick.per_s) == len(slow.ratios) == 3
     # A sleep lasts at least as long as asked: 10 images in 0.01 s, 20 in 0.02 s, at the most.
     assert max(quick.per_s) <= 1000
@@ -34,9 +34,9 @@ def test_rounds_speeds_and_ratios() -> None:
         assert ratio == a / b
 
 
-def test_a_way_that_fails_is_named() -> None:
+def test_a_variant_that_fails_is_named() -> None:
     with pytest.raises(RuntimeError, match=r"^the bad one: its process ended early"):
-        alternate([Way(name="the bad one", make=failing)], rounds=1)
+        time_interleaved([Variant("the bad one", failing)], rounds=1)
 
 
 def test_medians() -> None:

@@ -1,4 +1,4 @@
-"""What a step takes beside its time: launches counted from events, memory, the first update."""
+"""Observed facts of a step: launch counts from events, memory, the first update."""
 
 from __future__ import annotations
 
