@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_parts import (
+from small_trainer import (
     MEAN,
     PHASE1,
     SGD,
@@ -20,7 +20,7 @@ from small_parts import (
     SmallNet,
     make_dataset,
     oracle_batch,
-    small_parts,
+    small_trainer,
     with_phases,
 )
 from torch import Tensor, nn
@@ -219,7 +219,7 @@ VARIANTS = {
 def test_swap_is_algorithm_1(recipe: SWAPRecipe) -> None:
     expected, plain = plain_swap(recipe)
     rows: list[EpochRow] = []
-    parts = small_parts(recipe, dataset=DATA, seed=SEED, watch=Watch(on_epoch=rows.append))
+    parts = small_trainer(recipe, dataset=DATA, seed=SEED, watch=Watch(on_epoch=rows.append))
     result = swap(recipe, parts)
     assert_same_rows(rows, plain.rows)
     assert_same_model(parts.weights.model, expected)
@@ -247,7 +247,7 @@ def test_sgd_is_phase_1_alone() -> None:
     expected = plain_phase(plain, SGD, model, 1, 0)
     rows: list[EpochRow] = []
     clock = Clock()
-    parts = small_parts(SGD, dataset=DATA, clock=clock, watch=Watch(on_epoch=rows.append))
+    parts = small_trainer(SGD, dataset=DATA, clock=clock, watch=Watch(on_epoch=rows.append))
     result = sgd(SGD, parts)
     assert_same_rows(rows, plain.rows)
     assert_same_model(parts.weights.model, expected)
@@ -287,7 +287,7 @@ def test_laps_follow_one_another_in_the_order_of_the_algorithm() -> None:
         on_end=lambda at: events.append(("ended", at.phase, at.worker, at.epoch)),
         on_averaging=lambda: events.append("averaging"),
     )
-    result = swap(SWAP, small_parts(dataset=DATA, clock=clock, watch=watch, checkpoints=Saving()))
+    result = swap(SWAP, small_trainer(dataset=DATA, clock=clock, watch=watch, checkpoints=Saving()))
     worker = [
         *["phase2", "checkpoint", "phase2"],
         *["phase2", "evaluation", "checkpoint"],
@@ -318,7 +318,7 @@ def test_the_same_run_twice_has_the_same_bits() -> None:
     runs = []
     for _ in range(2):
         rows: list[EpochRow] = []
-        parts = small_parts(dataset=DATA, watch=Watch(on_epoch=rows.append))
+        parts = small_trainer(dataset=DATA, watch=Watch(on_epoch=rows.append))
         swap(SWAP, parts)
         runs.append((parts.weights.copy(), [replace(row, time_s=0.0) for row in rows]))
     assert torch.equal(runs[0][0][0], runs[1][0][0])
@@ -327,7 +327,7 @@ def test_the_same_run_twice_has_the_same_bits() -> None:
 
 
 def test_workers_diverge_and_seeds_differ() -> None:
-    runs = [swap(SWAP, small_parts(dataset=DATA, seed=seed)) for seed in (1, 2)]
+    runs = [swap(SWAP, small_trainer(dataset=DATA, seed=seed)) for seed in (1, 2)]
     thetas = [worker.theta for run in runs for worker in run.workers]
     for i, one in enumerate(thetas):
         assert all((one - other).norm() > 1e-3 for other in thetas[:i])
@@ -337,4 +337,4 @@ def test_a_diverging_phase_2_stops_the_run() -> None:
     recipe = with_phases(phase2={"peak_lr": 1e30})
     where = r"^phase 2, worker 0, epoch [12] \(updates \d+ to \d+\): the loss is "
     with pytest.raises(FloatingPointError, match=where):
-        swap(recipe, small_parts(recipe, dataset=DATA))
+        swap(recipe, small_trainer(recipe, dataset=DATA))

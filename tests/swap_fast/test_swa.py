@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_parts import (
+from small_trainer import (
     MEAN,
     STD,
     SWA,
@@ -20,7 +20,7 @@ from small_parts import (
     make_dataset,
     oracle_batch,
     run_processes,
-    small_parts,
+    small_trainer,
 )
 from torch import Tensor, nn
 
@@ -49,7 +49,7 @@ class KeptRun:
         kept = Kept()
         self.thetas = kept.thetas
         watch = Watch(on_epoch=self.rows.append)
-        self.parts: Trainer = small_parts(
+        self.parts: Trainer = small_trainer(
             recipe, dataset=DATA, seed=SEED, watch=watch, checkpoints=kept
         )
 
@@ -85,7 +85,7 @@ def test_swa_averages_the_end_of_each_cycle() -> None:
 
 def plain_cycles(start: TrainedModel, phase: Phase) -> list[Tensor]:
     """The sequence of SWA by torch's own SGD, from the end of phase 1: theta after each cycle."""
-    trainer = small_parts(SWA, dataset=DATA, seed=SEED)
+    trainer = small_trainer(SWA, dataset=DATA, seed=SEED)
     trainer.weights.load_(start.theta, start.statistics)
     model = SmallNet()
     model.load_state_dict(trainer.weights.model.state_dict())
@@ -114,7 +114,7 @@ def plain_cycles(start: TrainedModel, phase: Phase) -> list[Tensor]:
 
 
 def test_the_sequence_is_torch_s_sgd_with_cyclic_rates() -> None:
-    trainer = small_parts(SWA, dataset=DATA, seed=SEED)
+    trainer = small_trainer(SWA, dataset=DATA, seed=SEED)
     start = large_batch_phase(SWA, trainer)
     (worker,) = small_batch_phase(SWA, trainer, start)
     for ours, plain in zip(worker.samples, plain_cycles(start, SWA.phase2), strict=True):
@@ -158,7 +158,7 @@ def run_both(comm: Comm, folder: Path) -> None:
     for name, recipe in (("single", SWA), ("together", TOGETHER)):
         rows: list[EpochRow] = []
         watch = Watch(on_epoch=rows.append)
-        trainer = small_parts(recipe, dataset=DATA, seed=SEED, comm=comm, watch=watch)
+        trainer = small_trainer(recipe, dataset=DATA, seed=SEED, comm=comm, watch=watch)
         result = swa(recipe, trainer)
         torch.save(
             {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_parts import SWAP, Kept, make_dataset, run_processes, small_parts
+from small_trainer import SWAP, Kept, make_dataset, run_processes, small_trainer
 from torch import Tensor, nn
 
 from swap_fast.algorithm import swap
@@ -67,7 +67,7 @@ class SmoothNet(nn.Module):
 def run_swap(comm: Comm, folder: Path) -> None:
     """Run SWAP as this rank and save what it has at the end."""
     rows: list[EpochRow] = []
-    trainer = small_parts(
+    trainer = small_trainer(
         RECIPE,
         dataset=DATA,
         make_model=SmoothNet,
@@ -168,7 +168,7 @@ def run_groups(comm: Comm, folder: Path) -> None:
     rows: list[EpochRow] = []
     kept = Kept()
     recipe = replace(GROUPS, phase2=replace(GROUPS.phase2, max_epochs=2))
-    trainer = small_parts(
+    trainer = small_trainer(
         recipe,
         dataset=DATA,
         make_model=SmoothNet,

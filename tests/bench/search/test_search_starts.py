@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_parts import SGD, SWA, SWAP, small_parts
+from small_trainer import SGD, SWA, SWAP, small_trainer
 from torch import Tensor
 
 from bench.search.trials import phase_one, write_start
@@ -45,7 +45,7 @@ def _run(recipe: Recipe, path: Path, *, start: Path | None = None, **kept: bool)
     ticks = count()
     clock = Clock(now=lambda: float(next(ticks)))
     folder = RunFolder(path, clock, start=start, **kept)
-    parts = small_parts(recipe, clock=clock, checkpoints=folder)
+    parts = small_trainer(recipe, clock=clock, checkpoints=folder)
     if isinstance(recipe, SWAPRecipe):
         result = swap(recipe, parts)
     elif isinstance(recipe, SWARecipe):

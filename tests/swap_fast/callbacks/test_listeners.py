@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_parts import SGD, SWAP, make_dataset, run_processes, small_parts
+from small_trainer import SGD, SWAP, make_dataset, run_processes, small_trainer
 
 from swap_fast.algorithm import sgd, swap
 from swap_fast.callbacks.emitter import EventLogger
@@ -42,7 +42,7 @@ def test_a_run_of_two_workers_tells_each_step_of_it(tmp_path: Path) -> None:
     clock, events = Clock(), []
     with logger(events.append, reading=clock.reading) as tells:
         folder = RunFolder(tmp_path, clock, on_save=tells.on_save)
-        parts = small_parts(dataset=DATA, clock=clock, watch=tells.watch, checkpoints=folder)
+        parts = small_trainer(dataset=DATA, clock=clock, watch=tells.watch, checkpoints=folder)
         swap(SWAP, parts)
     worker = [
         [("training", 2, w, 0)]
@@ -85,10 +85,10 @@ def test_an_accuracy_that_nothing_counted_is_null() -> None:
 
 
 def test_listeners_change_no_bit_and_no_reading_of_the_clock() -> None:
-    plain = small_parts(dataset=DATA)
+    plain = small_trainer(dataset=DATA)
     swap(SWAP, plain)
     with logger(lambda event: None, tick_s=0.001) as tells:
-        watched = small_parts(dataset=DATA, watch=tells.watch)
+        watched = small_trainer(dataset=DATA, watch=tells.watch)
         swap(SWAP, watched)
     assert torch.equal(plain.weights.theta, watched.weights.theta)
     assert plain.clock.laps.keys() == watched.clock.laps.keys()
@@ -158,7 +158,7 @@ def test_a_listener_that_fails_is_said_once_and_training_goes_on() -> None:
         raise OSError("no\nnetwork")
 
     with logger(fails, heard.append, complain=complaints.append, recipe=SGD) as tells:
-        sgd(SGD, small_parts(SGD, dataset=DATA, watch=tells.watch))
+        sgd(SGD, small_trainer(SGD, dataset=DATA, watch=tells.watch))
     assert complaints == ["function failed, and is told no more of the run: no network"]
     assert len(heard) == 4
 
@@ -209,7 +209,7 @@ def _rank(comm: Comm, folder: Path) -> None:
     with tells:
         if comm.rank == 0:
             tells.began("small", {"name": "small"}, world_size=2)
-        swap(SWAP, small_parts(dataset=DATA, clock=clock, comm=comm, watch=tells.watch))
+        swap(SWAP, small_trainer(dataset=DATA, clock=clock, comm=comm, watch=tells.watch))
         comm.barrier()
     (folder / f"heard-{comm.rank}.json").write_text(json.dumps(heard))
 

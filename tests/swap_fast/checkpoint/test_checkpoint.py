@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_parts import SmallNet
+from small_trainer import SmallNet
 from torch import nn
 
 from swap_fast.checkpoint.files import load_theta, save_weights

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_parts import (
+from small_trainer import (
     SGD,
     SWA,
     SWAP,
     make_dataset,
     run_processes,
-    small_parts,
+    small_trainer,
     with_phases,
 )
 from torch import Tensor
@@ -82,7 +82,7 @@ def run(
     clock = Clock()
     kept = CutFolder(folder, clock, start=start, say=say)
     kept.saves_left = saves
-    trainer = small_parts(recipe, dataset=DATA, clock=clock, comm=comm, checkpoints=kept)
+    trainer = small_trainer(recipe, dataset=DATA, clock=clock, comm=comm, checkpoints=kept)
     averages: list[AverageRow] = []
     if isinstance(recipe, SWAPRecipe):
         result = swap(recipe, trainer)

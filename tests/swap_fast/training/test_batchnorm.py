@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_parts import SmallNet
+from small_trainer import SmallNet
 from torch import Tensor, nn
 
 from swap_fast.distributed import ALONE

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_parts import SWAP, SmallNet, make_dataset, run_processes, small_parts, with_phases
+from small_trainer import SWAP, SmallNet, make_dataset, run_processes, small_trainer, with_phases
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -241,7 +241,7 @@ RECIPE = replace(
 
 def run_swap(recipe: SWAPRecipe) -> tuple[str, Tensor, Tensor, list[EpochRow]]:
     rows: list[EpochRow] = []
-    parts = small_parts(recipe, dataset=DATA, watch=Watch(on_epoch=rows.append))
+    parts = small_trainer(recipe, dataset=DATA, watch=Watch(on_epoch=rows.append))
     result = swap(recipe, parts)
     return (
         result.phase1.progress.stopped_by,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_parts import make_dataset, run_processes, small_parts, with_phases
+from small_trainer import make_dataset, run_processes, small_trainer, with_phases
 from torch import Tensor
 
 from swap_fast.algorithm import swap
@@ -64,7 +64,7 @@ def run(
 
     kept = RunFolder(folder, clock)
     with shutdown.listening():
-        parts = small_parts(
+        parts = small_trainer(
             RECIPE,
             dataset=DATA,
             clock=clock,

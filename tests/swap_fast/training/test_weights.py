@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from small_parts import SmallNet
+from small_trainer import SmallNet
 from torch import nn
 
 from swap_fast.models import ResNet9

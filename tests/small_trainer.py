@@ -102,7 +102,7 @@ def make_dataset(train_images: int = 44, test_images: int = 30) -> Dataset:
     )
 
 
-def small_parts(
+def small_trainer(
     recipe: Recipe = SWAP,
     *,
     dataset: Dataset | None = None,
