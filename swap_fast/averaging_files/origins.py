@@ -1,16 +1,15 @@
 """What a run's folder knows of its files of weights: the workers, where they began, their bytes."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from swap_fast.averaging_files.weight_files import WeightFile
-from swap_fast.checkpoint.files import MANIFEST, MODEL, model_sha256, read_about
+from swap_fast.checkpoint.files import MANIFEST, MODEL, read_manifest
+from swap_fast.checkpoint.run_folder import RUN_FILE, read_run_info
 
 PHASE_1 = f"phase1{MODEL}"
-DESCRIPTION = "run.json"
 
 _OF_A_RUN = re.compile(rf"(worker(\d+)-epoch(\d+)|final|phase1){re.escape(MODEL)}")
 
@@ -58,18 +57,15 @@ def read_run(folder: Path) -> dict[str, Any]:
         ValueError: it is not a run's folder.
     """
     try:
-        found = json.loads((folder / DESCRIPTION).read_bytes())
-        recipe = found["recipe"]
-        # What is used here and elsewhere; other fields are the recipe's own to check.
-        whole = {"name", "dataset", "phase1"} <= recipe.keys() and {"seed", "data"} <= found.keys()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        whole = False
-    if not whole:
+        info = read_run_info(folder)
+    except ValueError as error:
+        raise ValueError(f"{error}; or name the files that are to be averaged") from None
+    if info is None or "recipe" not in info.settings:
         raise ValueError(
             f"{folder}: expected files of weights or a run's folder such as "
-            f"results/checkpoints/RUN, got a folder without a whole {DESCRIPTION}"
+            f"results/checkpoints/RUN, got a folder without a recipe's {RUN_FILE}"
         )
-    return found
+    return info.settings
 
 
 def origin_of(file: WeightFile) -> str | None:
@@ -80,7 +76,7 @@ def origin_of(file: WeightFile) -> str | None:
     """
     stem = file.path.with_suffix("")
     try:
-        expected = model_sha256(stem)
+        expected = read_manifest(stem).sha256_by_ending[MODEL]
     except ValueError:
         expected = None
     if expected is not None:
@@ -121,7 +117,6 @@ def start_beside(files: list[WeightFile]) -> Path | None:
 
 def _origin(stem: Path) -> str | None:
     try:
-        origin = read_about(stem).get("origin")
+        return read_manifest(stem).about.origin
     except ValueError:
         return None
-    return origin if isinstance(origin, str) else None

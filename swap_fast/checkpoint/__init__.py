@@ -1,1 +1,1 @@
-"""swap_fast/checkpoint: say here what is in this package."""
+"""A run on disk: checkpoint files, the run's folder, and the lock of the process that is at it."""
