@@ -165,21 +165,17 @@ class RunFolder:
         self._rows: dict[tuple[int, int], list[EpochRow]] = {}
         self._laps_before: dict[tuple[int, int], Laps] = {}
         self._weights: Weights | None = None
-        self._origin: str | None = None
-        # The run whose phase 1 was taken over.
+        self.origin: str | None = None
+        """The sha256 of the theta with which phase 1 ended; None before its end."""
         self.taken_from: str | None = None
-        # Seconds of this rank's clock that were not measured in this process.
+        """The run whose phase 1 was taken over."""
         self.restored_s = 0.0
+        """Seconds of this rank's clock that were measured in earlier processes."""
 
     @property
     def rows(self) -> list[EpochRow]:
         """Of every epoch that this rank knows of, in their order."""
         return [row for _, rows in sorted(self._rows.items()) for row in rows]
-
-    @property
-    def origin(self) -> str | None:
-        """Names the model that phase 1 ended with, by its content; None before that."""
-        return self._origin
 
     def restore_(self, position: Progress, state: TrainingState) -> Progress:
         """Put back the newest whole state of this phase and worker.
@@ -198,7 +194,7 @@ class RunFolder:
         progress = replace(
             about.progress, sums=tuple(about.sums_by_rank[rank % len(about.sums_by_rank)])
         )
-        if progress.phase == 2 and about.origin != self._origin:
+        if progress.phase == 2 and about.origin != self.origin:
             raise ValueError(
                 f"worker {progress.worker}: expected one that began from this run's phase 1, got "
                 f"one of another; remove its files from {self.path.name}"
@@ -233,7 +229,7 @@ class RunFolder:
         if state.is_first:
             about = CheckpointInfo(
                 progress=replace(position, sums=()),
-                origin=self._origin,
+                origin=self.origin,
                 optimizer=values,
                 laps_by_rank=laps_by_rank,
                 sums_by_rank=sums_by_rank,
@@ -279,7 +275,7 @@ class RunFolder:
         """Name phase 1's result, once it is there, by the bytes of theta."""
         if position.phase == 1 and position.stopped_by is not None:
             theta = state.weights.theta.detach().cpu().numpy()
-            self._origin = hashlib.sha256(theta.tobytes()).hexdigest()
+            self.origin = hashlib.sha256(theta.tobytes()).hexdigest()
 
     def _laps_of(self, key: tuple[int, int]) -> Laps:
         """This model's own."""
