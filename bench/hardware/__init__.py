@@ -1,1 +1,1 @@
-"""bench/hardware: say here what is in this package."""
+"""What a run ran on: the machine, and the driver's telemetry."""

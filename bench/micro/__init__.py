@@ -1,1 +1,1 @@
-"""bench/micro: say here what is in this package."""
+"""`bench micro`: the step, input, workers and collectives, timed with others in turns."""

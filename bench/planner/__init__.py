@@ -1,1 +1,1 @@
-"""bench/planner: say here what is in this package."""
+"""`bench plan`: expected time, memory, traffic and cost of a recipe on given hardware."""

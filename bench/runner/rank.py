@@ -23,7 +23,7 @@ from bench.runner.launch import end_rank, say_where
 from bench.runner.profiler import NOTE, Profiler, around, was_profiled
 from bench.runner.progress import complain, make_narrator, part_of, speaker, track_workers
 from bench.runner.run_folders import RunDir, RunSpec, describe_run, find_place
-from swap_fast.algorithm import Result, large_batch_phase, sgd, small_batch_phase, swa, swap
+from swap_fast.algorithm import large_batch_phase, sgd, small_batch_phase, swa, swap
 from swap_fast.callbacks.emitter import EventLogger
 from swap_fast.callbacks.events import merge_events
 from swap_fast.checkpoint.attempts import Attempt
@@ -42,7 +42,7 @@ from swap_fast.training.capture import Captures, keep_freed_memory
 from swap_fast.training.clock import Clock
 from swap_fast.training.parts import Source, Trainer, Watch, build_trainer
 from swap_fast.training.shutdown import GracefulShutdown, InterruptedRunError
-from swap_fast.training.state import Progress
+from swap_fast.training.state import Progress, Result
 from swap_fast.training.watchdog import Watchdog
 from swap_fast.training.weights import displacements, pairwise_distances
 
@@ -96,7 +96,7 @@ def make_record(
         world_size=comm.world_size,
         threads=request.threads,
         emulated_workers=is_swap and comm.world_size < recipe.num_replicas,
-        stopped_by=result.phase1.stopped_by,
+        stopped_by=result.phase1.progress.stopped_by or "",
         phase1_epochs=len(phase1_rows),
         epochs=phase1_rows + phase2_rows,
         worker_accuracies=accuracies,
@@ -121,7 +121,7 @@ def make_record(
 def _models_on_first(trainer: Trainer, result: Result) -> list[Tensor]:
     """The averaged models [P] in the workers' order, on rank 0's host; elsewhere none."""
     own = [
-        (worker.number, [theta.cpu() for theta in worker.samples])
+        (worker.worker, [theta.cpu() for theta in worker.samples])
         for worker in (result.workers if trainer.group.is_first else [])
     ]
     gathered = sorted(

@@ -1,1 +1,1 @@
-"""bench/search: say here what is in this package."""
+"""`bench search`: a recipe's settings, tried on held-out training images."""

@@ -1,1 +1,1 @@
-"""bench/verify: say here what is in this package."""
+"""`bench verify-gpu`: what only a GPU can confirm."""

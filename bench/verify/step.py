@@ -35,7 +35,7 @@ from swap_fast.tasks.cifar import CifarSource, loader_maker, missing_for_dali
 from swap_fast.training.batchnorm import BatchNormRecompute
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
-from swap_fast.training.loop import TrainStage, train
+from swap_fast.training.loop import TrainStage, train_epochs
 from swap_fast.training.parts import Watch, build_trainer
 from swap_fast.training.state import Progress
 from swap_fast.training.step import Metrics, Step
@@ -112,7 +112,6 @@ def _train(step: Step, execution: Execution) -> list[float]:
     device_type, augmentation = execution.device_type, Augmentation()
     phase = Phase(global_batch_size=BATCH, peak_lr=0.1, max_epochs=EPOCHS, gpus_per_model=2)
     split = random_split(STEPS * BATCH)
-    losses: list[float] = []
 
     def open_batches() -> Loader:
         with may_wait(device_type), _threads(THREADS):
@@ -137,15 +136,14 @@ def _train(step: Step, execution: Execution) -> list[float]:
             )
             return _StartsApart(make(share), device_type)
 
-    train(
+    epochs = train_epochs(
         [TrainStage(epochs=range(EPOCHS), step=step, open_batches=open_batches)],
         phase,
         begin=Progress(phase=1),
         clock=Clock(),
         on_step=lambda images: None,
-        after_epoch=lambda row, ended_by: losses.append(row.train_loss),
     )
-    return losses
+    return [row.train_loss for row, _ in epochs]
 
 
 BAND = 0.04

@@ -1,1 +1,1 @@
-"""A run on disk: checkpoint files, the run's folder, and the lock of the process that is at it."""
+"""Checkpoints and the run folder: what is saved, how it is verified, where a run resumes."""

@@ -1,1 +1,1 @@
-"""swap_fast/config: say here what is in this package."""
+"""Settings as frozen dataclasses: phases, recipes, precision and execution."""

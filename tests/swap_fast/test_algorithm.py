@@ -225,9 +225,11 @@ def test_swap_is_algorithm_1(recipe: SWAPRecipe) -> None:
     assert_same_model(parts.weights.model, expected)
     assert result.accuracies.top1 == pytest.approx(share_right(expected), abs=1e-9)
     stopped_early = plain.epochs < recipe.phase1.max_epochs
-    assert result.phase1.stopped_by == ("stopping_accuracy" if stopped_early else "max_epochs")
+    assert result.phase1.progress.stopped_by == (
+        "stopping_accuracy" if stopped_early else "max_epochs"
+    )
     assert stopped_early == (recipe.phase1.stopping_accuracy is not None)
-    assert [worker.number for worker in result.workers] == list(range(recipe.num_workers))
+    assert [worker.worker for worker in result.workers] == list(range(recipe.num_workers))
     final, statistics = parts.weights.copy()
     for worker, plain_worker in zip(result.workers, plain.workers, strict=True):
         parts.weights.load_(worker.theta, statistics)
@@ -249,7 +251,7 @@ def test_sgd_is_phase_1_alone() -> None:
     result = sgd(SGD, parts)
     assert_same_rows(rows, plain.rows)
     assert_same_model(parts.weights.model, expected)
-    assert (result.phase1.stopped_by, result.workers) == ("max_epochs", [])
+    assert (result.phase1.progress.stopped_by, result.workers) == ("max_epochs", [])
     assert result.accuracies.top1 == rows[-1].test_accuracy
     assert result.before_averaging_s == clock.reading()
 
@@ -289,7 +291,7 @@ def test_laps_follow_one_another_in_the_order_of_the_algorithm() -> None:
     worker = [
         *["phase2", "checkpoint", "phase2"],
         *["phase2", "evaluation", "checkpoint"],
-        *["phase2", "evaluation", "phase2", "checkpoint"],
+        *["phase2", "evaluation", "checkpoint", "phase2"],
     ]
     assert clock.order == [
         *["model_init", "kernel_warmup", "data_preparation"],

@@ -25,7 +25,7 @@ from small_parts import (
 from torch import Tensor, nn
 
 from bench.cli import main
-from swap_fast.algorithm import PhaseOne, large_batch_phase, small_batch_phase, swa, swap
+from swap_fast.algorithm import large_batch_phase, small_batch_phase, swa, swap
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import AveragingRecipe
 from swap_fast.data.cifar.augment import plan_epoch
@@ -33,6 +33,7 @@ from swap_fast.distributed import ALONE, Comm
 from swap_fast.outcome import average_by_cycle, running_average
 from swap_fast.record import EpochRow
 from swap_fast.training.parts import Trainer, Watch
+from swap_fast.training.state import TrainedModel
 
 SEED = 3
 DATA = make_dataset()
@@ -82,7 +83,7 @@ def test_swa_averages_the_end_of_each_cycle() -> None:
     assert [row.learning_rate for row in phase2] == pytest.approx([0.05, 0.0] * 3, abs=1e-15)
 
 
-def plain_cycles(start: PhaseOne, phase: Phase) -> list[Tensor]:
+def plain_cycles(start: TrainedModel, phase: Phase) -> list[Tensor]:
     """The sequence of SWA by torch's own SGD, from the end of phase 1: theta after each cycle."""
     trainer = small_parts(SWA, dataset=DATA, seed=SEED)
     trainer.weights.load_(start.theta, start.statistics)

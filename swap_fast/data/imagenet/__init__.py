@@ -1,1 +1,1 @@
-"""swap_fast/data/imagenet: say here what is in this package."""
+"""Trees of images: scan, crop plans, and loaders (DALI, torchvision)."""

@@ -13,11 +13,12 @@ from small_parts import SGD, SWA, SWAP, small_parts
 from torch import Tensor
 
 from bench.search.trials import phase_one, write_start
-from swap_fast.algorithm import Result, sgd, swa, swap
+from swap_fast.algorithm import sgd, swa, swap
 from swap_fast.checkpoint.files import read_checkpoint
 from swap_fast.checkpoint.run_folder import RunFolder
 from swap_fast.config.recipe import Recipe, SWAPRecipe, SWARecipe
 from swap_fast.training.clock import Clock
+from swap_fast.training.state import Result
 
 EPOCHS = 6
 
@@ -77,9 +78,9 @@ def test_each_tau_gives_what_a_run_of_its_own_gives(recipe: Recipe, tmp_path: Pa
         )
         assert shared.rows == alone.rows
         assert shared.result.accuracies == alone.result.accuracies
-        ours, theirs = shared.result.phase1, alone.result.phase1
-        assert (ours.epochs, ours.stopped_by) == (theirs.epochs, theirs.stopped_by)
-        ends.add((ours.epochs, ours.stopped_by))
+        ours, theirs = shared.result.phase1.progress, alone.result.phase1.progress
+        assert (ours.epoch, ours.stopped_by) == (theirs.epoch, theirs.stopped_by)
+        ends.add((ours.epoch, ours.stopped_by))
     assert len(ends) > 2, "several epochs should have been ends"
     assert (EPOCHS, "max_epochs") in ends
 

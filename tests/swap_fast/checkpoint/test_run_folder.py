@@ -22,7 +22,7 @@ from small_parts import (
 )
 from torch import Tensor
 
-from swap_fast.algorithm import Result, sgd, swa, swap
+from swap_fast.algorithm import sgd, swa, swap
 from swap_fast.checkpoint import files
 from swap_fast.checkpoint.files import read_manifest, write_json
 from swap_fast.checkpoint.run_folder import RunFolder, prune
@@ -33,7 +33,7 @@ from swap_fast.outcome import running_average
 from swap_fast.record import AverageRow, EpochRow
 from swap_fast.training.clock import Clock
 from swap_fast.training.parts import Trainer
-from swap_fast.training.state import Progress, TrainingState
+from swap_fast.training.state import Progress, Result, TrainingState
 
 DATA = make_dataset()
 CYCLES = replace(SWAP, phase2=Phase(global_batch_size=8, peak_lr=0.1, max_epochs=4, cycles=2))
@@ -104,7 +104,7 @@ def assert_same(one: Done, other: Done) -> None:
         assert torch.equal(a, b)
     assert one.rows == other.rows
     assert one.result.accuracies == other.result.accuracies
-    assert one.result.phase1.stopped_by == other.result.phase1.stopped_by
+    assert one.result.phase1.progress.stopped_by == other.result.phase1.progress.stopped_by
     assert one.averages == other.averages
 
 
@@ -279,4 +279,4 @@ def test_the_number_of_ranks_may_change_between_phases_alone(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"^ranks: expected 2, which shared this model .* got 1"):
         run(SWAP_3, tmp_path / "phase1")
     done = run(SWAP_3, tmp_path / "phase2")
-    assert [worker.number for worker in done.result.workers] == [0, 1]
+    assert [worker.worker for worker in done.result.workers] == [0, 1]

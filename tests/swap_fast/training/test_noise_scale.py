@@ -244,7 +244,7 @@ def run_swap(recipe: SWAPRecipe) -> tuple[str, Tensor, Tensor, list[EpochRow]]:
     parts = small_parts(recipe, dataset=DATA, watch=Watch(on_epoch=rows.append))
     result = swap(recipe, parts)
     return (
-        result.phase1.stopped_by,
+        result.phase1.progress.stopped_by,
         *parts.weights.copy(),
         [replace(row, time_s=0.0) for row in rows],
     )
