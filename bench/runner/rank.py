@@ -19,15 +19,15 @@ from bench.hardware.machine import (
     peak_memory_gib,
 )
 from bench.hardware.telemetry import Sampler, missing_line
-from bench.runner.attempts import Attempt
 from bench.runner.launch import end_rank, say_where
 from bench.runner.profiler import NOTE, Profiler, around, was_profiled
 from bench.runner.progress import complain, make_narrator, part_of, speaker, track_workers
-from bench.runner.run_folders import RunDir, RunSpec, describe_run, find_place, write_description
+from bench.runner.run_folders import RunDir, RunSpec, describe_run, find_place
 from swap_fast.algorithm import large_batch_phase, sgd, small_batch_phase, swa, swap
 from swap_fast.callbacks.emitter import EventLogger
 from swap_fast.callbacks.events import merge_events
-from swap_fast.checkpoint.run_folder import RunFolder, tidy
+from swap_fast.checkpoint.attempts import Attempt
+from swap_fast.checkpoint.run_folder import RunFolder, enter_folder, prune
 from swap_fast.config.recipe import AveragingRecipe, SWAPRecipe, SWARecipe
 from swap_fast.data.cifar.dataset import Dataset, hold_out
 from swap_fast.data.cifar.files import load_dataset
@@ -39,7 +39,7 @@ from swap_fast.record import AverageRow, EpochRow, RunRecord, Telemetry, plain, 
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.tasks.imagenet import TreeSource
 from swap_fast.training.capture import Captures, keep_freed_memory
-from swap_fast.training.clock import TRAINING, Clock, total
+from swap_fast.training.clock import Clock
 from swap_fast.training.parts import Source, Trainer, Watch, build_trainer
 from swap_fast.training.shutdown import GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import Progress, Result
@@ -311,13 +311,13 @@ def _run(rank: Rank) -> Path | None:
     about = describe_run(request, data.description, comm.world_size)
     place: RunDir = comm.on_first(lambda: find_place(request, about))
     if place.record is not None:
-        _put_away(rank, place)
+        _finalize(rank, place)
         say(f"{place.folder.name} is done already")
         return place.record if comm.rank == 0 else None
     if comm.rank > 0:
         return _narrate(rank, data, place)
-    with Attempt(place.folder, part_of(request)) as attempt:
-        write_description(place.folder, {**about, "created": place.created})
+    about = replace(about, created=place.created)
+    with enter_folder(place.folder, about, part=part_of(request)) as attempt:
         return _narrate(rank, data, place, attempt)
 
 
@@ -338,22 +338,22 @@ def _narrate(
                 seed=request.seed,
                 machine=describe_machine(request.execution.device_type),
                 world_size=comm.world_size,
-                goes_on=attempt.goes_on,
+                goes_on=attempt.resumed,
                 held_out=request.held_out,
             )
             track_workers(logger, folder)
-            if attempt.goes_on:
+            if attempt.resumed:
                 logger.note(f"{folder.name} goes on")
             if place.start is not None:
                 logger.note(f"phase 1 is that of {place.start.name}; its time counts")
         path = _train(rank, data, place, logger, attempt)
         comm.barrier()
     if request.part == "all":
-        _put_away(rank, place)
+        _finalize(rank, place)
     return path
 
 
-def _put_away(rank: Rank, place: RunDir) -> None:
+def _finalize(rank: Rank, place: RunDir) -> None:
     """Of a run that is done keep what is of use: one file of events, the ends of the phases."""
     if rank.comm.rank == 0:
         try:
@@ -361,7 +361,7 @@ def _put_away(rank: Rank, place: RunDir) -> None:
         except OSError as error:
             complain(f"the events stay in several files: {error}")
     rank.comm.barrier()  # what is half written is not left over
-    tidy(place.folder, keep_epochs=rank.request.keep_epochs)
+    prune(place.folder, every=1 if rank.request.keep_epochs else None)
 
 
 def _train(
@@ -375,7 +375,7 @@ def _train(
     def on_step(images: int) -> None:
         logger.on_step(images)
         if attempt is not None:
-            attempt.beat()
+            attempt.heartbeat()
         if rank.watchdog is not None and shares_updates:
             rank.watchdog.beat()
 
@@ -406,17 +406,13 @@ def _train(
             rank.watchdog.rest()
         logger.on_averaging()
 
-    def on_save(position: Progress) -> None:
-        logger.on_save(position)
-        if attempt is not None:
-            attempt.keep(total(clock.laps, TRAINING) - folder.restored_s)
-
     folder = RunFolder(
         place.folder,
         clock,
         start=place.start,
         keep_epochs=request.keep_epochs,
-        on_save=on_save,
+        attempt=attempt,
+        on_save=logger.on_save,
         say=logger.note,
     )
     trainer = build_trainer(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.options import JobOptions, RunOptions
-from bench.runner.run_folders import Part, newest_unfinished
+from bench.runner.run_folders import Part, find_unfinished
 from swap_fast.callbacks.events import make_event
 from swap_fast.callbacks.progress import JsonLines
 from swap_fast.callbacks.trackers import require_trackers
@@ -98,7 +98,7 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
     for number in range(options.runs):
         own = replace(options, runs=1, seed=options.seed + number, out=options.out.resolve())
         name = run_id(recipe.name, own.seed, datetime.now(UTC).isoformat())
-        if options.resume and (unfinished := newest_unfinished(own.out, recipe.name, own.seed)):
+        if options.resume and (unfinished := find_unfinished(own.out, recipe.name, own.seed)):
             name = unfinished.name
         folder = own.out / "checkpoints" / name
         try:

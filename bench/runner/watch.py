@@ -13,9 +13,9 @@ from platform import node
 
 from tyro.conf import Positional
 
-from bench.runner.attempts import is_running
 from swap_fast.callbacks.events import Tail, seconds_of
 from swap_fast.callbacks.progress import RunView, bars, duration, line_of, print_line, state_lines
+from swap_fast.checkpoint.attempts import is_running
 from swap_fast.training.shutdown import EXIT_STATUS
 
 POLL_S = 0.5

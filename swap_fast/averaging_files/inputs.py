@@ -1,6 +1,5 @@
 """What an average is made of: files of weights, or a run's folder, which knows their origin."""
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -8,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from swap_fast.averaging_files.weight_files import WeightFile, read_weights, require_alike
-from swap_fast.checkpoint.files import MANIFEST, MODEL, model_sha256, read_about
-
-DESCRIPTION = "run.json"
+from swap_fast.checkpoint.files import MANIFEST, MODEL, read_manifest
+from swap_fast.checkpoint.run_folder import RUN_FILE, read_run_info
 
 _OF_A_RUN = re.compile(rf"(worker(\d+)-epoch(\d+)|final|phase1){re.escape(MODEL)}")
 
@@ -77,18 +75,15 @@ def read_run(folder: Path) -> dict[str, Any]:
         ValueError: it is not a run's folder.
     """
     try:
-        found = json.loads((folder / DESCRIPTION).read_bytes())
-        recipe = found["recipe"]
-        # What is used here and elsewhere; other fields are the recipe's own to check.
-        whole = {"name", "dataset", "phase1"} <= recipe.keys() and {"seed", "data"} <= found.keys()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        whole = False
-    if not whole:
+        info = read_run_info(folder)
+    except ValueError as error:
+        raise ValueError(f"{error}; or name the files that are to be averaged") from None
+    if info is None or "recipe" not in info.settings:
         raise ValueError(
             f"{folder}: expected files of weights or a run's folder such as "
-            f"results/checkpoints/RUN, got a folder without a whole {DESCRIPTION}"
+            f"results/checkpoints/RUN, got a folder without a recipe's {RUN_FILE}"
         )
-    return found
+    return info.settings
 
 
 def workers_of(folder: Path) -> list[Path]:
@@ -151,7 +146,7 @@ def find_start(
 def _origin_of(file: WeightFile) -> str | None:
     stem = file.path.with_suffix("")
     try:
-        expected = model_sha256(stem)
+        expected = read_manifest(stem).sha256_by_ending[MODEL]
     except ValueError:
         expected = None
     if expected is None:
@@ -164,7 +159,6 @@ def _origin_of(file: WeightFile) -> str | None:
             f"{MANIFEST} says, got {file.sha256[:12]}: it was damaged or changed"
         )
     try:
-        origin = read_about(stem).get("origin")
+        return read_manifest(stem).about.origin
     except ValueError:
         return None
-    return origin if isinstance(origin, str) else None

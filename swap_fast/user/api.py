@@ -1,14 +1,11 @@
 """`swap_fast.swap`: SWAP of any net, on any data, with any optimizer."""
 
 import atexit
-import contextlib
-import json
 import os
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +18,12 @@ from swap_fast.algorithm import swap as run_algorithm
 from swap_fast.callbacks.emitter import TICK_S, EventLogger
 from swap_fast.callbacks.events import EventFile, Listener, merge_events
 from swap_fast.callbacks.progress import Lines, Screen, plan_of_phase, progress
-from swap_fast.checkpoint.files import MANIFEST, MODEL, write_file
-from swap_fast.checkpoint.run_folder import RunFolder
+from swap_fast.checkpoint.attempts import Attempt
+from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Phase, Schedule, require
 from swap_fast.distributed import ALONE, Comm, connect
-from swap_fast.record import EpochRow, plain
+from swap_fast.record import EpochRow, now, plain
 from swap_fast.training.batchnorm import is_compiled
 from swap_fast.training.clock import Clock
 from swap_fast.training.parts import Watch
@@ -40,56 +37,33 @@ from swap_fast.user.optimizer import Groups, Make, OwnOptimizer
 from swap_fast.user.parts import Work, bare, build_user_trainer, make_net
 from swap_fast.user.result import SwapResult, describe_environment, make_result
 
-# Where a run is kept: a folder of its checkpoints, begun once and gone on with.
+# The run's folder.
 
 
-SETTINGS = "settings.json"
+def open_folder(folder: Path, info: RunInfo, comm: Comm, *, resume: bool) -> Attempt | None:
+    """Lock the folder, and start a run there or see that the one there is the same.
 
-
-def enter_folder(folder: Path, settings: dict[str, Any], comm: Comm, *, resume: bool) -> None:
-    """Begin a run in a folder, or see that the one there is the same.
+    Returns:
+        On the first rank the attempt, which the run has to close.
 
     Raises:
-        ValueError: a run is there and may not go on, or has other settings.
+        ValueError: on every rank, as `enter_folder`; or the folder cannot be written to.
     """
-    problem = comm.on_first(lambda: _enter(folder, plain(settings), resume))
-    if problem is not None:
-        raise ValueError(problem)
+    attempt: Attempt | None = None
 
-
-def _enter(folder: Path, settings: dict[str, Any], resume: bool) -> str | None:
-    path = folder / SETTINGS
-    try:
-        former = json.loads(path.read_bytes()) if path.exists() else None
-    except ValueError as error:
-        return f"folder: expected settings in {path}, got {error}; choose another folder"
-    if former is None:
+    def enter() -> str | None:
+        nonlocal attempt
         try:
-            write_file(path, (json.dumps(settings, indent=1) + "\n").encode())
+            attempt = enter_folder(folder, info, resume=resume)
+        except ValueError as error:
+            return str(error)
         except OSError as error:
             return f"folder: expected one that can be written to, got {error}"
         return None
-    if not resume:
-        return (
-            f"folder: expected one without a run, got {folder} with {SETTINGS}; pass resume=True "
-            "to go on with it, or choose another folder"
-        )
-    for name in sorted(former.keys() | settings.keys()):
-        if former.get(name) != settings.get(name):
-            return (
-                f"{name}: expected {former.get(name)} as the run in {folder} has, got "
-                f"{settings.get(name)}; choose another folder for other settings"
-            )
-    return None
 
-
-def leave_only_ends(folder: Path, cycle_epochs: int) -> None:
-    """Of a run that is done delete weights of epochs that nothing needs to go on."""
-    for path in folder.glob(f"worker*{MODEL}"):
-        match = re.fullmatch(r"worker\d+-epoch(\d+)", path.name.removesuffix(MODEL))
-        manifest = path.with_name(path.name.removesuffix(MODEL) + MANIFEST)
-        if match and not manifest.exists() and int(match[1]) % cycle_epochs:
-            path.unlink(missing_ok=True)
+    if (problem := comm.on_first(enter)) is not None:
+        raise ValueError(problem)
+    return attempt
 
 
 # The processes of a user's script: joined where torchrun started them, and told to end.
@@ -189,7 +163,9 @@ def make_narrator(
     )
 
 
-def begin(logger: EventLogger, settings: dict[str, Any], comm: Comm, device: torch.device) -> None:
+def begin(
+    logger: EventLogger, settings: dict[str, Any], comm: Comm, info: RunInfo, *, resumed: bool
+) -> None:
     """Tell that a run begins, on every rank: each shows what it does itself."""
     name = settings["model"]["name"]
     logger.began(
@@ -197,8 +173,8 @@ def begin(logger: EventLogger, settings: dict[str, Any], comm: Comm, device: tor
         {"name": name, **settings},
         seed=settings["seed"],
         world_size=comm.world_size,
-        machine=describe_environment(device),
-        goes_on=False,
+        machine=info.machine,
+        goes_on=resumed,
     )
 
 
@@ -216,8 +192,10 @@ def end(logger: EventLogger, result: SwapResult) -> None:
         )
 
 
-def all_told(logger: EventLogger, watch: Watch | None, rows: list[EpochRow]) -> Watch:
-    """One watch that tells the logger, the user's own, and keeps the rows."""
+def all_told(
+    logger: EventLogger, watch: Watch | None, rows: list[EpochRow], attempt: Attempt | None
+) -> Watch:
+    """One watch that tells the logger, the user's own and the attempt, and keeps the rows."""
     own, ours = watch or Watch(), logger.watch
 
     def on_epoch(row: EpochRow) -> None:
@@ -228,6 +206,8 @@ def all_told(logger: EventLogger, watch: Watch | None, rows: list[EpochRow]) -> 
     def on_step(images: int) -> None:
         ours.on_step(images)
         own.on_step(images)
+        if attempt is not None:
+            attempt.heartbeat()
 
     def on_begin(position: Progress) -> None:
         ours.on_begin(position)
@@ -243,17 +223,11 @@ def all_told(logger: EventLogger, watch: Watch | None, rows: list[EpochRow]) -> 
 
     return Watch(
         on_begin=on_begin,
-        on_step=ours.on_step if watch is None else on_step,
+        on_step=ours.on_step if watch is None and attempt is None else on_step,
         on_epoch=on_epoch,
         on_end=on_end,
         on_averaging=on_averaging,
     )
-
-
-def put_events_together(folder: Path) -> None:
-    """One file of a run that is done; where that fails, there are several."""
-    with contextlib.suppress(OSError):
-        merge_events(folder)
 
 
 def swap(
@@ -323,7 +297,7 @@ def swap(
         seed: of all that is drawn.
         folder: keeps a checkpoint after each epoch there, and heeds SIGTERM and Ctrl-C: the run
             then ends after a step, and can go on. None: nothing is written.
-        resume: go on with the run in `folder`, if there is one.
+        resume: the run in `folder`, if there is one.
         progress: draw a bar for each model on a terminal, print a line for each epoch elsewhere.
         listeners: functions of one event, such as trackers: see `swap_fast.callbacks.events`.
         watch: is called by the training loop itself.
@@ -398,10 +372,14 @@ def swap(
                 "compiled": bare(model) is not model or is_compiled(model),
             },
         }
-        place, run_folder = None if folder is None else Path(folder), None
-        if place is not None:
-            enter_folder(place, settings | data, comm, resume=resume)
-        shutdown = listener(kind) if place is not None else None
+        info = RunInfo(
+            created=now(),
+            settings=plain(settings | data),
+            machine=describe_environment(where) | {"world_size": comm.world_size},
+        )
+        place = None if folder is None else Path(folder)
+        attempt = None if place is None else open_folder(place, info, comm, resume=resume)
+        shutdown = None if place is None else listener(kind)
         rows: list[EpochRow] = []
         logger = make_narrator(
             method,
@@ -413,10 +391,13 @@ def swap(
             folder=place,
             metric=settings["metric"],
         )
+        checkpoints = None
         if place is not None:
-            run_folder = RunFolder(place, clock, on_save=logger.on_save, say=logger.note)
-        with logger:
-            begin(logger, settings, comm, where)
+            checkpoints = RunFolder(
+                place, clock, attempt=attempt, on_save=logger.on_save, say=logger.note
+            )
+        with attempt or nullcontext(), logger:
+            begin(logger, settings, comm, info, resumed=attempt is not None and attempt.resumed)
             parts = build_user_trainer(
                 method,
                 Work(train=train, test=test, loss=loss, metric=metric, augment=augment),
@@ -429,19 +410,20 @@ def swap(
                 ),
                 comm=comm,
                 clock=clock,
-                watch=all_told(logger, watch, rows),
-                checkpoints=run_folder or NoCheckpoints(),
+                watch=all_told(logger, watch, rows, attempt),
+                checkpoints=checkpoints or NoCheckpoints(),
                 shutdown=shutdown or NEVER,
             )
             with heeded(shutdown):
                 done = run_algorithm(method, parts)
-            every = run_folder.rows if run_folder else rows
+            every = checkpoints.rows if checkpoints else rows
             result = make_result(parts, done, every, model, settings=settings, data=data)
             end(logger, result)
         comm.barrier()
         if place is not None and comm.rank == 0:
-            put_events_together(place)
-            leave_only_ends(place, method.phase2.cycle_epochs)
+            with suppress(OSError):  # its events then stay in several files
+                merge_events(place)
+            prune(place, every=method.phase2.cycle_epochs, resumable=True)
         return result
 
 

@@ -14,9 +14,9 @@ import pytest
 from event_factory import at, began, done, epoch, phase_end, training
 
 from bench.cli import main
-from bench.runner.attempts import Attempt
 from bench.runner.watch import Follower, find_run
 from swap_fast.callbacks.events import EventFile, merge_events, read_events
+from swap_fast.checkpoint.attempts import Attempt
 
 RUN = [
     *(sys.executable, "-m", "bench", "run", "cifar10_quick", "--dataset", "synthetic"),

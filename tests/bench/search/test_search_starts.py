@@ -91,7 +91,7 @@ def test_the_time_counts_up_to_that_epoch(tmp_path: Path) -> None:
     write_start(longest.folder, tau, tmp_path / "start")
     alone = _run(_with(SWAP, tau), tmp_path / "alone")
     (cut,), (own,), (whole,) = (
-        read_checkpoint(folder / "phase1").about["laps_by_rank"]
+        read_checkpoint(folder / "phase1").about.laps_by_rank
         for folder in (tmp_path / "start", alone.folder, longest.folder)
     )
     # The clock counts its own readings, so that equal work takes an equal time.

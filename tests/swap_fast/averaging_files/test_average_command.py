@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from swap_fast.__main__ import main
 from swap_fast.averaging_files.evaluate import run_evaluation
 from swap_fast.averaging_files.inputs import require_one_origin, workers_of
 from swap_fast.averaging_files.weight_files import read_weights
+from swap_fast.checkpoint.files import write_json
+from swap_fast.checkpoint.run_folder import read_run_info
 
 USERS = """
 import torch
@@ -223,20 +226,25 @@ def test_a_runs_folder_must_be_whole(runs: list[Path], tmp_path: Path) -> None:
         ValueError, match=r"2 workers after 1 epochs, worker1-epoch1.safetensors is"
     ):
         workers_of(folder)
-    about = json.loads((folder / "run.json").read_text())
+    info = read_run_info(folder)
+    assert info is not None
+    whole = info.settings["recipe"]
     for recipe, line in (
-        ({**about["recipe"], "dataset": "imagenet"}, "got one of a tree of files"),
-        ({**about["recipe"], "colour": "red"}, "expected a recipe of SWAP, got .*colour"),
-        ({**about["recipe"], "dataset": "synthetic"}, "images of cifar10 that the run had, got a"),
+        ({**whole, "dataset": "imagenet"}, "got one of a tree of files"),
+        ({**whole, "colour": "red"}, "expected a recipe of SWAP, got .*colour"),
+        ({**whole, "dataset": "synthetic"}, "images of cifar10 that the run had, got a"),
     ):
-        (folder / "run.json").write_text(json.dumps({**about, "recipe": recipe}))
+        settings = {**info.settings, "recipe": recipe}
+        write_json(folder / "run.json", replace(info, settings=settings))
         with pytest.raises(ValueError, match=line):
             run_evaluation(folder, None, torch.device("cpu"))
-    del about["recipe"]["num_workers"]
-    (folder / "run.json").write_text(json.dumps(about))
+    del settings["recipe"]["num_workers"]
+    write_json(folder / "run.json", replace(info, settings=settings))
     with pytest.raises(ValueError, match="expected a run of SWAP with one model a worker"):
         workers_of(folder)
-    for damaged in ("{", "[]", '{"recipe": 3}', "{}"):
-        (folder / "run.json").write_text(damaged)
-        with pytest.raises(ValueError, match=r"got a folder without a whole run.json"):
-            workers_of(folder)
+    (folder / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json: expected JSON .* or name the files"):
+        workers_of(folder)
+    write_json(folder / "run.json", replace(info, settings={}))
+    with pytest.raises(ValueError, match=r"got a folder without a recipe's run\.json"):
+        workers_of(folder)

@@ -35,6 +35,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from swap_fast.checkpoint.attempts import Attempt
 from swap_fast.training.parts import Watch
 from swap_fast.training.shutdown import InterruptedRunError
 
@@ -250,12 +251,16 @@ def test_a_folder_has_one_run(tmp_path: Path) -> None:
     small_swap(folder=tmp_path)
     with pytest.raises(ValueError, match=r"^folder: expected one without a run, .* resume=True"):
         small_swap(folder=tmp_path)
-    with pytest.raises(ValueError, match=r"^seed: expected 0 as the run in .* has, got 1; choose"):
+    with pytest.raises(
+        ValueError, match=r"^resume: expected the settings .* got seed 1 in place of 0; give"
+    ):
         small_swap(folder=tmp_path, resume=True, seed=1)
-    with pytest.raises(ValueError, match=r"^model: expected "):
+    with pytest.raises(ValueError, match=r"^resume: .*model\.made_by"):
         small_swap(plain_net, folder=tmp_path, resume=True)
-    (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(ValueError, match=r"^folder: expected settings in .*; choose another fol"):
+    with Attempt(tmp_path), pytest.raises(ValueError, match="another process is at; wait for it"):
+        small_swap(folder=tmp_path, resume=True)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json: expected JSON .*; delete this folder, or "):
         small_swap(folder=tmp_path, resume=True)
 
 
