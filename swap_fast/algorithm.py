@@ -117,24 +117,24 @@ def large_batch_phase(recipe: OnePhase, trainer: Trainer) -> PhaseOne:
             phase.state.statistics.merge_()
             accuracies = phase.evaluate(row.epoch, trainer.comm)
         row = tested(row, accuracies)
-        trainer.watch.on_epoch(row)
+        trainer.callbacks.on_epoch_end(row)
         position = Progress(phase=1, epoch=row.epoch, stopped_by=stopped_by, accuracies=accuracies)
         with clock.lap("checkpoint"):
             trainer.checkpoints.save(position, phase.state, row)
         if stopped_by is not None:
-            trainer.watch.on_end(position)
+            trainer.callbacks.on_end(position)
 
     trainer.weights.model.train()
     with clock.lap("checkpoint"):
         position = trainer.checkpoints.restore_(position, phase.state)
-    trainer.watch.on_begin(position)
+    trainer.callbacks.on_begin(position)
     if position.stopped_by is None:
         train(
             phase.stages,
             recipe.phase1,
             begin=position,
             clock=clock,
-            on_step=trainer.watch.on_step,
+            on_step=trainer.callbacks.on_step,
             after_epoch=after_epoch,
             shutdown=trainer.shutdown,
             comm=phase.state.comm,
@@ -169,7 +169,7 @@ def small_batch_phase(recipe: Method, trainer: Trainer, start: PhaseOne) -> list
             accuracies = phase.evaluate(row.epoch, group.inside)
         row = tested(row, accuracies)
         if group.is_first:
-            trainer.watch.on_epoch(row)
+            trainer.callbacks.on_epoch_end(row)
         if row.epoch % cycle_epochs == 0:
             with clock.lap("phase2"):
                 samples.append(trainer.weights.copy()[0])
@@ -183,7 +183,7 @@ def small_batch_phase(recipe: Method, trainer: Trainer, start: PhaseOne) -> list
         with clock.lap("checkpoint"):
             trainer.checkpoints.save(position, phase.state, row)
         if group.is_first and stopped_by is not None:
-            trainer.watch.on_end(position)
+            trainer.callbacks.on_end(position)
 
     for number in group.workers:
         started_s, samples = clock.reading(), []
@@ -195,14 +195,14 @@ def small_batch_phase(recipe: Method, trainer: Trainer, start: PhaseOne) -> list
             position = trainer.checkpoints.restore_(Progress(phase=2, worker=number), phase.state)
             samples = sampled_before(position, cycle_epochs, trainer)
         if group.is_first:
-            trainer.watch.on_begin(position)
+            trainer.callbacks.on_begin(position)
         if position.stopped_by is None:
             train(
                 phase.stages,
                 recipe.phase2,
                 begin=position,
                 clock=clock,
-                on_step=trainer.watch.on_step,
+                on_step=trainer.callbacks.on_step,
                 after_epoch=after_epoch,
                 shutdown=trainer.shutdown,
                 comm=phase.state.comm,
@@ -242,7 +242,7 @@ def sampled_before(position: Progress, cycle_epochs: int, trainer: Trainer) -> l
 
 def averaging_phase(trainer: Trainer, workers: list[Worker]) -> None:
     """Phase 3, lines 28-29: average the weights, then compute the batch-norm statistics anew."""
-    trainer.watch.on_averaging()
+    trainer.callbacks.on_averaging()
     with trainer.clock.lap("waiting"):
         trainer.comm.barrier()
     with trainer.clock.lap("averaging"):

@@ -28,7 +28,7 @@ PEERS_END_S = 10.0
 _NOTES: Path | None = None
 """Where this rank says what it is at, if it was started here."""
 _trains = False
-"""Whether it has said anything."""
+"""Whether this process has begun to train."""
 
 
 def under_torchrun() -> bool:
@@ -36,8 +36,8 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def say_where(text: str) -> None:
-    """Note what this rank is at, for the line that tells of its death."""
+def set_status(text: str) -> None:
+    """Note what this rank does, for the message if it dies."""
     global _trains
     _trains = True
     if _NOTES is not None:
@@ -48,7 +48,7 @@ def end_rank(message: str) -> None:
     """End this rank from any thread, at once; its launching process raises a RuntimeError."""
     if _NOTES is None:
         end_process(message)
-    _tell(RuntimeError(message))
+    _report(RuntimeError(message))
     os._exit(1)
 
 
@@ -194,12 +194,12 @@ def _on_rank(errors: str, function: Callable[..., Any], *arguments: Any) -> Any:
         # By Python's own exit, with which the processes of a loader end too.
         sys.exit(EXIT_STATUS)
     except Exception as error:
-        _tell(error)
+        _report(error)
         raise
 
 
-def _tell(error: Exception) -> None:
-    """Leave the launching process a line on the error that ends this rank."""
+def _report(error: Exception) -> None:
+    """Write the error that ends this rank for the launching process."""
     assert _NOTES is not None, "a rank that was started here"
     rank = os.environ["RANK"]
     line = f"{time.time_ns()} {rank} {type(error).__name__} {' '.join(str(error).split())}"

@@ -5,8 +5,8 @@ this is made, and no update does anything for it.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from bench.records.grouping import PROFILED
 from swap_fast.config.phase import Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe
 from swap_fast.data.cifar.augment import IMAGE_SIZE
+from swap_fast.training.callback import Callback
 from swap_fast.training.clock import LAPS
 from swap_fast.training.parts import Trainer
+from swap_fast.training.state import Progress
 
 WAIT, WARMUP, ACTIVE = 3, 2, 3
 """Steps of a phase that go by, that the profiler starts up in, and that are in the trace."""
@@ -52,7 +54,7 @@ def steps_within(steps_per_epoch: int) -> Steps | None:
     return Steps(wait=min(WAIT, steps_per_epoch - active - warmup), warmup=warmup, active=active)
 
 
-class Profiler:
+class Profiler(Callback):
     """Traces one process of a run: `phase1`, `phase2-worker{w}` and `phase3` of its folder.
 
     Phase 3's steps are averaging and then batches of the batch-norm pass; those of the others are
@@ -72,22 +74,14 @@ class Profiler:
         self._taken = 0
 
     def begin(
-        self,
-        trainer: Trainer,
-        recipe: Recipe,
-        num_images: int,
-        folder: Path,
-        say: Callable[[str], None],
-    ) -> Trainer:
+        self, recipe: Recipe, num_images: int, folder: Path, say: Callable[[str], None]
+    ) -> None:
         """Trace the phases from here on.
 
         Arguments:
             num_images: to train on.
             folder: where the traces go; made with the first.
-            say: told of each file and its longest operators.
-
-        Returns:
-            The trainer, with phase 3's batches as steps.
+            say: prints each file's path and its longest operators.
         """
         self._folder, self._say = folder, say
         self._plans = {"phase1": _plan(recipe.phase1, num_images)}
@@ -95,8 +89,24 @@ class Profiler:
             self._plans["phase2"] = _plan(recipe.phase2, num_images)
             # While rank 0 waits for the others, the profiler starts up.
             self._plans["phase3"] = Steps(wait=0, warmup=1, active=1 + ACTIVE)
-            self._worker = next(iter(trainer.group.workers), 0)
-        return replace(trainer, batch_norm_batches=self._stepped(trainer.batch_norm_batches))
+
+    def trace_batch_norm(self, trainer: Trainer) -> Trainer:
+        """The trainer, with each batch of phase 3's pass as a step."""
+
+        def batches() -> Iterator[Tensor]:
+            for batch in trainer.batch_norm_batches():
+                yield batch
+                self.step()
+
+        return replace(trainer, batch_norm_batches=batches)
+
+    def on_begin(self, progress: Progress) -> None:
+        """Name the trace of phase 2 after the worker."""
+        self._worker = progress.worker
+
+    def on_step(self, images: int) -> None:
+        """Take a step."""
+        self.step()
 
     @contextmanager
     def lap(self, name: str) -> Iterator[None]:
@@ -126,24 +136,6 @@ class Profiler:
             # A lap began before the trace did, and ends after it: in there, each step is a range.
             self._range = record_function(self._lap)
             self._range.__enter__()
-
-    def after(self, on_step: Callable[[int], None]) -> Callable[[int], None]:
-        """What is called after each update: what was, then this."""
-
-        def stepped(images: int) -> None:
-            on_step(images)
-            self.step()
-
-        return stepped
-
-    def _stepped(self, batches: Callable[[], Iterable[Tensor]]) -> Callable[[], Iterable[Tensor]]:
-
-        def stepped() -> Iterator[Tensor]:
-            for batch in batches():
-                yield batch
-                self.step()
-
-        return stepped
 
     def _start(self, phase: str) -> None:
         plan = self._plans[phase]
@@ -187,21 +179,6 @@ class Profiler:
         self._say(f"profile: {path}")
         for line in longest_operators(trace):
             self._say(f"  {line}")
-
-
-def around(
-    *laps: Callable[[str], AbstractContextManager[None]],
-) -> Callable[[str], AbstractContextManager[None]]:
-    """Several of what stands around a lap as one, the first outermost."""
-
-    @contextmanager
-    def all_of(name: str) -> Iterator[None]:
-        with ExitStack() as stack:
-            for lap in laps:
-                stack.enter_context(lap(name))
-            yield
-
-    return all_of
 
 
 def longest_operators(trace: profile) -> list[str]:

@@ -17,7 +17,7 @@ from bench.hardware.machine import available_cores, choose_device, describe_code
 from bench.options import RunOptions
 from bench.records.grouping import DEGRADED
 from bench.runner.launch import end_with_parent, launch, under_torchrun
-from bench.runner.progress import following, speaker
+from bench.runner.progress import follow_run, line_printer
 from bench.runner.rank import run_rank
 from bench.runner.run_folders import RunSpec
 from swap_fast.callbacks.progress import Form
@@ -59,7 +59,7 @@ def run_separately(
     request = replace(request, folder=place, started=time.time())
     workers = range(recipe.num_workers)
     missing = [w for w in workers if not _is_done(place, w)]
-    with following(place, request.progress):
+    with follow_run(place, request.progress):
         # They share this process's screen, so that it alone may draw there.
         own = replace(request, progress="none", track=())
         failures = _run_workers(own, missing, num_ranks)
@@ -224,7 +224,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
     _check_writable(options.out)
     first = os.environ.get("RANK", "0") == "0"
     form: Form = "none" if options.quiet else "json" if options.json else "auto"
-    say = speaker(form if first else "none")
+    say = line_printer(form if first else "none")
     require_trackers(options.track)
     if execution.compile and device_type == "cpu" and not has_compiler():
         say("no C++ compiler was found, which torch.compile needs on a CPU: the step runs eagerly")

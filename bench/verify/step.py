@@ -36,7 +36,7 @@ from swap_fast.training.batchnorm import BatchNormRecompute
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.loop import TrainStage, train
-from swap_fast.training.parts import Watch, build_trainer
+from swap_fast.training.parts import build_trainer
 from swap_fast.training.state import Progress
 from swap_fast.training.step import Metrics, Step
 from swap_fast.training.weights import Weights
@@ -209,7 +209,6 @@ def _test_accuracy(recipe: SGDRecipe, dataset: Dataset, execution: Execution) ->
             device=torch.device(execution.device_type),
             execution=execution,
             clock=Clock(),
-            watch=Watch(),
             captures=captures,
         )
         return sgd(recipe, parts).accuracies.top1

@@ -238,7 +238,7 @@ def print_line(line: str) -> None:
     print(line, flush=True)
 
 
-def progress(form: Form = "auto") -> "Screen | Lines | JsonLines | None":
+def progress_listener(form: Form = "auto") -> "Screen | Lines | JsonLines | None":
     """The listener that shows a run's progress on standard output.
 
     Arguments:
