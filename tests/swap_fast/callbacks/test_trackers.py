@@ -236,7 +236,7 @@ def test_a_tracker_that_fails_is_said_once(where: str) -> None:
 
     setattr(Failing, where, fail)
     said = track(Failing())
-    assert said == ["tracker failed, and is told no more of the run: no route"]
+    assert said == ["tracker failed, and gets no more events of the run: no route"]
 
 
 def test_training_does_not_wait_for_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
