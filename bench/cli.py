@@ -10,13 +10,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
 from bench.export.options import FORMATS
-from bench.options import JobOptions, RunOptions
+from bench.options import JobOptions, ReportOptions, RunOptions, VerifyOptions
 from bench.search.grid import SearchOptions, parse_grid
 from swap_fast.choices import choose
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
@@ -213,18 +212,6 @@ def parse(
 # Commands without a recipe.
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportOptions:
-    """Draw the tables, the figures and the report (Markdown and HTML) from the records alone."""
-
-    results: Path = Path("results")
-    """Results folder: records are read from RESULTS/runs."""
-    readme: Path | None = None
-    """Also write the main table between the results markers of this file."""
-    performance: Path | None = None
-    """Also write the tables of measurements between the micro markers of this file."""
-
-
 def report(arguments: list[str]) -> int:
     """Draw the report."""
     options = tyro.cli(ReportOptions, args=arguments, prog="python -m bench report")
@@ -257,29 +244,6 @@ def export(arguments: list[str]) -> int:
     from bench.export.command import run_export
 
     return run_export(options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyOptions:
-    """Confirm what only a GPU can confirm, and write a record of it.
-
-    Each check has a time limit, and the record is written again as each ends. The same command
-    given again runs what failed or did not run; --all runs everything.
-    """
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """cpu runs the checks that have a form for CPUs."""
-    out: Path = Path("results/verify")
-    """Folder for the records."""
-    data: Path | None = None
-    """Folder that holds CIFAR-10; else SWAP_DATA, the cache, the download, synthetic images."""
-    small: bool = False
-    """Small nets and few images, as on a CPU: confirms how it works, and neither speed nor memory
-    nor accuracy."""
-    everything: Annotated[bool, tyro.conf.arg(name="all")] = False
-    """Also run what an earlier record of this machine and code has as confirmed."""
-    only: tuple[str, ...] = ()
-    """Names of checks: run these alone, even if confirmed."""
 
 
 def verify_gpu(arguments: list[str]) -> int:

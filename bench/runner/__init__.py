@@ -1,1 +1,1 @@
-"""bench/runner: say here what is in this package."""
+"""A run: its session, ranks, resuming, parts, SLURM, profiler, and `bench watch`."""

@@ -1,7 +1,7 @@
 """`--profile`: traces of a few steady steps of each phase, for Perfetto and chrome://tracing.
 
-Rank 0 alone is traced, its steps under the names of their laps; without the option none of
-this is made, and no update does anything for it.
+Rank 0 alone is traced, its steps under the names of their laps. Without the option there is no
+profiler, and an update has no cost for it.
 """
 
 import os
@@ -24,7 +24,7 @@ from swap_fast.training.parts import Trainer
 from swap_fast.training.state import Progress
 
 WAIT, WARMUP, ACTIVE = 3, 2, 3
-"""Steps of a phase that go by, that the profiler starts up in, and that are in the trace."""
+"""Steps of a phase that are skipped, that the profiler starts in, and that are in the trace."""
 
 TOP = 10
 """Operators that are printed, by their own time."""
@@ -35,18 +35,15 @@ NOTE = f"{PROFILED}: the profiler ran in some steps, and their time counts"
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """How many steps do what, one after another."""
+    """How many steps are skipped, dropped, and kept: the arguments of torch's `schedule`."""
 
     wait: int
-    """Go by."""
     warmup: int
-    """Are traced, and dropped."""
     active: int
-    """Are in the trace."""
 
 
 def steps_within(steps_per_epoch: int) -> Steps | None:
-    """What fits into one epoch, so that no test is in the trace; None: too few steps for any."""
+    """The steps that fit into one epoch, so that no evaluation is in the trace; None: too few."""
     if steps_per_epoch < 2:
         return None
     active = min(ACTIVE, steps_per_epoch - 1)
@@ -55,12 +52,10 @@ def steps_within(steps_per_epoch: int) -> Steps | None:
 
 
 class Profiler(Callback):
-    """Traces one process of a run: `phase1`, `phase2-worker{w}` and `phase3` of its folder.
+    """Traces one process of a run, from `begin` on, to `phase1`, `phase2-worker{w}` and `phase3`.
 
-    Phase 3's steps are averaging and then batches of the batch-norm pass; those of the others are
-    updates of their first epoch in this process.
-
-    Nothing is traced before `begin`.
+    In phases 1 and 2 a step is an update of the first epoch in this process; in phase 3 averaging
+    is a step, and then each batch of the batch-norm pass.
     """
 
     def __init__(self) -> None:
@@ -110,7 +105,7 @@ class Profiler(Callback):
 
     @contextmanager
     def lap(self, name: str) -> Iterator[None]:
-        """A lap of the clock; what starts and ends a trace here is in none of its time."""
+        """Around a lap of the clock, outside its time: start and end traces."""
         phase = {"waiting": "phase3"}.get(name, name)
         self._lap = name
         if not self._taken and phase in self._plans and phase != self._phase is not None:
@@ -123,7 +118,7 @@ class Profiler(Callback):
         if name == "averaging":
             self._lap = "batch_norm"  # what the next step is of
             self.step()
-        # A phase begins with laps that have no step; a trace that was begun ends with its epoch.
+        # A phase starts with laps that have no step; a trace ends with its epoch.
         if self._taken and name == {"phase3": "batch_norm"}.get(self._phase or "", self._phase):
             self._stop()
 
@@ -133,7 +128,7 @@ class Profiler(Callback):
             self._leave_range()
             self._taken += 1
             self._trace.step()
-            # A lap began before the trace did, and ends after it: in there, each step is a range.
+            # The trace has no lap, which starts before it and ends after it: each step is a range.
             self._range = record_function(self._lap)
             self._range.__enter__()
 
@@ -156,7 +151,7 @@ class Profiler(Callback):
         self._trace.start()
 
     def _stop(self) -> None:
-        """End a phase's only trace; where its steps were not all taken, with fewer."""
+        """End a phase's only trace, with fewer steps if the phase had fewer."""
         assert self._trace is not None, "it was started"
         assert self._phase is not None, "it was started"
         self._leave_range()
@@ -211,7 +206,7 @@ def longest_operators(trace: profile) -> list[str]:
 
 
 def was_profiled(results: Path, *run_ids: str | None) -> bool:
-    """Whether any of these runs, in this process or one before it, left a trace."""
+    """Whether any of these runs has a trace, of this process or an earlier one."""
     return any((results / "profiles" / run_id).is_dir() for run_id in run_ids if run_id)
 
 

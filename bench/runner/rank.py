@@ -332,7 +332,7 @@ def _describe_dataset(dataset: Dataset, spec: RunSpec) -> dict[str, Any]:
 
 
 def _tree(spec: RunSpec, comm: Comm, say: Callable[[str], None]) -> RunData:
-    """One rank looks at the files, and tells the others: all have the same list."""
+    """Scan the tree on rank 0, and broadcast the list: all ranks have the same one."""
     assert spec.data is not None, "a tree has no stand-in"
     root: Path = spec.data
 

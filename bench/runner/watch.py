@@ -46,7 +46,7 @@ def watch(options: WatchOptions) -> int:
     follower = Follower(folder)
     follower.poll()
     if not follower.view.run:
-        raise ValueError(f"watch: expected a run that tells of itself, got no event in {folder}")
+        raise ValueError(f"watch: expected a run with events, got none in {folder}")
     try:
         if options.once:
             print(*follower.lines(), sep="\n")
@@ -117,10 +117,10 @@ class Follower:
             words = ending.get("reason") or ending.get("error")
             return f"{ending['event']} ({words})"
         if self._is_between():
-            return "between two parts: no process is at it now"
+            return "between two parts: no process runs now"
         if not self._is_here():
-            return f"on {self._host()}, last heard of {silent} ago"
-        return f"dead: no process is at it, and it was last heard of {silent} ago"
+            return f"on {self._host()}, last sign of life {silent} ago"
+        return f"dead: no process runs it, last sign of life {silent} ago"
 
     def lines(self) -> list[str]:
         """Its state, each model's progress, and the result."""
@@ -129,7 +129,7 @@ class Follower:
     def head(self) -> str:
         """Its name, state, start and machine, in one line."""
         began = self.view.began
-        assert began is not None, "a run that tells of itself has begun"
+        assert began is not None, "the first event is `began`"
         since = datetime.fromisoformat(began["time"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         state = self.state()
         if self.is_over():
@@ -137,7 +137,9 @@ class Follower:
                 self.view.stop(part)
         ranks = began["world_size"]
         processes = f"{ranks} process{'es' if ranks > 1 else ''}"
-        return f"{self.view.run}: {state}; begun {since}, {processes}, {began['machine']['device']}"
+        return (
+            f"{self.view.run}: {state}; started {since}, {processes}, {began['machine']['device']}"
+        )
 
     def exit_status(self) -> int:
         """0 for a run that is done or goes on, 75 if it was interrupted, 1 if it failed."""

@@ -1,1 +1,1 @@
-"""swap_fast/callbacks: say here what is in this package."""
+"""What follows a run: its events, the logger that emits them, the screen and trackers."""

@@ -32,16 +32,16 @@ def end_process(message: str) -> None:
 
 
 class Watchdog(Callback):
-    """A thread that looks whether this rank's updates go on, and knows how far all ranks are.
+    """A thread that checks that this rank's updates go on, and knows the update of every rank.
 
-    Each rank tells the store how many updates it has begun, every `interval_s`. When nothing goes
-    on in this rank for `timeout_s`, it reads the others' and names the rank that is behind, or
-    that gives no sign of life.
+    Each rank writes the number of updates that it has started to the store, every `interval_s`. If
+    this rank does nothing for `timeout_s`, it reads the others' numbers and names the rank that is
+    behind, or that gives no sign of life.
 
     Arguments:
         comm: the ranks, connected.
         timeout_s: how long an update, an evaluation or a checkpoint may last.
-        on_hang: given the line that says who hangs; ends the process.
+        on_hang: called with a line that names the rank; ends the process.
         interval_s: from one sign of life to the next.
     """
 
@@ -136,7 +136,7 @@ class Watchdog(Callback):
         return f"{text}all ranks are at update {furthest}; a device, or what links them, hangs"
 
     def _read(self) -> list[tuple[str, int]]:
-        """Of each rank: its last sign of life, and how many updates it had begun."""
+        """Of each rank: its last sign of life, and how many updates it had started."""
         found = []
         for rank in range(self._world_size):
             key = f"beat/{rank}"
