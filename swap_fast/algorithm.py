@@ -98,7 +98,7 @@ def stopped_by(phase: Phase, epoch: int, metrics: Metrics) -> str | None:
 
 def averaging_phase(trainer: Trainer, workers: list[TrainedModel]) -> None:
     """Phase 3, lines 28-29: average the weights, then recompute the batch-norm statistics."""
-    trainer.watch.on_averaging()
+    trainer.callbacks.on_averaging()
     with trainer.clock.lap("waiting"):
         trainer.comm.barrier()
     with trainer.clock.lap("averaging"):

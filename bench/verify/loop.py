@@ -23,7 +23,7 @@ from swap_fast.tasks.cifar import CifarSource, missing_for_dali
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.loop import TrainStage, train_epochs
-from swap_fast.training.parts import Watch, build_trainer
+from swap_fast.training.parts import build_trainer
 from swap_fast.training.state import Progress
 from swap_fast.training.step import Metrics, Step
 
@@ -165,7 +165,6 @@ def _test_accuracy(recipe: SGDRecipe, dataset: Dataset, execution: Execution) ->
             device=torch.device(execution.device_type),
             execution=execution,
             clock=Clock(),
-            watch=Watch(),
             captures=captures,
         )
         return sgd(recipe, parts).accuracies.top1

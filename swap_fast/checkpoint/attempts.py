@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from swap_fast.training.callback import Callback
+
 LOCK = "attempt-{}.lock"
 HEARTBEAT_S = 1.0
 """An attempt's file is touched at most this often."""
 
 
-class Attempt:
+class Attempt(Callback):
     """One process's attempt at a run: a file in the run's folder, touched while it trains.
 
     What an attempt did after its last checkpoint is lost with it, and so is its set-up, since the
@@ -61,7 +63,7 @@ class Attempt:
             self._path.unlink(missing_ok=True)
         self._lock.release()
 
-    def heartbeat(self) -> None:
+    def on_step(self, images: int) -> None:
         """Show that the process lives; cheap enough for every step."""
         now = time.monotonic()
         if now - self._touched > HEARTBEAT_S:

@@ -16,6 +16,7 @@ from swap_fast.data.cifar.batches import Loader, require_a_batch
 from swap_fast.distributed import ALONE, Comm, WorkerGroup
 from swap_fast.record import EpochRow
 from swap_fast.training.batchnorm import BatchNormRecompute
+from swap_fast.training.callback import Callback, Callbacks
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
@@ -33,25 +34,6 @@ from swap_fast.training.state import (
 )
 from swap_fast.training.step import Metrics, Step
 from swap_fast.training.weights import Weights, average
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watch:
-    """Who is told of a run's progress. Each is called off the clock but `on_step`."""
-
-    on_begin: Callable[[Progress], None] = lambda position: None
-    """Before this rank trains a model, with what of it is done already: of phase 1, of each of its
-    workers. One that was done before has `stopped_by`."""
-    on_step: Callable[[int], None] = lambda images: None
-    """After every update, with the images that this rank gave to it: from the hot loop, so it must
-    be cheap."""
-    on_epoch: Callable[[EpochRow], None] = lambda row: None
-    """After every epoch of this rank."""
-    on_end: Callable[[Progress], None] = lambda position: None
-    """After the last epoch of a model, once it is saved."""
-    on_averaging: Callable[[], None] = lambda: None
-    """Before phase 3, when this rank has trained, and may have to wait for the others."""
-
 
 Evaluate = Callable[[Comm], Accuracies]
 """The model's accuracies on the test images, shared out over the ranks given."""
@@ -121,8 +103,8 @@ class Trainer:
     """Of these, the ones that run the same workers of phase 2."""
     clock: Clock
     """Laps of this rank."""
-    watch: Watch
-    """Who is told."""
+    callbacks: Callbacks
+    """Called as training goes on."""
     checkpoints: Checkpoints
     """Where the run is kept."""
     shutdown: GracefulShutdown
@@ -155,7 +137,7 @@ class Trainer:
             else:
                 samples = []
         if self._reports(number):
-            self.watch.on_begin(progress)
+            self.callbacks.on_begin(progress)
         return progress, samples
 
     def epochs(self, phase: Phase, begin: Progress) -> Iterator[tuple[EpochRow, Metrics]]:
@@ -171,7 +153,7 @@ class Trainer:
             phase,
             begin=begin,
             clock=self.clock,
-            on_step=self.watch.on_step,
+            on_step=self.callbacks.on_step,
             shutdown=self.shutdown,
             comm=context.state.comm,
             save=save,
@@ -190,7 +172,7 @@ class Trainer:
             accuracies = context.evaluate(row.epoch, comm)
         row = replace(row, test_accuracy=accuracies.tested, test_top5_accuracy=accuracies.top5)
         if reports:
-            self.watch.on_epoch(row)
+            self.callbacks.on_epoch_end(row)
         progress = Progress(
             phase=row.phase,
             worker=row.worker,
@@ -201,7 +183,7 @@ class Trainer:
         with self.clock.lap("checkpoint"):
             self.checkpoints.save(progress, context.state, row)
         if reports and stopped_by is not None:
-            self.watch.on_end(progress)
+            self.callbacks.on_end(progress)
         # Whether the checkpoint was the last thing to do; not "waiting", which is phase 3's.
         with self.clock.lap("checkpoint") if comm.world_size > 1 else nullcontext():
             ends_here = self.shutdown.ends_here(comm)
@@ -259,7 +241,7 @@ def build_trainer(
     execution: Execution,
     comm: Comm = ALONE,
     clock: Clock,
-    watch: Watch,
+    callbacks: Iterable[Callback] = (),
     checkpoints: Checkpoints | None = None,
     shutdown: GracefulShutdown = NEVER,
     workers: Sequence[int] | None = None,
@@ -361,7 +343,7 @@ def build_trainer(
         assert buffer is not None, "without a phase 2 nothing is averaged"
         return source.batch_norm_batches(buffer, steps[-1][-1].shape, comm)
 
-    return Trainer(
+    trainer = Trainer(
         weights=weights,
         optimizer=optimizer,
         phases=made,
@@ -371,10 +353,12 @@ def build_trainer(
         comm=comm,
         group=group,
         clock=clock,
-        watch=watch,
+        callbacks=Callbacks(callbacks),
         checkpoints=checkpoints or NoCheckpoints(),
         shutdown=shutdown,
     )
+    trainer.callbacks.on_start(trainer)
+    return trainer
 
 
 def make_steps(

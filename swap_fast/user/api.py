@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import nn
 
 from swap_fast.algorithm import swap as run_algorithm
-from swap_fast.callbacks.emitter import TICK_S, EventLogger
+from swap_fast.callbacks.emitter import EventLogger
 from swap_fast.callbacks.events import EventFile, Listener, merge_events
-from swap_fast.callbacks.progress import Lines, Screen, plan_of_phase, progress
+from swap_fast.callbacks.progress import Lines, plan_of_phase, progress_listener
 from swap_fast.checkpoint.attempts import Attempt
 from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune
 from swap_fast.config.execution import Execution
@@ -25,10 +25,10 @@ from swap_fast.config.phase import Phase, Schedule, require
 from swap_fast.distributed import ALONE, Comm, connect
 from swap_fast.record import EpochRow, now, plain
 from swap_fast.training.batchnorm import is_compiled
+from swap_fast.training.callback import Callback
 from swap_fast.training.clock import Clock
-from swap_fast.training.parts import Watch
 from swap_fast.training.shutdown import NEVER, GracefulShutdown
-from swap_fast.training.state import NoCheckpoints, Progress
+from swap_fast.training.state import NoCheckpoints
 from swap_fast.training.weights import Weights, refuse_synchronized
 from swap_fast.user.data import Augment, Collate, generators_kept, num_examples, open_data
 from swap_fast.user.method import OwnMethod, describe_method, name_of, own_method
@@ -117,14 +117,10 @@ def heeded(shutdown: GracefulShutdown | None) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# Who is told of a user's run: the screen, the events in its folder, listeners of the user's.
+# Events of a user's run, for the screen, its folder and the user's listeners.
 
 
-SCREEN_TICK_S = 0.5
-"""How often bars move."""
-
-
-def make_narrator(
+def make_logger(
     method: OwnMethod,
     num_examples: int,
     comm: Comm,
@@ -135,40 +131,38 @@ def make_narrator(
     folder: Path | None,
     metric: str | None,
 ) -> EventLogger:
-    """What tells of a run on this rank: each rank prints its own workers, the first draws bars.
+    """The event logger of this rank: each rank prints its own workers, rank 0 draws bars.
 
     Arguments:
         num_examples: trained on.
         shows: whether anything is printed.
-        listeners: told on the first rank.
-        folder: keeps the events, where there is one.
+        listeners: called on rank 0.
+        folder: keeps the events; None: nothing does.
         metric: what the test data give, by the user's name; None: an accuracy.
     """
-    told: list[Listener] = list(listeners) if comm.rank == 0 else []
-    shown = progress("auto" if shows else "none")
-    if shown is not None:
-        told.insert(0, shown if comm.rank == 0 else Lines())
+    shown = progress_listener("auto" if shows else "none")
+    if comm.rank > 0:
+        listeners, shown = (), Lines() if shown is not None else None
     plan = {
         "workers": method.num_workers,
         "phases": [plan_of_phase(p, num_examples) for p in (method.phase1, method.phase2)],
         "metric": metric,
     }
     return EventLogger(
-        told,
+        [*([] if shown is None else [shown]), *listeners],
         plan,
         reading=clock.reading,
         rank=comm.rank,
         file=None if folder is None else EventFile(folder, part="run", rank=comm.rank),
-        tick_s=SCREEN_TICK_S if isinstance(shown, Screen) else TICK_S,
     )
 
 
-def begin(
+def log_start(
     logger: EventLogger, settings: dict[str, Any], comm: Comm, info: RunInfo, *, resumed: bool
 ) -> None:
-    """Tell that a run begins, on every rank: each shows what it does itself."""
+    """Emit the first event, on every rank: each shows what it does itself."""
     name = settings["model"]["name"]
-    logger.began(
+    logger.emit_began(
         name,
         {"name": name, **settings},
         seed=settings["seed"],
@@ -178,10 +172,10 @@ def begin(
     )
 
 
-def end(logger: EventLogger, result: SwapResult) -> None:
-    """Tell with what it ended; the first rank does."""
+def log_result(logger: EventLogger, result: SwapResult) -> None:
+    """Emit the last event, on rank 0."""
     if result.is_first:
-        logger.tell(
+        logger.emit(
             "done",
             test_accuracy=result.accuracy,
             accuracy_before_averaging=result.accuracy_before_averaging,
@@ -192,42 +186,15 @@ def end(logger: EventLogger, result: SwapResult) -> None:
         )
 
 
-def all_told(
-    logger: EventLogger, watch: Watch | None, rows: list[EpochRow], attempt: Attempt | None
-) -> Watch:
-    """One watch that tells the logger, the user's own and the attempt, and keeps the rows."""
-    own, ours = watch or Watch(), logger.watch
+class Rows(Callback):
+    """Keeps the epochs of this rank."""
 
-    def on_epoch(row: EpochRow) -> None:
-        rows.append(row)
-        ours.on_epoch(row)
-        own.on_epoch(row)
+    def __init__(self) -> None:
+        self.all: list[EpochRow] = []
 
-    def on_step(images: int) -> None:
-        ours.on_step(images)
-        own.on_step(images)
-        if attempt is not None:
-            attempt.heartbeat()
-
-    def on_begin(position: Progress) -> None:
-        ours.on_begin(position)
-        own.on_begin(position)
-
-    def on_end(position: Progress) -> None:
-        ours.on_end(position)
-        own.on_end(position)
-
-    def on_averaging() -> None:
-        ours.on_averaging()
-        own.on_averaging()
-
-    return Watch(
-        on_begin=on_begin,
-        on_step=ours.on_step if watch is None and attempt is None else on_step,
-        on_epoch=on_epoch,
-        on_end=on_end,
-        on_averaging=on_averaging,
-    )
+    def on_epoch_end(self, row: EpochRow) -> None:
+        """Keep it."""
+        self.all.append(row)
 
 
 def swap(
@@ -257,7 +224,7 @@ def swap(
     resume: bool = False,
     progress: bool = True,
     listeners: Sequence[Listener] = (),
-    watch: Watch | None = None,
+    callbacks: Sequence[Callback] = (),
     timeout_s: float = 1800.0,
 ) -> SwapResult:
     """Train a net with Stochastic Weight Averaging in Parallel (Algorithm 1).
@@ -300,7 +267,7 @@ def swap(
         resume: the run in `folder`, if there is one.
         progress: draw a bar for each model on a terminal, print a line for each epoch elsewhere.
         listeners: functions of one event, such as trackers: see `swap_fast.callbacks.events`.
-        watch: is called by the training loop itself.
+        callbacks: called by the training itself, on every process, one after another.
         timeout_s: after which a process that does not answer ends the run: more than a process
             with fewer workers has to wait for the others.
 
@@ -377,11 +344,11 @@ def swap(
             settings=plain(settings | data),
             machine=describe_environment(where) | {"world_size": comm.world_size},
         )
-        place = None if folder is None else Path(folder)
+        place, run_folder = None if folder is None else Path(folder), None
         attempt = None if place is None else open_folder(place, info, comm, resume=resume)
         shutdown = None if place is None else listener(kind)
-        rows: list[EpochRow] = []
-        logger = make_narrator(
+        rows = Rows()
+        logger = make_logger(
             method,
             num_examples(train) or 0,
             comm,
@@ -391,13 +358,16 @@ def swap(
             folder=place,
             metric=settings["metric"],
         )
-        checkpoints = None
         if place is not None:
-            checkpoints = RunFolder(
-                place, clock, attempt=attempt, on_save=logger.on_save, say=logger.note
+            run_folder = RunFolder(
+                place,
+                clock,
+                attempt=attempt,
+                on_save=lambda progress: parts.callbacks.on_save(progress),
+                say=logger.note,
             )
         with attempt or nullcontext(), logger:
-            begin(logger, settings, comm, info, resumed=attempt is not None and attempt.resumed)
+            log_start(logger, settings, comm, info, resumed=attempt is not None and attempt.resumed)
             parts = build_user_trainer(
                 method,
                 Work(train=train, test=test, loss=loss, metric=metric, augment=augment),
@@ -410,15 +380,15 @@ def swap(
                 ),
                 comm=comm,
                 clock=clock,
-                watch=all_told(logger, watch, rows, attempt),
-                checkpoints=checkpoints or NoCheckpoints(),
+                callbacks=[rows, logger, *callbacks, *([] if attempt is None else [attempt])],
+                checkpoints=run_folder or NoCheckpoints(),
                 shutdown=shutdown or NEVER,
             )
             with heeded(shutdown):
                 done = run_algorithm(method, parts)
-            every = checkpoints.rows if checkpoints else rows
+            every = run_folder.rows if run_folder else rows.all
             result = make_result(parts, done, every, model, settings=settings, data=data)
-            end(logger, result)
+            log_result(logger, result)
         comm.barrier()
         if place is not None and comm.rank == 0:
             with suppress(OSError):  # its events then stay in several files

@@ -1,7 +1,7 @@
 """What a run of the user's is made of on one rank: the trainer that Algorithm 1 is given."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -13,10 +13,11 @@ from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Phase
 from swap_fast.distributed import Comm
 from swap_fast.training.batchnorm import BatchNormRecompute
+from swap_fast.training.callback import Callback, Callbacks
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.loop import Batches, TrainStage
-from swap_fast.training.parts import Evaluate, PhaseContext, Trainer, Watch
+from swap_fast.training.parts import Evaluate, PhaseContext, Trainer
 from swap_fast.training.shutdown import GracefulShutdown
 from swap_fast.training.state import Checkpoints, TrainingState
 from swap_fast.training.weights import Weights
@@ -98,7 +99,7 @@ def build_user_trainer(
     execution: Execution,
     comm: Comm,
     clock: Clock,
-    watch: Watch,
+    callbacks: Iterable[Callback],
     checkpoints: Checkpoints,
     shutdown: GracefulShutdown,
 ) -> Trainer:
@@ -159,7 +160,7 @@ def build_user_trainer(
     def batch_norm_batches() -> Iterator[Any]:
         return one_pass(work.train, training, batch_size=largest, shuffled=True, comm=comm)
 
-    return Trainer(
+    trainer = Trainer(
         weights=weights,
         optimizer=optimizer,
         phases=(
@@ -174,10 +175,12 @@ def build_user_trainer(
         comm=comm,
         group=group,
         clock=clock,
-        watch=watch,
+        callbacks=Callbacks(callbacks),
         checkpoints=checkpoints,
         shutdown=shutdown,
     )
+    trainer.callbacks.on_start(trainer)
+    return trainer
 
 
 def _no_test(comm: Comm) -> Accuracies:

@@ -18,6 +18,7 @@ from small_trainer import (
     STD,
     SWAP,
     SmallNet,
+    calling,
     make_dataset,
     oracle_batch,
     small_trainer,
@@ -31,7 +32,6 @@ from swap_fast.config.recipe import SGDRecipe, SWAPRecipe
 from swap_fast.data.cifar.augment import AugmentationPlan, plain_plan, plan_epoch
 from swap_fast.record import EpochRow
 from swap_fast.training.clock import Clock
-from swap_fast.training.parts import Watch
 from swap_fast.training.state import NoCheckpoints, Progress, TrainingState
 
 SEED = 3
@@ -219,7 +219,9 @@ VARIANTS = {
 def test_swap_is_algorithm_1(recipe: SWAPRecipe) -> None:
     expected, plain = plain_swap(recipe)
     rows: list[EpochRow] = []
-    parts = small_trainer(recipe, dataset=DATA, seed=SEED, watch=Watch(on_epoch=rows.append))
+    parts = small_trainer(
+        recipe, dataset=DATA, seed=SEED, callbacks=[calling(on_epoch_end=rows.append)]
+    )
     result = swap(recipe, parts)
     assert_same_rows(rows, plain.rows)
     assert_same_model(parts.weights.model, expected)
@@ -247,7 +249,9 @@ def test_sgd_is_phase_1_alone() -> None:
     expected = plain_phase(plain, SGD, model, 1, 0)
     rows: list[EpochRow] = []
     clock = Clock()
-    parts = small_trainer(SGD, dataset=DATA, clock=clock, watch=Watch(on_epoch=rows.append))
+    parts = small_trainer(
+        SGD, dataset=DATA, clock=clock, callbacks=[calling(on_epoch_end=rows.append)]
+    )
     result = sgd(SGD, parts)
     assert_same_rows(rows, plain.rows)
     assert_same_model(parts.weights.model, expected)
@@ -280,14 +284,16 @@ def test_laps_follow_one_another_in_the_order_of_the_algorithm() -> None:
         def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
             events.append(("saved", position.phase, position.worker, position.stopped_by))
 
-    watch = Watch(
+    watch = calling(
         on_step=lambda images: events.append(images),
-        on_epoch=lambda row: events.append((row.phase, row.worker, row.epoch)),
+        on_epoch_end=lambda row: events.append((row.phase, row.worker, row.epoch)),
         on_begin=lambda at: events.append(("begins", at.phase, at.worker, at.epoch)),
         on_end=lambda at: events.append(("ended", at.phase, at.worker, at.epoch)),
         on_averaging=lambda: events.append("averaging"),
     )
-    result = swap(SWAP, small_trainer(dataset=DATA, clock=clock, watch=watch, checkpoints=Saving()))
+    result = swap(
+        SWAP, small_trainer(dataset=DATA, clock=clock, callbacks=[watch], checkpoints=Saving())
+    )
     worker = [
         *["phase2", "checkpoint", "phase2"],
         *["phase2", "evaluation", "checkpoint"],
@@ -318,7 +324,7 @@ def test_the_same_run_twice_has_the_same_bits() -> None:
     runs = []
     for _ in range(2):
         rows: list[EpochRow] = []
-        parts = small_trainer(dataset=DATA, watch=Watch(on_epoch=rows.append))
+        parts = small_trainer(dataset=DATA, callbacks=[calling(on_epoch_end=rows.append)])
         swap(SWAP, parts)
         runs.append((parts.weights.copy(), [replace(row, time_s=0.0) for row in rows]))
     assert torch.equal(runs[0][0][0], runs[1][0][0])

@@ -17,6 +17,7 @@ from small_trainer import (
     SWAP,
     Kept,
     SmallNet,
+    calling,
     make_dataset,
     oracle_batch,
     run_processes,
@@ -32,7 +33,7 @@ from swap_fast.data.cifar.augment import plan_epoch
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.outcome import average_by_cycle, running_average
 from swap_fast.record import EpochRow
-from swap_fast.training.parts import Trainer, Watch
+from swap_fast.training.parts import Trainer
 from swap_fast.training.state import TrainedModel
 
 SEED = 3
@@ -48,9 +49,9 @@ class KeptRun:
         self.rows: list[EpochRow] = []
         kept = Kept()
         self.thetas = kept.thetas
-        watch = Watch(on_epoch=self.rows.append)
+        callbacks = [calling(on_epoch_end=self.rows.append)]
         self.parts: Trainer = small_trainer(
-            recipe, dataset=DATA, seed=SEED, watch=watch, checkpoints=kept
+            recipe, dataset=DATA, seed=SEED, callbacks=callbacks, checkpoints=kept
         )
 
 
@@ -157,8 +158,8 @@ def run_both(comm: Comm, folder: Path) -> None:
     """Run both kinds of sequence as this rank, and save what it has at the end."""
     for name, recipe in (("single", SWA), ("together", TOGETHER)):
         rows: list[EpochRow] = []
-        watch = Watch(on_epoch=rows.append)
-        trainer = small_trainer(recipe, dataset=DATA, seed=SEED, comm=comm, watch=watch)
+        callbacks = [calling(on_epoch_end=rows.append)]
+        trainer = small_trainer(recipe, dataset=DATA, seed=SEED, comm=comm, callbacks=callbacks)
         result = swa(recipe, trainer)
         torch.save(
             {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_trainer import SWAP, Kept, make_dataset, run_processes, small_trainer
+from small_trainer import SWAP, Kept, calling, make_dataset, run_processes, small_trainer
 from torch import Tensor, nn
 
 from swap_fast.algorithm import swap
@@ -20,7 +20,7 @@ from swap_fast.outcome import running_average
 from swap_fast.record import EpochRow
 from swap_fast.training.batchnorm import ReplicaStatistics, recompute_statistics_
 from swap_fast.training.optimizer import MomentumSGD
-from swap_fast.training.parts import Trainer, Watch
+from swap_fast.training.parts import Trainer
 from swap_fast.training.step import Step
 from swap_fast.training.weights import Weights, average
 
@@ -72,7 +72,7 @@ def run_swap(comm: Comm, folder: Path) -> None:
         dataset=DATA,
         make_model=SmoothNet,
         comm=comm,
-        watch=Watch(on_epoch=rows.append),
+        callbacks=[calling(on_epoch_end=rows.append)],
     )
     result = swap(RECIPE, trainer)
     state = {n: t for n, t in trainer.weights.model.state_dict().items() if "tracked" not in n}
@@ -173,7 +173,7 @@ def run_groups(comm: Comm, folder: Path) -> None:
         dataset=DATA,
         make_model=SmoothNet,
         comm=comm,
-        watch=Watch(on_epoch=rows.append),
+        callbacks=[calling(on_epoch_end=rows.append)],
         checkpoints=kept,
     )
     result = swap(recipe, trainer)

@@ -33,10 +33,11 @@ from processes import free_port
 from repository import TESTS
 from safetensors import safe_open
 from safetensors.torch import load_file
+from small_trainer import calling
 from torch import nn
 
 from swap_fast.checkpoint.attempts import Attempt
-from swap_fast.training.parts import Watch
+from swap_fast.training.callback import Callback
 from swap_fast.training.shutdown import InterruptedRunError
 
 TEST = blobs(60, seed=2)
@@ -167,7 +168,7 @@ def test_the_models_have_memory_of_their_own() -> None:
 # Interrupted, and gone on with.
 
 
-class Cut:
+class Cut(Callback):
     """Ends a run after so many updates, as a signal does."""
 
     def __init__(self, updates: int) -> None:
@@ -177,10 +178,6 @@ class Cut:
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-
-    @property
-    def watch(self) -> Watch:
-        return Watch(on_step=self.on_step)
 
 
 def _handlers() -> list[Any]:
@@ -205,7 +202,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 ) -> None:
     whole, handlers = small_swap(test=TEST, **said), _handlers()
     with pytest.raises(InterruptedRunError):
-        small_swap(test=TEST, **said, folder=tmp_path, watch=Cut(updates).watch)
+        small_swap(test=TEST, **said, folder=tmp_path, callbacks=[Cut(updates)])
     assert _handlers() == handlers
     result = small_swap(test=TEST, **said, folder=tmp_path, resume=True)
     assert_same_bits(bits(result), bits(whole))
@@ -224,7 +221,7 @@ def test_batches_as_they_come_go_on_too(tmp_path: Path) -> None:
 
     whole = small_swap(train=loader())
     with pytest.raises(InterruptedRunError):
-        small_swap(train=loader(), folder=tmp_path, watch=Cut(8).watch)
+        small_swap(train=loader(), folder=tmp_path, callbacks=[Cut(8)])
     result = small_swap(train=loader(), folder=tmp_path, resume=True)
     assert_same_bits(bits(result), bits(whole))
 
@@ -238,7 +235,7 @@ def test_a_run_that_is_done_gives_its_result_again(tmp_path: Path) -> None:
         folder=tmp_path,
         phase2=phase2,
         resume=True,
-        watch=Watch(on_step=steps.append),
+        callbacks=[calling(on_step=steps.append)],
     )
     assert steps == []
     assert_same_bits(bits(again), bits(first))
@@ -269,7 +266,8 @@ def test_without_a_folder_nothing_is_written_and_signals_are_left_alone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     handlers = []
-    small_swap(watch=Watch(on_step=lambda _: handlers.append(signal.getsignal(signal.SIGTERM))))
+    note = calling(on_step=lambda _: handlers.append(signal.getsignal(signal.SIGTERM)))
+    small_swap(callbacks=[note])
     assert set(handlers) == {signal.getsignal(signal.SIGTERM)}
     assert list(tmp_path.iterdir()) == []
 
