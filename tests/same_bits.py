@@ -101,12 +101,15 @@ def run(folder: Path, command: str, options: Options) -> State:
     return load_file(path)
 
 
-def write_cifar(folder: Path) -> None:
-    """A small CIFAR-10 in its binary layout: 320 training and 80 test images, a pattern a class."""
+def write_cifar(folder: Path, train_images: int = 320, test_images: int = 80) -> None:
+    """A small CIFAR-10 in its binary layout, a pattern a class."""
     random = np.random.default_rng(0)
     patterns = random.integers(128, size=(10, 3072), dtype=np.uint8)
     (inside := folder / "cifar-10-batches-bin").mkdir(parents=True)
-    for name, count in [*((f"data_batch_{i}", 64) for i in range(1, 6)), ("test_batch", 80)]:
+    for name, count in [
+        *((f"data_batch_{i}", train_images // 5) for i in range(1, 6)),
+        ("test_batch", test_images),
+    ]:
         labels = np.arange(count, dtype=np.uint8) % 10
         images = patterns[labels] + random.integers(128, size=(count, 3072), dtype=np.uint8)
         np.concatenate([labels[:, None], images], axis=1).tofile(inside / f"{name}.bin")

@@ -212,7 +212,8 @@ def test_what_another_machine_code_or_size_confirmed_is_not_taken_over(
 @pytest.mark.slow
 def test_an_interrupt_leaves_the_record_and_no_process(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from bench import verify; import test_verify as own\n"
+        "from pathlib import Path\n"
+        "from bench.verify import command as verify; import test_verify as own\n"
         "if __name__ == '__main__':\n"
         "    verify.CHECKS = [own.check(own.says_its_process), own.check(own.hanging, 60)]\n"
         f"    verify.verify('cpu', Path({str(tmp_path)!r}))\n"
