@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from cuda_stand_in import StandIn
 
 SHARED_DATA = SHARED / "data"
+
+# Before torch is imported, and for every process that a test starts: as many tests run at a time
+# as there are cores, and sums depend on the number of threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -65,6 +70,21 @@ def cifar10_dir(request: pytest.FixtureRequest) -> Path:
         return Path(named)
     shared: Path = request.getfixturevalue("shared_cifar")
     return shared
+
+
+@pytest.fixture(scope="module")
+def small_cifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A CIFAR-10 of 2,560 training and 200 test images, named by SWAP_DATA.
+
+    For whole runs: to evaluate on the synthetic set's 10,000 test images takes most of their time.
+    """
+    from same_bits import write_cifar
+
+    folder = tmp_path_factory.mktemp("small_cifar")
+    write_cifar(folder, train_images=2_560, test_images=200)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SWAP_DATA", str(folder))
+        yield folder
 
 
 @dataclass(frozen=True)

@@ -102,12 +102,12 @@ def run(folder: Path, command: str, options: Options) -> State:
     return load_file(path)
 
 
-def write_cifar(folder: Path) -> None:
-    """A small CIFAR-10 in its binary layout: 320 training and 80 test images, a pattern a class."""
+def write_cifar(folder: Path, train_images: int = 320, test_images: int = 80) -> None:
+    """A small CIFAR-10 in its binary layout, a pattern a class."""
     random = np.random.default_rng(0)
     patterns = random.integers(128, size=(10, 3072), dtype=np.uint8)
     parts = []
-    for count in (64, 64, 64, 64, 64, 80):
+    for count in (*5 * [train_images // 5], test_images):
         labels = np.arange(count, dtype=np.uint8) % 10
         images = patterns[labels] + random.integers(128, size=(count, 3072), dtype=np.uint8)
         parts.append(np.concatenate([labels[:, None], images], axis=1))

@@ -12,8 +12,10 @@ from bench.cli import main
 from bench.runner.session import differences
 from swap_fast.tasks import cifar as loaders
 
+pytestmark = pytest.mark.usefixtures("small_cifar")
+
 SMALL = (
-    *("--dataset", "synthetic", "--train-images", "256", "--width", "4", "--device", "cpu"),
+    *("--dataset", "cifar10", "--train-images", "256", "--width", "4", "--device", "cpu"),
     *("--threads", "1", "--phase1.global-batch-size", "64", "--phase1.max-epochs", "1"),
     *("--phase1.horizon-epochs", "2"),
 )
@@ -152,7 +154,7 @@ def test_a_whole_small_run_leaves_a_record_and_a_report(
     record = json.loads(path.read_text())
     assert record["world_size"] == int(ranks)
     assert record["emulated_workers"] is True
-    assert record["data"]["kind"] == "synthetic"
+    assert record["data"]["kind"] == "subset"
     assert len(record["epochs"]) == 1 + 4 * 2
     assert [row["epoch"] for row in record["average_by_epoch"]] == [1, 2]
     assert record["average_by_epoch"][-1]["test_accuracy"] == record["test_accuracy"]
@@ -167,12 +169,12 @@ def test_a_whole_small_run_leaves_a_record_and_a_report(
     assert kept == ["events.jsonl", "final.safetensors", *phase1, "run.json", *workers]
     capsys.readouterr()
     assert main(["report", "--results", out]) == 0
-    assert "synthetic" in (tmp_path / "report.md").read_text()
+    assert "cifar10 (subset)" in (tmp_path / "report.md").read_text()
 
 
 def test_phase_1_ends_by_itself(tmp_path: Path) -> None:
     # A recipe with a tau, which the rule takes the place of.
-    run = ["run", "cifar100_swap_cpu", "--out", str(tmp_path), "--ranks", "1", "--quiet", *SMALL]
+    run = ["run", "cifar10_cpu", "--out", str(tmp_path), "--ranks", "1", "--quiet", *SMALL]
     rule = ("--phase1.stop", "auto", "--phase1.stopping-accuracy", "None")
     numbers = ("--phase1.stopping-noise-ratio", "1e-6", "--phase1.warmup-epochs", "0")
     assert main([*run, *rule, *numbers, "--phase2.max-epochs", "1"]) == 0
@@ -217,9 +219,10 @@ def test_a_loader_that_cannot_be_had_is_replaced_and_noted(
 
 def test_an_sgd_run_has_no_workers(tmp_path: Path) -> None:
     run = ["run", "cifar10_sgd_small_cpu", "--out", str(tmp_path), "--ranks", "1", "--quiet"]
-    assert main([*run, *SMALL]) == 0
+    assert main([*run, *SMALL, "--dataset", "synthetic"]) == 0
     (path,) = (tmp_path / "runs").glob("*.json")
     record = json.loads(path.read_text())
+    assert record["data"]["kind"] == "synthetic"
     assert record["method"] == "sgd"
     assert record["emulated_workers"] is False
     assert record["accuracy_before_averaging"] is None

@@ -151,7 +151,7 @@ def test_every_written_page_command_and_module_is_in_the_navigation(site: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", [path.parent.name for path in ROOT.glob("*/__main__.py")])
+@pytest.mark.parametrize("program", sorted(path.parent.name for path in ROOT.glob("*/__main__.py")))
 def test_every_command_has_the_page_of_its_help(site: Path, program: str) -> None:
     asked = [sys.executable, "-m", program, "--help"]
     usage = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout

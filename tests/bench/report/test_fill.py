@@ -32,6 +32,12 @@ def cifar(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what runs: to draw the report takes most of their time."""
+    monkeypatch.setattr(fill, "write_report", lambda results: results / "report.md")
+
+
 class Session:
     """Stands for `run_session`: writes the record of each run, and keeps what it was asked."""
 
@@ -103,6 +109,7 @@ def test_a_table_is_filled_drawn_and_not_filled_again(
     ]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_table_that_was_cut_short_goes_on(
     tmp_path: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +123,7 @@ def test_a_table_that_was_cut_short_goes_on(
     assert second.asked == [("cifar100_swap_cpu", 0)]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_runs_on_other_data_are_not_those_of_a_table(
     tmp_path: Path,
     cifar: Path,
@@ -139,6 +147,7 @@ def test_runs_on_other_data_are_not_those_of_a_table(
     assert len(session.asked) == 3
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_set_that_is_downloaded_only_then_is_compared_before_the_runs(
     tmp_path: Path,
     cifar: Path,

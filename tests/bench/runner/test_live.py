@@ -12,8 +12,10 @@ from bench.options import RunOptions
 from bench.runner import progress
 from swap_fast.callbacks.events import read_events
 
+pytestmark = pytest.mark.usefixtures("small_cifar")
+
 RUN = [
-    *("run", "cifar10_quick", "--dataset", "synthetic", "--train-images", "256", "--width", "4"),
+    *("run", "cifar10_quick", "--dataset", "cifar10", "--train-images", "256", "--width", "4"),
     *("--phase1.global-batch-size", "64", "--phase1.max-epochs", "2", "--phase2.max-epochs", "1"),
     *("--device", "cpu", "--threads", "1"),
 ]

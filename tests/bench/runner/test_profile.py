@@ -21,8 +21,10 @@ from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import read_record
 from swap_fast.training.state import Progress
 
+pytestmark = pytest.mark.usefixtures("small_cifar")
+
 SMALL = (
-    *("--dataset", "synthetic", "--train-images", "512", "--width", "4", "--device", "cpu"),
+    *("--dataset", "cifar10", "--train-images", "512", "--width", "4", "--device", "cpu"),
     *("--threads", "1", "--phase1.global-batch-size", "64", "--phase1.max-epochs", "1"),
     *("--phase1.horizon-epochs", "2", "--phase1.stopping-accuracy", "None"),
 )
@@ -78,7 +80,7 @@ def test_a_run_leaves_a_trace_of_each_phase(
     assert f"profile: {traces / 'phase1.json.gz'}" in said
     # No table takes it, and the report says why.
     assert record.notes[-1].startswith("profiled: ")
-    assert why_not_comparable(record, kinds=("synthetic",)) == record.notes[-1]
+    assert why_not_comparable(record, kinds=("subset",)) == record.notes[-1]
     assert place_of(record) == OTHER
     assert why_other(record) == record.notes[-1]
 

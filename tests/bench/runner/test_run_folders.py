@@ -32,7 +32,7 @@ from swap_fast.recipes.cifar100 import (
 )
 
 SMALL = [
-    *("--dataset", "synthetic", "--train-images", "1024", "--width", "4"),
+    *("--dataset", "cifar10", "--train-images", "1024", "--width", "4"),
     *("--phase1.max-epochs", "2", "--phase1.warmup-epochs", "0.5", "--ranks", "1"),
     *("--threads", "1", "--device", "cpu", "--quiet"),
 ]
@@ -173,7 +173,7 @@ def final(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_ends_with_the_same_bits(small_cifar: Path, tmp_path: Path) -> None:
     run = ["run", "cifar10_quick", *SMALL, "--resume", "--out"]
     assert main([*run, str(tmp_path / "whole")]) == 0
     out = tmp_path / "killed"

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 
 from bench.cli import main
 
+pytestmark = pytest.mark.usefixtures("small_cifar")
+
 SMALL = [
-    *("--dataset", "synthetic", "--train-images", "1024", "--width", "4"),
+    *("--dataset", "cifar10", "--train-images", "1024", "--width", "4"),
     *("--phase1.max-epochs", "1", "--phase1.warmup-epochs", "0.5", "--phase2.max-epochs", "2"),
     *("--ranks", "1", "--threads", "1", "--device", "cpu", "--quiet"),
 ]
@@ -36,7 +38,7 @@ def record(out: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def together(small_cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("together")
     assert main([*RUN, "--out", str(out)]) == 0
     return out

@@ -19,8 +19,10 @@ from bench.options import JobOptions
 
 pytest.importorskip("submitit")
 
+pytestmark = pytest.mark.usefixtures("small_cifar")
+
 SMALL = [
-    *("--dataset", "synthetic", "--train-images", "2048", "--width", "4"),
+    *("--dataset", "cifar10", "--train-images", "2048", "--width", "4"),
     *("--phase1.max-epochs", "6", "--phase1.warmup-epochs", "0.5", "--phase2.max-epochs", "1"),
     *("--ranks", "1", "--threads", "1", "--device", "cpu", "--quiet"),
 ]
@@ -32,7 +34,7 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def whole(small_cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     out = tmp_path_factory.mktemp("whole")
     assert main(["run", "cifar10_quick", *SMALL, "--out", str(out)]) == 0
     (folder,) = (out / "checkpoints").iterdir()

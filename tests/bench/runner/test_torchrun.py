@@ -21,7 +21,9 @@ from swap_fast.checkpoint.attempts import is_running
 from swap_fast.distributed import connect
 from swap_fast.record import read_record
 
-RUN = ["bench", "run", "cifar10_quick", "--dataset", "synthetic", "--device", "cpu"]
+pytestmark = pytest.mark.usefixtures("small_cifar")
+
+RUN = ["bench", "run", "cifar10_quick", "--dataset", "cifar10", "--device", "cpu"]
 SMALL = ["--train-images", "512", "--width", "2", "--phase1.max-epochs", "1", "--threads", "1"]
 
 
@@ -86,7 +88,7 @@ def test_a_rank_that_is_killed_ends_the_run_with_its_name() -> None:
         launch(kill_rank_1, num_ranks=2)
 
 
-TWO = ["run", "cifar10_quick", "--dataset", "synthetic", "--device", "cpu", "--ranks", "2"]
+TWO = ["run", "cifar10_quick", "--dataset", "cifar10", "--device", "cpu", "--ranks", "2"]
 TWO += ["--train-images", "1024", "--width", "4", "--phase1.max-epochs", "2", "--threads", "1"]
 TWO += ["--phase1.warmup-epochs", "0.5", "--phase2.max-epochs", "2", "--quiet", "--resume"]
 """Two epochs that two processes share, then two of each of four workers, two at a time."""
@@ -115,7 +117,7 @@ def kill_one_process_at(out: Path, checkpoint: str) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def whole(small_cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     out = tmp_path_factory.mktemp("whole")
     assert main([*TWO, "--out", str(out)]) == 0
     (path,) = out.glob("checkpoints/*/final.safetensors")

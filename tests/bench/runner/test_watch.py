@@ -18,9 +18,11 @@ from bench.runner.watch import Follower, find_run
 from swap_fast.callbacks.events import EventFile, merge_events, read_events
 from swap_fast.checkpoint.attempts import Attempt
 
+pytestmark = pytest.mark.usefixtures("small_cifar")
+
 RUN = [
-    *(sys.executable, "-m", "bench", "run", "cifar10_quick", "--dataset", "synthetic"),
-    *("--train-images", "512", "--width", "4", "--phase1.global-batch-size", "64"),
+    *(sys.executable, "-m", "bench", "run", "cifar10_quick", "--dataset", "cifar10"),
+    *("--train-images", "1024", "--width", "4", "--phase1.global-batch-size", "64"),
     *("--phase1.max-epochs", "20", "--phase1.horizon-epochs", "20", "--phase2.max-epochs", "1"),
     *("--device", "cpu", "--ranks", "1", "--threads", "1"),
 ]

@@ -157,19 +157,19 @@ QUICK = [
 
 
 @pytest.fixture(scope="module")
-def runs(cifar10_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def runs(small_cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The folders of two runs, seeds 1 and 2."""
     out = tmp_path_factory.mktemp("runs")
-    assert bench([*QUICK, "--data", str(cifar10_dir), "--out", str(out), "--runs", "2"]) == 0
+    assert bench([*QUICK, "--data", str(small_cifar), "--out", str(out), "--runs", "2"]) == 0
     return sorted((out / "checkpoints").iterdir())
 
 
 @pytest.mark.slow
 def test_the_average_of_a_runs_workers_is_the_runs_own_result(
-    runs: list[Path], cifar10_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[Path], small_cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["average", str(runs[0]), "-o", str(tmp_path / "out"), "--basin-points", "0"]
-    assert main([*arguments, "--data-dir", str(cifar10_dir), "--json"]) == 0
+    assert main([*arguments, "--data-dir", str(small_cifar), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     made, expected = (
         load_file(path) for path in (tmp_path / "out.safetensors", runs[0] / "final.safetensors")
@@ -189,7 +189,7 @@ def test_the_average_of_a_runs_workers_is_the_runs_own_result(
     assert norms == pytest.approx(record["displacement_norms"], rel=1e-5)
     assert report["cosines"][0][1] == pytest.approx(record["displacement_cosines"][0][1], rel=1e-5)
     assert report["distances"][0][1] == pytest.approx(record["pairwise_distances"][0][1], rel=1e-5)
-    evaluation = run_evaluation(runs[0], cifar10_dir, torch.device("cpu"))
+    evaluation = run_evaluation(runs[0], small_cifar, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"got test; .*--select-on test"):
         average_files([runs[0]], soup="greedy", evaluation=evaluation)
 
