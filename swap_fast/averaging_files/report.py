@@ -12,7 +12,6 @@ BARRIER = 0.02
 """Accuracy (a fraction) below the straight line from which on two models lie apart: Frankle et al.
 (2020) call what is below 2% stable."""
 
-
 SPLITS = {"held_out": "held-out accuracy (%)", "test": "test accuracy (%)"}
 
 
