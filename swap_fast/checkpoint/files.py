@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +53,9 @@ class CheckpointInfo:
     """`Progress.sums` of each rank."""
     rows: list[EpochRow]
     """Of the epochs done in this phase."""
+    weights_sha256: dict[str, str] = field(default_factory=dict)
+    """Of the model's file after each epoch of this phase, by its stem: a worker's are read again
+    when its cycles are averaged, long after their own manifests were deleted."""
     taken_from: str | None = None
     """The run whose phase 1 this is; None: this one's own."""
 
@@ -179,19 +182,28 @@ def load_state_(weights: Weights, saved: Mapping[str, Tensor], name: str) -> Non
         weights.load_state_dict(saved)
 
 
-def load_theta(weights: Weights, path: Path) -> Tensor:
+def load_theta(weights: Weights, path: Path, sha256: str | None = None) -> Tensor:
     """Read a saved state into the model, and return its vector theta [P].
+
+    Arguments:
+        sha256: of the file, where it is known.
 
     Raises:
         ValueError: a damaged file, or names and shapes that are not the model's; the model is
             then as it was.
     """
-    load_state_(weights, _tensors(path.name, path.read_bytes()), path.name)
+    content = path.read_bytes()
+    if sha256 is not None:
+        _require_sha256(path.name, content, sha256)
+    load_state_(weights, _tensors(path.name, content), path.name)
     return weights.theta.detach().clone()
 
 
-def write_checkpoint(stem: Path, checkpoint: Checkpoint) -> None:
+def write_checkpoint(stem: Path, checkpoint: Checkpoint) -> CheckpointInfo:
     """Write STEM.safetensors, STEM.state.safetensors and, at last, STEM.json with their hashes.
+
+    Returns:
+        What the manifest says, with the hash of these weights too.
 
     Raises:
         OSError: as `write_file`; there is then no new manifest.
@@ -201,8 +213,11 @@ def write_checkpoint(stem: Path, checkpoint: Checkpoint) -> None:
         content = save(tensors)
         sha256_by_ending[ending] = hashlib.sha256(content).hexdigest()
         write_file(file_of(stem, ending), content)
-    manifest = Manifest(sha256_by_ending=sha256_by_ending, about=checkpoint.about)
+    known = {**checkpoint.about.weights_sha256, stem.name: sha256_by_ending[MODEL]}
+    about = replace(checkpoint.about, weights_sha256=known)
+    manifest = Manifest(sha256_by_ending=sha256_by_ending, about=about)
     write_json(file_of(stem, MANIFEST), manifest)
+    return about
 
 
 def read_checkpoint(stem: Path) -> Checkpoint:
@@ -219,12 +234,7 @@ def read_checkpoint(stem: Path) -> Checkpoint:
             content = path.read_bytes()
         except OSError as error:
             raise DamagedError(f"{path.name}: expected a file, got {error.strerror}") from None
-        got, expected = hashlib.sha256(content).hexdigest(), manifest.sha256_by_ending.get(ending)
-        if got != expected:
-            raise DamagedError(
-                f"{path.name}: expected the bytes with sha256 {str(expected)[:12]}, got "
-                f"{len(content):,} bytes with {got[:12]}"
-            )
+        _require_sha256(path.name, content, manifest.sha256_by_ending[ending])
         tensors[ending] = _tensors(path.name, content)
     return Checkpoint(model=tensors[MODEL], state=tensors[STATE], about=manifest.about)
 
@@ -241,6 +251,15 @@ def read_manifest(stem: Path) -> Manifest:
 def file_of(stem: Path, ending: str) -> Path:
     """A file of a checkpoint; its name may have dots."""
     return stem.with_name(stem.name + ending)
+
+
+def _require_sha256(name: str, content: bytes, expected: str) -> None:
+    got = hashlib.sha256(content).hexdigest()
+    if got != expected:
+        raise DamagedError(
+            f"{name}: expected the bytes with sha256 {expected[:12]}, got {len(content):,} bytes "
+            f"with {got[:12]}"
+        )
 
 
 def _tensors(name: str, content: bytes) -> dict[str, Tensor]:

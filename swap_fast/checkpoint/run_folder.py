@@ -164,6 +164,7 @@ class RunFolder:
         self._on_save, self._say = on_save, say
         self._rows: dict[tuple[int, int], list[EpochRow]] = {}
         self._laps_before: dict[tuple[int, int], Laps] = {}
+        self._sha256: dict[tuple[int, int], dict[str, str]] = {}
         self._weights: Weights | None = None
         self.origin: str | None = None
         """The sha256 of the theta with which phase 1 ended; None before its end."""
@@ -185,6 +186,7 @@ class RunFolder:
         """
         key = (position.phase, position.worker)
         self._laps_before[key], self._rows[key] = dict(self._clock.laps), []
+        self._sha256[key] = {}
         self._weights = state.weights
         found: tuple[Path, Checkpoint] | None = state.comm.on_first(lambda: self._newest(*key))
         if found is None:
@@ -204,7 +206,7 @@ class RunFolder:
         for lap, seconds in about.laps_by_rank[rank % len(about.laps_by_rank)].items():
             self._clock.add(lap, seconds)
             self.restored_s += seconds
-        self._rows[key] = about.rows
+        self._rows[key], self._sha256[key] = about.rows, about.weights_sha256
         self._note_origin(progress, state)
         if progress.phase == 1:
             self.taken_from = about.taken_from
@@ -234,9 +236,11 @@ class RunFolder:
                 laps_by_rank=laps_by_rank,
                 sums_by_rank=sums_by_rank,
                 rows=self._rows[key],
+                weights_sha256=self._sha256[key],
             )
             checkpoint = Checkpoint(model=model_state(state.weights), state=tensors, about=about)
-            write_checkpoint(self.path / _stem(position), checkpoint)
+            about = write_checkpoint(self.path / _stem(position), checkpoint)
+            self._sha256[key] = about.weights_sha256
             if position.phase == 1 and position.stopped_by and self._keep_epochs:
                 save_weights(state.weights, self.path / f"phase1-epoch{position.epoch}{MODEL}")
             self._prune(position)
@@ -246,9 +250,22 @@ class RunFolder:
         state.comm.barrier()
 
     def theta(self, worker: int, epoch: int) -> Tensor:
-        """The weights [P] of a worker after an epoch; the model then holds them too."""
+        """The weights [P] of a worker after an epoch; the model then holds them too.
+
+        Raises:
+            ValueError: a damaged file.
+        """
         assert self._weights is not None, "what was saved had a model"
-        return load_theta(self._weights, self.path / f"worker{worker}-epoch{epoch}{MODEL}")
+        stem = f"worker{worker}-epoch{epoch}"
+        # On the rank that saved it and, of a resumed worker, on every rank of the worker.
+        sha256 = self._sha256.get((2, worker), {}).get(stem)
+        try:
+            return load_theta(self._weights, self.path / f"{stem}{MODEL}", sha256)
+        except DamagedError as error:
+            raise ValueError(
+                f"{error}; delete the files worker{worker}-* of {self.path} and resume: it is "
+                "trained again"
+            ) from None
 
     def save_final(self, weights: Weights) -> None:
         """Save the run's result."""

@@ -202,6 +202,20 @@ def test_a_damaged_checkpoint_is_left_out(ending: str, damage: str, tmp_path: Pa
         assert "\n" not in said[0]
 
 
+@pytest.mark.parametrize("saves", [8, 9])  # in the second cycle of worker 1, or at its end
+def test_a_damaged_sample_of_an_earlier_cycle_is_refused(saves: int, tmp_path: Path) -> None:
+    recipe = replace(CYCLES, phase1=SWAP_3.phase1)
+    with pytest.raises(CutError):
+        run(recipe, tmp_path, saves=saves)
+    assert not (tmp_path / "worker0-epoch2.json").exists()
+    flip_a_bit(tmp_path / "worker0-epoch2.safetensors")
+    with pytest.raises(ValueError, match=r"^worker0-epoch2\.safetensors: .* delete .* worker0-\*"):
+        run(recipe, tmp_path)
+    for path in tmp_path.glob("worker0-*"):
+        path.unlink()
+    assert_same(run(recipe, tmp_path), run(recipe, tmp_path / "whole"))
+
+
 def test_a_checkpoint_of_a_later_version_ends_the_run(tmp_path: Path) -> None:
     """It is no damage: to train over it would lose what a later version has done."""
     with pytest.raises(CutError):
