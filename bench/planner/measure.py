@@ -1,4 +1,4 @@
-"""The machine at hand, measured briefly: its peaks, and the steps of a recipe's phases."""
+"""Measures this machine in a few seconds: its peak, and the steps of a recipe's phases."""
 
 import os
 import time
@@ -24,40 +24,37 @@ from swap_fast.training.step import Step
 from swap_fast.training.weights import Weights
 
 LEAST_S = 0.5
-"""How long each thing is measured."""
+"""Least time of each measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One device of this machine, by its own steps: what a step costs on it is in them."""
+class MeasuredSpeed:
+    """The speed of one device of this machine, by measured steps."""
 
     hardware: Hardware
-    """Its measured peaks."""
+    """With the measured peak."""
     micro_batches_s: Mapping[int, float]
-    """Seconds of one update, by the images in it."""
+    """Seconds of one step with its update, by the images in it."""
     pass_s: float
     """Seconds an image of the batch-norm pass."""
     efficiency: Efficiency = FLOOR
-    """Nothing is left to be added."""
+    """The measured steps have it already."""
 
     def micro_batch_s(self, phase: PhaseWork) -> float:
-        """Forward and backward of one micro-batch, with the update."""
         return self.micro_batches_s[phase.micro_batch_size]
 
     def update_s(self, phase: PhaseWork) -> float:
-        """Nothing: it is in the micro-batch's."""
-        return 0.0
+        return 0.0  # in the micro-batch's time
 
     def pass_image_s(self, phase: PhaseWork) -> float:
-        """An image of the pass after averaging."""
         return self.pass_s
 
 
-def measure(recipe: Recipe, device: str = "auto") -> Measured:
-    """Some seconds' work: peaks, one update of each phase's micro-batch, the batch-norm pass.
+def measure(recipe: Recipe, device: str = "auto") -> MeasuredSpeed:
+    """Time the device's peak, a step of each phase's micro-batch, and the batch-norm pass.
 
     Raises:
-        ValueError: the device is not there.
+        ValueError: there is no such device.
     """
     device_type = choose_device(device)
     torch.set_num_threads(available_cores())
@@ -67,11 +64,10 @@ def measure(recipe: Recipe, device: str = "auto") -> Measured:
     phases = [recipe.phase1]
     if isinstance(recipe, AveragingRecipe):
         phases.append(recipe.phase2)
-    weights = Weights(
-        execution.place(ResNet9(NUM_CLASSES[recipe.dataset], recipe.width), place),
-    )
+    net = ResNet9(NUM_CLASSES[recipe.dataset], recipe.width)
+    weights = Weights(execution.place(net, place))
     sizes = {phase.micro_batch_size for phase in phases}
-    return Measured(
+    return MeasuredSpeed(
         hardware=_hardware(place, execution),
         micro_batches_s={size: _update_s(weights, size, execution) for size in sorted(sizes)},
         pass_s=_pass_image_s(weights, phases[-1].micro_batch_size, execution),
@@ -137,7 +133,7 @@ def _hardware(device: torch.device, execution: Execution) -> Hardware:
 
 
 def _per_s(turn: Turn, device: torch.device) -> float:
-    """Units a second of the fastest of several calls: other programs can only make one slower."""
+    """Units a second of the fastest of several calls: other programs only make a call slower."""
     turn()
     synchronize(device)
     best, spent = 0.0, 0.0

@@ -1,1 +1,5 @@
-"""bench/search: say here what is in this package."""
+"""`python -m bench search`: a grid of a recipe's settings, compared on held-out training images.
+
+`command` runs it; `grid` has the options, the settings and the points; `study` queues the points in
+a database (Optuna), `trials` runs one; `report` has the table and the figure.
+"""

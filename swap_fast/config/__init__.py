@@ -1,1 +1,1 @@
-"""swap_fast/config: say here what is in this package."""
+"""Configuration as frozen, checked dataclasses: `recipe`, its `phase`s, and `execution`."""

@@ -1,1 +1,1 @@
-"""swap_fast/recipes: say here what is in this package."""
+"""The paper's recipes as functions, named for data set and method; `cifar10.RECIPES` has all."""
