@@ -316,7 +316,7 @@ def measure_plane(figure: int, subject: Subject, counts: Counts, grid: int) -> P
     weights = Weights(make_net(subject.recipe, subject.dataset))
     thetas = [load_theta(weights, path) for path in files]
     plane = plane_through(*thetas[:3])
-    places = [plane.place(theta) for theta in thetas]
+    places = [plane.coordinates(theta) for theta in thetas]
     alphas, betas = grid_around([(place.alpha, place.beta) for place in places], grid)
     settings = {"grid": grid, "margin": MARGIN, **asdict(counts)}
     task = PlaneTask(

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.document.table import write_table
 from bench.search.grid import Outcome, Scores, ranked
-from bench.search.report import best_line, search_figure, search_table, write_table
+from bench.search.report import best_line, search_figure, search_table
 
 
 def _outcome(accuracies: tuple[float, ...], time_s: float, **point: float | str) -> Outcome:
