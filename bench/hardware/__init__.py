@@ -1,1 +1,1 @@
-"""bench/hardware: say here what is in this package."""
+"""The machine that a run ran on (`machine`), and its telemetry (`telemetry`)."""

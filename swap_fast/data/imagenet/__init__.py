@@ -1,1 +1,1 @@
-"""swap_fast/data/imagenet: say here what is in this package."""
+"""ImageNet as a tree of files: `scan`, `files`, `crops`; `batches` by `dali` or `torchvision`."""
