@@ -30,10 +30,12 @@ from swap_fast.training.weights import Weights
 PEAK_LR = 0.1
 
 
-def make_step(execution: Execution, width: int, batch_size: int) -> tuple[Step, Phase]:
+def make_step(
+    execution: Execution, width: int, batch_size: int, *, num_classes: int = 10
+) -> tuple[Step, Phase]:
     """The step of `swap_fast` in phase 2, not warmed up yet."""
     device = torch.device(execution.device_type)
-    weights = Weights(execution.place(ResNet9(width=width), device))
+    weights = Weights(execution.place(ResNet9(num_classes, width), device))
     scaled = execution.precision == "fp16"
     optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=scaled)
     phase = Phase(global_batch_size=batch_size, peak_lr=PEAK_LR, max_epochs=1)

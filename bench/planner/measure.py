@@ -10,17 +10,14 @@ import torch
 from bench.hardware.machine import available_cores, choose_device, describe_machine
 from bench.micro.interleave import Turn
 from bench.micro.peak import COPIED_BYTES, MATRIX_SIZE, matrix_product, memory_copy, synchronize
+from bench.micro.step import make_step
 from bench.planner.model import FLOOR, Efficiency, Hardware
 from bench.planner.workload import NUM_CLASSES, PhaseWork
 from swap_fast.config.execution import DTYPES, Execution, default_execution
-from swap_fast.config.phase import Optimizer, Phase
 from swap_fast.config.recipe import AveragingRecipe, Recipe
-from swap_fast.distributed import ALONE
 from swap_fast.models import ResNet9
 from swap_fast.training.batchnorm import recompute_statistics_
 from swap_fast.training.capture import keep_freed_memory
-from swap_fast.training.optimizer import MomentumSGD
-from swap_fast.training.step import Step
 from swap_fast.training.weights import Weights
 
 LEAST_S = 0.5
@@ -64,20 +61,20 @@ def measure(recipe: Recipe, device: str = "auto") -> MeasuredSpeed:
     phases = [recipe.phase1]
     if isinstance(recipe, AveragingRecipe):
         phases.append(recipe.phase2)
-    net = ResNet9(NUM_CLASSES[recipe.dataset], recipe.width)
-    weights = Weights(execution.place(net, place))
-    sizes = {phase.micro_batch_size for phase in phases}
+    num_classes = NUM_CLASSES[recipe.dataset]
+    weights = Weights(execution.place(ResNet9(num_classes, recipe.width), place))
+    sizes = sorted({phase.micro_batch_size for phase in phases})
     return MeasuredSpeed(
         hardware=_hardware(place, execution),
-        micro_batches_s={size: _update_s(weights, size, execution) for size in sorted(sizes)},
+        micro_batches_s={
+            size: _update_s(execution, recipe.width, size, num_classes) for size in sizes
+        },
         pass_s=_pass_image_s(weights, phases[-1].micro_batch_size, execution),
     )
 
 
-def _update_s(weights: Weights, micro_batch_size: int, execution: Execution) -> float:
-    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=execution.precision == "fp16")
-    phase = Phase(global_batch_size=micro_batch_size, peak_lr=0.1, max_epochs=1)
-    step = Step(weights, optimizer, phase, ALONE, execution)
+def _update_s(execution: Execution, width: int, batch_size: int, num_classes: int) -> float:
+    step, _ = make_step(execution, width, batch_size, num_classes=num_classes)
     step.warm_up()
     step.images.normal_()
 
@@ -85,7 +82,7 @@ def _update_s(weights: Weights, micro_batch_size: int, execution: Execution) -> 
         step()
         return 1
 
-    return 1 / _per_s(update, weights.theta.device)
+    return 1 / _per_s(update, torch.device(execution.device_type))
 
 
 def _pass_image_s(weights: Weights, batch_size: int, execution: Execution) -> float:
