@@ -482,7 +482,9 @@ def test_verify_gpu(cuda_stand_in: StandIn, tmp_path: Path, devices: int, checks
 def test_the_gather_kernel_on_a_device(cuda_stand_in: StandIn) -> None:
     # The kernel is compiled, launched, and interpreted for its values.
     words = ["-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu"]
-    done = cuda_stand_in.run([*words, str(TESTS / "test_gather_kernel.py")], values=2)
+    done = cuda_stand_in.run(
+        [*words, str(TESTS / "swap_fast/data/cifar/test_gather_kernel.py")], values=2
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
     assert "skipped" not in done.stdout
@@ -490,7 +492,7 @@ def test_the_gather_kernel_on_a_device(cuda_stand_in: StandIn) -> None:
 
 def test_workers_on_streams_of_their_own(cuda_stand_in: StandIn) -> None:
     words = ["-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu"]
-    done = cuda_stand_in.run([*words, str(TESTS / "test_micro_workers.py")])
+    done = cuda_stand_in.run([*words, str(TESTS / "bench/micro/test_micro_workers.py")])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
     assert "skipped" not in done.stdout
