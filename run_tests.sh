@@ -31,4 +31,6 @@ step 'lint' "'.venv/bin/ruff check --fix .' mends what it can" "$VENV_PYTHON" -m
 step 'types' "correct the types or their use" "$VENV_PYTHON" -m mypy
 step 'layers' "see .importlinter: arrows point down" "${VENV_PYTHON%/*}/lint-imports"
 echo "== tests ($selection)"
-exec "$VENV_PYTHON" -m pytest ${guard[@]+"${guard[@]}"} -m "$selection" --durations=10 "$@"
+# A process a core; a worker that is done takes tests of another, so that a file's stay together.
+exec "$VENV_PYTHON" -m pytest ${guard[@]+"${guard[@]}"} -m "$selection" --durations=10 \
+    --numprocesses auto --maxprocesses 8 --dist worksteal "$@"

@@ -1,17 +1,30 @@
-"""How a recipe is run: the options that are no part of the recipe."""
+"""The options of the commands, beside a recipe's own fields."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import Positional, UseAppendAction
 
 from swap_fast.callbacks.trackers import TrackerName
 
 
+def require_counts(options: object, *names: str, least: int = 1) -> None:
+    """Refuse options below `least`; None is not checked.
+
+    Raises:
+        ValueError: one is below.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}: expected {least} or more, got {value}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a recipe is run; what it is, its own fields say."""
+    """How a recipe is run; its own fields are options too."""
 
     runs: int = 1
     """Runs, with seeds SEED, SEED + 1, ..."""
@@ -37,14 +50,14 @@ class RunOptions:
     loader: Literal["auto", "tensor", "dali", "torchvision"] = "auto"
     """What makes the batches; auto takes the recipe's own on CUDA devices, else the fastest."""
     skip_bad_files: bool = False
-    """Go on without the files of an image tree that cannot be used; the record says how many."""
+    """Skip files of an image tree that cannot be used; the record counts them."""
     capture: Literal["auto", "on", "off"] = "auto"
     """Capture the whole step as one CUDA graph; auto does on CUDA devices."""
     all_reduce: Literal["fp16", "fp32"] = "fp32"
     """Type in which the processes' gradients are summed; fp16 halves the bytes."""
     resume: bool = False
-    """Go on where an interrupted run of this recipe and seed in OUT ended; a finished one is left
-    as it is, and one that never began begins. The same command may be given again and again."""
+    """Resume the interrupted run of this recipe and seed in OUT, if there is one, else start one; a
+    finished one is left as it is. The same command may be given again and again."""
     phase2: Literal["together", "separate"] = "together"
     """separate: each worker is a process of its own from phase 1's checkpoint, so that one which
     dies costs one worker; --resume runs it alone."""
@@ -71,10 +84,7 @@ class RunOptions:
         """Refuse counts below one."""
         if self.json and self.quiet:
             raise ValueError("json: expected without quiet, which prints nothing, got both")
-        for name in ("runs", "ranks", "threads", "min_workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {value}")
+        require_counts(self, "runs", "ranks", "threads", "min_workers")
         if self.min_workers is not None and self.phase2 == "together":
             raise ValueError("min_workers: expected --phase2 separate beside it, got together")
         if not 0 < self.timeout_s < 1e6:
@@ -119,16 +129,9 @@ class FigureOptions:
 
     def __post_init__(self) -> None:
         """Refuse counts that no figure could have."""
-        for name, least in (
-            ("grid", 3),
-            ("batch_norm_images", 2),
-            ("train_images", 1),
-            ("test_images", 1),
-            ("processes", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}: expected {least} or more, got {value}")
+        require_counts(self, "grid", least=3)
+        require_counts(self, "batch_norm_images", least=2)
+        require_counts(self, "train_images", "test_images", "processes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,7 @@ class JobOptions:
     cpus_per_task: int = 4
     """CPU cores a process."""
     time_min: int = 60
-    """Minutes after which a job is queued again, to go on."""
+    """Minutes after which a job is queued again, to resume."""
     at_once: int = 256
     """Workers of phase 2 that may run at the same time."""
     partition: str | None = None
@@ -154,12 +157,8 @@ class JobOptions:
 
     def __post_init__(self) -> None:
         """Refuse counts below one."""
-        for name, least in (
-            *((name, 1) for name in ("nodes", "cpus_per_task", "time_min", "at_once")),
-            ("gpus_per_node", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        require_counts(self, "nodes", "cpus_per_task", "time_min", "at_once")
+        require_counts(self, "gpus_per_node", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,10 +197,9 @@ class MicroOptions:
 
     def __post_init__(self) -> None:
         """Refuse counts below one."""
-        for name in ("width", "batch_size", "images", "ranks", "largest", "rounds", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {value}")
+        require_counts(
+            self, "width", "batch_size", "images", "ranks", "largest", "rounds", "threads"
+        )
         if any(size < 1 for size in self.batch_sizes):
             raise ValueError(f"batch_sizes: expected 1 or more each, got {self.batch_sizes}")
 
@@ -233,10 +231,7 @@ class PlanOptions:
         """Refuse what cannot be planned."""
         if self.recipe is None and not self.check_paper:
             raise ValueError("plan: expected a recipe or --check-paper, got neither")
-        for name in ("gpus", "nodes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {value}")
+        require_counts(self, "gpus", "nodes")
         if self.nodes > 1 and self.gpus is None:
             raise ValueError(f"gpus: expected the devices of each of {self.nodes} nodes, got none")
         if self.price_per_gpu_hour is not None and self.price_per_gpu_hour < 0:
@@ -263,16 +258,13 @@ class PrepareOptions:
     processes: int | None = None
     """Processes; by default one a core."""
     skip_bad_files: bool = False
-    """Go on without files that cannot be used."""
+    """Skip files that cannot be used."""
     quiet: bool = False
     """Print no progress."""
 
     def __post_init__(self) -> None:
         """Refuse sizes and counts below one."""
-        for name in ("size", "processes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {value}")
+        require_counts(self, "size", "processes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,9 +284,7 @@ class SmallTreeOptions:
 
     def __post_init__(self) -> None:
         """Refuse counts below one."""
-        for name in ("per_class", "test_per_class", "size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        require_counts(self, "per_class", "test_per_class", "size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +320,39 @@ class TableOptions:
 
     def __post_init__(self) -> None:
         """Refuse counts below one."""
-        for name in ("runs", "ranks", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {value}")
+        require_counts(self, "runs", "ranks", "threads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Draw the tables, the figures and the report (Markdown and HTML) from the records alone."""
+
+    results: Path = Path("results")
+    """Results folder: records are read from RESULTS/runs."""
+    readme: Path | None = None
+    """Also write the main table between the results markers of this file."""
+    performance: Path | None = None
+    """Also write the tables of measurements between the micro markers of this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Confirm what only a GPU can confirm, and write a record of it.
+
+    Each check has a time limit, and the record is written again as each ends. The same command
+    given again runs what failed or did not run; --all runs everything.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """cpu runs the checks that have a form for CPUs."""
+    out: Path = Path("results/verify")
+    """Folder for the records."""
+    data: Path | None = None
+    """Folder that holds CIFAR-10; else SWAP_DATA, the cache, the download, synthetic images."""
+    small: bool = False
+    """Small nets and few images, as on a CPU: confirms how it works, and neither speed nor memory
+    nor accuracy."""
+    everything: Annotated[bool, tyro.conf.arg(name="all")] = False
+    """Also run what an earlier record of this machine and code has as confirmed."""
+    only: tuple[str, ...] = ()
+    """Names of checks: run these alone, even if confirmed."""

@@ -22,7 +22,6 @@ from mkdocs.structure.pages import Page
 from swap_fast import _HOME
 
 ROOT = Path(__file__).resolve().parent.parent
-NEVER_RUN = "What was never run on a GPU"
 WAITS = "<!-- waits -->"
 """Stands in a line whose links lead to what is being written; until then they are plain text."""
 
@@ -57,7 +56,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "Comparing runs": "comparing.md",
         "Exports": "exports.md",
         "Performance": "performance.md",
-        NEVER_RUN: "never_run_on_a_gpu.md",
+        "What was never run on a GPU": "never_run_on_a_gpu.md",
     },
 }
 """Titles and pages in the navigation's order; a page that is not there is left out."""
@@ -83,10 +82,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     written = {file.src_uri: file.content_string for file in files.documentation_pages()}
     homes = {page: home for page, home in FROM_THE_REPOSITORY.items() if (ROOT / home).exists()}
     made = {page: (ROOT / home).read_text(encoding="utf-8") for page, home in homes.items()}
-    made["never_run_on_a_gpu.md"] = _section(made["index.md"], NEVER_RUN)
     _file_of.clear()
     _file_of.update({page: f"docs/{page}" for page in written})
-    _file_of.update({**homes, "never_run_on_a_gpu.md": "README.md"})
+    _file_of.update(homes)
     shown = _linked({**written, **made})
     commands, modules = command_pages(), module_pages()
     for page, text in {**made, **commands, **modules}.items():
@@ -219,13 +217,6 @@ def _title(page: str) -> str:
     if page.startswith("reference/"):
         return stem.removeprefix("swap_fast.")
     return "Overview" if stem == "index" else stem.replace("_", " ", 1)
-
-
-def _section(markdown: str, title: str) -> str:
-    """A section of a page as a page of its own."""
-    start = markdown.index(f"## {title}\n")
-    end = markdown.find("\n## ", start)
-    return markdown[start + 1 : end + 1 if end > 0 else None]
 
 
 def _without_waiting(lines: list[str]) -> Iterator[str]:

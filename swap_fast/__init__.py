@@ -11,7 +11,7 @@ _HOME = {
     "swap": "user.api",
     "SwapResult": "user.result",
     "InterruptedRunError": "training.shutdown",
-    "Watch": "training.parts",
+    "Callback": "training.callback",
     "SGDRecipe": "config.recipe",
     "SWAPRecipe": "config.recipe",
     "Phase": "config.phase",

@@ -1,22 +1,16 @@
-"""Algorithm 1: Stochastic Weight Averaging in Parallel.
+"""Algorithm 1: Stochastic Weight Averaging in Parallel, beside SGD and SWA from the same parts.
 
-Line numbers are those of the paper's listing. Everything that depends on the hardware is handed
-in as `Trainer`; a rank runs the replicas and workers that `comm` gives it.
+Line numbers are those of the paper's listing. All that depends on the hardware and on the data is
+in the `Trainer`; a rank runs the replicas and the workers that its `comm` gives it.
 """
 
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import Protocol
 
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import SGDRecipe, SWARecipe
-from swap_fast.record import EpochRow
-from swap_fast.training.evaluate import Accuracies
-from swap_fast.training.loop import train
 from swap_fast.training.parts import Trainer
-from swap_fast.training.state import Progress, TrainingState
+from swap_fast.training.state import Result, TrainedModel
+from swap_fast.training.step import Metrics
 from swap_fast.training.weights import average, mean_of, mean_statistics
 
 
@@ -25,254 +19,108 @@ class OnePhase(Protocol):
 
     @property
     def phase1(self) -> Phase:
-        """Lines 1-6: batch size, learning rate, tau."""
+        """Lines 2-4: tau, the learning rate LR_1 and the batch size B_1."""
 
 
-class Method(OnePhase, Protocol):
+class TwoPhases(OnePhase, Protocol):
     """What Algorithm 1 needs of a recipe."""
 
     @property
     def phase2(self) -> Phase:
-        """The same of each worker."""
+        """LR_2 and B_2, of each worker."""
 
     @property
     def keep_momentum(self) -> bool:
-        """Whether phase 2 goes on with phase 1's history of gradients."""
+        """Whether phase 2 continues phase 1's history of gradients, or starts without one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PhaseOne:
-    """The output of phase 1."""
-
-    theta: Tensor
-    """theta_T [P]."""
-    statistics: Tensor
-    """Batch-norm statistics [2C], those of all replicas merged."""
-    history: Any
-    """The optimizer's, for `keep_momentum`."""
-    stopped_by: str
-    """What ended it."""
-    epochs: int
-    """How many it took."""
-    accuracies: Accuracies
-    """On the test images, at its end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Worker:
-    """The output of one worker of phase 2."""
-
-    number: int
-    """w, from 0."""
-    samples: tuple[Tensor, ...]
-    """Its weights [P] at the end of each cycle of the learning rate."""
-    statistics: Tensor
-    """Its batch-norm statistics [2C] at the end."""
-    time_s: float
-    """Its own time in phase 2."""
-
-    @property
-    def theta(self) -> Tensor:
-        """theta_{T+Q}^w [P]."""
-        return self.samples[-1]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What this rank has when a run is done; the model holds the final weights."""
-
-    workers: list[Worker]
-    """This rank's workers, which a group of ranks has in common; empty for SGD."""
-    phase1: PhaseOne
-    """Where they began; of SGD, its end."""
-    before_averaging_s: float
-    """The paper's reading of this rank's clock when its training was done."""
-    accuracies: Accuracies
-    """Of the final model, on the test images."""
-
-
-def swap(recipe: Method, trainer: Trainer) -> Result:
-    """Run the three phases (Section 3)."""
-    phase1 = large_batch_phase(recipe, trainer)
-    workers = small_batch_phase(recipe, trainer, phase1)
+def swap(recipe: TwoPhases, trainer: Trainer) -> Result:
+    """The three phases of Section 3."""
+    phase1 = large_batch_phase(recipe, trainer)  # lines 7-17
+    workers = small_batch_phase(recipe, trainer, phase1)  # lines 18-27
     before_averaging_s = trainer.clock.reading()
-    averaging_phase(trainer, workers)
-    with trainer.clock.lap("evaluation"):
-        accuracies = trainer.evaluate(trainer.comm)
-    return Result(
-        workers=workers,
-        phase1=phase1,
-        before_averaging_s=before_averaging_s,
-        accuracies=accuracies,
-    )
+    averaging_phase(trainer, workers)  # lines 28-29
+    return trainer.result(phase1, workers, before_averaging_s)
 
 
-def large_batch_phase(recipe: OnePhase, trainer: Trainer) -> PhaseOne:
-    """Phase 1, lines 7-17: all replicas train one model until its train accuracy is above tau."""
-    phase, clock, position = trainer.phases[0], trainer.clock, Progress(phase=1)
-
-    def after_epoch(row: EpochRow, stopped_by: str | None) -> None:
-        nonlocal position
-        with clock.lap("evaluation"):
-            phase.state.statistics.merge_()
-            accuracies = phase.evaluate(row.epoch, trainer.comm)
-        row = tested(row, accuracies)
-        trainer.watch.on_epoch(row)
-        position = Progress(phase=1, epoch=row.epoch, stopped_by=stopped_by, accuracies=accuracies)
-        with clock.lap("checkpoint"):
-            trainer.checkpoints.save(position, phase.state, row)
-        if stopped_by is not None:
-            trainer.watch.on_end(position)
-
-    trainer.weights.model.train()
-    with clock.lap("checkpoint"):
-        position = trainer.checkpoints.restore_(position, phase.state)
-    trainer.watch.on_begin(position)
-    if position.stopped_by is None:
-        train(
-            phase.stages,
-            recipe.phase1,
-            begin=position,
-            clock=clock,
-            on_step=trainer.watch.on_step,
-            after_epoch=after_epoch,
-            shutdown=trainer.shutdown,
-            comm=phase.state.comm,
-            leave=partial(leave, phase.state, trainer),
-        )
-    assert position.stopped_by is not None, "every phase ends"
-    with clock.lap("phase1"):
-        theta, statistics = trainer.weights.copy()
-        history = trainer.optimizer.history()
-    return PhaseOne(
-        theta=theta,
-        statistics=statistics,
-        history=history,
-        stopped_by=position.stopped_by,
-        epochs=position.epoch,
-        accuracies=position.accuracies,
-    )
+def large_batch_phase(recipe: OnePhase, trainer: Trainer) -> TrainedModel:
+    """Phase 1, lines 7-17: all replicas together train one model."""
+    return train(trainer, 1, recipe.phase1)
 
 
-def small_batch_phase(recipe: Method, trainer: Trainer, start: PhaseOne) -> list[Worker]:
-    """Phase 2, lines 18-27: each worker refines its own copy, with no communication among them.
-
-    A worker's weights are sampled at the end of each cycle: once, but for Table 4's longer forms.
-    """
-    phase, group, clock = trainer.phases[1], trainer.group, trainer.clock
-    cycle_epochs, workers = recipe.phase2.cycle_epochs, []
-    samples: list[Tensor] = []
-
-    def after_epoch(row: EpochRow, stopped_by: str | None) -> None:
-        with clock.lap("evaluation"):
-            phase.state.statistics.merge_()
-            accuracies = phase.evaluate(row.epoch, group.inside)
-        row = tested(row, accuracies)
-        if group.is_first:
-            trainer.watch.on_epoch(row)
-        if row.epoch % cycle_epochs == 0:
-            with clock.lap("phase2"):
-                samples.append(trainer.weights.copy()[0])
-        position = Progress(
-            phase=2,
-            worker=row.worker,
-            epoch=row.epoch,
-            stopped_by=stopped_by,
-            accuracies=accuracies,
-        )
-        with clock.lap("checkpoint"):
-            trainer.checkpoints.save(position, phase.state, row)
-        if group.is_first and stopped_by is not None:
-            trainer.watch.on_end(position)
-
-    for number in group.workers:
-        started_s, samples = clock.reading(), []
-        with clock.lap("phase2"):
-            trainer.weights.load_(start.theta, start.statistics)
-            phase.state.statistics.reset_()
-            trainer.optimizer.reset_(start.history if recipe.keep_momentum else None)
-        with clock.lap("checkpoint"):
-            position = trainer.checkpoints.restore_(Progress(phase=2, worker=number), phase.state)
-            samples = sampled_before(position, cycle_epochs, trainer)
-        if group.is_first:
-            trainer.watch.on_begin(position)
-        if position.stopped_by is None:
-            train(
-                phase.stages,
-                recipe.phase2,
-                begin=position,
-                clock=clock,
-                on_step=trainer.watch.on_step,
-                after_epoch=after_epoch,
-                shutdown=trainer.shutdown,
-                comm=phase.state.comm,
-                leave=partial(leave, phase.state, trainer),
-            )
-        time_s = clock.reading() - started_s
-        workers.append(
-            Worker(
-                number=number,
-                samples=tuple(samples),
-                statistics=trainer.weights.statistics.clone(),
-                time_s=time_s,
-            )
-        )
+def small_batch_phase(
+    recipe: TwoPhases, trainer: Trainer, start: TrainedModel
+) -> list[TrainedModel]:
+    """Phase 2, lines 18-27: each worker refines its own copy, with no communication among them."""
+    workers = []
+    for worker in trainer.group.workers:  # in parallel, on the ranks
+        started_s = trainer.clock.reading()
+        trainer.load_(start, keep_momentum=recipe.keep_momentum)
+        workers.append(train(trainer, 2, recipe.phase2, worker, started_s))
     return workers
 
 
-def tested(row: EpochRow, accuracies: Accuracies) -> EpochRow:
-    """The epoch's row with its accuracy on the test images."""
-    return replace(row, test_accuracy=accuracies.tested, test_top5_accuracy=accuracies.top5)
+def train(
+    trainer: Trainer, number: int, phase: Phase, worker: int = 0, started_s: float = 0.0
+) -> TrainedModel:
+    """Train one model until its train accuracy is above tau, or to the phase's last epoch.
+
+    Its weights are sampled at the end of each cycle of the learning rate: once, at the end, but
+    for Table 4's longer forms.
+    """
+    progress, samples = trainer.resume(number, phase, worker)
+    epochs = trainer.epochs(phase, progress)
+    with trainer.shutdown.training():
+        while progress.stopped_by is None:  # line 8: while the train accuracy is at most tau
+            row, metrics = next(epochs)  # lines 9-16, of phase 2 lines 20-24: an epoch's updates
+            progress = trainer.finish_epoch(row, stopped_by(phase, row.epoch, metrics))
+            if progress.stopped_by is None and progress.epoch % phase.cycle_epochs == 0:
+                samples.append(trainer.sample(number))
+    return trainer.trained(progress, samples, started_s)
 
 
-def leave(state: TrainingState, trainer: Trainer, position: Progress) -> None:
-    """Keep a run that was told to end, where it is."""
-    with trainer.clock.lap("checkpoint"):
-        trainer.checkpoints.save(position, state, None)
+def stopped_by(phase: Phase, epoch: int, metrics: Metrics) -> str | None:
+    """What ends a phase after this epoch, counted from 1; None: the phase continues.
+
+    The train accuracy is the mean over the epoch's own augmented batches, of all ranks. Gradient
+    noise counts in epochs that begin past the peak of the learning rate. Earlier it shows how far
+    the weights are from where they settle: it is large in the first epoch, falls while the
+    learning rate rises, and only then begins to grow.
+    """
+    tau, noise = phase.stopping_accuracy, metrics.noise
+    if tau is not None and metrics.accuracy > tau:
+        return "stopping_accuracy"
+    past_peak = epoch - 1 >= phase.peak_epoch
+    if noise is not None and past_peak and noise.exceeds(phase.stopping_noise_ratio):
+        return "noise_scale"
+    return "max_epochs" if epoch == phase.max_epochs else None
 
 
-def sampled_before(position: Progress, cycle_epochs: int, trainer: Trainer) -> list[Tensor]:
-    """The samples [P] of the cycles that an interrupted worker had done; the model is as it was."""
-    ends = range(cycle_epochs, position.epoch + 1, cycle_epochs)
-    now = trainer.weights.copy()
-    samples = [trainer.checkpoints.theta(position.worker, epoch) for epoch in ends]
-    trainer.weights.load_(*now)
-    return samples
-
-
-def averaging_phase(trainer: Trainer, workers: list[Worker]) -> None:
-    """Phase 3, lines 28-29: average the weights, then compute the batch-norm statistics anew."""
-    trainer.watch.on_averaging()
+def averaging_phase(trainer: Trainer, workers: list[TrainedModel]) -> None:
+    """Phase 3, lines 28-29: average the weights, then recompute the batch-norm statistics."""
+    trainer.callbacks.on_averaging()
     with trainer.clock.lap("waiting"):
         trainer.comm.barrier()
     with trainer.clock.lap("averaging"):
-        models = ((worker.number, mean_of(worker.samples)) for worker in workers)
+        models = ((model.worker, mean_of(model.samples)) for model in workers)
         theta = average(models, trainer.group.across)
         statistics = trainer.weights.statistics
-        if trainer.weights.num_extra:  # buffers that the pass over the data does not make anew
-            own = [worker.statistics for worker in workers]
+        if trainer.weights.num_extra:  # buffers that the pass over the data does not recompute
+            own = [model.statistics for model in workers]
             statistics = mean_statistics(own, trainer.group.across)
         trainer.weights.load_(theta, statistics)
     with trainer.clock.lap("batch_norm"):
         trainer.recompute_batchnorm(trainer.batch_norm_batches(), trainer.comm)
 
 
-# What SWAP is compared with: the same trainer, in another order.
-
-
 def sgd(recipe: SGDRecipe, trainer: Trainer) -> Result:
     """SGD alone, with small or with large batches: rows 1 and 2 of Tables 1 and 2."""
     phase1 = large_batch_phase(recipe, trainer)
-    return Result(
-        workers=[],
-        phase1=phase1,
-        before_averaging_s=trainer.clock.reading(),
-        accuracies=phase1.accuracies,
-    )
+    return trainer.result(phase1, [], trainer.clock.reading())
 
 
 def swa(recipe: SWARecipe, trainer: Trainer) -> Result:
-    """SWA: one model goes on, is sampled at the end of each cycle, and its samples are averaged.
+    """SWA: one model continues, is sampled after each cycle, and its samples are averaged.
 
     Rows 1 to 3 of Table 4: phase 1 is a whole large-batch run, one stopped as SWAP's, or a whole
     small-batch run.
@@ -283,16 +131,8 @@ def swa(recipe: SWARecipe, trainer: Trainer) -> Result:
     with trainer.clock.lap("waiting"):
         trainer.comm.barrier()
     with trainer.clock.lap("averaging"):
-        for worker in workers:
-            for theta in worker.samples:
-                # Ranks that trained the same model may differ in its last digits.
-                trainer.comm.broadcast_(theta)
+        for sample in (sample for model in workers for sample in model.samples):
+            # Ranks that trained the same model may differ in its last digits.
+            trainer.comm.broadcast_(sample)
     averaging_phase(trainer, workers)
-    with trainer.clock.lap("evaluation"):
-        accuracies = trainer.evaluate(trainer.comm)
-    return Result(
-        workers=workers,
-        phase1=phase1,
-        before_averaging_s=before_averaging_s,
-        accuracies=accuracies,
-    )
+    return trainer.result(phase1, workers, before_averaging_s)

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from swap_fast.algorithm import Result, Worker
 from swap_fast.config.recipe import SWAPRecipe, SWARecipe
 from swap_fast.record import AverageRow, Times
 from swap_fast.training.clock import PAPER, READINGS, total
 from swap_fast.training.parts import Trainer
+from swap_fast.training.state import Result, TrainedModel
 from swap_fast.training.weights import average, mean_of
 
 
@@ -17,7 +17,7 @@ def gather_times(trainer: Trainer, result: Result) -> Times:
     Every rank must call.
     """
     comm, clock = trainer.comm, trainer.clock
-    gathered = comm.gather([(w.number, w.time_s) for w in result.workers if trainer.group.is_first])
+    gathered = comm.gather([(w.worker, w.time_s) for w in result.workers if trainer.group.is_first])
     worker_phase2_s = [time_s for _, time_s in sorted(pair for rank in gathered for pair in rank)]
     laps = comm.gather(clock.laps)
     before_s = max(comm.gather(result.before_averaging_s))
@@ -52,11 +52,11 @@ def running_average(recipe: SWAPRecipe, trainer: Trainer, result: Result) -> lis
     """
     rows, final, group = [], trainer.weights.copy(), trainer.group
 
-    def theta_after(worker: Worker, epoch: int) -> Tensor:
+    def theta_after(model: TrainedModel, epoch: int) -> Tensor:
         if group.is_first:
-            theta = trainer.checkpoints.theta(worker.number, epoch)
+            theta = trainer.checkpoints.theta(model.worker, epoch)
         else:
-            theta = torch.empty_like(worker.theta)
+            theta = torch.empty_like(model.theta)
         return group.inside.broadcast_(theta)
 
     first = trainer.phases[1].stages[-1].epochs.start + 1
@@ -64,8 +64,8 @@ def running_average(recipe: SWAPRecipe, trainer: Trainer, result: Result) -> lis
         # The samples of the finished cycles, and the weights of the current one.
         done = (epoch - 1) // recipe.phase2.cycle_epochs
         models = (
-            (worker.number, mean_of([*worker.samples[:done], theta_after(worker, epoch)]))
-            for worker in result.workers
+            (model.worker, mean_of([*model.samples[:done], theta_after(model, epoch)]))
+            for model in result.workers
         )
         theta = average(models, group.across)
         trainer.weights.load_(theta, final[1])

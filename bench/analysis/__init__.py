@@ -1,1 +1,1 @@
-"""bench/analysis: say here what is in this package."""
+"""What runs show: the paper's claims, tests against the paper, comparisons, stability, energy."""

@@ -1,1 +1,1 @@
-"""bench/document: say here what is in this package."""
+"""Documents and tables as data, and their formats: Markdown, HTML, CSV, LaTeX, terminal."""

@@ -1,1 +1,1 @@
-"""bench/export: say here what is in this package."""
+"""Runs in the formats of others: CSV, LaTeX, DAWNBench, MLPerf, ONNX."""

@@ -16,6 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
+from swap_fast.callbacks.progress import duration
+
 Values = list[float]
 """Of one point."""
 
@@ -190,6 +192,4 @@ class _Report:
 
 def in_words(seconds: float) -> str:
     """A duration in a line of progress: "about 3 min"."""
-    if seconds > 5400:
-        return f"about {seconds / 3600:.1f} h"
-    return f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {seconds:.0f} s"
+    return f"about {duration(seconds)}"

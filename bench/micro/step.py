@@ -21,7 +21,7 @@ from swap_fast.models import ResNet9
 from swap_fast.training.batchnorm import recompute_statistics_
 from swap_fast.training.capture import keep_freed_memory
 from swap_fast.training.clock import Clock
-from swap_fast.training.loop import TrainStage, train
+from swap_fast.training.loop import TrainStage, train_epochs
 from swap_fast.training.optimizer import MomentumSGD
 from swap_fast.training.state import Progress
 from swap_fast.training.step import Step
@@ -74,14 +74,14 @@ def training_loop(
     batches, clock = make_loader(split, execution, phase, mean=mean, std=std), Clock()
 
     def turn() -> int:
-        train(
+        epochs = train_epochs(
             [TrainStage(epochs=range(1), step=step, open_batches=lambda: batches)],
             phase,
             begin=Progress(phase=1),
             clock=clock,
             on_step=lambda images: None,
-            after_epoch=lambda row, stopped_by: None,
         )
+        assert len(list(epochs)) == 1
         synchronize(device)
         return batches.steps_per_epoch * batch_size
 

@@ -1,1 +1,1 @@
-"""bench/plots: say here what is in this package."""
+"""Figures 1, 5 and 6, the time laps, and the style of every figure."""

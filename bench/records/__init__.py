@@ -1,1 +1,1 @@
-"""bench/records: say here what is in this package."""
+"""Run records: which may be put together, the paper's published figures, Tables 1 to 4."""

@@ -1,1 +1,1 @@
-"""bench/report: say here what is in this package."""
+"""The report: its tables, sections, pages, and the runs that a table still lacks."""

@@ -21,6 +21,7 @@ from bench.report.runs_to_do import Expected, RunToDo, expect, jobs_of, starts_o
 from bench.report.write import write_report
 from bench.runner.launch import under_torchrun
 from bench.runner.session import processes, run_session
+from swap_fast.callbacks.progress import duration
 from swap_fast.config.recipe import Recipe
 from swap_fast.data.cifar.dataset import DatasetName
 from swap_fast.data.cifar.files import find_at_hand, load_dataset, locate_dataset, locate_tree
@@ -166,7 +167,8 @@ def plan_lines(
         if job.record is not None:
             line += f"is there  {job.record.run_id}, {job.record.data['kind']} data"
         else:
-            line += f"{duration(each.seconds):>8}  {each.by}"
+            takes = "unknown" if each.seconds is None else duration(each.seconds)
+            line += f"{takes:>10}  {each.by}"
             line += f"; phase 1 of {job.start}" if each.shares else ""
         lines.append(line)
     if missing:
@@ -181,17 +183,6 @@ def total(expected: Sequence[Expected]) -> str:
     if unknown := len(expected) - len(known):
         parts.append(f"{unknown} run{'s' if unknown > 1 else ''} of unknown time")
     return ", and ".join(parts)
-
-
-def duration(seconds: float | None) -> str:
-    """In the unit that suits it."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def data_at_hand(table: RunTable, size: Size, data: Path | None) -> TableData | None:

@@ -1,1 +1,1 @@
-"""bench/runner: say here what is in this package."""
+"""A run: the launching process, one rank, run folders, SLURM, profiler, watching."""

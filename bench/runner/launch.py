@@ -1,4 +1,4 @@
-"""Start a run's processes: torchrun's launcher as a library, unless torchrun started us already."""
+"""Start a run's processes with torchrun's launcher, unless torchrun has started this one."""
 
 import logging
 import multiprocessing
@@ -19,16 +19,16 @@ from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
 from swap_fast.training.watchdog import end_process
 
 ORPHAN_S = 10.0
-"""So long a process may live on when the one that started it has been killed."""
+"""The time that a process has to end after the one that started it was killed."""
 LOOK_S = 1.0
-"""So often the launching process looks for ranks that ended without a word."""
+"""How often the launching process looks for ranks that ended without an error."""
 PEERS_END_S = 10.0
-"""So long the others have to end by themselves when a rank has been killed."""
+"""The time that the other ranks have to end by themselves after one was killed."""
 
 _NOTES: Path | None = None
-"""Where this rank says what it is at, if it was started here."""
+"""Where this rank writes its status and its error, if `launch` started it."""
 _trains = False
-"""Whether it has said anything."""
+"""Whether this process has started to train."""
 
 
 def under_torchrun() -> bool:
@@ -36,8 +36,8 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def say_where(text: str) -> None:
-    """Note what this rank is at, for the line that tells of its death."""
+def set_status(text: str) -> None:
+    """Note what this rank does, for the message if it dies."""
     global _trains
     _trains = True
     if _NOTES is not None:
@@ -48,7 +48,7 @@ def end_rank(message: str) -> None:
     """End this rank from any thread, at once; its launching process raises a RuntimeError."""
     if _NOTES is None:
         end_process(message)
-    _tell(RuntimeError(message))
+    _report(RuntimeError(message))
     os._exit(1)
 
 
@@ -59,9 +59,9 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
 
     Raises:
         ValueError, FloatingPointError: a rank raised one.
-        RuntimeError: a rank failed otherwise; the message holds its number, its error, and what
-            it last said it was at.
-        InterruptedRunError: the processes were interrupted, or told to end, and have ended.
+        RuntimeError: a rank failed otherwise; the message holds its number, its error, and its
+            last status.
+        InterruptedRunError: a signal ended the processes.
     """
     if num_ranks == 1 or under_torchrun():
         return function(*arguments)
@@ -81,15 +81,15 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
         max_restarts=0,
         monitor_interval=0.5,
     )
-    # What the launcher logs of a failure, our one line says.
+    # The launcher logs a failure in many lines; the exception says it in one.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    with TemporaryDirectory() as errors, _watching(Path(errors)) as silent:
+    with TemporaryDirectory() as errors, _watch_ranks(Path(errors)) as silent:
         try:
             return elastic_launch(config, _on_rank)(errors, function, *arguments)[0]
         except SignalException:
-            # Told a second time, the launcher comes here before its processes have ended.
+            # After a second signal the launcher comes here before its processes have ended.
             for process in multiprocessing.active_children():
                 process.kill()
             raise InterruptedRunError("told to end") from None
@@ -118,12 +118,12 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
 
 
 @contextmanager
-def _watching(notes: Path) -> Iterator[list[str]]:
-    """Look after ranks that end without a word; gives those that ended early with status 0.
+def _watch_ranks(notes: Path) -> Iterator[list[str]]:
+    """Kill the other ranks when one has ended early; gives those that ended early with status 0.
 
-    The launcher takes status 0 for a good end, and would wait for that rank's result for ever: the
-    others are killed. When a rank was killed it tells the others to end, but waits 30 s for one
-    that hears nothing, such as one that waits in native code for the dead one to connect.
+    The launcher takes status 0 for a good end, and would wait for that rank's result for ever.
+    After a rank was killed it sends the others a signal, but waits 30 s for one that cannot react,
+    such as one that waits in native code for the dead one to connect.
     """
     silent: list[str] = []
     over = threading.Event()
@@ -155,10 +155,10 @@ def _watching(notes: Path) -> Iterator[list[str]]:
 
 
 def end_with_parent() -> None:
-    """End this process too when the one that started it is killed: told first, then at once.
+    """End this process when the one that started it is killed: by SIGINT, then after `ORPHAN_S`.
 
-    torch asks the kernel for a signal then, but only once it is imported, and not where it is
-    waiting in native code; processes that are not torch's ask for none.
+    torch asks the kernel for such a signal, but only once it is imported, and a process that waits
+    in native code does not react; processes that are not torch's ask for none.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None, "called in a process that another one started"
@@ -174,10 +174,10 @@ def end_with_parent() -> None:
 
 
 def _on_rank(errors: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call it in a process of its own, which says when and how it failed.
+    """Call it in a rank's process, and write down how it failed.
 
-    Interrupted, the process ends at once and silently; told to end, as the others are when one
-    has failed, by Python's own exit, with which the processes of a loader end too.
+    After SIGINT the process ends at once and silently. After SIGTERM, which the others get when
+    one has failed, it ends by Python's own exit, with which the processes of a loader end too.
     """
     global _NOTES
     _NOTES, rank = Path(errors), os.environ["RANK"]
@@ -194,12 +194,12 @@ def _on_rank(errors: str, function: Callable[..., Any], *arguments: Any) -> Any:
         # By Python's own exit, with which the processes of a loader end too.
         sys.exit(EXIT_STATUS)
     except Exception as error:
-        _tell(error)
+        _report(error)
         raise
 
 
-def _tell(error: Exception) -> None:
-    """Leave the launching process a line on the error that ends this rank."""
+def _report(error: Exception) -> None:
+    """Write the error that ends this rank for the launching process."""
     assert _NOTES is not None, "a rank that was started here"
     rank = os.environ["RANK"]
     line = f"{time.time_ns()} {rank} {type(error).__name__} {' '.join(str(error).split())}"

@@ -1,12 +1,12 @@
 """`--profile`: traces of a few steady steps of each phase, for Perfetto and chrome://tracing.
 
-Rank 0 alone is traced, its steps under the names of their laps; without the option none of
-this is made, and no update does anything for it.
+Rank 0 alone is traced, its steps under the names of their laps. Without the option there is no
+profiler, and an update has no cost for it.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +18,13 @@ from bench.records.grouping import PROFILED
 from swap_fast.config.phase import Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe
 from swap_fast.data.cifar.augment import IMAGE_SIZE
+from swap_fast.training.callback import Callback
 from swap_fast.training.clock import LAPS
 from swap_fast.training.parts import Trainer
+from swap_fast.training.state import Progress
 
 WAIT, WARMUP, ACTIVE = 3, 2, 3
-"""Steps of a phase that go by, that the profiler starts up in, and that are in the trace."""
+"""Steps of a phase that are skipped, that the profiler starts in, and that are in the trace."""
 
 TOP = 10
 """Operators that are printed, by their own time."""
@@ -33,18 +35,15 @@ NOTE = f"{PROFILED}: the profiler ran in some steps, and their time counts"
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """How many steps do what, one after another."""
+    """How many steps are skipped, dropped, and kept: the arguments of torch's `schedule`."""
 
     wait: int
-    """Go by."""
     warmup: int
-    """Are traced, and dropped."""
     active: int
-    """Are in the trace."""
 
 
 def steps_within(steps_per_epoch: int) -> Steps | None:
-    """What fits into one epoch, so that no test is in the trace; None: too few steps for any."""
+    """The steps that fit into one epoch, so that no evaluation is in the trace; None: too few."""
     if steps_per_epoch < 2:
         return None
     active = min(ACTIVE, steps_per_epoch - 1)
@@ -52,13 +51,11 @@ def steps_within(steps_per_epoch: int) -> Steps | None:
     return Steps(wait=min(WAIT, steps_per_epoch - active - warmup), warmup=warmup, active=active)
 
 
-class Profiler:
-    """Traces one process of a run: `phase1`, `phase2-worker{w}` and `phase3` of its folder.
+class Profiler(Callback):
+    """Traces one process of a run, from `begin` on, to `phase1`, `phase2-worker{w}` and `phase3`.
 
-    Phase 3's steps are averaging and then batches of the batch-norm pass; those of the others are
-    updates of their first epoch in this process.
-
-    Nothing is traced before `begin`.
+    In phases 1 and 2 a step is an update of the first epoch in this process; in phase 3 averaging
+    is a step, and then each batch of the batch-norm pass.
     """
 
     def __init__(self) -> None:
@@ -72,22 +69,14 @@ class Profiler:
         self._taken = 0
 
     def begin(
-        self,
-        trainer: Trainer,
-        recipe: Recipe,
-        num_images: int,
-        folder: Path,
-        say: Callable[[str], None],
-    ) -> Trainer:
+        self, recipe: Recipe, num_images: int, folder: Path, say: Callable[[str], None]
+    ) -> None:
         """Trace the phases from here on.
 
         Arguments:
             num_images: to train on.
             folder: where the traces go; made with the first.
-            say: told of each file and its longest operators.
-
-        Returns:
-            The trainer, with phase 3's batches as steps.
+            say: prints each file's path and its longest operators.
         """
         self._folder, self._say = folder, say
         self._plans = {"phase1": _plan(recipe.phase1, num_images)}
@@ -95,12 +84,28 @@ class Profiler:
             self._plans["phase2"] = _plan(recipe.phase2, num_images)
             # While rank 0 waits for the others, the profiler starts up.
             self._plans["phase3"] = Steps(wait=0, warmup=1, active=1 + ACTIVE)
-            self._worker = next(iter(trainer.group.workers), 0)
-        return replace(trainer, batch_norm_batches=self._stepped(trainer.batch_norm_batches))
+
+    def trace_batch_norm(self, trainer: Trainer) -> Trainer:
+        """The trainer, with each batch of phase 3's pass as a step."""
+
+        def batches() -> Iterator[Tensor]:
+            for batch in trainer.batch_norm_batches():
+                yield batch
+                self.step()
+
+        return replace(trainer, batch_norm_batches=batches)
+
+    def on_begin(self, progress: Progress) -> None:
+        """Name the trace of phase 2 after the worker."""
+        self._worker = progress.worker
+
+    def on_step(self, images: int) -> None:
+        """Take a step."""
+        self.step()
 
     @contextmanager
     def lap(self, name: str) -> Iterator[None]:
-        """A lap of the clock; what starts and ends a trace here is in none of its time."""
+        """Around a lap of the clock, outside its time: start and end traces."""
         phase = {"waiting": "phase3"}.get(name, name)
         self._lap = name
         if not self._taken and phase in self._plans and phase != self._phase is not None:
@@ -113,7 +118,7 @@ class Profiler:
         if name == "averaging":
             self._lap = "batch_norm"  # what the next step is of
             self.step()
-        # A phase begins with laps that have no step; a trace that was begun ends with its epoch.
+        # A phase starts with laps that have no step; a trace ends with its epoch.
         if self._taken and name == {"phase3": "batch_norm"}.get(self._phase or "", self._phase):
             self._stop()
 
@@ -123,27 +128,9 @@ class Profiler:
             self._leave_range()
             self._taken += 1
             self._trace.step()
-            # A lap began before the trace did, and ends after it: in there, each step is a range.
+            # The trace has no lap, which starts before it and ends after it: each step is a range.
             self._range = record_function(self._lap)
             self._range.__enter__()
-
-    def after(self, on_step: Callable[[int], None]) -> Callable[[int], None]:
-        """What is called after each update: what was, then this."""
-
-        def stepped(images: int) -> None:
-            on_step(images)
-            self.step()
-
-        return stepped
-
-    def _stepped(self, batches: Callable[[], Iterable[Tensor]]) -> Callable[[], Iterable[Tensor]]:
-
-        def stepped() -> Iterator[Tensor]:
-            for batch in batches():
-                yield batch
-                self.step()
-
-        return stepped
 
     def _start(self, phase: str) -> None:
         plan = self._plans[phase]
@@ -164,7 +151,7 @@ class Profiler:
         self._trace.start()
 
     def _stop(self) -> None:
-        """End a phase's only trace; where its steps were not all taken, with fewer."""
+        """End a phase's only trace, with fewer steps if the phase had fewer."""
         assert self._trace is not None, "it was started"
         assert self._phase is not None, "it was started"
         self._leave_range()
@@ -187,21 +174,6 @@ class Profiler:
         self._say(f"profile: {path}")
         for line in longest_operators(trace):
             self._say(f"  {line}")
-
-
-def around(
-    *laps: Callable[[str], AbstractContextManager[None]],
-) -> Callable[[str], AbstractContextManager[None]]:
-    """Several of what stands around a lap as one, the first outermost."""
-
-    @contextmanager
-    def all_of(name: str) -> Iterator[None]:
-        with ExitStack() as stack:
-            for lap in laps:
-                stack.enter_context(lap(name))
-            yield
-
-    return all_of
 
 
 def longest_operators(trace: profile) -> list[str]:
@@ -234,7 +206,7 @@ def longest_operators(trace: profile) -> list[str]:
 
 
 def was_profiled(results: Path, *run_ids: str | None) -> bool:
-    """Whether any of these runs, in this process or one before it, left a trace."""
+    """Whether any of these runs has a trace, of this process or an earlier one."""
     return any((results / "profiles" / run_id).is_dir() for run_id in run_ids if run_id)
 
 

@@ -1,13 +1,15 @@
-"""Who is told of a run on one rank: the screen, the events' file, and trackers."""
+"""What a rank shows of a run: its event logger with the screen and trackers, and single lines."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event, Thread
 
-from bench.runner.run_folders import RunSpec
-from swap_fast.callbacks.emitter import TICK_S, EventLogger
+from bench.hardware.machine import describe_machine
+from bench.runner.run_folders import RunDir, RunSpec
+from swap_fast.callbacks.emitter import SCREEN_TICK_S, EventLogger
 from swap_fast.callbacks.events import EventFile, Listener, Tail, make_event, read_events
 from swap_fast.callbacks.progress import (
     Form,
@@ -16,86 +18,97 @@ from swap_fast.callbacks.progress import (
     Screen,
     plan_of,
     print_line,
-    progress,
+    progress_listener,
 )
 from swap_fast.callbacks.trackers import Tracking, make_tracking
 from swap_fast.distributed import Comm
+from swap_fast.record import plain
 from swap_fast.training.clock import Clock
 
-SCREEN_TICK_S = 0.5
-"""How often bars move."""
 
-
-def speaker(form: Form) -> Callable[[str], None]:
+def line_printer(form: Form) -> Callable[[str], None]:
     """What prints a line that is no event of a run."""
     if form == "none":
-        return _say_nothing
+        return lambda line: None
     if form == "json":
         return lambda line: JsonLines()(make_event("note", text=line))
     return print_line
 
 
-def complain(line: str) -> None:
-    """Say what does not end the run, on standard error."""
+def warn(line: str) -> None:
+    """Print a warning on standard error."""
     print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
-def make_narrator(
-    request: RunSpec, comm: Comm, clock: Clock, folder: Path, num_images: int
+def make_logger(
+    spec: RunSpec, comm: Comm, clock: Clock, folder: Path, num_images: int
 ) -> EventLogger:
-    """What tells of a run on this rank; of all its ranks on rank 0, where their files can be read.
+    """The event logger of this rank; rank 0's also shows the other ranks' events.
 
     Arguments:
         folder: the run's.
         num_images: trained on.
     """
-    part = part_of(request)
+    part = part_of(spec)
     try:
         file = EventFile(folder, part=part, rank=comm.rank)
     except OSError as error:
-        complain(f"no events of this run are kept: {error}")
+        warn(f"no events of this run are kept: {error}")
         file = None
     listeners: list[Listener] = []
-    tail, tick_s = None, TICK_S
+    tail = None
     if comm.rank == 0:
-        if (shown := progress(request.progress)) is not None:
+        if (shown := progress_listener(spec.progress)) is not None:
             listeners.append(shown)
-            tick_s = SCREEN_TICK_S if isinstance(shown, Screen) else TICK_S
-        for name in request.track:
-            listeners.append(make_tracking(name, request.out, complain))
-        if listeners and request.part != "workers":
+        listeners += [make_tracking(name, spec.out, warn) for name in spec.track]
+        if listeners and spec.part != "workers":
             tail = Tail(folder, without=f"events-{part}-rank0.jsonl", from_end=True)
     return EventLogger(
         listeners,
-        plan_of(request.recipe, num_images),
+        plan_of(spec.recipe, num_images),
         reading=clock.reading,
         part=part,
         rank=comm.rank,
-        tells_phase1=comm.rank == 0 and request.part != "workers",
+        logs_phase1=comm.rank == 0 and spec.part != "workers",
         file=file,
         tail=tail,
-        tick_s=tick_s,
-        complain=complain,
+        warn=warn,
     )
 
 
-def part_of(request: RunSpec) -> str:
-    """What of a run a process does, as its files are named: parts may run side by side."""
-    if request.part == "workers":
-        return f"worker{'-'.join(map(str, request.workers or ()))}"
+def part_of(spec: RunSpec) -> str:
+    """The part of a run that a process does, as in its files' names: parts may run side by side."""
+    if spec.part == "workers":
+        return f"worker{'-'.join(map(str, spec.workers or ()))}"
     return "run"
 
 
-def track_workers(logger: EventLogger, folder: Path) -> None:
-    """Tell trackers of the epochs of workers that were processes of their own."""
-    rows = [e for e in read_events(folder) if e["part"] != "run" and e["event"] == "epoch"]
-    logger.catch_up(rows, only=Tracking)
+def log_start(
+    logger: EventLogger, spec: RunSpec, place: RunDir, world_size: int, *, resumed: bool
+) -> None:
+    """Emit the first events of this process; rank 0 must call."""
+    logger.emit_began(
+        place.folder.name,
+        plain(asdict(spec.recipe)),
+        seed=spec.seed,
+        machine=describe_machine(spec.execution.device_type),
+        world_size=world_size,
+        goes_on=resumed,
+        held_out=spec.held_out,
+    )
+    # Trackers also get the epochs of workers that were processes of their own.
+    events = [e for e in read_events(place.folder) if e["part"] != "run" and e["event"] == "epoch"]
+    logger.replay(events, only=Tracking)
+    if resumed:
+        logger.note(f"{place.folder.name} goes on")
+    if place.start is not None:
+        logger.note(f"phase 1 is that of {place.start.name}; its time counts")
 
 
 @contextmanager
-def following(folder: Path, form: Form) -> Iterator[None]:
+def follow_run(folder: Path, form: Form) -> Iterator[None]:
     """Show what other processes of a run do, while this one waits for them."""
-    shown = progress(form)
+    shown = progress_listener(form)
     if shown is None:
         yield
         return
@@ -103,25 +116,23 @@ def following(folder: Path, form: Form) -> Iterator[None]:
     for event in tail.poll() or []:
         if isinstance(shown, Lines | Screen):
             shown.view(event)
-    ended = Event()
+    stopping = Event()
+
+    def show() -> None:
+        for event in tail.poll() or []:
+            shown(event)
 
     def follow() -> None:
-        while not ended.wait(SCREEN_TICK_S):
-            for event in tail.poll() or []:
-                shown(event)
+        while not stopping.wait(SCREEN_TICK_S):
+            show()
 
-    thread = Thread(target=follow, name="following", daemon=True)
+    thread = Thread(target=follow, name="follow run", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        ended.set()
+        stopping.set()
         thread.join()
-        for event in tail.poll() or []:
-            shown(event)
+        show()
         if isinstance(shown, Screen):
             shown.close()
-
-
-def _say_nothing(line: str) -> None:
-    """Print nothing."""

@@ -1,4 +1,4 @@
-"""The launching process: choose devices, find the data, start the ranks of each run."""
+"""The launching process: choose the devices, find the data, start the ranks of each run."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from bench.hardware.machine import available_cores, choose_device, describe_code
 from bench.options import RunOptions
 from bench.records.grouping import DEGRADED
 from bench.runner.launch import end_with_parent, launch, under_torchrun
-from bench.runner.progress import following, speaker
+from bench.runner.progress import follow_run, line_printer
 from bench.runner.rank import run_rank
 from bench.runner.run_folders import RunSpec
 from swap_fast.callbacks.progress import Form
@@ -30,132 +30,40 @@ from swap_fast.record import read_record
 from swap_fast.tasks.cifar import choose_decoder, choose_loader
 from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
 
-# Phase 2 without a common fate: each worker a process of its own, averaged from files.
-
-
-def run_separately(
-    request: RunSpec, min_workers: int | None, num_ranks: int, say: Callable[[str], None]
-) -> Path | None:
-    """Phase 1 on all ranks, each worker by itself, as many at once as there are ranks, then 3.
-
-    Arguments:
-        min_workers: average so many, should others be missing; None: all.
-
-    Raises:
-        ValueError: a recipe whose workers cannot run apart.
-        RuntimeError: workers are missing; what the others did is kept.
-        InterruptedRunError: it was told to end, and so were the workers.
-    """
-    recipe = request.recipe
-    if not isinstance(recipe, SWAPRecipe) or recipe.gpus_per_worker > 1 or under_torchrun():
-        raise ValueError(
-            "phase2: separate is for SWAP with one device a worker, started without torchrun, got "
-            f"{recipe.name}; use together"
-        )
-    place = launch(run_rank, replace(request, part="phase1"), num_ranks=num_ranks)
-    assert place is not None, "the launching process has rank 0's answer"
-    if place.suffix == ".json":
-        return place  # the record of a run that is done
-    request = replace(request, folder=place, started=time.time())
-    workers = range(recipe.num_workers)
-    missing = [w for w in workers if not _is_done(place, w)]
-    with following(place, request.progress):
-        # They share this process's screen, so that it alone may draw there.
-        own = replace(request, progress="none", track=())
-        failures = _run_workers(own, missing, num_ranks)
-    done = [w for w in workers if _is_done(place, w)]
-    for worker, why in failures.items():
-        say(f"worker {worker} is missing: {why}")
-    if len(done) < len(workers) and len(done) < (min_workers or len(workers)):
-        names = ", ".join(str(w) for w in workers if w not in done)
-        raise RuntimeError(
-            f"worker {names} missing; the same command with --resume runs it alone"
-            + ("" if min_workers else f", and with --min-workers {max(1, len(done))} leaves it out")
-        )
-    if len(done) == len(workers):
-        return launch(run_rank, request, num_ranks=num_ranks)
-    note = f"{DEGRADED}: averaged {len(done)} of {len(workers)} workers"
-    say(note)
-    return launch(
-        run_rank,
-        replace(request, workers=tuple(done), notes=(*request.notes, note)),
-        num_ranks=1,
-    )
-
-
-def _is_done(folder: Path, worker: int) -> bool:
-    position = last_of(folder, phase=2, worker=worker)
-    return position is not None and position.stopped_by is not None
-
-
-def _run_workers(request: RunSpec, workers: Sequence[int], at_once: int) -> dict[int, str]:
-    """Run each in a process; what ended those that did not finish.
-
-    Raises:
-        InterruptedRunError: this process was told to end.
-    """
-    context = multiprocessing.get_context("spawn")
-    waiting, running, failures = list(workers), dict[int, tuple[int, SpawnProcess]](), {}
-    devices = list(range(at_once))
-
-    def told(number: int, frame: object) -> None:
-        for _, process in running.values():
-            if process.pid is not None:
-                os.kill(process.pid, signal.SIGTERM)
-        waiting.clear()
-        raise InterruptedRunError(signal.Signals(number).name)
-
-    before = {n: signal.signal(n, told) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        while waiting or running:
-            while waiting and devices:
-                worker, device = waiting.pop(0), devices.pop(0)
-                own = replace(request, part="workers", workers=(worker,))
-                process = context.Process(target=_worker, args=(own, device))
-                process.start()
-                running[worker] = device, process
-            wait([process.sentinel for _, process in running.values()])
-            for worker, (device, process) in list(running.items()):
-                if process.exitcode is None:
-                    continue
-                devices.append(device)
-                del running[worker]
-                if process.exitcode == EXIT_STATUS:
-                    raise InterruptedRunError(f"worker {worker} was told to end")
-                if process.exitcode:
-                    failures[worker] = _why(process.exitcode)
-    finally:
-        for _, process in running.values():
-            process.join()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return failures
-
-
-def _worker(request: RunSpec, device: int) -> None:
-    """One worker in a process of its own, which sees one device."""
-    end_with_parent()
-    if request.execution.device_type == "cuda":
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = seen.split(",") if seen else [str(i) for i in range(device + 1)]
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[device]
-    try:
-        run_rank(request)
-    except InterruptedRunError:
-        raise SystemExit(EXIT_STATUS) from None
-
-
-def _why(exitcode: int) -> str:
-    if exitcode < 0:
-        return f"ended by {signal.Signals(-exitcode).name}"
-    return f"ended with status {exitcode}"
-
 
 def automatic_recipe(*, quick: bool) -> str:
-    """The main job's recipe for this machine."""
+    """The recipe that `run auto` takes on this machine."""
     if torch.cuda.is_available():
         return "cifar10_dawnbench"
     return "cifar10_quick" if quick else "cifar10_cpu"
+
+
+def run_session(
+    options: RunOptions, recipe: Recipe, original: Recipe, *, goes_on: bool = False
+) -> int:
+    """Run a recipe as often as asked, each run with a seed of its own; the exit status.
+
+    Arguments:
+        goes_on: resume a run that was interrupted, if it was started with the same settings.
+
+    Raises:
+        ValueError: a device, a number of processes or data that are not available.
+    """
+    prepared = prepare(options, recipe, original)
+    spec, say = prepared.request, prepared.say
+    if goes_on:
+        spec = replace(spec, resume="if_same")
+    for number in range(options.runs):
+        if number > 0:
+            spec = replace(spec, seed=spec.seed + 1, first=False, started=time.time())
+        say(f"run {number + 1} of {options.runs}, seed {spec.seed}")
+        if options.phase2 == "separate":
+            path = run_separately(spec, options.min_workers, prepared.num_ranks, say)
+        else:
+            path = launch(run_rank, spec, num_ranks=prepared.num_ranks)
+        if path is not None:
+            _summarize(path, say)
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,64 +75,37 @@ class Prepared:
     num_ranks: int
     """Processes of each."""
     say: Callable[[str], None]
-    """Prints a line on the first process, unless it is to be quiet."""
-
-
-def run_session(
-    options: RunOptions, recipe: Recipe, original: Recipe, *, goes_on: bool = False
-) -> int:
-    """Run a recipe as often as asked, each run with a seed of its own; the exit status.
-
-    Arguments:
-        goes_on: with a run that was interrupted, if it was begun with the same settings.
-
-    Raises:
-        ValueError: a device, a number of processes or data that cannot be had.
-    """
-    prepared = prepare(options, recipe, original)
-    request, say = prepared.request, prepared.say
-    if goes_on:
-        request = replace(request, resume="if_same")
-    for number in range(options.runs):
-        if number > 0:
-            request = replace(request, seed=request.seed + 1, first=False, started=time.time())
-        say(f"run {number + 1} of {options.runs}, seed {request.seed}")
-        if options.phase2 == "separate":
-            path = run_separately(request, options.min_workers, prepared.num_ranks, say)
-        else:
-            path = launch(run_rank, request, num_ranks=prepared.num_ranks)
-        if path is not None:
-            _summarise(path, say)
-    return 0
+    """Prints a line on the first process, but not with --quiet."""
 
 
 def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
-    """Choose the devices, the processes and the loader, and find the data; says what it chose.
+    """Choose the devices, the processes and the loader, and find the data; prints its choices.
 
     Raises:
-        ValueError: one of them cannot be had.
+        ValueError: one of them is not available.
     """
     started = time.time()
     device_type = choose_device(options.device)
     ranks, threads = processes(options, recipe, device_type)
-    execution = replace(
-        default_execution(device_type), memory_format=options.memory_format, compile=options.compile
-    )
-    if options.precision is not None:
-        execution = replace(execution, precision=options.precision)
-    execution = replace(execution, all_reduce=options.all_reduce)
-    if options.capture != "auto":
-        execution = replace(execution, capture=options.capture == "on")
     loader: LoaderName
     if recipe.dataset == "imagenet":
         loader, note = choose_decoder(options.loader, device_type)
     else:
         loader, note = choose_loader(options.loader, recipe.loader, device_type)
-    execution = replace(execution, loader=loader)
+    default = default_execution(device_type)
+    execution = replace(
+        default,
+        memory_format=options.memory_format,
+        compile=options.compile,
+        precision=options.precision or default.precision,
+        all_reduce=options.all_reduce,
+        capture=default.capture if options.capture == "auto" else options.capture == "on",
+        loader=loader,
+    )
     _check_writable(options.out)
     first = os.environ.get("RANK", "0") == "0"
     form: Form = "none" if options.quiet else "json" if options.json else "auto"
-    say = speaker(form if first else "none")
+    say = line_printer(form if first else "none")
     require_trackers(options.track)
     if execution.compile and device_type == "cpu" and not has_compiler():
         say("no C++ compiler was found, which torch.compile needs on a CPU: the step runs eagerly")
@@ -246,7 +127,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
         f"thread{'s' if threads > 1 else ''}, {execution.precision}, {execution.memory_format}, "
         f"loader {loader}"
     )
-    request = RunSpec(
+    spec = RunSpec(
         recipe=recipe,
         overrides=tuple(differences(asdict(original), asdict(recipe))),
         seed=options.seed,
@@ -266,7 +147,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
         progress=form,
         track=options.track,
     )
-    return Prepared(request=request, num_ranks=ranks, say=say)
+    return Prepared(request=spec, num_ranks=ranks, say=say)
 
 
 def differences(original: dict[str, Any], changed: dict[str, Any], at: str = "") -> list[str]:
@@ -312,7 +193,7 @@ def processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[in
 
 
 def _check_writable(out: Path) -> None:
-    """Find out before an hour of training, not after it."""
+    """Fail before the training, not after it."""
     probe = out / "runs" / f".probe-{os.getpid()}"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
@@ -322,7 +203,7 @@ def _check_writable(out: Path) -> None:
         raise ValueError(f"out: expected a folder that can be written to, got {error}") from None
 
 
-def _summarise(path: Path, say: Callable[[str], None]) -> None:
+def _summarize(path: Path, say: Callable[[str], None]) -> None:
     record = read_record(path)
     times = record.times
     if record.accuracy_before_averaging is not None:
@@ -332,11 +213,131 @@ def _summarise(path: Path, say: Callable[[str], None]) -> None:
         )
     else:
         say(f"test accuracy {record.test_accuracy:.2%}")
-    device = ""
-    if record.peak_device_reserved_gib is not None:
-        device = f", of a device {record.peak_device_reserved_gib:.2f} GiB"
+    reserved = record.peak_device_reserved_gib
+    device = "" if reserved is None else f", of a device {reserved:.2f} GiB"
     say(
         f"training time {times.after_averaging_s:.1f} s, phase 1 {record.phase1_epochs} epochs "
         f"({record.stopped_by}), peak memory of the host {record.peak_memory_gib:.2f} GiB a "
         f"process{device}; record: {path}"
     )
+
+
+# `--phase2 separate`: each worker of phase 2 is a process of its own; one that dies costs no other.
+
+
+def run_separately(
+    spec: RunSpec, min_workers: int | None, num_ranks: int, say: Callable[[str], None]
+) -> Path | None:
+    """Phase 1 on all ranks; the workers, as many at once as there are ranks; phase 3 on all ranks.
+
+    Arguments:
+        min_workers: average this many if others are missing; None: all are needed.
+
+    Raises:
+        ValueError: a recipe whose workers cannot run separately.
+        RuntimeError: workers are missing; the others' checkpoints are kept.
+        InterruptedRunError: a signal ended this process and the workers.
+    """
+    recipe = spec.recipe
+    if not isinstance(recipe, SWAPRecipe) or recipe.gpus_per_worker > 1 or under_torchrun():
+        raise ValueError(
+            "phase2: separate is for SWAP with one device a worker, started without torchrun, got "
+            f"{recipe.name}; use together"
+        )
+    place = launch(run_rank, replace(spec, part="phase1"), num_ranks=num_ranks)
+    assert place is not None, "the launching process has rank 0's answer"
+    if place.suffix == ".json":
+        return place  # the record of a run that is done
+    spec = replace(spec, folder=place, started=time.time())
+    workers = range(recipe.num_workers)
+    missing = [w for w in workers if not _is_done(place, w)]
+    with follow_run(place, spec.progress):
+        # They share this process's screen, where it alone may draw.
+        own = replace(spec, progress="none", track=())
+        failures = _run_workers(own, missing, num_ranks)
+    done = [w for w in workers if _is_done(place, w)]
+    for worker, why in failures.items():
+        say(f"worker {worker} is missing: {why}")
+    if len(done) < len(workers) and len(done) < (min_workers or len(workers)):
+        names = ", ".join(str(w) for w in workers if w not in done)
+        raise RuntimeError(
+            f"worker {names} missing; the same command with --resume runs it alone"
+            + ("" if min_workers else f", and with --min-workers {max(1, len(done))} leaves it out")
+        )
+    if len(done) == len(workers):
+        return launch(run_rank, spec, num_ranks=num_ranks)
+    note = f"{DEGRADED}: averaged {len(done)} of {len(workers)} workers"
+    say(note)
+    return launch(
+        run_rank,
+        replace(spec, workers=tuple(done), notes=(*spec.notes, note)),
+        num_ranks=1,
+    )
+
+
+def _is_done(folder: Path, worker: int) -> bool:
+    position = last_of(folder, phase=2, worker=worker)
+    return position is not None and position.stopped_by is not None
+
+
+def _run_workers(spec: RunSpec, workers: Sequence[int], at_once: int) -> dict[int, str]:
+    """Run each in a process; why those that did not finish have ended, by worker.
+
+    Raises:
+        InterruptedRunError: a signal ended this process or a worker.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting, running, failures = list(workers), dict[int, tuple[int, SpawnProcess]](), {}
+    devices = list(range(at_once))
+
+    def stop(number: int, frame: object) -> None:
+        for _, process in running.values():
+            if process.pid is not None:
+                os.kill(process.pid, signal.SIGTERM)
+        waiting.clear()
+        raise InterruptedRunError(signal.Signals(number).name)
+
+    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        while waiting or running:
+            while waiting and devices:
+                worker, device = waiting.pop(0), devices.pop(0)
+                own = replace(spec, part="workers", workers=(worker,))
+                process = context.Process(target=_worker, args=(own, device))
+                process.start()
+                running[worker] = device, process
+            wait([process.sentinel for _, process in running.values()])
+            for worker, (device, process) in list(running.items()):
+                if process.exitcode is None:
+                    continue
+                devices.append(device)
+                del running[worker]
+                if process.exitcode == EXIT_STATUS:
+                    raise InterruptedRunError(f"worker {worker} was told to end")
+                if process.exitcode:
+                    failures[worker] = _why(process.exitcode)
+    finally:
+        for _, process in running.values():
+            process.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return failures
+
+
+def _worker(spec: RunSpec, device: int) -> None:
+    """One worker in this process, which sees one device."""
+    end_with_parent()
+    if spec.execution.device_type == "cuda":
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = seen.split(",") if seen else [str(i) for i in range(device + 1)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[device]
+    try:
+        run_rank(spec)
+    except InterruptedRunError:
+        raise SystemExit(EXIT_STATUS) from None
+
+
+def _why(exitcode: int) -> str:
+    if exitcode < 0:
+        return f"ended by {signal.Signals(-exitcode).name}"
+    return f"ended with status {exitcode}"

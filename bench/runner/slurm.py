@@ -1,7 +1,7 @@
 """A run as jobs of a cluster, by submitit: phase 1, an array of workers, and their average.
 
-Each job is a part of one run in one folder. One that is pre-empted, or whose time is over, is
-queued again and goes on from its checkpoints; a dead worker costs its own job alone.
+Each job is a part of one run, in the run's folder. A job that is pre-empted, or whose time is over,
+is queued again and resumes from its checkpoints; a worker that dies costs its own job only.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.options import JobOptions, RunOptions
-from bench.runner.run_folders import Part, newest_unfinished
+from bench.runner.run_folders import Part, find_unfinished
 from swap_fast.callbacks.events import make_event
-from swap_fast.callbacks.progress import JsonLines
+from swap_fast.callbacks.progress import JsonLines, print_line
 from swap_fast.callbacks.trackers import require_trackers
 from swap_fast.config.recipe import Recipe, SWAPRecipe
 from swap_fast.record import run_id
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class JobPart:
-    """What one job does; called on a node, once in each of the job's tasks."""
+    """What one job does; called on a node, once in each task of the job."""
 
     options: RunOptions
     """How the recipe is run."""
@@ -40,10 +40,10 @@ class JobPart:
     part: Part
     """Of the run."""
     folder: Path
-    """Of the run, in a place that all nodes see."""
+    """Of the run, on a disk that all nodes see."""
 
     def __call__(self, worker: int | None = None) -> Path | None:
-        """Do it; the tasks of a job are the ranks of this part."""
+        """Run this part; the tasks of the job are its ranks."""
         from submitit import JobEnvironment
         from submitit.helpers import TorchDistributedEnvironment
 
@@ -54,7 +54,7 @@ class JobPart:
         if JobEnvironment().num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         prepared = prepare(self.options, self.recipe, self.original)
-        request = replace(
+        spec = replace(
             prepared.request,
             part=self.part,
             track=self.options.track if self.part != "workers" else (),
@@ -63,12 +63,12 @@ class JobPart:
         )
         try:
             num_ranks = prepared.num_ranks if worker is None else 1
-            return launch(run_rank, request, num_ranks=num_ranks)
+            return launch(run_rank, spec, num_ranks=num_ranks)
         except InterruptedRunError:
             os._exit(EXIT_STATUS)  # without a result: the job is not done
 
     def checkpoint(self, worker: int | None = None) -> DelayedSubmission:
-        """What submitit queues again when the job is pre-empted: the same, which goes on."""
+        """What submitit queues when the job is pre-empted: the same part, which resumes."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, worker)
@@ -78,7 +78,8 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
     """Submit a run's jobs; the exit status.
 
     Raises:
-        ValueError: submitit is not installed, or there is no such cluster here.
+        ValueError: submitit is not installed, or this machine has no such cluster.
+        RuntimeError: a local job failed.
     """
     try:
         from submitit import AutoExecutor
@@ -89,16 +90,16 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
         ) from None
     require_trackers(options.track)
 
-    def say(line: str, kind: str, **values: Any) -> None:
+    def log(line: str, kind: str, **values: Any) -> None:
         if options.json:
             JsonLines()(make_event(kind, **values))
         else:
-            print(line, flush=True)
+            print_line(line)
 
     for number in range(options.runs):
         own = replace(options, runs=1, seed=options.seed + number, out=options.out.resolve())
         name = run_id(recipe.name, own.seed, datetime.now(UTC).isoformat())
-        if options.resume and (unfinished := newest_unfinished(own.out, recipe.name, own.seed)):
+        if options.resume and (unfinished := find_unfinished(own.out, recipe.name, own.seed)):
             name = unfinished.name
         folder = own.out / "checkpoints" / name
         try:
@@ -109,11 +110,11 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
             submitted = _submit_run(executor, own, jobs, recipe, original, folder)
             for what, job in submitted:
                 line = f"{name}: {what}: job {job.job_id}"
-                say(line, "submitted", run=name, what=what, job=job.job_id)
+                log(line, "submitted", run=name, what=what, job=job.job_id)
             if jobs.cluster == "local":
                 record = str(submitted[-1][1].result())
-                say(f"record: {record}", "recorded", run=name, record=record)
-        except UncompletedJobError as error:  # of a local job, whose end is waited for
+                log(f"record: {record}", "recorded", run=name, record=record)
+        except UncompletedJobError as error:  # a local job
             raise RuntimeError(
                 f"{name}: a job did not end well ({_reason(str(error))}); the same command with "
                 "--resume goes on"
@@ -122,7 +123,7 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
 
 
 def _reason(text: str) -> str:
-    """The error at the end of a job's traceback; of a job without one, submitit's own words."""
+    """The error at the end of a job's traceback; without one, the first line of submitit's text."""
     raised = re.findall(r"^[\w.]*(?:Error|Exception): (.+)$", text, re.MULTILINE)
     return raised[-1] if raised else text.strip().splitlines()[0]
 
@@ -135,7 +136,7 @@ def _submit_run(
     original: Recipe,
     folder: Path,
 ) -> list[tuple[str, Job[Any]]]:
-    """The jobs of one run, each told to begin when those before it have ended well."""
+    """Submit the jobs of one run; each starts when those before it have ended well."""
 
     def part(name: Part) -> JobPart:
         return JobPart(options=options, recipe=recipe, original=original, part=name, folder=folder)

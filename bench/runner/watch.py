@@ -1,11 +1,12 @@
-"""Follows a run in the terminal, from another process or machine: by its events, without a touch.
+"""`bench watch`: follow a run from another process or machine, by reading its events.
 
-Needs no torch, and starts at once.
+Needs no torch, so that it starts at once.
 """
 
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,14 +14,14 @@ from platform import node
 
 from tyro.conf import Positional
 
-from bench.runner.attempts import is_running
 from swap_fast.callbacks.events import Tail, seconds_of
 from swap_fast.callbacks.progress import RunView, bars, duration, line_of, print_line, state_lines
+from swap_fast.checkpoint.attempts import is_running
 from swap_fast.training.shutdown import EXIT_STATUS
 
 POLL_S = 0.5
 SILENT_S = 5.0
-"""After so long without a word it is asked whether a process is still at the run."""
+"""After this time without an event the lock is asked whether a process still runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,13 @@ def watch(options: WatchOptions) -> int:
     """Follow a run until it ends; the exit status: 0, 75 if it was interrupted, 1 if it failed.
 
     Raises:
-        ValueError: there is no such run, or it tells nothing.
+        ValueError: there is no such run, or it has no event.
     """
     folder = find_run(options.run, options.out)
     follower = Follower(folder)
     follower.poll()
     if not follower.view.run:
-        raise ValueError(f"watch: expected a run that tells of itself, got no event in {folder}")
+        raise ValueError(f"watch: expected a run with events, got none in {folder}")
     try:
         if options.once:
             print(*follower.lines(), sep="\n")
@@ -59,7 +60,7 @@ def watch(options: WatchOptions) -> int:
 
 
 def find_run(run: str | None, out: Path) -> Path:
-    """The folder of a run by its name, the beginning of it, or its path: the newest that fits.
+    """The folder of a run by its path, its name, or the beginning of its name: the newest one.
 
     Raises:
         ValueError: there is none.
@@ -79,21 +80,17 @@ def find_run(run: str | None, out: Path) -> Path:
 
 
 class Follower:
-    """What is known of a run, and whether somebody is at it.
-
-    Arguments:
-        folder: the run's.
-    """
+    """A run's events so far, and whether a process still works on it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.view = folder, RunView()
         self._tail = Tail(folder)
 
     def poll(self, say: Callable[[str], None] = lambda line: None) -> None:
-        """Take in what is new, and say it."""
+        """Read the new events, and print their lines."""
         events = self._tail.poll()
         if events is None:
-            # Now that it is done one file has the lines of all, which come anew.
+            # The run is done, and its event files are merged: all events are read again.
             self.view, events, say = RunView(), self._tail.poll() or [], lambda line: None
         for event in events:
             self.view(event)
@@ -101,9 +98,9 @@ class Follower:
                 say(line)
 
     def is_over(self) -> bool:
-        """Whether nothing more is to be expected."""
+        """Whether no more events will come."""
         ending = self.view.ending
-        if ending is not None and ending["event"] == "done":
+        if self._is_done():
             return True
         if ending is None and (self._silent_s() < SILENT_S or self._is_between()):
             return False
@@ -112,7 +109,7 @@ class Follower:
     def state(self) -> str:
         """In words: "running", "done", ..."""
         ending, silent = self.view.ending, duration(self._silent_s())
-        if ending is not None and ending["event"] == "done":
+        if self._is_done():
             return "done"
         if is_running(self.folder):
             return "running"
@@ -120,19 +117,19 @@ class Follower:
             words = ending.get("reason") or ending.get("error")
             return f"{ending['event']} ({words})"
         if self._is_between():
-            return "between two parts: no process is at it now"
+            return "between two parts: no process runs now"
         if not self._is_here():
-            return f"on {self._host()}, last heard of {silent} ago"
-        return f"dead: no process is at it, and it was last heard of {silent} ago"
+            return f"on {self._host()}, last sign of life {silent} ago"
+        return f"dead: no process runs it, last sign of life {silent} ago"
 
     def lines(self) -> list[str]:
-        """How far it is."""
+        """Its state, each model's progress, and the result."""
         return [self.head(), *state_lines(self.view), *self._result()]
 
     def head(self) -> str:
-        """What it is, since when, and whether somebody is at it."""
+        """Its name, state, start and machine, in one line."""
         began = self.view.began
-        assert began is not None, "a run that tells of itself has begun"
+        assert began is not None, "the first event is `began`"
         since = datetime.fromisoformat(began["time"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         state = self.state()
         if self.is_over():
@@ -140,18 +137,23 @@ class Follower:
                 self.view.stop(part)
         ranks = began["world_size"]
         processes = f"{ranks} process{'es' if ranks > 1 else ''}"
-        return f"{self.view.run}: {state}; begun {since}, {processes}, {began['machine']['device']}"
+        return (
+            f"{self.view.run}: {state}; started {since}, {processes}, {began['machine']['device']}"
+        )
 
     def exit_status(self) -> int:
-        """By how it ended."""
+        """0 for a run that is done or goes on, 75 if it was interrupted, 1 if it failed."""
         ending = self.view.ending
-        if not self.is_over() or (ending is not None and ending["event"] == "done"):
+        if not self.is_over() or self._is_done():
             return 0
         return EXIT_STATUS if ending is not None and ending["event"] == "interrupted" else 1
 
+    def _is_done(self) -> bool:
+        return self.view.ending is not None and self.view.ending["event"] == "done"
+
     def _result(self) -> list[str]:
         ending = self.view.ending
-        if ending is None or ending["event"] != "done":
+        if ending is None or not self._is_done():
             return []
         before = ending["accuracy_before_averaging"]
         words = "" if before is None else f", {before:.2%} before averaging"
@@ -161,17 +163,15 @@ class Follower:
         ]
 
     def _silent_s(self) -> float:
-        """How long nothing was heard of it: no event, and no sign of life of an attempt at it."""
-        heard = [seconds_of(self.view.last)] if self.view.last is not None else []
+        """Seconds since its last event, or since the last heartbeat of a process."""
+        last = [seconds_of(self.view.last)] if self.view.last is not None else []
         for path in self.folder.glob("attempt-*.json"):
-            try:
-                heard.append(path.stat().st_mtime)
-            except FileNotFoundError:
-                continue
-        return max(0.0, time.time() - max(heard))
+            with suppress(FileNotFoundError):
+                last.append(path.stat().st_mtime)
+        return max(0.0, time.time() - max(last))
 
     def _is_between(self) -> bool:
-        """Whether each part that was begun ended well, and the last one has not begun."""
+        """Whether each part that was started has ended well, and the last one has not started."""
         return all(
             event is not None and event["event"] == "part_done"
             for event in self.view.parts.values()
@@ -181,12 +181,12 @@ class Follower:
         return str((self.view.began or {})["host"])
 
     def _is_here(self) -> bool:
-        """Whether the run is this machine's, where its locks can be seen."""
+        """Whether the run is on this machine, which knows its locks."""
         return self._host() == node()
 
 
 def _print(follower: Follower) -> None:
-    """Lines, as they come."""
+    """Print a line for each event."""
     if not follower.is_over():
         print(*follower.lines(), sep="\n", flush=True)
     while not follower.is_over():
@@ -196,7 +196,7 @@ def _print(follower: Follower) -> None:
 
 
 def _draw(follower: Follower) -> None:
-    """Bars, in their place."""
+    """Draw bars."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text

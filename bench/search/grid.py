@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import Suppress, UseAppendAction
 
-from bench.options import RunOptions
+from bench.options import RunOptions, require_counts
 from swap_fast.choices import choose
 from swap_fast.config.recipe import Recipe
 
@@ -52,10 +52,7 @@ class SearchOptions(RunOptions):
     def __post_init__(self) -> None:
         """Refuse counts below 1, and names that cannot be a file's."""
         super().__post_init__()
-        for name in ("held_out", "seeds", "trials"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {value}")
+        require_counts(self, "held_out", "seeds", "trials")
         if self.name is not None and (not self.name or set(self.name) & set("/\\\0")):
             raise ValueError(f"name: expected a file's name, got {self.name!r}")
 

@@ -20,7 +20,8 @@ from bench.runner.session import differences
 from bench.search.grid import TAU, Grid, Point, Scores, recipe_at
 from swap_fast.checkpoint.files import MODEL, read_checkpoint, write_checkpoint
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SGDRecipe
-from swap_fast.record import EpochRow, RunRecord, plain, read_record, read_records
+from swap_fast.record import RunRecord, plain, read_record, read_records
+from swap_fast.training.evaluate import Accuracies
 
 LABELS = ("name", "summary", "table")
 """Fields of a recipe that do not change its training."""
@@ -191,20 +192,26 @@ def write_start(run: Path, tau: float | None, start: Path) -> None:
         OSError: an epoch's weights are missing, or the folder cannot be written to.
     """
     whole = read_checkpoint(run / "phase1")
-    rows = [EpochRow(**row) for row in whole.about["rows"]]
+    rows = whole.about.rows
     above = [row.epoch for row in rows if tau is not None and row.train_accuracy > tau]
     epochs, stopped_by = (above[0], "stopping_accuracy") if above else (len(rows), "max_epochs")
     last = rows[epochs - 1]
-    about = whole.about | {
-        "position": whole.about["position"] | {"epoch": epochs, "stopped_by": stopped_by},
-        "accuracies": [last.test_accuracy, None],
-        "origin": None,
-        "rows": whole.about["rows"][:epochs],
-        "laps_by_rank": [
+    assert last.test_accuracy is not None, "each epoch of phase 1 is tested"
+    about = replace(
+        whole.about,
+        progress=replace(
+            whole.about.progress,
+            epoch=epochs,
+            stopped_by=stopped_by,
+            accuracies=Accuracies(last.test_accuracy),
+        ),
+        origin=None,
+        rows=rows[:epochs],
+        laps_by_rank=[
             _laps_until(laps, epochs / len(rows), not_trained_s=rows[-1].time_s - last.time_s)
-            for laps in whole.about["laps_by_rank"]
+            for laps in whole.about.laps_by_rank
         ],
-    }
+    )
     state = {"velocity": torch.zeros_like(whole.state["velocity"])}
     model = load_file(run / f"phase1-epoch{epochs}{MODEL}")
     write_checkpoint(start / "phase1", replace(whole, model=model, state=state, about=about))

@@ -22,8 +22,8 @@ from swap_fast.models import net_maker
 from swap_fast.tasks.cifar import CifarSource, missing_for_dali
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
-from swap_fast.training.loop import TrainStage, train
-from swap_fast.training.parts import Watch, build_trainer
+from swap_fast.training.loop import TrainStage, train_epochs
+from swap_fast.training.parts import build_trainer
 from swap_fast.training.state import Progress
 from swap_fast.training.step import Metrics, Step
 
@@ -79,21 +79,19 @@ def _train(step: Step, execution: Execution) -> list[float]:
     """The losses of a phase's epochs, in the one training loop."""
     device_type = execution.device_type
     phase = Phase(global_batch_size=BATCH, peak_lr=0.1, max_epochs=EPOCHS, gpus_per_model=2)
-    losses: list[float] = []
 
     def open_batches() -> Loader:
         with may_wait(device_type), _threads(THREADS):
             return _Loader(make_loader(random_split(STEPS * BATCH), execution, phase), device_type)
 
-    train(
+    epochs = train_epochs(
         [TrainStage(epochs=range(EPOCHS), step=step, open_batches=open_batches)],
         phase,
         begin=Progress(phase=1),
         clock=Clock(),
         on_step=lambda images: None,
-        after_epoch=lambda row, ended_by: losses.append(row.train_loss),
     )
-    return losses
+    return [row.train_loss for row, _ in epochs]
 
 
 @contextmanager
@@ -167,7 +165,6 @@ def _test_accuracy(recipe: SGDRecipe, dataset: Dataset, execution: Execution) ->
             device=torch.device(execution.device_type),
             execution=execution,
             clock=Clock(),
-            watch=Watch(),
             captures=captures,
         )
         return sgd(recipe, parts).accuracies.top1

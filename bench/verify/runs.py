@@ -31,9 +31,10 @@ from swap_fast.distributed import Comm, connect
 from swap_fast.models import net_maker
 from swap_fast.recipes.cifar10 import cifar10_quick
 from swap_fast.tasks.cifar import CifarSource
+from swap_fast.training.callback import Callback
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
-from swap_fast.training.parts import Watch, build_trainer
+from swap_fast.training.parts import build_trainer
 from swap_fast.training.shutdown import GracefulShutdown, InterruptedRunError
 
 IMAGES, TEST_IMAGES = 640, 200
@@ -197,19 +198,26 @@ def _run_all(form: Form, folder: Path, stop_after: dict[str, int | None]) -> Non
             signal.signal(number, handler)
 
 
+class _EndAfter(Callback):
+    """Sends this process SIGTERM after a number of updates."""
+
+    def __init__(self, updates: int | None) -> None:
+        self._left = updates or 0
+
+    def on_step(self, images: int) -> None:
+        """Count down."""
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _run(form: Form, comm: Comm, folder: Path, run: str, stop_after: int | None) -> None:
     """Train in the folder `run`, and save the weights at the start and at the end."""
     device_type = form.device_type
     synchronize = torch.cuda.synchronize if device_type == "cuda" else lambda: None
-    clock, shutdown, updates = Clock(), GracefulShutdown(synchronize), 0
+    clock, shutdown = Clock(), GracefulShutdown(synchronize)
     dataset = generate_synthetic(train_images=IMAGES, test_images=TEST_IMAGES)
     recipe = _recipe(comm.world_size, 4 if form.small else 16)
-
-    def on_step(images: int) -> None:
-        nonlocal updates
-        updates += 1
-        if updates == stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
 
     with Captures() as captures, shutdown.listening():
         parts = build_trainer(
@@ -221,7 +229,7 @@ def _run(form: Form, comm: Comm, folder: Path, run: str, stop_after: int | None)
             execution=default_execution(device_type),
             comm=comm,
             clock=clock,
-            watch=Watch(on_step=on_step),
+            callbacks=[_EndAfter(stop_after)],
             checkpoints=RunFolder(folder / run, clock),
             shutdown=shutdown,
             captures=captures,

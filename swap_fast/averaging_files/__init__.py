@@ -1,1 +1,1 @@
-"""swap_fast/averaging_files: say here what is in this package."""
+"""Averages of finished checkpoints: uniform and greedy soups, tested before and after."""

@@ -18,34 +18,7 @@ from swap_fast.choices import choose
 if TYPE_CHECKING:
     import torch
 
-    from swap_fast.averaging_files.evaluate import Trial
-
-
-# Functions of the user's, named on the command line: package.module:function.
-
-
-def user_function(option: str, named: str) -> Callable[[], Any]:
-    """The function of that name, from the working folder or what is installed.
-
-    Raises:
-        ValueError: no such module or function, or a module that fails to be imported.
-    """
-    module_name, colon, name = named.partition(":")
-    if not colon or not name or module_name.endswith(".py") or "/" in module_name:
-        guess = f"{Path(module_name).stem or 'my_module'}:{name or 'function'}"
-        raise ValueError(f"{option}: expected package.module:function, got {named}; try {guess}")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything
-        raise ValueError(
-            f"{option}: expected a module {module_name}, importing it gave "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
-    functions = [each for each, value in vars(module).items() if callable(value)]
-    return getattr(module, choose(f"function of {option}, {module_name}", name, functions))
+    from swap_fast.averaging_files.evaluate import Evaluation
 
 
 FilesOrRun = Annotated[
@@ -58,7 +31,7 @@ class AverageOptions:
     """Average finished models: safetensors files, torch's files, or the workers of a run's folder.
 
     The files are read without running what is in them. With a net and data the batch-norm
-    statistics are computed anew, and accuracies printed before and after. Of a run of ours both are
+    statistics are recomputed, and accuracies printed before and after. Of a run of ours both are
     known.
     """
 
@@ -80,8 +53,8 @@ class AverageOptions:
     stands for the files."""
     data_dir: Path | None = None
     """Where the run's data set is, if not in SWAP_DATA or the cache."""
-    trial: bool = True
-    """Try the average, if the run is known."""
+    evaluate: bool = True
+    """Evaluate the average, if the run is known."""
     select_on: Literal["held_out", "test"] = "held_out"
     """What a greedy soup is chosen by."""
     start: Path | None = None
@@ -138,7 +111,7 @@ def average(arguments: list[str]) -> int:
         options.output,
         soup=options.soup,
         shares=options.shares,
-        trial=_trial(options, device),
+        evaluation=_evaluation(options, device),
         select_on=options.select_on,
         start=options.start,
         key=options.key,
@@ -159,8 +132,8 @@ def average(arguments: list[str]) -> int:
     return 0
 
 
-def _trial(options: AverageOptions, device: torch.device) -> Trial | None:
-    """The net and data to try the average on; None: the tensors alone are averaged.
+def _evaluation(options: AverageOptions, device: torch.device) -> Evaluation | None:
+    """The net and data to evaluate the average with; None: the tensors alone are averaged.
 
     Raises:
         ValueError: half of it, or functions that are not there.
@@ -169,17 +142,41 @@ def _trial(options: AverageOptions, device: torch.device) -> Trial | None:
         given, lacking = ("model", "data") if options.data is None else ("data", "model")
         raise ValueError(f"{given}: expected --{lacking} beside it, got none")
     if options.model is not None and options.data is not None:
-        from swap_fast.averaging_files.evaluate import users_trial
+        from swap_fast.averaging_files.evaluate import user_evaluation
 
         make_model = user_function("--model", options.model)
         make_data = user_function("--data", options.data)
-        return users_trial(make_model, make_data(), device)
+        return user_evaluation(make_model, make_data(), device)
     folders = [path for path in options.files if path.is_dir()]
     run = options.run or (folders[0] if len(folders) == 1 else None)
-    if run is not None and options.trial:
-        from swap_fast.averaging_files.evaluate import runs_trial
+    if run is not None and options.evaluate:
+        from swap_fast.averaging_files.evaluate import run_evaluation
 
-        return runs_trial(run, options.data_dir, device)
+        return run_evaluation(run, options.data_dir, device)
     if options.data_dir is not None:
         raise ValueError("data_dir: expected the folder of one run, got none; give --run FOLDER")
     return None
+
+
+def user_function(option: str, named: str) -> Callable[[], Any]:
+    """The function of that name, from the working folder or what is installed.
+
+    Raises:
+        ValueError: no such module or function, or a module that fails to be imported.
+    """
+    module_name, colon, name = named.partition(":")
+    if not colon or not name or module_name.endswith(".py") or "/" in module_name:
+        guess = f"{Path(module_name).stem or 'my_module'}:{name or 'function'}"
+        raise ValueError(f"{option}: expected package.module:function, got {named}; try {guess}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may raise anything
+        raise ValueError(
+            f"{option}: expected a module {module_name}, importing it gave "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    functions = [each for each, value in vars(module).items() if callable(value)]
+    return getattr(module, choose(f"function of {option}, {module_name}", name, functions))

@@ -1,20 +1,21 @@
-"""A net and data that averages of files are tried on: accuracy, and batch-norm statistics anew."""
+"""A net and data to evaluate averages of files with: accuracy, and batch-norm statistics."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from swap_fast.averaging_files.origins import read_run
+from swap_fast.averaging_files.inputs import read_run
 from swap_fast.averaging_files.weight_files import plain_names
 from swap_fast.checkpoint.files import load_state_
 from swap_fast.config.execution import Execution, default_execution
-from swap_fast.config.phase import BatchShape, shapes
-from swap_fast.config.recipe import SWAPRecipe, swap_recipe_again
-from swap_fast.data.cifar.dataset import Dataset
+from swap_fast.config.phase import shapes
+from swap_fast.config.recipe import swap_recipe_again
 from swap_fast.data.cifar.files import load_dataset, locate_dataset
 from swap_fast.distributed import ALONE
 from swap_fast.models import make_net
@@ -23,44 +24,29 @@ from swap_fast.training.batchnorm import BatchNormRecompute
 from swap_fast.training.weights import Weights
 
 
-class TrialData(Protocol):
-    """What models are tried on."""
-
-    splits: tuple[str, ...]
-    """Of "held_out" and "test", those that it has."""
-    trains: bool
-    """Whether it has training data, for batch-norm statistics."""
-
-    def batches(self) -> Iterable[Tensor]:
-        """The training inputs [B, ...] once, on the model's device."""
-
-    def accuracy(self, split: str) -> float:
-        """Of the model as it is, on a split: a fraction."""
-
-
-class Trial:
-    """A net into which files are loaded one after the other.
+class Evaluation:
+    """A net into which files are loaded one after the other, and data to evaluate them with.
 
     Arguments:
         weights: the net, in float32 on its device.
-        data: what it is tried on.
-        autocast: makes the context of a forward pass of the batch-norm pass.
+        tests: by the name of a split, "held_out" or "test": measures the accuracy of the net as it
+            is, a fraction.
+        batches: gives the training inputs [B, ...] once, on the net's device, for batch-norm
+            statistics; None: there is no training data.
+        autocast: makes the context of a forward pass over these.
     """
 
     def __init__(
         self,
         weights: Weights,
-        data: TrialData,
+        tests: Mapping[str, Callable[[], float]],
+        batches: Callable[[], Iterable[Tensor]] | None,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self.weights, self.data = weights, data
-        self._pass = BatchNormRecompute(weights, autocast)
+        self.weights, self._tests, self.batches = weights, tests, batches
+        self.splits = tuple(tests)
+        self._recompute = BatchNormRecompute(weights, autocast)
         self._names = plain_names(weights.model.state_dict())
-
-    @property
-    def has_statistics(self) -> bool:
-        """Whether the net has batch norms whose statistics an average spoils."""
-        return bool(self.weights.norms)
 
     def load_(self, tensors: Mapping[str, Tensor], where: Path | str) -> None:
         """Put a file's tensors into the net.
@@ -72,44 +58,46 @@ class Trial:
         given = {own.get(name, name): t for name, t in tensors.items()}
         state = self.weights.model.state_dict()
         # Of weights that two layers share, safetensors files often keep one name.
-        by_place = {_place(state[name]): t for name, t in given.items() if name in state}
+        by_memory = {_memory(state[name]): t for name, t in given.items() if name in state}
         for name in state.keys() - given.keys():
-            if (shared := by_place.get(_place(state[name]))) is not None:
+            if (shared := by_memory.get(_memory(state[name]))) is not None:
                 given[name] = shared
         load_state_(self.weights, given, str(where))
 
-    def recompute_(self, images: int | None = None) -> None:
-        """Compute the batch-norm statistics anew, of all training data or the first `images`.
+    def recompute_(self, images: int | None = None) -> dict[str, Tensor]:
+        """Compute the batch-norm statistics from all training data, or the first `images`.
 
-        Raises:
-            ValueError: no data.
+        Without training data, or batch norms, nothing is done.
+
+        Returns:
+            Copies of the statistics on the host, by their plain names; none if nothing was done.
         """
-        self._pass(first(self.data.batches(), images))
-
-    def statistics(self) -> dict[str, Tensor]:
-        """Copies of the net's running statistics on the host, by their plain names."""
-        norms = set(self.weights.norms)
-        names = {
-            f"{prefix}.{name}" if prefix else name
-            for prefix, module in self.weights.model.named_modules()
-            if module in norms
+        if self.batches is None or not self.weights.norms:
+            return {}
+        self._recompute(_first(self.batches(), images))
+        prefixes = {module: prefix for prefix, module in self.weights.model.named_modules()}
+        return {
+            self._names[f"{prefixes[norm]}.{name}".lstrip(".")]: norm.get_buffer(name).cpu().clone()
+            for norm in self.weights.norms
             for name in ("running_mean", "running_var")
         }
-        state = self.weights.model.state_dict()
-        return {self._names[name]: state[name].detach().cpu().clone() for name in names}
 
     def accuracy(self, split: str) -> float:
         """Of the net as it is, on a split: a fraction."""
-        return self.data.accuracy(split)
+        return self._tests[split]()
+
+    def accuracies(self) -> dict[str, float]:
+        """Of the net as it is, on each split."""
+        return {split: self.accuracy(split) for split in self.splits}
 
 
-def _place(tensor: Tensor) -> tuple[int, torch.Size]:
+def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
     """The same for two names of one tensor."""
     return tensor.data_ptr(), tensor.shape
 
 
-def first(batches: Iterable[Tensor], images: int | None) -> Iterator[Tensor]:
-    """Batches until there are so many images."""
+def _first(batches: Iterable[Tensor], images: int | None) -> Iterator[Tensor]:
+    """Batches until there are that many images."""
     seen = 0
     for batch in batches:
         yield batch
@@ -118,7 +106,12 @@ def first(batches: Iterable[Tensor], images: int | None) -> Iterator[Tensor]:
             return
 
 
-def users_trial(make_model: Callable[[], nn.Module], data: object, device: torch.device) -> Trial:
+# The user's net and data.
+
+
+def user_evaluation(
+    make_model: Callable[[], nn.Module], data: object, device: torch.device
+) -> Evaluation:
     """A net and data of the user's.
 
     Arguments:
@@ -135,66 +128,25 @@ def users_trial(make_model: Callable[[], nn.Module], data: object, device: torch
     # It is only measured: in float32, with every weight in the file's reach.
     model.float().to(device).requires_grad_(True)
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is None:
+        if isinstance(module, _BatchNorm) and module.momentum is None:
             module.momentum = 0.1  # the pass has its own
-    weights = Weights(model)
-    return Trial(weights, UserData(weights, data, device))
+    batches = {
+        name: partial(_inputs_and_labels, name, split, device)
+        for name, split in _splits(data).items()
+    }
 
+    def inputs() -> Iterator[Tensor]:
+        return (inputs for inputs, _ in batches["train"]())
 
-class UserData:
-    """The user's batches."""
-
-    def __init__(self, weights: Weights, data: object, device: torch.device) -> None:
-        self._weights, self._device = weights, device
-        self._splits = _splits(data)
-        self.splits: tuple[str, ...] = tuple(
-            name for name in ("held_out", "test") if name in self._splits
-        )
-        self.trains = "train" in self._splits
-
-    def batches(self) -> Iterator[Tensor]:
-        """The inputs of the training batches."""
-        for batch in self._splits["train"]:
-            yield self._inputs_and_labels(batch, "train")[0]
-
-    @torch.no_grad()
-    def accuracy(self, split: str) -> float:
-        """The share of labels that the largest logit [B, C, ...] along dimension 1 gets right."""
-        model, correct, total = self._weights.model, 0, 0
-        was_training = model.training
-        model.eval()
-        try:
-            for batch in self._splits[split]:
-                inputs, labels = self._inputs_and_labels(batch, split)
-                logits = model(inputs)
-                if labels is None or logits.argmax(1).shape != labels.shape:
-                    got = "none" if labels is None else f"labels {list(labels.shape)}"
-                    raise ValueError(
-                        f"data, {split}: expected a label for each of the logits "
-                        f"{list(logits.shape)}, got {got}"
-                    )
-                correct += int((logits.argmax(1) == labels).sum())
-                total += labels.numel()
-        finally:
-            model.train(was_training)
-        if total == 0:
-            raise ValueError(f"data, {split}: expected batches, got none")
-        return correct / total
-
-    def _inputs_and_labels(self, batch: object, split: str) -> tuple[Tensor, Tensor | None]:
-        inputs, labels = batch, None
-        if isinstance(batch, Mapping) and len(batch) == 2 and "labels" in batch:
-            labels = batch["labels"]
-            (inputs,) = (each for name, each in batch.items() if name != "labels")
-        elif isinstance(batch, (tuple, list)) and len(batch) == 2:
-            inputs, labels = batch
-        if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor | None):
-            raise ValueError(
-                f"data, {split}: expected batches (inputs, labels) of tensors, or a dict of both, "
-                f"got {type(batch).__name__}"
-            )
-        on_device = inputs.to(self._device)
-        return on_device, None if labels is None else labels.to(self._device)
+    return Evaluation(
+        Weights(model),
+        {
+            name: partial(_accuracy, model, name, batches[name])
+            for name in ("held_out", "test")
+            if name in batches
+        },
+        inputs if "train" in batches else None,
+    )
 
 
 def _splits(data: object) -> dict[str, Iterable[object]]:
@@ -219,11 +171,63 @@ def _splits(data: object) -> dict[str, Iterable[object]]:
     return found
 
 
-# The net and the data of one of our own runs, to try averages of its workers on.
+def _inputs_and_labels(
+    name: str, split: Iterable[object], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The batches of a split, on the device."""
+    for batch in split:
+        inputs, labels = batch, None
+        if isinstance(batch, Mapping) and len(batch) == 2 and "labels" in batch:
+            labels = batch["labels"]
+            (inputs,) = (each for key, each in batch.items() if key != "labels")
+        elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+            inputs, labels = batch
+        if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor | None):
+            raise ValueError(
+                f"data, {name}: expected batches (inputs, labels) of tensors, or a dict of both, "
+                f"got {type(batch).__name__}"
+            )
+        yield inputs.to(device), None if labels is None else labels.to(device)
 
 
-def runs_trial(folder: Path, data: Path | None, device: torch.device) -> Trial:
-    """The net of a run, its training images, and those that it was tested on.
+@torch.no_grad()
+def _accuracy(
+    model: nn.Module, split: str, batches: Callable[[], Iterable[tuple[Tensor, Tensor | None]]]
+) -> float:
+    """The share of labels that the largest logit [B, C, ...] along dimension 1 gets right."""
+    correct = total = 0
+    was_training = model.training
+    model.eval()
+    try:
+        for inputs, labels in batches():
+            logits = model(inputs)
+            if not isinstance(logits, Tensor) or logits.dim() < 2:
+                got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise ValueError(
+                    f"model: expected logits [B, C] or [B, C, ...], got {got}; give a function "
+                    "that returns a net with these alone"
+                )
+            predicted = logits.argmax(1)
+            if labels is None or predicted.shape != labels.shape:
+                got = "none" if labels is None else f"labels {list(labels.shape)}"
+                raise ValueError(
+                    f"data, {split}: expected a label for each of the logits "
+                    f"{list(logits.shape)}, got {got}"
+                )
+            correct += int((predicted == labels).sum())
+            total += labels.numel()
+    finally:
+        model.train(was_training)
+    if total == 0:
+        raise ValueError(f"data, {split}: expected batches, got none")
+    return correct / total
+
+
+# The net and the data of one of our own runs.
+
+
+def run_evaluation(folder: Path, data: Path | None, device: torch.device) -> Evaluation:
+    """The net of a run, its training images as in its batch-norm pass, and its test images.
 
     Arguments:
         data: where its data set is; None: where runs look for it.
@@ -235,7 +239,7 @@ def runs_trial(folder: Path, data: Path | None, device: torch.device) -> Trial:
     if about["recipe"]["dataset"] == "imagenet":
         raise ValueError(
             f"{folder}: expected a run on images in memory, got one of a tree of files; give "
-            "--model and --data of your own, or --no-trial"
+            "--model and --data of your own, or --no-evaluate"
         )
     recipe = swap_recipe_again(about["recipe"], str(folder))
     assert recipe.dataset != "imagenet", "it was refused"
@@ -249,41 +253,17 @@ def runs_trial(folder: Path, data: Path | None, device: torch.device) -> Trial:
     weights = Weights(
         execution.place(make_net(recipe, dataset), device), set_apart=recipe.optimizer.set_apart
     )
-    images = RunImages(recipe, dataset, weights, execution, seed=about["seed"])
-    return Trial(weights, images, execution.autocast)
-
-
-class RunImages:
-    """A run's own images: those of its batch-norm pass, and the test images."""
-
-    splits: tuple[str, ...] = ("test",)
-    trains = True
-
-    def __init__(
-        self,
-        recipe: SWAPRecipe,
-        dataset: Dataset,
-        weights: Weights,
-        execution: Execution,
-        *,
-        seed: int,
-    ) -> None:
-        self._source = CifarSource(recipe, dataset)
-        self._source.open_(weights, execution, seed=seed)
-        self._shape: BatchShape = shapes(recipe.phase2, self._source.image_size)[-1]
-        side = self._shape.image_size
-        self._buffer = execution.empty_images(
-            (recipe.batch_norm_batch_size, 3, side, side), weights.theta.device
-        )
-        self._evaluate = self._source.evaluator(self._shape)
-
-    def batches(self) -> Iterable[Tensor]:
-        """The batches of phase 3's pass, as the run had them."""
-        return self._source.batch_norm_batches(self._buffer, self._shape, ALONE)
-
-    def accuracy(self, split: str) -> float:
-        """Top-1 accuracy on the images that the run was tested on."""
-        return self._evaluate(ALONE).top1
+    source = CifarSource(recipe, dataset)
+    source.open_(weights, execution, seed=about["seed"])
+    shape = shapes(recipe.phase2, source.image_size)[-1]
+    side, evaluate = shape.image_size, source.evaluator(shape)
+    buffer = execution.empty_images((recipe.batch_norm_batch_size, 3, side, side), device)
+    return Evaluation(
+        weights,
+        {"test": lambda: evaluate(ALONE).top1},
+        lambda: source.batch_norm_batches(buffer, shape, ALONE),
+        execution.autocast,
+    )
 
 
 def _execution(about: dict[str, Any], device: torch.device) -> Execution:

@@ -1,22 +1,46 @@
-"""What an average of files is made of and where it goes: checked before the work, not after it."""
+"""What an average is made of: files of weights, or a run's folder, which knows their origin."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from swap_fast.averaging_files.evaluate import Trial
-from swap_fast.averaging_files.origins import finished_run, require_one_origin, start_beside
 from swap_fast.averaging_files.weight_files import WeightFile, read_weights, require_alike
+from swap_fast.checkpoint.files import MANIFEST, MODEL, read_manifest
+from swap_fast.checkpoint.run_folder import RUN_FILE, read_run_info
+
+_OF_A_RUN = re.compile(rf"(worker(\d+)-epoch(\d+)|final|phase1){re.escape(MODEL)}")
 
 
 def files_of(paths: Sequence[Path | str]) -> list[Path]:
     """Files as they are, folders of runs as their workers."""
     found: list[Path] = []
     for path in map(Path, paths):
-        found += finished_run(path).workers if path.is_dir() else [path]
+        found += workers_of(path) if path.is_dir() else [path]
     if len(found) < 2:
         raise ValueError(f"expected two files of weights or more to average, got {len(found)}")
     return found
+
+
+def require_shares(
+    shares: Sequence[float] | None, files: Sequence[WeightFile], soup: str
+) -> Sequence[float]:
+    """The weight of each file: those given, or all alike.
+
+    Raises:
+        ValueError: not one above 0 for each, or some beside a greedy soup.
+    """
+    if shares is None:
+        return [1.0] * len(files)
+    if soup == "greedy":
+        raise ValueError("shares: expected none with a greedy soup, which finds its own")
+    if len(shares) != len(files) or not all(0 < share < float("inf") for share in shares):
+        raise ValueError(
+            f"shares: expected a finite number > 0 for each of {len(files)} files, got "
+            f"{', '.join(f'{share:g}' for share in shares)}"
+        )
+    return shares
 
 
 def target(output: Path, files: Sequence[WeightFile], *, overwrite: bool) -> Path:
@@ -35,66 +59,106 @@ def target(output: Path, files: Sequence[WeightFile], *, overwrite: bool) -> Pat
     return path
 
 
-def require_shares(
-    shares: Sequence[float] | None, files: Sequence[WeightFile], soup: str
-) -> Sequence[float]:
-    """The weight of each file: those given, or all alike.
+def short_names(files: Sequence[WeightFile]) -> list[str]:
+    """The files' names, or their paths where two have one name."""
+    names = [file.path.name for file in files]
+    return names if len(set(names)) == len(names) else [str(file.path) for file in files]
+
+
+# What a run's folder knows: its workers, where they began, and their bytes.
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What the run of a folder is: its recipe, seed, data and execution.
 
     Raises:
-        ValueError: not one above 0 for each, or some beside a greedy soup.
+        ValueError: it is not a run's folder.
     """
-    if shares is None:
-        return [1.0] * len(files)
-    if soup == "greedy":
-        raise ValueError("shares: expected none with a greedy soup, which finds its own")
-    fit = len(shares) == len(files) and all(0 < share < float("inf") for share in shares)
-    if not fit:
+    try:
+        info = read_run_info(folder)
+    except ValueError as error:
+        raise ValueError(f"{error}; or name the files that are to be averaged") from None
+    if info is None or "recipe" not in info.settings:
         raise ValueError(
-            f"shares: expected a finite number > 0 for each of {len(files)} files, got "
-            f"{', '.join(f'{share:g}' for share in shares)}"
+            f"{folder}: expected files of weights or a run's folder such as "
+            f"results/checkpoints/RUN, got a folder without a recipe's {RUN_FILE}"
         )
-    return shares
+    return info.settings
 
 
-def require_settings(
-    soup: str, trial: Trial | None, select_on: str, basin_points: int, *, require_basin: bool
-) -> None:
-    """Refuse settings that want data which is not there, or that mean nothing.
+def workers_of(folder: Path) -> list[Path]:
+    """The weights of each worker of a run of SWAP at the end of phase 2, by number.
 
     Raises:
-        ValueError: says which.
+        ValueError: no folder of a run of SWAP, or one whose workers are not all done.
     """
-    splits = () if trial is None else trial.data.splits
-    if soup == "greedy" and select_on not in splits:
+    recipe = read_run(folder)["recipe"]
+    if "num_workers" not in recipe or recipe["phase2"].get("cycles", 1) > 1:
         raise ValueError(
-            f"greedy: expected {select_on} data to choose by, got {' and '.join(splits) or 'none'}"
-            + (
-                "; what is chosen by the test images fits them: give held_out data, or accept that "
-                "by --select-on test"
-                if "test" in splits
-                else "; give a net and data"
+            f"{folder}: expected a run of SWAP with one model a worker, got {recipe.get('name')}; "
+            "name the files that are to be averaged"
+        )
+    last = recipe["phase2"]["max_epochs"]
+    workers = [folder / f"worker{w}-epoch{last}{MODEL}" for w in range(recipe["num_workers"])]
+    missing = [path.name for path in workers if not path.is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder}: expected {len(workers)} workers after {last} epochs, {missing[0]} is not "
+            "there; let the run end, or name the files that are to be averaged"
+        )
+    return workers
+
+
+def require_one_origin(files: Sequence[WeightFile]) -> str | None:
+    """The model that all of these began from, by its content, if their runs say.
+
+    Raises:
+        ValueError: they began from different ones, or the bytes of one are not those that its
+            checkpoint's manifest names.
+    """
+    known = [(file, origin) for file in files if (origin := _origin_of(file)) is not None]
+    for file, origin in known[1:]:
+        first, expected = known[0]
+        if origin != expected:
+            raise ValueError(
+                f"{file.path}: expected a worker that began from the same phase 1 as {first.path}, "
+                f"{expected[:12]}, got one that began from {origin[:12]}; average workers of one "
+                "run"
             )
-        )
-    if basin_points not in (0, *range(3, 1001)):
-        raise ValueError(f"basin_points: expected 3 to 1,000, or 0 for none, got {basin_points}")
-    if require_basin and not (splits and basin_points):
-        raise ValueError("require_basin: expected a net, data to test it on, and basin points")
+    return known[0][1] if len(known) == len(files) else None
 
 
 def find_start(
-    named: Path | str | None, files: list[WeightFile], key: str | None
+    named: Path | str | None, files: Sequence[WeightFile], key: str | None
 ) -> WeightFile | None:
-    """Where all began, if it is known and is a model of the same form."""
-    beside = start_beside(files)
-    if named is None and (beside is None or require_one_origin(files) is None):
-        return None
-    found = read_weights(Path(named or beside or ""), key)
+    """Where all began: the file named, or phase 1 beside the first, if it is a run's."""
+    if named is None:
+        named = files[0].path.parent / f"phase1{MODEL}"
+        of_a_run = _OF_A_RUN.fullmatch(files[0].path.name) and named.is_file()
+        if not of_a_run or require_one_origin(files) is None:
+            return None
+    found = read_weights(Path(named), key)
     require_alike([files[0], found])
     require_one_origin([*files, found])
     return found
 
 
-def short_names(files: Sequence[WeightFile]) -> list[str]:
-    """The files' names, or their paths where two have one name."""
-    names = [file.path.name for file in files]
-    return names if len(set(names)) == len(names) else [str(file.path) for file in files]
+def _origin_of(file: WeightFile) -> str | None:
+    stem = file.path.with_suffix("")
+    try:
+        expected = read_manifest(stem).sha256_by_ending[MODEL]
+    except ValueError:
+        expected = None
+    if expected is None:
+        if not _OF_A_RUN.fullmatch(file.path.name):
+            return None
+        stem = file.path.parent / "phase1"  # a run that is done keeps phase 1's manifest alone
+    elif expected != file.sha256:
+        raise ValueError(
+            f"{file.path}: expected the bytes with sha256 {expected[:12]}, as {stem.name}"
+            f"{MANIFEST} says, got {file.sha256[:12]}: it was damaged or changed"
+        )
+    try:
+        return read_manifest(stem).about.origin
+    except ValueError:
+        return None

@@ -1,4 +1,4 @@
-"""What came of an average of files, as data, and as a table on the screen. No torch."""
+"""The report of an average of files: as data, and as a table on the screen. No torch."""
 
 from __future__ import annotations
 
@@ -8,28 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# Whether a model lies in the basin of an average: accuracy along the segment between them.
-
-
 BARRIER = 0.02
 """Accuracy (a fraction) below the straight line from which on two models lie apart: Frankle et al.
 (2020) call what is below 2% stable."""
-
-
-def barrier(accuracies: Sequence[float]) -> float:
-    """How far the accuracy falls below the straight line between a segment's ends.
-
-    With a(t) the accuracy at t, it is the largest (1 - t) a(0) + t a(1) - a(t), as Entezari et al.
-    (2022) have it, and 0 or more; Frankle et al. (2020) take the mean of the ends instead, which is
-    the same where they are equally good.
-
-    Arguments:
-        accuracies: fractions, at points of equal distance with the ends among them.
-    """
-    last = len(accuracies) - 1
-    line = ((accuracies[0] * (last - i) + accuracies[-1] * i) / last for i in range(last + 1))
-    drops = (expected - got for expected, got in zip(line, accuracies, strict=True))
-    return max(0.0, *drops)
 
 
 SPLITS = {"held_out": "held-out accuracy (%)", "test": "test accuracy (%)"}
@@ -88,6 +69,22 @@ class SoupReport:
         return asdict(self)
 
 
+def barrier(accuracies: Sequence[float]) -> float:
+    """How far the accuracy falls below the straight line between a segment's ends.
+
+    With a(t) the accuracy at t, it is the largest (1 - t) a(0) + t a(1) - a(t), as Entezari et al.
+    (2022) have it, and 0 or more; Frankle et al. (2020) take the mean of the ends instead, which is
+    the same where they are equally good.
+
+    Arguments:
+        accuracies: fractions, at points of equal distance with the ends among them.
+    """
+    last = len(accuracies) - 1
+    line = ((accuracies[0] * (last - i) + accuracies[-1] * i) / last for i in range(last + 1))
+    drops = (expected - got for expected, got in zip(line, accuracies, strict=True))
+    return max(0.0, *drops)
+
+
 def show(report: SoupReport, write: Callable[[str], object] = print) -> None:
     """Print the table of models, how far they lie apart, and the notes."""
     _table(_rows(report), write)
@@ -99,26 +96,25 @@ def show(report: SoupReport, write: Callable[[str], object] = print) -> None:
 
 def _rows(report: SoupReport) -> list[list[str]]:
     """The table's cells, its head first; without columns that nothing is known for."""
-    splits = list(report.after)
-    has_start = report.start is not None
-    has_barrier = any(each.barrier is not None for each in report.ingredients)
-    head = ["model", "share (%)", *(SPLITS[split] for split in splits)]
-    head += ["from start"] * has_start + ["barrier (points)"] * has_barrier
-    rows = [head]
-    for each in report.ingredients:
-        row = [each.name, _percent(each.share)]
-        row += [_percent(each.accuracies[split]) for split in splits]
-        row += [f"{each.from_start:.4g}" if each.from_start is not None else ""] * has_start
-        row += [_percent(each.barrier)] * has_barrier
-        rows.append(row)
-    empty = [""] * (has_start + has_barrier)
-    if splits and report.batch_norm == "recomputed":
-        before = (_percent(report.before[split]) for split in splits)
-        rows.append(["average, batch norm averaged", "", *before, *empty])
-    names = {"recomputed": "average, batch norm anew", "averaged": "average, batch norm averaged"}
-    if splits:
-        name = names.get(report.batch_norm, "average")
-        rows.append([name, "", *(_percent(report.after[split]) for split in splits), *empty])
+    splits, each = list(report.after), report.ingredients
+    columns = [
+        ["model", *(one.name for one in each)],
+        ["share (%)", *(_percent(one.share) for one in each)],
+        *([SPLITS[split], *(_percent(one.accuracies[split]) for one in each)] for split in splits),
+    ]
+    if report.start is not None:
+        columns.append(["from start", *(f"{one.from_start or 0:.4g}" for one in each)])
+    if any(one.barrier is not None for one in each):
+        columns.append(["barrier (points)", *(_percent(one.barrier) for one in each)])
+    averages = [("average", report.after)]
+    if report.batch_norm != "as_saved":
+        averages = [("average, batch norm averaged", report.before)]
+    if report.batch_norm == "recomputed":
+        averages.append(("average, batch norm recomputed", report.after))
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    for name, accuracies in averages if splits else []:
+        cells = [name, "", *(_percent(accuracies[split]) for split in splits)]
+        rows.append(cells + [""] * (len(columns) - len(cells)))
     return rows
 
 

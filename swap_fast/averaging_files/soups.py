@@ -1,27 +1,26 @@
-"""Averages of finished checkpoints: uniform and greedy soups, tried before and after.
+"""Averages of finished checkpoints: uniform and greedy soups, evaluated before and after.
 
 A soup is a mean of models that share a basin (Wortsman et al., "Model soups", 2022). SWAP's workers
 do: they began from one model, phase 1's.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from swap_fast.averaging_files.evaluate import Trial, users_trial
+from swap_fast.averaging_files.evaluate import Evaluation, user_evaluation
 from swap_fast.averaging_files.inputs import (
     files_of,
     find_start,
-    require_settings,
+    require_one_origin,
     require_shares,
     short_names,
     target,
 )
-from swap_fast.averaging_files.origins import require_one_origin
 from swap_fast.averaging_files.report import BARRIER, Ingredient, SoupReport, barrier
 from swap_fast.averaging_files.weight_files import (
     STATISTICS,
@@ -35,65 +34,6 @@ from swap_fast.averaging_files.weight_files import (
     write_weights,
 )
 from swap_fast.config.phase import require, whole
-
-# What the user of an average of files should know.
-
-
-TEST_CHOSEN = (
-    "the soup was chosen by the test images, so that its accuracy on them flatters it; choose by "
-    "held-out data instead"
-)
-
-
-def soup_notes(
-    files: Sequence[WeightFile],
-    names: Sequence[str],
-    batch_norm: str,
-    barriers: Mapping[int, float],
-    max_barrier: float,
-    *,
-    tried: bool,
-) -> list[str]:
-    """One line for each thing that might be overlooked.
-
-    Arguments:
-        batch_norm: as in a `SoupReport`.
-        barriers: of each file's segment to the average, by number.
-        tried: whether there was a net.
-    """
-    notes = []
-    if batch_norm == "averaged":
-        notes.append(
-            "the batch-norm statistics are mere averages, which do not fit the averaged weights: "
-            "give --model and --data with training batches, and they are computed anew"
-        )
-    if not tried:
-        notes.append(
-            "whether the models share a basin was not tested: give --model and --data with test "
-            "batches"
-        )
-    for i, drop in barriers.items():
-        if drop > max_barrier:
-            notes.append(
-                f"{names[i]} lies in another basin: on the way from the average the accuracy falls "
-                f"{100 * drop:.2f} points below the straight line; leave it out"
-            )
-    first: dict[str, int] = {}
-    for i, file in enumerate(files):
-        if file.sha256 in first:
-            twin = names[first[file.sha256]]
-            notes.append(f"{names[i]} has the bytes of {twin}: the model counts twice")
-        first.setdefault(file.sha256, i)
-    if whole := differing(files):
-        notes.append(
-            f"{whole[0]} holds whole numbers that differ, of which none is the mean"
-            + (f", and so do {len(whole) - 1} more" if whole[1:] else "")
-            + f": those of {names[0]} are kept"
-        )
-    if left := files[0].left_out:
-        notes.append(f"left out, for they are no tensors: {', '.join(left[:8])}")
-    return notes
-
 
 Say = Callable[[str], object]
 
@@ -116,7 +56,7 @@ def average_files(
     shares: Sequence[float] | None = None,
     model: Callable[[], nn.Module] | None = None,
     data: object = None,
-    trial: Trial | None = None,
+    evaluation: Evaluation | None = None,
     select_on: Literal["held_out", "test"] = "held_out",
     start: Path | str | None = None,
     key: str | None = None,
@@ -130,7 +70,7 @@ def average_files(
 ) -> Soup:
     """Average finished models from files, and write the average as safetensors.
 
-    With a net and data the batch-norm statistics are computed anew, and the accuracy of every model
+    With a net and data the batch-norm statistics are recomputed, and the accuracy of every model
     and of the average is measured, before and after, and along the segments between them.
 
     Arguments:
@@ -140,8 +80,8 @@ def average_files(
         soup: the mean of all, or of those that each make it no worse, from the best on.
         shares: of each file in a uniform soup, to be divided by their sum; None: all alike.
         model: makes the net that the files are of.
-        data: what to try it on: see `users_trial`.
-        trial: instead of both.
+        data: what to evaluate it on: see `user_evaluation`.
+        evaluation: instead of both.
         select_on: the split that a greedy soup is chosen by.
         start: where all models began; None: phase 1 of their run, where they are a run's.
         key: the state dict's name within training checkpoints.
@@ -150,22 +90,23 @@ def average_files(
         max_barrier: drop of accuracy (a fraction) that a segment may have.
         require_basin: refuse models beyond that; else a note says so.
         overwrite: replace an output that is there.
-        device: where the user's net is tried.
-        say: told of progress.
+        device: where the user's net is evaluated.
+        say: called with each line of progress.
 
     Raises:
         ValueError: files that cannot be averaged, or settings that do not go together.
         OSError: the output cannot be written.
     """
     if model is not None:
-        trial = users_trial(model, data, torch.device(device))
+        evaluation = user_evaluation(model, data, torch.device(device))
     files = []
     for path in files_of(paths):
         files.append(read_weights(path, key))
         say(f"{path}: {sum(t.numel() for t in files[-1].tensors.values()):,} values")
     written = None if output is None else target(Path(output), files, overwrite=overwrite)
     shares = require_shares(shares, files, soup)
-    require_settings(soup, trial, select_on, basin_points, require_basin=require_basin)
+    splits = () if evaluation is None else evaluation.splits
+    _require_settings(soup, splits, select_on, basin_points, require_basin=require_basin)
     whole("basin_images", basin_images)
     require(0 <= max_barrier < 1, "max_barrier", "a fraction from 0 to below 1", max_barrier)
     require_alike(files)
@@ -175,36 +116,57 @@ def average_files(
     names = short_names(files)
 
     accuracies: list[dict[str, float]] = [{} for _ in files]
-    if trial is not None:
+    if evaluation is not None:
         for i, file in enumerate(files):
-            trial.load_(file.tensors, file.path)
-            accuracies[i] = _measure(trial)
+            evaluation.load_(file.tensors, file.path)
+            accuracies[i] = evaluation.accuracies()
             say(f"{names[i]}: {_words(accuracies[i])}")
     if soup == "greedy":
-        assert trial is not None, "a greedy soup is chosen by data"
+        assert evaluation is not None, "a greedy soup is chosen by data"
         ranking = [each[select_on] for each in accuracies]
-        shares = _greedy(files, ranking, trial, select_on, names, say)
+        shares = _greedy(files, ranking, evaluation, select_on, names, say)
     kept = [i for i, share in enumerate(shares) if share > 0]
-    chosen = [files[i] for i in kept]
-    tensors = mean_of_files(chosen, [shares[i] for i in kept])
+    tensors = mean_of_files([files[i] for i in kept], [shares[i] for i in kept])
 
-    spoils = any(name.endswith(STATISTICS) for name in tensors) and len(chosen) > 1
-    tried = _Tried(tensors=tensors, batch_norm="averaged" if spoils else "as_saved")
-    if trial is not None:
-        tried = _try(trial, tensors, spoils=spoils, say=say)
+    spoiled = len(kept) > 1 and any(name.endswith(STATISTICS) for name in tensors)
+    batch_norm = "averaged" if spoiled else "as_saved"
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
     barriers: dict[int, float] = {}
-    if trial is not None and trial.data.splits and basin_points and len(chosen) > 1:
-        for i, drop in _barriers(trial, tried.tensors, files, kept, basin_points, basin_images):
-            barriers[i] = drop
-            say(f"to {names[i]}: a barrier of {100 * drop:.2f} points")
-    total = sum(shares)
+    if evaluation is not None:
+        evaluation.load_(tensors, "the average")
+        before = after = evaluation.accuracies()
+        say(f"average: {_words(before)}")
+        if not evaluation.weights.norms:
+            batch_norm = "as_saved"
+        elif spoiled and evaluation.batches is not None:
+            batch_norm, tensors = "recomputed", _recomputed(evaluation, tensors)
+            after = evaluation.accuracies()
+            say(f"average, batch norm recomputed: {_words(after)}")
+        if splits and basin_points and len(kept) > 1:
+            for i, drop in _barriers(evaluation, tensors, files, kept, basin_points, basin_images):
+                barriers[i] = drop
+                say(f"to {names[i]}: a barrier of {100 * drop:.2f} points")
+    apart = {names[i]: drop for i, drop in barriers.items() if drop > max_barrier}
+    if apart and require_basin:
+        raise ValueError(
+            f"expected models of one basin, got a barrier of {100 * max(apart.values()):.2f} "
+            f"points on the way to {', '.join(apart)} (at most {100 * max_barrier:g} allowed); "
+            "nothing was written"
+        )
+    notes = _notes(files, names, batch_norm, apart, evaluated=evaluation is not None)
+    if soup == "greedy" and select_on == "test":
+        notes.append(
+            "the soup was chosen by the test images, so that its accuracy on them flatters it; "
+            "choose by held-out data instead"
+        )
     report = SoupReport(
         soup="weighted" if soup == "uniform" and len(set(shares)) > 1 else soup,
         ingredients=tuple(
             Ingredient(
                 name=names[i],
                 sha256=file.sha256,
-                share=shares[i] / total,
+                share=shares[i] / sum(shares),
                 accuracies=accuracies[i],
                 from_start=geometry.lengths[i] if geometry.lengths else None,
                 barrier=barriers.get(i),
@@ -215,78 +177,50 @@ def average_files(
         start=None if beginning is None else str(beginning.path),
         distances=geometry.distances,
         cosines=geometry.cosines,
-        batch_norm=tried.batch_norm,
-        before=tried.before,
-        after=tried.after,
-        notes=tuple(
-            soup_notes(
-                files, names, tried.batch_norm, barriers, max_barrier, tried=trial is not None
-            )
-            + ([TEST_CHOSEN] if soup == "greedy" and select_on == "test" else [])
-        ),
+        batch_norm=batch_norm,
+        before=before,
+        after=after,
+        notes=tuple(notes),
     )
-    apart = [names[i] for i, drop in barriers.items() if drop > max_barrier]
-    if apart and require_basin:
-        raise ValueError(
-            f"expected models of one basin, got a barrier of {100 * max(barriers.values()):.2f} "
-            f"points on the way to {', '.join(apart)} (at most {100 * max_barrier:g} allowed); "
-            "nothing was written"
-        )
     if written is not None:
-        digest = write_weights(written, tried.tensors, _about(report))
+        digest = write_weights(written, tensors, _about(report))
         report = replace(report, output=str(written), sha256=digest)
-    return Soup(tensors=tried.tensors, report=report)
+    return Soup(tensors=tensors, report=report)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Tried:
-    """An average, and what is known of it."""
-
-    tensors: dict[str, Tensor]
-    batch_norm: str
-    before: dict[str, float] = field(default_factory=dict)
-    after: dict[str, float] = field(default_factory=dict)
-
-
-def _try(trial: Trial, tensors: dict[str, Tensor], *, spoils: bool, say: Say) -> _Tried:
-    """The average with its batch-norm statistics anew, where averaging spoils them; tested."""
-    trial.load_(tensors, "the average")
-    before = _measure(trial)
-    say(f"average: {_words(before)}")
-    if not (spoils and trial.has_statistics):
-        return _Tried(tensors=tensors, batch_norm="as_saved", before=before, after=before)
-    if not trial.data.trains:
-        return _Tried(tensors=tensors, batch_norm="averaged", before=before, after=before)
-    tensors = _recomputed(trial, tensors)
-    after = _measure(trial)
-    say(f"average, batch norm anew: {_words(after)}")
-    return _Tried(tensors=tensors, batch_norm="recomputed", before=before, after=after)
+def _require_settings(
+    soup: str, splits: Sequence[str], select_on: str, basin_points: int, *, require_basin: bool
+) -> None:
+    """Refuse settings that want data which is not there, or that mean nothing."""
+    if soup == "greedy" and select_on not in splits:
+        remedy = "give a net and data"
+        if "test" in splits:
+            remedy = (
+                "what is chosen by the test images fits them: give held_out data, or accept that "
+                "by --select-on test"
+            )
+        got = " and ".join(splits) or "none"
+        raise ValueError(f"greedy: expected {select_on} data to choose by, got {got}; {remedy}")
+    if basin_points not in (0, *range(3, 1001)):
+        raise ValueError(f"basin_points: expected 3 to 1,000, or 0 for none, got {basin_points}")
+    if require_basin and not (splits and basin_points):
+        raise ValueError("require_basin: expected a net, data to test it on, and basin points")
 
 
-def _measure(trial: Trial) -> dict[str, float]:
-    return {split: trial.accuracy(split) for split in trial.data.splits}
-
-
-def _words(accuracies: Mapping[str, float]) -> str:
-    words = (f"{name.replace('_', '-')} {100 * each:.2f}%" for name, each in accuracies.items())
-    return ", ".join(words) or "not tested"
-
-
-def _recomputed(trial: Trial, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The average with statistics anew, in the files' types; the net then holds just that."""
-    trial.recompute_()
-    anew = {name: t.to(tensors[name].dtype) for name, t in trial.statistics().items()}
-    if not all(torch.isfinite(t).all() for t in anew.values()):
+def _recomputed(evaluation: Evaluation, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The loaded average with statistics of the data, in the files' types: as the net then is."""
+    statistics = {n: t.to(tensors[n].dtype) for n, t in evaluation.recompute_().items()}
+    if not all(torch.isfinite(t).all() for t in statistics.values()):
         raise ValueError("batch-norm statistics: expected finite ones, got NaN or infinity")
-    tensors = {**tensors, **anew}
-    trial.load_(tensors, "the average")
+    tensors = {**tensors, **statistics}
+    evaluation.load_(tensors, "the average")
     return tensors
 
 
 def _greedy(
     files: Sequence[WeightFile],
     ranking: Sequence[float],
-    trial: Trial,
+    evaluation: Evaluation,
     split: str,
     names: Sequence[str],
     say: Say,
@@ -296,10 +230,9 @@ def _greedy(
     kept, best = order[:1], ranking[order[0]]
     for i in order[1:]:
         tensors = mean_of_files([files[j] for j in sorted((*kept, i))])
-        trial.load_(tensors, "the average")
-        if trial.has_statistics and trial.data.trains:
-            _recomputed(trial, tensors)
-        reached = trial.accuracy(split)
+        evaluation.load_(tensors, "the average")
+        _recomputed(evaluation, tensors)
+        reached = evaluation.accuracy(split)
         say(f"with {names[i]}: {_words({split: reached})}, {'kept' if reached >= best else 'not'}")
         if reached >= best:
             kept, best = [*kept, i], reached
@@ -307,25 +240,75 @@ def _greedy(
 
 
 def _barriers(
-    trial: Trial,
+    evaluation: Evaluation,
     average: dict[str, Tensor],
     files: Sequence[WeightFile],
     kept: Sequence[int],
     points: int,
     images: int,
 ) -> Iterator[tuple[int, float]]:
-    """The barrier between the average and each model, with statistics anew for each point."""
+    """The barrier between the average and each model, with the statistics of each point's own."""
 
     def accuracy(file: WeightFile, share: float) -> float:
-        trial.load_(between(average, file, share), file.path)
-        if trial.has_statistics and trial.data.trains:
-            trial.recompute_(images)
-        return trial.accuracy(trial.data.splits[0])
+        evaluation.load_(between(average, file, share), file.path)
+        evaluation.recompute_(images)
+        return evaluation.accuracy(evaluation.splits[0])
 
     here = accuracy(files[kept[0]], 0.0)
     for i in kept:
         way = [accuracy(files[i], point / (points - 1)) for point in range(1, points)]
         yield i, barrier([here, *way])
+
+
+def _words(accuracies: Mapping[str, float]) -> str:
+    words = (f"{name.replace('_', '-')} {100 * each:.2f}%" for name, each in accuracies.items())
+    return ", ".join(words) or "not tested"
+
+
+def _notes(
+    files: Sequence[WeightFile],
+    names: Sequence[str],
+    batch_norm: str,
+    apart: Mapping[str, float],
+    *,
+    evaluated: bool,
+) -> list[str]:
+    """One line for each thing that might be overlooked.
+
+    Arguments:
+        apart: the barrier of each model that lies in another basin.
+    """
+    notes = []
+    if batch_norm == "averaged":
+        notes.append(
+            "the batch-norm statistics are mere averages, which do not fit the averaged weights: "
+            "give --model and --data with training batches, and they are recomputed"
+        )
+    if not evaluated:
+        notes.append(
+            "whether the models share a basin was not tested: give --model and --data with test "
+            "batches"
+        )
+    notes += [
+        f"{name} lies in another basin: on the way from the average the accuracy falls "
+        f"{100 * drop:.2f} points below the straight line; leave it out"
+        for name, drop in apart.items()
+    ]
+    first: dict[str, str] = {}
+    for file, name in zip(files, names, strict=True):
+        if file.sha256 in first:
+            twin = first[file.sha256]
+            notes.append(f"{name} has the bytes of {twin}: the model counts twice")
+        first.setdefault(file.sha256, name)
+    if whole := differing(files):
+        notes.append(
+            f"{whole[0]} holds whole numbers that differ, of which none is the mean"
+            + (f", and so do {len(whole) - 1} more" if whole[1:] else "")
+            + f": those of {names[0]} are kept"
+        )
+    if left := files[0].left_out:
+        notes.append(f"left out, for they are no tensors: {', '.join(left[:8])}")
+    return notes
 
 
 def _about(report: SoupReport) -> dict[str, str]:

@@ -50,8 +50,8 @@ class WeightFile:
 
     @property
     def averaged(self) -> list[str]:
-        """Names of the tensors that an average is taken of: those of floating point."""
-        return [name for name, t in self.tensors.items() if t.is_floating_point()]
+        """Names of the tensors that an average is taken of: of floating point, or complex."""
+        return [name for name, t in self.tensors.items() if _is_averaged(t)]
 
 
 def read_weights(path: Path, key: str | None = None) -> WeightFile:
@@ -79,7 +79,7 @@ def read_weights(path: Path, key: str | None = None) -> WeightFile:
     tensors, left_out = _state_dict(found, str(path), key)
     for name, tensor in tensors.items():
         _require_plain(tensor, f"{path}, {name}")
-    if not any(tensor.is_floating_point() for tensor in tensors.values()):
+    if not any(map(_is_averaged, tensors.values())):
         raise ValueError(f"{path}: expected weights of floating point, got none")
     return WeightFile(path=path, sha256=digest, tensors=plain(tensors, path), left_out=left_out)
 
@@ -233,7 +233,7 @@ def _require_plain(tensor: Tensor, where: str) -> None:
     got = None
     if tensor.layout != torch.strided:
         got = f"one of layout {str(tensor.layout).removeprefix('torch.')}"
-    elif tensor.is_quantized or tensor.is_complex():
+    elif tensor.is_quantized or tensor.dtype == torch.complex128:  # safetensors has none
         got = f"one of type {str(tensor.dtype).removeprefix('torch.')}"
     elif tensor.device.type != "cpu":
         got = "one without values, on the device meta"
@@ -339,7 +339,7 @@ def measure(files: Sequence[WeightFile], start: WeightFile | None) -> Geometry:
 def mean_of_files(
     files: Sequence[WeightFile], weights: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
-    """The mean of every tensor of floating point, in the files' own types.
+    """The mean of every tensor of floating point, or complex, in the files' own types.
 
     Counts of batches become 0, as in a run's own checkpoints; what else is of whole numbers is the
     first file's.
@@ -350,21 +350,21 @@ def mean_of_files(
     shares = torch.tensor(weights or [1.0] * len(files), dtype=torch.float64)
     found = {}
     for name, tensor in files[0].tensors.items():
-        if not tensor.is_floating_point():
+        if not _is_averaged(tensor):
             found[name] = torch.zeros_like(tensor) if name.endswith(COUNT) else tensor.clone()
             continue
-        mean = torch.empty(tensor.numel(), dtype=tensor.dtype)
+        found[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        mean = _reals(found[name])
         for part, block in _blocks(files, name):
-            mean[part] = (shares @ block / shares.sum()).to(tensor.dtype)
-        found[name] = mean.view(tensor.shape)
+            mean[part] = (shares @ block / shares.sum()).to(mean.dtype)
     return found
 
 
 def between(a: dict[str, Tensor], b: WeightFile, share: float) -> dict[str, Tensor]:
     """The point a + share (b - a) of the segment from a to b."""
     return {
-        name: torch.lerp(t.double(), b.tensors[name].double(), share).to(t.dtype)
-        if t.is_floating_point()
+        name: torch.lerp(_wide(t), _wide(b.tensors[name]), share).to(t.dtype)
+        if _is_averaged(t)
         else t
         for name, t in a.items()
     }
@@ -376,7 +376,7 @@ def differing(files: Sequence[WeightFile]) -> list[str]:
     return [
         name
         for name, tensor in first.items()
-        if not tensor.is_floating_point()
+        if not _is_averaged(tensor)
         and not name.endswith(COUNT)
         and any(not torch.equal(tensor, other.tensors[name]) for other in files[1:])
     ]
@@ -384,11 +384,26 @@ def differing(files: Sequence[WeightFile]) -> list[str]:
 
 def _blocks(files: Sequence[WeightFile], name: str) -> Iterator[tuple[slice, Tensor]]:
     """A tensor's values part by part, with each part [N, values] of all files in float64."""
-    rows = [file.tensors[name].reshape(-1) for file in files]
+    rows = [_reals(file.tensors[name]) for file in files]
     size = max(1, _VALUES // len(files))
     for i in range(math.ceil(len(rows[0]) / size)):
         part = slice(i * size, (i + 1) * size)
         yield part, torch.stack([row[part].double() for row in rows])
+
+
+def _is_averaged(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _reals(tensor: Tensor) -> Tensor:
+    """Its values [n], a view where possible; of complex ones the real and imaginary parts."""
+    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).reshape(
+        -1
+    )
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 def _form(tensors: dict[str, Tensor], name: str) -> str:

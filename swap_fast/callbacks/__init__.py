@@ -1,1 +1,1 @@
-"""swap_fast/callbacks: say here what is in this package."""
+"""What is told of a run while it runs: events, progress on a screen, trackers."""

@@ -1,4 +1,4 @@
-"""Tells listeners of a run as it goes on: from the algorithm's `Watch` to events."""
+"""The callback that turns what a run does into events, for a file, the screen and trackers."""
 
 import math
 import os
@@ -14,48 +14,46 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from swap_fast.callbacks.events import ENDINGS, Event, EventFile, Listener, Tail, make_event
-from swap_fast.callbacks.progress import Plan, images_until
+from swap_fast.callbacks.progress import Plan, Screen, images_until
 from swap_fast.record import EpochRow
+from swap_fast.training.callback import Callback
 from swap_fast.training.shutdown import InterruptedRunError
 
 if TYPE_CHECKING:
-    from swap_fast.training.parts import Watch
     from swap_fast.training.state import Progress
 
 TICK_S = 2.0
-"""At most so often the progress of a model is kept."""
+"""The shortest time between two `progress` events in a file."""
+SCREEN_TICK_S = 0.5
+"""The period of the thread where bars are drawn, else `TICK_S`."""
 SAMPLES = 5
-"""Ticks over which images per second are taken."""
+"""Ticks over which images per second are averaged."""
 
 
-def _complain(line: str) -> None:
+def _warn(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _finite(value: Any) -> Any:
-    """The value; None for a number that JSON does not have: an accuracy that nothing counted."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+class EventLogger(Callback):
+    """Turns what this rank does into events, writes them to a file and calls the listeners.
 
-
-class EventLogger:
-    """Turns what this rank does into events, and tells the listeners.
-
-    An update costs the training loop the count of one: a thread of its own looks at the count
-    every `tick_s`, and tells. All else is told where the clock stands still. A listener that fails
-    is told no more, which is said once, and training goes on.
+    An update costs the training loop one addition: a thread reads the count every `tick_s` and
+    emits `progress`, which the file gets every `TICK_S` at most. All other events are emitted
+    while the clock stands still. A listener that raises is warned of once and not called again;
+    training goes on.
 
     Arguments:
-        listeners: told of this rank's events, and of those that `tail` brings.
+        listeners: called with this rank's events, and with those that `tail` reads.
         plan: what the run does at most.
         reading: the paper's reading of this rank's clock.
         part: of the run that this process does.
         rank: of this process.
-        tells_phase1: whether it speaks for phase 1, which is the same on every rank; None: rank 0
+        logs_phase1: whether this rank logs phase 1, which is the same on every rank; None: rank 0
             does.
         file: where this rank's own events are kept.
         tail: the events of the run's other processes.
-        tick_s: how often the thread looks, and tells; a file keeps it no more often than `TICK_S`.
-        complain: given the line about a listener that has failed.
+        tick_s: the period of the thread; None: as short as the listeners need it.
+        warn: prints a warning.
     """
 
     def __init__(
@@ -66,28 +64,30 @@ class EventLogger:
         reading: Callable[[], float],
         part: str = "run",
         rank: int = 0,
-        tells_phase1: bool | None = None,
+        logs_phase1: bool | None = None,
         file: EventFile | None = None,
         tail: Tail | None = None,
-        tick_s: float = TICK_S,
-        complain: Callable[[str], None] = _complain,
+        tick_s: float | None = None,
+        warn: Callable[[str], None] = _warn,
     ) -> None:
         self._listeners, self._plan, self._reading = list(listeners), plan, reading
         self._part, self._rank, self._file, self._tail = part, rank, file, tail
-        self._tells_phase1 = rank == 0 if tells_phase1 is None else tells_phase1
-        self._tick_s, self._complain = tick_s, complain
+        self._logs_phase1 = rank == 0 if logs_phase1 is None else logs_phase1
+        shows_bars = any(isinstance(each, Screen) for each in self._listeners)
+        self._tick_s = tick_s or (SCREEN_TICK_S if shows_bars else TICK_S)
+        self._warn = warn
         self._lock = threading.RLock()
-        self._model: tuple[int, int] | None = None
+        self._model: tuple[int, int] | None = None  # phase and worker that this rank logs now
         self._epoch = self._step = 0
-        self._begun_s, self._begun_step = 0.0, 0
-        self._told: tuple[Any, ...] = ()
-        self._kept_at = -math.inf
+        self._epoch_start_s, self._epoch_first_step = 0.0, 0
+        self._last_progress: tuple[Any, ...] = ()
+        self._last_write = -math.inf
         self._samples: deque[tuple[float, int]] = deque(maxlen=SAMPLES)
-        self._ends = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="logger", daemon=True)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="logger", daemon=True)
 
     def __enter__(self) -> "EventLogger":
-        """Begin to look at the count."""
+        """Start the thread."""
         self._thread.start()
         return self
 
@@ -97,120 +97,111 @@ class EventLogger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Tell how it ended, where it ended badly, and let the listeners go."""
-        self._ends.set()
+        """Emit `interrupted` or `failed` after an exception, and close."""
+        self._stopping.set()
         self._thread.join()
         if isinstance(error, InterruptedRunError | KeyboardInterrupt):
-            self.tell("interrupted", reason=str(error))
+            self.emit("interrupted", reason=str(error))
         elif error is not None:
-            words = " ".join(str(error).split())
-            self.tell("failed", error=f"{type(error).__name__}: {words}")
+            self.emit("failed", error=f"{type(error).__name__}: {_one_line(error)}")
         self.close()
 
-    @property
-    def watch(self) -> "Watch":
-        """What a run's parts are given."""
-        from swap_fast.training.parts import Watch
+    # The callback.
 
-        return Watch(
-            on_begin=self.on_begin,
-            on_step=self.on_step,
-            on_epoch=self.on_epoch,
-            on_end=self.on_end,
-            on_averaging=self.on_averaging,
-        )
-
-    def began(self, run: str, recipe: dict[str, Any], **about: Any) -> None:
-        """Tell that this process has begun, and with what; from rank 0 alone.
-
-        Arguments:
-            recipe: the whole of it, with its `name`.
-            about: seed, machine, world_size and what else there is to say.
-        """
-        here = {"host": platform.node(), "process": os.getpid()}
-        self.tell("began", run=run, recipe=recipe, plan=self._plan, **here, **about)
-
-    def note(self, text: str) -> None:
-        """Tell something in words."""
-        self.tell("note", text=text)
-
-    def on_begin(self, position: "Progress") -> None:
-        """A model's training begins, goes on, or was done before."""
+    def on_begin(self, progress: "Progress") -> None:
+        """Emit `training`: a model's training starts, is resumed, or was finished before."""
         with self._lock:
-            self._model = (position.phase, position.worker)
-            if position.phase == 1 and not self._tells_phase1:
+            self._model = (progress.phase, progress.worker)
+            if progress.phase == 1 and not self._logs_phase1:
                 self._model = None
                 return
-            self._epoch, self._step = position.epoch, position.step
-            self._begun_s, self._begun_step = self._reading(), position.step
+            self._epoch, self._step = progress.epoch, progress.step
+            self._epoch_start_s, self._epoch_first_step = self._reading(), progress.step
             self._samples.clear()
-        begun = position.epoch > 0 or position.step > 0
-        values: dict[str, Any] = {
-            "step": position.step,
-            "stopped_by": position.stopped_by,
-            "restored": begun,
-        }
-        if position.epoch > 0:
-            values["test_accuracy"] = position.accuracies.top1
-        self._tell_of_model("training", epoch=position.epoch, **values)
+        tested = {"test_accuracy": progress.accuracies.top1} if progress.epoch > 0 else {}
+        self._emit_of_model(
+            "training",
+            epoch=progress.epoch,
+            step=progress.step,
+            stopped_by=progress.stopped_by,
+            restored=progress.epoch > 0 or progress.step > 0,
+            **tested,
+        )
 
     def on_step(self, images: int) -> None:
         """Count an update."""
         self._step += 1
 
-    def on_epoch(self, row: EpochRow) -> None:
-        """An epoch has ended."""
+    def on_epoch_end(self, row: EpochRow) -> None:
+        """Emit `epoch`."""
         if self._model is None:
             return
         with self._lock:
             phase = self._plan["phases"][row.phase - 1]
-            before = images_until(phase, row.epoch - 1, self._begun_step)
-            images, seconds = images_until(phase, row.epoch) - before, row.time_s - self._begun_s
+            before = images_until(phase, row.epoch - 1, self._epoch_first_step)
+            images = images_until(phase, row.epoch) - before
+            seconds = row.time_s - self._epoch_start_s
             self._epoch, self._step = row.epoch, 0
-            self._begun_s, self._begun_step = row.time_s, 0
+            self._epoch_start_s, self._epoch_first_step = row.time_s, 0
             self._samples.clear()
         values = asdict(row) | {"images_per_s": images / seconds if seconds > 0 else None}
-        self.tell("epoch", **{name: _finite(value) for name, value in values.items()})
+        self.emit("epoch", **{name: _finite(value) for name, value in values.items()})
 
-    def on_save(self, position: "Progress") -> None:
-        """A checkpoint was written."""
-        where = {"phase": position.phase, "worker": position.worker}
-        self.tell("checkpoint", **where, epoch=position.epoch, step=position.step)
+    def on_save(self, progress: "Progress") -> None:
+        """Emit `checkpoint`."""
+        where = {"phase": progress.phase, "worker": progress.worker}
+        self.emit("checkpoint", **where, epoch=progress.epoch, step=progress.step)
 
-    def on_end(self, position: "Progress") -> None:
-        """A model's training has ended."""
-        self._tell_of_model(
+    def on_end(self, progress: "Progress") -> None:
+        """Emit `phase_end`."""
+        self._emit_of_model(
             "phase_end",
-            epoch=position.epoch,
-            stopped_by=position.stopped_by,
-            test_accuracy=position.accuracies.top1,
+            epoch=progress.epoch,
+            stopped_by=progress.stopped_by,
+            test_accuracy=progress.accuracies.top1,
         )
         self._model = None
 
     def on_averaging(self) -> None:
-        """Phase 3 begins, as rank 0 sees it."""
+        """Emit `averaging`, from rank 0 alone."""
         if self._rank == 0:
-            self.tell("averaging")
+            self.emit("averaging")
 
-    def tell(self, kind: str, **values: Any) -> None:
-        """Tell all listeners of an event, and keep it."""
+    # Events that are no callback's.
+
+    def emit_began(self, run: str, recipe: dict[str, Any], **about: Any) -> None:
+        """Emit `began`, the first event of this process.
+
+        Arguments:
+            recipe: the whole of it, with its `name`.
+            about: seed, machine, world_size and other facts.
+        """
+        here = {"host": platform.node(), "process": os.getpid()}
+        self.emit("began", run=run, recipe=recipe, plan=self._plan, **here, **about)
+
+    def note(self, text: str) -> None:
+        """Emit a line of text."""
+        self.emit("note", text=text)
+
+    def emit(self, kind: str, **values: Any) -> None:
+        """Write an event to the file and call the listeners with it."""
         event = make_event(kind, part=self._part, rank=self._rank, **values)
         with self._lock:
             if kind == "note" or kind in ENDINGS:
-                self._follow()  # what came before stands before it
-            self._keep(event)
-            self._pass_on(event)
+                self._read_tail()  # earlier events of other processes come first
+            self._write(event)
+            self._call_listeners(event)
 
-    def catch_up(self, events: Iterable[Event], *, only: type = object) -> None:
-        """Tell the listeners, or those of one type, of events that are kept already."""
+    def replay(self, events: Iterable[Event], *, only: type = object) -> None:
+        """Call the listeners, or those of one type, with events that a file has already."""
         with self._lock:
             for event in events:
-                self._pass_on(event, only)
+                self._call_listeners(event, only)
 
     def close(self) -> None:
-        """Tell the last of what the other processes did, and let the listeners go."""
+        """Pass on the other processes' last events, then close the listeners and the file."""
         with self._lock:
-            self._follow()
+            self._read_tail()
             for listener in self._listeners:
                 if (close := getattr(listener, "close", None)) is not None:
                     self._try(listener, close)
@@ -219,21 +210,21 @@ class EventLogger:
                 self._file.close()
                 self._file = None
 
-    def _keep(self, event: Event) -> None:
+    def _emit_of_model(self, kind: str, **values: Any) -> None:
+        if self._model is not None:
+            phase, worker = self._model
+            self.emit(kind, phase=phase, worker=worker, **values)
+
+    def _write(self, event: Event) -> None:
         if self._file is not None:
             try:
                 self._file(event)
             except OSError as error:
                 self._file.close()
                 self._file = None
-                self._complain(f"events are no longer kept: {error}")
+                self._warn(f"events are no longer kept: {error}")
 
-    def _tell_of_model(self, kind: str, **values: Any) -> None:
-        if self._model is not None:
-            phase, worker = self._model
-            self.tell(kind, phase=phase, worker=worker, **values)
-
-    def _pass_on(self, event: Event, only: type = object) -> None:
+    def _call_listeners(self, event: Event, only: type = object) -> None:
         for listener in list(self._listeners):
             if isinstance(listener, only):
                 self._try(listener, partial(listener, event))
@@ -246,35 +237,45 @@ class EventLogger:
         except Exception as error:
             self._listeners.remove(listener)
             name = getattr(listener, "name", None) or type(listener).__name__
-            words = " ".join(str(error).split())
-            self._complain(f"{name} failed, and is told no more of the run: {words}")
+            self._warn(f"{name} failed, and gets no more events of the run: {_one_line(error)}")
 
-    def _look(self) -> None:
-        while not self._ends.wait(self._tick_s):
+    # The thread.
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._tick_s):
             with self._lock:
                 self._tick(time.monotonic())
-                self._follow()
+                self._read_tail()
 
     def _tick(self, now: float) -> None:
-        """Tell how far the model is, if it has moved."""
+        """Emit `progress` if the model has had an update since the last one."""
         epoch, step = self._epoch, self._step
-        if self._model is None or step == 0 or self._told == (self._model, epoch, step):
+        if self._model is None or step == 0 or self._last_progress == (self._model, epoch, step):
             return
-        self._told = (self._model, epoch, step)
+        self._last_progress = (self._model, epoch, step)
         phase = self._plan["phases"][self._model[0] - 1]
         images, rate = images_until(phase, epoch, step), None
-        if images < images_until(phase, epoch + 1):  # else the time since was the test's
+        if images < images_until(phase, epoch + 1):  # else the evaluation is running
             self._samples.append((now, images))
             then, before = self._samples[0]
             rate = (images - before) / (now - then) if now > then else None
         where = dict(zip(("phase", "worker"), self._model, strict=True))
         values = where | {"epoch": epoch, "step": step, "images_per_s": rate}
         event = make_event("progress", part=self._part, rank=self._rank, **values)
-        if now - self._kept_at >= TICK_S:
-            self._kept_at = now
-            self._keep(event)
-        self._pass_on(event)
+        if now - self._last_write >= TICK_S:
+            self._last_write = now
+            self._write(event)
+        self._call_listeners(event)
 
-    def _follow(self) -> None:
+    def _read_tail(self) -> None:
         if self._tail is not None:
-            self.catch_up(self._tail.poll() or [])
+            self.replay(self._tail.poll() or [])
+
+
+def _finite(value: Any) -> Any:
+    """The value; None for a number that JSON does not have, such as the mean of no images."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

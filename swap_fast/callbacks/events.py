@@ -144,7 +144,7 @@ def _events(content: bytes) -> list[Event]:
         try:
             event = json.loads(line)
             datetime.fromisoformat(event["time"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
         if event.get("schema") == SCHEMA and isinstance(event.get("event"), str):
             found.append(event)

@@ -1,6 +1,7 @@
-"""A run's progress on a screen: a bar a phase and worker, or plain lines, or JSON; from its events.
+"""A run's progress from its events: bars for each phase and worker, plain lines, or JSON.
 
-Each form is a listener, so that a run shows itself and a run of another process by the same code.
+Each form is a listener, so that a run of this process and one of another are shown by the same
+code. Nothing here needs torch.
 """
 
 import sys
@@ -17,15 +18,13 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 
-# What events say of a run: how far each model is, how fast, and how long it still takes.
-#
-# No torch: events may be read on a machine that has none.
-
+# The plan of a run, and its state so far.
 
 Plan = dict[str, Any]
-"""`workers` of phase 2, and of each phase: `epochs`, as [epochs, updates of each, images of each
-update]; `replicas` of each model; and whether it `may_end_early`. `metric`, if there, names what
-the test data give in place of an accuracy. As events carry it."""
+"""As `began` events have it: `workers` of phase 2, and for each of `phases` its `epochs`, as
+[epochs, updates of each, images of each update], the `replicas` of a model, and whether it
+`may_end_early`. `metric`, if there, is the name of what the test data give in place of an
+accuracy."""
 
 
 def plan_of(recipe: Recipe, num_images: int) -> Plan:
@@ -45,7 +44,7 @@ def plan_of(recipe: Recipe, num_images: int) -> Plan:
 
 def plan_of_phase(phase: Phase, num_images: int) -> dict[str, Any]:
     """What one model does at most in a phase."""
-    # The images' size, which makes another shape, is of no meaning here.
+    # Only the number of images counts here, not their size.
     batches = [(len(s.epochs), s.global_batch_size) for s in shapes(phase, image_size=0)]
     return {
         "epochs": [[epochs, num_images // batch, batch] for epochs, batch in batches],
@@ -55,7 +54,7 @@ def plan_of_phase(phase: Phase, num_images: int) -> dict[str, Any]:
 
 
 def images_until(plan_phase: dict[str, Any], epoch: int, step: int = 0) -> int:
-    """The images that a model has been trained on after so many epochs and updates."""
+    """The images that a model was trained on after `epoch` epochs and `step` updates."""
     images = 0
     for epochs, steps, batch in plan_phase["epochs"]:
         whole = min(epoch, epochs)
@@ -73,7 +72,7 @@ def num_epochs(plan_phase: dict[str, Any]) -> int:
 
 @dataclass(kw_only=True)
 class ModelView:
-    """What is known of one model: phase 1's, or a worker's."""
+    """The state of one model: phase 1's, or a worker's."""
 
     phase: int
     """1 or 2."""
@@ -86,7 +85,7 @@ class ModelView:
     step: int = 0
     """Updates done of the next one."""
     images_per_s: float | None = None
-    """Of late, by all ranks that share it."""
+    """Of the last updates, by all ranks that share it."""
     train_accuracy: float | None = None
     """Of its last epoch."""
     test_accuracy: float | None = None
@@ -94,27 +93,27 @@ class ModelView:
     stopped_by: str | None = None
     """What ended it."""
     begun: tuple[float, int] = (0.0, 0)
-    """When its process began with it, and the images that were done by then."""
+    """When its process started or resumed it, and the images that were done by then."""
     seen: tuple[float, int] = (0.0, 0)
-    """When it was last heard of, and the images by then."""
+    """When its last event was, and the images that were done by then."""
 
     @property
     def pace(self) -> float | None:
-        """Images per second since its process began with it, tests and checkpoints included."""
+        """Images per second since `begun`, evaluation and checkpoints included."""
         seconds, images = (b - a for a, b in zip(self.begun, self.seen, strict=True))
         return images / seconds if seconds > 0 and images > 0 else None
 
 
 @dataclass(kw_only=True)
 class RunView:
-    """What is known of a run; a listener."""
+    """The state of a run; a listener."""
 
     run: str = ""
     """Its name."""
     recipe: str = ""
     """The recipe's."""
     began: Event | None = None
-    """The last beginning of a process that speaks for others."""
+    """Its last `began` event."""
     plan: Plan = field(default_factory=lambda: {"workers": 0, "phases": []})
     """What it does at most."""
     models: dict[tuple[int, int], ModelView] = field(default_factory=dict)
@@ -122,12 +121,12 @@ class RunView:
     averaging: bool = False
     """Whether it is in phase 3."""
     parts: dict[str, Event | None] = field(default_factory=dict)
-    """Of each part of it that a process has begun with, the event with which that ended."""
+    """For each part of it that was started, its last event once it has ended."""
     last: Event | None = None
     """Its last event."""
 
     def __call__(self, event: Event) -> None:
-        """Take an event in."""
+        """Update the state."""
         kind, self.last = event["event"], event
         if kind == "began":
             self._begin(event)
@@ -141,7 +140,7 @@ class RunView:
 
     @property
     def ending(self) -> Event | None:
-        """With what it ended: done, or the last of its parts that failed or was interrupted."""
+        """Its end: `done`, or the last `failed` or `interrupted` of its parts."""
         ended = [event for event in self.parts.values() if event is not None]
         found = [event for event in ended if event["event"] != "part_done"]
         return max(found, key=lambda event: (event["event"] == "done", event["time"]), default=None)
@@ -152,29 +151,29 @@ class RunView:
         return phase
 
     def images(self, model: ModelView) -> tuple[int, int]:
-        """The images that a model was trained on, and those that it will have been at most."""
+        """The images that a model was trained on, and the most that it will be trained on."""
         phase = self.phase(model)
         done = images_until(phase, model.epoch, model.step)
         return done, done if model.state == "ended" else images_until(phase, num_epochs(phase))
 
     @property
     def is_at_most(self) -> bool:
-        """Whether it may end earlier than is foreseen: phase 1 may."""
+        """Whether it may end before its last epoch: phase 1 may."""
         return any(
             model.state != "ended" and self.phase(model)["may_end_early"]
             for model in self.models.values()
         )
 
     def seconds_to_go(self, model: ModelView) -> float | None:
-        """How long a model still takes at most at the pace it had; None: that is not known."""
+        """The most seconds that a model still takes at its pace; None: not known."""
         done, total = self.images(model)
         pace = model.pace
         return None if model.state != "running" or pace is None else (total - done) / pace
 
     def all_seconds_to_go(self) -> float | None:
-        """How long training still takes, at most; None: that is not known.
+        """The most seconds that training still takes; None: not known.
 
-        Phase 2 is foreseen at the pace of phase 1, image for image, until it has one of its own.
+        Phase 2 is expected at phase 1's images per second until it has a pace of its own.
         """
         running = [model for model in self.models.values() if model.state == "running"]
         paces = [model.pace for model in running if model.pace is not None]
@@ -197,7 +196,7 @@ class RunView:
         self.run, self.recipe = event["run"], event["recipe"]["name"]
         self.began, self.plan = event, event["plan"]
         self.parts[event["part"]] = None
-        self.stop(event["part"])  # where a former process ended without a word
+        self.stop(event["part"])  # a former process may have been killed
         keys = [(1, 0)] if self.plan["phases"] else []
         if len(self.plan["phases"]) > 1:
             keys += [(2, worker) for worker in range(self.plan["workers"])]
@@ -205,7 +204,7 @@ class RunView:
             self.models.setdefault((phase, worker), ModelView(phase=phase, worker=worker))
 
     def stop(self, part: str) -> None:
-        """Nothing of a part is trained any more."""
+        """Mark the running models of a part as waiting."""
         self.averaging = False
         for model in self.models.values():
             if model.state == "running" and part in ("run", f"worker{model.worker}"):
@@ -227,8 +226,10 @@ class RunView:
             model.begun = model.seen
 
 
+# How it is shown.
+
 MOST_BARS = 16
-"""More models than these, and those that are not being trained are counted in one line."""
+"""With more models than this, those that are not being trained are counted in one line."""
 
 Form = Literal["auto", "lines", "json", "none"]
 
@@ -238,11 +239,11 @@ def print_line(line: str) -> None:
     print(line, flush=True)
 
 
-def progress(form: Form = "auto") -> "Screen | Lines | JsonLines | None":
-    """The listener that shows a run's progress on standard output.
+def progress_listener(form: Form = "auto") -> "Screen | Lines | JsonLines | None":
+    """The listener that shows a run on standard output; None for "none".
 
     Arguments:
-        form: auto draws bars on a terminal and prints lines elsewhere; None is returned for none.
+        form: auto draws bars on a terminal and prints lines elsewhere.
     """
     if form == "none":
         return None
@@ -261,7 +262,7 @@ class JsonLines:
 
 
 class Lines:
-    """Prints a line for each event that says something to a reader: epochs, beginnings, ends.
+    """Prints a line for each event that a reader needs: epochs, starts, ends.
 
     Arguments:
         say: prints a line.
@@ -280,8 +281,8 @@ class Lines:
 class Screen:
     """Draws a bar for each model, below the lines of what has happened.
 
-    Drawn anew when there is an event, and by nothing else, so that nothing flickers; what this
-    process prints meanwhile comes above the bars.
+    The bars are drawn again at each event and at no other time, so that they do not flicker. Other
+    output of this process comes above them.
 
     Arguments:
         console: rich's; by default on standard output.
@@ -293,7 +294,7 @@ class Screen:
         self._live: Live | None = None
 
     def __call__(self, event: Event) -> None:
-        """Print its line, if it has one, and draw the bars anew."""
+        """Print its line, if it has one, and draw the bars again."""
         self.view(event)
         if self._live is None:
             self._live = self._begin()
@@ -302,7 +303,7 @@ class Screen:
         self._live.update(bars(self.view), refresh=True)
 
     def close(self) -> None:
-        """Take the bars off the screen; the lines stay."""
+        """Remove the bars; the lines stay."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -317,15 +318,15 @@ class Screen:
 
 
 def who(phase: int, worker: int) -> str:
-    """A model as a reader calls it."""
+    """A model's name for a reader."""
     return "phase 1" if phase == 1 else f"phase 2, worker {worker}"
 
 
 def line_of(event: Event, view: RunView) -> str | None:
-    """What an event says to a reader; None: nothing that the bars do not show.
+    """The line of an event; None: the bars show all of it.
 
     Arguments:
-        view: of the run, the event included.
+        view: the run's state after the event.
     """
     kind = event["event"]
     if kind == "note":
@@ -341,9 +342,8 @@ def line_of(event: Event, view: RunView) -> str | None:
         why = event["stopped_by"].replace("_", " ")
         return f"{name:<17} ended after epoch {event['epoch']} by its {why}"
     if kind == "failed" and event["part"] != "run":
-        return (
-            f"{event['part']} failed: {event['error']}"  # of the run itself, its own line says it
-        )
+        # The launching process prints the error of the run itself.
+        return f"{event['part']} failed: {event['error']}"
     return None
 
 
@@ -367,7 +367,7 @@ def _epoch_line(event: Event, view: RunView) -> str:
 
 
 def tested(value: float, view: RunView, *, width: int) -> str:
-    """What the test data, or held-out ones, gave: an accuracy, or the user's metric by its name."""
+    """The result on test or held-out data: an accuracy, or the user's metric by its name."""
     metric = view.plan.get("metric")
     if metric is not None:
         return f"{metric} {value:.4g}"
@@ -376,7 +376,7 @@ def tested(value: float, view: RunView, *, width: int) -> str:
 
 
 def remaining(view: RunView) -> str:
-    """How long the run still takes: "at most" where phase 1 may end before; "" if not known."""
+    """The time that the run still takes: "at most" where phase 1 may end early; "" if not known."""
     seconds = view.all_seconds_to_go()
     if seconds is None or seconds < 0.5:
         return ""
@@ -384,7 +384,7 @@ def remaining(view: RunView) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Some seconds as a reader says them: "45 s", "12 min", "3 h 20 min"."""
+    """A number of seconds as text: "45 s", "12 min", "3 h 20 min"."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -392,7 +392,7 @@ def duration(seconds: float) -> str:
 
 
 def fields_of(model: ModelView, view: RunView) -> list[str]:
-    """What is known of a model, as words: epoch, images/s, train and test accuracy, time to go."""
+    """A model's state as text: epoch, images/s, train and test accuracy, time to go."""
     epochs, at_most = num_epochs(view.phase(model)), view.phase(model)["may_end_early"]
     to_go = view.seconds_to_go(model)
     if model.state == "waiting" and model.epoch == 0 and model.step == 0:
@@ -409,7 +409,7 @@ def fields_of(model: ModelView, view: RunView) -> list[str]:
 
 
 def bars(view: RunView) -> "RenderableType":
-    """A line for each model, with a bar, and how long the whole still takes."""
+    """A line with a bar for each model, and the time that the run still takes."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -426,7 +426,7 @@ def bars(view: RunView) -> "RenderableType":
 
 
 def state_lines(view: RunView) -> list[str]:
-    """The same as `bars`, in plain lines."""
+    """The same as `bars`, as plain lines."""
     lines = []
     for model in shown_models(view):
         done, total = view.images(model)
@@ -437,7 +437,7 @@ def state_lines(view: RunView) -> list[str]:
 
 
 def shown_models(view: RunView) -> list[ModelView]:
-    """The models that have a line: all, or of very many those that are trained now."""
+    """The models that have a line: all, or of more than `MOST_BARS` those in training."""
     models = [model for _, model in sorted(view.models.items())]
     if len(models) <= MOST_BARS:
         return models
@@ -445,7 +445,7 @@ def shown_models(view: RunView) -> list[ModelView]:
 
 
 def last_lines(view: RunView) -> list[str]:
-    """What stands below the models' lines."""
+    """The lines below the models'."""
     lines = []
     hidden = [model for model in view.models.values() if model not in shown_models(view)]
     if hidden:

@@ -1,7 +1,7 @@
 """TensorBoard, Weights & Biases and MLflow as listeners of a run's events.
 
-What a tracker is told goes through a queue to a thread of its own, which may wait for a network;
-training never does.
+Events go through a queue to a thread for each tracker: it may wait for a network, training does
+not.
 """
 
 import queue
@@ -19,26 +19,26 @@ PROJECT = "swap_fast"
 """W&B's project and MLflow's experiment, where the environment (WANDB_PROJECT,
 MLFLOW_EXPERIMENT_NAME) names no other."""
 FIRST_WAIT_S = LAST_WAIT_S = 30.0
-"""How long a run waits at most for a tracker: before it begins, for the tracker's imports and first
-connection, which would cost training time later; at its end, for what is not passed on yet."""
-OF_AN_EPOCH = (
+"""The longest that a run waits for a tracker: at its start for imports and the first connection,
+which would cost training time later; at its end for events that are still in the queue."""
+EPOCH_VALUES = (
     *("train_loss", "train_accuracy", "test_accuracy"),
     *("learning_rate", "noise_scale", "images_per_s", "time_s"),
 )
-"""What trackers are given of each epoch."""
+"""What trackers get of each epoch."""
 
 
 class Tracker(Protocol):
-    """Where curves are kept. Called by one thread."""
+    """Keeps curves. Called by one thread."""
 
     def begin(self, run: str, configuration: dict[str, Any]) -> None:
-        """A run begins, or goes on."""
+        """Start a run, or resume it."""
 
     def log(self, group: str, values: Mapping[str, float], step: int, time_s: float) -> None:
-        """Values of one model, "phase1" or "phase2/worker3", or of the "final" one, at an epoch."""
+        """Keep values of "phase1", "phase2/worker3" or "final" at an epoch."""
 
     def end(self, *, well: bool) -> None:
-        """The run has ended."""
+        """End the run."""
 
 
 class TensorBoard:
@@ -83,7 +83,7 @@ class WandB:
         self._folder = folder
 
     def begin(self, run: str, configuration: dict[str, Any]) -> None:
-        """Begin the run of this name, or go on with it."""
+        """Start the run of this name, or resume it."""
         import os
 
         import wandb
@@ -96,13 +96,13 @@ class WandB:
             resume="allow",
             dir=str(self._folder),
             config=configuration,
-            # Else it would put its own in place of standard output, and speak there.
+            # Else it replaces standard output by its own, and prints there.
             settings=wandb.Settings(silent=True, console="off"),
         )
         self._groups: set[str] = set()
 
     def log(self, group: str, values: Mapping[str, float], step: int, time_s: float) -> None:
-        """Log values named GROUP/NAME over GROUP/epoch: models have their epochs side by side."""
+        """Log values named GROUP/NAME over GROUP/epoch: several models train at once."""
         if group not in self._groups:
             self._groups.add(group)
             self._run.define_metric(f"{group}/epoch", hidden=True)
@@ -117,10 +117,10 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow, where MLFLOW_TRACKING_URI says, or at MLflow's own default place."""
+    """A run of MLflow, at MLFLOW_TRACKING_URI or MLflow's default place."""
 
     def begin(self, run: str, configuration: dict[str, Any]) -> None:
-        """Begin the run of this name, or go on with it."""
+        """Start the run of this name, or resume it."""
         import os
 
         from mlflow import MlflowClient
@@ -154,29 +154,29 @@ class Tracking:
 
     Arguments:
         name: of the tracker.
-        complain: given the line about a tracker that has failed, once.
+        warn: prints a warning if the tracker fails, once.
     """
 
-    def __init__(self, tracker: Tracker, name: str, complain: Callable[[str], None]) -> None:
-        self.name, self._tracker, self._complain = name, tracker, complain
+    def __init__(self, tracker: Tracker, name: str, warn: Callable[[str], None]) -> None:
+        self.name, self._tracker, self._warn = name, tracker, warn
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def __call__(self, event: Event) -> None:
-        """Put it into the queue, if it is for trackers."""
+        """Put it into the queue if trackers need it."""
         if event["event"] in ("began", "epoch", *ENDINGS):
             self._events.put(event)
         if event["event"] == "began":
             self._ready.wait(FIRST_WAIT_S)
 
     def close(self) -> None:
-        """Wait for what is on its way, but not for ever."""
+        """Wait for the events in the queue, up to a limit."""
         self._events.put(None)
         self._thread.join(LAST_WAIT_S)
         if self._thread.is_alive():
-            self._complain(f"{self.name} did not take everything within {LAST_WAIT_S:.0f} s")
+            self._warn(f"{self.name} did not take everything within {LAST_WAIT_S:.0f} s")
 
     def _work(self) -> None:
         try:
@@ -184,7 +184,7 @@ class Tracking:
                 self._pass_on(event)
         except Exception as error:
             words = " ".join(str(error).split()) or type(error).__name__
-            self._complain(f"{self.name} failed, and is told no more of the run: {words}")
+            self._warn(f"{self.name} failed, and gets no more events of the run: {words}")
         finally:
             self._ready.set()
 
@@ -195,7 +195,7 @@ class Tracking:
             self._ready.set()
         elif kind == "epoch":
             group = "phase1" if event["phase"] == 1 else f"phase2/worker{event['worker']}"
-            values = {name: event[name] for name in OF_AN_EPOCH if event[name] is not None}
+            values = {name: event[name] for name in EPOCH_VALUES if event[name] is not None}
             self._tracker.log(group, values, event["epoch"], seconds_of(event))
         else:
             if kind == "done":
@@ -204,18 +204,18 @@ class Tracking:
 
 
 def configuration_of(event: Event) -> dict[str, Any]:
-    """What a tracker keeps of a run's beginning."""
+    """What a tracker keeps of a run's first event."""
     return {name: event[name] for name in ("recipe", "seed", "world_size", "machine")}
 
 
 def final_of(event: Event) -> dict[str, float]:
-    """What a tracker keeps of a run's end."""
+    """What a tracker keeps of a run's last event."""
     names = ("test_accuracy", "accuracy_before_averaging", "phase1_epochs", "training_time_s")
     return {name: event[name] for name in names if event[name] is not None}
 
 
 def require_trackers(names: tuple[TrackerName, ...]) -> None:
-    """Find out before training that a tracker is not installed.
+    """Check before training that the trackers are installed.
 
     Raises:
         ValueError: one is not.
@@ -228,7 +228,7 @@ def require_trackers(names: tuple[TrackerName, ...]) -> None:
             )
 
 
-def make_tracking(name: TrackerName, folder: Path, complain: Callable[[str], None]) -> Tracking:
+def make_tracking(name: TrackerName, folder: Path, warn: Callable[[str], None]) -> Tracking:
     """A listener that tracks a run.
 
     Arguments:
@@ -239,7 +239,7 @@ def make_tracking(name: TrackerName, folder: Path, complain: Callable[[str], Non
         tracker = TensorBoard(folder / "tensorboard")
     else:
         tracker = WandB(folder) if name == "wandb" else MLflow()
-    return Tracking(tracker, name, complain)
+    return Tracking(tracker, name, warn)
 
 
 def _flat(values: Mapping[str, Any], at: str = "") -> list[tuple[str, Any]]:

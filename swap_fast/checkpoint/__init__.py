@@ -1,1 +1,1 @@
-"""swap_fast/checkpoint: say here what is in this package."""
+"""Checkpoints and the run folder: what is saved, how it is verified, where a run resumes."""

@@ -1,26 +1,60 @@
 """Checkpoints on disk: safetensors files with the model's own names, proven by a manifest.
 
-A checkpoint is whole when its manifest is there: that is written last. All files are written
-aside, synced and renamed, so that none is ever half there.
+A checkpoint is whole when its manifest is there: that is written last. Every file is written under
+another name, synced and renamed, so that none is ever half there. A JSON file has a schema version
+and a checksum of itself, and is read into a typed dataclass.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from swap_fast.record import EpochRow
+from swap_fast.training.state import Progress
 from swap_fast.training.weights import Weights
 
 MODEL, STATE, MANIFEST = ".safetensors", ".state.safetensors", ".json"
 """Endings of a checkpoint's files: the model's weights, what else training needs, and the proof."""
+SCHEMA_VERSION = 1
+"""Of manifests and of run.json."""
+
+Laps = dict[str, float]
+"""Seconds by the name of a lap."""
+T = TypeVar("T")
+
+
+class DamagedError(ValueError):
+    """A file is missing, or does not hold what was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """What a checkpoint holds beside its tensors."""
+
+    progress: Progress
+    """How far the model's training has come; `sums` are in `sums_by_rank`."""
+    origin: str | None
+    """The sha256 of the theta with which phase 1 ended; None before its end."""
+    optimizer: dict[str, Any]
+    """The optimizer's plain values, and the gradient scaler's."""
+    laps_by_rank: list[Laps]
+    """Of this phase and worker alone."""
+    sums_by_rank: list[list[float]]
+    """`Progress.sums` of each rank."""
+    rows: list[EpochRow]
+    """Of the epochs done in this phase."""
+    taken_from: str | None = None
+    """The run whose phase 1 this is; None: this one's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +65,17 @@ class Checkpoint:
     """The model's state, with its own names."""
     state: dict[str, Tensor]
     """What else the next update depends on; may be empty."""
-    about: dict[str, Any]
+    about: CheckpointInfo
     """Plain values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """STEM.json: proves the checkpoint's other files."""
+
+    sha256_by_ending: dict[str, str]
+    """Of STEM.safetensors and STEM.state.safetensors."""
+    about: CheckpointInfo
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -55,6 +98,48 @@ def write_file(path: Path, content: bytes) -> None:
         raise type(error)(error.errno, text, str(path.parent)) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a dataclass of plain values, with a schema version and a checksum.
+
+    Raises:
+        OSError: as `write_file`.
+    """
+    # As JSON gives it back: tuples are lists, and all keys are strings.
+    plain = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **asdict(content)}))
+    text = json.dumps({**plain, "sha256": _checksum(plain)}, indent=1) + "\n"
+    write_file(path, text.encode())
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """Read what `write_json` wrote.
+
+    Raises:
+        DamagedError: no file, or not the bytes that were written.
+        ValueError: another schema version.
+    """
+    try:
+        plain = json.loads(path.read_bytes())
+        if not isinstance(plain, dict) or plain.pop("sha256", None) != _checksum(plain):
+            raise ValueError("JSON without it, or with another one")
+        if (version := plain.pop("schema_version")) == SCHEMA_VERSION:
+            return msgspec.convert(plain, kind)
+    # Deep nesting is a RecursionError.
+    except (OSError, ValueError, KeyError, RecursionError, msgspec.MsgspecError) as error:
+        words = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise DamagedError(
+            f"{path.name}: expected JSON with its own sha256 in it, got {words}"
+        ) from None
+    raise ValueError(
+        f"{path.name}: expected schema_version {SCHEMA_VERSION}, got {version}; use the version of "
+        "swap_fast that wrote it, or another folder"
+    )
+
+
+def _checksum(plain: dict[str, Any]) -> str:
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def model_state(weights: Weights) -> dict[str, Tensor]:
@@ -111,81 +196,55 @@ def write_checkpoint(stem: Path, checkpoint: Checkpoint) -> None:
     Raises:
         OSError: as `write_file`; there is then no new manifest.
     """
-    manifest: dict[str, Any] = {"files": {}, "about": checkpoint.about}
+    sha256_by_ending = {}
     for ending, tensors in ((MODEL, checkpoint.model), (STATE, checkpoint.state)):
         content = save(tensors)
-        manifest["files"][ending] = {
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "bytes": len(content),
-        }
-        write_file(stem.with_name(stem.name + ending), content)
-    text = json.dumps(manifest, indent=1) + "\n"
-    write_file(stem.with_name(stem.name + MANIFEST), text.encode())
+        sha256_by_ending[ending] = hashlib.sha256(content).hexdigest()
+        write_file(file_of(stem, ending), content)
+    manifest = Manifest(sha256_by_ending=sha256_by_ending, about=checkpoint.about)
+    write_json(file_of(stem, MANIFEST), manifest)
 
 
 def read_checkpoint(stem: Path) -> Checkpoint:
     """Read a checkpoint whose every byte is as it was written.
 
     Raises:
-        ValueError: no manifest, one that is damaged, or files that are not what it says.
+        DamagedError: no manifest, one that is damaged, or files that are not what it says.
+        ValueError: another schema version.
     """
-    about, files = read_about(stem), _manifest(stem)["files"]
-    tensors = {}
+    manifest, tensors = read_manifest(stem), {}
     for ending in (MODEL, STATE):
-        path = stem.with_name(stem.name + ending)
+        path = file_of(stem, ending)
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise ValueError(f"{path.name}: expected a file, got {error.strerror}") from None
-        got = hashlib.sha256(content).hexdigest()
-        expected = files.get(ending, {}).get("sha256")
+            raise DamagedError(f"{path.name}: expected a file, got {error.strerror}") from None
+        got, expected = hashlib.sha256(content).hexdigest(), manifest.sha256_by_ending.get(ending)
         if got != expected:
-            raise ValueError(
+            raise DamagedError(
                 f"{path.name}: expected the bytes with sha256 {str(expected)[:12]}, got "
                 f"{len(content):,} bytes with {got[:12]}"
             )
         tensors[ending] = _tensors(path.name, content)
-    return Checkpoint(model=tensors[MODEL], state=tensors[STATE], about=about)
+    return Checkpoint(model=tensors[MODEL], state=tensors[STATE], about=manifest.about)
 
 
-def read_about(stem: Path) -> dict[str, Any]:
-    """The plain values of a checkpoint, from its manifest alone.
-
-    Raises:
-        ValueError: as `read_checkpoint`.
-    """
-    about: dict[str, Any] = _manifest(stem)["about"]
-    return about
-
-
-def model_sha256(stem: Path) -> str | None:
-    """The hash of a checkpoint's weights, from its manifest alone; None where it names none.
+def read_manifest(stem: Path) -> Manifest:
+    """What a checkpoint's manifest says, without a look at its other files.
 
     Raises:
-        ValueError: as `read_checkpoint`.
+        DamagedError, ValueError: as `read_checkpoint`.
     """
-    found = _manifest(stem)["files"].get(MODEL, {}).get("sha256")
-    return found if isinstance(found, str) else None
+    return read_json(file_of(stem, MANIFEST), Manifest)
 
 
-def _manifest(stem: Path) -> dict[str, Any]:
-    path = stem.with_name(stem.name + MANIFEST)
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path.name}: expected a manifest, got {error}") from None
-    if not (
-        isinstance(content, dict)
-        and set(content) == {"files", "about"}
-        and all(isinstance(part, dict) for part in content.values())
-        and all(isinstance(part, dict) for part in content["files"].values())
-    ):
-        raise ValueError(f"{path.name}: expected a manifest, got other JSON")
-    return content
+def file_of(stem: Path, ending: str) -> Path:
+    """A file of a checkpoint; its name may have dots."""
+    return stem.with_name(stem.name + ending)
 
 
 def _tensors(name: str, content: bytes) -> dict[str, Tensor]:
     try:
         return load(content)
     except SafetensorError as error:
-        raise ValueError(f"{name}: expected a safetensors file, got {error}") from None
+        raise DamagedError(f"{name}: expected a safetensors file, got {error}") from None

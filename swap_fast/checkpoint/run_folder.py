@@ -1,44 +1,141 @@
-"""A run's folder: its checkpoints by name, which are kept, and where an interrupted run goes on."""
+"""A run's folder: what the run is, which checkpoints it keeps, and from which it resumes."""
 
 import hashlib
 import math
 import re
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from swap_fast.checkpoint.attempts import Attempt
 from swap_fast.checkpoint.files import (
     MANIFEST,
     MODEL,
     STATE,
     Checkpoint,
+    CheckpointInfo,
+    DamagedError,
+    Laps,
+    file_of,
     load_state_,
     load_theta,
     model_state,
-    read_about,
     read_checkpoint,
+    read_json,
+    read_manifest,
     save_weights,
     write_checkpoint,
+    write_json,
 )
 from swap_fast.record import EpochRow
-from swap_fast.training.clock import Clock
-from swap_fast.training.evaluate import Accuracies
+from swap_fast.training.clock import TRAINING, Clock, total
 from swap_fast.training.state import Progress, TrainingState
 from swap_fast.training.weights import Weights
 
+RUN_FILE = "run.json"
 KEPT = 2
 """States of one model that are kept while it trains: should the last be damaged, there is one."""
 
-Laps = dict[str, float]
+
+# What the run of a folder is: `swap_fast.swap` and the recipes' runs keep the same file.
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """run.json."""
+
+    created: str
+    """When the run was started: UTC, ISO 8601."""
+    settings: dict[str, Any]
+    """All that must be the same for it to be resumed."""
+    machine: dict[str, Any]
+    """Where it ran last; another one may resume it."""
+
+
+def read_run_info(folder: Path) -> RunInfo | None:
+    """What the folder's run is; None where there is none.
+
+    Raises:
+        ValueError: a damaged file, or one of another schema version.
+    """
+    if not (folder / RUN_FILE).exists():
+        return None
+    try:
+        return read_json(folder / RUN_FILE, RunInfo)
+    except DamagedError as error:
+        raise ValueError(
+            f"{folder}: {error}; delete this folder, or start a new run in another one"
+        ) from None
+
+
+def enter_folder(folder: Path, info: RunInfo, *, resume: bool = True, part: str = "run") -> Attempt:
+    """Lock a run's folder, and start the run there or see that the one there is the same.
+
+    Arguments:
+        resume: a run may be there already.
+        part: of the run that this process does; parts may run side by side.
+
+    Raises:
+        ValueError: another process is at it, run.json is damaged, or the run there may not be
+            resumed or has other settings.
+        OSError: the folder cannot be written to.
+    """
+    found = read_run_info(folder)
+    if found is not None:
+        if not resume:
+            raise ValueError(
+                f"folder: expected one without a run, got {folder} with {RUN_FILE}; pass "
+                "resume=True to resume it, or choose another folder"
+            )
+        require_same(folder, found, info)
+        info = replace(info, created=found.created)
+    attempt = Attempt(folder, part)
+    if info != found:
+        write_json(folder / RUN_FILE, info)
+    return attempt
+
+
+def require_same(folder: Path, found: RunInfo, info: RunInfo) -> None:
+    """Refuse to resume a run that was started with other settings.
+
+    Raises:
+        ValueError: names each setting that differs.
+    """
+    if changed := differences(found, info):
+        raise ValueError(
+            f"resume: expected the settings with which {folder.name} was started, got "
+            f"{'; '.join(changed)}; give it the same again, or start a new run in another folder"
+        )
+
+
+def differences(found: RunInfo, info: RunInfo) -> list[str]:
+    """Each setting that differs: "recipe.phase1.peak_lr 1.0 in place of 1.2"."""
+    before, now = dict(_leaves(found.settings)), dict(_leaves(info.settings))
+    return [
+        f"{name} {now.get(name)!r} in place of {before.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from _leaves(each, f"{at}.{name}" if at else name)
+    else:
+        yield at, value
+
+
+# Its checkpoints.
 
 
 class RunFolder:
     """Files `phase1`, `phase1-epoch{e}`, `worker{w}-epoch{e}` and `final` of one run.
 
-    A checkpoint holds the laps of its own phase and worker alone, so that a run which goes on, on
+    A checkpoint holds the laps of its own phase and worker alone, so that a resumed run, on
     whatever ranks, counts one set-up, its own, and all training that was kept.
 
     Arguments:
@@ -46,9 +143,9 @@ class RunFolder:
         clock: of this rank.
         start: another run's folder, whose phase 1 this one takes over.
         keep_epochs: keep the weights of every epoch of phase 1 too.
-        on_restore: told of each position that is gone on from.
-        on_save: told of each position that is saved.
-        say: told of damaged files.
+        attempt: on the first rank, notes how much training is saved.
+        on_save: is given the progress at each save.
+        say: is given a line about each damaged file.
     """
 
     def __init__(
@@ -58,31 +155,27 @@ class RunFolder:
         *,
         start: Path | None = None,
         keep_epochs: bool = False,
-        on_restore: Callable[[Progress], None] = lambda position: None,
+        attempt: Attempt | None = None,
         on_save: Callable[[Progress], None] = lambda position: None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.path, self._clock, self._offered = path, clock, start
-        self._keep_epochs, self._on_restore, self._say = keep_epochs, on_restore, say
-        self._on_save = on_save
+        self.path, self._clock, self._start = path, clock, start
+        self._keep_epochs, self._attempt = keep_epochs, attempt
+        self._on_save, self._say = on_save, say
         self._rows: dict[tuple[int, int], list[EpochRow]] = {}
-        self._begun: dict[tuple[int, int], Laps] = {}
+        self._laps_before: dict[tuple[int, int], Laps] = {}
         self._weights: Weights | None = None
-        self._origin: str | None = None
-        # The run whose phase 1 was taken over.
+        self.origin: str | None = None
+        """The sha256 of the theta with which phase 1 ended; None before its end."""
         self.taken_from: str | None = None
-        # Seconds of this rank's clock that were not measured in this process.
+        """The run whose phase 1 was taken over."""
         self.restored_s = 0.0
+        """Seconds of this rank's clock that were measured in earlier processes."""
 
     @property
     def rows(self) -> list[EpochRow]:
         """Of every epoch that this rank knows of, in their order."""
         return [row for _, rows in sorted(self._rows.items()) for row in rows]
-
-    @property
-    def origin(self) -> str | None:
-        """Names the model that phase 1 ended with, by its content; None before that."""
-        return self._origin
 
     def restore_(self, position: Progress, state: TrainingState) -> Progress:
         """Put back the newest whole state of this phase and worker.
@@ -91,37 +184,34 @@ class RunFolder:
             ValueError: the state is of another model, or of a worker that began from another one.
         """
         key = (position.phase, position.worker)
-        self._begun[key], self._rows[key] = dict(self._clock.laps), []
+        self._laps_before[key], self._rows[key] = dict(self._clock.laps), []
         self._weights = state.weights
-        found: Checkpoint | None = state.comm.on_first(lambda: self._newest(*key))
+        found: tuple[Path, Checkpoint] | None = state.comm.on_first(lambda: self._newest(*key))
         if found is None:
             return position
-        about = found.about
-        restored = _position(about)
-        if restored.phase == 2 and about["origin"] != self._origin:
+        stem, checkpoint = found
+        about, rank = checkpoint.about, state.comm.rank
+        progress = replace(
+            about.progress, sums=tuple(about.sums_by_rank[rank % len(about.sums_by_rank)])
+        )
+        if progress.phase == 2 and about.origin != self.origin:
             raise ValueError(
-                f"worker {restored.worker}: expected one that began from this run's phase 1, got "
+                f"worker {progress.worker}: expected one that began from this run's phase 1, got "
                 f"one of another; remove its files from {self.path.name}"
             )
-        if restored.step:
-            sums = about["sums_by_rank"][state.comm.rank % len(about["sums_by_rank"])]
-            restored = replace(restored, sums=tuple(sums))
-        load_state_(state.weights, found.model, _stem(restored))
-        state.scatter_(found.state, about, goes_on=restored.stopped_by is None)
-        laps = about["laps_by_rank"]
-        for lap, seconds in laps[state.comm.rank % len(laps)].items():
+        load_state_(state.weights, checkpoint.model, stem.name)
+        state.scatter_(checkpoint.state, about.optimizer, goes_on=progress.stopped_by is None)
+        for lap, seconds in about.laps_by_rank[rank % len(about.laps_by_rank)].items():
             self._clock.add(lap, seconds)
             self.restored_s += seconds
-        self._rows[key] = [EpochRow(**row) for row in about["rows"]]
-        self._note_origin(restored, state)
-        self.taken_from = about.get("taken_from", self.taken_from)
-        if about.get("is_offered") and state.is_first:
-            # So that the folder is whole by itself.
-            kept = {name: value for name, value in about.items() if name != "is_offered"}
-            write_checkpoint(self.path / _stem(restored), replace(found, about=kept))
+        self._rows[key] = about.rows
+        self._note_origin(progress, state)
+        if progress.phase == 1:
+            self.taken_from = about.taken_from
+        if stem.parent != self.path and state.is_first:
+            write_checkpoint(self.path / stem.name, checkpoint)  # the folder is whole by itself
         state.comm.barrier()
-        self._on_restore(restored)
-        return restored
+        return progress
 
     def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
         """Keep the state at an epoch's end or within one; every rank that shares it must call.
@@ -134,28 +224,24 @@ class RunFolder:
             self._rows[key].append(row)
         self._note_origin(position, state)
         tensors, values = state.gather()
-        laps_by_rank = state.comm.gather(self._laps_since_begun(key))
+        laps_by_rank = state.comm.gather(self._laps_of(key))
         sums_by_rank = state.comm.gather(position.sums)
         if state.is_first:
-            about = values | {
-                "position": {
-                    "phase": position.phase,
-                    "worker": position.worker,
-                    "epoch": position.epoch,
-                    "step": position.step,
-                    "stopped_by": position.stopped_by,
-                },
-                "accuracies": list(position.accuracies),
-                "origin": self._origin,
-                "laps_by_rank": laps_by_rank,
-                "sums_by_rank": sums_by_rank,
-                "rows": [asdict(each) for each in self._rows[key]],
-            }
+            about = CheckpointInfo(
+                progress=replace(position, sums=()),
+                origin=self.origin,
+                optimizer=values,
+                laps_by_rank=laps_by_rank,
+                sums_by_rank=sums_by_rank,
+                rows=self._rows[key],
+            )
             checkpoint = Checkpoint(model=model_state(state.weights), state=tensors, about=about)
             write_checkpoint(self.path / _stem(position), checkpoint)
             if position.phase == 1 and position.stopped_by and self._keep_epochs:
                 save_weights(state.weights, self.path / f"phase1-epoch{position.epoch}{MODEL}")
             self._prune(position)
+            if self._attempt is not None:
+                self._attempt.keep(total(self._clock.laps, TRAINING) - self.restored_s)
             self._on_save(position)
         state.comm.barrier()
 
@@ -168,33 +254,36 @@ class RunFolder:
         """Save the run's result."""
         save_weights(weights, self.path / f"final{MODEL}")
 
-    def _newest(self, phase: int, worker: int) -> Checkpoint | None:
+    def _newest(self, phase: int, worker: int) -> tuple[Path, Checkpoint] | None:
+        """The last checkpoint that is whole."""
         stems = [self.path / name for name in reversed(_saved(self.path, phase, worker))]
-        if phase == 1 and self._offered is not None:
-            stems.append(self._offered / "phase1")
+        if phase == 1 and self._start is not None:
+            stems.append(self._start / "phase1")
         for stem in stems:
             try:
                 found = read_checkpoint(stem)
-                if stem.parent == self._offered:
-                    found.about["is_offered"] = True
-                    found.about.setdefault("taken_from", self._offered.name)
-                return found
-            except ValueError as error:
+            except DamagedError as error:
                 self._say(f"a damaged checkpoint is left out: {error}")
+                continue
+            if stem.parent != self.path:
+                taken_from = found.about.taken_from or stem.parent.name
+                found = replace(found, about=replace(found.about, taken_from=taken_from))
+            return stem, found
         return None
 
     def _note_origin(self, position: Progress, state: TrainingState) -> None:
         """Name phase 1's result, once it is there, by the bytes of theta."""
         if position.phase == 1 and position.stopped_by is not None:
             theta = state.weights.theta.detach().cpu().numpy()
-            self._origin = hashlib.sha256(theta.tobytes()).hexdigest()
+            self.origin = hashlib.sha256(theta.tobytes()).hexdigest()
 
-    def _laps_since_begun(self, key: tuple[int, int]) -> Laps:
-        begun = self._begun[key]
+    def _laps_of(self, key: tuple[int, int]) -> Laps:
+        """This model's own."""
+        before = self._laps_before[key]
         return {
-            lap: seconds - begun.get(lap, 0.0)
+            lap: seconds - before.get(lap, 0.0)
             for lap, seconds in self._clock.laps.items()
-            if seconds > begun.get(lap, 0.0)
+            if seconds > before.get(lap, 0.0)
         }
 
     def _prune(self, position: Progress) -> None:
@@ -205,7 +294,7 @@ class RunFolder:
             # A worker's weights after each epoch are averaged after the run, for Figure 1.
             keeps_model = (position.phase == 2 or self._keep_epochs) and "-step" not in name
             for ending in (MANIFEST, STATE, *([] if keeps_model else [MODEL])):
-                _file(stem, ending).unlink(missing_ok=True)
+                file_of(stem, ending).unlink(missing_ok=True)
 
 
 def _stem(position: Progress) -> str:
@@ -228,15 +317,12 @@ def _saved(folder: Path, phase: int, worker: int) -> list[str]:
     return [name for _, _, name in sorted(found)]
 
 
-def _file(stem: Path, ending: str) -> Path:
-    return stem.with_name(stem.name + ending)
-
-
-def tidy(folder: Path, *, keep_epochs: bool) -> None:
+def prune(folder: Path, *, every: int | None = None, resumable: bool = False) -> None:
     """Of a run that is done keep the ends of phase 1 and of each worker, and the result.
 
     Arguments:
-        keep_epochs: keep the weights of every epoch too.
+        every: keep the weights of each epoch that this divides too.
+        resumable: keep the manifests and states with which the run gives its result again.
     """
     named = re.compile(r"(worker\d+|phase1)-epoch(\d+)")
     last: dict[str, int] = {}
@@ -245,22 +331,25 @@ def tidy(folder: Path, *, keep_epochs: bool) -> None:
         if path.name == match[0] + MODEL:
             last[match[1]] = max(last.get(match[1], 0), int(match[2]))
     for path, match in found:
-        is_last = match[1] != "phase1" and int(match[2]) == last.get(match[1])
-        if path.name != match[0] + MODEL or not (is_last or keep_epochs):
+        epoch = int(match[2])
+        is_last = match[1] != "phase1" and epoch == last.get(match[1])
+        is_model = path.name == match[0] + MODEL
+        is_kept = is_last or (is_model and every is not None and epoch % every == 0)
+        if not is_kept or not (is_model or resumable):
             path.unlink(missing_ok=True)
     for path in [*folder.glob("attempt*"), *folder.glob("*.part")]:
         path.unlink(missing_ok=True)
 
 
 def last_of(folder: Path, *, phase: int, worker: int = 0) -> Progress | None:
-    """Where the last state of a model was saved, by its manifest; None where there is none."""
+    """Where the last state of a model was saved, by its manifest; None where there is none.
+
+    Raises:
+        ValueError: a manifest of another schema version.
+    """
     for name in reversed(_saved(folder, phase, worker)):
         try:
-            return _position(read_about(folder / name))
-        except (ValueError, TypeError, KeyError):
+            return read_manifest(folder / name).about.progress
+        except DamagedError:
             continue
     return None
-
-
-def _position(about: dict[str, Any]) -> Progress:
-    return Progress(**{**about["position"], "accuracies": Accuracies(*about["accuracies"])})

@@ -1,1 +1,1 @@
-"""swap_fast/tasks: say here what is in this package."""
+"""What a run trains on: CIFAR on the device, ImageNet decoded as it is needed."""

@@ -1,1 +1,1 @@
-"""swap_fast/training: say here what is in this package."""
+"""One rank's training: steps, capture, optimizer, weights, batch norm, clock, and the `Trainer`."""

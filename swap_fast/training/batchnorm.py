@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.training.capture import Captures
@@ -53,44 +55,50 @@ class ReplicaStatistics:
         self._weights.set_statistics_(torch.cat([mean, second - mean.square(), other]))
 
 
-@contextmanager
-def _momentum(norms: list[nn.modules.batchnorm._BatchNorm], value: float) -> Iterator[None]:
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = value
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
-
-
 class BatchNormRecompute:
-    """Compute the running statistics anew from the data (Algorithm 1, line 29).
+    """Compute the running statistics again from the data (Algorithm 1, line 29).
 
     Each batch passes through the model in train mode; the statistics become the exact moments of
     every layer's input over all batches of all ranks, whatever their sizes: with n_b values a
     channel in batch b, mean = sum n_b mean_b / n and var = sum n_b (var_b + mean_b^2) / n - mean^2,
-    made unbiased by n / (n - 1) as torch's running variances are. Sums are kept in float64.
+    made unbiased by n / (n - 1) as torch's running variances are. Sums are kept in float64. A layer
+    that no batch reaches, or that stays in eval mode as a frozen one may, keeps its own.
+
+    Where a batch reaches every layer once, its moments are read from the running statistics, which
+    with momentum 1 are the batch's own: one small operation for all layers. In any other net they
+    are taken from each layer's input, at the cost of one more pass over it.
 
     Arguments:
         weights: the model.
         autocast: makes the context of each forward pass.
+        forward: runs the model on a batch of any kind; None: the model is called with the batch.
+            With it the moments are always those of the layers' inputs.
     """
 
     def __init__(
         self,
         weights: Weights,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        *,
+        forward: Callable[[Any], object] | None = None,
     ) -> None:
         self._weights, self._autocast = weights, autocast
-        statistics, norms = weights.statistics, weights.norms
-        self._channels = [norm.num_features for norm in norms]
-        # Values a channel in one image: H * W of each layer's input, noted in a forward pass.
-        self._positions = [1] * len(norms)
-        # For each shape of a batch: values a channel [layers], and for each channel [C].
-        self._values: dict[torch.Size, tuple[Tensor, Tensor]] = {}
-        self._sums = torch.zeros(len(statistics), dtype=torch.float64, device=statistics.device)
+        self._forward = forward or weights.model
+        statistics = weights.statistics
+        self._channels = [norm.num_features for norm in weights.norms]
+        # Of each channel [C]: how many values, their sum, and the sum of their squares.
+        self._sums = torch.zeros(
+            3, sum(self._channels), dtype=torch.float64, device=statistics.device
+        )
+        self._sums_of_layers = self._sums.split(self._channels, dim=1)
+        # Statistics in half precision would round the moments.
+        self._reads_inputs = forward is not None or any(
+            norm.get_buffer("running_mean").dtype != statistics.dtype for norm in weights.norms
+        )
+        # Of the last batch: each call of a layer, with its values a channel.
+        self._calls: list[tuple[int, int]] = []
+        # For such calls: values of each channel [C], on the device.
+        self._values: dict[tuple[tuple[int, int], ...], Tensor] = {}
         self._buffer: Tensor | None = None
         # What a full buffer's batch runs in place of the forward pass and its sums: their replay.
         self.replay: Callable[[], None] | None = None
@@ -118,54 +126,57 @@ class BatchNormRecompute:
         """
         if not self._channels:
             return
-        before = self._weights.statistics.clone()
+        before = self._weights.copy()[1]
         self._buffer = buffer.normal_()
         with self.passing():
             self._add_no_sync(buffer)  # the values a channel are counted on the host
             if captures is not None:
                 self.replay = captures.capture(self.add_buffer_no_sync)
         self([buffer, *(buffer[:size] for size in short)], comm)
-        self._weights.statistics.copy_(before)
+        self._weights.set_statistics_(before)
 
     @torch.no_grad()
-    def __call__(self, batches: Iterable[Tensor], comm: Comm = ALONE) -> None:
+    def __call__(self, batches: Iterable[Any], comm: Comm = ALONE) -> None:
         """Put the statistics of the data into the model.
 
         Whatever goes wrong, the model has its former statistics, momenta and mode again.
 
         Arguments:
-            batches: images [B, ...] of this rank's share of the data.
+            batches: this rank's share of the data; without `forward`, images [B, ...].
 
         Raises:
-            ValueError: no data on any rank, or a batch with one value a channel.
+            ValueError: no data on any rank, or a layer that got one value a channel.
         """
-        statistics = self._weights.statistics
+        weights = self._weights
         if not self._channels:
             return
-        before = statistics.clone()
-        totals = torch.zeros(len(self._channels), dtype=torch.float64)
+        before, num_batches = weights.copy()[1], 0
         try:
             with self.passing():
-                for images in batches:
-                    if self.replay is not None and self._fills_buffer(images):
+                for batch in batches:
+                    if self.replay is not None and self._fills_buffer(batch):
                         self.replay()
                     else:
-                        self._add_no_sync(images)
-                    totals += self._values[images.shape][0]
+                        self._add_no_sync(batch)
+                    num_batches += 1
+            sums = torch.cat([self._sums.flatten(), self._sums.new_tensor([num_batches])])
+            count, total, squares = comm.all_reduce_(sums)[:-1].view_as(self._sums)
+            reached = count > 0
+            fewest = count[reached].min().item() if reached.any() else 2
+            if sums[-1] == 0 or fewest < 2:
+                raise ValueError(
+                    "batch-norm statistics: expected data with two values a channel or more, got "
+                    f"{int(fewest) if sums[-1] else 0}; give the pass more data"
+                )
         except BaseException:
-            statistics.copy_(before)
+            weights.set_statistics_(before)
             raise
-        totals = comm.all_reduce_(totals.to(statistics.device)).cpu()
-        if totals.min() < 2:
-            statistics.copy_(before)
-            raise ValueError(
-                "batch-norm statistics: expected data with two values a channel or more, got "
-                f"{int(totals.min())}; give the pass more images"
-            )
-        n = _spread(totals, self._channels).to(statistics.device)
-        mean, second = (comm.all_reduce_(self._sums) / n.repeat(2)).chunk(2)
-        variance = (second - mean.square()) * n / (n - 1)
-        statistics.copy_(torch.cat([mean, variance]))
+        n = count.clamp(min=2)
+        mean = total / n
+        variance = (squares / n - mean.square()) * n / (n - 1)
+        statistics, both = before.clone(), reached.repeat(2)
+        statistics[: len(both)][both] = torch.cat([mean, variance])[both].to(statistics.dtype)
+        weights.set_statistics_(statistics)
 
     def _fills_buffer(self, images: Tensor) -> bool:
         buffer = self._buffer
@@ -180,45 +191,70 @@ class BatchNormRecompute:
         assert self._buffer is not None
         self._add_no_sync(self._buffer)
 
-    def _add_no_sync(self, images: Tensor) -> None:
+    def _add_no_sync(self, batch: Any) -> None:
         """Add a batch's moments to the sums; nothing waits for the device once a shape is known."""
+        self._calls.clear()
         with self._autocast():
-            self._weights.model(images)
-        if images.shape not in self._values:
-            values = len(images) * torch.tensor(self._positions, dtype=torch.float64)
-            on_device = _spread(values, self._channels).to(self._sums.device)
-            self._values[images.shape] = values, on_device
-        _, n = self._values[images.shape]
-        mean, unbiased = self._weights.statistics.double().chunk(2)
+            self._forward(batch)
+        if self._reads_inputs:
+            return
+        calls = tuple(sorted(self._calls))
+        if [layer for layer, _ in calls] != list(range(len(self._channels))):
+            self._reads_inputs = True
+            return self._add_no_sync(batch)
+        if calls not in self._values:
+            values = torch.tensor([n for _, n in calls], dtype=torch.float64)
+            values = torch.repeat_interleave(values, torch.tensor(self._channels))
+            self._values[calls] = values.to(self._sums.device)
+        n = self._values[calls]
+        mean, unbiased = self._weights.statistics[: 2 * len(n)].double().chunk(2)
         biased = unbiased * (n - 1) / n
-        self._sums.add_(torch.cat([n * mean, n * (biased + mean.square())]))
+        self._sums.add_(torch.stack([n, n * mean, n * (biased + mean.square())]))
+
+    def _on_call(self, layer: int, given: Tensor) -> None:
+        """Before a layer's forward pass: note it, or add the moments of its input [B, C, ...]."""
+        norm = self._weights.norms[layer]
+        if not norm.training:
+            return
+        if not self._reads_inputs:
+            # What a layer with a forward pass of its own leaves in its statistics is not known,
+            # but if these are of other channels than the input's, as of ghost batch norm's groups.
+            if type(norm).forward is _BatchNorm.forward or given.shape[1] != norm.num_features:
+                self._calls.append((layer, given.numel() // norm.num_features))
+            return
+        values = given.detach() if given.dtype == torch.float64 else given.detach().float()
+        dims = [d for d in range(given.dim()) if d != 1]
+        variance, mean = (t.double() for t in torch.var_mean(values, dims, correction=0))
+        n = given.numel() / given.shape[1]
+        self._sums_of_layers[layer].add_(
+            torch.stack([torch.full_like(mean, n), n * mean, n * (variance + mean.square())])
+        )
 
     @contextmanager
     def passing(self) -> Iterator[None]:
         """The model in train mode, each running statistic the last batch's own, the sums at 0."""
         model, norms = self._weights.model, self._weights.norms
-
-        def note(layer: int, shape: torch.Size) -> None:
-            self._positions[layer] = shape[2:].numel()
-
+        was_training, momenta = model.training, [norm.momentum for norm in norms]
         hooks = [
-            norm.register_forward_pre_hook(
-                lambda _, inputs, layer=layer: note(layer, inputs[0].shape)
-            )
-            for layer, norm in enumerate(norms)
+            norm.register_forward_pre_hook(lambda _, given, at=at: self._on_call(at, given[0]))
+            for at, norm in enumerate(norms)
         ]
-        was_training = model.training
         self._sums.zero_()
-        # With momentum 1 a running statistic is the batch's own: the old one is added 0 times,
-        # which an old NaN or infinity would survive.
-        self._weights.statistics.nan_to_num_()
+        if not self._reads_inputs:
+            # With momentum 1 the old statistic is added 0 times, which NaN or infinity survives.
+            self._weights.statistics.nan_to_num_()
+        # A compiled net runs uncompiled: else it would pass over the hooks.
+        eager = torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext()
         try:
             model.train()
-            with _momentum(norms, 1.0):
+            for norm in norms:
+                norm.momentum = 1.0
+            with eager:
                 yield
         finally:
-            for hook in hooks:
+            for hook, norm, momentum in zip(hooks, norms, momenta, strict=True):
                 hook.remove()
+                norm.momentum = momentum
             model.train(was_training)
 
 
@@ -229,10 +265,13 @@ def recompute_statistics_(
     *,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> None:
-    """Compute the running statistics anew, once: see `BatchNormRecompute`."""
+    """Compute the running statistics again, once: see `BatchNormRecompute`."""
     BatchNormRecompute(weights, autocast)(batches, comm)
 
 
-def _spread(per_layer: Tensor, channels: list[int]) -> Tensor:
-    """Repeat a value of each layer for each of its channels: [layers] -> [C]."""
-    return torch.repeat_interleave(per_layer, torch.tensor(channels))
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile has been asked to make any part of the model."""
+    return any(
+        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        for module in model.modules()
+    )

@@ -1,8 +1,7 @@
-"""The one training loop."""
+"""The updates of a phase, epoch by epoch."""
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from swap_fast.training.step import Metrics
 
 
 class Batches(Protocol):
-    """The batches of one rank in a phase; its step knows how to take one."""
+    """The batches of one rank in a stage."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -64,47 +63,42 @@ class TrainStage:
     """Gives what makes its batches, when the stage begins and those before it are gone."""
 
 
-def train(
+def train_epochs(
     stages: Sequence[TrainStage],
     phase: Phase,
     *,
     begin: Progress,
     clock: Clock,
     on_step: Callable[[int], None],
-    after_epoch: Callable[[EpochRow, str | None], None],
     shutdown: GracefulShutdown = NEVER,
     comm: Comm = ALONE,
-    leave: Callable[[Progress], None] = lambda position: None,
-) -> None:
-    """Train one model through a phase, up to its last epoch or to where its own rule ends it.
+    save: Callable[[Progress], None] = lambda progress: None,
+) -> Iterator[tuple[EpochRow, Metrics]]:
+    """The updates of one epoch after another: lines 9-16 of Algorithm 1, and 20-24.
 
-    The train accuracy is the running mean over an epoch's own augmented batches, taken over all
-    ranks and read once, at the epoch's end; the phase ends where it is above tau. So is what the
-    gradient's noise is measured by, where that ends the phase: every rank decides alike.
+    Metrics are the means over an epoch's own augmented batches, of all ranks, and are read once,
+    at the epoch's end: an epoch's only wait for the device.
 
     Arguments:
-        begin: the phase, whose time goes to the lap of its name, the worker, and what of it is
-            done already.
+        begin: the phase, whose time goes to the lap of its name, the worker, and the epochs and
+            updates that are done.
         on_step: called after every update with the images that this rank gave to it.
-        after_epoch: given each epoch's row, off the clock; and what ended the phase there,
-            "stopping_accuracy", "noise_scale" or "max_epochs", or None where it goes on.
-        shutdown: asked after each update and each epoch whether the run is to end there, ...
+        shutdown: asked after each update whether the run is to end there, ...
         comm: ... on these ranks, which share the updates.
-        leave: given the position within an epoch where it is, off the clock.
+        save: given the progress within an epoch where the run ends, off the clock.
+
+    Yields:
+        Each epoch's row, and its metrics.
 
     Raises:
-        InterruptedRunError: the run was told to end, and has left.
+        InterruptedRunError: the run was told to end, and its progress is saved.
         FloatingPointError: the loss of an epoch is not finite.
     """
-    number, worker = begin.phase, begin.worker
-
-    def stops(stage: TrainStage) -> bool:
-        step, epochs = (
-            stage.step,
-            range(max(stage.epochs.start, begin.epoch), stage.epochs.stop),
-        )
+    number, worker, schedule = begin.phase, begin.worker, phase.schedule
+    for stage in stages:
+        step, epochs = stage.step, range(max(stage.epochs.start, begin.epoch), stage.epochs.stop)
         if not epochs:
-            return False
+            continue
         with clock.lap(f"phase{number}"):
             batches = stage.open_batches()
         steps = batches.steps_per_epoch
@@ -117,7 +111,7 @@ def train(
                 batches.start_epoch(worker, epoch)
                 for i in range(first, steps):
                     step.load_batch(batches, i)
-                    learning_rate = phase.schedule(epoch + (i + 1) / steps)
+                    learning_rate = schedule(epoch + (i + 1) / steps)
                     step.set_learning_rate(learning_rate)
                     step()
                     on_step(step.num_images)
@@ -129,7 +123,7 @@ def train(
                 if done == steps:
                     metrics = step.read_metrics()
             if done < steps:
-                leave(replace(begin, epoch=epoch, step=done, sums=step.read_sums()))
+                save(replace(begin, epoch=epoch, step=done, sums=step.read_sums()))
                 raise InterruptedRunError(f"after step {done} of epoch {epoch + 1}", together=True)
             if not math.isfinite(metrics.loss):
                 raise FloatingPointError(
@@ -138,50 +132,15 @@ def train(
                     f"expected a finite one; lower the learning rate (now {learning_rate:g}, the "
                     f"phase's peak {phase.peak_lr:g})"
                 )
-            ended_by = stopped_by(phase, epoch, metrics)
-            after_epoch(
-                EpochRow(
-                    phase=number,
-                    worker=worker,
-                    epoch=epoch + 1,
-                    learning_rate=learning_rate,
-                    train_loss=metrics.loss,
-                    train_accuracy=metrics.accuracy,
-                    time_s=clock.reading(),
-                    noise_scale=None if metrics.noise is None else metrics.noise.scale,
-                ),
-                ended_by,
+            row = EpochRow(
+                phase=number,
+                worker=worker,
+                epoch=epoch + 1,
+                learning_rate=learning_rate,
+                train_loss=metrics.loss,
+                train_accuracy=metrics.accuracy,
+                time_s=clock.reading(),
+                noise_scale=None if metrics.noise is None else metrics.noise.scale,
             )
-            # Whether the checkpoint was the last thing to do; not "waiting", which is phase 3's.
-            with clock.lap("checkpoint") if comm.world_size > 1 else nullcontext():
-                ends_here = shutdown.ends_here(comm)
-            if ends_here:
-                raise InterruptedRunError(f"after epoch {epoch + 1}", together=True)
-            if ended_by is not None:
-                return True
-        return False
-
-    with shutdown.training():
-        for stage in stages:
-            if stops(stage):
-                return
-
-
-def stopped_by(phase: Phase, epoch: int, metrics: Metrics) -> str | None:
-    """What ends a phase after an epoch; None: it goes on.
-
-    Noise counts in epochs that begin when the learning rate is past its peak. Before, it says how
-    far the weights still are from where they settle: the noise scale of the very first epoch is
-    large, falls while the learning rate rises, and only then begins to grow.
-
-    Arguments:
-        epoch: that has ended, from 0.
-        metrics: of this epoch.
-    """
-    tau, noise = phase.stopping_accuracy, metrics.noise
-    if tau is not None and metrics.accuracy > tau:
-        return "stopping_accuracy"
-    past_peak = epoch >= phase.peak_epoch
-    if noise is not None and past_peak and noise.exceeds(phase.stopping_noise_ratio):
-        return "noise_scale"
-    return "max_epochs" if epoch + 1 == phase.max_epochs else None
+            yield row, metrics
+        del batches  # a stage's loader is gone before the next one is opened

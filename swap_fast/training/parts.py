@@ -1,7 +1,8 @@
 """What a run is made of on one rank, and how it is put together."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,40 +16,24 @@ from swap_fast.data.cifar.batches import Loader, require_a_batch
 from swap_fast.distributed import ALONE, Comm, WorkerGroup
 from swap_fast.record import EpochRow
 from swap_fast.training.batchnorm import BatchNormRecompute
+from swap_fast.training.callback import Callback, Callbacks
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
-from swap_fast.training.loop import TrainStage
+from swap_fast.training.loop import TrainStage, train_epochs
 from swap_fast.training.optimizer import MomentumSGD
-from swap_fast.training.shutdown import NEVER, GracefulShutdown
+from swap_fast.training.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import (
     AnyOptimizer,
     Checkpoints,
     NoCheckpoints,
     Progress,
+    Result,
+    TrainedModel,
     TrainingState,
 )
-from swap_fast.training.step import Step
+from swap_fast.training.step import Metrics, Step
 from swap_fast.training.weights import Weights, average
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watch:
-    """Who is told of a run's progress. Each is called off the clock but `on_step`."""
-
-    on_begin: Callable[[Progress], None] = lambda position: None
-    """Before this rank trains a model, with what of it is done already: of phase 1, of each of its
-    workers. One that was done before has `stopped_by`."""
-    on_step: Callable[[int], None] = lambda images: None
-    """After every update, with the images that this rank gave to it: from the hot loop, so it must
-    be cheap."""
-    on_epoch: Callable[[EpochRow], None] = lambda row: None
-    """After every epoch of this rank."""
-    on_end: Callable[[Progress], None] = lambda position: None
-    """After the last epoch of a model, once it is saved."""
-    on_averaging: Callable[[], None] = lambda: None
-    """Before phase 3, when this rank has trained, and may have to wait for the others."""
-
 
 Evaluate = Callable[[Comm], Accuracies]
 """The model's accuracies on the test images, shared out over the ranks given."""
@@ -118,12 +103,132 @@ class Trainer:
     """Of these, the ones that run the same workers of phase 2."""
     clock: Clock
     """Laps of this rank."""
-    watch: Watch
-    """Who is told."""
+    callbacks: Callbacks
+    """Called as training goes on."""
     checkpoints: Checkpoints
     """Where the run is kept."""
     shutdown: GracefulShutdown
     """Says when it is told to end."""
+
+    def load_(self, start: TrainedModel, *, keep_momentum: bool) -> None:
+        """Begin a worker from phase 1's model: weights, statistics, and its optimizer's state."""
+        with self.clock.lap("phase2"):
+            self.weights.load_(start.theta, start.statistics)
+            self.phases[1].state.statistics.reset_()
+            self.optimizer.reset_(start.history if keep_momentum else None)
+
+    def resume(self, number: int, phase: Phase, worker: int) -> tuple[Progress, list[Tensor]]:
+        """Put back what an interrupted run had done of a phase; at its start, nothing.
+
+        Returns:
+            The progress, and the samples [P] of the learning rate's cycles that are done.
+        """
+        self.weights.model.train()
+        with self.clock.lap("checkpoint"):
+            progress = self.checkpoints.restore_(
+                Progress(phase=number, worker=worker), self.phases[number - 1].state
+            )
+            cycles = range(phase.cycle_epochs, progress.epoch + 1, phase.cycle_epochs)
+            ends = [end for end in cycles if end < progress.epoch or progress.stopped_by is None]
+            if ends and number == 2:
+                now = self.weights.copy()
+                samples = [self.checkpoints.theta(worker, end) for end in ends]
+                self.weights.load_(*now)
+            else:
+                samples = []
+        if self._reports(number):
+            self.callbacks.on_begin(progress)
+        return progress, samples
+
+    def epochs(self, phase: Phase, begin: Progress) -> Iterator[tuple[EpochRow, Metrics]]:
+        """The updates of a phase, epoch by epoch: see `train_epochs`."""
+        context = self.phases[begin.phase - 1]
+
+        def save(progress: Progress) -> None:
+            with self.clock.lap("checkpoint"):
+                self.checkpoints.save(progress, context.state, None)
+
+        return train_epochs(
+            context.stages,
+            phase,
+            begin=begin,
+            clock=self.clock,
+            on_step=self.callbacks.on_step,
+            shutdown=self.shutdown,
+            comm=context.state.comm,
+            save=save,
+        )
+
+    def finish_epoch(self, row: EpochRow, stopped_by: str | None) -> Progress:
+        """Off the clock: test the model, report the epoch, save a checkpoint.
+
+        Raises:
+            InterruptedRunError: the run was told to end; the epoch is saved.
+        """
+        context = self.phases[row.phase - 1]
+        comm, reports = context.state.comm, self._reports(row.phase)
+        with self.clock.lap("evaluation"):
+            context.state.statistics.merge_()
+            accuracies = context.evaluate(row.epoch, comm)
+        row = replace(row, test_accuracy=accuracies.tested, test_top5_accuracy=accuracies.top5)
+        if reports:
+            self.callbacks.on_epoch_end(row)
+        progress = Progress(
+            phase=row.phase,
+            worker=row.worker,
+            epoch=row.epoch,
+            stopped_by=stopped_by,
+            accuracies=accuracies,
+        )
+        with self.clock.lap("checkpoint"):
+            self.checkpoints.save(progress, context.state, row)
+        if reports and stopped_by is not None:
+            self.callbacks.on_end(progress)
+        # Whether the checkpoint was the last thing to do; not "waiting", which is phase 3's.
+        with self.clock.lap("checkpoint") if comm.world_size > 1 else nullcontext():
+            ends_here = self.shutdown.ends_here(comm)
+        if ends_here:
+            raise InterruptedRunError(f"after epoch {row.epoch}", together=True)
+        return progress
+
+    def sample(self, number: int) -> Tensor:
+        """A copy of the weights [P] after a cycle of a phase's learning rate."""
+        with self.clock.lap(f"phase{number}"):
+            return self.weights.copy()[0]
+
+    def trained(
+        self, progress: Progress, samples: Sequence[Tensor], started_s: float
+    ) -> TrainedModel:
+        """The model as it is at the end of a phase."""
+        with self.clock.lap(f"phase{progress.phase}"):
+            theta, statistics = self.weights.copy()
+            history = self.optimizer.history() if progress.phase == 1 else None
+        return TrainedModel(
+            progress=progress,
+            samples=(*samples, theta),
+            statistics=statistics,
+            history=history,
+            time_s=self.clock.reading() - started_s,
+        )
+
+    def result(
+        self, phase1: TrainedModel, workers: list[TrainedModel], before_averaging_s: float
+    ) -> Result:
+        """The run's result, with the final model's test accuracy: phase 1's where it is that."""
+        accuracies = phase1.progress.accuracies
+        if workers:
+            with self.clock.lap("evaluation"):
+                accuracies = self.evaluate(self.comm)
+        return Result(
+            phase1=phase1,
+            workers=workers,
+            before_averaging_s=before_averaging_s,
+            accuracies=accuracies,
+        )
+
+    def _reports(self, number: int) -> bool:
+        """Whether this rank reports a phase: in phase 2 the first of those that share a worker."""
+        return number == 1 or self.group.is_first
 
 
 def build_trainer(
@@ -136,7 +241,7 @@ def build_trainer(
     execution: Execution,
     comm: Comm = ALONE,
     clock: Clock,
-    watch: Watch,
+    callbacks: Iterable[Callback] = (),
     checkpoints: Checkpoints | None = None,
     shutdown: GracefulShutdown = NEVER,
     workers: Sequence[int] | None = None,
@@ -238,7 +343,7 @@ def build_trainer(
         assert buffer is not None, "without a phase 2 nothing is averaged"
         return source.batch_norm_batches(buffer, steps[-1][-1].shape, comm)
 
-    return Trainer(
+    trainer = Trainer(
         weights=weights,
         optimizer=optimizer,
         phases=made,
@@ -248,10 +353,12 @@ def build_trainer(
         comm=comm,
         group=group,
         clock=clock,
-        watch=watch,
+        callbacks=Callbacks(callbacks),
         checkpoints=checkpoints or NoCheckpoints(),
         shutdown=shutdown,
     )
+    trainer.callbacks.on_start(trainer)
+    return trainer
 
 
 def make_steps(

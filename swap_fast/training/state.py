@@ -35,6 +35,46 @@ class Progress:
     """On the test images, after the last epoch."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A model at the end of a phase: phase 1's, or a worker's."""
+
+    progress: Progress
+    """Its phase, worker, epochs, and what ended it."""
+    samples: tuple[Tensor, ...]
+    """Its weights [P] at the end of each cycle of the learning rate; the last are its own."""
+    statistics: Tensor
+    """Its batch-norm statistics [2C]; of phase 1, those of all replicas merged."""
+    history: Any
+    """The optimizer's state at the end of phase 1, for `keep_momentum`; None: of a worker."""
+    time_s: float
+    """Of the clock's paper reading, its own."""
+
+    @property
+    def worker(self) -> int:
+        """w, from 0."""
+        return self.progress.worker
+
+    @property
+    def theta(self) -> Tensor:
+        """theta_T [P], or a worker's theta_{T+Q}."""
+        return self.samples[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What this rank has when a run is done; the model holds the final weights."""
+
+    phase1: TrainedModel
+    """Where the workers began; of SGD, its end."""
+    workers: list[TrainedModel]
+    """This rank's workers, which a group of ranks has in common; empty for SGD."""
+    before_averaging_s: float
+    """The paper's reading of this rank's clock when its training was done."""
+    accuracies: Accuracies
+    """Of the final model, on the test images."""
+
+
 class AnyOptimizer(Protocol):
     """What turns the gradient into an update: `Update` of Algorithm 1, lines 15 and 24."""
 

@@ -9,10 +9,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from swap_fast.distributed import Comm
+from swap_fast.record import EpochRow
+from swap_fast.training.callback import Callback
+
+if TYPE_CHECKING:
+    from swap_fast.training.parts import Trainer
+    from swap_fast.training.state import Progress
 
 GRACE_S = 5.0
 """After which a rank without a sign of life in between is taken for one that hangs."""
@@ -24,17 +31,17 @@ def end_process(message: str) -> None:
     os._exit(1)
 
 
-class Watchdog:
-    """A thread that looks whether this rank's updates go on, and knows how far all ranks are.
+class Watchdog(Callback):
+    """A thread that checks that this rank's updates go on, and knows the update of every rank.
 
-    Each rank tells the store how many updates it has begun, every `interval_s`. When nothing goes
-    on in this rank for `timeout_s`, it reads the others' and names the rank that is behind, or
-    that gives no sign of life.
+    Each rank writes the number of updates that it has started to the store, every `interval_s`. If
+    this rank does nothing for `timeout_s`, it reads the others' numbers and names the rank that is
+    behind, or that gives no sign of life.
 
     Arguments:
         comm: the ranks, connected.
         timeout_s: how long an update, an evaluation or a checkpoint may last.
-        on_hang: given the line that says who hangs; ends the process.
+        on_hang: called with a line that names the rank; ends the process.
         interval_s: from one sign of life to the next.
     """
 
@@ -51,7 +58,8 @@ class Watchdog:
         self._rank, self._world_size = comm.rank, comm.world_size
         self._timeout_s, self._on_hang, self._interval_s = timeout_s, on_hang, interval_s
         self._count = self._signs = 0
-        self._watching = False
+        self._watching, self._is_shared = False, True
+        self._phase2_ranks = 1
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -65,18 +73,33 @@ class Watchdog:
         self._stopping.set()
         self._thread.join(GRACE_S)
 
-    def beat(self) -> None:
-        """Note that an update was begun, and watch from now on. From the hot loop: cheap."""
-        self._count += 1
-        self.alive()
+    def on_start(self, trainer: "Trainer") -> None:
+        """See how many ranks share an update in phase 2."""
+        self._phase2_ranks = trainer.group.inside.world_size
 
-    def alive(self) -> None:
-        """Note that something else was done between two updates, such as an evaluation."""
-        self._signs += 1
-        self._watching = True
+    def on_begin(self, progress: "Progress") -> None:
+        """Watch a model's updates only if ranks share them."""
+        self._is_shared = progress.phase == 1 or self._phase2_ranks > 1
 
-    def rest(self) -> None:
-        """Until the next beat this rank may take any time."""
+    def on_step(self, images: int) -> None:
+        """Count an update, and watch from now on."""
+        if self._is_shared:
+            self._count += 1
+            self._signs += 1
+            self._watching = True
+
+    def on_epoch_end(self, row: EpochRow) -> None:
+        """Not an update, but a sign of life after an evaluation."""
+        if self._is_shared:
+            self._signs += 1
+            self._watching = True
+
+    def on_end(self, progress: "Progress") -> None:
+        """Until the next update this rank may take any time."""
+        self._watching = False
+
+    def on_averaging(self) -> None:
+        """Until the next update this rank may take any time."""
         self._watching = False
 
     def _run(self) -> None:
@@ -113,7 +136,7 @@ class Watchdog:
         return f"{text}all ranks are at update {furthest}; a device, or what links them, hangs"
 
     def _read(self) -> list[tuple[str, int]]:
-        """Of each rank: its last sign of life, and how many updates it had begun."""
+        """Of each rank: its last sign of life, and how many updates it had started."""
         found = []
         for rank in range(self._world_size):
             key = f"beat/{rank}"

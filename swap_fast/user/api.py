@@ -1,14 +1,11 @@
 """`swap_fast.swap`: SWAP of any net, on any data, with any optimizer."""
 
 import atexit
-import contextlib
-import json
 import os
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,78 +15,55 @@ import torch.distributed as dist
 from torch import nn
 
 from swap_fast.algorithm import swap as run_algorithm
-from swap_fast.callbacks.emitter import TICK_S, EventLogger
+from swap_fast.callbacks.emitter import EventLogger
 from swap_fast.callbacks.events import EventFile, Listener, merge_events
-from swap_fast.callbacks.progress import Lines, Screen, plan_of_phase, progress
-from swap_fast.checkpoint.files import MANIFEST, MODEL, write_file
-from swap_fast.checkpoint.run_folder import RunFolder
+from swap_fast.callbacks.progress import Lines, plan_of_phase, progress_listener
+from swap_fast.checkpoint.attempts import Attempt
+from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Phase, Schedule, require
 from swap_fast.distributed import ALONE, Comm, connect
-from swap_fast.record import EpochRow, plain
+from swap_fast.record import EpochRow, now, plain
+from swap_fast.training.batchnorm import is_compiled
+from swap_fast.training.callback import Callback
 from swap_fast.training.clock import Clock
-from swap_fast.training.parts import Watch
 from swap_fast.training.shutdown import NEVER, GracefulShutdown
-from swap_fast.training.state import NoCheckpoints, Progress
+from swap_fast.training.state import NoCheckpoints
+from swap_fast.training.weights import Weights, refuse_synchronized
 from swap_fast.user.data import Augment, Collate, generators_kept, num_examples, open_data
 from swap_fast.user.method import OwnMethod, describe_method, name_of, own_method
 from swap_fast.user.objective import Loss, Metric
 from swap_fast.user.optimizer import Groups, Make, OwnOptimizer
 from swap_fast.user.parts import Work, bare, build_user_trainer, make_net
 from swap_fast.user.result import SwapResult, describe_environment, make_result
-from swap_fast.user.statistics import is_compiled
-from swap_fast.user.weights import OwnWeights
 
-# Where a run is kept: a folder of its checkpoints, begun once and gone on with.
+# The run's folder.
 
 
-SETTINGS = "settings.json"
+def open_folder(folder: Path, info: RunInfo, comm: Comm, *, resume: bool) -> Attempt | None:
+    """Lock the folder, and start a run there or see that the one there is the same.
 
-
-def enter_folder(folder: Path, settings: dict[str, Any], comm: Comm, *, resume: bool) -> None:
-    """Begin a run in a folder, or see that the one there is the same.
+    Returns:
+        On the first rank the attempt, which the run has to close.
 
     Raises:
-        ValueError: a run is there and may not go on, or has other settings.
+        ValueError: on every rank, as `enter_folder`; or the folder cannot be written to.
     """
-    problem = comm.on_first(lambda: _enter(folder, plain(settings), resume))
-    if problem is not None:
-        raise ValueError(problem)
+    attempt: Attempt | None = None
 
-
-def _enter(folder: Path, settings: dict[str, Any], resume: bool) -> str | None:
-    path = folder / SETTINGS
-    try:
-        former = json.loads(path.read_bytes()) if path.exists() else None
-    except ValueError as error:
-        return f"folder: expected settings in {path}, got {error}; choose another folder"
-    if former is None:
+    def enter() -> str | None:
+        nonlocal attempt
         try:
-            write_file(path, (json.dumps(settings, indent=1) + "\n").encode())
+            attempt = enter_folder(folder, info, resume=resume)
+        except ValueError as error:
+            return str(error)
         except OSError as error:
             return f"folder: expected one that can be written to, got {error}"
         return None
-    if not resume:
-        return (
-            f"folder: expected one without a run, got {folder} with {SETTINGS}; pass resume=True "
-            "to go on with it, or choose another folder"
-        )
-    for name in sorted(former.keys() | settings.keys()):
-        if former.get(name) != settings.get(name):
-            return (
-                f"{name}: expected {former.get(name)} as the run in {folder} has, got "
-                f"{settings.get(name)}; choose another folder for other settings"
-            )
-    return None
 
-
-def leave_only_ends(folder: Path, cycle_epochs: int) -> None:
-    """Of a run that is done delete weights of epochs that nothing needs to go on."""
-    for path in folder.glob(f"worker*{MODEL}"):
-        match = re.fullmatch(r"worker\d+-epoch(\d+)", path.name.removesuffix(MODEL))
-        manifest = path.with_name(path.name.removesuffix(MODEL) + MANIFEST)
-        if match and not manifest.exists() and int(match[1]) % cycle_epochs:
-            path.unlink(missing_ok=True)
+    if (problem := comm.on_first(enter)) is not None:
+        raise ValueError(problem)
+    return attempt
 
 
 # The processes of a user's script: joined where torchrun started them, and told to end.
@@ -143,14 +117,10 @@ def heeded(shutdown: GracefulShutdown | None) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# Who is told of a user's run: the screen, the events in its folder, listeners of the user's.
+# Events of a user's run, for the screen, its folder and the user's listeners.
 
 
-SCREEN_TICK_S = 0.5
-"""How often bars move."""
-
-
-def make_narrator(
+def make_logger(
     method: OwnMethod,
     num_examples: int,
     comm: Comm,
@@ -161,51 +131,51 @@ def make_narrator(
     folder: Path | None,
     metric: str | None,
 ) -> EventLogger:
-    """What tells of a run on this rank: each rank prints its own workers, the first draws bars.
+    """The event logger of this rank: each rank prints its own workers, rank 0 draws bars.
 
     Arguments:
         num_examples: trained on.
         shows: whether anything is printed.
-        listeners: told on the first rank.
-        folder: keeps the events, where there is one.
+        listeners: called on rank 0.
+        folder: keeps the events; None: nothing does.
         metric: what the test data give, by the user's name; None: an accuracy.
     """
-    told: list[Listener] = list(listeners) if comm.rank == 0 else []
-    shown = progress("auto" if shows else "none")
-    if shown is not None:
-        told.insert(0, shown if comm.rank == 0 else Lines())
+    shown = progress_listener("auto" if shows else "none")
+    if comm.rank > 0:
+        listeners, shown = (), Lines() if shown is not None else None
     plan = {
         "workers": method.num_workers,
         "phases": [plan_of_phase(p, num_examples) for p in (method.phase1, method.phase2)],
         "metric": metric,
     }
     return EventLogger(
-        told,
+        [*([] if shown is None else [shown]), *listeners],
         plan,
         reading=clock.reading,
         rank=comm.rank,
         file=None if folder is None else EventFile(folder, part="run", rank=comm.rank),
-        tick_s=SCREEN_TICK_S if isinstance(shown, Screen) else TICK_S,
     )
 
 
-def begin(logger: EventLogger, settings: dict[str, Any], comm: Comm, device: torch.device) -> None:
-    """Tell that a run begins, on every rank: each shows what it does itself."""
+def log_start(
+    logger: EventLogger, settings: dict[str, Any], comm: Comm, info: RunInfo, *, resumed: bool
+) -> None:
+    """Emit the first event, on every rank: each shows what it does itself."""
     name = settings["model"]["name"]
-    logger.began(
+    logger.emit_began(
         name,
         {"name": name, **settings},
         seed=settings["seed"],
         world_size=comm.world_size,
-        machine=describe_environment(device),
-        goes_on=False,
+        machine=info.machine,
+        goes_on=resumed,
     )
 
 
-def end(logger: EventLogger, result: SwapResult) -> None:
-    """Tell with what it ended; the first rank does."""
+def log_result(logger: EventLogger, result: SwapResult) -> None:
+    """Emit the last event, on rank 0."""
     if result.is_first:
-        logger.tell(
+        logger.emit(
             "done",
             test_accuracy=result.accuracy,
             accuracy_before_averaging=result.accuracy_before_averaging,
@@ -216,44 +186,15 @@ def end(logger: EventLogger, result: SwapResult) -> None:
         )
 
 
-def all_told(logger: EventLogger, watch: Watch | None, rows: list[EpochRow]) -> Watch:
-    """One watch that tells the logger, the user's own, and keeps the rows."""
-    own, ours = watch or Watch(), logger.watch
+class Rows(Callback):
+    """Keeps the epochs of this rank."""
 
-    def on_epoch(row: EpochRow) -> None:
-        rows.append(row)
-        ours.on_epoch(row)
-        own.on_epoch(row)
+    def __init__(self) -> None:
+        self.all: list[EpochRow] = []
 
-    def on_step(images: int) -> None:
-        ours.on_step(images)
-        own.on_step(images)
-
-    def on_begin(position: Progress) -> None:
-        ours.on_begin(position)
-        own.on_begin(position)
-
-    def on_end(position: Progress) -> None:
-        ours.on_end(position)
-        own.on_end(position)
-
-    def on_averaging() -> None:
-        ours.on_averaging()
-        own.on_averaging()
-
-    return Watch(
-        on_begin=on_begin,
-        on_step=ours.on_step if watch is None else on_step,
-        on_epoch=on_epoch,
-        on_end=on_end,
-        on_averaging=on_averaging,
-    )
-
-
-def put_events_together(folder: Path) -> None:
-    """One file of a run that is done; where that fails, there are several."""
-    with contextlib.suppress(OSError):
-        merge_events(folder)
+    def on_epoch_end(self, row: EpochRow) -> None:
+        """Keep it."""
+        self.all.append(row)
 
 
 def swap(
@@ -283,7 +224,7 @@ def swap(
     resume: bool = False,
     progress: bool = True,
     listeners: Sequence[Listener] = (),
-    watch: Watch | None = None,
+    callbacks: Sequence[Callback] = (),
     timeout_s: float = 1800.0,
 ) -> SwapResult:
     """Train a net with Stochastic Weight Averaging in Parallel (Algorithm 1).
@@ -323,10 +264,10 @@ def swap(
         seed: of all that is drawn.
         folder: keeps a checkpoint after each epoch there, and heeds SIGTERM and Ctrl-C: the run
             then ends after a step, and can go on. None: nothing is written.
-        resume: go on with the run in `folder`, if there is one.
+        resume: the run in `folder`, if there is one.
         progress: draw a bar for each model on a terminal, print a line for each epoch elsewhere.
         listeners: functions of one event, such as trackers: see `swap_fast.callbacks.events`.
-        watch: is called by the training loop itself.
+        callbacks: called by the training itself, on every process, one after another.
         timeout_s: after which a process that does not answer ends the run: more than a process
             with fewer workers has to wait for the others.
 
@@ -358,7 +299,8 @@ def swap(
             test = None if test_data is None else opened(test_data, "test_data")
         with clock.lap("model_init"):
             model = make_net(make_model, seed, where)
-            weights = OwnWeights(bare(model))
+            weights = Weights(bare(model))
+            refuse_synchronized(weights.norms)
             comm.broadcast_(weights.theta.detach())
             if len(weights.statistics):
                 comm.broadcast_(weights.statistics)
@@ -397,12 +339,16 @@ def swap(
                 "compiled": bare(model) is not model or is_compiled(model),
             },
         }
+        info = RunInfo(
+            created=now(),
+            settings=plain(settings | data),
+            machine=describe_environment(where) | {"world_size": comm.world_size},
+        )
         place, run_folder = None if folder is None else Path(folder), None
-        if place is not None:
-            enter_folder(place, settings | data, comm, resume=resume)
-        shutdown = listener(kind) if place is not None else None
-        rows: list[EpochRow] = []
-        logger = make_narrator(
+        attempt = None if place is None else open_folder(place, info, comm, resume=resume)
+        shutdown = None if place is None else listener(kind)
+        rows = Rows()
+        logger = make_logger(
             method,
             num_examples(train) or 0,
             comm,
@@ -413,9 +359,15 @@ def swap(
             metric=settings["metric"],
         )
         if place is not None:
-            run_folder = RunFolder(place, clock, on_save=logger.on_save, say=logger.note)
-        with logger:
-            begin(logger, settings, comm, where)
+            run_folder = RunFolder(
+                place,
+                clock,
+                attempt=attempt,
+                on_save=lambda progress: parts.callbacks.on_save(progress),
+                say=logger.note,
+            )
+        with attempt or nullcontext(), logger:
+            log_start(logger, settings, comm, info, resumed=attempt is not None and attempt.resumed)
             parts = build_user_trainer(
                 method,
                 Work(train=train, test=test, loss=loss, metric=metric, augment=augment),
@@ -428,19 +380,20 @@ def swap(
                 ),
                 comm=comm,
                 clock=clock,
-                watch=all_told(logger, watch, rows),
+                callbacks=[rows, logger, *callbacks, *([] if attempt is None else [attempt])],
                 checkpoints=run_folder or NoCheckpoints(),
                 shutdown=shutdown or NEVER,
             )
             with heeded(shutdown):
                 done = run_algorithm(method, parts)
-            every = run_folder.rows if run_folder else rows
+            every = run_folder.rows if run_folder else rows.all
             result = make_result(parts, done, every, model, settings=settings, data=data)
-            end(logger, result)
+            log_result(logger, result)
         comm.barrier()
         if place is not None and comm.rank == 0:
-            put_events_together(place)
-            leave_only_ends(place, method.phase2.cycle_epochs)
+            with suppress(OSError):  # its events then stay in several files
+                merge_events(place)
+            prune(place, every=method.phase2.cycle_epochs, resumable=True)
         return result
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swap_fast.user.weights import OwnWeights
+from swap_fast.training.weights import Weights
 
 Make = Callable[[Any], torch.optim.Optimizer]
 """Makes an optimizer of a list of parameters, or of groups of them."""
@@ -36,7 +36,7 @@ class OwnOptimizer:
 
     def __init__(
         self,
-        weights: OwnWeights,
+        weights: Weights,
         make: Make,
         groups: Groups | None = None,
         *,

@@ -1,7 +1,7 @@
 """What a run of the user's is made of on one rank: the trainer that Algorithm 1 is given."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -12,19 +12,20 @@ from torch import nn
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Phase
 from swap_fast.distributed import Comm
+from swap_fast.training.batchnorm import BatchNormRecompute
+from swap_fast.training.callback import Callback, Callbacks
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.loop import Batches, TrainStage
-from swap_fast.training.parts import Evaluate, PhaseContext, Trainer, Watch
+from swap_fast.training.parts import Evaluate, PhaseContext, Trainer
 from swap_fast.training.shutdown import GracefulShutdown
 from swap_fast.training.state import Checkpoints, TrainingState
+from swap_fast.training.weights import Weights
 from swap_fast.user.data import Augment, Data, Placement, one_pass, phase_batches
 from swap_fast.user.method import OwnMethod
 from swap_fast.user.objective import Loss, Metric, Objective
 from swap_fast.user.optimizer import OwnOptimizer
-from swap_fast.user.statistics import ActivationPass
 from swap_fast.user.step import OwnEvaluator, OwnStep
-from swap_fast.user.weights import OwnWeights
 
 _TRAINED: WeakSet[nn.Module] = WeakSet()
 """Nets that a run has trained: one may not be the start of another by mistake."""
@@ -91,14 +92,14 @@ def build_user_trainer(
     method: OwnMethod,
     work: Work,
     model: nn.Module,
-    weights: OwnWeights,
+    weights: Weights,
     optimizer: OwnOptimizer,
     *,
     seed: int,
     execution: Execution,
     comm: Comm,
     clock: Clock,
-    watch: Watch,
+    callbacks: Iterable[Callback],
     checkpoints: Checkpoints,
     shutdown: GracefulShutdown,
 ) -> Trainer:
@@ -156,32 +157,30 @@ def build_user_trainer(
             evaluators=(evaluate,),
         )
 
-    eager = Objective(weights.model, work.loss)
-
-    def forward(batch: Any) -> None:
-        with execution.autocast():
-            eager(batch)
-
     def batch_norm_batches() -> Iterator[Any]:
         return one_pass(work.train, training, batch_size=largest, shuffled=True, comm=comm)
 
-    return Trainer(
+    trainer = Trainer(
         weights=weights,
         optimizer=optimizer,
         phases=(
             make_phase(1, method.phase1, comm, comm.rank == 0),
             make_phase(2, method.phase2, group.inside, group.is_first),
         ),
-        recompute_batchnorm=ActivationPass(weights, forward),
+        recompute_batchnorm=BatchNormRecompute(
+            weights, execution.autocast, forward=Objective(weights.model, work.loss)
+        ),
         batch_norm_batches=batch_norm_batches,
         evaluate=evaluate,
         comm=comm,
         group=group,
         clock=clock,
-        watch=watch,
+        callbacks=Callbacks(callbacks),
         checkpoints=checkpoints,
         shutdown=shutdown,
     )
+    trainer.callbacks.on_start(trainer)
+    return trainer
 
 
 def _no_test(comm: Comm) -> Accuracies:

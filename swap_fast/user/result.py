@@ -12,13 +12,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from swap_fast.algorithm import Result
 from swap_fast.checkpoint.files import write_file
 from swap_fast.outcome import gather_times
 from swap_fast.record import EpochRow, Times, now
 from swap_fast.training.parts import Trainer
-from swap_fast.training.weights import displacements, pairwise_distances
-from swap_fast.user.weights import OwnWeights
+from swap_fast.training.state import Result
+from swap_fast.training.weights import Weights, displacements, pairwise_distances
 
 # The model card: what the saved weights are, how they were made, how they are loaded.
 
@@ -287,7 +286,6 @@ def make_result(
 ) -> SwapResult:
     """Gather what the ranks know; every rank must call. The model leaves its flat vectors."""
     comm, weights = trainer.comm, trainer.weights
-    assert isinstance(weights, OwnWeights), "the parts of a user's run"
     times = gather_times(trainer, done)
     speaks = trainer.group.is_first
     own = [row for row in rows if row.phase == 2] if speaks else []
@@ -309,11 +307,11 @@ def make_result(
         "data": data,
         "environment": describe_environment(weights.theta.device),
         "world_size": comm.world_size,
-        "stopped_by": done.phase1.stopped_by,
-        "phase1_epochs": done.phase1.epochs,
+        "stopped_by": done.phase1.progress.stopped_by,
+        "phase1_epochs": done.phase1.progress.epoch,
         "accuracies": {
             "metric": "accuracy" if settings["metric"] is None else settings["metric"],
-            "phase1": done.phase1.accuracies.tested,
+            "phase1": done.phase1.progress.accuracies.tested,
             "workers": list(accuracies),
             "before_averaging": before,
             "averaged": done.accuracies.tested,
@@ -330,7 +328,7 @@ def make_result(
         accuracy=done.accuracies.tested,
         accuracy_before_averaging=before,
         worker_accuracies=accuracies,
-        phase1_accuracy=done.phase1.accuracies.tested,
+        phase1_accuracy=done.phase1.progress.accuracies.tested,
         epochs=tuple(epochs),
         times=times,
         record=record,
@@ -339,11 +337,11 @@ def make_result(
 
 
 def _workers_on_first(
-    trainer: Trainer, done: Result, weights: OwnWeights
+    trainer: Trainer, done: Result, weights: Weights
 ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Each worker's theta [P] and state, on rank 0's host; elsewhere none."""
     own = [
-        (worker.number, worker.theta.cpu(), worker.statistics.cpu())
+        (worker.worker, worker.theta.cpu(), worker.statistics.cpu())
         for worker in (done.workers if trainer.group.is_first else [])
     ]
     gathered = [each for rank in trainer.comm.gather_on_first(own) for each in rank]

@@ -13,10 +13,10 @@ from swap_fast.config.phase import Phase
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.step import Update
+from swap_fast.training.weights import Weights
 from swap_fast.user.data import Data, MicroBatch, OwnBatches, Placement, one_pass, seed_everything
 from swap_fast.user.objective import Metric, Objective
 from swap_fast.user.optimizer import OwnOptimizer
-from swap_fast.user.weights import OwnWeights
 
 # Accuracy of the user's net on the test data, or a metric of theirs.
 
@@ -91,7 +91,7 @@ class OwnStep(Update):
 
     def __init__(
         self,
-        weights: OwnWeights,
+        weights: Weights,
         optimizer: OwnOptimizer,
         phase: Phase,
         comm: Comm,

@@ -18,11 +18,17 @@ from hypothesis import strategies as st
 from record_factory import make_record
 
 from bench.report.content import collect
-from swap_fast.checkpoint.files import Checkpoint, read_checkpoint, write_checkpoint
+from swap_fast.checkpoint.files import (
+    Checkpoint,
+    CheckpointInfo,
+    read_checkpoint,
+    write_checkpoint,
+)
 from swap_fast.config.phase import Augmentation, Optimizer, Phase
 from swap_fast.data.cifar.files import load_dataset
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import read_record, write_record
+from swap_fast.training.state import Progress
 
 CASES = 2000
 FUZZ = settings(
@@ -184,7 +190,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Checkpoint(
             model={"linear.weight": torch.randn(5, 3, generator=random)},
             state={"velocity": torch.randn(15, generator=random), "replicas.0": torch.zeros(1, 4)},
-            about={"position": {"phase": 2, "worker": 0, "epoch": 1}, "rows": []},
+            about=CheckpointInfo(
+                progress=Progress(phase=2, epoch=1),
+                origin="ab",
+                optimizer={},
+                laps_by_rank=[{"phase2": 1.5}],
+                sums_by_rank=[[]],
+                rows=[],
+            ),
         ),
     )
     return stem
@@ -207,6 +220,7 @@ def test_a_damaged_checkpoint_is_refused_or_whole(
         one_line(error)
         return
     whole = read_checkpoint(checkpoint)
+    assert read.about == whole.about
     for ours, expected in ((read.model, whole.model), (read.state, whole.state)):
         assert ours.keys() == expected.keys()
         assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())

@@ -19,6 +19,7 @@ from repository import ROOT
 
 PACKAGES = ("swap_fast", "bench")
 INSTALL_FILES = ("setup.cfg", "pyproject.toml", "constraints.txt", "install.sh")
+SPREAD = "--durations=10 --numprocesses auto --maxprocesses 8 --dist worksteal"
 SCRIPTS = ("install.sh", "run_dawnbench.sh", "run_tests.sh", ".ci/run")
 BASH = shutil.which("bash") or "bash"
 
@@ -159,7 +160,10 @@ class Checkout:
             'if [[ -n ${FAIL_ON-} && $* == *"$FAIL_ON"* ]]; then exit 7; fi\n',
             encoding="utf-8",
         )
-        python.chmod(0o755)
+        layers = python.with_name("lint-imports")
+        layers.write_text(f"#!{BASH}\nexec {python} -m lint-imports\n", encoding="utf-8")
+        for path in (python, layers):
+            path.chmod(0o755)
 
     def run(
         self, script: str, *arguments: str, fail_on: str = "", path: str | None = None
@@ -238,7 +242,8 @@ def test_tests_add_their_extra_and_keep_the_others(installed: Checkout) -> None:
         "-m ruff format --check .",
         "-m ruff check .",
         "-m mypy",
-        "-m pytest -m not slow and not soak and not trackers --durations=10 -k some thing",
+        "-m lint-imports",
+        f"-m pytest -m not slow and not soak and not trackers {SPREAD} -k some thing",
     ]
     (installed.folder / "calls").unlink()
     assert installed.run("run_dawnbench.sh").returncode == 0
@@ -323,7 +328,13 @@ def test_help_ends_with_that_of_bench(installed: Checkout) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fail_on", "name"), [("format", "format"), ("ruff check", "lint"), ("mypy", "types")]
+    ("fail_on", "name"),
+    [
+        ("format", "format"),
+        ("ruff check", "lint"),
+        ("mypy", "types"),
+        ("lint-imports", "layers"),
+    ],
 )
 def test_a_failed_step_is_named_and_ends_the_run(
     installed: Checkout, fail_on: str, name: str
@@ -337,8 +348,8 @@ def test_a_failed_step_is_named_and_ends_the_run(
 @pytest.mark.parametrize(
     ("arguments", "ci", "expected"),
     [
-        (["--slow"], "", "-m not soak and not trackers --durations=10"),
-        ([], "true", "-p skip_guard -m not soak and not trackers --durations=10"),
+        (["--slow"], "", f"-m not soak and not trackers {SPREAD}"),
+        ([], "true", f"-p skip_guard -m not soak and not trackers {SPREAD}"),
     ],
 )
 def test_slow_tests_run_when_asked_and_in_ci(

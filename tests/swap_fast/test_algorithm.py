@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_parts import (
+from small_trainer import (
     MEAN,
     PHASE1,
     SGD,
     STD,
     SWAP,
     SmallNet,
+    calling,
     make_dataset,
     oracle_batch,
-    small_parts,
+    small_trainer,
     with_phases,
 )
 from torch import Tensor, nn
@@ -31,7 +32,6 @@ from swap_fast.config.recipe import SGDRecipe, SWAPRecipe
 from swap_fast.data.cifar.augment import AugmentationPlan, plain_plan, plan_epoch
 from swap_fast.record import EpochRow
 from swap_fast.training.clock import Clock
-from swap_fast.training.parts import Watch
 from swap_fast.training.state import NoCheckpoints, Progress, TrainingState
 
 SEED = 3
@@ -219,15 +219,19 @@ VARIANTS = {
 def test_swap_is_algorithm_1(recipe: SWAPRecipe) -> None:
     expected, plain = plain_swap(recipe)
     rows: list[EpochRow] = []
-    parts = small_parts(recipe, dataset=DATA, seed=SEED, watch=Watch(on_epoch=rows.append))
+    parts = small_trainer(
+        recipe, dataset=DATA, seed=SEED, callbacks=[calling(on_epoch_end=rows.append)]
+    )
     result = swap(recipe, parts)
     assert_same_rows(rows, plain.rows)
     assert_same_model(parts.weights.model, expected)
     assert result.accuracies.top1 == pytest.approx(share_right(expected), abs=1e-9)
     stopped_early = plain.epochs < recipe.phase1.max_epochs
-    assert result.phase1.stopped_by == ("stopping_accuracy" if stopped_early else "max_epochs")
+    assert result.phase1.progress.stopped_by == (
+        "stopping_accuracy" if stopped_early else "max_epochs"
+    )
     assert stopped_early == (recipe.phase1.stopping_accuracy is not None)
-    assert [worker.number for worker in result.workers] == list(range(recipe.num_workers))
+    assert [worker.worker for worker in result.workers] == list(range(recipe.num_workers))
     final, statistics = parts.weights.copy()
     for worker, plain_worker in zip(result.workers, plain.workers, strict=True):
         parts.weights.load_(worker.theta, statistics)
@@ -245,11 +249,13 @@ def test_sgd_is_phase_1_alone() -> None:
     expected = plain_phase(plain, SGD, model, 1, 0)
     rows: list[EpochRow] = []
     clock = Clock()
-    parts = small_parts(SGD, dataset=DATA, clock=clock, watch=Watch(on_epoch=rows.append))
+    parts = small_trainer(
+        SGD, dataset=DATA, clock=clock, callbacks=[calling(on_epoch_end=rows.append)]
+    )
     result = sgd(SGD, parts)
     assert_same_rows(rows, plain.rows)
     assert_same_model(parts.weights.model, expected)
-    assert (result.phase1.stopped_by, result.workers) == ("max_epochs", [])
+    assert (result.phase1.progress.stopped_by, result.workers) == ("max_epochs", [])
     assert result.accuracies.top1 == rows[-1].test_accuracy
     assert result.before_averaging_s == clock.reading()
 
@@ -278,18 +284,20 @@ def test_laps_follow_one_another_in_the_order_of_the_algorithm() -> None:
         def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
             events.append(("saved", position.phase, position.worker, position.stopped_by))
 
-    watch = Watch(
+    watch = calling(
         on_step=lambda images: events.append(images),
-        on_epoch=lambda row: events.append((row.phase, row.worker, row.epoch)),
+        on_epoch_end=lambda row: events.append((row.phase, row.worker, row.epoch)),
         on_begin=lambda at: events.append(("begins", at.phase, at.worker, at.epoch)),
         on_end=lambda at: events.append(("ended", at.phase, at.worker, at.epoch)),
         on_averaging=lambda: events.append("averaging"),
     )
-    result = swap(SWAP, small_parts(dataset=DATA, clock=clock, watch=watch, checkpoints=Saving()))
+    result = swap(
+        SWAP, small_trainer(dataset=DATA, clock=clock, callbacks=[watch], checkpoints=Saving())
+    )
     worker = [
         *["phase2", "checkpoint", "phase2"],
         *["phase2", "evaluation", "checkpoint"],
-        *["phase2", "evaluation", "phase2", "checkpoint"],
+        *["phase2", "evaluation", "checkpoint", "phase2"],
     ]
     assert clock.order == [
         *["model_init", "kernel_warmup", "data_preparation"],
@@ -316,7 +324,7 @@ def test_the_same_run_twice_has_the_same_bits() -> None:
     runs = []
     for _ in range(2):
         rows: list[EpochRow] = []
-        parts = small_parts(dataset=DATA, watch=Watch(on_epoch=rows.append))
+        parts = small_trainer(dataset=DATA, callbacks=[calling(on_epoch_end=rows.append)])
         swap(SWAP, parts)
         runs.append((parts.weights.copy(), [replace(row, time_s=0.0) for row in rows]))
     assert torch.equal(runs[0][0][0], runs[1][0][0])
@@ -325,7 +333,7 @@ def test_the_same_run_twice_has_the_same_bits() -> None:
 
 
 def test_workers_diverge_and_seeds_differ() -> None:
-    runs = [swap(SWAP, small_parts(dataset=DATA, seed=seed)) for seed in (1, 2)]
+    runs = [swap(SWAP, small_trainer(dataset=DATA, seed=seed)) for seed in (1, 2)]
     thetas = [worker.theta for run in runs for worker in run.workers]
     for i, one in enumerate(thetas):
         assert all((one - other).norm() > 1e-3 for other in thetas[:i])
@@ -335,4 +343,4 @@ def test_a_diverging_phase_2_stops_the_run() -> None:
     recipe = with_phases(phase2={"peak_lr": 1e30})
     where = r"^phase 2, worker 0, epoch [12] \(updates \d+ to \d+\): the loss is "
     with pytest.raises(FloatingPointError, match=where):
-        swap(recipe, small_parts(recipe, dataset=DATA))
+        swap(recipe, small_trainer(recipe, dataset=DATA))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from small_parts import SWAP, make_dataset, run_processes, small_parts
+from small_trainer import SWAP, make_dataset, run_processes, small_trainer
 
 from swap_fast.distributed import ALONE, Comm, connect
 
@@ -133,7 +133,7 @@ def test_a_step_of_sixteen_ranks_has_one_replica_of_each_phase(fake_rank: Comm) 
         phase1=replace(SWAP.phase1, global_batch_size=64, gpus_per_model=16),
         phase2=replace(SWAP.phase2, global_batch_size=32, gpus_per_model=8),
     )
-    parts = small_parts(recipe, comm=fake_rank, dataset=make_dataset(128))
+    parts = small_trainer(recipe, comm=fake_rank, dataset=make_dataset(128))
     stages = [phase.stages[0] for phase in parts.phases]
     assert [stage.step.images.shape for stage in stages] == [(4, 3, 32, 32)] * 2
     assert [stage.open_batches().steps_per_epoch for stage in stages] == [2, 4]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_parts import MEAN, STD, SWAP, SmallNet, make_dataset, oracle_batch, small_parts
+from small_trainer import MEAN, STD, SWAP, SmallNet, make_dataset, oracle_batch, small_trainer
 from torch import nn
 
 from swap_fast.algorithm import swap
@@ -99,7 +99,7 @@ def test_grid_has_thirty_percent_of_the_largest_distance_around_it() -> None:
 def test_output_of_swap_has_the_error_of_its_run() -> None:
     # Over all images the pass and the test are those of the run itself.
     dataset = make_dataset()
-    parts = small_parts(dataset=dataset)
+    parts = small_trainer(dataset=dataset)
     result = swap(SWAP, parts)
     theta, _ = parts.weights.copy()
     # theta is in the order of the memory format.

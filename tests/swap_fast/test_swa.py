@@ -10,29 +10,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_parts import (
+from small_trainer import (
     MEAN,
     STD,
     SWA,
     SWAP,
     Kept,
     SmallNet,
+    calling,
     make_dataset,
     oracle_batch,
     run_processes,
-    small_parts,
+    small_trainer,
 )
 from torch import Tensor, nn
 
 from bench.cli import main
-from swap_fast.algorithm import PhaseOne, large_batch_phase, small_batch_phase, swa, swap
+from swap_fast.algorithm import large_batch_phase, small_batch_phase, swa, swap
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import AveragingRecipe
 from swap_fast.data.cifar.augment import plan_epoch
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.outcome import average_by_cycle, running_average
 from swap_fast.record import EpochRow
-from swap_fast.training.parts import Trainer, Watch
+from swap_fast.training.parts import Trainer
+from swap_fast.training.state import TrainedModel
 
 SEED = 3
 DATA = make_dataset()
@@ -47,9 +49,9 @@ class KeptRun:
         self.rows: list[EpochRow] = []
         kept = Kept()
         self.thetas = kept.thetas
-        watch = Watch(on_epoch=self.rows.append)
-        self.parts: Trainer = small_parts(
-            recipe, dataset=DATA, seed=SEED, watch=watch, checkpoints=kept
+        callbacks = [calling(on_epoch_end=self.rows.append)]
+        self.parts: Trainer = small_trainer(
+            recipe, dataset=DATA, seed=SEED, callbacks=callbacks, checkpoints=kept
         )
 
 
@@ -82,9 +84,9 @@ def test_swa_averages_the_end_of_each_cycle() -> None:
     assert [row.learning_rate for row in phase2] == pytest.approx([0.05, 0.0] * 3, abs=1e-15)
 
 
-def plain_cycles(start: PhaseOne, phase: Phase) -> list[Tensor]:
+def plain_cycles(start: TrainedModel, phase: Phase) -> list[Tensor]:
     """The sequence of SWA by torch's own SGD, from the end of phase 1: theta after each cycle."""
-    trainer = small_parts(SWA, dataset=DATA, seed=SEED)
+    trainer = small_trainer(SWA, dataset=DATA, seed=SEED)
     trainer.weights.load_(start.theta, start.statistics)
     model = SmallNet()
     model.load_state_dict(trainer.weights.model.state_dict())
@@ -113,7 +115,7 @@ def plain_cycles(start: PhaseOne, phase: Phase) -> list[Tensor]:
 
 
 def test_the_sequence_is_torch_s_sgd_with_cyclic_rates() -> None:
-    trainer = small_parts(SWA, dataset=DATA, seed=SEED)
+    trainer = small_trainer(SWA, dataset=DATA, seed=SEED)
     start = large_batch_phase(SWA, trainer)
     (worker,) = small_batch_phase(SWA, trainer, start)
     for ours, plain in zip(worker.samples, plain_cycles(start, SWA.phase2), strict=True):
@@ -156,8 +158,8 @@ def run_both(comm: Comm, folder: Path) -> None:
     """Run both kinds of sequence as this rank, and save what it has at the end."""
     for name, recipe in (("single", SWA), ("together", TOGETHER)):
         rows: list[EpochRow] = []
-        watch = Watch(on_epoch=rows.append)
-        trainer = small_parts(recipe, dataset=DATA, seed=SEED, comm=comm, watch=watch)
+        callbacks = [calling(on_epoch_end=rows.append)]
+        trainer = small_trainer(recipe, dataset=DATA, seed=SEED, comm=comm, callbacks=callbacks)
         result = swa(recipe, trainer)
         torch.save(
             {

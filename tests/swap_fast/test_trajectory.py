@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from small_parts import MEAN, STD, SWAP, Kept, make_dataset, small_parts, with_phases
+from small_trainer import MEAN, STD, SWAP, Kept, make_dataset, small_trainer, with_phases
 from torch import Tensor
 
 from swap_fast.algorithm import swap
@@ -18,7 +18,7 @@ DATA = make_dataset(test_images=200)
 def test_rows_are_the_accuracies_of_the_averages() -> None:
     recipe = with_phases(phase2={"max_epochs": 3})
     kept = Kept()
-    parts = small_parts(recipe, dataset=DATA, checkpoints=kept)
+    parts = small_trainer(recipe, dataset=DATA, checkpoints=kept)
     result = swap(recipe, parts)
     final = parts.weights.copy()
     rows = running_average(recipe, parts, result)
@@ -65,7 +65,7 @@ def moments(model: torch.nn.Module, batches: list[Tensor]) -> dict[str, Tensor]:
 
 def test_one_epoch_has_the_result_as_its_only_row() -> None:
     recipe = with_phases(phase2={"max_epochs": 1})
-    parts = small_parts(recipe, dataset=DATA)
+    parts = small_trainer(recipe, dataset=DATA)
     result = swap(recipe, parts)
     # Nothing was kept, and nothing is read.
     rows = running_average(recipe, parts, result)

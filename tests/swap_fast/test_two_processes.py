@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_parts import SWAP, Kept, make_dataset, run_processes, small_parts
+from small_trainer import SWAP, Kept, calling, make_dataset, run_processes, small_trainer
 from torch import Tensor, nn
 
 from swap_fast.algorithm import swap
@@ -20,7 +20,7 @@ from swap_fast.outcome import running_average
 from swap_fast.record import EpochRow
 from swap_fast.training.batchnorm import ReplicaStatistics, recompute_statistics_
 from swap_fast.training.optimizer import MomentumSGD
-from swap_fast.training.parts import Trainer, Watch
+from swap_fast.training.parts import Trainer
 from swap_fast.training.step import Step
 from swap_fast.training.weights import Weights, average
 
@@ -67,12 +67,12 @@ class SmoothNet(nn.Module):
 def run_swap(comm: Comm, folder: Path) -> None:
     """Run SWAP as this rank and save what it has at the end."""
     rows: list[EpochRow] = []
-    trainer = small_parts(
+    trainer = small_trainer(
         RECIPE,
         dataset=DATA,
         make_model=SmoothNet,
         comm=comm,
-        watch=Watch(on_epoch=rows.append),
+        callbacks=[calling(on_epoch_end=rows.append)],
     )
     result = swap(RECIPE, trainer)
     state = {n: t for n, t in trainer.weights.model.state_dict().items() if "tracked" not in n}
@@ -80,9 +80,9 @@ def run_swap(comm: Comm, folder: Path) -> None:
         {
             "state": state,
             "rows": [asdict(replace(row, time_s=0.0)) for row in rows],
-            "workers": {worker.number: worker.theta for worker in result.workers},
+            "workers": {worker.worker: worker.theta for worker in result.workers},
             "test_accuracy": result.accuracies.top1,
-            "stopped_by": result.phase1.stopped_by,
+            "stopped_by": result.phase1.progress.stopped_by,
             **pieces(trainer, comm),
         },
         folder / f"rank{comm.rank}of{comm.world_size}.pt",
@@ -168,12 +168,12 @@ def run_groups(comm: Comm, folder: Path) -> None:
     rows: list[EpochRow] = []
     kept = Kept()
     recipe = replace(GROUPS, phase2=replace(GROUPS.phase2, max_epochs=2))
-    trainer = small_parts(
+    trainer = small_trainer(
         recipe,
         dataset=DATA,
         make_model=SmoothNet,
         comm=comm,
-        watch=Watch(on_epoch=rows.append),
+        callbacks=[calling(on_epoch_end=rows.append)],
         checkpoints=kept,
     )
     result = swap(recipe, trainer)
@@ -184,7 +184,7 @@ def run_groups(comm: Comm, folder: Path) -> None:
             "statistics": trainer.weights.statistics,
             "rows": [where(asdict(row)) for row in rows],
             "saved": sorted(place[1:] for place in kept.thetas if place[0] == 2),
-            "workers": {worker.number: worker.theta for worker in result.workers},
+            "workers": {worker.worker: worker.theta for worker in result.workers},
             "averages": [row.test_accuracy for row in averages],
         },
         folder / f"rank{comm.rank}of{comm.world_size}.pt",

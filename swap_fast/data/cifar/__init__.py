@@ -1,1 +1,1 @@
-"""swap_fast/data/cifar: say here what is in this package."""
+"""CIFAR: files, augmentation plans, and loaders (resident tensor, DALI, torchvision)."""

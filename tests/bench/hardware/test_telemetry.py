@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from small_parts import make_dataset
+from small_trainer import make_dataset
 
 import bench.runner.rank
 from bench.cli import main

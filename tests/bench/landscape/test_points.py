@@ -93,7 +93,7 @@ def test_a_failed_process_is_an_error_and_finished_points_are_kept(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(44.6, "about 45 s"), (600, "about 10 min"), (9000, "about 2.5 h")]
+    ("seconds", "words"), [(44.6, "about 45 s"), (600, "about 10 min"), (9000, "about 2 h 30 min")]
 )
 def test_durations_are_said_in_words(seconds: float, words: str) -> None:
     assert in_words(seconds) == words

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_parts import make_dataset
+from small_trainer import make_dataset
 
 from bench.micro import step as micro_peers
 from bench.micro.step import Epoch, Task

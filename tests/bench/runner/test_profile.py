@@ -17,9 +17,9 @@ from bench.cli import main
 from bench.records.grouping import why_not_comparable
 from bench.records.paper_tables import OTHER, place_of, why_other
 from bench.runner.profiler import ACTIVE, WAIT, WARMUP, Profiler, longest_operators, steps_within
-from swap_fast.distributed import ALONE, WorkerGroup
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import read_record
+from swap_fast.training.state import Progress
 
 SMALL = (
     *("--dataset", "synthetic", "--train-images", "512", "--width", "4", "--device", "cpu"),
@@ -84,10 +84,9 @@ def test_a_run_leaves_a_trace_of_each_phase(
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """What the profiler touches of a run's parts."""
+class _Trainer:
+    """What the profiler touches of a trainer."""
 
-    group: WorkerGroup
     batch_norm_batches: Callable[[], Iterable[torch.Tensor]]
 
 
@@ -95,18 +94,18 @@ def test_a_phase_that_was_done_before_has_no_trace_and_spoils_no_other(tmp_path:
     # As a worker apart goes on from phase 1's checkpoint: laps of phase 1, and none of its steps.
     recipe, profiler, said = RECIPES["cifar10_quick"](), Profiler(), []
     batches = [torch.ones(2)] * 6
-    group = WorkerGroup(workers=(3,), inside=ALONE, across=ALONE)
     images = 8 * recipe.phase1.global_batch_size
-    parts: Any = _Parts(group, lambda: batches)
-    parts = profiler.begin(parts, recipe, images, tmp_path / "traces", said.append)
+    profiler.begin(recipe, images, tmp_path / "traces", said.append)
+    trainer: Any = _Trainer(lambda: batches)
+    trainer = profiler.trace_batch_norm(trainer)
     for name in ("checkpoint", "phase1", "phase2", "checkpoint"):
         with profiler.lap(name):
             pass
+    profiler.on_begin(Progress(phase=2, worker=3))
     with profiler.lap("phase2"):
-        on_step = profiler.after(lambda images: None)
         for _ in range(9):
             torch.ones(2) + 1
-            on_step(64)
+            profiler.on_step(64)
     for name in ("evaluation", "checkpoint", "phase2"):  # and no second trace of a phase
         with profiler.lap(name):
             torch.ones(2) + 1
@@ -116,7 +115,7 @@ def test_a_phase_that_was_done_before_has_no_trace_and_spoils_no_other(tmp_path:
     with profiler.lap("averaging"):
         torch.ones(2) * 2
     with profiler.lap("batch_norm"):
-        assert len([-batch for batch in parts.batch_norm_batches()]) == 6
+        assert len([-batch for batch in trainer.batch_norm_batches()]) == 6
     counts = {path.name: _events(path) for path in (tmp_path / "traces").iterdir()}
     assert sorted(counts) == ["phase2-worker3.json.gz", "phase3.json.gz"]
     second, third = counts["phase2-worker3.json.gz"], counts["phase3.json.gz"]

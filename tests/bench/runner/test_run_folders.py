@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -11,7 +10,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import pytest
@@ -20,15 +18,10 @@ from safetensors.torch import load_file
 
 from bench.cli import main
 from bench.runner import run_folders
-from bench.runner.attempts import Attempt, is_running
-from bench.runner.run_folders import (
-    Description,
-    RunSpec,
-    describe_run,
-    find_place,
-    find_start,
-    write_description,
-)
+from bench.runner.run_folders import RunSpec, describe_run, find_place, find_start
+from swap_fast.checkpoint.attempts import Attempt, is_running
+from swap_fast.checkpoint.files import write_json
+from swap_fast.checkpoint.run_folder import RUN_FILE, RunInfo
 from swap_fast.config.execution import Execution
 from swap_fast.recipes.cifar10 import cifar10_quick
 from swap_fast.recipes.cifar100 import (
@@ -61,15 +54,18 @@ def request(out: Path, **changed: Any) -> RunSpec:
     return replace(made, **changed)
 
 
-def describe(made: RunSpec, **changed: Any) -> Description:
-    return describe_run(made, {"sha256": "ab"}, 1) | changed
+def describe(made: RunSpec, **changed: Any) -> RunInfo:
+    """Settings and fields may be changed."""
+    info = describe_run(made, {"sha256": "ab"}, 1)
+    own = {name: changed.pop(name) for name in ("created", "machine") if name in changed}
+    return replace(info, settings=info.settings | changed, **own)
 
 
 def begin(made: RunSpec, created: str, *, done: bool = False, **changed: Any) -> Path:
     """A run's folder as it is after its beginning, and perhaps its record."""
-    about = describe(made, created=created, **changed)
-    folder = find_place(replace(made, resume="no"), about).folder
-    write_description(folder, about)
+    info = describe(made, created=created, **changed)
+    folder = find_place(replace(made, resume="no"), info).folder
+    write_json(folder / RUN_FILE, info)
     if done:
         (made.out / "runs").mkdir(exist_ok=True)
         (made.out / "runs" / f"{folder.name}.json").write_text("{}")
@@ -102,14 +98,14 @@ def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
     folder = begin(made, "2026-11-22T12:00:00")
     recipe = replace(made.recipe, width=16)
     other = replace(made, recipe=recipe)
-    with pytest.raises(ValueError, match=r"^--resume: ") as refused:
+    with pytest.raises(ValueError, match=r"^resume: ") as refused:
         find_place(other, describe(other))
-    assert f"{folder.name} was begun with recipe.width 8, not 16; give it" in str(refused.value)
+    assert f"{folder.name} was started, got recipe.width 16 in place of 8" in str(refused.value)
     assert "\n" not in str(refused.value)
     # A table looks for its own alone.
     place = find_place(replace(other, resume="if_same"), describe(other))
     assert place.folder != folder
-    with pytest.raises(ValueError, match=r"data\.sha256 'ab', not 'cd'"):
+    with pytest.raises(ValueError, match=r"data\.sha256 'cd' in place of 'ab'"):
         find_place(made, describe(made, data={"sha256": "cd"}))
 
 
@@ -117,6 +113,24 @@ def test_another_machine_is_no_difference(tmp_path: Path) -> None:
     made = request(tmp_path)
     folder = begin(made, "2026-11-22T12:00:00", machine={"device": "another"})
     assert find_place(made, describe(made)).folder == folder
+
+
+@pytest.mark.parametrize("resume", ["yes", "if_same"])
+def test_a_damaged_run_file_says_what_to_do(resume: Any, tmp_path: Path) -> None:
+    made = request(tmp_path, resume=resume)
+    folder = begin(made, "2026-11-22T12:00:00")
+    content = bytearray((folder / RUN_FILE).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / RUN_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=r"expected JSON .*; delete this folder, or") as refused:
+        find_place(made, describe(made))
+    assert str(folder) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    # Runs that have nothing to do with it go on: another seed's, and one that looks for a phase 1.
+    assert find_place(replace(made, seed=1), describe(replace(made, seed=1))).record is None
+    assert find_start(folder.parent, describe(made)) is None
+    # A command in one line, with the status of a user's error.
+    assert main(["run", "cifar10_quick", *SMALL, "--resume", "--out", str(tmp_path)]) == 2
 
 
 def test_a_run_that_another_process_is_at_is_left_alone(tmp_path: Path) -> None:
@@ -128,41 +142,6 @@ def test_a_run_that_another_process_is_at_is_left_alone(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="got one that another process is at; wait for it"):
             Attempt(folder)
     assert not is_running(folder)
-
-
-def test_who_only_looks_keeps_no_attempt_from_beginning(tmp_path: Path) -> None:
-    (tmp_path / "attempt-run.lock").touch()
-    with open(tmp_path / "attempt-run.lock") as looked:
-        fcntl.flock(looked, fcntl.LOCK_SH)
-        Timer(0.2, lambda: fcntl.flock(looked, fcntl.LOCK_UN)).start()
-        with Attempt(tmp_path):
-            assert is_running(tmp_path)
-
-
-def test_what_was_lost_is_known_from_the_signs_of_life(tmp_path: Path) -> None:
-    class KilledError(Exception):
-        """In place of a signal."""
-
-    for name, lived_s, kept_s in (("run", 100.0, 60.0), ("worker3", 10.0, 0.0)):
-        attempt = Attempt(tmp_path, name)
-        attempt.keep(kept_s)
-        with pytest.raises(KilledError), attempt:
-            raise KilledError
-        (path,) = tmp_path.glob(f"attempt-{name}-*.json")
-        began = json.loads(path.read_text())["began"]
-        os.utime(path, (began + lived_s, began + lived_s))
-    with Attempt(tmp_path, "worker3") as again:  # ends well, and leaves nothing
-        assert again.goes_on
-    with Attempt(tmp_path) as last:
-        assert last.interruptions() == {"count": 2, "lost_s": pytest.approx(50.0, abs=1e-3)}
-
-
-def test_an_attempt_that_ends_well_leaves_nothing_to_tell(tmp_path: Path) -> None:
-    with Attempt(tmp_path) as first:
-        assert first.interruptions() is None
-    with Attempt(tmp_path) as second:
-        assert not second.goes_on
-        assert second.interruptions() is None
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_a_job_that_is_told_to_end_says_how_to_go_on(
     assert last.endswith("); the same command with --resume goes on")
     again = ["submit", "cifar10_quick", *SMALL, *JOBS, "--resume", "--out", str(tmp_path)]
     assert main([*again, "--width", "8"]) == 1
-    assert "was begun with recipe.width 4, not 8" in capsys.readouterr().err
+    assert "recipe.width 8 in place of 4" in capsys.readouterr().err
     assert main(again) == 0
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [folder.name]
     assert all(torch.equal(final(folder)[name], tensor) for name, tensor in whole.items())

@@ -16,8 +16,8 @@ from processes import alive_in_group, free_port
 from safetensors.torch import load_file
 
 from bench.cli import main
-from bench.runner.attempts import is_running
 from bench.runner.launch import launch
+from swap_fast.checkpoint.attempts import is_running
 from swap_fast.distributed import connect
 from swap_fast.record import read_record
 

@@ -14,9 +14,9 @@ import pytest
 from event_factory import at, began, done, epoch, phase_end, training
 
 from bench.cli import main
-from bench.runner.attempts import Attempt
 from bench.runner.watch import Follower, find_run
 from swap_fast.callbacks.events import EventFile, merge_events, read_events
+from swap_fast.checkpoint.attempts import Attempt
 
 RUN = [
     *(sys.executable, "-m", "bench", "run", "cifar10_quick", "--dataset", "synthetic"),
@@ -57,7 +57,7 @@ def test_a_run_that_is_done(
     merge_events(folder)
     code, lines = watch(tmp_path, *once, capsys=capsys)
     assert code == 0
-    assert lines[0].startswith("small-seed3-20261122120000: done; begun 2026-11-2")
+    assert lines[0].startswith("small-seed3-20261122120000: done; started 2026-11-2")
     assert lines[0].endswith(", 2 processes, Example CPU")
     assert lines[1:] == [
         "phase 1           100%  epoch 1/3  train 50.00%  test 43.75%  done",
@@ -74,7 +74,7 @@ def test_a_run_that_died_is_said_to_be_dead(
     small_run(tmp_path)
     code, lines = watch(tmp_path, capsys=capsys)
     assert code == 1
-    assert ": dead: no process is at it, and it was last heard of " in lines[0]
+    assert ": dead: no process runs it, last sign of life " in lines[0]
     assert lines[1] == "phase 1            33%  epoch 1/3  train 50.00%  test 43.75%  stopped"
 
 
@@ -90,7 +90,7 @@ def test_a_run_that_a_process_is_at_goes_on(
         follower.poll()
         assert not follower.is_over()
     assert code == 0
-    assert lines[0].startswith("small-seed3-20261122120000: running; begun")
+    assert lines[0].startswith("small-seed3-20261122120000: running; started")
     assert "100 images/s" in lines[1]
     (lock,) = {path.name for path in folder.iterdir()} - set(before)
     assert lock == "attempt-run.lock"  # the attempt's own: to watch leaves nothing
@@ -127,7 +127,7 @@ def test_a_run_of_another_machine_is_followed(
     tell(folder, began(run="far", host="another"), training(1, 1), epoch(5, 1, 0, 1))
     code, lines = watch(tmp_path, "--once", capsys=capsys)
     assert code == 0
-    assert lines[0].startswith("far: on another, last heard of ")
+    assert lines[0].startswith("far: on another, last sign of life ")
     follower = Follower(folder)
     follower.poll()
     assert not follower.is_over()
@@ -137,10 +137,10 @@ def test_between_two_jobs_it_waits(tmp_path: Path, capsys: pytest.CaptureFixture
     folder = small_run(tmp_path)
     tell(folder, phase_end(6, 1, 0, 1, "max_epochs"), at(7, "part_done"))
     _, lines = watch(tmp_path, "--once", capsys=capsys)
-    assert "between two parts: no process is at it now" in lines[0]
+    assert "between two parts: no process runs now" in lines[0]
     tell(folder, began(8), training(8, 2, 1), epoch(9, 2, 1, 1), part="worker1")
     _, lines = watch(tmp_path, "--once", capsys=capsys)  # that worker was killed
-    assert "dead: no process is at it" in lines[0]
+    assert "dead: no process runs it" in lines[0]
     assert lines[3] == "phase 2, worker 1  50%  epoch 1/2  train 50.00%  test 43.75%  stopped"
 
 
@@ -231,7 +231,7 @@ def test_a_killed_run_is_dead_and_goes_on_behind_its_half_line(tmp_path: Path) -
         [*WATCH, "--out", str(tmp_path)], capture_output=True, text=True, timeout=60
     )
     assert watching.returncode == 1
-    assert "dead: no process is at it" in watching.stdout
+    assert "dead: no process runs it" in watching.stdout
     subprocess.run([*run, "--resume"], check=True)
     kinds = [event["event"] for event in read_events(folder)]
     assert (kinds.count("began"), kinds.count("done")) == (2, 1)

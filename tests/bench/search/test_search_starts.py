@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from small_parts import SGD, SWA, SWAP, small_parts
+from small_trainer import SGD, SWA, SWAP, small_trainer
 from torch import Tensor
 
 from bench.search.trials import phase_one, write_start
-from swap_fast.algorithm import Result, sgd, swa, swap
+from swap_fast.algorithm import sgd, swa, swap
 from swap_fast.checkpoint.files import read_checkpoint
 from swap_fast.checkpoint.run_folder import RunFolder
 from swap_fast.config.recipe import Recipe, SWAPRecipe, SWARecipe
 from swap_fast.training.clock import Clock
+from swap_fast.training.state import Result
 
 EPOCHS = 6
 
@@ -44,7 +45,7 @@ def _run(recipe: Recipe, path: Path, *, start: Path | None = None, **kept: bool)
     ticks = count()
     clock = Clock(now=lambda: float(next(ticks)))
     folder = RunFolder(path, clock, start=start, **kept)
-    parts = small_parts(recipe, clock=clock, checkpoints=folder)
+    parts = small_trainer(recipe, clock=clock, checkpoints=folder)
     if isinstance(recipe, SWAPRecipe):
         result = swap(recipe, parts)
     elif isinstance(recipe, SWARecipe):
@@ -77,9 +78,9 @@ def test_each_tau_gives_what_a_run_of_its_own_gives(recipe: Recipe, tmp_path: Pa
         )
         assert shared.rows == alone.rows
         assert shared.result.accuracies == alone.result.accuracies
-        ours, theirs = shared.result.phase1, alone.result.phase1
-        assert (ours.epochs, ours.stopped_by) == (theirs.epochs, theirs.stopped_by)
-        ends.add((ours.epochs, ours.stopped_by))
+        ours, theirs = shared.result.phase1.progress, alone.result.phase1.progress
+        assert (ours.epoch, ours.stopped_by) == (theirs.epoch, theirs.stopped_by)
+        ends.add((ours.epoch, ours.stopped_by))
     assert len(ends) > 2, "several epochs should have been ends"
     assert (EPOCHS, "max_epochs") in ends
 
@@ -90,7 +91,7 @@ def test_the_time_counts_up_to_that_epoch(tmp_path: Path) -> None:
     write_start(longest.folder, tau, tmp_path / "start")
     alone = _run(_with(SWAP, tau), tmp_path / "alone")
     (cut,), (own,), (whole,) = (
-        read_checkpoint(folder / "phase1").about["laps_by_rank"]
+        read_checkpoint(folder / "phase1").about.laps_by_rank
         for folder in (tmp_path / "start", alone.folder, longest.folder)
     )
     # The clock counts its own readings, so that equal work takes an equal time.

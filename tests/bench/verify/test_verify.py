@@ -409,7 +409,7 @@ def test_whole_runs_that_do_not_learn_are_found(monkeypatch: pytest.MonkeyPatch)
         run([2.0, float("nan"), 1.7, 1.6])
 
 
-def test_the_readme_lists_what_only_a_gpu_can_confirm() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_a_page_lists_what_only_a_gpu_can_confirm() -> None:
+    text = (ROOT / "docs/never_run_on_a_gpu.md").read_text()
     for each in CHECKS:
         assert f"`{each.name}`: {each.claim}" in text

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from safetensors.torch import load_file, save_file
 from bench.cli import main as bench
 from swap_fast import average_files
 from swap_fast.__main__ import main
-from swap_fast.averaging_files.evaluate import runs_trial
-from swap_fast.averaging_files.origins import finished_run, require_one_origin
+from swap_fast.averaging_files.evaluate import run_evaluation
+from swap_fast.averaging_files.inputs import require_one_origin, workers_of
 from swap_fast.averaging_files.weight_files import read_weights
+from swap_fast.checkpoint.files import write_json
+from swap_fast.checkpoint.run_folder import read_run_info
 
 USERS = """
 import torch
@@ -186,9 +189,9 @@ def test_the_average_of_a_runs_workers_is_the_runs_own_result(
     assert norms == pytest.approx(record["displacement_norms"], rel=1e-5)
     assert report["cosines"][0][1] == pytest.approx(record["displacement_cosines"][0][1], rel=1e-5)
     assert report["distances"][0][1] == pytest.approx(record["pairwise_distances"][0][1], rel=1e-5)
-    trial = runs_trial(runs[0], cifar10_dir, torch.device("cpu"))
+    evaluation = run_evaluation(runs[0], cifar10_dir, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"got test; .*--select-on test"):
-        average_files([runs[0]], soup="greedy", trial=trial)
+        average_files([runs[0]], soup="greedy", evaluation=evaluation)
 
 
 @pytest.mark.slow
@@ -211,7 +214,7 @@ def test_workers_of_another_origin_are_refused(
 def test_a_runs_folder_must_be_whole(runs: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(runs[0], folder)
-    assert len(finished_run(folder).workers) == 2
+    assert len(workers_of(folder)) == 2
     # A flipped bit is caught where there is a manifest: phase 1's.
     content = bytearray((folder / "phase1.safetensors").read_bytes())
     content[-1] ^= 1
@@ -222,21 +225,26 @@ def test_a_runs_folder_must_be_whole(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"2 workers after 1 epochs, worker1-epoch1.safetensors is"
     ):
-        finished_run(folder)
-    about = json.loads((folder / "run.json").read_text())
+        workers_of(folder)
+    info = read_run_info(folder)
+    assert info is not None
+    whole = info.settings["recipe"]
     for recipe, line in (
-        ({**about["recipe"], "dataset": "imagenet"}, "got one of a tree of files"),
-        ({**about["recipe"], "colour": "red"}, "expected a recipe of SWAP, got .*colour"),
-        ({**about["recipe"], "dataset": "synthetic"}, "images of cifar10 that the run had, got a"),
+        ({**whole, "dataset": "imagenet"}, "got one of a tree of files"),
+        ({**whole, "colour": "red"}, "expected a recipe of SWAP, got .*colour"),
+        ({**whole, "dataset": "synthetic"}, "images of cifar10 that the run had, got a"),
     ):
-        (folder / "run.json").write_text(json.dumps({**about, "recipe": recipe}))
+        settings = {**info.settings, "recipe": recipe}
+        write_json(folder / "run.json", replace(info, settings=settings))
         with pytest.raises(ValueError, match=line):
-            runs_trial(folder, None, torch.device("cpu"))
-    del about["recipe"]["num_workers"]
-    (folder / "run.json").write_text(json.dumps(about))
+            run_evaluation(folder, None, torch.device("cpu"))
+    del settings["recipe"]["num_workers"]
+    write_json(folder / "run.json", replace(info, settings=settings))
     with pytest.raises(ValueError, match="expected a run of SWAP with one model a worker"):
-        finished_run(folder)
-    for damaged in ("{", "[]", '{"recipe": 3}', "{}"):
-        (folder / "run.json").write_text(damaged)
-        with pytest.raises(ValueError, match=r"got a folder without a whole run.json"):
-            finished_run(folder)
+        workers_of(folder)
+    (folder / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json: expected JSON .* or name the files"):
+        workers_of(folder)
+    write_json(folder / "run.json", replace(info, settings={}))
+    with pytest.raises(ValueError, match=r"got a folder without a recipe's run\.json"):
+        workers_of(folder)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from swap_fast import average_files
-from swap_fast.averaging_files.evaluate import users_trial
+from swap_fast.averaging_files.evaluate import user_evaluation
 from swap_fast.averaging_files.report import barrier, show
 
 
@@ -220,6 +220,64 @@ def test_batch_norm_anew_is_that_of_all_inputs_together(tmp_path: Path) -> None:
     assert made.report.after == {}
 
 
+class Tokens(nn.Module):
+    """Batch norms of all tokens [B * T, C]: one of them stays in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen, self.norm, self.read = nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.Linear(3, 2)
+
+    def train(self, mode: bool = True) -> Tokens:
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = self.norm(self.frozen(inputs.flatten(0, 1)))
+        return self.read(tokens).view(*inputs.shape[:2], 2).mean(1)
+
+
+def test_each_layer_s_own_rows_are_counted_and_a_frozen_one_keeps_its_mean(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    paths = [tmp_path / f"{i}.pt" for i in range(2)]
+    for path in paths:
+        net = Tokens()
+        net.frozen.running_mean.normal_()
+        net.frozen.running_var.uniform_(1, 2)
+        torch.save(net.state_dict(), path)
+    train = [torch.randn(size, 5, 3) + size for size in (4, 1, 2)]
+    labelled = [(inputs, torch.zeros(len(inputs), dtype=torch.long)) for inputs in train]
+    made = average_files(paths, model=Tokens, data=(labelled, labelled), basin_points=0).tensors
+    states = [torch.load(path, weights_only=True) for path in paths]
+    for name in ("frozen.running_mean", "frozen.running_var"):
+        torch.testing.assert_close(made[name], (states[0][name] + states[1][name]) / 2)
+    average = Tokens()
+    average.load_state_dict(made)
+    tokens = average.eval().frozen(torch.cat(train).flatten(0, 1)).detach().double().numpy()
+    np.testing.assert_allclose(made["norm.running_mean"], tokens.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(made["norm.running_var"], tokens.var(0, ddof=1), rtol=1e-5)
+
+
+class Rotary(nn.Linear):
+    """With a complex buffer, as of rotary position embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.register_buffer("rotations", torch.polar(torch.ones(3), torch.randn(3)))
+
+
+def test_complex_numbers_are_averaged(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    nets, paths = [Rotary(), Rotary()], [tmp_path / "a", tmp_path / "b"]
+    for net, path in zip(nets, paths, strict=True):
+        save_file(net.state_dict(), path)
+    data = {"test": [(torch.eye(2), torch.tensor([0, 1]))]}
+    made = average_files(paths, tmp_path / "out", model=Rotary, data=data)
+    expected = (nets[0].rotations + nets[1].rotations) / 2
+    torch.testing.assert_close(load_file(tmp_path / "out.safetensors")["rotations"], expected)
+    assert all(each.barrier is not None for each in made.report.ingredients)
+
+
 def test_the_basins_look_leaves_the_average_as_it_was_tested(tmp_path: Path) -> None:
     paths, _ = normed(tmp_path)
     data = (batches([32, 32]), batches([50]))
@@ -228,9 +286,9 @@ def test_the_basins_look_leaves_the_average_as_it_was_tested(tmp_path: Path) -> 
     assert all(i.barrier is not None for i in looked.report.ingredients)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert plain.report.after == looked.report.after
-    trial = users_trial(Normed, data, torch.device("cpu"))
-    trial.load_(load_file(tmp_path / "a.safetensors"), "a")
-    assert trial.accuracy("test") == looked.report.after["test"]
+    evaluation = user_evaluation(Normed, data, torch.device("cpu"))
+    evaluation.load_(load_file(tmp_path / "a.safetensors"), "a")
+    assert evaluation.accuracy("test") == looked.report.after["test"]
 
 
 def test_mere_averages_of_statistics_are_warned_of(tmp_path: Path) -> None:
@@ -355,6 +413,21 @@ def test_data_of_another_form_is_refused(data: object, line: str, tmp_path: Path
         average_files(thresholds(tmp_path, 1.0, 2.0), model=Threshold, data=data)
 
 
+@pytest.mark.parametrize("output", [dict, tuple, Tensor])
+def test_a_net_that_gives_no_logits_is_refused_in_one_line(output: type, tmp_path: Path) -> None:
+    class Net(Threshold):
+        def forward(self, inputs: Tensor) -> object:
+            logits = super().forward(inputs)
+            made = {dict: {"logits": logits}, tuple: (logits, None), Tensor: logits[:, 0]}
+            return made[output]
+
+    got = {dict: "dict", tuple: "tuple", Tensor: r"\[10\]"}[output]
+    with pytest.raises(
+        ValueError, match=rf"^model: expected logits \[B, C\] .*, got {got}; [^\n]+$"
+    ):
+        average_files(thresholds(tmp_path, 1.0, 2.0), model=Net, data={"test": TEST})
+
+
 def test_a_dict_batch_and_a_compiled_net_are_taken(tmp_path: Path) -> None:
     data = {"test": [{"inputs": INPUTS, "labels": TEST[0][1]}]}
     made = average_files(
@@ -394,7 +467,7 @@ def test_the_table_says_what_the_report_holds(tmp_path: Path) -> None:
     assert lines[0].split("  ")[0] == "model"
     assert [line.split("  ")[0] for line in lines[1:6]] == [
         *("net0.pt", "net1.pt", "net2.pt"),
-        *("average, batch norm averaged", "average, batch norm anew"),
+        *("average, batch norm averaged", "average, batch norm recomputed"),
     ]
     assert f"{100 * made.report.after['test']:.2f}" in lines[5]
     assert lines[-1] == f"{tmp_path / 'o.safetensors'} sha256 {made.report.sha256}"

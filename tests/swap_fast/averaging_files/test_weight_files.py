@@ -218,7 +218,7 @@ def test_two_names_that_become_one_are_refused(tmp_path: Path) -> None:
     ("tensor", "got"),
     [
         (torch.eye(2).to_sparse(), "layout sparse_coo"),
-        (torch.ones(2, dtype=torch.complex64), "type complex64"),
+        (torch.ones(2, dtype=torch.complex128), "type complex128"),
         (torch.ones(1).expand(2**29), "536,870,912 values of 4 bytes"),
         (torch.empty(2, device="meta"), "without values"),
     ],

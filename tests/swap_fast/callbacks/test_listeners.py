@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_parts import SGD, SWAP, make_dataset, run_processes, small_parts
+from small_trainer import SGD, SWAP, make_dataset, run_processes, small_trainer
 
 from swap_fast.algorithm import sgd, swap
 from swap_fast.callbacks.emitter import EventLogger
@@ -42,7 +42,7 @@ def test_a_run_of_two_workers_tells_each_step_of_it(tmp_path: Path) -> None:
     clock, events = Clock(), []
     with logger(events.append, reading=clock.reading) as tells:
         folder = RunFolder(tmp_path, clock, on_save=tells.on_save)
-        parts = small_parts(dataset=DATA, clock=clock, watch=tells.watch, checkpoints=folder)
+        parts = small_trainer(dataset=DATA, clock=clock, callbacks=[tells], checkpoints=folder)
         swap(SWAP, parts)
     worker = [
         [("training", 2, w, 0)]
@@ -76,19 +76,19 @@ def test_an_accuracy_that_nothing_counted_is_null() -> None:
     events: list[dict] = []
     said: list[str] = []
     tells = logger(events.append, Lines(said.append))
-    tells.began("small", {"name": "small"})
+    tells.emit_began("small", {"name": "small"})
     tells.on_begin(Progress(phase=1))
     values = {"learning_rate": 0.1, "train_loss": 1.0, "train_accuracy": math.nan, "time_s": 2.0}
-    tells.on_epoch(EpochRow(phase=1, worker=0, epoch=1, **values))
+    tells.on_epoch_end(EpochRow(phase=1, worker=0, epoch=1, **values))
     assert (events[-1]["train_accuracy"], events[-1]["images_per_s"]) == (None, 32 / 2)
     assert said == ["phase 1           epoch   1/2  lr 0.1000  loss 1.0000      2.0 s  16 images/s"]
 
 
 def test_listeners_change_no_bit_and_no_reading_of_the_clock() -> None:
-    plain = small_parts(dataset=DATA)
+    plain = small_trainer(dataset=DATA)
     swap(SWAP, plain)
     with logger(lambda event: None, tick_s=0.001) as tells:
-        watched = small_parts(dataset=DATA, watch=tells.watch)
+        watched = small_trainer(dataset=DATA, callbacks=[tells])
         swap(SWAP, watched)
     assert torch.equal(plain.weights.theta, watched.weights.theta)
     assert plain.clock.laps.keys() == watched.clock.laps.keys()
@@ -152,29 +152,29 @@ def test_the_thread_ticks() -> None:
 
 
 def test_a_listener_that_fails_is_said_once_and_training_goes_on() -> None:
-    complaints, heard = [], []
+    warnings, heard = [], []
 
     def fails(event: dict) -> None:
         raise OSError("no\nnetwork")
 
-    with logger(fails, heard.append, complain=complaints.append, recipe=SGD) as tells:
-        sgd(SGD, small_parts(SGD, dataset=DATA, watch=tells.watch))
-    assert complaints == ["function failed, and is told no more of the run: no network"]
+    with logger(fails, heard.append, warn=warnings.append, recipe=SGD) as tells:
+        sgd(SGD, small_trainer(SGD, dataset=DATA, callbacks=[tells]))
+    assert warnings == ["function failed, and gets no more events of the run: no network"]
     assert len(heard) == 4
 
 
 def test_a_full_disk_is_said_once_and_training_goes_on(tmp_path: Path) -> None:
-    complaints: list[str] = []
+    warnings: list[str] = []
     file = EventFile(tmp_path, part="run", rank=0)
-    with logger(complain=complaints.append, file=file) as tells:
+    with logger(warn=warnings.append, file=file) as tells:
         tells.note("one")
         full = os.open("/dev/full", os.O_WRONLY)
         os.dup2(full, file._file)
         os.close(full)
         tells.note("two")
         tells.note("three")
-    assert len(complaints) == 1
-    assert complaints[0].startswith("events are no longer kept: ")
+    assert len(warnings) == 1
+    assert warnings[0].startswith("events are no longer kept: ")
     assert [event["text"] for event in read_events(tmp_path)] == ["one"]
 
 
@@ -208,8 +208,8 @@ def _rank(comm: Comm, folder: Path) -> None:
     tells = logger(heard.append, reading=clock.reading, rank=comm.rank, file=file, tail=tail)
     with tells:
         if comm.rank == 0:
-            tells.began("small", {"name": "small"}, world_size=2)
-        swap(SWAP, small_parts(dataset=DATA, clock=clock, comm=comm, watch=tells.watch))
+            tells.emit_began("small", {"name": "small"}, world_size=2)
+        swap(SWAP, small_trainer(dataset=DATA, clock=clock, comm=comm, callbacks=[tells]))
         comm.barrier()
     (folder / f"heard-{comm.rank}.json").write_text(json.dumps(heard))
 

@@ -160,11 +160,11 @@ def test_json_is_the_events_line_by_line(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_form_follows_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    assert isinstance(shown.progress(), Screen)
-    assert isinstance(shown.progress("json"), JsonLines)
-    assert shown.progress("none") is None
+    assert isinstance(shown.progress_listener(), Screen)
+    assert isinstance(shown.progress_listener("json"), JsonLines)
+    assert shown.progress_listener("none") is None
     monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
-    assert isinstance(shown.progress(), Lines)
+    assert isinstance(shown.progress_listener(), Lines)
 
 
 def test_what_nobody_knows_is_left_out() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from event_factory import PLAN, at, began, done, epoch, phase_end, progress, training
-from small_parts import SGD, SWAP
+from small_trainer import SGD, SWAP
 
 from swap_fast.callbacks.progress import RunView, images_until, num_epochs, plan_of
 from swap_fast.recipes.imagenet import imagenet_swap

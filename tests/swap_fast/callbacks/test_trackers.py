@@ -47,12 +47,12 @@ FINAL = {
 
 def track(tracker: Any, events: list[dict] = EVENTS) -> list[str]:
     """Tell a tracker; what was complained of."""
-    complaints: list[str] = []
-    tracking = Tracking(tracker, "tracker", complaints.append)
+    warnings: list[str] = []
+    tracking = Tracking(tracker, "tracker", warnings.append)
     for event in events:
         tracking(event)
     tracking.close()
-    return complaints
+    return warnings
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -68,12 +68,12 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_tensorboard_reads_what_was_told(tmp_path: Path) -> None:
-    complaints: list[str] = []
-    tracking = make_tracking("tensorboard", tmp_path, complaints.append)
+    warnings: list[str] = []
+    tracking = make_tracking("tensorboard", tmp_path, warnings.append)
     for event in EVENTS:
         tracking(event)
     tracking.close()
-    assert complaints == []
+    assert warnings == []
     found = scalars(tmp_path / "tensorboard" / "small-seed3-20261122120000")
     assert found == {
         **{f"phase1/{name}": [(1, value)] for name, value in PHASE1.items()},
@@ -236,7 +236,7 @@ def test_a_tracker_that_fails_is_said_once(where: str) -> None:
 
     setattr(Failing, where, fail)
     said = track(Failing())
-    assert said == ["tracker failed, and is told no more of the run: no route"]
+    assert said == ["tracker failed, and gets no more events of the run: no route"]
 
 
 def test_training_does_not_wait_for_a_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,4 +110,4 @@ def test_without_a_network_training_goes_on(
     record, error = run(tmp_path, "--track", "mlflow")
     assert record.test_accuracy > 0
     (line,) = [line for line in error.splitlines() if line.startswith("bench: ")]
-    assert line.startswith("bench: mlflow failed, and is told no more of the run: ")
+    assert line.startswith("bench: mlflow failed, and gets no more events of the run: ")

@@ -1,20 +1,37 @@
-"""Weights on disk."""
+"""Weights and manifests on disk."""
 
 from __future__ import annotations
 
+import math
 import os
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_parts import SmallNet
+from small_trainer import SmallNet
 from torch import nn
 
-from swap_fast.checkpoint.files import load_theta, save_weights
+from swap_fast.checkpoint.files import (
+    SCHEMA_VERSION,
+    Checkpoint,
+    CheckpointInfo,
+    DamagedError,
+    load_theta,
+    read_checkpoint,
+    read_json,
+    save_weights,
+    write_checkpoint,
+    write_json,
+)
+from swap_fast.checkpoint.run_folder import RunInfo, read_run_info
 from swap_fast.config.execution import Execution
 from swap_fast.models import ResNet9
+from swap_fast.record import EpochRow
+from swap_fast.training.evaluate import Accuracies
+from swap_fast.training.state import Progress
 from swap_fast.training.weights import Weights
 
 CPU = torch.device("cpu")
@@ -126,3 +143,107 @@ def test_a_disk_that_fails_to_sync_leaves_the_old_file(
         save_weights(small_weights(1), path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
+
+
+# Manifests and run.json: JSON with a schema version and a checksum of itself.
+
+ROW = EpochRow(
+    **{"phase": 2, "worker": 1, "epoch": 3, "learning_rate": 0.1, "train_loss": 1e-7},
+    **{"train_accuracy": 1 / 3, "time_s": 12.5, "noise_scale": 7.0},
+)
+INFO = CheckpointInfo(
+    progress=Progress(phase=2, worker=1, epoch=3, step=2, accuracies=Accuracies(0.5, 1.0)),
+    origin="ab",
+    optimizer={"scaler": {"scale": 65536.0}, "steps": [1, 2]},
+    laps_by_rank=[{"phase2": 1.5}, {}],
+    sums_by_rank=[[0.1, 3.0], []],
+    rows=[ROW],
+)
+
+
+def small_checkpoint(folder: Path, info: CheckpointInfo = INFO) -> Path:
+    stem = folder / "worker1-epoch3-step2"
+    tensor = torch.arange(3.0)
+    write_checkpoint(stem, Checkpoint(model={"a": tensor}, state={"b": tensor + 1}, about=info))
+    return stem
+
+
+def test_a_checkpoint_comes_back_with_its_types(tmp_path: Path) -> None:
+    read = read_checkpoint(small_checkpoint(tmp_path))
+    assert read.about == INFO
+    assert isinstance(read.about.progress.accuracies, Accuracies)
+    assert read.model["a"].tolist() == [0, 1, 2]
+    assert read.state["b"].tolist() == [1, 2, 3]
+    untested = replace(INFO, progress=Progress(phase=1, accuracies=Accuracies(math.nan)))
+    again = read_checkpoint(small_checkpoint(tmp_path, untested)).about.progress
+    assert again.accuracies.tested is None
+
+
+def test_a_flipped_bit_of_any_byte_of_a_manifest_is_seen_or_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    path = small_checkpoint(tmp_path).with_name("worker1-epoch3-step2.json")
+    stem, whole, unseen = path.with_suffix(""), path.read_bytes(), 0
+    for at in range(len(whole)):
+        content = bytearray(whole)
+        content[at] ^= 1 << at % 8
+        path.write_bytes(content)
+        try:
+            read = read_checkpoint(stem)
+        except DamagedError:
+            continue
+        unseen += 1
+        assert (read.about, read.model["a"].tolist()) == (INFO, [0, 1, 2])
+    assert unseen < len(whole) / 50  # of white space, and the case of an exponent's e
+
+
+def test_a_manifest_cut_anywhere_is_damaged(tmp_path: Path) -> None:
+    path = small_checkpoint(tmp_path).with_name("worker1-epoch3-step2.json")
+    whole = path.read_bytes()
+    for length in range(len(whole) - 1):  # the last byte is a line's end
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamagedError):
+            read_checkpoint(path.with_suffix(""))
+
+
+FOREIGN = {
+    "empty": b"",
+    "list": b"[]",
+    "number": b"3",
+    "object": b"{}",
+    "deep": b"[" * 100_000,
+    "deep object": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "latin-1": '{"name": "\u00e9"}'.encode("latin-1"),
+    "zeros": bytes(500),
+    "long number": b"1" * 10_000,
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN.keys())
+def test_other_content_is_damaged_in_one_line(content: bytes, tmp_path: Path) -> None:
+    stem = small_checkpoint(tmp_path)
+    (tmp_path / "worker1-epoch3-step2.json").write_bytes(content)
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(DamagedError, match=r"^worker1-epoch3-step2\.json: expected JSON") as seen:
+        read_checkpoint(stem)
+    with pytest.raises(ValueError, match=r"run\.json: expected JSON .*; delete this folder") as run:
+        read_run_info(tmp_path)
+    for error in (seen, run):
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 400
+
+
+def test_whole_json_of_another_layout_is_damaged(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", INFO)
+    with pytest.raises(DamagedError, match="missing required field `created`"):
+        read_json(tmp_path / "run.json", RunInfo)
+
+
+def test_another_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swap_fast.checkpoint.files.SCHEMA_VERSION", 7)
+    write_json(tmp_path / "run.json", RunInfo(created="", settings={}, machine={}))
+    monkeypatch.undo()
+    line = rf"^run\.json: expected schema_version {SCHEMA_VERSION}, got 7; use the version of"
+    with pytest.raises(ValueError, match=line) as refused:
+        read_run_info(tmp_path)
+    assert not isinstance(refused.value, DamagedError)

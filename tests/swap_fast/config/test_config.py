@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
-from small_parts import PHASE1, PHASE2, SGD, SWA, SWAP, make_dataset
+from small_trainer import PHASE1, PHASE2, SGD, SWA, SWAP, make_dataset
 
 from swap_fast.config.phase import Augmentation, Optimizer, Phase
 from swap_fast.recipes.imagenet import imagenet_swap_cpu

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_parts import SmallNet
+from small_trainer import SmallNet
 
 from swap_fast.config.execution import Execution, default_execution
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_parts import MEAN, STD, make_split, oracle_image
+from small_trainer import MEAN, STD, make_split, oracle_image
 from torch import Tensor
 
 from swap_fast.config.execution import Execution

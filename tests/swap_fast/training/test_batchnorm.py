@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_parts import SmallNet
+from small_trainer import SmallNet
 from torch import Tensor, nn
 
 from swap_fast.distributed import ALONE
-from swap_fast.training.batchnorm import ReplicaStatistics, recompute_statistics_
+from swap_fast.models.resnet9 import GhostBatchNorm
+from swap_fast.training.batchnorm import (
+    BatchNormRecompute,
+    ReplicaStatistics,
+    recompute_statistics_,
+)
 from swap_fast.training.weights import Weights
 
 Array = NDArray[np.float64]
@@ -162,24 +167,100 @@ def test_beside_torch_s_update_bn() -> None:
         assert (between > 0.01 * within).any()  # the difference is there to be seen
 
 
-def test_batch_norm_1d() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
-    weights = Weights(model)
-    batches = [torch.randn(n, 3) * n for n in (7, 2, 4)]
-    expected = direct_moments(activations(model, batches))
-    recompute_statistics_(weights, batches)
-    np.testing.assert_allclose(weights.statistics.numpy(), expected, rtol=1e-5, atol=1e-6)
+class Shapes(nn.Module):
+    """Batch norm of rows [B, C], of sequences [B, C, L] and of all positions [B * L, C]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line, self.rows, self.flat = nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = self.rows((self.line(x) * 3 + x).transpose(1, 2).reshape(-1, 3))
+        return self.flat(positions.view(len(x), -1, 3).amax(1)) * self.scale
 
 
-def test_batch_norm_1d_over_sequences() -> None:
+class Twice(Shapes):
+    """One of them is used twice, another stays in eval mode, a third is not used."""
+
+    def train(self, mode: bool = True) -> Twice:
+        super().train(mode)
+        self.rows.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows((self.line(2 * self.line(x) + x)).amax(2)) * self.scale
+
+
+class Sometimes(Shapes):
+    """The batch decides which of them are used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.line(x).amax(2)
+        return self.flat(x) * self.scale if len(x) == 2 else self.rows(self.flat(x)) * self.scale
+
+
+class Own(nn.BatchNorm1d):
+    """With a forward pass of its own, which leaves the moments of half a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([super(Own, self).forward(half) for half in x.chunk(1 + (len(x) > 2))])
+
+
+def sequences(*sizes: int) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return [i + (2 + i) * torch.randn(n, 3, 5, generator=draw) for i, n in enumerate(sizes)]
+
+
+NETS = {"plain": Shapes, "twice and frozen": Twice, "not always": Sometimes}
+NETS["own forward"] = lambda: nn.Sequential(nn.Flatten(), nn.Linear(15, 4), Own(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS.keys())
+def test_each_layer_has_the_moments_of_all_that_went_into_it(
+    make: Callable[[], nn.Module], dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4))
+    model, batches = make().to(dtype), [batch.to(dtype) for batch in sequences(6, 2, 10, 4)]
     weights = Weights(model)
-    batches = [torch.randn(n, 2, 9) for n in (3, 1)]  # one sequence has seven values a channel
-    expected = direct_moments(activations(model, batches))
+    weights.set_statistics_(torch.rand_like(weights.statistics).bfloat16().float() + 1)
+    seen: dict[str, list[Tensor]] = {}
+    reference = copy.deepcopy(model).train()
+    for name, norm in reference.named_modules():
+        if isinstance(norm, nn.BatchNorm1d) and norm.training:
+            norm.register_forward_pre_hook(
+                lambda _, given, name=name: seen.setdefault(name, []).append(given[0])
+            )
+    before = {name: buffer.double() for name, buffer in model.named_buffers()}
+    for batch in batches:
+        reference(batch)
+    results = []
+    for forward in (None, model):
+        BatchNormRecompute(weights, forward=forward)(batches)
+        results.append(weights.copy()[1])
+        for name, norm in model.named_modules():
+            if not isinstance(norm, nn.BatchNorm1d):
+                continue
+            if name in seen:
+                rows = [x.detach().double().transpose(0, 1).flatten(1) for x in seen[name]]
+                values = torch.cat(rows, dim=1).numpy()
+                expected = values.mean(1), values.var(1, ddof=1)
+            else:
+                expected = before[f"{name}.running_mean"], before[f"{name}.running_var"]
+            rounding = 1e-5 if dtype == torch.float32 else 4e-3
+            for got, wanted in zip((norm.running_mean, norm.running_var), expected, strict=True):
+                np.testing.assert_allclose(got.double(), wanted, rtol=rounding, atol=rounding)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_a_ghost_batch_norm_has_the_moments_of_each_group() -> None:
+    torch.manual_seed(0)
+    weights, batches = Weights(GhostBatchNorm(3, 2)), image_batches(4, 2, 6)
     recompute_statistics_(weights, batches)
-    np.testing.assert_allclose(weights.statistics.numpy(), expected, rtol=1e-5, atol=1e-6)
+    groups = [torch.cat(batches)[group::2].double().numpy() for group in range(2)]
+    expected = [x.mean((0, 2, 3)) for x in groups] + [x.var((0, 2, 3), ddof=1) for x in groups]
+    np.testing.assert_allclose(weights.statistics.numpy(), np.concatenate(expected), rtol=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_parts import MEAN, STD, SmallNet, make_split
+from small_trainer import MEAN, STD, SmallNet, make_split
 from torch import Tensor, nn
 
 from swap_fast.config.execution import Execution

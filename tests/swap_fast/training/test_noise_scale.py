@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_parts import SWAP, SmallNet, make_dataset, run_processes, small_parts, with_phases
+from small_trainer import (
+    SWAP,
+    SmallNet,
+    calling,
+    make_dataset,
+    run_processes,
+    small_trainer,
+    with_phases,
+)
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,7 +29,6 @@ from swap_fast.distributed import ALONE, Comm
 from swap_fast.record import EpochRow
 from swap_fast.training.noise_scale import GradientNoise, NoiseMeter, gradient_noise
 from swap_fast.training.optimizer import MomentumSGD
-from swap_fast.training.parts import Watch
 from swap_fast.training.step import Step
 from swap_fast.training.weights import Weights
 
@@ -241,10 +248,10 @@ RECIPE = replace(
 
 def run_swap(recipe: SWAPRecipe) -> tuple[str, Tensor, Tensor, list[EpochRow]]:
     rows: list[EpochRow] = []
-    parts = small_parts(recipe, dataset=DATA, watch=Watch(on_epoch=rows.append))
+    parts = small_trainer(recipe, dataset=DATA, callbacks=[calling(on_epoch_end=rows.append)])
     result = swap(recipe, parts)
     return (
-        result.phase1.stopped_by,
+        result.phase1.progress.stopped_by,
         *parts.weights.copy(),
         [replace(row, time_s=0.0) for row in rows],
     )

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small_parts import SmallNet
+from small_trainer import SmallNet
 
 from swap_fast.config.phase import Optimizer
 from swap_fast.training.optimizer import MomentumSGD

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_parts import make_dataset, run_processes, small_parts, with_phases
+from small_trainer import calling, make_dataset, run_processes, small_trainer, with_phases
 from torch import Tensor
 
 from swap_fast.algorithm import swap
@@ -20,7 +20,6 @@ from swap_fast.distributed import ALONE, Comm
 from swap_fast.record import EpochRow
 from swap_fast.training import shutdown as module
 from swap_fast.training.clock import Clock
-from swap_fast.training.parts import Watch
 from swap_fast.training.shutdown import EXIT_STATUS, GracefulShutdown, InterruptedRunError
 
 DATA = make_dataset(train_images=70)
@@ -64,12 +63,12 @@ def run(
 
     kept = RunFolder(folder, clock)
     with shutdown.listening():
-        parts = small_parts(
+        parts = small_trainer(
             RECIPE,
             dataset=DATA,
             clock=clock,
             comm=comm,
-            watch=Watch(on_step=on_step, on_epoch=on_epoch),
+            callbacks=[calling(on_step=on_step, on_epoch_end=on_epoch)],
             checkpoints=kept,
             shutdown=shutdown,
         )

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from small_parts import SmallNet
+from small_trainer import SmallNet
 from torch import Tensor, nn
 
 from swap_fast.config.execution import Execution

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from swap_fast.algorithm import stopped_by
 from swap_fast.config.phase import Phase
 from swap_fast.record import EpochRow
 from swap_fast.training.clock import Clock
-from swap_fast.training.loop import TrainStage, train
+from swap_fast.training.loop import TrainStage, train_epochs
 from swap_fast.training.noise_scale import GradientNoise
 from swap_fast.training.state import Progress
 from swap_fast.training.step import Metrics
@@ -75,7 +76,7 @@ class Script:
             rows.append(row)
             ends.append(stopped_by)
 
-        train(
+        epochs = train_epochs(
             [
                 TrainStage(
                     epochs=epochs,
@@ -88,8 +89,11 @@ class Script:
             begin=begin or Progress(phase=1),
             clock=clock,
             on_step=lambda n: self.events.append(("on_step", n)),
-            after_epoch=after_epoch,
         )
+        for row, metrics in epochs:
+            after_epoch(row, stopped_by(phase, row.epoch, metrics))
+            if ends[-1]:
+                break
         assert not any(ends[:-1])  # nothing follows the end
         return ends[-1] if ends else None, rows, clock
 
@@ -100,22 +104,22 @@ def phase(max_epochs: int, tau: float | None = None) -> Phase:
 
 def test_it_ends_after_the_last_epoch() -> None:
     script = Script([0.1, 0.2, 0.3])
-    stopped_by, rows, _ = script.run(phase(3))
-    assert stopped_by == "max_epochs"
+    ended_by, rows, _ = script.run(phase(3))
+    assert ended_by == "max_epochs"
     assert [row.epoch for row in rows] == [1, 2, 3]
     assert script.metrics == []
 
 
 def test_it_ends_at_the_first_epoch_above_tau() -> None:
-    stopped_by, rows, _ = Script([0.5, 0.97, 0.99, 0.4, 0.4]).run(phase(5, 0.98))
-    assert stopped_by == "stopping_accuracy"
+    ended_by, rows, _ = Script([0.5, 0.97, 0.99, 0.4, 0.4]).run(phase(5, 0.98))
+    assert ended_by == "stopping_accuracy"
     assert [row.train_accuracy for row in rows] == [0.5, 0.97, 0.99]
 
 
 def test_at_tau_it_goes_on() -> None:
     # Algorithm 1, line 8: while the training accuracy is at most tau.
-    stopped_by, rows, _ = Script([0.75, 0.75, 0.7500001]).run(phase(9, 0.75))
-    assert stopped_by == "stopping_accuracy"
+    ended_by, rows, _ = Script([0.75, 0.75, 0.7500001]).run(phase(9, 0.75))
+    assert ended_by == "stopping_accuracy"
     assert len(rows) == 3
 
 
@@ -140,22 +144,22 @@ def auto(max_epochs: int, **others: float) -> Phase:
 def test_it_ends_at_the_first_epoch_of_more_noise_than_so_many_batches() -> None:
     noises = [noise(scale) for scale in (3.0, 11.0, 12.0, 12.1, 5.0)]
     script = Script([0.1] * 5, noises=noises)
-    stopped_by, rows, _ = script.run(auto(5, stopping_noise_ratio=3.0))
-    assert stopped_by == "noise_scale"
+    ended_by, rows, _ = script.run(auto(5, stopping_noise_ratio=3.0))
+    assert ended_by == "noise_scale"
     assert [row.noise_scale for row in rows] == [3.0, 11.0, 12.0, 12.1]  # at 3 x 4 it goes on
 
 
 def test_noise_does_not_count_before_the_peak_of_the_learning_rate() -> None:
     for warmup_epochs, epochs in ((0.0, 1), (1.0, 2), (1.5, 3)):
         script = Script([0.1] * 4, noises=[noise(1000.0)] * 4)
-        stopped_by, rows, _ = script.run(auto(4, warmup_epochs=warmup_epochs))
-        assert (stopped_by, len(rows)) == ("noise_scale", epochs)
+        ended_by, rows, _ = script.run(auto(4, warmup_epochs=warmup_epochs))
+        assert (ended_by, len(rows)) == ("noise_scale", epochs)
 
 
 def test_where_noise_hides_the_gradient_it_ends() -> None:
     lost = GradientNoise(squared_norm=-0.1, variance=2.0, global_batch_size=4)
-    stopped_by, rows, _ = Script([0.1] * 3, noises=[noise(1.0), lost, lost]).run(auto(3))
-    assert stopped_by == "noise_scale"
+    ended_by, rows, _ = Script([0.1] * 3, noises=[noise(1.0), lost, lost]).run(auto(3))
+    assert ended_by == "noise_scale"
     assert [row.noise_scale for row in rows] == [1.0, None]
 
 
@@ -178,8 +182,8 @@ def test_every_step_loads_sets_its_rate_and_updates() -> None:
 
 def test_stretches_follow_one_another_and_epochs_are_counted_on() -> None:
     script = Script([0.1, 0.2, 0.3, 0.9])
-    stopped_by, rows, _ = script.run(phase(5, 0.8), stages=[range(1), range(1, 3), range(3, 5)])
-    assert stopped_by == "stopping_accuracy"
+    ended_by, rows, _ = script.run(phase(5, 0.8), stages=[range(1), range(1, 3), range(3, 5)])
+    assert ended_by == "stopping_accuracy"
     assert [row.epoch for row in rows] == [1, 2, 3, 4]
     opened = [event for event in script.events if event == "open" or event[0] == "epoch"]
     assert opened == [
@@ -192,12 +196,12 @@ def test_stretches_follow_one_another_and_epochs_are_counted_on() -> None:
 
 def test_it_goes_on_after_the_epochs_that_are_done() -> None:
     script = Script([0.1, 0.9])
-    stopped_by, rows, _ = script.run(
+    ended_by, rows, _ = script.run(
         phase(5, 0.8),
         begin=Progress(phase=1, epoch=2),
         stages=[range(2), range(2, 3), range(3, 5)],
     )
-    assert stopped_by == "stopping_accuracy"
+    assert ended_by == "stopping_accuracy"
     assert [row.epoch for row in rows] == [3, 4]
     opened = [event for event in script.events if event == "open" or event[0] == "epoch"]
     assert opened == ["open", ("epoch", 0, 2), "open", ("epoch", 0, 3)]

@@ -52,9 +52,9 @@ def test_a_rank_that_is_behind_is_named_with_its_update() -> None:
     (first, second), said, heard = pair(0.2)
     with first, second:
         for _ in range(5):
-            first.beat()
+            first.on_step(1)
         for _ in range(3):
-            second.beat()
+            second.on_step(1)
         assert heard.wait(20)
     assert said[0] == "no update was done for 0.2 s: rank 1 at update 3, the others at 5"
 
@@ -63,8 +63,8 @@ def test_a_rank_without_a_sign_of_life_is_named() -> None:
     (first, second), said, heard = pair(0.2)
     with first:
         with second:
-            first.beat()
-            second.beat()
+            first.on_step(1)
+            second.on_step(1)
             until(lambda: second._store.check(["beat/1"]))
         assert heard.wait(20)  # the second's thread has ended, as that of a stopped process
     assert said[0].endswith("no sign of life from rank 1, which hangs or has ended")
@@ -73,8 +73,8 @@ def test_a_rank_without_a_sign_of_life_is_named() -> None:
 def test_where_no_rank_is_behind_the_devices_are_named() -> None:
     (first, second), said, heard = pair(0.2)
     with first, second:
-        first.beat()
-        second.beat()
+        first.on_step(1)
+        second.on_step(1)
         assert heard.wait(20)
     assert said[0].endswith("all ranks are at update 1; a device, or what links them, hangs")
 
@@ -84,8 +84,8 @@ def test_nothing_is_said_while_updates_go_on_or_none_is_due() -> None:
     with first, second:
         end = time.monotonic() + 0.6
         while time.monotonic() < end:
-            first.beat()
+            first.on_step(1)
             time.sleep(INTERVAL_S)
-        first.rest()  # as through an evaluation: it may last
+        first.on_averaging()  # as through an evaluation: it may last
         time.sleep(0.4)
     assert said == []

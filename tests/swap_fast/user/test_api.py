@@ -16,11 +16,11 @@ import pytest
 import torch
 from own_nets import PHASE1, PHASE2, assert_same_bits, bits, blobs, net, plain_net, small_swap
 from plain_swap import PlainPhase, PlainSwap
+from small_trainer import calling
 from torch import nn
 
 import swap_fast
 from swap_fast.record import EpochRow
-from swap_fast.training.parts import Watch
 
 X, Y = blobs()
 
@@ -213,10 +213,10 @@ def test_the_users_generators_go_on_as_if_nothing_had_been_drawn() -> None:
     assert draws() == expected
 
 
-def test_the_watch_is_told_of_every_epoch() -> None:
+def test_a_callback_gets_every_update_and_epoch() -> None:
     rows: list[EpochRow] = []
     steps: list[int] = []
-    result = small_swap(watch=Watch(on_step=steps.append, on_epoch=rows.append))
+    result = small_swap(callbacks=[calling(on_step=steps.append, on_epoch_end=rows.append)])
     assert tuple(rows) == result.epochs
     assert [(r.phase, r.worker, r.epoch) for r in rows] == [
         *[(1, 0, 1), (1, 0, 2)],

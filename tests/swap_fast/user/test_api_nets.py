@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,7 @@ from own_nets import (
 )
 from torch import Tensor, nn
 
-from swap_fast.user.statistics import ActivationPass
-from swap_fast.user.weights import OwnWeights
+from swap_fast.training.weights import Weights
 
 
 def initial(make: Any, seed: int = 0) -> nn.Module:
@@ -104,7 +102,7 @@ def test_half_precision_is_updated_and_averaged_in_fp32() -> None:
     assert not torch.equal(result.model[0].weight, before)
     # And the average is the rounded mean of the workers, not the mean of rounded ones.
     model = initial(make)
-    weights = OwnWeights(model)
+    weights = Weights(model)
     theta = torch.full_like(weights.theta, 1 + 2**-9)  # half way between two bf16 numbers, and up
     weights.load_(theta, weights.statistics)
     assert weights.copy()[0].dtype == torch.float32
@@ -190,83 +188,6 @@ def test_dropout_follows_from_the_seed() -> None:
     runs = [bits(small_swap(make, seed=seed)) for seed in (1, 1, 2)]
     assert_same_bits(*runs[:2])
     assert not torch.equal(runs[0]["averaged.0.weight"], runs[2]["averaged.0.weight"])
-
-
-# Phase 3's pass.
-
-
-class Ways(nn.Module):
-    """Batch norm of [N, C], [N, C, L] and [N, C, H, W], one of them used twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flat, self.line, self.plane = nn.BatchNorm1d(4), nn.BatchNorm1d(3), nn.BatchNorm2d(2)
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        line = self.line(self.line(batch["line"]) * 2 + 1)
-        return self.flat(batch["flat"]).sum() + line.sum() + self.plane(batch["plane"]).sum()
-
-
-def ways_batches() -> list[dict[str, Tensor]]:
-    draw = torch.Generator().manual_seed(0)
-    sizes = {"flat": (4,), "line": (3, 5), "plane": (2, 3, 3)}
-    return [
-        {name: torch.randn(n, *size, generator=draw) + 1 for name, size in sizes.items()}
-        for n in (6, 6, 3)
-    ]
-
-
-def test_statistics_are_the_moments_of_all_that_goes_in() -> None:
-    model, batches = Ways(), ways_batches()
-    ActivationPass(OwnWeights(model), model)(batches)
-    for norm, name in ((model.flat, "flat"), (model.plane, "plane")):
-        values = torch.cat([b[name].transpose(0, 1).flatten(1) for b in batches], dim=1)
-        torch.testing.assert_close(norm.running_mean, values.mean(1))
-        torch.testing.assert_close(norm.running_var, values.var(1))
-    twice = []
-    for batch in batches:
-        line = batch["line"]
-        mean, var = line.mean((0, 2), keepdim=True), line.var((0, 2), keepdim=True, correction=0)
-        twice += [line, (line - mean) / (var + 1e-5).sqrt() * 2 + 1]
-    values = torch.cat([each.transpose(0, 1).flatten(1) for each in twice], dim=1)
-    torch.testing.assert_close(model.line.running_mean, values.mean(1))
-    torch.testing.assert_close(model.line.running_var, values.var(1))
-
-
-def test_of_one_batch_they_are_those_of_torchs_update_bn() -> None:
-    batch = blobs(40)[0]
-    model = net()
-    expected = copy.deepcopy(model)
-    torch.optim.swa_utils.update_bn([batch], expected)
-    ActivationPass(OwnWeights(model), model)([batch])
-    torch.testing.assert_close(model[1].running_mean, expected[1].running_mean)
-    torch.testing.assert_close(model[1].running_var, expected[1].running_var)
-
-
-def test_of_several_batches_the_spread_of_their_means_is_in_the_variance_too() -> None:
-    # torch's update_bn takes the mean of the batches' variances alone.
-    batches = blobs(40)[0].split(10)
-    model = net()
-    expected = copy.deepcopy(model)
-    torch.optim.swa_utils.update_bn(batches, expected)
-    ActivationPass(OwnWeights(model), model)(batches)
-    torch.testing.assert_close(model[1].running_mean, expected[1].running_mean)
-    with torch.no_grad():
-        means = torch.stack([model[0](batch).mean(0) for batch in batches])
-    between = 10 * (means - means.mean(0)).square().sum(0)
-    whole = (36 * expected[1].running_var + between) / 39
-    torch.testing.assert_close(model[1].running_var, whole)
-
-
-def test_a_pass_that_fails_leaves_the_statistics_as_they_were() -> None:
-    model = net()
-    weights = OwnWeights(model)
-    before = weights.copy()[1]
-    calls = iter([blobs(10)[0], None])
-    with pytest.raises(TypeError):
-        ActivationPass(weights, model)(calls)
-    assert torch.equal(weights.copy()[1], before)
-    assert model.training
 
 
 # What cannot be.

@@ -33,9 +33,11 @@ from processes import free_port
 from repository import TESTS
 from safetensors import safe_open
 from safetensors.torch import load_file
+from small_trainer import calling
 from torch import nn
 
-from swap_fast.training.parts import Watch
+from swap_fast.checkpoint.attempts import Attempt
+from swap_fast.training.callback import Callback
 from swap_fast.training.shutdown import InterruptedRunError
 
 TEST = blobs(60, seed=2)
@@ -166,7 +168,7 @@ def test_the_models_have_memory_of_their_own() -> None:
 # Interrupted, and gone on with.
 
 
-class Cut:
+class Cut(Callback):
     """Ends a run after so many updates, as a signal does."""
 
     def __init__(self, updates: int) -> None:
@@ -176,10 +178,6 @@ class Cut:
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-
-    @property
-    def watch(self) -> Watch:
-        return Watch(on_step=self.on_step)
 
 
 def _handlers() -> list[Any]:
@@ -204,7 +202,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 ) -> None:
     whole, handlers = small_swap(test=TEST, **said), _handlers()
     with pytest.raises(InterruptedRunError):
-        small_swap(test=TEST, **said, folder=tmp_path, watch=Cut(updates).watch)
+        small_swap(test=TEST, **said, folder=tmp_path, callbacks=[Cut(updates)])
     assert _handlers() == handlers
     result = small_swap(test=TEST, **said, folder=tmp_path, resume=True)
     assert_same_bits(bits(result), bits(whole))
@@ -223,7 +221,7 @@ def test_batches_as_they_come_go_on_too(tmp_path: Path) -> None:
 
     whole = small_swap(train=loader())
     with pytest.raises(InterruptedRunError):
-        small_swap(train=loader(), folder=tmp_path, watch=Cut(8).watch)
+        small_swap(train=loader(), folder=tmp_path, callbacks=[Cut(8)])
     result = small_swap(train=loader(), folder=tmp_path, resume=True)
     assert_same_bits(bits(result), bits(whole))
 
@@ -237,7 +235,7 @@ def test_a_run_that_is_done_gives_its_result_again(tmp_path: Path) -> None:
         folder=tmp_path,
         phase2=phase2,
         resume=True,
-        watch=Watch(on_step=steps.append),
+        callbacks=[calling(on_step=steps.append)],
     )
     assert steps == []
     assert_same_bits(bits(again), bits(first))
@@ -250,12 +248,16 @@ def test_a_folder_has_one_run(tmp_path: Path) -> None:
     small_swap(folder=tmp_path)
     with pytest.raises(ValueError, match=r"^folder: expected one without a run, .* resume=True"):
         small_swap(folder=tmp_path)
-    with pytest.raises(ValueError, match=r"^seed: expected 0 as the run in .* has, got 1; choose"):
+    with pytest.raises(
+        ValueError, match=r"^resume: expected the settings .* got seed 1 in place of 0; give"
+    ):
         small_swap(folder=tmp_path, resume=True, seed=1)
-    with pytest.raises(ValueError, match=r"^model: expected "):
+    with pytest.raises(ValueError, match=r"^resume: .*model\.made_by"):
         small_swap(plain_net, folder=tmp_path, resume=True)
-    (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(ValueError, match=r"^folder: expected settings in .*; choose another fol"):
+    with Attempt(tmp_path), pytest.raises(ValueError, match="another process is at; wait for it"):
+        small_swap(folder=tmp_path, resume=True)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json: expected JSON .*; delete this folder, or "):
         small_swap(folder=tmp_path, resume=True)
 
 
@@ -264,7 +266,8 @@ def test_without_a_folder_nothing_is_written_and_signals_are_left_alone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     handlers = []
-    small_swap(watch=Watch(on_step=lambda _: handlers.append(signal.getsignal(signal.SIGTERM))))
+    note = calling(on_step=lambda _: handlers.append(signal.getsignal(signal.SIGTERM)))
+    small_swap(callbacks=[note])
     assert set(handlers) == {signal.getsignal(signal.SIGTERM)}
     assert list(tmp_path.iterdir()) == []
 

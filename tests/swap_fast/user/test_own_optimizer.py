@@ -11,16 +11,16 @@ import torch
 from own_nets import plain_net
 from torch import Tensor, nn
 
+from swap_fast.training.weights import Weights
 from swap_fast.user.optimizer import OwnOptimizer
-from swap_fast.user.weights import OwnWeights
 
 
-def weights_of(dtype: torch.dtype = torch.float32) -> OwnWeights:
+def weights_of(dtype: torch.dtype = torch.float32) -> Weights:
     torch.manual_seed(0)
-    return OwnWeights(plain_net().to(dtype))
+    return Weights(plain_net().to(dtype))
 
 
-def updates(optimizer: OwnOptimizer, weights: OwnWeights, seed: int, count: int = 3) -> None:
+def updates(optimizer: OwnOptimizer, weights: Weights, seed: int, count: int = 3) -> None:
     draw = torch.Generator().manual_seed(seed)
     for number in range(count):
         weights.gradient.copy_(torch.randn(weights.gradient.shape, generator=draw))

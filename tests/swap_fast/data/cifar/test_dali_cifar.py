@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_parts import MEAN, STD, make_split
+from small_trainer import MEAN, STD, make_split
 
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Phase

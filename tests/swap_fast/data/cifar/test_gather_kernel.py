@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from repository import ROOT
-from small_parts import MEAN, STD, make_split, oracle_image
+from small_trainer import MEAN, STD, make_split, oracle_image
 from torch import Tensor
 
 from swap_fast.config.phase import Augmentation

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_parts import make_dataset
+from small_trainer import make_dataset
 
 from swap_fast.data.cifar.dataset import hold_out
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_parts import MEAN, STD, make_split, oracle_image
+from small_trainer import MEAN, STD, make_split, oracle_image
 from torch import Tensor
 
 from swap_fast.config.phase import Augmentation

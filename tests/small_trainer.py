@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from swap_fast.data.cifar.dataset import Dataset, Split
 from swap_fast.distributed import ALONE, Comm, connect
 from swap_fast.record import EpochRow
 from swap_fast.tasks.cifar import CifarSource
+from swap_fast.training.callback import Callback
 from swap_fast.training.clock import Clock
-from swap_fast.training.parts import Trainer, Watch, build_trainer
+from swap_fast.training.parts import Trainer, build_trainer
 from swap_fast.training.shutdown import NEVER, GracefulShutdown
 from swap_fast.training.state import Checkpoints, NoCheckpoints, Progress, TrainingState
 
@@ -102,7 +103,7 @@ def make_dataset(train_images: int = 44, test_images: int = 30) -> Dataset:
     )
 
 
-def small_parts(
+def small_trainer(
     recipe: Recipe = SWAP,
     *,
     dataset: Dataset | None = None,
@@ -110,7 +111,7 @@ def small_parts(
     seed: int = 3,
     comm: Comm = ALONE,
     clock: Clock | None = None,
-    watch: Watch | None = None,
+    callbacks: Iterable[Callback] = (),
     execution: Execution | None = None,
     checkpoints: Checkpoints | None = None,
     shutdown: GracefulShutdown = NEVER,
@@ -125,10 +126,19 @@ def small_parts(
         execution=execution or Execution(),
         comm=comm,
         clock=clock or Clock(),
-        watch=watch or Watch(),
+        callbacks=callbacks,
         checkpoints=checkpoints,
         shutdown=shutdown,
     )
+
+
+def calling(**functions: Callable[..., object]) -> Callback:
+    """A callback that calls these functions: `calling(on_epoch_end=rows.append)`."""
+    made = Callback()
+    for name, function in functions.items():
+        assert hasattr(Callback, name)
+        setattr(made, name, function)
+    return made
 
 
 class Kept(NoCheckpoints):

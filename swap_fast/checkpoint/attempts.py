@@ -1,4 +1,7 @@
-"""The attempts at a run: when each began, and its last sign of life, for what was lost with it."""
+"""Who is at a run: the lock of its folder, and of each attempt its start and its last heartbeat.
+
+This module needs no torch, so that a run can be watched from anywhere.
+"""
 
 import fcntl
 import json
@@ -7,40 +10,47 @@ import time
 from pathlib import Path
 from typing import Any
 
+from swap_fast.training.callback import Callback
+
 LOCK = "attempt-{}.lock"
-BEAT_S = 1.0
-"""At most so often an attempt says that it lives."""
+HEARTBEAT_S = 1.0
+"""An attempt's file is touched at most this often."""
 
 
-class Attempt:
-    """One process's try at a run: a file in the run's folder, touched while it trains.
+class Attempt(Callback):
+    """One process's attempt at a run: a file in the run's folder, touched while it trains.
 
     What an attempt did after its last checkpoint is lost with it, and so is its set-up, since the
     next one counts its own. Nothing in the checkpoints can tell how long that was; the file can.
-    An attempt that ends well takes its file away.
+    An attempt that ends well deletes its file.
 
     Arguments:
         folder: the run's.
-        name: of what is tried; parts of a run may be tried side by side.
+        name: of the part of the run; parts may run side by side.
 
     Raises:
         ValueError: another process is at it.
     """
 
     def __init__(self, folder: Path, name: str = "run") -> None:
+        from filelock import FileLock, Timeout  # a slow import, of no use to `is_running`
+
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(folder / LOCK.format(name), os.O_RDWR | os.O_CREAT)
-        if not _is_locked(self._lock):
-            os.close(self._lock)
+        self._lock = FileLock(folder / LOCK.format(name))
+        try:
+            # Tried for a second, since `is_running` holds it for an instant.
+            self._lock.acquire(timeout=1.0, poll_interval=0.05)
+        except Timeout:
             raise ValueError(
                 f"{folder.name}: expected a run that nobody runs, got one that another process is "
                 "at; wait for it"
-            )
+            ) from None
         earlier = sorted(folder.glob(f"attempt-{name}-*.json"))
-        self.goes_on = bool(earlier)
+        self.resumed = bool(earlier)
+        """Whether an earlier attempt ended badly."""
         self._folder = folder
         self._path = folder / f"attempt-{name}-{len(earlier) + 1:04d}.json"
-        self._began, self._beaten = time.time(), time.monotonic()
+        self._started, self._touched = time.time(), time.monotonic()
         self.keep(0.0)
 
     def __enter__(self) -> "Attempt":
@@ -51,20 +61,20 @@ class Attempt:
         """The process is no longer at it."""
         if error is None:
             self._path.unlink(missing_ok=True)
-        os.close(self._lock)
+        self._lock.release()
 
-    def beat(self) -> None:
-        """Say that it lives; cheap enough for every step."""
+    def on_step(self, images: int) -> None:
+        """Show that the process lives; cheap enough for every step."""
         now = time.monotonic()
-        if now - self._beaten > BEAT_S:
-            self._beaten = now
+        if now - self._touched > HEARTBEAT_S:
+            self._touched = now
             self._path.touch()
 
     def keep(self, seconds: float) -> None:
         """Note how many seconds of its training are in checkpoints."""
-        told = {"began": self._began, "kept_s": seconds, "process": os.getpid()}
+        content = {"started": self._started, "kept_s": seconds, "process": os.getpid()}
         part = self._path.with_suffix(".part")
-        part.write_text(json.dumps(told) + "\n")
+        part.write_text(json.dumps(content) + "\n")
         part.replace(self._path)
 
     def interruptions(self) -> dict[str, Any] | None:
@@ -75,21 +85,8 @@ class Attempt:
         return {"count": len(others), "lost_s": sum(map(_lost_s, others))}
 
 
-def _is_locked(lock: int) -> bool:
-    """Lock it; tried again for a second, since who asks `is_running` holds it for an instant."""
-    deadline = time.monotonic() + 1.0
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-
-
 def is_running(folder: Path) -> bool:
-    """Whether a process is at this run, or at a part of it."""
+    """Whether a process is at this run, or at a part of it; needs no right to write."""
     for path in folder.glob(LOCK.format("*")):
         try:
             with open(path) as lock:
@@ -103,7 +100,7 @@ def is_running(folder: Path) -> bool:
 
 def _lost_s(path: Path) -> float:
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return max(0.0, path.stat().st_mtime - float(told["began"]) - float(told["kept_s"]))
-    except (OSError, ValueError, TypeError, KeyError):
+        content = json.loads(path.read_bytes())
+        return max(0.0, path.stat().st_mtime - float(content["started"]) - float(content["kept_s"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return 0.0

@@ -1,0 +1,48 @@
+"""The lock of a run's folder, and what its attempts leave."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from threading import Timer
+
+import pytest
+
+from swap_fast.checkpoint.attempts import Attempt, is_running
+
+
+def test_who_only_looks_keeps_no_attempt_from_beginning(tmp_path: Path) -> None:
+    (tmp_path / "attempt-run.lock").touch()
+    with open(tmp_path / "attempt-run.lock") as looked:
+        fcntl.flock(looked, fcntl.LOCK_SH)
+        Timer(0.2, lambda: fcntl.flock(looked, fcntl.LOCK_UN)).start()
+        with Attempt(tmp_path):
+            assert is_running(tmp_path)
+
+
+def test_what_was_lost_is_known_from_the_signs_of_life(tmp_path: Path) -> None:
+    class KilledError(Exception):
+        """In place of a signal."""
+
+    for name, lived_s, kept_s in (("run", 100.0, 60.0), ("worker3", 10.0, 0.0)):
+        attempt = Attempt(tmp_path, name)
+        attempt.keep(kept_s)
+        with pytest.raises(KilledError), attempt:
+            raise KilledError
+        (path,) = tmp_path.glob(f"attempt-{name}-*.json")
+        began = json.loads(path.read_text())["started"]
+        os.utime(path, (began + lived_s, began + lived_s))
+    with Attempt(tmp_path, "worker3") as again:  # ends well, and leaves nothing
+        assert again.resumed
+    with Attempt(tmp_path) as last:
+        assert last.interruptions() == {"count": 2, "lost_s": pytest.approx(50.0, abs=1e-3)}
+
+
+def test_an_attempt_that_ends_well_leaves_nothing_to_tell(tmp_path: Path) -> None:
+    with Attempt(tmp_path) as first:
+        assert first.interruptions() is None
+    with Attempt(tmp_path) as second:
+        assert not second.resumed
+        assert second.interruptions() is None
