@@ -124,6 +124,21 @@ def _driver_version(nvml: Nvml) -> str | None:
     return nvml.ask("driver", lambda pynvml: str(pynvml.nvmlSystemGetDriverVersion()))
 
 
+_QUERIES: dict[str, Callable[[Any, Any], float]] = {
+    "sm_clock_mhz": lambda n, d: float(_value(n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_SM))),
+    "memory_clock_mhz": lambda n, d: float(_value(n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_MEM))),
+    "power_w": lambda n, d: _value(n.nvmlDeviceGetPowerUsage(d)) / 1000,
+    "utilization": lambda n, d: _value(n.nvmlDeviceGetUtilizationRates(d).gpu, most=100) / 100,
+    "memory_used_gib": lambda n, d: (
+        _value(n.nvmlDeviceGetMemoryInfo(d).used, most=_MOST_64) / 2**30
+    ),
+    "temperature_c": lambda n, d: float(
+        _value(n.nvmlDeviceGetTemperature(d, n.NVML_TEMPERATURE_GPU))
+    ),
+}
+"""The values of a `Reading`, from the module pynvml and a device's handle."""
+
+
 class Device:
     """One device, found by its UUID: CUDA_VISIBLE_DEVICES renumbers torch's devices, not NVML's.
 
@@ -168,30 +183,9 @@ class Device:
             # The newer name, with "Event", is not in every driver that torch supports.
             lambda n, d: _value(n.nvmlDeviceGetCurrentClocksThrottleReasons(d), most=_MOST_64),
         )
-        return Reading(
-            sm_clock_mhz=self._ask(
-                "sm_clock_mhz",
-                lambda n, d: float(_value(n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_SM))),
-            ),
-            memory_clock_mhz=self._ask(
-                "memory_clock_mhz",
-                lambda n, d: float(_value(n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_MEM))),
-            ),
-            power_w=self._ask("power_w", lambda n, d: _value(n.nvmlDeviceGetPowerUsage(d)) / 1000),
-            utilization=self._ask(
-                "utilization",
-                lambda n, d: _value(n.nvmlDeviceGetUtilizationRates(d).gpu, most=100) / 100,
-            ),
-            memory_used_gib=self._ask(
-                "memory_used_gib",
-                lambda n, d: _value(n.nvmlDeviceGetMemoryInfo(d).used, most=_MOST_64) / 2**30,
-            ),
-            temperature_c=self._ask(
-                "temperature_c",
-                lambda n, d: float(_value(n.nvmlDeviceGetTemperature(d, n.NVML_TEMPERATURE_GPU))),
-            ),
-            throttle_reasons=None if bits is None else throttle_words(bits),
-        )
+        values = {name: self._ask(name, query) for name, query in _QUERIES.items()}
+        reasons = None if bits is None else throttle_words(bits)
+        return Reading(**values, throttle_reasons=reasons)
 
     def _ask(self, what: str, question: Callable[[Any, Any], Answer]) -> Answer | None:
         if self._handle is None:

@@ -167,7 +167,7 @@ CPU_COUNTS = (2048, 4096, 2000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class FigureCost:
     """The points, images and processes of a measurement."""
 
     points: int
@@ -195,15 +195,15 @@ class Cost:
         return None if each_s is None else each_s * passes
 
 
-def _cost(options: FigureOptions, record: RunRecord, device: str) -> Cost:
+def _cost(options: FigureOptions, record: RunRecord, device: str) -> FigureCost:
     models = len(saved_models(options.number, record, options.out))
     processes = _processes(options, device)
     if options.number == 4:
         images = min(options.train_images or GRADIENT_IMAGES, record.data["train_images"])
-        return Cost(points=models - 1, images=images, passes=3, processes=processes)
+        return FigureCost(points=models - 1, images=images, passes=3, processes=processes)
     points = models + _grid(options, device) ** 2
     images = _counts(options, record, device).total
-    return Cost(points=points, images=images, passes=1, processes=processes)
+    return FigureCost(points=points, images=images, passes=1, processes=processes)
 
 
 def _grid(options: FigureOptions, device: str) -> int:

@@ -25,7 +25,7 @@ WORTH_IT = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class ScalingPoint:
     """Phase 1 on one number of devices."""
 
     gpus: int
@@ -43,7 +43,7 @@ class Scaling:
 
     work: Workload
     speed: Modelled
-    points: tuple[Point, ...]
+    points: tuple[ScalingPoint, ...]
     """Each with twice the devices of the one before."""
 
     @property
@@ -63,7 +63,7 @@ def scale(work: Workload, speed: Modelled) -> Scaling:
     while gpus <= LARGEST:
         batch = phase.micro_batch_size * gpus
         points.append(
-            Point(
+            ScalingPoint(
                 gpus=gpus,
                 weak_batch=batch,
                 weak_s=_epoch_s(phase, speed, gpus, batch),
@@ -161,7 +161,7 @@ def _ratio(before: float | None, now: float | None) -> str:
     return NOTHING if before is None or now is None else f"{before / now:.2f}"
 
 
-def _efficiency(one_s: float | None, point: Point) -> str:
+def _efficiency(one_s: float | None, point: ScalingPoint) -> str:
     if one_s is None or point.weak_s is None:
         return NOTHING
     return f"{100 * one_s / point.gpus / point.weak_s:.0f}"
