@@ -1,7 +1,7 @@
-"""What a net's layers cost an image: arithmetic, traffic with memory, what backward keeps.
+"""The cost of a net's layers for one image: arithmetic, memory traffic, saved activations.
 
-Counted by hand from the shapes, so that a plan needs no torch. `bench.micro.peak` counts over the
-net itself, and can take layers as fused; a test holds the two equal.
+Counted from the shapes, so that a plan needs no torch. `bench.micro.peak` counts on the net itself,
+and can take layers as fused; a test compares the two.
 """
 
 from collections.abc import Iterator
@@ -11,9 +11,10 @@ from typing import Literal
 INDEX_BYTES = 8
 """Of a max pool's position, which its backward pass reads."""
 WEIGHT_BYTES = 4
-"""Weights, gradients, velocities and what is communicated are float32."""
+"""Weights, gradients, velocities and communication are float32."""
 UPDATE_PASSES = 9
-"""Over P values: the gradient zeroed, added to; the update's three reads and two writes."""
+"""Reads and writes of P values in an update: the gradient is zeroed and added to; the update reads
+three and writes two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,24 +26,23 @@ class Layer:
     parameters: int = 0
     """Trained values."""
     forward_values: int = 0
-    """Activations read and written by the forward pass if no two layers are fused."""
+    """Activations read and written by the forward pass if no layers are fused."""
     backward_values: int = 0
-    """The same for the backward pass, with their gradients."""
+    """The same for the backward pass, with gradients."""
     saved_values: int = 0
-    """Activations kept for the backward pass and by no earlier layer."""
+    """Activations saved for the backward pass, except those that an earlier layer saves."""
     saved_indices: int = 0
-    """Positions of maxima kept for the backward pass."""
+    """Positions of maxima saved for the backward pass."""
     backward_products: int = 2
-    """Of matrices in the backward pass for one forward: 1 where the input needs no gradient."""
+    """Matrix products of the backward pass for each of the forward pass: 1 where the input needs no
+    gradient."""
 
     @property
     def forward_flop(self) -> int:
-        """Operations of the forward pass."""
         return 2 * self.macs
 
     @property
     def backward_flop(self) -> int:
-        """Operations of the backward pass."""
         return 2 * self.macs * self.backward_products
 
 
@@ -55,21 +55,19 @@ class Net:
 
     @property
     def parameters(self) -> int:
-        """P."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
     def forward_flop(self) -> int:
-        """Operations of a forward pass, an image."""
         return sum(layer.forward_flop for layer in self.layers)
 
     @property
     def train_flop(self) -> int:
-        """Operations of a forward and a backward pass, an image."""
+        """Of a forward and a backward pass."""
         return self.forward_flop + sum(layer.backward_flop for layer in self.layers)
 
     def saved_bytes(self, activation_bytes: int) -> int:
-        """What the forward pass keeps for the backward pass, an image."""
+        """Activation memory of an image."""
         values = sum(layer.saved_values for layer in self.layers)
         return values * activation_bytes + INDEX_BYTES * sum(
             layer.saved_indices for layer in self.layers
@@ -151,15 +149,9 @@ def _halved(side: int) -> int:
 
 
 def _convolution(
-    inputs: int,
-    outputs: int,
-    kernel: int,
-    side: int,
-    end: int,
-    *,
-    is_first: bool = False,
+    inputs: int, outputs: int, kernel: int, side: int, end: int, *, is_first: bool = False
 ) -> Layer:
-    """Keeps its input, the image; any other one is kept by the layer before it."""
+    """Saves its input only if it is the image; the layer before it saves any other one."""
     x, y, weights = inputs * side**2, outputs * end**2, inputs * outputs * kernel**2
     return Layer(
         macs=weights * end**2,
@@ -172,7 +164,7 @@ def _convolution(
 
 
 def _batch_norm(channels: int, side: int) -> Layer:
-    """Reads its input twice, for the moments and for the result; backward reads both twice."""
+    """Reads its input twice, for moments and result; backward reads input and gradient twice."""
     x = channels * side**2
     return Layer(
         parameters=2 * channels, forward_values=3 * x, backward_values=5 * x, saved_values=x
@@ -180,7 +172,7 @@ def _batch_norm(channels: int, side: int) -> Layer:
 
 
 def _relu(channels: int, side: int) -> Layer:
-    """In place; its result is kept, for itself and for what reads it."""
+    """In place; saves its result, for itself and for the next layer."""
     y = channels * side**2
     return Layer(forward_values=2 * y, backward_values=3 * y, saved_values=y)
 
@@ -188,7 +180,7 @@ def _relu(channels: int, side: int) -> Layer:
 def _max_pool(
     channels: int, side: int, end: int, *, saves: Literal["input", "output", "nothing"] = "input"
 ) -> Layer:
-    """Keeps its input or, for what reads it, its output, where no layer beside it keeps them."""
+    """Saves its input, or its output for the next layer, unless another layer saves them."""
     x, y = channels * side**2, channels * end**2
     return Layer(
         forward_values=x + y,
@@ -205,11 +197,10 @@ def _addition(channels: int, side: int, *, saved: bool) -> Layer:
 
 def _linear(inputs: int, outputs: int, *, bias: bool) -> Layer:
     weights = inputs * outputs
-    x, y = inputs, outputs
     return Layer(
         macs=weights,
         parameters=weights + bias * outputs,
-        forward_values=x + y,
-        backward_values=2 * (x + y),
-        saved_values=x,
+        forward_values=inputs + outputs,
+        backward_values=2 * (inputs + outputs),
+        saved_values=inputs,
     )

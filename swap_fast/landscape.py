@@ -1,4 +1,4 @@
-"""The loss's landscape around a run: planes through models, errors on them, the descent's angle.
+"""The loss landscape of a run: planes through models, errors on them, the angle of descent.
 
 Figures 2 and 3 show train and test error on the plane through three weight vectors, Figure 4 the
 cosine between -g and the direction to the output of SWAP (Sections 4.1 and 4.2).
@@ -24,26 +24,25 @@ from swap_fast.training.evaluate import Evaluator
 from swap_fast.training.weights import Weights
 
 MARGIN = 0.3
-"""Of a grid around the points on it, as a share of their largest distance."""
+"""Of a grid around its points, as a share of their largest distance."""
 
 GRADIENT_IMAGES = 4096
 """Figure 4's fixed training batch: the large batch of Table 5."""
 GRADIENT_MICRO_BATCH = 512
-"""Of these, so many pass through the batch norms together, as on a device of phase 1."""
+"""Images that share batch-norm statistics, as on a device of phase 1."""
 GRADIENT_PLAN = 4
-"""In the place of a phase's number, which leaves the plans of training alone."""
+"""In place of a phase's number, so that the plan is not one of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a weight vector is, as seen from a plane."""
+class Coordinates:
+    """A weight vector's projection on a plane, and its distance from the plane."""
 
     alpha: float
-    """Its projection's distance from the origin along u, in weight space."""
+    """Along u, a distance in weight space."""
     beta: float
-    """The same along v."""
+    """Along v."""
     off_plane: float
-    """Its distance from the plane."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,12 +60,12 @@ class Plane:
         """The weight vector [P] with these coordinates."""
         return torch.add(self.origin, self.u, alpha=alpha).add_(self.v, alpha=beta)
 
-    def place(self, theta: Tensor) -> Place:
-        """The coordinates of a weight vector's projection, and what it leaves out."""
+    def coordinates(self, theta: Tensor) -> Coordinates:
+        """Of a weight vector [P]."""
         offset = (theta - self.origin).double()
         alpha, beta = float(offset @ self.u.double()), float(offset @ self.v.double())
         rest = offset - alpha * self.u.double() - beta * self.v.double()
-        return Place(alpha=alpha, beta=beta, off_plane=float(rest.norm()))
+        return Coordinates(alpha=alpha, beta=beta, off_plane=float(rest.norm()))
 
 
 def plane_through(first: Tensor, second: Tensor, third: Tensor) -> Plane:
@@ -81,7 +80,7 @@ def plane_through(first: Tensor, second: Tensor, third: Tensor) -> Plane:
     if min(lengths) > 0:
         u = u / lengths[0]
         v = towards - (towards @ u) * u
-        v = v - (v @ u) * u  # once more: the first time leaves rounding of the larger part
+        v = v - (v @ u) * u  # again, to remove the rounding of the first time
         if (height := float(v.norm())) > 1e-6 * max(lengths):
             return Plane(origin=first, u=u.to(first.dtype), v=(v / height).to(first.dtype))
     raise ValueError(
@@ -91,15 +90,15 @@ def plane_through(first: Tensor, second: Tensor, third: Tensor) -> Plane:
 
 
 def grid_around(
-    places: Iterable[tuple[float, float]], count: int, margin: float = MARGIN
+    coordinates: Iterable[tuple[float, float]], count: int, margin: float = MARGIN
 ) -> tuple[list[float], list[float]]:
-    """The grid's coordinates along u and along v, `count` each, at equal steps.
+    """A grid around points: its coordinates along u and along v, `count` each, at equal steps.
 
     Arguments:
-        places: (alpha, beta) of the points that the grid surrounds, two or more.
+        coordinates: (alpha, beta) of two points or more.
         margin: around them, as a share of their largest distance.
     """
-    points = torch.tensor(list(places), dtype=torch.float64)  # [points, 2]
+    points = torch.tensor(list(coordinates), dtype=torch.float64)  # [points, 2]
     border = margin * torch.pdist(points).max()
     low, high = points.amin(0) - border, points.amax(0) + border
     alphas, betas = (
@@ -111,28 +110,26 @@ def grid_around(
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many images each part of an error takes: the first of the data's canonical order."""
+    """How many images are used for each part of an error: the first in the data's order."""
 
     batch_norm_images: int
     """Training images of the pass that computes batch-norm statistics."""
     train_images: int
-    """Training images of the train error, as they are."""
+    """Training images of the train error, not augmented."""
     test_images: int
-    """Of the test error."""
 
     def __post_init__(self) -> None:
-        """Refuse counts from which no error follows."""
         for name, least in (("batch_norm_images", 2), ("train_images", 1), ("test_images", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
 
     @property
     def total(self) -> int:
-        """Forward passes of one image that a point takes."""
+        """Images that pass through the net for one point."""
         return self.batch_norm_images + self.train_images + self.test_images
 
     def within(self, train: int, test: int) -> "Counts":
-        """No more than there are."""
+        """At most as many as there are."""
         return Counts(
             batch_norm_images=min(self.batch_norm_images, train),
             train_images=min(self.train_images, train),
@@ -142,22 +139,20 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Errors:
-    """Shares of the images that a model gets wrong, as fractions."""
+    """Error rates of a model, as fractions."""
 
     train: float
-    """On training images."""
     test: float
-    """On test images."""
 
 
 class Landscape:
-    """Errors of weight vectors, each with batch-norm statistics of its own.
+    """Errors of weight vectors, each with its own batch-norm statistics.
 
-    The pass is phase 3's (Algorithm 1, line 29) over the counted images: over all of them, the
-    output of SWAP has the very test error of its run.
+    These are computed as in phase 3 (Algorithm 1, line 29) over the counted images: with all images
+    the output of SWAP has exactly the test error of its run.
 
     Arguments:
-        weights: the model, whose weights and statistics are written over.
+        weights: the model, whose weights and statistics are overwritten.
         seed: the run's, for the augmentation of the pass.
     """
 
@@ -209,11 +204,10 @@ class Landscape:
 class FixedBatch:
     """Figure 4's g: the mean gradient over one batch of augmented training images.
 
-    In train mode, of the loss alone (no weight decay), in slices with batch-norm statistics of
-    their own. Nothing of the model is changed but its gradient.
+    In train mode, of the loss alone (no weight decay), in slices with their own batch-norm
+    statistics. Of the model only the gradient changes.
 
     Arguments:
-        weights: the model.
         seed: the run's, for the augmentation.
     """
 
@@ -240,7 +234,7 @@ class FixedBatch:
             len(split), recipe.augmentation, seed=seed, phase=GRADIENT_PLAN, worker=0, epoch=0
         )
         size, self.num_images = min(micro_batch_size, len(split)), len(split)
-        # In float32 on every device: the small gradients of late epochs need no loss scale then.
+        # float32 on every device: the small gradients of late epochs then need no loss scale.
         buffer = torch.empty((size, 3, 32, 32), device=device)
         self._slices: Callable[[], Iterable[tuple[Tensor, Tensor]]] = partial(
             deal,
@@ -271,17 +265,17 @@ class FixedBatch:
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Of the angle between two vectors [P]: <a, b> / (|a| |b|)."""
+    """The cosine of two vectors [P]: <a, b> / (|a| |b|)."""
     return float(torch.dot(a.double(), b.double()) / (a.double().norm() * b.double().norm()))
 
 
 def first_of(split: Split, count: int) -> Split:
-    """The first images of a split: a fair sample, for its order is as good as random."""
+    """The first images of a split: a fair sample, since its order is random."""
     return Split(images=split.images[:count], labels=split.labels[:count])
 
 
 def cut(dataset: Dataset, train_images: int, test_images: int) -> Dataset:
-    """The first images of both splits, whose hash remains the whole set's."""
+    """The first images of both splits; the hash is still that of the whole set."""
     return replace(
         dataset,
         train=first_of(dataset.train, train_images),

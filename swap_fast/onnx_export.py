@@ -1,4 +1,4 @@
-"""A model as an ONNX file, written only where onnxruntime computes what torch does.
+"""Writes a model as an ONNX file, if onnxruntime gives the same outputs as torch.
 
 Needs the extra `export`: onnx, onnxruntime and onnxscript are imported when they are used.
 """
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from swap_fast.checkpoint.files import write_file
 
 INPUT, OUTPUT = "images", "logits"
-"""What the file calls the two by default."""
+"""The default names of input and output in the file."""
 
 TOLERANCE = 1e-4
-"""Largest difference that is taken for rounding, as a share of the largest output, or of 1."""
+"""Largest difference allowed, as a share of the largest output, or of 1."""
 
 
 def export_onnx(
@@ -34,22 +34,22 @@ def export_onnx(
 ) -> float:
     """Write a model of one input and one output for batches of any size, in fp32.
 
-    A copy is exported, in evaluation mode on the CPU; the model itself stays as it is. The file is
-    checked by onnx, and run by onnxruntime on all inputs together and on the first alone: only
-    where it agrees with torch is it written.
+    A copy is exported, in evaluation mode on the CPU; the model itself does not change. onnx checks
+    the file, and onnxruntime runs it on all inputs and on the first alone; it is written only if
+    the outputs agree with torch's.
 
     Arguments:
         model: any module, compiled or not, of any precision.
         inputs: [B, ...] with B of 2 or more, on which the model is traced and checked.
-        metadata: kept in the file under these names; what is not text, as JSON.
+        metadata: written to the file; values that are not text, as JSON.
         tolerance: largest difference, as a share of the largest output, or of 1.
 
     Returns:
         The largest difference of any output.
 
     Raises:
-        ValueError: no such model, a package is missing, or onnxruntime computes something else;
-            there is then no file, or the former one.
+        ValueError: the model cannot be exported, a package is missing, or the outputs differ; no
+            file is written then.
         OSError: the file cannot be written.
     """
     onnx, runtime = _packages()
@@ -69,7 +69,7 @@ def export_onnx(
         raise ValueError(f"model: expected one that takes any batch, got: {first}") from error
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            # torch's exporter and onnxscript use what torch deprecates.
+            # torch's exporter and onnxscript use deprecated parts of torch.
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 plain,
@@ -87,7 +87,7 @@ def export_onnx(
         ) from error
     assert program is not None, "torch's exporter by dynamo returns the program"
     proto = program.model_proto
-    # Where it cannot trace any batch, torch may go on with the one that it was given.
+    # If torch cannot trace for any batch size, it may trace for the given size alone.
     if not proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         raise ValueError(
             "model: expected one that torch.export can trace for any batch, got one whose trace "
@@ -105,7 +105,7 @@ def export_onnx(
     for batch, outputs in zip(batches, expected, strict=True):
         (found,) = session.run([output_name], {input_name: batch.numpy()})
         difference = (torch.from_numpy(found) - outputs).abs().max().item()
-        # Not `max`, which would lose a difference that is not a number.
+        # Not `max`, which would lose a NaN.
         largest = difference if not difference <= largest else largest
         scale = max(scale, outputs.abs().max().item())
     if not largest <= tolerance * scale:
@@ -118,7 +118,7 @@ def export_onnx(
 
 
 def _packages() -> tuple[Any, Any]:
-    """The packages onnx and onnxruntime; onnxscript is torch's exporter's own need.
+    """The packages onnx and onnxruntime; torch's exporter needs onnxscript.
 
     Raises:
         ValueError: one is missing.
@@ -126,7 +126,7 @@ def _packages() -> tuple[Any, Any]:
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401 # looked for here, to say how it is had
+        import onnxscript  # noqa: F401 # for the message below
     except ModuleNotFoundError as error:
         raise ValueError(
             f"onnx: expected the package {error.name}, which is not installed; pip install "

@@ -1,8 +1,4 @@
-"""Figure 1's running average: the average model, were phase 2 to stop after each of its epochs.
-
-Computed after the run from the weights that each worker saved, never by communication in phase 2.
-Of SWA: the average of its samples so far, after each cycle.
-"""
+"""A finished run's times, and Figure 1's running average."""
 
 import torch
 from torch import Tensor
@@ -14,13 +10,11 @@ from swap_fast.training.parts import Trainer
 from swap_fast.training.state import Result, TrainedModel
 from swap_fast.training.weights import average, mean_of
 
-# A run's times, from the clocks of all ranks.
-
 
 def gather_times(trainer: Trainer, result: Result) -> Times:
-    """The times of all ranks together; every rank must call.
+    """The run's times from the clocks of all ranks, of which the slowest counts.
 
-    Of ranks that ran side by side, the slowest counts.
+    Every rank must call.
     """
     comm, clock = trainer.comm, trainer.clock
     gathered = comm.gather([(w.worker, w.time_s) for w in result.workers if trainer.group.is_first])
@@ -47,10 +41,11 @@ def gather_times(trainer: Trainer, result: Result) -> Times:
 
 
 def running_average(recipe: SWAPRecipe, trainer: Trainer, result: Result) -> list[AverageRow]:
-    """The test accuracy of the workers' average after each epoch of phase 2.
+    """The test accuracy of the average model, had phase 2 stopped after each of its epochs.
 
-    Of a phase in stages only those of the last one are taken: before it the workers were tested,
-    and trained, at another size of images. Leaves the model with the final weights.
+    Computed from the weights that each worker saved, so that phase 2 has no communication. Of a
+    phase in stages only the last stage's epochs are taken, since the others have another image
+    size. The model has its final weights again at the end.
 
     Arguments:
         result: of this run; its accuracy is the last row.
@@ -66,7 +61,7 @@ def running_average(recipe: SWAPRecipe, trainer: Trainer, result: Result) -> lis
 
     first = trainer.phases[1].stages[-1].epochs.start + 1
     for epoch in range(first, recipe.phase2.max_epochs):
-        # The samples of the cycles that are done, and the weights of the one that is not.
+        # The samples of the finished cycles, and the weights of the current one.
         done = (epoch - 1) // recipe.phase2.cycle_epochs
         models = (
             (model.worker, mean_of([*model.samples[:done], theta_after(model, epoch)]))
@@ -84,7 +79,7 @@ def running_average(recipe: SWAPRecipe, trainer: Trainer, result: Result) -> lis
 def average_by_cycle(recipe: SWARecipe, trainer: Trainer, result: Result) -> list[AverageRow]:
     """The test accuracy of the samples' average after each cycle of SWA.
 
-    Leaves the model with the final weights.
+    The model has its final weights again at the end.
     """
     rows, final, cycle_epochs = [], trainer.weights.copy(), recipe.phase2.cycle_epochs
     (worker,) = result.workers

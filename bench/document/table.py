@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.statistics import Interval
@@ -266,3 +267,13 @@ def show_table(table: Table, console: Console) -> None:
 
 def _longest_word(texts: Iterable[str]) -> int:
     return max(len(word) for text in texts for word in text.split())
+
+
+def write_table(table: Table, folder: Path) -> list[Path]:
+    """Write a table in each form: `folder/NAME.md`, `.csv` and `.tex`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for ending, render in RENDERINGS.items():
+        paths.append(folder / f"{table.name}.{ending}")
+        paths[-1].write_text(render(table), encoding="utf-8", newline="\n")
+    return paths

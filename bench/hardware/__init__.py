@@ -1,1 +1,1 @@
-"""What a run ran on: the machine, and the driver's telemetry."""
+"""The machine that a run ran on (`machine`), and its telemetry (`telemetry`)."""

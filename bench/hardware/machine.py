@@ -1,4 +1,4 @@
-"""What a run ran on: devices, libraries and code. No torch at import."""
+"""The machine, the libraries and the code of a run. No torch at import."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ LIBRARIES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda120", "nvidia-ml-
 
 
 def describe_machine(device_type: str) -> dict[str, Any]:
-    """The machine as a record keeps it, with null for what is absent."""
+    """The machine in a record's form; None for what is absent."""
     libraries = {name: _version(name) for name in LIBRARIES}
     machine: dict[str, Any] = {
         "device_type": device_type,
@@ -67,7 +67,7 @@ def choose_device(device: str) -> str:
 
 
 def device_uuid(device_type: str) -> str | None:
-    """The UUID of this process's device; None of a CPU, empty where torch tells none."""
+    """The UUID of this process's device; None of a CPU, empty if torch has none."""
     if device_type != "cuda":
         return None
     import torch
@@ -76,7 +76,7 @@ def device_uuid(device_type: str) -> str | None:
 
 
 def describe_code() -> dict[str, Any]:
-    """The version, and the commit where the code stands in a git checkout."""
+    """The version, and the commit if the code is in a git checkout."""
     here = Path(__file__).resolve().parents[2]
     commit = _git(here, "rev-parse", "HEAD")
     changed = _git(here, "status", "--porcelain", "--", "swap_fast", "bench")
@@ -93,7 +93,7 @@ def peak_memory_gib() -> float:
 
 
 def peak_device_memory_gib(device_type: str) -> tuple[float | None, float | None]:
-    """Most of its device that this process's torch reserved and allocated so far; None of a CPU."""
+    """The most device memory that torch reserved and allocated so far; None of a CPU."""
     if device_type != "cuda":
         return None, None
     import torch
@@ -104,8 +104,8 @@ def peak_device_memory_gib(device_type: str) -> tuple[float | None, float | None
 def resident_bytes() -> tuple[int, int]:
     """The resident memory of this process: now, and at its largest.
 
-    Linux tells both of this program alone; elsewhere the largest stands for both, and it may hold
-    what the process that started this one had.
+    On Linux both are of this program alone; elsewhere both are the largest, which may include that
+    of the process that started this one.
     """
     status = Path("/proc/self/status")
     if status.exists():

@@ -1,7 +1,7 @@
-"""What this rank's device did during a run, lap by lap: sampled by a thread off the hot path.
+"""Telemetry of this rank's device, lap by lap: energy, clocks, temperature, throttling.
 
-The thread asks the driver alone, never CUDA or torch, so that it cannot disturb a capture or wait
-for a kernel. The energy counter is read at both ends of a lap, outside the time that counts.
+A thread samples the driver, never CUDA or torch, so that it cannot disturb a capture or wait for a
+kernel. The energy counter is read at both ends of a lap, outside the counted time.
 """
 
 import threading
@@ -14,18 +14,15 @@ from typing import Any, TypeVar
 
 from swap_fast.record import LapTelemetry, Telemetry
 
-# What NVIDIA's driver says of a device, asked through pynvml. No torch, and no CUDA.
-#
-# What cannot be told is None, with its reason: pynvml or the driver is not there or does not fit,
-# the driver, a virtual device or a container keeps a value to itself, the device is a slice (MIG)
-# or was lost, the answer is no value. A question that failed once is not asked again, and none
-# raises.
-
+# The driver's values, through pynvml. A value that is not available is None, with its reason:
+# pynvml or the driver is missing or does not fit, the driver, a virtual device or a container
+# withholds it, the device is a slice (MIG) or was lost, or the answer is not a value. A query that
+# failed once is not repeated, and none raises.
 
 Answer = TypeVar("Answer")
 
 EVERY_VALUE = "every value of the device"
-"""What is missing where nothing can be asked."""
+"""The name in `missing` where nothing can be queried."""
 
 OF_THE_BOARD = "a MIG slice has no meter of its own, the board's counts every slice"
 """Why a slice has neither energy nor power."""
@@ -43,12 +40,12 @@ THROTTLE_REASONS = {
     0x200: "board limit",
     0x400: "reliability limit",
 }
-"""Each bit of the driver's answer: why the clocks are not higher than they are."""
+"""By the bits of the driver's answer: why the clocks are not higher."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a device said at one moment."""
+    """A device's values at one moment."""
 
     sm_clock_mhz: float | None
     """Of the multiprocessors."""
@@ -63,18 +60,18 @@ class Reading:
     temperature_c: float | None
     """Of the chip."""
     throttle_reasons: frozenset[str] | None
-    """In words; empty where nothing holds the clocks down."""
+    """In words; empty where nothing lowers the clocks."""
 
 
-class _UntoldError(Exception):
-    """The driver answered, and its answer is no value of this device."""
+class _NoValueError(Exception):
+    """The driver's answer is not a value of this device."""
 
 
 class Nvml:
     """A session with the driver, open within a `with` block.
 
     Attributes:
-        missing: why an answer is None, by what was asked; in the driver's words, where it has some.
+        missing: by name, the reason why a value is None, in the driver's words if it has some.
     """
 
     def __init__(self) -> None:
@@ -82,7 +79,6 @@ class Nvml:
         self._pynvml: ModuleType | None = None
 
     def __enter__(self) -> "Nvml":
-        """Open the session, or know why there is none."""
         try:
             import pynvml
         except ImportError:
@@ -95,24 +91,25 @@ class Nvml:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the session."""
         if self._pynvml is not None:
-            with suppress(Exception):  # of a device that was lost
+            with suppress(Exception):  # such as of a lost device
                 self._pynvml.nvmlShutdown()
             self._pynvml = None
 
     def ask(self, what: str, question: Callable[[Any], Answer]) -> Answer | None:
-        """The answer of pynvml's functions, given as the module; None where it is missing.
+        """The answer of a function of the module pynvml; None where it is missing.
 
-        No failure is let through: no run ends for want of telemetry.
+        Nothing is raised, so that no run fails for lack of telemetry.
         """
         if self._pynvml is None or what in self.missing:
             return None
         try:
             return question(self._pynvml)
-        except (self._pynvml.NVMLError, _UntoldError) as error:
+        except (self._pynvml.NVMLError, _NoValueError) as error:
             self.missing[what] = str(error)
-        except Exception as error:  # a name that is no text, a function that pynvml lacks
+        except (
+            Exception
+        ) as error:  # such as a name that is not text, or a function that pynvml lacks
             self.missing[what] = f"{type(error).__name__}: {error}"
         return None
 
@@ -127,21 +124,36 @@ def _driver_version(nvml: Nvml) -> str | None:
     return nvml.ask("driver", lambda pynvml: str(pynvml.nvmlSystemGetDriverVersion()))
 
 
+_QUERIES: dict[str, Callable[[Any, Any], float]] = {
+    "sm_clock_mhz": lambda n, d: float(_value(n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_SM))),
+    "memory_clock_mhz": lambda n, d: float(_value(n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_MEM))),
+    "power_w": lambda n, d: _value(n.nvmlDeviceGetPowerUsage(d)) / 1000,
+    "utilization": lambda n, d: _value(n.nvmlDeviceGetUtilizationRates(d).gpu, most=100) / 100,
+    "memory_used_gib": lambda n, d: (
+        _value(n.nvmlDeviceGetMemoryInfo(d).used, most=_MOST_64) / 2**30
+    ),
+    "temperature_c": lambda n, d: float(
+        _value(n.nvmlDeviceGetTemperature(d, n.NVML_TEMPERATURE_GPU))
+    ),
+}
+"""The values of a `Reading`, from the module pynvml and a device's handle."""
+
+
 class Device:
     """One device, found by its UUID: CUDA_VISIBLE_DEVICES renumbers torch's devices, not NVML's.
 
     Arguments:
         nvml: an open session.
-        uuid: of a device or of a MIG slice, as torch tells it: such as
+        uuid: of a device or of a MIG slice, in torch's form: such as
             "12345678-1234-1234-1234-123456789abc", without the driver's "GPU-" or "MIG-"; empty or
-            zeros where torch tells none.
+            zeros if torch has none.
     """
 
     def __init__(self, nvml: Nvml, uuid: str) -> None:
         self._nvml = nvml
         found: tuple[Any, bool] | None = nvml.ask(EVERY_VALUE, lambda n: _find(n, uuid))
         self._handle: Any = found[0] if found else None
-        if found and found[1]:  # a slice, never asked: a driver may answer with the board's
+        if found and found[1]:  # not queried for a slice: a driver may answer with the board's
             nvml.missing |= dict.fromkeys(("energy", "power_w"), OF_THE_BOARD)
         self._energy_mj = 0
         self.driver = _driver_version(nvml)
@@ -149,7 +161,7 @@ class Device:
 
     @property
     def found(self) -> bool:
-        """Whether there is anything to ask."""
+        """Whether the device can be queried."""
         return self._handle is not None
 
     def energy_mj(self) -> int | None:
@@ -158,43 +170,22 @@ class Device:
         def count(n: Any, device: Any) -> int:
             counted = _value(n.nvmlDeviceGetTotalEnergyConsumption(device), most=_MOST_64)
             if counted < self._energy_mj:
-                raise _UntoldError(f"the counter went from {self._energy_mj} back to {counted} mJ")
+                raise _NoValueError(f"the counter went from {self._energy_mj} back to {counted} mJ")
             self._energy_mj = counted
             return counted
 
         return self._ask("energy", count)
 
     def read(self) -> Reading:
-        """All that changes from moment to moment."""
+        """The device's values now."""
         bits = self._ask(
             "throttle_reasons",
-            # Its newer name, with "Event" for "Throttle", is not in every driver that torch takes.
+            # The newer name, with "Event", is not in every driver that torch supports.
             lambda n, d: _value(n.nvmlDeviceGetCurrentClocksThrottleReasons(d), most=_MOST_64),
         )
-        return Reading(
-            sm_clock_mhz=self._ask(
-                "sm_clock_mhz",
-                lambda n, d: float(_value(n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_SM))),
-            ),
-            memory_clock_mhz=self._ask(
-                "memory_clock_mhz",
-                lambda n, d: float(_value(n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_MEM))),
-            ),
-            power_w=self._ask("power_w", lambda n, d: _value(n.nvmlDeviceGetPowerUsage(d)) / 1000),
-            utilization=self._ask(
-                "utilization",
-                lambda n, d: _value(n.nvmlDeviceGetUtilizationRates(d).gpu, most=100) / 100,
-            ),
-            memory_used_gib=self._ask(
-                "memory_used_gib",
-                lambda n, d: _value(n.nvmlDeviceGetMemoryInfo(d).used, most=_MOST_64) / 2**30,
-            ),
-            temperature_c=self._ask(
-                "temperature_c",
-                lambda n, d: float(_value(n.nvmlDeviceGetTemperature(d, n.NVML_TEMPERATURE_GPU))),
-            ),
-            throttle_reasons=None if bits is None else throttle_words(bits),
-        )
+        values = {name: self._ask(name, query) for name, query in _QUERIES.items()}
+        reasons = None if bits is None else throttle_words(bits)
+        return Reading(**values, throttle_reasons=reasons)
 
     def _ask(self, what: str, question: Callable[[Any, Any], Answer]) -> Answer | None:
         if self._handle is None:
@@ -206,10 +197,10 @@ def _find(pynvml: Any, uuid: str) -> tuple[Any, bool]:
     """The driver's handle of a device or a slice, and whether it is a slice.
 
     Raises:
-        _UntoldError: there is none, or it is of a whole device of which CUDA uses a slice.
+        _NoValueError: there is none, or CUDA uses a slice of this whole device.
     """
     if not uuid.strip("0-"):
-        raise _UntoldError("torch tells no UUID of the device")
+        raise _NoValueError("torch tells no UUID of the device")
     try:
         whole = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
     except pynvml.NVMLError as error:
@@ -217,7 +208,7 @@ def _find(pynvml: Any, uuid: str) -> tuple[Any, bool]:
             return pynvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}"), True
         except pynvml.NVMLError as other:
             reasons = f"no device GPU-{uuid} ({error}) or MIG-{uuid} ({other})"
-            raise _UntoldError(reasons) from None
+            raise _NoValueError(reasons) from None
     try:
         is_sliced = pynvml.nvmlDeviceGetMigMode(whole)[0] != 0
     except pynvml.NVMLError as error:
@@ -227,8 +218,8 @@ def _find(pynvml: Any, uuid: str) -> tuple[Any, bool]:
         ):
             raise
         is_sliced = False
-    if is_sliced:  # CUDA before 12 tells the UUID of the slice's whole device
-        raise _UntoldError(f"GPU-{uuid} is the whole device, and MIG is on: this run has a slice")
+    if is_sliced:  # CUDA before 12 gives the UUID of the slice's whole device
+        raise _NoValueError(f"GPU-{uuid} is the whole device, and MIG is on: this run has a slice")
     return whole, False
 
 
@@ -236,14 +227,14 @@ _MOST_64 = 2**63 - 1
 
 
 def _value(answer: int, *, most: int = 2**31 - 1) -> int:
-    """An unsigned answer, where it is a value: drivers set all bits of what they do not know."""
+    """An unsigned answer; drivers set all bits of a value that they do not know."""
     if answer > most:
-        raise _UntoldError(f"the driver's answer is no value: {answer:#x}")
+        raise _NoValueError(f"the driver's answer is no value: {answer:#x}")
     return answer
 
 
 def throttle_words(bits: int) -> frozenset[str]:
-    """The reasons whose bits are set; a bit that this version has no word for is a number."""
+    """The reasons whose bits are set; an unknown bit as a number."""
     return frozenset(
         THROTTLE_REASONS.get(1 << i, f"reason {1 << i:#x}")
         for i in range(bits.bit_length())
@@ -252,11 +243,7 @@ def throttle_words(bits: int) -> frozenset[str]:
 
 
 class Sampler:
-    """Reads this rank's device every so often while a lap runs.
-
-    Arguments:
-        interval_s: from one sample to the next.
-    """
+    """Samples this rank's device every `interval_s` seconds while a lap runs."""
 
     def __init__(self, *, interval_s: float = 0.5) -> None:
         self._interval_s = interval_s
@@ -270,17 +257,17 @@ class Sampler:
 
     @contextmanager
     def watching(self, uuid: str | None) -> Iterator[None]:
-        """Watch a device during the block, and no longer; None, on a CPU: watch nothing.
+        """Sample a device within the block.
 
         Arguments:
-            uuid: of the device, as `device_uuid` tells it.
+            uuid: from `device_uuid`; None, on a CPU: sample nothing.
         """
         if uuid is None:
             yield
             return
         with self._nvml:
             device = Device(self._nvml, uuid)
-            device.energy_mj()  # asked everything once, to know what is missing
+            device.energy_mj()  # query everything once, to know what is missing
             device.read()
             self._device = device
             if device.found:
@@ -292,12 +279,12 @@ class Sampler:
 
     @property
     def missing(self) -> dict[str, str]:
-        """What is null so far, and why."""
-        return dict(self._nvml.missing)  # a copy at once: the thread may add to it
+        """The values that are null so far, and why."""
+        return dict(self._nvml.missing)  # a copy, since the thread may add to it
 
     @contextmanager
     def lap(self, name: str) -> Iterator[None]:
-        """Give the samples and the energy of the block to the lap `name`."""
+        """Add the samples and the energy of the block to the lap `name`."""
         if self._device is None:
             yield
             return
@@ -318,7 +305,7 @@ class Sampler:
             self._readings.setdefault(lap, []).append(self._device.read())
 
     def finish(self) -> Telemetry | None:
-        """Stop, and give what was seen; None on a CPU."""
+        """Stop, and return the summary; None on a CPU."""
         if self._device is None:
             return None
         self._stop()
@@ -334,7 +321,7 @@ class Sampler:
         )
 
     def _stop(self) -> None:
-        """End the thread and wait for it; again is no harm."""
+        """End the thread and wait for it; may be called again."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -345,9 +332,9 @@ class Sampler:
 
 
 def summarize_lap(readings: Sequence[Reading], energies_mj: Sequence[int | None]) -> LapTelemetry:
-    """A lap's samples and the energy of each time that it ran.
+    """Summarise a lap's samples, and the energy of each time that it ran.
 
-    The energy is None where one of its parts is: a sum of the others would be too low.
+    The energy is None if one of its parts is, since the sum of the others would be too low.
     """
     spent = [energy for energy in energies_mj if energy is not None]
     reasons = [r.throttle_reasons for r in readings if r.throttle_reasons is not None]
@@ -370,10 +357,7 @@ def summarize_lap(readings: Sequence[Reading], energies_mj: Sequence[int | None]
 
 
 def missing_line(missing_by_rank: Sequence[Mapping[str, str]]) -> str | None:
-    """One line on what no rank, or not every rank, could be told; None where all was told.
-
-    Each reason comes once.
-    """
+    """One line on the values that some rank lacks, each reason once; None if none is missing."""
     reasons = {f"{what} ({why})": None for rank in missing_by_rank for what, why in rank.items()}
     return f"telemetry is unavailable for {', '.join(reasons)}" if reasons else None
 

@@ -1,4 +1,4 @@
-"""Measures what Figures 2, 3 and 4 show of a run's models, point by point, in parallel."""
+"""The run of a figure, its saved models, and the measurements of Figures 2, 3 and 4 on them."""
 
 from __future__ import annotations
 
@@ -39,11 +39,10 @@ from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import RunRecord, now, plain, read_record, read_records
 from swap_fast.training.weights import Weights
 
-# Which run a figure shows, the weights that it needs, and how long making them takes. No torch.
-
-
+Say = Callable[[str], None]
+"""Prints a line of progress."""
 WORKER = 0
-"""Whose path Figure 4 shows, and whose end is Figure 2's SGD."""
+"""The worker whose path is Figure 4, and whose last model is Figure 2's SGD."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +50,16 @@ class Saved:
     """A model that a run has saved."""
 
     name: str
-    """As a figure has it."""
+    """In the figure."""
     path: Path
-    """Its weights."""
     phase: int
-    """In which it was made; 3 for the average."""
+    """3 for the average."""
     epoch: int
-    """Of that phase, from 1; 0 for the average."""
+    """Of the phase, from 1; 0 for the average."""
 
 
 def saved_models(figure: int, record: RunRecord, results: Path) -> list[Saved]:
-    """The models of Figure 2, 3 or 4, the output of SWAP last, whether they are there or not.
+    """The models of Figure 2, 3 or 4, the output of SWAP last; their files may be missing.
 
     Raises:
         ValueError: too few workers for Figure 3.
@@ -75,7 +73,7 @@ def saved_models(figure: int, record: RunRecord, results: Path) -> list[Saved]:
         return Saved(name=name, path=path, phase=2, epoch=epoch)
 
     def of_phase1(name: str, epoch: int, file: str) -> Saved:
-        # Its end is in every run's folder, its epochs in that of the run whose phase 1 it was.
+        # Each run's folder has phase 1's end; its epochs are in the folder of the run that made it.
         source = record.start["run_id"] if record.start and file != "phase1" else record.run_id
         path = folder.with_name(source) / f"{file}.safetensors"
         return Saved(name=name, path=path, phase=1, epoch=epoch)
@@ -100,12 +98,12 @@ def saved_models(figure: int, record: RunRecord, results: Path) -> list[Saved]:
 def find_run(
     figure: int, results: Path, recipe: str, run_id: str | None = None
 ) -> RunRecord | None:
-    """The run that a figure shows: the one named, or the lowest seed's that has all it needs.
+    """The run of a figure: the named one, or the one of the lowest seed whose weights are there.
 
-    Figure 1 needs the record alone.
+    Figure 1 needs no weights.
 
     Raises:
-        ValueError: no such run, it is not of SWAP on images in memory, or its weights are gone.
+        ValueError: no such run, it is not of SWAP on images in memory, or its weights are missing.
     """
     if run_id is not None:
         path = results / "runs" / f"{run_id}.json"
@@ -124,21 +122,21 @@ def find_run(
 
 
 def next_seed(results: Path, recipe: str) -> int:
-    """The lowest seed that no run of the recipe has: a seed's second run would count twice."""
+    """The lowest seed that no run of the recipe has: two runs of a seed would count twice."""
     records, _ = read_records(results / "runs")
     taken = {record.seed for record in records if record.recipe == recipe}
     return min(set(range(len(taken) + 1)) - taken)
 
 
 def runs_of(results: Path, recipe: str) -> list[RunRecord]:
-    """The recipe's runs as it stands, the newest last."""
+    """The recipe's runs without overrides, the newest last."""
     records, _ = read_records(results / "runs")
     fitting = [r for r in records if r.recipe == recipe and r.method == "swap" and not r.overrides]
     return sorted(fitting, key=lambda record: record.created)
 
 
 def image_s(record: RunRecord) -> float | None:
-    """Seconds that one thread, or device, took for an image of the batch-norm pass."""
+    """Seconds that one thread or device took for one image in the run's batch-norm pass."""
     seconds = max(laps.get("batch_norm", 0.0) for laps in record.times.laps_by_rank)
     units = record.world_size
     if record.machine["device_type"] == "cpu":
@@ -148,10 +146,10 @@ def image_s(record: RunRecord) -> float | None:
 
 
 def recipe_again(record: RunRecord) -> SWAPRecipe:
-    """The recipe that a record was run with, whatever was changed in it.
+    """The recipe of a record, with its overrides.
 
     Raises:
-        ValueError: it has fields that this version does not know.
+        ValueError: it has unknown fields.
     """
     return swap_recipe_again(recipe_of(record), record.run_id)
 
@@ -160,7 +158,7 @@ def swap_recipe(name: str) -> SWAPRecipe:
     """The recipe of that name.
 
     Raises:
-        ValueError: it is not of SWAP, or of a tree of files.
+        ValueError: it is not of SWAP.
     """
     recipe = RECIPES[name]()
     if not isinstance(recipe, SWAPRecipe):
@@ -185,26 +183,20 @@ def _absent(figure: int, record: RunRecord, results: Path) -> Sequence[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """The run whose models are measured, and how."""
+    """The run whose models are measured, and the execution of the measurement."""
 
     record: RunRecord
-    """Its record."""
     recipe: SWAPRecipe
-    """As it was run."""
     dataset: Dataset
-    """Its images, as many as are needed."""
+    """The images that the run used."""
     execution: Execution
-    """How the arithmetic is done."""
     results: Path
-    """The results folder."""
     processes: int
-    """That measure."""
-    say: Callable[[str], None]
-    """Told of progress."""
+    say: Say
 
     @property
     def run(self) -> Run:
-        """What a process is sent."""
+        """The part that is sent to a process."""
         return Run(
             recipe=self.recipe,
             dataset=self.dataset,
@@ -213,7 +205,7 @@ class Subject:
         )
 
     def points_file(self, figure: int, settings: dict[str, Any]) -> PointsFile:
-        """Where the finished points are until all are."""
+        """The file of the finished points, until the record is written."""
         run_id = self.record.run_id
         path = self.results / folder_of(figure) / f"{file_name(figure, run_id)}.part.jsonl"
         execution = asdict(self.execution)
@@ -221,7 +213,7 @@ class Subject:
         return PointsFile(path, key)
 
     def common(self, figure: int, settings: dict[str, Any]) -> dict[str, Any]:
-        """What every record of a landscape says."""
+        """The fields that all records of a landscape have."""
         record = self.record
         return {
             "figure": figure,
@@ -239,19 +231,15 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a process needs to have a run's models again."""
+    """What a process needs to load a run's models."""
 
     recipe: SWAPRecipe
-    """Gives the net."""
     dataset: Dataset
-    """Gives its classes."""
     execution: Execution
-    """Gives its device and memory format."""
     seed: int
-    """The run's."""
 
     def weights(self, rank: int) -> Weights:
-        """A model on the device of this rank, which a process alone uses."""
+        """A model on this rank's device, which only one process uses."""
         torch.set_num_threads(1)
         device = torch.device("cpu")
         if self.execution.device_type == "cuda":
@@ -266,11 +254,9 @@ class PlaneTask:
     """Errors of the marked models, points 0 to m - 1, and of the grid, row by row after them."""
 
     run: Run
-    """Whose models."""
     files: tuple[Path, ...]
     """Of the marked models; the first three span the plane."""
     counts: Counts
-    """Images of each point."""
     alphas: tuple[float, ...]
     """The grid's columns."""
     betas: tuple[float, ...]
@@ -299,14 +285,13 @@ class PlaneTask:
 
 @dataclass(frozen=True, kw_only=True)
 class CosineTask:
-    """Of the model after each epoch: cosine of -g and the direction to SWAP, |g|, the distance."""
+    """For the model after each epoch: cosine of -g and the direction to SWAP, |g|, the distance."""
 
     run: Run
-    """Whose models."""
     files: tuple[Path, ...]
-    """Of the models after each epoch, and of the output of SWAP last."""
+    """Of the models after each epoch, the output of SWAP last."""
     num_images: int
-    """Of the batch that g is over."""
+    """Of the batch of g."""
 
     def open_(self, rank: int) -> Callable[[int], Values]:
         """Load the output of SWAP, and move the batch to this rank's device."""
@@ -324,14 +309,14 @@ class CosineTask:
         return evaluate
 
 
-def survey_plane(figure: int, subject: Subject, counts: Counts, grid: int) -> PlaneRecord:
-    """Measure Figure 2 or 3, and give its record; finished points are kept until it is written."""
+def measure_plane(figure: int, subject: Subject, counts: Counts, grid: int) -> PlaneRecord:
+    """Measure Figure 2 or 3; the file of finished points is kept."""
     models = saved_models(figure, subject.record, subject.results)
     files = tuple(model.path for model in models)
     weights = Weights(make_net(subject.recipe, subject.dataset))
     thetas = [load_theta(weights, path) for path in files]
     plane = plane_through(*thetas[:3])
-    places = [plane.place(theta) for theta in thetas]
+    places = [plane.coordinates(theta) for theta in thetas]
     alphas, betas = grid_around([(place.alpha, place.beta) for place in places], grid)
     settings = {"grid": grid, "margin": MARGIN, **asdict(counts)}
     task = PlaneTask(
@@ -366,8 +351,8 @@ def survey_plane(figure: int, subject: Subject, counts: Counts, grid: int) -> Pl
     )
 
 
-def survey_cosines(subject: Subject, num_images: int) -> CosineRecord:
-    """Measure Figure 4, and give its record; finished points are kept until it is written."""
+def measure_cosines(subject: Subject, num_images: int) -> CosineRecord:
+    """Measure Figure 4; the file of finished points is kept."""
     *models, swap = saved_models(4, subject.record, subject.results)
     files = (*(model.path for model in models), swap.path)
     settings = {"train_images": num_images, "micro_batch_size": GRADIENT_MICRO_BATCH}
@@ -382,16 +367,14 @@ def survey_cosines(subject: Subject, num_images: int) -> CosineRecord:
         **subject.common(4, settings),
         worker=WORKER,
         phase1_epochs=subject.record.phase1_epochs,
-        rows=[_row(model, each) for model, each in zip(models, values, strict=True)],
-    )
-
-
-def _row(model: Saved, values: Values) -> CosineRow:
-    similarity, gradient_norm, distance = values
-    return CosineRow(
-        phase=model.phase,
-        epoch=model.epoch,
-        cosine=similarity,
-        gradient_norm=gradient_norm,
-        distance=distance,
+        rows=[
+            CosineRow(
+                phase=model.phase,
+                epoch=model.epoch,
+                cosine=similarity,
+                gradient_norm=gradient_norm,
+                distance=distance,
+            )
+            for model, (similarity, gradient_norm, distance) in zip(models, values, strict=True)
+        ],
     )

@@ -1,7 +1,7 @@
-"""Points evaluated in processes of their own, each kept on disk as soon as it is done. No torch.
+"""Evaluates points in several processes, and writes each to disk as soon as it is done. No torch.
 
-What was interrupted goes on where it was: the file of finished points begins with a line that says
-what they are points of, and a file of anything else is begun anew.
+An interrupted measurement resumes: the file of finished points begins with a line of all settings,
+and a file with other settings is written again from the start.
 """
 
 import json
@@ -19,46 +19,45 @@ from typing import Any, Protocol
 from swap_fast.callbacks.progress import duration
 
 Values = list[float]
-"""What is measured at one point."""
+"""Of one point."""
 
 BETWEEN_LINES_S = 10.0
 """Seconds from one line of progress to the next."""
 
 
 class Task(Protocol):
-    """What can be sent to a process and there evaluates points by their numbers."""
+    """Evaluates points by their numbers, after it was sent to a process."""
 
     def open_(self, rank: int) -> Callable[[int], Values]:
-        """Get ready, on the process of this number."""
+        """Prepare in the process of this rank; returns the function of a point's number."""
 
 
 class PointsFile:
-    """The finished points of one survey: JSON lines, the first of which says what of.
+    """The finished points of a measurement: JSON lines, the first of which is the key.
 
     Arguments:
-        path: the file; its folder is made.
-        key: all that the values depend on.
+        key: everything that the values depend on.
     """
 
     def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
         self.path, self._header = path, json.dumps({"key": key}, sort_keys=True)
 
     def read(self) -> dict[int, Values]:
-        """The finished points by their numbers; none where the file is of something else."""
+        """The finished points by their numbers; none if the file has another key."""
         if not self.path.exists():
             return {}
         header, *lines = self.path.read_text(encoding="utf-8").split("\n")
         if header != self._header:
             return {}
         points = {}
-        for line in lines[:-1]:  # what follows the last line's end was cut short
+        for line in lines[:-1]:  # what follows the last line break was cut short
             point = json.loads(line)
             points[int(point["point"])] = [float(value) for value in point["values"]]
         return points
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[int, Values], None]]:
-        """Write the finished points again, whole lines only, and give what appends one."""
+        """Write the finished points again, whole lines only; yields a function that adds one."""
         points = self.read()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "w", encoding="utf-8") as file:
@@ -81,11 +80,11 @@ def evaluate_points(
     processes: int,
     say: Callable[[str], None],
 ) -> list[Values]:
-    """Evaluate points 0 to `num_points` - 1, but those that the file has; their values in order.
+    """Evaluate points 0 to `num_points` - 1 except those in the file; all values in order.
 
     Raises:
         ValueError: a process raised one.
-        RuntimeError: a process failed otherwise, or was ended from outside.
+        RuntimeError: a process raised another error, or was killed.
     """
     points = file.read()
     waiting = deque(number for number in range(num_points) if number not in points)
@@ -114,8 +113,8 @@ def evaluate_points(
 
 @contextmanager
 def _serving(task: Task, processes: int) -> Iterator[dict[Connection, BaseProcess]]:
-    """Processes by the connections to them; they end with the connections, or with this process."""
-    context = multiprocessing.get_context("spawn")  # a fork would share a device's state
+    """Processes by their connections; they end with these, or with this process."""
+    context = multiprocessing.get_context("spawn")  # a fork would share the device's state
     served: dict[Connection, BaseProcess] = {}
     started: list[BaseProcess] = []
     try:
@@ -141,8 +140,8 @@ def _serving(task: Task, processes: int) -> Iterator[dict[Connection, BaseProces
 
 
 def _serve(connection: Connection, task: Task, rank: int) -> None:
-    """Evaluate the points that come in, until no more can come."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what a Ctrl-C ends
+    """Evaluate each point that is sent, until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process handles a Ctrl-C
     try:
         evaluate = task.open_(rank)
         connection.send((None, []))
@@ -156,7 +155,7 @@ def _serve(connection: Connection, task: Task, rank: int) -> None:
 
 
 def _receive(connection: Connection, process: BaseProcess) -> tuple[int | None, Values]:
-    """A point's number and values; no number where the process has just become ready."""
+    """A point's number and values; no number if the process has just become ready."""
     try:
         number, values = connection.recv()
     except (EOFError, ConnectionResetError):
@@ -169,19 +168,18 @@ def _receive(connection: Connection, process: BaseProcess) -> tuple[int | None, 
 
 
 class _Report:
-    """Says now and then how many points are done, and how long the rest will take."""
+    """Prints every few seconds how many points are done, and how long the rest will take."""
 
     def __init__(self, done: int, total: int, say: Callable[[str], None]) -> None:
         self._done, self._total, self._say = done, total, say
         self._before, self._started, self._last = done, 0.0, 0.0
 
     def start(self) -> None:
-        """Measure time from here, where a process is ready."""
+        """Start the clock, when the first process is ready."""
         if not self._started:
             self._started = self._last = time.monotonic()
 
     def one_done(self) -> None:
-        """Count a point."""
         self._done += 1
         now = time.monotonic()
         if now - self._last < BETWEEN_LINES_S or self._done == self._total:
@@ -193,5 +191,5 @@ class _Report:
 
 
 def in_words(seconds: float) -> str:
-    """A duration as a line of progress has it: "about 3 min"."""
+    """A duration in a line of progress: "about 3 min"."""
     return f"about {duration(seconds)}"

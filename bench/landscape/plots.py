@@ -1,4 +1,4 @@
-"""Figures 2, 3 and 4, from the records of their landscapes. No torch."""
+"""Figures 2, 3 and 4, drawn from their records. No torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = "cividis_r"
-"""From light where the error is low to dark: in grey too."""
+"""Light where the error is low, dark where it is high, also in grey."""
 NUM_LEVELS = 12
-"""Lines of equal error, each further from the lowest than the one before."""
+"""Lines of equal error; their distance grows from the lowest on."""
 OFF_PLANE = 0.01
-"""A point further off than this share of the points' distances is marked as projected."""
+"""A point further from the plane than this share of the largest distance is noted as projected."""
 HALO: dict[str, Any] = {"linewidth": 2.4, "foreground": "white"}
 
 
@@ -33,7 +33,7 @@ def plane_figure(record: PlaneRecord, folder: Path) -> list[Path]:
 
         width = max(record.alphas) - min(record.alphas)
         height = max(record.betas) - min(record.betas)
-        # Both axes have one scale; the figure's height fits the plane's shape.
+        # Both axes have the same scale, so the height follows from the plane's shape.
         size = (8.4, min(max(3.0 * height / width + 0.9, 2.4), 5.4))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -54,11 +54,11 @@ def plane_figure(record: PlaneRecord, folder: Path) -> list[Path]:
 def error_levels(errors: list[list[float]], count: int = NUM_LEVELS) -> list[float]:
     """Levels (%) between the lowest and the highest error, close together near the lowest.
 
-    The basin's floor is what a figure is looked at for; its walls are many times higher.
+    The figure is about the basin's floor; its walls are many times higher.
     """
     values = [100 * error for row in errors for error in row]
     low, high = min(values), max(values)
-    spread = max(high - low, 1e-3)  # a plane without hills has levels all the same
+    spread = max(high - low, 1e-3)  # a flat plane has levels too
     return [low + spread * (i / count) ** 2 for i in range(count + 1)]
 
 
@@ -93,8 +93,7 @@ def _mark_points(axes: Axes, record: PlaneRecord) -> None:
 
     halo = [withStroke(**HALO)]
     lowest = best(record)
-    marks = [(p.alpha, p.beta, p.name, "o" if p.name != "SWAP" else "s")
-             for p in record.marked]  # fmt: skip
+    marks = [(p.alpha, p.beta, p.name, "s" if p.name == "SWAP" else "o") for p in record.marked]
     if record.figure == 3:
         marks.append((lowest.alpha, lowest.beta, "BEST", "*"))
     middle = sum(a for a, *_ in marks) / len(marks), sum(b for _, b, *_ in marks) / len(marks)
@@ -110,7 +109,7 @@ def _mark_points(axes: Axes, record: PlaneRecord) -> None:
             linestyle="none",
             zorder=4,
         )
-        # Away from the other points, so that no label covers one.
+        # Each label points away from the middle, so that it covers no point.
         right, up = alpha >= middle[0], beta >= middle[1]
         axes.annotate(
             label,
@@ -126,7 +125,7 @@ def _mark_points(axes: Axes, record: PlaneRecord) -> None:
 
 
 def _off_plane(record: PlaneRecord) -> str:
-    """Says of each point that is beside the plane how far."""
+    """For each point that is not in the plane, its distance."""
     reach = max(math.hypot(p.alpha, p.beta) for p in record.marked)
     return "; ".join(
         f"{point.name} is {point.off_plane:.2g} off the plane: its projection is shown"

@@ -24,7 +24,7 @@ from bench.micro.comparisons import (
 from bench.micro.data import write_jpegs
 from bench.micro.interleave import Timing, time_interleaved
 from bench.micro.records import MicroRecord, write_micro_record
-from bench.micro.step import Task
+from bench.micro.step import Setup
 from bench.options import MicroOptions
 from swap_fast.config.execution import default_execution
 from swap_fast.data.cifar.files import locate_dataset
@@ -90,7 +90,7 @@ def _groups(
     for size in batch_sizes:
         if options.images < size:
             raise ValueError(f"images: expected at least one batch of {size}, got {options.images}")
-        task = Task(
+        setup = Setup(
             execution=default_execution(device),
             width=width,
             batch_size=size,
@@ -98,7 +98,7 @@ def _groups(
             data=data,
             num_images=options.images // size * size,
         )
-        groups |= peer_groups(device, threads, task)
+        groups |= peer_groups(device, threads, setup)
     shown = "synthetic images" if data is None else "CIFAR-10"
     note = f"Whole training: a turn is an epoch of {options.images:,} images of {shown}."
     return groups | steps, [note]

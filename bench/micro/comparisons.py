@@ -169,18 +169,18 @@ def _cost(width: int, batch_size: int, execution: Execution) -> Cost:
     )
 
 
-def peer_groups(device: str, threads: int, task: step.Task) -> Groups:
+def peer_groups(device: str, threads: int, setup: step.Setup) -> Groups:
     """Whole loops over real batches, input included: ours, the stock loop, torch's best."""
-    width, batch_size, shapes = task.width, task.batch_size, _our_shapes(device, threads)
-    eager = replace(task.execution, capture=False)
+    width, batch_size, shapes = setup.width, setup.batch_size, _our_shapes(device, threads)
+    eager = replace(setup.execution, capture=False)
     variants = [
         Variant(
             f"ours, crop, flip, cutout{_in_processes(processes)}",
             step.our_training,
-            (task,),
+            (setup,),
             processes=processes,
             threads=each,
-            cost=_cost(width, batch_size, task.execution),
+            cost=_cost(width, batch_size, setup.execution),
         )
         for processes, each in shapes
     ]
@@ -189,7 +189,7 @@ def peer_groups(device: str, threads: int, task: step.Task) -> Groups:
         Variant(
             f"stock: eager, NCHW, DataLoader of {loaders}, crop, flip, .item()",
             step.stock_training,
-            (task, loaders),
+            (setup, loaders),
             threads=threads,
             cost=_cost(width, batch_size, eager),
         )
@@ -203,12 +203,12 @@ def peer_groups(device: str, threads: int, task: step.Task) -> Groups:
             Variant(
                 f"torch's best practice: channels_last, {how}, fused SGD, crop, flip",
                 step.best_practice_training,
-                (task, mode),
+                (setup, mode),
                 threads=threads,
                 cost=_cost(width, batch_size, replace(eager, compile=mode is not None)),
             )
         )
-    variants += peak_variants(device, task.execution.precision, shapes)
+    variants += peak_variants(device, setup.execution.precision, shapes)
     return {f"whole training, input included, batch {batch_size}": variants}
 
 

@@ -30,10 +30,12 @@ from swap_fast.training.weights import Weights
 PEAK_LR = 0.1
 
 
-def make_step(execution: Execution, width: int, batch_size: int) -> tuple[Step, Phase]:
+def make_step(
+    execution: Execution, width: int, batch_size: int, *, num_classes: int = 10
+) -> tuple[Step, Phase]:
     """The step of `swap_fast` in phase 2, not warmed up yet."""
     device = torch.device(execution.device_type)
-    weights = Weights(execution.place(ResNet9(width=width), device))
+    weights = Weights(execution.place(ResNet9(num_classes, width), device))
     scaled = execution.precision == "fp16"
     optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=scaled)
     phase = Phase(global_batch_size=batch_size, peak_lr=PEAK_LR, max_epochs=1)
@@ -161,7 +163,7 @@ def batch_norm_pass(execution: Execution, width: int, batch_size: int, ours: boo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Setup:
     """The net, the data and the execution of every loop."""
 
     execution: Execution
@@ -195,50 +197,50 @@ Epoch = Callable[[], tuple[float, float]]
 """Trains an epoch; returns its mean loss and its accuracy."""
 
 
-def our_training(task: Task) -> Turn:
+def our_training(setup: Setup) -> Turn:
     """Our loop, whose batches are gathered from images on the device."""
-    split, dataset = task.load()
+    split, dataset = setup.load()
     return training_loop(
-        task.execution, task.width, task.batch_size, split, dataset.mean, dataset.std
+        setup.execution, setup.width, setup.batch_size, split, dataset.mean, dataset.std
     )
 
 
-def stock_training(task: Task, loader_processes: int) -> Turn:
+def stock_training(setup: Setup, loader_processes: int) -> Turn:
     """A turn of the stock loop."""
-    return _epoch_turn(task, stock_epoch(task, loader_processes))
+    return _epoch_turn(setup, stock_epoch(setup, loader_processes))
 
 
-def best_practice_training(task: Task, compile_mode: str | None) -> Turn:
+def best_practice_training(setup: Setup, compile_mode: str | None) -> Turn:
     """A turn of torch's best practice."""
-    return _epoch_turn(task, best_practice_epoch(task, compile_mode))
+    return _epoch_turn(setup, best_practice_epoch(setup, compile_mode))
 
 
-def _epoch_turn(task: Task, epoch: Epoch) -> Turn:
-    device = torch.device(task.execution.device_type)
+def _epoch_turn(setup: Setup, epoch: Epoch) -> Turn:
+    device = torch.device(setup.execution.device_type)
 
     def turn() -> int:
         epoch()
         synchronize(device)
-        return task.num_images // task.batch_size * task.batch_size
+        return setup.num_images // setup.batch_size * setup.batch_size
 
     turn()
     return turn
 
 
-def stock_epoch(task: Task, loader_processes: int) -> Epoch:
+def stock_epoch(setup: Setup, loader_processes: int) -> Epoch:
     """Eager, NCHW, a DataLoader of torchvision's transforms, loss and accuracy read each step."""
-    split, dataset = task.load()
-    execution, device = task.execution, torch.device(task.execution.device_type)
+    split, dataset = setup.load()
+    execution, device = setup.execution, torch.device(setup.execution.device_type)
     loader = stock_loader(
         split,
         mean=dataset.mean,
         std=dataset.std,
-        batch_size=task.batch_size,
+        batch_size=setup.batch_size,
         loader_processes=loader_processes,
         pin_memory=device.type == "cuda",
     )
-    model = ResNet9(dataset.num_classes, task.width).to(device)
-    optimizer, schedule = task.optimizer(model, fused=False)
+    model = ResNet9(dataset.num_classes, setup.width).to(device)
+    optimizer, schedule = setup.optimizer(model, fused=False)
     scaler = torch.amp.GradScaler(device.type, enabled=execution.precision == "fp16")
 
     def epoch() -> tuple[float, float]:
@@ -263,19 +265,19 @@ def stock_epoch(task: Task, loader_processes: int) -> Epoch:
     return epoch
 
 
-def best_practice_epoch(task: Task, compile_mode: str | None) -> Epoch:
+def best_practice_epoch(setup: Setup, compile_mode: str | None) -> Epoch:
     """Channels-last, autocast, compiled, fused SGD, batches made on the device, no sync in a step.
 
     Arguments:
         compile_mode: torch.compile's mode; None runs eagerly.
     """
-    split, dataset = task.load()
-    execution, device = task.execution, torch.device(task.execution.device_type)
+    split, dataset = setup.load()
+    execution, device = setup.execution, torch.device(setup.execution.device_type)
     images = _padded(split, device)
     labels = torch.from_numpy(split.labels).to(device, torch.int64)
     mean, std = (torch.tensor(each, device=device) for each in (dataset.mean, dataset.std))
-    model = execution.place(ResNet9(dataset.num_classes, task.width), device)  # channels_last
-    optimizer, schedule = task.optimizer(model, fused=True)
+    model = execution.place(ResNet9(dataset.num_classes, setup.width), device)  # channels_last
+    optimizer, schedule = setup.optimizer(model, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=execution.precision == "fp16")
 
     def forward(batch: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,8 +295,8 @@ def best_practice_epoch(task: Task, compile_mode: str | None) -> Epoch:
         total_correct = torch.zeros((), dtype=torch.int64, device=device)
         order = torch.randperm(len(labels), device=device)
         seen = 0
-        for index in order.split(task.batch_size):
-            if len(index) < task.batch_size:
+        for index in order.split(setup.batch_size):
+            if len(index) < setup.batch_size:
                 break
             batch = (_cropped(images, index) - mean) / std
             targets = labels[index]

@@ -1,4 +1,4 @@
-"""Both models beside every published time: how far a plan is to be trusted. No torch."""
+"""Compares both models with every published time, to say how accurate a plan is. No torch."""
 
 from dataclasses import dataclass
 from statistics import fmean
@@ -10,17 +10,16 @@ from bench.records.paper import Paper
 from swap_fast.recipes.cifar10 import RECIPES
 
 LEFT_OUT = ("Table 4", "Large-batch SWA")
-"""By Table 2's rate its 230 epochs take half the published time: the paper contradicts itself."""
+"""At Table 2's rate its 230 epochs take half the published time: the paper contradicts itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedRow:
-    """One published time and what the models make of it, all in seconds."""
+    """One published time and the models' predictions."""
 
     where: str
     """Table and row, or section."""
     published_s: float
-    """As printed."""
     rate_s: float | None
     """By the rate model; None for the rows that its rates are read from."""
     physical_s: float
@@ -30,12 +29,12 @@ class CheckedRow:
 
     @property
     def rate_error(self) -> float | None:
-        """The rate model's, as a share of the published time."""
+        """As a share of the published time."""
         return None if self.rate_s is None else self.rate_s / self.published_s - 1
 
     @property
     def physical_error(self) -> float:
-        """The physical model's, as a share of the published time."""
+        """As a share of the published time."""
         return self.physical_s / self.published_s - 1
 
 
@@ -73,7 +72,9 @@ def check_paper(paper: Paper) -> list[CheckedRow]:
         rows.append(
             CheckedRow(
                 where=f"{table}, {row}",
-                published_s=_published_s(paper, table, row),
+                published_s=paper.claim.time_s
+                if table == "Section 5.1"
+                else paper.time_s(table, row),
                 rate_s=None if is_read else predicted.after_s if is_after else predicted.before_s,
                 physical_s=physical.total_s if is_after else sum(physical.phases_s),
                 counts=not is_read and (table, row) != LEFT_OUT,
@@ -83,13 +84,13 @@ def check_paper(paper: Paper) -> list[CheckedRow]:
 
 
 def paper_efficiency(paper: Paper, rates: list[Rate]) -> Efficiency:
-    """How far the paper's CIFAR runs were from the floor of their machine."""
+    """The efficiency of the paper's CIFAR runs on their machine."""
     works = [
         workload_of(RECIPES[name](), paper)
         for name in ("cifar10_sgd_small", "cifar10_sgd_large", "cifar100_sgd_small",
                      "cifar100_sgd_large", "cifar10_swap")
     ]  # fmt: skip
-    # Each rate is of the recipe's only phase, the last one of SWAP's phase 2, of one worker.
+    # Each rate is of the recipe's only phase; the last rate is of SWAP's phase 2, of one worker.
     cifar = [rate.seconds for rate in rates if rate.images == TRAIN_IMAGES["cifar10"]]
     return fit(
         [(w.last_phase, w.replicas, s) for w, s in zip(works, cifar, strict=True)],
@@ -103,7 +104,7 @@ def mean_error(rows: list[CheckedRow]) -> float:
 
 
 def check_table(paper: Paper) -> Table:
-    """Predicted beside published."""
+    """Predicted and published times."""
     rows = check_paper(paper)
     efficiency = paper_efficiency(paper, read_rates(paper))
     out = next(row for row in rows if row.where == ", ".join(LEFT_OUT))
@@ -115,8 +116,8 @@ def check_table(paper: Paper) -> Table:
         caption=(
             f"Rate model: mean absolute error {mean_error(rows):.1%} over "
             f"{sum(row.counts for row in rows)} rows; the others marked * are what its rates are "
-            f"read from. Physical model, V100: {_mean(cifar)} over CIFAR's rows, "
-            f"{_mean(imagenet)} over Table 3's."
+            f"read from. Physical model, V100: {fmean(cifar):.0%} over CIFAR's rows, "
+            f"{fmean(imagenet):.0%} over Table 3's."
         ),
         columns=(
             "Row",
@@ -148,17 +149,7 @@ def check_table(paper: Paper) -> Table:
     )
 
 
-def _published_s(paper: Paper, table: str, row: str) -> float:
-    if table == "Section 5.1":
-        return paper.claim.time_s
-    return paper.time_s(table, row)
-
-
 def _mark(row: CheckedRow) -> str:
     if row.rate_s is None:
         return " *"
     return "" if row.counts else " **"
-
-
-def _mean(errors: list[float]) -> str:
-    return f"{fmean(errors):.0%}"

@@ -1,7 +1,7 @@
-"""What a recipe will take, before it is run: steps, memory, communication, time, cost. No torch.
+"""`python -m bench plan`: a recipe's steps, memory, communication, time and cost. No torch.
 
-The time is the physical model's; where the paper has rates for the recipe, the rate model's stands
-beside it. `bench.planner.measure`, which measures, is imported where it is asked for.
+The time is the physical model's; for a recipe of the paper the rate model's is given too.
+`bench.planner.measure` needs torch, and is imported only for --hardware this.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.document.table import NOTHING, RENDERINGS, Table
+from rich.console import Console
+from rich.text import Text
+
+from bench.document.table import NOTHING, Table, show_table, write_table
 from bench.options import PlanOptions
 from bench.planner.check import check_table, paper_efficiency
 from bench.planner.model import (
     FLOOR,
     HARDWARE,
     Estimate,
-    Hardware,
     Modelled,
     Speed,
     estimate,
@@ -33,25 +35,75 @@ from swap_fast.config.recipe import Recipe
 from swap_fast.recipes.cifar10 import RECIPES
 
 
+def run_plan(options: PlanOptions) -> int:
+    """Check the models, plan a recipe, or scale its phase 1.
+
+    Raises:
+        ValueError: no such recipe, or it cannot be planned on these devices.
+    """
+    paper = load_paper()
+    if options.check_paper:
+        tables: list[Table] = [check_table(paper)]
+        figures: list[Scaling] = []
+    else:
+        assert options.recipe is not None
+        recipe = RECIPES[choose("recipe", options.recipe, RECIPES)]()
+        tables, figures = _tables_of(recipe, options, paper)
+    console = Console()
+    for table in tables:
+        show_table(table, console)
+        console.print(Text(table.caption))
+    out = Path("results") if options.out is None and options.scaling else options.out
+    if out is not None:
+        written = [path for table in tables for path in write_table(table, out / "tables")]
+        written += [path for scaling in figures for path in scaling_figure(scaling, out / "plots")]
+        print("written:", *written, sep="\n  ")
+    return 0
+
+
+def _tables_of(
+    recipe: Recipe, options: PlanOptions, paper: Paper
+) -> tuple[list[Table], list[Scaling]]:
+    speed: Speed
+    if options.hardware == "this":
+        from bench.planner.measure import measure
+
+        workload_of(recipe, paper, options.phase1_epochs)  # refuse it before measuring
+        if recipe.dataset == "imagenet":
+            raise ValueError(
+                f"hardware: expected a recipe of 32 px images to measure here, got {recipe.name}"
+            )
+        print("measuring this machine for some seconds", flush=True)
+        speed = measure(recipe)
+    else:
+        speed = modelled(options.hardware, options.gpus if options.nodes > 1 else None, paper)
+        if options.scaling:
+            scaling = scale(workload_of(recipe, paper, options.phase1_epochs), speed)
+            return [scaling_table(scaling)], [scaling]
+    gpus = None if options.gpus is None else options.gpus * options.nodes
+    if options.hardware == "this" and gpus is None:
+        gpus = min(speed.hardware.gpus_per_node, workload_of(recipe, paper).replicas)
+    plan = make_plan(recipe, speed, gpus, paper, options.phase1_epochs)
+    return [plan_table(plan, options.price_per_gpu_hour)], []
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a recipe will take on some devices."""
+    """A recipe's workload on some devices, and its time."""
 
     work: Workload
-    """What it asks for."""
     speed: Speed
-    """The devices."""
+    """Of one device, and of the links between them."""
     gpus: int
-    """How many."""
     expected: Estimate
-    """As efficient as the paper's runs, or as measured."""
+    """With the efficiency of the paper's runs, or as measured."""
     floor: Estimate
-    """What no program without fused layers is faster than."""
+    """No program without fused layers is faster."""
     rate_model_s: float | None
     """By the paper's rates, on its own machine."""
 
     def cost(self, price_per_gpu_hour: float) -> float:
-        """At that price, of the expected time, in its currency."""
+        """Of the expected time, in the currency of the price."""
         return price_per_gpu_hour * self.gpus * self.expected.total_s / 3600
 
 
@@ -64,7 +116,7 @@ def make_plan(
         gpus: devices in all; None: as many as the recipe can use.
 
     Raises:
-        ValueError: more devices than the recipe can use, or a net that is not counted.
+        ValueError: more devices than the recipe can use, or a net without a counted cost.
     """
     work = workload_of(recipe, paper, phase1_epochs)
     gpus = work.replicas if gpus is None else gpus
@@ -90,15 +142,15 @@ def make_plan(
 
 
 def modelled(hardware: str, gpus_per_node: int | None, paper: Paper) -> Modelled:
-    """A kind of device, in a program as efficient as the paper's."""
-    described: Hardware = HARDWARE[hardware]
+    """A kind of device, with the efficiency of the paper's runs."""
+    described = HARDWARE[hardware]
     if gpus_per_node is not None:
         described = replace(described, gpus_per_node=gpus_per_node)
     return Modelled(hardware=described, efficiency=paper_efficiency(paper, read_rates(paper)))
 
 
 def plan_table(plan: Plan, price_per_gpu_hour: float | None = None) -> Table:
-    """A row for each phase, and what the whole needs."""
+    """A row for each phase, and the sum."""
     work = plan.work
     rows = [
         _phase_row(phase, expected_s, floor_s)
@@ -107,12 +159,11 @@ def plan_table(plan: Plan, price_per_gpu_hour: float | None = None) -> Table:
         )
     ]
     if work.averages:
-        last = work.last_phase
         rows.append(
             (
                 "averaging",
                 *[NOTHING] * 3,
-                _millions(last.images),
+                _millions(work.last_phase.images),
                 f"{work.batch_norm_flop / 1e15:.3f}",
                 f"{plan.expected.averaging_s:.2f}",
                 f"{plan.floor.averaging_s:.2f}",
@@ -187,93 +238,8 @@ def _facts(plan: Plan, price_per_gpu_hour: float | None) -> tuple[str, ...]:
     return tuple(facts)
 
 
-def write_table(table: Table, folder: Path) -> list[Path]:
-    """Write the table in every form."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for ending, render in RENDERINGS.items():
-        path = folder / f"{table.name}.{ending}"
-        path.write_text(render(table), encoding="utf-8", newline="\n")
-        paths.append(path)
-    return paths
-
-
-def show(table: Table) -> None:
-    """Print a table on the screen."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as ScreenTable
-    from rich.text import Text
-
-    console = Console()
-    screen = ScreenTable(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD)
-    for i, column in enumerate(table.columns):
-        screen.add_column(Text(column), justify="left" if i == 0 else "right")
-    for row in table.rows:
-        # A figure stays on its line; the first cell, a name, may take several.
-        screen.add_row(Text(row[0]), *(Text(cell, no_wrap=True) for cell in row[1:]))
-    console.print(screen)
-    for line in (table.caption, *table.footnotes):
-        console.print(Text(line))
-
-
-def run_plan(options: PlanOptions) -> int:
-    """The command: check the models, or plan a recipe, or scale its phase 1.
-
-    Raises:
-        ValueError: no such recipe, or it cannot be planned on these devices.
-    """
-    paper = load_paper()
-    if options.check_paper:
-        tables: list[Table] = [check_table(paper)]
-        figures: list[Scaling] = []
-    else:
-        assert options.recipe is not None
-        recipe = RECIPES[choose("recipe", options.recipe, RECIPES)]()
-        tables, figures = _tables_of(recipe, options, paper)
-    for table in tables:
-        show(table)
-    out = Path("results") if options.out is None and options.scaling else options.out
-    if out is not None:
-        written = [path for table in tables for path in write_table(table, out / "tables")]
-        written += [path for scaling in figures for path in scaling_figure(scaling, out / "plots")]
-        print("written:", *written, sep="\n  ")
-    return 0
-
-
-def _tables_of(
-    recipe: Recipe, options: PlanOptions, paper: Paper
-) -> tuple[list[Table], list[Scaling]]:
-    speed: Speed
-    if options.hardware == "this":
-        from bench.planner.measure import measure
-
-        workload_of(recipe, paper, options.phase1_epochs)  # refuse before the seconds of measuring
-        if recipe.dataset == "imagenet":
-            raise ValueError(
-                f"hardware: expected a recipe of 32 px images to measure here, got {recipe.name}"
-            )
-        print("measuring this machine for some seconds", flush=True)
-        speed = measure(recipe)
-    else:
-        speed = modelled(options.hardware, options.gpus if options.nodes > 1 else None, paper)
-        if options.scaling:
-            scaling = scale(workload_of(recipe, paper, options.phase1_epochs), speed)
-            return [scaling_table(scaling)], [scaling]
-    gpus = None if options.gpus is None else options.gpus * options.nodes
-    if options.hardware == "this" and gpus is None:
-        gpus = min(speed.hardware.gpus_per_node, workload_of(recipe, paper).replicas)
-    plan = make_plan(recipe, speed, gpus, paper, options.phase1_epochs)
-    return [plan_table(plan, options.price_per_gpu_hour)], []
-
-
-# What the report says of runs that nobody made: the planner beside the paper, and its scaling.
-#
-# No torch. Nothing here is measured; every table says that it is modelled.
-
-
 SCALED = ("cifar10_swap", "imagenet_swap")
-"""The recipes whose phase 1 is shown on more and more devices."""
+"""The recipes whose scaling the report shows."""
 
 
 def scalings(paper: Paper) -> list[Scaling]:

@@ -1,4 +1,4 @@
-"""The machine at hand, measured briefly: its peaks, and the steps of a recipe's phases."""
+"""Measures this machine in a few seconds: its peak, and the steps of a recipe's phases."""
 
 import os
 import time
@@ -10,54 +10,48 @@ import torch
 from bench.hardware.machine import available_cores, choose_device, describe_machine
 from bench.micro.interleave import Turn
 from bench.micro.peak import COPIED_BYTES, MATRIX_SIZE, matrix_product, memory_copy, synchronize
+from bench.micro.step import make_step
 from bench.planner.model import FLOOR, Efficiency, Hardware
 from bench.planner.workload import NUM_CLASSES, PhaseWork
 from swap_fast.config.execution import DTYPES, Execution, default_execution
-from swap_fast.config.phase import Optimizer, Phase
 from swap_fast.config.recipe import AveragingRecipe, Recipe
-from swap_fast.distributed import ALONE
 from swap_fast.models import ResNet9
 from swap_fast.training.batchnorm import recompute_statistics_
 from swap_fast.training.capture import keep_freed_memory
-from swap_fast.training.optimizer import MomentumSGD
-from swap_fast.training.step import Step
 from swap_fast.training.weights import Weights
 
 LEAST_S = 0.5
-"""How long each thing is measured."""
+"""Least time of each measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One device of this machine, by its own steps: what a step costs on it is in them."""
+class MeasuredSpeed:
+    """The speed of one device of this machine, by measured steps."""
 
     hardware: Hardware
-    """Its measured peaks."""
+    """With the measured peak."""
     micro_batches_s: Mapping[int, float]
-    """Seconds of one update, by the images in it."""
+    """Seconds of one step with its update, by the images in it."""
     pass_s: float
     """Seconds an image of the batch-norm pass."""
     efficiency: Efficiency = FLOOR
-    """Nothing is left to be added."""
+    """The measured steps have it already."""
 
     def micro_batch_s(self, phase: PhaseWork) -> float:
-        """Forward and backward of one micro-batch, with the update."""
         return self.micro_batches_s[phase.micro_batch_size]
 
     def update_s(self, phase: PhaseWork) -> float:
-        """Nothing: it is in the micro-batch's."""
-        return 0.0
+        return 0.0  # in the micro-batch's time
 
     def pass_image_s(self, phase: PhaseWork) -> float:
-        """An image of the pass after averaging."""
         return self.pass_s
 
 
-def measure(recipe: Recipe, device: str = "auto") -> Measured:
-    """Some seconds' work: peaks, one update of each phase's micro-batch, the batch-norm pass.
+def measure(recipe: Recipe, device: str = "auto") -> MeasuredSpeed:
+    """Time the device's peak, a step of each phase's micro-batch, and the batch-norm pass.
 
     Raises:
-        ValueError: the device is not there.
+        ValueError: there is no such device.
     """
     device_type = choose_device(device)
     torch.set_num_threads(available_cores())
@@ -67,21 +61,20 @@ def measure(recipe: Recipe, device: str = "auto") -> Measured:
     phases = [recipe.phase1]
     if isinstance(recipe, AveragingRecipe):
         phases.append(recipe.phase2)
-    weights = Weights(
-        execution.place(ResNet9(NUM_CLASSES[recipe.dataset], recipe.width), place),
-    )
-    sizes = {phase.micro_batch_size for phase in phases}
-    return Measured(
+    num_classes = NUM_CLASSES[recipe.dataset]
+    weights = Weights(execution.place(ResNet9(num_classes, recipe.width), place))
+    sizes = sorted({phase.micro_batch_size for phase in phases})
+    return MeasuredSpeed(
         hardware=_hardware(place, execution),
-        micro_batches_s={size: _update_s(weights, size, execution) for size in sorted(sizes)},
+        micro_batches_s={
+            size: _update_s(execution, recipe.width, size, num_classes) for size in sizes
+        },
         pass_s=_pass_image_s(weights, phases[-1].micro_batch_size, execution),
     )
 
 
-def _update_s(weights: Weights, micro_batch_size: int, execution: Execution) -> float:
-    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=execution.precision == "fp16")
-    phase = Phase(global_batch_size=micro_batch_size, peak_lr=0.1, max_epochs=1)
-    step = Step(weights, optimizer, phase, ALONE, execution)
+def _update_s(execution: Execution, width: int, batch_size: int, num_classes: int) -> float:
+    step, _ = make_step(execution, width, batch_size, num_classes=num_classes)
     step.warm_up()
     step.images.normal_()
 
@@ -89,7 +82,7 @@ def _update_s(weights: Weights, micro_batch_size: int, execution: Execution) -> 
         step()
         return 1
 
-    return 1 / _per_s(update, weights.theta.device)
+    return 1 / _per_s(update, torch.device(execution.device_type))
 
 
 def _pass_image_s(weights: Weights, batch_size: int, execution: Execution) -> float:
@@ -137,7 +130,7 @@ def _hardware(device: torch.device, execution: Execution) -> Hardware:
 
 
 def _per_s(turn: Turn, device: torch.device) -> float:
-    """Units a second of the fastest of several calls: other programs can only make one slower."""
+    """Units a second of the fastest of several calls: other programs only make a call slower."""
     turn()
     synchronize(device)
     best, spent = 0.0, 0.0

@@ -1,9 +1,9 @@
-"""The physical model: time from arithmetic, traffic with memory, all-reduces and a fixed cost.
+"""The planner's two models, of the time of a recipe: the paper's own rates, and a physical model.
 
-Of each layer the longer of arithmetic and traffic counts, one layer after another: the floor. How
-far the paper's runs were from it, and what each of their epochs cost besides, are two numbers,
-fitted to the rates of the paper's CIFAR rows; with them the model says what a program as efficient
-as the paper's would take on other devices. They hold for no other program.
+The physical model takes for each layer the longer of arithmetic and memory traffic; their sum is
+the floor. Two more numbers, a factor on each step and a fixed cost of each epoch, are fitted to the
+rates of the paper's CIFAR rows. With these the model predicts a program with the paper's efficiency
+on other devices; another program has other numbers.
 """
 
 import math
@@ -16,31 +16,27 @@ from bench.planner.workload import PhaseWork, Workload, workload_of
 from bench.records.paper import Paper
 from swap_fast.recipes.cifar10 import RECIPES
 
-# Devices as their makers describe them. No torch.
+# Devices, with their makers' figures.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """One kind of device, and how several are joined."""
+    """One kind of device, and the links between several."""
 
     name: str
-    """As printed."""
     matrix_flop_s: float
     """Peak of dense matrix work in the training type, operations a second."""
     memory_bytes_s: float
-    """Bandwidth of its memory."""
     memory_bytes: float
-    """Size of its memory."""
     link_bytes_s: float
     """To the other devices of its node, one way."""
     network_bytes_s: float
     """Of a whole node to other nodes, one way."""
     gpus_per_node: int = 8
-    """Devices that share a node."""
     activation_bytes: int = 2
     """Of one activation: fp16 on GPUs."""
     hop_s: float = 1e-5
-    """What each step of an all-reduce takes whatever its size: our assumption."""
+    """Time of each step of an all-reduce, whatever its size: our assumption."""
 
 
 V100 = Hardware(
@@ -77,24 +73,22 @@ HARDWARE = {"v100": V100, "a100": A100, "h100": H100}
 """By the name on the command line."""
 
 DEVICE_NAMES = {"V100-SXM": "v100", "A100-SXM": "a100", "H100 80GB HBM3": "h100"}
-"""What the driver's name of a device holds. Their forms as PCIe cards are slower."""
+"""A part of the driver's name of a device. The PCIe cards of these devices are slower."""
 
 
 def by_device_name(name: str) -> str | None:
-    """The key in `HARDWARE` of what the driver calls so; None: unknown, or a part of a device."""
+    """The key in `HARDWARE` for a driver's name; None: unknown, or a slice of a device."""
     found = [key for part, key in DEVICE_NAMES.items() if part in name and "MIG" not in name]
     return found[0] if found else None
 
 
-# The rate model: seconds an epoch as the paper's own rows give them. No torch.
-#
-# Seven rows are read: Table 1 rows 1 to 3, Table 2 rows 1 and 2, Table 3 rows 1 and 2. Each gives
-# the seconds of an epoch at one batch on so many V100. CIFAR-10 and CIFAR-100 have images of one
-# size and number, and the net differs in its last layer alone: they share their rates.
-
+# The rate model: seconds an epoch, from seven rows of the paper (Table 1 rows 1 to 3, Table 2 rows
+# 1 and 2, Table 3 rows 1 and 2). Each gives the seconds of an epoch at one batch size and number of
+# V100. CIFAR-10 and CIFAR-100 share their rates: they have as many images of the same size, and the
+# nets differ only in the last layer.
 
 PASS_SHARE = 1 / 3
-"""Of an epoch's time: the pass after averaging is forward alone, and backward costs two of it."""
+"""Of an epoch's time: the pass after averaging has no backward, which costs twice the forward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +96,14 @@ class Rate:
     """Seconds an epoch of one setting on the paper's machine."""
 
     source: str
-    """The row that it is read from."""
+    """The paper's row."""
     images: int
-    """Training images: those of the CIFAR sets, or ImageNet's."""
+    """Training images: CIFAR's or ImageNet's."""
     gpus: int
     """V100 that train the model."""
     global_batch_size: int | None
-    """Images an update; None for ImageNet: the mean epoch of all stages."""
+    """None for ImageNet: the mean epoch of all stages."""
     seconds: float
-    """An epoch's."""
 
 
 def read_rates(paper: Paper) -> list[Rate]:
@@ -144,11 +137,11 @@ def read_rates(paper: Paper) -> list[Rate]:
 def phase_rate(rates: list[Rate], phase: PhaseWork) -> float:
     """Seconds an epoch of a phase on the paper's machine.
 
-    That of the row with the same devices and batch; between two rows with the same devices, on
-    the line through them over the steps an epoch.
+    The rate of the row with the same devices and batch; between two rows with the same devices,
+    interpolated linearly in the steps an epoch.
 
     Raises:
-        ValueError: no row has as many devices, or the batch is outside of those that do.
+        ValueError: no row has as many devices, or the batch is outside of their range.
     """
     here = [r for r in rates if (r.images, r.gpus) == (phase.images, phase.gpus_per_model)]
     same = {1 / (rate.global_batch_size or phase.global_batch_size): rate.seconds for rate in here}
@@ -170,21 +163,21 @@ def phase_rate(rates: list[Rate], phase: PhaseWork) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """Seconds that the rate model gives a run on the paper's machine."""
+    """The rate model's time of a run on the paper's machine."""
 
     phases_s: tuple[float, ...]
-    """Of each phase, its models side by side."""
+    """Of each phase, its models in parallel."""
     averaging_s: float
-    """Of the pass after averaging; the averaging itself is taken as nothing."""
+    """Of the pass after averaging; the averaging itself is taken as 0."""
 
     @property
     def before_s(self) -> float:
-        """Up to averaging."""
+        """Before averaging."""
         return sum(self.phases_s)
 
     @property
     def after_s(self) -> float:
-        """The whole."""
+        """After averaging: the whole run."""
         return self.before_s + self.averaging_s
 
 
@@ -192,7 +185,7 @@ def predict(rates: list[Rate], work: Workload) -> Predicted:
     """The time of a recipe on the paper's machine.
 
     Raises:
-        ValueError: a phase that the paper has no rate for.
+        ValueError: the paper has no rate for a phase.
     """
     seconds = [phase_rate(rates, phase) for phase in work.phases]
     phases_s = tuple(s * phase.epochs for s, phase in zip(seconds, work.phases, strict=True))
@@ -210,14 +203,17 @@ def _sgd_rate(paper: Paper, table: str, row: str, recipe: str) -> Rate:
     )
 
 
+# The physical model.
+
+
 @dataclass(frozen=True, kw_only=True)
 class Efficiency:
-    """How far a program is from the floor."""
+    """A program's time against the floor."""
 
     slowdown: float
     """Factor on every step."""
     epoch_s: float
-    """What an epoch costs besides its steps."""
+    """Time of an epoch in addition to its steps."""
 
 
 FLOOR = Efficiency(slowdown=1.0, epoch_s=0.0)
@@ -225,11 +221,10 @@ FLOOR = Efficiency(slowdown=1.0, epoch_s=0.0)
 
 
 class Speed(Protocol):
-    """How fast one device is, and how several are joined."""
+    """The speed of one device, and the links between several."""
 
     @property
-    def hardware(self) -> Hardware:
-        """Gives the links between devices."""
+    def hardware(self) -> Hardware: ...
 
     @property
     def efficiency(self) -> Efficiency:
@@ -247,30 +242,26 @@ class Speed(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Modelled:
-    """A device by its maker's figures."""
+    """The speed of a device by its maker's figures."""
 
     hardware: Hardware
-    """Which."""
     efficiency: Efficiency
     """Of the program."""
 
     def micro_batch_s(self, phase: PhaseWork) -> float:
-        """Forward and backward of one micro-batch."""
         image_s = layers_s(phase.net, self.hardware)
         return self.efficiency.slowdown * phase.micro_batch_size * image_s
 
     def update_s(self, phase: PhaseWork) -> float:
-        """From the gradient to new weights."""
         moved = UPDATE_PASSES * phase.net.parameters * WEIGHT_BYTES
         return self.efficiency.slowdown * moved / self.hardware.memory_bytes_s
 
     def pass_image_s(self, phase: PhaseWork) -> float:
-        """An image of the pass after averaging."""
         return self.efficiency.slowdown * layers_s(phase.net, self.hardware, forward_only=True)
 
 
 def layers_s(net: Net, hardware: Hardware, *, forward_only: bool = False) -> float:
-    """The floor of an image: of each layer, arithmetic or traffic, whichever takes longer."""
+    """The floor of an image: the longer of arithmetic and memory traffic of each layer, summed."""
     total = 0.0
     for layer in net.layers:
         passes = [(layer.forward_flop, layer.forward_values)]
@@ -283,12 +274,12 @@ def layers_s(net: Net, hardware: Hardware, *, forward_only: bool = False) -> flo
 
 
 def all_reduce_bytes(num_bytes: float, gpus: int) -> float:
-    """What each device sends for a ring all-reduce."""
+    """Bytes that each device sends in a ring all-reduce."""
     return 2 * (gpus - 1) / gpus * num_bytes
 
 
 def all_reduce_s(num_bytes: float, gpus: int, hardware: Hardware) -> float:
-    """A ring within each node, and a ring of nodes in which every device has its share."""
+    """A ring within each node, then a ring of nodes for each device's part."""
     if gpus == 1:
         return 0.0
     inside = min(gpus, hardware.gpus_per_node)
@@ -296,20 +287,20 @@ def all_reduce_s(num_bytes: float, gpus: int, hardware: Hardware) -> float:
     seconds = all_reduce_bytes(num_bytes, inside) / hardware.link_bytes_s
     if nodes > 1:
         seconds += all_reduce_bytes(num_bytes, nodes) / hardware.network_bytes_s
-    # Trees need twice the logarithm of hops where rings need as many as there are devices.
+    # The hops are those of a tree, twice the logarithm; a ring has one for each device.
     return seconds + 2 * math.ceil(math.log2(gpus)) * hardware.hop_s
 
 
 def turns(replicas: int, gpus: int) -> int:
-    """How often a device's turn comes where there are fewer devices than replicas."""
+    """Replicas that a device works on in turn, where there are fewer devices than replicas."""
     return math.ceil(replicas / gpus)
 
 
 def epoch_s(phase: PhaseWork, speed: Speed, gpus: int) -> float:
-    """Seconds an epoch of a phase on so many devices, of all its models.
+    """Seconds an epoch of all models of a phase on that many devices.
 
     With fewer devices than a model has replicas, each takes several micro-batches in turn; with
-    fewer than all models together, models take turns.
+    fewer than all models need, models take turns.
     """
     together = min(gpus, phase.gpus_per_model)
     at_once = max(1, min(gpus // phase.gpus_per_model, phase.num_models))
@@ -325,21 +316,19 @@ def epoch_s(phase: PhaseWork, speed: Speed, gpus: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Seconds of a run."""
+    """The time of a run."""
 
     phases_s: tuple[float, ...]
-    """Of each phase."""
     averaging_s: float
-    """Of averaging, and the pass over the training data shared out among the devices."""
+    """Of averaging, and of the pass over the training data, divided among the devices."""
 
     @property
     def total_s(self) -> float:
-        """The whole."""
         return sum(self.phases_s) + self.averaging_s
 
 
 def estimate(work: Workload, speed: Speed, gpus: int) -> Estimate:
-    """The time of a run on so many devices."""
+    """The time of a run on that many devices."""
     phases_s = tuple(phase.epochs * epoch_s(phase, speed, gpus) for phase in work.phases)
     averaging_s = 0.0
     if work.averages:
@@ -374,10 +363,10 @@ def fit(settings: Sequence[tuple[PhaseWork, int, float]], hardware: Hardware) ->
 
 
 def memory_bytes(work: Workload, hardware: Hardware) -> float:
-    """What a device must hold at the most, without the driver's own and the libraries' buffers.
+    """A device's largest memory, without the driver's and the libraries' buffers.
 
-    Weights, gradients, velocity, and the copies of the first and last that phase 1 leaves to
-    phase 2; the activations that one micro-batch keeps; the data set.
+    Weights, gradients, velocity; the copies of weights and velocity that phase 1 leaves to phase 2;
+    the activations that one micro-batch keeps; the data set.
     """
     copies = 3 + 2 * (len(work.phases) > 1)
     parameters = max(phase.net.parameters for phase in work.phases)
@@ -389,7 +378,7 @@ def memory_bytes(work: Workload, hardware: Hardware) -> float:
 
 
 def sent_bytes(work: Workload, gpus: int) -> float:
-    """What each device sends in all: phases whose models have several devices, and averaging."""
+    """Bytes that each device sends: in phases with several devices a model, and in averaging."""
     total = 0.0
     for phase in work.phases:
         together = min(gpus, phase.gpus_per_model)

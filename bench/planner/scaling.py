@@ -1,8 +1,8 @@
-"""Phase 1 on ever more devices, on paper: where it stops scaling, and W should grow. No torch.
+"""Phase 1 on 1 to 1,024 devices by the model: where it stops scaling, and W should grow. No torch.
 
-Weak scaling keeps the images of a device and lets the batch grow with the devices; strong scaling
-keeps the recipe's batch. The model knows nothing of accuracy: the paper trains with batches of up
-to 4,096 images on CIFAR and says that larger ones generalise worse.
+Weak scaling keeps the images of a device, so that the batch grows with the devices; strong scaling
+keeps the recipe's batch. The model does not predict accuracy: the paper trains with batches of up
+to 4,096 images on CIFAR, and says that larger ones generalise worse.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ LARGEST = 1024
 """Devices."""
 
 WORTH_IT = 1.5
-"""What twice the devices must bring, or phase 1 no longer scales."""
+"""Least speed-up of twice the devices; below it, phase 1 no longer scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
-    """Phase 1 on so many devices."""
+class ScalingPoint:
+    """Phase 1 on one number of devices."""
 
     gpus: int
-    """Devices."""
     weak_batch: int
-    """The batch that grew with them."""
+    """In proportion to the devices."""
     weak_s: float | None
-    """Seconds an epoch with it; None where it is larger than the training set."""
+    """Seconds an epoch with that batch; None where it is larger than the training set."""
     strong_s: float | None
-    """Seconds an epoch with the recipe's batch; None where it leaves a device without images."""
+    """Seconds an epoch with the recipe's batch; None where a device would have no images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +42,18 @@ class Scaling:
     """Phase 1 of a recipe from one device to `LARGEST`."""
 
     work: Workload
-    """The recipe's."""
     speed: Modelled
-    """The devices."""
-    points: tuple[Point, ...]
+    points: tuple[ScalingPoint, ...]
     """Each with twice the devices of the one before."""
 
     @property
     def weak_limit(self) -> int:
-        """Devices from which on twice as many are not worth it, by weak scaling."""
+        """Devices at which weak scaling ends."""
         return _limit([(point.gpus, point.weak_s) for point in self.points])
 
     @property
     def strong_limit(self) -> int:
-        """Devices from which on twice as many are not worth it, at the recipe's batch."""
+        """Devices at which strong scaling ends."""
         return _limit([(point.gpus, point.strong_s) for point in self.points])
 
 
@@ -66,7 +63,7 @@ def scale(work: Workload, speed: Modelled) -> Scaling:
     while gpus <= LARGEST:
         batch = phase.micro_batch_size * gpus
         points.append(
-            Point(
+            ScalingPoint(
                 gpus=gpus,
                 weak_batch=batch,
                 weak_s=_epoch_s(phase, speed, gpus, batch),
@@ -91,7 +88,7 @@ def _limit(seconds: Sequence[tuple[int, float | None]]) -> int:
 
 
 def advice(scaling: Scaling) -> str:
-    """Where phase 1 stops scaling, and what further devices are for."""
+    """Where phase 1 stops scaling, and how to use further devices."""
     phase, limit = scaling.work.phases[0], scaling.weak_limit
     text = (
         f"Phase 1 stops scaling at {scaling.strong_limit} GPUs with the recipe's batch of "
@@ -164,14 +161,14 @@ def _ratio(before: float | None, now: float | None) -> str:
     return NOTHING if before is None or now is None else f"{before / now:.2f}"
 
 
-def _efficiency(one_s: float | None, point: Point) -> str:
+def _efficiency(one_s: float | None, point: ScalingPoint) -> str:
     if one_s is None or point.weak_s is None:
         return NOTHING
     return f"{100 * one_s / point.gpus / point.weak_s:.0f}"
 
 
 def scaling_figure(scaling: Scaling, folder: Path) -> list[Path]:
-    """Seconds an epoch over devices, both ways, beside perfect scaling.
+    """Seconds an epoch over devices: weak, strong and perfect scaling.
 
     Returns:
         The files written: `folder/scaling_RECIPE.svg` and `.png`.

@@ -1,4 +1,4 @@
-"""What a recipe asks for: its phases as models, devices, images and steps. No torch."""
+"""The workload of a recipe: models, devices, images and steps of its phases. No torch."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,9 @@ from swap_fast.config.recipe import AveragingRecipe, Recipe
 IMAGE_SIZE = 32
 """Of CIFAR, in pixels."""
 TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "synthetic": 50_000, "imagenet": 1_281_167}
-"""Of each data set."""
 TEST_IMAGES = 10_000
 """Of CIFAR-10 and CIFAR-100."""
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "synthetic": 10, "imagenet": 1000}
-"""Of each data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +24,7 @@ class PhaseWork:
     net: Net
     """At this phase's image size."""
     epochs: float
-    """How many, or how many are expected."""
+    """Expected, where the phase stops at an accuracy."""
     images: int
     """Training images."""
     global_batch_size: int
@@ -34,11 +32,11 @@ class PhaseWork:
     gpus_per_model: int
     """Devices that share an update."""
     num_models: int = 1
-    """W in phase 2: models that are trained apart."""
+    """W in phase 2."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates of one model an epoch; images that fill no whole batch are left out."""
+        """Updates of one model; images that fill no whole batch are left out."""
         return self.images // self.global_batch_size
 
     @property
@@ -69,22 +67,21 @@ class PhaseWork:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """All that a recipe asks for."""
+    """The phases of a recipe, and its averaging."""
 
     name: str
     """The recipe's."""
     phases: tuple[PhaseWork, ...]
-    """In order."""
     averages: bool
-    """Whether weights are averaged, and one pass over the training data renews batch norm."""
+    """Whether weights are averaged, which needs one pass over the training data for batch norm."""
     resident_bytes: int
-    """The data set on each device."""
+    """Of the data set on each device."""
     epochs_source: str
-    """Where phase 1's epochs are from."""
+    """The source of phase 1's epochs."""
 
     @property
     def last_phase(self) -> PhaseWork:
-        """Whose net and devices the averaged model has."""
+        """The phase with the averaged model's net and devices."""
         return self.phases[-1]
 
     @property
@@ -105,14 +102,14 @@ class Workload:
 
 
 def workload_of(recipe: Recipe, paper: Paper, phase1_epochs: float | None = None) -> Workload:
-    """What the recipe asks for.
+    """The workload of a recipe.
 
     Arguments:
-        phase1_epochs: how many phase 1 will take; by default the paper's mean, where the recipe
-            is the paper's and stops at an accuracy, else at most as many as it may.
+        phase1_epochs: of phase 1; by default the paper's mean for a recipe of the paper that
+            stops at an accuracy, else the recipe's maximum.
 
     Raises:
-        ValueError: a net whose layers are not counted here.
+        ValueError: a net or a data set whose cost is not known here.
     """
     if recipe.net == "whitened_resnet9":
         raise ValueError(
@@ -157,7 +154,7 @@ def workload_of(recipe: Recipe, paper: Paper, phase1_epochs: float | None = None
 def _stages(
     name: str, recipe: Recipe, phase: Phase, epochs: float, num_models: int = 1
 ) -> list[PhaseWork]:
-    """A phase, stage by stage where it has stages."""
+    """The parts of a phase: one for each image size and batch."""
     staged = isinstance(phase, StagedPhase)
     works = []
     for shape in shapes(phase, IMAGE_SIZE):

@@ -1,1 +1,5 @@
-"""`bench search`: a recipe's settings, tried on held-out training images."""
+"""`python -m bench search`: a grid of a recipe's settings, compared on held-out training images.
+
+`command` runs it; `grid` has the options, the settings and the points; `study` queues the points in
+a database (Optuna), `trials` runs one; `report` has the table and the figure.
+"""

@@ -1,4 +1,4 @@
-"""`python -m bench search`: every point of a grid, chosen among by held-out training images."""
+"""`python -m bench search`: runs each point of a grid, and ranks them by held-out images."""
 
 import shlex
 from collections.abc import Callable
@@ -6,15 +6,15 @@ from dataclasses import asdict, replace
 from operator import attrgetter
 from typing import Any
 
-from bench.document.table import to_markdown
+from bench.document.table import to_markdown, write_table
 from bench.runner.launch import under_torchrun
 from bench.runner.session import Prepared, differences, prepare
 from bench.search.grid import (
     TAU,
     Grid,
-    Measured,
     Outcome,
     Point,
+    Scores,
     SearchOptions,
     as_flags,
     describe,
@@ -22,7 +22,7 @@ from bench.search.grid import (
     recipe_at,
     short_names,
 )
-from bench.search.report import best_line, search_figure, search_table, write_table
+from bench.search.report import best_line, search_figure, search_table
 from bench.search.study import GRACE_S, GridStudy, check_installed, database_file
 from bench.search.trials import SearchRuns, phase_one, shares_phase1
 from swap_fast.config.recipe import AveragingRecipe, Recipe
@@ -33,20 +33,20 @@ Say = Callable[[str], None]
 
 
 def run_search(options: SearchOptions, grid: Grid, recipe: Recipe, original: Recipe) -> int:
-    """Measure the points that nobody has measured or is measuring; the exit status.
+    """Run the points that are not done or running elsewhere; the exit status.
 
     Arguments:
-        original: the recipe as it is named, without the command line's changes.
+        original: the recipe without the command line's changes.
 
     Raises:
-        ValueError: what was asked for cannot be searched.
+        ValueError: the recipe or the grid cannot be searched.
     """
     check_installed()
     if recipe.dataset == "imagenet":
         raise ValueError("search: expected a recipe of CIFAR's images, got one of a tree of files")
     if under_torchrun():
         raise ValueError("search: expected one process, which starts the others, got torchrun's")
-    shares_phase1(recipe, grid)  # or says that it cannot
+    shares_phase1(recipe, grid)  # raises for a grid that cannot be run
     name = options.name or "-".join([recipe.name, *short_names(list(grid.values)).values()])
     folder = options.out / "search" / name
     url = options.storage or f"sqlite:///{(options.out / 'search' / f'{name}.db').absolute()}"
@@ -65,7 +65,7 @@ def run_search(options: SearchOptions, grid: Grid, recipe: Recipe, original: Rec
     write_table(table, folder)
     print(to_markdown(table))
     best = ranked(outcomes)[0]
-    if best.measured is not None:
+    if best.scores is not None:
         search_figure(outcomes, folder, recipe=recipe.name)
         print(f"best: {describe(best.point)}: {best_line(best)}")
         print(f"  {_command(best.point, original, recipe)}")
@@ -82,7 +82,7 @@ def run_search(options: SearchOptions, grid: Grid, recipe: Recipe, original: Rec
 def _runs(
     prepared: Prepared, grid: Grid, options: SearchOptions, original: Recipe, *, note: str
 ) -> SearchRuns:
-    """What makes the runs, once it is known that the data are enough for each point."""
+    """The runs of the search, after a check that there are enough images for each point."""
     request, name = prepared.request, prepared.request.recipe.dataset
     assert name != "imagenet", "trees of files are refused before"
     dataset = hold_out(load_dataset(name, request.data), options.held_out)
@@ -107,7 +107,7 @@ def _runs(
 
 
 def _settings(runs: SearchRuns) -> dict[str, Any]:
-    """What all who work at one study must have in common."""
+    """The settings that must be equal for all processes of a study."""
     request = runs.request
     return {
         "recipe": request.recipe.name,
@@ -120,7 +120,7 @@ def _settings(runs: SearchRuns) -> dict[str, Any]:
 
 
 def _plan(grid: Grid, study: GridStudy | None, runs: SearchRuns) -> str:
-    """What a call would do, a line a point, and the sum."""
+    """What a call would do: a line for each point, and the sum."""
     waiting = [Outcome(point=point, state="waiting") for point in grid.points]
     outcomes = waiting if study is None else study.outcomes
     left = [
@@ -140,7 +140,7 @@ def _plan(grid: Grid, study: GridStudy | None, runs: SearchRuns) -> str:
 
 
 def _command(point: Point, original: Recipe, recipe: Recipe) -> str:
-    """What runs the recipe with the point's values on all training images, tested on the test's."""
+    """The command that runs the point on all training images and the test set."""
     changed = {}
     for entry in differences(asdict(original), asdict(recipe)):
         name, _, _ = entry.partition("=")
@@ -151,7 +151,7 @@ def _command(point: Point, original: Recipe, recipe: Recipe) -> str:
 
 
 def _fitted(recipe: Recipe, train_images: int, say: Say) -> Recipe:
-    """The recipe, with fewer training images where the held-out ones were among its own."""
+    """The recipe, with fewer training images where held-out ones were among them."""
     if recipe.train_images is None or recipe.train_images <= train_images:
         return recipe
     say(
@@ -162,7 +162,7 @@ def _fitted(recipe: Recipe, train_images: int, say: Say) -> Recipe:
 
 
 def _check_images(recipe: Recipe, train_images: int) -> None:
-    """Find out before the first run that a later one could not be."""
+    """Refuse, before the first run, a point that has too few images."""
     phases = [recipe.phase1, *([recipe.phase2] if isinstance(recipe, AveragingRecipe) else [])]
     least = max(phase.global_batch_size for phase in phases)
     asked = recipe.train_images or train_images
@@ -174,17 +174,17 @@ def _check_images(recipe: Recipe, train_images: int) -> None:
 
 
 def _work(study: GridStudy, runs: SearchRuns, limit: int | None, say: Say) -> list[Outcome]:
-    """Measure what is left, and tell how each point went; what is known of all at the end."""
+    """Run the points that are left, and print how each went; all outcomes."""
 
-    def measure(point: Point) -> Measured:
+    def measure(point: Point) -> Scores:
         outcomes = study.outcomes
         done = sum(outcome.state == "done" for outcome in outcomes)
         say(f"search: {describe(point)}; {done} of {len(outcomes)} are done")
         return runs.measure(point)
 
-    def tell(outcome: Outcome) -> None:
-        how = best_line(outcome) if outcome.measured else f"{outcome.state}: {outcome.why}"
+    def print_outcome(outcome: Outcome) -> None:
+        how = best_line(outcome) if outcome.scores else f"{outcome.state}: {outcome.why}"
         say(f"search: {describe(outcome.point)}: {how}")
 
-    study.work(measure, limit=limit, on_end=tell)
+    study.work(measure, limit=limit, on_end=print_outcome)
     return study.outcomes

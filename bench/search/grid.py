@@ -1,6 +1,6 @@
-"""What is searched: a recipe's settings by name, their values, and the points of their product.
+"""A search's options, the settings of a recipe, the points of a grid, and their outcomes.
 
-No torch: names and values are checked before anything heavy is imported.
+No torch: names and values are checked before it is imported.
 """
 
 import math
@@ -17,12 +17,10 @@ from bench.options import RunOptions, require_counts
 from swap_fast.choices import choose
 from swap_fast.config.recipe import Recipe
 
-# How a recipe is searched: the options that are no part of the recipe.
-
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(RunOptions):
-    """Which settings are tried, and how each is run."""
+    """The settings to try, and how to run each."""
 
     grid: UseAppendAction[tuple[str, ...]] = ()
     """NAME=VALUE,VALUE,...: a setting of the recipe and the values to try. Given several times,
@@ -52,7 +50,7 @@ class SearchOptions(RunOptions):
     """A search keeps what it needs."""
 
     def __post_init__(self) -> None:
-        """Refuse counts below one, and names that are no file's."""
+        """Refuse counts below 1, and names that cannot be a file's."""
         super().__post_init__()
         require_counts(self, "held_out", "seeds", "trials")
         if self.name is not None and (not self.name or set(self.name) & set("/\\\0")):
@@ -66,10 +64,10 @@ Point = Mapping[str, Value]
 """One value for each setting, by the setting's whole name: "phase1.peak_lr"."""
 
 TAU = "phase1.stopping_accuracy"
-"""Its values are checkpoints of one phase 1."""
+"""The setting whose values are epochs of one phase 1."""
 
 NOT_SEARCHED = ("dataset", "target_accuracy")
-"""What a search cannot compare, and what changes no training."""
+"""Accuracies on two data sets cannot be compared; the target does not change training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +84,13 @@ class Grid:
 
 
 def parse_grid(recipe: Recipe, texts: Sequence[str]) -> Grid:
-    """The grid that the command line gives as texts: "peak_lr=0.5,1.0".
+    """The grid of the command line's texts, such as "peak_lr=0.5,1.0".
 
-    A name may be short: of phase 1 where both phases have it.
+    A short name that both phases have is phase 1's.
 
     Raises:
-        ValueError: an unknown name, a value of another type, one that the recipe refuses at some
-            point of the grid, or anything given twice.
+        ValueError: an unknown name, a value of another type, a point that the recipe refuses, or
+            a name or value given twice.
     """
     if not texts:
         raise ValueError("search: expected --grid NAME=VALUE,VALUE once or more, got none")
@@ -132,7 +130,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def whole_name(name: str, settings: Mapping[str, Any]) -> str:
-    """A setting's whole name from a whole or a short one, in Python's or the flags' spelling.
+    """A setting's whole name from a whole or short one, with "_" or "-".
 
     Raises:
         ValueError: no setting has it.
@@ -148,7 +146,7 @@ def whole_name(name: str, settings: Mapping[str, Any]) -> str:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The last part of each whole name, or the whole where two end alike."""
+    """The last part of each whole name; the whole name where two end the same."""
     last = [name.rpartition(".")[2] for name in names]
     return {
         name: short if last.count(short) == 1 else name
@@ -185,7 +183,7 @@ def recipe_at(recipe: Recipe, point: Point) -> Recipe:
     """The recipe with a point's values.
 
     Raises:
-        ValueError: no recipe could have them.
+        ValueError: the recipe refuses them.
     """
     parts: dict[str, dict[str, Any]] = {"": {}}
     for name, value in point.items():
@@ -207,7 +205,7 @@ def describe(point: Point) -> str:
 
 
 def show(value: Value) -> str:
-    """A value as it is written on the command line, without digits that say nothing."""
+    """A value as written on the command line, with at most 12 digits."""
     return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
@@ -224,47 +222,41 @@ def as_flags(point: Point) -> list[str]:
     return words
 
 
-# What a search knows of each point of its grid. No torch.
-
+# Outcomes.
 
 State = Literal["done", "running", "waiting", "diverged", "failed"]
-"""Of a point; "running" is on any machine."""
+"""Of a point; it may be running on any machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """The runs of one point, a value a seed."""
+class Scores:
+    """The runs of one point, one value for each seed."""
 
     accuracies: tuple[float, ...]
     """On the held-out images: after averaging, or of SGD's last epoch."""
     times_s: tuple[float, ...]
-    """Training time, phase 1 included wherever it was run."""
+    """Of training, with the whole of phase 1, also where it is shared."""
     phase1_epochs: tuple[int, ...]
-    """Epochs of phase 1."""
     run_ids: tuple[str, ...]
-    """The runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One point."""
+    """One point of the grid, and its scores where it is done."""
 
     point: Point
-    """Its values."""
     state: State
-    """Where it stands."""
-    measured: Measured | None = None
-    """Where it is done."""
+    scores: Scores | None = None
     why: str | None = None
-    """Where it diverged or failed."""
+    """The reason, where it diverged or failed."""
 
 
 def ranked(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """Best first: by mean accuracy, and the shorter time of equals; then those without one."""
+    """Best first: by mean accuracy, then by time; points without scores last."""
 
     def rank(outcome: Outcome) -> tuple[float, float]:
-        if outcome.measured is None:
+        if outcome.scores is None:
             return 1.0, 0.0
-        return -fmean(outcome.measured.accuracies), fmean(outcome.measured.times_s)
+        return -fmean(outcome.scores.accuracies), fmean(outcome.scores.times_s)
 
     return sorted(outcomes, key=rank)

@@ -1,7 +1,4 @@
-"""A search's table and figure, from what is known of its points. No torch.
-
-matplotlib is imported where the figure is made. The same outcomes give the same bytes.
-"""
+"""A search's table and figure; the same outcomes give the same bytes. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from bench.document.table import NOTHING, RENDERINGS, Table, plus_minus
+from bench.document.table import NOTHING, Table, plus_minus
 from bench.plots.training import figure_style, save_figure
 from bench.search.grid import Outcome, Value, ranked, short_names, show
 
@@ -19,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LINE = "#1b3a5c"
-"""Of the line; the best point has a mark of its own, not a colour."""
+"""The line's colour; the best point has its own mark, not its own colour."""
 
 SPREAD_OF_LOG = 8.0
-"""A setting whose largest value is so many times its smallest is drawn on a logarithmic axis."""
+"""The axis is logarithmic where the largest value is at least so many times the smallest."""
 
 
 def search_table(outcomes: Sequence[Outcome], *, recipe: str, held_out: int, seeds: int) -> Table:
@@ -57,39 +54,29 @@ def search_table(outcomes: Sequence[Outcome], *, recipe: str, held_out: int, see
 
 
 def _cells(outcome: Outcome) -> tuple[str, ...]:
-    """Of the columns behind the settings."""
-    measured = outcome.measured
-    if measured is None:
+    """The cells after the settings."""
+    scores = outcome.scores
+    if scores is None:
         state = outcome.state + (f": {outcome.why}" if outcome.why else "")
         return NOTHING, NOTHING, NOTHING, state
     mean, deviation = _in_percent(outcome)
     return (
         plus_minus(mean, deviation),
-        f"{fmean(measured.times_s):.1f}",
-        f"{fmean(measured.phase1_epochs):.1f}",
+        f"{fmean(scores.times_s):.1f}",
+        f"{fmean(scores.phase1_epochs):.1f}",
         outcome.state,
     )
 
 
 def _in_percent(outcome: Outcome) -> tuple[float, float | None]:
     """Mean held-out accuracy, and its deviation over seeds where there are several."""
-    assert outcome.measured is not None
-    accuracies = [100 * accuracy for accuracy in outcome.measured.accuracies]
+    assert outcome.scores is not None
+    accuracies = [100 * accuracy for accuracy in outcome.scores.accuracies]
     return fmean(accuracies), stdev(accuracies) if len(accuracies) > 1 else None
 
 
-def write_table(table: Table, folder: Path) -> list[Path]:
-    """The table in each of its forms."""
-    paths = []
-    for ending, render in RENDERINGS.items():
-        path = folder / f"{table.name}.{ending}"
-        path.write_text(render(table), encoding="utf-8")
-        paths.append(path)
-    return paths
-
-
 def search_figure(outcomes: Sequence[Outcome], folder: Path, *, recipe: str) -> list[Path]:
-    """A line for one setting; for two, a map; of more, the map of the first two at the best rest.
+    """A line for one setting, a map for two; for more, a map of the first two at the best others.
 
     Returns:
         The files written: `folder/search.svg` and `.png`.
@@ -97,7 +84,7 @@ def search_figure(outcomes: Sequence[Outcome], folder: Path, *, recipe: str) -> 
     Raises:
         ValueError: no point is done.
     """
-    done = [outcome for outcome in ranked(outcomes) if outcome.measured is not None]
+    done = [outcome for outcome in ranked(outcomes) if outcome.scores is not None]
     if not done:
         raise ValueError("search figure: expected a point that is done, got none")
     names = list(outcomes[0].point)
@@ -118,7 +105,7 @@ def search_figure(outcomes: Sequence[Outcome], folder: Path, *, recipe: str) -> 
 
 
 def _draw_line(axes: Axes, done: Sequence[Outcome], name: str) -> None:
-    """Held-out accuracy over a setting, with the seeds' deviation, and the best value marked."""
+    """Held-out accuracy over a setting, with its deviation over seeds; the best value is marked."""
     values = _values(done, name)
     at = {outcome.point[name]: outcome for outcome in done}
     numbers = [value for value in values if isinstance(value, int | float)]
@@ -164,16 +151,16 @@ def _draw_map(
     across: tuple[str, list[Value]],
     down: tuple[str, list[Value]],
 ) -> None:
-    """Cells of accuracy, light where it is low and dark where it is high, each with its figure."""
+    """A cell for each pair of values: darker for a higher accuracy, with the accuracy as text."""
     axes = figure.add_subplot()
     cells: dict[tuple[int, int], float] = {}
-    for outcome in done:  # best first: of several points in a cell the best one counts
+    for outcome in done:  # best first, so that a cell has the best of its points
         place = (down[1].index(outcome.point[down[0]]), across[1].index(outcome.point[across[0]]))
         cells.setdefault(place, _in_percent(outcome)[0])
     low, high = min(cells.values()), max(cells.values())
     rows, columns = len(down[1]), len(across[1])
     grid = [[cells.get((i, j), float("nan")) for j in range(columns)] for i in range(rows)]
-    # Not up to black, and the figures turn white where the ground is dark.
+    # The darkest grey is not black; text on dark cells is white.
     image = axes.imshow(
         grid, cmap="Greys", vmin=low - 0.15 * (high - low), vmax=high + 0.4 * (high - low)
     )
@@ -209,10 +196,10 @@ def _values(outcomes: Sequence[Outcome], name: str) -> list[Value]:
 
 
 def best_line(outcome: Outcome) -> str:
-    """How the best point did, in one line."""
-    assert outcome.measured is not None
+    """A point's accuracy and time in one line."""
+    assert outcome.scores is not None
     mean, deviation = _in_percent(outcome)
     return (
         f"held-out accuracy {plus_minus(mean, deviation)}%, "
-        f"{fmean(outcome.measured.times_s):.1f} s of training"
+        f"{fmean(outcome.scores.times_s):.1f} s of training"
     )

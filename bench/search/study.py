@@ -1,14 +1,16 @@
-"""A grid as a study of Optuna's, at which several processes may work at once. No torch.
+"""A grid as an Optuna study that several processes may work on at once. No torch.
 
-Each point is queued as a waiting trial, and Optuna's own claim of one, from waiting to running in
-one transaction, gives it to one process. (Its GridSampler gives a point that is running elsewhere
-to a second process when no other is left.) Where two processes queue a point at the same moment,
-its earliest living trial stands and the other yields. A running trial's heartbeat is kept by its
-process; without one for `GRACE_S`, the trial counts as killed, and its point is queued again.
+Each point is queued as a waiting trial. Optuna moves a trial from waiting to running in one
+transaction, which gives it to one process. (Its GridSampler would give a point that is running
+elsewhere to a second process when no other is left.) Where two processes queue a point at the same
+moment, the earliest live trial counts, and the other is pruned. The process of a running trial
+writes a heartbeat; after `GRACE_S` without one, the trial counts as killed, and its point is queued
+again.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.search.grid import Grid, Measured, Outcome, Point, State, Value
+from bench.search.grid import Grid, Outcome, Point, Scores, State, Value
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -28,27 +30,21 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 HEARTBEAT_S, GRACE_S = 15, 60
-"""From one sign of life to the next, and how long without one a process counts as killed."""
+"""The time between heartbeats, and the time without one after which a process counts as killed."""
 
-BEGUN = "begun"
-"""Attribute of a trial that has had a heartbeat."""
+STARTED = "begun"
+"""Attribute of a trial that has had a heartbeat; its value is in existing databases."""
 
 OPENINGS = 8
-"""Times to try: of two processes that make the tables of a new database at once, one fails."""
+"""Attempts to open the database: if two processes create its tables at once, one fails."""
 
 SQLITE_TIMEOUT_S = 60
-"""For the other processes' transactions to end."""
+"""How long to wait for other processes' transactions."""
 
 
 def check_installed() -> None:
-    """Find out whether Optuna is there.
-
-    Raises:
-        ValueError: it is not.
-    """
-    from importlib.util import find_spec
-
-    if find_spec("optuna") is None:
+    """Refuse a search without Optuna."""
+    if importlib.util.find_spec("optuna") is None:
         raise ValueError(
             "search: expected Optuna, which is not installed; pip install 'swap_fast[search]', or "
             "pip install optuna"
@@ -56,11 +52,11 @@ def check_installed() -> None:
 
 
 class GridStudy:
-    """The study `name` in a database, made where it is not there yet.
+    """The study `name` in a database, created if it is not there.
 
     Arguments:
         url: of the database, in SQLAlchemy's form.
-        settings: what must be equal for all that work at the study.
+        settings: must be equal for all processes of the study.
 
     Raises:
         ValueError: a database that cannot be used, or a study with other settings.
@@ -78,17 +74,17 @@ class GridStudy:
         for key, value in {**settings, "parameters": sorted(grid.values)}.items():
             if key not in self._study.user_attrs:
                 self._study.set_user_attr(key, value)
-            elif (begun := self._study.user_attrs[key]) != value:
+            elif (stored := self._study.user_attrs[key]) != value:
                 raise ValueError(
-                    f"search {name}: was begun with {key} = {begun}, got {value}; take these, or "
+                    f"search {name}: was begun with {key} = {stored}, got {value}; take these, or "
                     "give the new search a --name"
                 )
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """What is known of each point, those of other processes' grids included."""
+        """The outcome of each point, those of other processes' grids included."""
         found = {_key(point): Outcome(point=point, state="waiting") for point in self._grid.points}
-        # Of a point's trials the last one tells, but for those that yielded to another.
+        # The last trial of a point counts, except pruned ones.
         for trial in self._trials():
             if trial.params and trial.state.name != "PRUNED":
                 found[_key(trial.params)] = _outcome(trial)
@@ -96,18 +92,18 @@ class GridStudy:
 
     def work(
         self,
-        measure: Callable[[Point], Measured],
+        measure: Callable[[Point], Scores],
         *,
         limit: int | None = None,
         on_end: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
-        """Measure points until none is left, or as many as the limit allows.
+        """Measure points until none is left, or the limit is reached.
 
-        A point that diverges is done. One that fails for another reason is left to a later call.
+        A point that diverges is done. One that fails for another reason waits for a later call.
 
         Arguments:
-            measure: given a point; FloatingPointError means divergence.
-            on_end: given each outcome.
+            measure: measures a point; FloatingPointError means divergence.
+            on_end: called with each outcome.
         """
         import optuna
 
@@ -116,23 +112,23 @@ class GridStudy:
         def objective(trial: Trial) -> float:
             nonlocal count
             self._database.record_heartbeat(trial._trial_id)
-            trial.set_user_attr(BEGUN, True)
+            trial.set_user_attr(STARTED, True)
             if not self._is_own(trial):
                 raise optuna.TrialPruned
             count += 1
             try:
-                measured = measure(trial.params)
+                scores = measure(trial.params)
             except FloatingPointError as error:
                 trial.set_user_attr("diverged", str(error))
                 raise
             except RuntimeError as error:
                 trial.set_user_attr("failed", str(error))
                 raise
-            for name, values in asdict(measured).items():
+            for name, values in asdict(scores).items():
                 trial.set_user_attr(name, values)
-            return fmean(measured.accuracies)
+            return fmean(scores.accuracies)
 
-        def tell(_: Study, trial: FrozenTrial) -> None:
+        def report(_: Study, trial: FrozenTrial) -> None:
             if trial.state.name != "PRUNED":
                 on_end(_outcome(trial))
 
@@ -140,36 +136,36 @@ class GridStudy:
         while limit is None or count < limit:
             with _no_experimental_warning():
                 optuna.storages.fail_stale_trials(self._study)
-            self._fail_unbegun()
+            self._fail_unstarted()
             self._queue(again=again)
             again = False
             if not any(trial.state.name == "WAITING" for trial in self._trials()):
                 break
             failures = (FloatingPointError, RuntimeError)
-            self._study.optimize(objective, n_trials=1, catch=failures, callbacks=[tell])
+            self._study.optimize(objective, n_trials=1, catch=failures, callbacks=[report])
 
-    def _fail_unbegun(self) -> None:
+    def _fail_unstarted(self) -> None:
         """Fail the trials whose process was killed between its claim and its first heartbeat.
 
-        Without a heartbeat Optuna itself takes a trial to be alive for ever.
+        Optuna takes a trial that never had a heartbeat to be alive for ever.
         """
         from optuna.trial import TrialState
 
         latest = datetime.now() - timedelta(seconds=GRACE_S)
         for trial in self._trials():
-            if trial.state.name == "RUNNING" and BEGUN not in trial.user_attrs:
+            if trial.state.name == "RUNNING" and STARTED not in trial.user_attrs:
                 assert trial.datetime_start is not None, "a claim has its time"
                 if trial.datetime_start < latest:
                     self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _queue(self, *, again: bool) -> None:
-        """Queue the points that no trial has in hand; again: those that failed before, too."""
+        """Queue the points without a live trial; with `again`, those that failed before too."""
         from optuna.trial import TrialState, create_trial
 
         taken = {
             _key(trial.params)
             for trial in self._trials()
-            if _lives(trial) or ("failed" in trial.user_attrs and not again)
+            if _is_live(trial) or ("failed" in trial.user_attrs and not again)
         }
         for point in self._grid.points:
             if _key(point) not in taken:
@@ -183,12 +179,12 @@ class GridStudy:
                 self._study.add_trial(waiting)
 
     def _is_own(self, trial: Trial) -> bool:
-        """Whether a claimed trial is its point's earliest living one, and nothing is known yet."""
+        """Whether a trial is its point's earliest live one, and the point is not done."""
         if not trial.params:
-            return False  # the queue was empty by then, and Optuna made one up
+            return False  # the queue was empty, so Optuna made a trial without a point
         return not any(
             _key(other.params) == _key(trial.params)
-            and _lives(other)
+            and _is_live(other)
             and (other.number < trial.number or other.state.is_finished())
             for other in self._trials()
         )
@@ -203,7 +199,7 @@ def database_file(url: str) -> Path | None:
 
 
 def _open(url: str) -> RDBStorage:
-    """The database, with its tables."""
+    """Open the database, and create its tables."""
     import sqlalchemy
     from optuna.exceptions import StorageInternalError
     from optuna.storages import RDBStorage
@@ -234,7 +230,7 @@ def _open(url: str) -> RDBStorage:
                 raise ValueError(f"--storage {shown}: could not be opened: {line}") from None
             time.sleep(0.1 * opening)
     if is_sqlite:
-        # SQLite has no lock of a row: a transaction that reads, then writes, must begin as a
+        # SQLite does not lock rows: a transaction that reads and then writes must start as a
         # writer, or two processes may claim one trial.
         def begin(connection: sqlalchemy.Connection) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -245,7 +241,7 @@ def _open(url: str) -> RDBStorage:
 
 @contextmanager
 def _no_experimental_warning() -> Iterator[None]:
-    """Heartbeats are Optuna's own answer to killed processes, marked experimental since 2021."""
+    """Optuna's heartbeats have been marked experimental since 2021."""
     from optuna.exceptions import ExperimentalWarning
 
     with warnings.catch_warnings():
@@ -257,8 +253,8 @@ def _key(point: Point) -> tuple[tuple[str, Value], ...]:
     return tuple(sorted(point.items()))
 
 
-def _lives(trial: FrozenTrial) -> bool:
-    """Whether a trial has its point in hand, or is done with it."""
+def _is_live(trial: FrozenTrial) -> bool:
+    """Whether a trial is waiting, running or done."""
     return trial.state.name in ("WAITING", "RUNNING", "COMPLETE") or "diverged" in trial.user_attrs
 
 
@@ -267,21 +263,21 @@ def _outcome(trial: FrozenTrial) -> Outcome:
     state: State
     if trial.state.name == "COMPLETE":
         names = ("accuracies", "times_s", "phase1_epochs", "run_ids")
-        measured = Measured(**{name: tuple(attributes[name]) for name in names})
-        return Outcome(point=trial.params, state="done", measured=measured)
+        scores = Scores(**{name: tuple(attributes[name]) for name in names})
+        return Outcome(point=trial.params, state="done", scores=scores)
     if "diverged" in attributes:
         state = "diverged"
     elif "failed" in attributes:
         state = "failed"
     else:
-        # Interrupted or killed trials fail too: their points wait for another call.
+        # Interrupted and killed trials fail too; their points wait for another call.
         state = "running" if trial.state.name == "RUNNING" else "waiting"
     why = attributes.get("diverged", attributes.get("failed"))
     return Outcome(point=trial.params, state=state, why=why)
 
 
 def _distribution(values: tuple[Value, ...]) -> BaseDistribution:
-    """What Optuna calls the range of a setting; numbers keep theirs open to a wider grid."""
+    """Optuna's distribution of a setting; that of numbers allows a wider grid later."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     numbers = [value for value in values if isinstance(value, int | float)]

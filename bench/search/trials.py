@@ -1,4 +1,4 @@
-"""The runs of one point of a search: each seed's, from a phase 1 that points have in common."""
+"""The runs of one point of a search, one for each seed; points may share a phase 1."""
 
 import fcntl
 import hashlib
@@ -17,75 +17,21 @@ from bench.runner.launch import launch
 from bench.runner.rank import run_rank
 from bench.runner.run_folders import RunSpec
 from bench.runner.session import differences
-from bench.search.grid import TAU, Grid, Measured, Point, recipe_at
+from bench.search.grid import TAU, Grid, Point, Scores, recipe_at
 from swap_fast.checkpoint.files import MODEL, read_checkpoint, write_checkpoint
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SGDRecipe
 from swap_fast.record import RunRecord, plain, read_record, read_records
 from swap_fast.training.evaluate import Accuracies
 
-# Phase 1 as it would have ended at a lower tau: a checkpoint made from the epochs of a longer one.
-#
-# Orders and augmentation of an epoch depend on nothing that comes after it, and tau on no more than
-# the epoch's own train accuracy, so that the shorter phase 1 is the beginning of the longer one.
-
-
-def write_start(run: Path, tau: float | None, start: Path) -> None:
-    """Write `start/phase1`: the phase 1 of `run`, had it ended at its first epoch above tau.
-
-    A run that takes it over trains as one of its own with that tau, and counts the same epochs and
-    the same time. It holds no velocity; in fp16 the scale of the loss is that of the longer phase.
-
-    Arguments:
-        run: the folder of a run that kept every epoch of its phase 1.
-        tau: at most the longer phase's own; None: to its last epoch.
-
-    Raises:
-        ValueError: a damaged checkpoint.
-        OSError: an epoch's weights are not there, or the folder cannot be written to.
-    """
-    whole = read_checkpoint(run / "phase1")
-    rows = whole.about.rows
-    above = [row.epoch for row in rows if tau is not None and row.train_accuracy > tau]
-    epochs, stopped_by = (above[0], "stopping_accuracy") if above else (len(rows), "max_epochs")
-    last = rows[epochs - 1]
-    assert last.test_accuracy is not None, "each epoch of phase 1 is tested"
-    about = replace(
-        whole.about,
-        progress=replace(
-            whole.about.progress,
-            epoch=epochs,
-            stopped_by=stopped_by,
-            accuracies=Accuracies(last.test_accuracy),
-        ),
-        origin=None,
-        rows=rows[:epochs],
-        laps_by_rank=[
-            _laps_until(laps, epochs / len(rows), not_trained_s=rows[-1].time_s - last.time_s)
-            for laps in whole.about.laps_by_rank
-        ],
-    )
-    state = {"velocity": torch.zeros_like(whole.state["velocity"])}
-    model = load_file(run / f"phase1-epoch{epochs}{MODEL}")
-    write_checkpoint(start / "phase1", replace(whole, model=model, state=state, about=about))
-
-
-def _laps_until(laps: dict[str, float], share: float, *, not_trained_s: float) -> dict[str, float]:
-    """Laps up to an epoch: training's is known by the rows; of the others, an equal part each."""
-    return {
-        lap: seconds - not_trained_s if lap == "phase1" else seconds * share
-        for lap, seconds in laps.items()
-    }
-
-
 LABELS = ("name", "summary", "table")
-"""Fields of a recipe that say what it is called."""
+"""Fields of a recipe that do not change its training."""
 
 
 def shares_phase1(recipe: Recipe, grid: Grid) -> bool:
     """Whether points of the grid have a phase 1 in common.
 
     Raises:
-        ValueError: its end is searched, and phase 2 needs what only a run of its own has there.
+        ValueError: tau is searched with keep_momentum, which needs a phase 1 for each run.
     """
     keeps_momentum = isinstance(recipe, AveragingRecipe) and (
         recipe.keep_momentum or True in grid.values.get("keep_momentum", ())
@@ -100,7 +46,7 @@ def shares_phase1(recipe: Recipe, grid: Grid) -> bool:
 
 
 def phase_one(recipe: Recipe, tau: float | None) -> SGDRecipe:
-    """Phase 1 alone, up to tau: what a recipe has in common with one of SGD."""
+    """Phase 1 alone, up to tau, as a recipe of SGD."""
     values = {field.name: getattr(recipe, field.name) for field in fields(SGDRecipe)}
     phase1 = replace(recipe.phase1, stopping_accuracy=tau)
     return SGDRecipe(**values | {"phase1": phase1})
@@ -111,29 +57,28 @@ class SearchRuns:
     """Makes the runs of a search in its folder, `request.out`, and finds those that are there."""
 
     request: RunSpec
-    """How they are run; recipe, seed and start are each run's own."""
+    """Of all runs, except recipe, seed and start."""
     original: Recipe
-    """The recipe as it is named, to tell what was changed."""
+    """The recipe without changes, to list the overrides."""
     data: str
-    """The content of the data, of which all runs must be."""
+    """The data's sha256, which all runs must have."""
     num_ranks: int
-    """Processes a run."""
+    """Processes of a run."""
     seeds: tuple[int, ...]
-    """Of each point."""
     taus: tuple[Any, ...]
-    """All that the grid has."""
+    """All values of tau in the grid."""
     shared: bool
-    """Whether points have a phase 1 in common."""
+    """Whether points share a phase 1."""
 
-    def measure(self, point: Point) -> Measured:
-        """Run a point with each seed; a run that was interrupted goes on.
+    def measure(self, point: Point) -> Scores:
+        """Run a point with each seed; an interrupted run resumes.
 
         Raises:
             FloatingPointError: training diverged.
             RuntimeError: a run failed.
         """
         records = [self._run(point, seed) for seed in self.seeds]
-        return Measured(
+        return Scores(
             accuracies=tuple(record.test_accuracy for record in records),
             times_s=tuple(record.times.after_averaging_s for record in records),
             phase1_epochs=tuple(record.phase1_epochs for record in records),
@@ -141,27 +86,27 @@ class SearchRuns:
         )
 
     def _run(self, point: Point, seed: int) -> RunRecord:
-        """One run, unless an earlier trial of the point has left it, whole or in part."""
+        """One run; a finished or interrupted one of an earlier trial is taken."""
         recipe = recipe_at(self.request.recipe, point)
         record = self._find(recipe, seed)
         if record is not None:
             return record
         start = self._start(recipe, seed) if self.shared else None
-        # No two runs of a search have one name, even if they begin in the same second; and a run
-        # keeps its name from trial to trial, by which it is found again.
+        # Each run of a search has its own name, even if two start in the same second, and keeps it
+        # from trial to trial, so that it is found again.
         name = f"{recipe.name}-point-{_key(recipe)}"
         record = self._launch(replace(recipe, name=name), seed, start=start)
         shutil.rmtree(self._weights_of(record))
         return record
 
     def _start(self, recipe: Recipe, seed: int) -> Path | None:
-        """A folder with the end of the run's phase 1; None where the longest one diverges."""
+        """A folder with the end of the run's phase 1; None if the longest one diverges."""
         tau, taus = recipe.phase1.stopping_accuracy, [*self.taus, recipe.phase1.stopping_accuracy]
         one = phase_one(recipe, None if None in taus else max(taus))
         key = _key(one)
         folder = self.request.out / "phase1"
         folder.mkdir(exist_ok=True)
-        with _alone(folder / f"{key}-seed{seed}.lock") as note:
+        with _lock(folder / f"{key}-seed{seed}.lock") as note:
             if note.read_text() == "diverged":
                 return None
             record = self._find(one, seed)
@@ -170,7 +115,7 @@ class SearchRuns:
                 try:
                     record = self._launch(replace(one, name=name), seed, keep_epochs=True)
                 except FloatingPointError:
-                    # It may have been beyond this tau by then: the run trains by itself.
+                    # This tau may have been reached before that, so the run trains its own.
                     note.write_text("diverged")
                     return None
             start = folder / str(tau) / record.run_id
@@ -209,7 +154,7 @@ class SearchRuns:
 
 
 def _labelless(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as its record has it, but for its names."""
+    """A recipe as its record has it, without the labels."""
     values = plain(asdict(recipe))
     return {name: value for name, value in values.items() if name not in LABELS}
 
@@ -220,8 +165,61 @@ def _key(recipe: Recipe) -> str:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[Path]:
-    """Within it, no other process of this machine is; freed by the system when one is killed."""
+def _lock(path: Path) -> Iterator[Path]:
+    """Exclusive among the processes of this machine; the system frees it if one is killed."""
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield path
+
+
+# A phase 1 with a lower tau, made from the epochs of a longer one. Orders and augmentation of an
+# epoch do not depend on later epochs, and tau is compared with the epoch's own train accuracy, so
+# the shorter phase 1 is the beginning of the longer one.
+
+
+def write_start(run: Path, tau: float | None, start: Path) -> None:
+    """Write `start/phase1`: the phase 1 of `run`, cut at its first epoch above tau.
+
+    A run that starts from it trains like one with its own phase 1 and that tau, with the same
+    epochs and time. It has no velocity; in fp16 its loss scale is that of the longer phase.
+
+    Arguments:
+        run: the folder of a run that kept every epoch of its phase 1.
+        tau: at most the longer phase's own; None: to its last epoch.
+
+    Raises:
+        ValueError: a damaged checkpoint.
+        OSError: an epoch's weights are missing, or the folder cannot be written to.
+    """
+    whole = read_checkpoint(run / "phase1")
+    rows = whole.about.rows
+    above = [row.epoch for row in rows if tau is not None and row.train_accuracy > tau]
+    epochs, stopped_by = (above[0], "stopping_accuracy") if above else (len(rows), "max_epochs")
+    last = rows[epochs - 1]
+    assert last.test_accuracy is not None, "each epoch of phase 1 is tested"
+    about = replace(
+        whole.about,
+        progress=replace(
+            whole.about.progress,
+            epoch=epochs,
+            stopped_by=stopped_by,
+            accuracies=Accuracies(last.test_accuracy),
+        ),
+        origin=None,
+        rows=rows[:epochs],
+        laps_by_rank=[
+            _laps_until(laps, epochs / len(rows), not_trained_s=rows[-1].time_s - last.time_s)
+            for laps in whole.about.laps_by_rank
+        ],
+    )
+    state = {"velocity": torch.zeros_like(whole.state["velocity"])}
+    model = load_file(run / f"phase1-epoch{epochs}{MODEL}")
+    write_checkpoint(start / "phase1", replace(whole, model=model, state=state, about=about))
+
+
+def _laps_until(laps: dict[str, float], share: float, *, not_trained_s: float) -> dict[str, float]:
+    """Laps up to an epoch: training's by the rows, of the others an equal share for each epoch."""
+    return {
+        lap: seconds - not_trained_s if lap == "phase1" else seconds * share
+        for lap, seconds in laps.items()
+    }

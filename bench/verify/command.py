@@ -99,7 +99,7 @@ SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CheckResult:
     """The result of one check."""
 
     name: str
@@ -175,7 +175,7 @@ def verify(
     return 1 if any(outcome.outcome == "failed" for outcome in outcomes) else 0
 
 
-def _confirm(check: Check, form: Form, process: CheckProcess) -> Outcome:
+def _confirm(check: Check, form: Form, process: CheckProcess) -> CheckResult:
     """Run one check in the process, and print its result."""
     process.start()
     print(f"{'runs':<11} {check.name:<15} {check.claim} (limit {check.limit_s:g} s)", flush=True)
@@ -188,7 +188,7 @@ def _confirm(check: Check, form: Form, process: CheckProcess) -> Outcome:
         outcome, detail = "failed", str(error)
     time_s = round(time.perf_counter() - started, 3)
     print(f"{outcome:<11} {check.name:<15} {detail} ({time_s:.1f} s)", flush=True)
-    return Outcome(
+    return CheckResult(
         name=check.name, claim=check.claim, outcome=outcome, detail=detail, time_s=time_s
     )
 
@@ -198,7 +198,7 @@ class Record:
 
     def __init__(self, out: Path, form: Form, machine: dict[str, Any]) -> None:
         created = now()
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[CheckResult] = []
         self._kind = f"verify-{form.device_type}"
         self.path = out / f"{self._kind}-{time_stamp(created)}.json"
         number = 1
@@ -213,18 +213,18 @@ class Record:
             "small": form.small,
         }
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: CheckResult) -> None:
         """Add an outcome, and write the record."""
         self.outcomes.append(outcome)
         content = {**self._about, "checks": [asdict(each) for each in self.outcomes]}
         write_file(self.path, (json.dumps(content, indent=1) + "\n").encode())
 
-    def confirmed_before(self) -> dict[str, Outcome]:
+    def confirmed_before(self) -> dict[str, CheckResult]:
         """By name, the checks that earlier records of the same code, machine and sizes confirmed.
 
         None where the code differs from its commit.
         """
-        found: dict[str, Outcome] = {}
+        found: dict[str, CheckResult] = {}
         if self._about["code"]["changed"]:
             return found
         same = {name: value for name, value in self._about.items() if name != "created"}
@@ -233,7 +233,7 @@ class Record:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 if any(content[name] != value for name, value in same.items()):
                     continue
-                outcomes = [Outcome(**each) for each in content["checks"]]
+                outcomes = [CheckResult(**each) for each in content["checks"]]
             except (AttributeError, KeyError, OSError, TypeError, ValueError):
                 continue  # damaged, or of another version
             for outcome in outcomes:

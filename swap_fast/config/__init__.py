@@ -1,1 +1,1 @@
-"""Settings as frozen dataclasses: phases, recipes, precision and execution."""
+"""Configuration as frozen, checked dataclasses: `recipe`, its `phase`s, and `execution`."""

@@ -1,28 +1,27 @@
-"""What a phase is, its optimizer and its augmentation: frozen, typed, checked."""
+"""A phase, its schedule, its optimizer and its augmentation: frozen, typed, checked."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from operator import attrgetter
 from typing import Annotated, Literal
 
 from tyro.conf import Suppress
 
-# Learning-rate schedules: pure functions of the position in epochs.
-
-
 Schedule = Callable[[float], float]
+"""Learning rate as a pure function of the position in epochs."""
 
 
 def piecewise_linear(knots: Sequence[tuple[float, float]]) -> Schedule:
     """A schedule that joins (epoch, learning rate) knots by straight lines.
 
-    Before the first knot and after the last one it is constant. Steps are counted from 1, so
-    that step i of an epoch of n steps has the position `epoch + i / n`, and the last step of a
-    schedule that ends in 0 has the learning rate 0.
+    It is constant before the first knot and after the last one. Steps are counted from 1: step i of
+    an epoch of n steps has the position `epoch + i / n`, and the last step of a schedule that ends
+    in 0 has the learning rate 0.
 
     Raises:
-        ValueError: fewer than one knot, or epochs that do not rise.
+        ValueError: no knot, or epochs that do not rise.
     """
     if not knots:
         raise ValueError("a schedule needs at least one (epoch, learning rate) knot, got none")
@@ -36,7 +35,7 @@ def piecewise_linear(knots: Sequence[tuple[float, float]]) -> Schedule:
         for (x0, y0), (x1, y1) in pairwise(knots):
             if epoch <= x1:
                 t = (epoch - x0) / (x1 - x0)
-                return (1 - t) * y0 + t * y1  # at a knot its own rate, to the bit
+                return (1 - t) * y0 + t * y1  # exact at a knot
         return knots[-1][1]
 
     return learning_rate
@@ -47,18 +46,18 @@ def triangle(
 ) -> Schedule:
     """Up from 0 over the warm-up, then down to `final_lr` at the horizon (Tables 5 and 6).
 
-    Without warm-up it starts at its peak: the schedule of phase 2.
+    Without warm-up it starts at the peak, as in phase 2.
     """
     rise = [(0.0, 0.0)] if warmup_epochs > 0 else []
     return piecewise_linear([*rise, (warmup_epochs, peak_lr), (horizon_epochs, final_lr)])
 
 
 def cyclic(peak_lr: float, cycle_epochs: float, final_lr: float = 0.0) -> Schedule:
-    """Again and again from the peak down to `final_lr`: SWA's schedule (Figure 6).
+    """In each cycle from the peak down to `final_lr`: SWA's schedule (Figure 6).
 
     Izmailov et al.'s a(i) = (1 - t) a1 + t a2 with t = (mod(i - 1, c) + 1) / c, for steps i from
     1 and cycles of c steps: the last step of a cycle, after which a model is sampled, has
-    `final_lr`, and the next one is nearly at the peak again.
+    `final_lr`, and the next step is close to the peak again.
     """
 
     def learning_rate(epoch: float) -> float:
@@ -73,7 +72,7 @@ def pieces(parts: Sequence[tuple[float, float, float]]) -> Schedule:
     """Straight pieces, one after another, that need not meet (Figure 5).
 
     Arguments:
-        parts: of each piece its length in epochs, and its learning rate at both ends. A position
+        parts: the length of each piece in epochs, and its learning rate at both ends. A position
             between two pieces belongs to the first: an epoch's last update ends its piece.
     """
     parts = tuple(parts)
@@ -91,7 +90,7 @@ def pieces(parts: Sequence[tuple[float, float, float]]) -> Schedule:
 
 
 def whole(name: str, value: object) -> None:
-    """Refuse what is no whole number, or less than 1."""
+    """Refuse a value that is not a whole number of 1 or more."""
     is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     require(is_whole, name, "a whole number >= 1", value)
 
@@ -102,16 +101,21 @@ def require(condition: bool, name: str, expected: str, got: object) -> None:
         raise ValueError(f"{name}: expected {expected}, got {got!r}")
 
 
+def check(config: object, name: str, fits: bool, expected: str) -> None:
+    """Refuse the value of a field, or of a field of a field ("phase2.stop")."""
+    require(fits, name, expected, attrgetter(name)(config))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One phase of training: its batch, its learning-rate schedule, and where it ends."""
+    """One phase of training: its batch size, learning-rate schedule and end."""
 
     global_batch_size: int
     """Images in one update of one model (Tables 5 and 6, "Batch-size")."""
     peak_lr: float
     """The schedule's highest learning rate ("Learning-rate Peak")."""
     max_epochs: int
-    """Epochs after which the phase ends whatever its accuracy ("Maximum Epochs")."""
+    """Epochs after which the phase ends in any case ("Maximum Epochs")."""
     warmup_epochs: float = 0.0
     """Epochs over which the learning rate rises from 0 ("Warm-up Epochs"); 0 starts at the peak."""
     horizon_epochs: float | None = None
@@ -121,7 +125,7 @@ class Phase:
     stopping_accuracy: float | None = None
     """Train accuracy (a fraction) above which the phase ends: Algorithm 1's tau. None: never."""
     stop: Literal["accuracy", "auto"] = "accuracy"
-    """What ends the phase before `max_epochs`: the accuracy above, or, by itself, the gradient."""
+    """What ends the phase before `max_epochs`: the accuracy above, or the gradient's noise."""
     stopping_noise_ratio: float = 2.0
     """With `stop` auto: the phase ends where an epoch's gradient noise scale is above so many
     global batches."""
@@ -131,48 +135,37 @@ class Phase:
     """Times that the schedule runs from its peak to `final_lr`; a model is sampled after each."""
 
     def __post_init__(self) -> None:
-        """Refuse values that no run could have."""
-        whole("global_batch_size", self.global_batch_size)
-        require(0 < self.peak_lr < math.inf, "peak_lr", "a finite number > 0", self.peak_lr)
-        whole("max_epochs", self.max_epochs)
-        warmup, last = self.warmup_epochs, self.final_lr
-        require(0 <= warmup < math.inf, "warmup_epochs", "a finite number >= 0", warmup)
-        horizon = self.horizon_epochs
-        require(
-            math.inf > (self.max_epochs if horizon is None else horizon) > self.warmup_epochs,
-            "horizon_epochs",
-            f"a finite number of more than the {self.warmup_epochs:g} warm-up epochs",
-            self.max_epochs if horizon is None else horizon,
-        )
-        require(0 <= last < math.inf, "final_lr", "a finite number >= 0", last)
-        tau = self.stopping_accuracy
-        require(tau is None or 0 < tau < 1, "stopping_accuracy", "a fraction between 0 and 1", tau)
-        require(self.stop in ("accuracy", "auto"), "stop", "accuracy or auto", self.stop)
-        auto, ratio = self.stop == "auto", self.stopping_noise_ratio
-        expected = "None beside stop auto, which takes its place (--phase1.stopping-accuracy None)"
-        require(tau is None or not auto, "stopping_accuracy", expected, tau)
-        require(0 < ratio < math.inf, "stopping_noise_ratio", "a finite number > 0", ratio)
-        whole("gpus_per_model", self.gpus_per_model)
-        require(
-            self.gpus_per_model >= 2 or not auto,
-            "gpus_per_model",
-            "2 or more where stop is auto, which compares the replicas' gradients",
-            self.gpus_per_model,
-        )
-        require(
-            self.global_batch_size % self.gpus_per_model == 0,
-            "global_batch_size",
-            f"a multiple of gpus_per_model = {self.gpus_per_model}",
-            self.global_batch_size,
-        )
-        whole("cycles", self.cycles)
-        plain = self.warmup_epochs == 0 and horizon is None and tau is None and not auto
-        require(
-            self.cycles == 1 or (plain and self.max_epochs % self.cycles == 0),
+        for name in ("global_batch_size", "max_epochs", "gpus_per_model", "cycles"):
+            whole(name, getattr(self, name))
+        check(self, "peak_lr", 0 < self.peak_lr < math.inf, "a finite number > 0")
+        for name in ("warmup_epochs", "final_lr"):
+            check(self, name, 0 <= getattr(self, name) < math.inf, "a finite number >= 0")
+        horizon = self.max_epochs if self.horizon_epochs is None else self.horizon_epochs
+        if not self.warmup_epochs < horizon < math.inf:
+            raise ValueError(
+                f"horizon_epochs: expected a finite number of more than the "
+                f"{self.warmup_epochs:g} warm-up epochs, got {horizon!r}"
+            )
+        tau, auto = self.stopping_accuracy, self.stop == "auto"
+        fraction = "a fraction between 0 and 1"
+        check(self, "stopping_accuracy", tau is None or 0 < tau < 1, fraction)
+        check(self, "stop", self.stop in ("accuracy", "auto"), "accuracy or auto")
+        expected = "None with stop auto, which replaces it (--phase1.stopping-accuracy None)"
+        check(self, "stopping_accuracy", tau is None or not auto, expected)
+        ratio = self.stopping_noise_ratio
+        check(self, "stopping_noise_ratio", 0 < ratio < math.inf, "a finite number > 0")
+        expected = "2 or more where stop is auto, which compares the replicas' gradients"
+        check(self, "gpus_per_model", self.gpus_per_model >= 2 or not auto, expected)
+        is_multiple = self.global_batch_size % self.gpus_per_model == 0
+        expected = f"a multiple of gpus_per_model = {self.gpus_per_model}"
+        check(self, "global_batch_size", is_multiple, expected)
+        plain = self.warmup_epochs == 0 and self.horizon_epochs is None and tau is None and not auto
+        check(
+            self,
             "cycles",
+            self.cycles == 1 or (plain and self.max_epochs % self.cycles == 0),
             f"1, or a divisor of the {self.max_epochs} epochs of a phase without warm-up, horizon "
             "and an end of its own",
-            self.cycles,
         )
 
     @property
@@ -187,7 +180,7 @@ class Phase:
 
     @property
     def peak_epoch(self) -> float:
-        """Progress in epochs at which the learning rate is at its peak and begins to fall."""
+        """The epoch at which the learning rate is at its peak and begins to fall."""
         return self.warmup_epochs
 
     @property
@@ -201,19 +194,18 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is redrawn for each image in each epoch (Section 5.1, with cifar10-fast's numbers)."""
+    """Drawn for each image in each epoch (Section 5.1, with cifar10-fast's numbers)."""
 
     pad: int = 4
     """Pixels of reflected border; the crop then has (2 * pad + 1)^2 places."""
     flip: bool = True
     """Mirror left and right with probability 1/2."""
     cutout: int = 8
-    """Side of the square, wholly inside the image, that is set to 0 after normalisation."""
+    """Side of the square inside the image that is set to 0 after normalisation."""
 
     def __post_init__(self) -> None:
-        """Refuse what does not fit a 32x32 image."""
-        require(0 <= self.pad < 32, "pad", "0 to 31 pixels", self.pad)
-        require(0 <= self.cutout <= 32, "cutout", "0 to 32 pixels", self.cutout)
+        check(self, "pad", 0 <= self.pad < 32, "0 to 31 pixels")
+        check(self, "cutout", 0 <= self.cutout <= 32, "0 to 32 pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,44 +213,38 @@ class Optimizer:
     """SGD with momentum on the mean loss (Section 5.1)."""
 
     momentum: float = 0.9
-    """In torch's form: the learning rate stands outside the velocity."""
+    """In torch's form: the learning rate is not in the velocity."""
     nesterov: bool = True
     """Nesterov's momentum, which CIFAR's recipes have and ImageNet's do not."""
     weight_decay: float = 5e-4
-    """L2 on all parameters, batch norm's included ..."""
+    """L2 on all parameters, batch norm's included."""
     decay_norms_and_biases: bool = True
-    """... or, where this is off, on none of batch norm's and no bias, as for ImageNet."""
+    """Off: no weight decay of batch norm's parameters and biases, as for ImageNet."""
     bias_lr_factor: float = 1.0
     """Factor on the learning rate of biases, whose weight decay is divided by it."""
     loss_scale: float = 65536.0
-    """In fp16, the loss is multiplied by so much at first; halved where a gradient overflows."""
+    """In fp16, the first factor on the loss; it is halved where a gradient overflows."""
     loss_scale_grows: bool = True
-    """Whether the loss scale doubles after 2,000 updates without an overflow; else it is static."""
+    """Whether the loss scale doubles after 2,000 updates without an overflow."""
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range."""
-        require(0 < self.momentum < 1, "momentum", "between 0 and 1", self.momentum)
-        decay, factor = self.weight_decay, self.bias_lr_factor
-        require(0 <= decay < math.inf, "weight_decay", "a finite number >= 0", decay)
-        require(0 < factor < math.inf, "bias_lr_factor", "a finite number > 0", factor)
-        require(
-            self.decay_norms_and_biases or self.bias_lr_factor == 1,
-            "bias_lr_factor",
-            "1 where norms and biases are not decayed",
-            self.bias_lr_factor,
-        )
-        scale = self.loss_scale
-        require(1 <= scale < math.inf, "loss_scale", "a finite number of 1 or more", scale)
+        decay, factor, scale = self.weight_decay, self.bias_lr_factor, self.loss_scale
+        check(self, "momentum", 0 < self.momentum < 1, "between 0 and 1")
+        check(self, "weight_decay", 0 <= decay < math.inf, "a finite number >= 0")
+        check(self, "bias_lr_factor", 0 < factor < math.inf, "a finite number > 0")
+        expected = "1 where norms and biases are not decayed"
+        check(self, "bias_lr_factor", self.decay_norms_and_biases or factor == 1, expected)
+        check(self, "loss_scale", 1 <= scale < math.inf, "a finite number of 1 or more")
 
     @property
     def set_apart(self) -> Literal["nothing", "biases", "norms_and_biases"]:
-        """The parameters with a learning rate or a weight decay of their own."""
+        """The parameters with their own learning rate or weight decay."""
         if not self.decay_norms_and_biases:
             return "norms_and_biases"
         return "biases" if self.bias_lr_factor != 1 else "nothing"
 
 
-# A phase in stages: stretches of epochs with an image size and a batch of their own (ImageNet).
+# A phase in stages, each with its own image size and batch size (ImageNet).
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,22 +252,20 @@ class Stage:
     """One row of the table of ImageNet's stages, which is also Figure 5's."""
 
     epochs: int
-    """How long it lasts."""
     image_size: int
     """Side of a training crop, and of a test crop, in pixels."""
     min_scale: float = 0.08
-    """The least share of an image's area that a training crop shows."""
+    """Least share of an image's area in a training crop."""
     global_batch_size: int
     """Images in one update of one model."""
     first_lr: float
-    """Where the learning rate starts, ..."""
+    """The learning rate at the stage's start."""
     last_lr: float
-    """... and where it is at the stage's end; between, it is linear in the updates."""
+    """At the stage's end; it is linear in the updates between."""
     rectangular_test: bool = False
     """Test on crops of each batch's mean aspect ratio instead of squares."""
 
     def __post_init__(self) -> None:
-        """Refuse values that no run could have."""
         for name, fits, expected in (
             ("epochs", self.epochs >= 1, "1 or more"),
             ("image_size", self.image_size >= 33, "33 pixels or more"),
@@ -290,8 +274,7 @@ class Stage:
             ("first_lr", 0 <= self.first_lr < math.inf, "a finite number >= 0"),
             ("last_lr", 0 <= self.last_lr < math.inf, "a finite number >= 0"),
         ):
-            if not fits:
-                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+            check(self, name, fits, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,24 +282,22 @@ class StagedPhase(Phase):
     """A phase whose epochs, batch and learning rate are those of its stages."""
 
     stages: tuple[Stage, ...]
-    """In their order."""
     global_batch_size: Annotated[int, Suppress] = field(init=False)
     """The largest of any stage."""
     peak_lr: Annotated[float, Suppress] = field(init=False)
     """The highest learning rate of any stage."""
     max_epochs: Annotated[int, Suppress] = field(init=False)
-    """Of all stages together."""
+    """The sum over the stages."""
     warmup_epochs: Annotated[float, Suppress] = field(init=False, default=0.0)
-    """None: the first stage's learning rate may rise."""
+    """Not used: the first stage's learning rate may rise."""
     horizon_epochs: Annotated[float | None, Suppress] = field(init=False, default=None)
-    """None: the stages say where the learning rate ends."""
+    """Not used: the last stage's learning rate is the end."""
     final_lr: Annotated[float, Suppress] = field(init=False, default=0.0)
-    """Of no meaning: the last stage's is."""
+    """Not used: the last stage's learning rate is the end."""
     cycles: Annotated[int, Suppress] = field(init=False, default=1)
-    """One: the stages say how the learning rate goes."""
+    """Not used: the stages have the learning rate."""
 
     def __post_init__(self) -> None:
-        """Sum the stages up, and refuse batches that the replicas cannot share."""
         if not self.stages:
             raise ValueError("stages: expected one or more, got none")
         derived = {
@@ -325,7 +306,7 @@ class StagedPhase(Phase):
             "max_epochs": sum(stage.epochs for stage in self.stages),
         }
         for name, value in derived.items():
-            object.__setattr__(self, name, value)  # as a frozen dataclass sets its own fields
+            object.__setattr__(self, name, value)  # the dataclass is frozen
         super().__post_init__()
         for number, stage in enumerate(self.stages):
             if stage.global_batch_size % self.gpus_per_model:
@@ -336,7 +317,7 @@ class StagedPhase(Phase):
 
     @property
     def peak_epoch(self) -> float:
-        """Progress in epochs at which the learning rate is at its peak and begins to fall."""
+        """The epoch at which the learning rate is at its peak and begins to fall."""
         start, at = 0, 0
         for stage in self.stages:
             if stage.first_lr == self.peak_lr:
@@ -354,7 +335,7 @@ class StagedPhase(Phase):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchShape:
-    """What the updates of some epochs of a phase have in common: all that a step depends on."""
+    """The image and batch size of some epochs of a phase: everything that a step depends on."""
 
     epochs: range
     """Of the phase, from 0."""
@@ -363,13 +344,13 @@ class BatchShape:
     global_batch_size: int
     """Images in one update of one model."""
     min_scale: float = 1.0
-    """The least share of an image's area that a crop shows."""
+    """Least share of an image's area in a crop."""
     rectangular_test: bool = False
     """Whether test crops have their batch's mean aspect ratio."""
 
 
 def shapes(phase: Phase, image_size: int) -> tuple[BatchShape, ...]:
-    """A phase's shapes in their order; stages that differ in the learning rate alone share one.
+    """A phase's shapes in order; stages that differ only in the learning rate share one.
 
     Arguments:
         image_size: of a phase without stages.

@@ -1,11 +1,11 @@
-"""What a run's method is, with all its numbers: the recipes' classes, frozen, typed, checked."""
+"""The classes of recipes, a method with all its numbers: frozen, typed, checked."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress
 
-from swap_fast.config.phase import Augmentation, Optimizer, Phase, require, whole
+from swap_fast.config.phase import Augmentation, Optimizer, Phase, check, whole
 
 LoaderName = Literal["tensor", "dali", "torchvision"]
 """What makes the batches: torch or a kernel on resident images, DALI, or a DataLoader."""
@@ -23,11 +23,11 @@ class SGDRecipe:
     summary: Annotated[str, Suppress]
     """One line for `python -m bench recipes`."""
     table: Annotated[str, Suppress]
-    """The paper's table and row that it reproduces, or what it is instead."""
+    """The paper's table and row that it reproduces, or what else it is."""
     dataset: Literal["cifar10", "cifar100", "synthetic", "imagenet"] = "cifar10"
     """Which images; imagenet is any tree of image files, a folder a class."""
     train_images: int | None = None
-    """Train on the first so many images of the data's canonical order; None: all."""
+    """Train on the first so many images of the data's order; None: all."""
     net: Literal["resnet9", "whitened_resnet9", "resnet50"] = "resnet9"
     """The paper's ResNet-9, its authors' later one with whitened input, or ResNet-50."""
     width: int = 64
@@ -35,7 +35,7 @@ class SGDRecipe:
     blocks: tuple[int, int, int, int] = RESNET50_BLOCKS
     """Blocks in each of ResNet-50's groups; other nets have none."""
     paper_scale: Annotated[bool, Suppress] = True
-    """Whether net, data and epochs are the paper's; only then may its figures stand beside them."""
+    """Whether net, data and epochs are the paper's, so that its figures may be compared."""
     target_accuracy: float = 0.94
     """Test accuracy (a fraction) for time-to-accuracy and the share of runs that reach it."""
     phase1: Phase
@@ -45,68 +45,37 @@ class SGDRecipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Crop, flip and cutout."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread evenly over all classes."""
+    """Share of the target that is divided evenly over all classes."""
     mirrored_evaluation: bool = False
     """Whether test logits are the mean over the image and its mirror image."""
     loader: Annotated[LoaderName | None, Suppress] = None
     """What `--loader auto` takes on GPUs; None: the fastest."""
 
     def __post_init__(self) -> None:
-        """Refuse values that no run could have."""
         whole("width", self.width)
-        require(
-            self.dataset in ("cifar10", "cifar100", "synthetic", "imagenet"),
-            "dataset",
-            "cifar10, cifar100, synthetic or imagenet",
-            self.dataset,
+        is_tree, names = self.dataset == "imagenet", "cifar10, cifar100, synthetic or imagenet"
+        known = self.dataset in ("cifar10", "cifar100", "synthetic", "imagenet")
+        check(self, "dataset", known, names)
+        expected = f"{'resnet50' if is_tree else 'a ResNet-9'} for {self.dataset}"
+        check(self, "net", (self.net == "resnet50") == is_tree, expected)
+        check(self, "blocks", min(self.blocks) >= 1, "1 or more in each group")
+        has_blocks = self.net == "resnet50" or self.blocks == RESNET50_BLOCKS
+        expected = (
+            f"{RESNET50_BLOCKS}, which have no effect: they are ResNet-50's, not {self.net}'s"
         )
-        require(
-            (self.net == "resnet50") == (self.dataset == "imagenet"),
-            "net",
-            f"{'resnet50' if self.dataset == 'imagenet' else 'a ResNet-9'} for {self.dataset}",
-            self.net,
-        )
-        require(min(self.blocks) >= 1, "blocks", "1 or more in each group", self.blocks)
-        require(
-            self.net == "resnet50" or self.blocks == RESNET50_BLOCKS,
-            "blocks",
-            f"{RESNET50_BLOCKS}, which have no effect: they are ResNet-50's and not {self.net}'s",
-            self.blocks,
-        )
-        require(
-            self.train_images is None or self.dataset != "imagenet",
-            "train_images",
-            "None for a tree of files, which is trained on whole",
-            self.train_images,
-        )
-        require(
-            self.augmentation == Augmentation() or self.dataset != "imagenet",
-            "augmentation",
-            "its defaults for a tree of files, whose crops are the stages'",
-            self.augmentation,
-        )
-        require(
-            not self.mirrored_evaluation or self.dataset != "imagenet",
-            "mirrored_evaluation",
-            "False for a tree of files",
-            self.mirrored_evaluation,
-        )
-        require(
-            0 < self.target_accuracy < 1,
-            "target_accuracy",
-            "a fraction between 0 and 1",
-            self.target_accuracy,
-        )
-        require(
-            0 <= self.label_smoothing < 1, "label_smoothing", "0 to below 1", self.label_smoothing
-        )
-        size = self.train_images
-        require(
-            size is None or size >= self.largest_batch_size,
-            "train_images",
-            f"at least one batch of {self.largest_batch_size}",
-            size,
-        )
+        check(self, "blocks", has_blocks, expected)
+        size, largest = self.train_images, self.largest_batch_size
+        expected = "None for a tree of files, which is trained on whole"
+        check(self, "train_images", size is None or not is_tree, expected)
+        expected = "its defaults for a tree of files, whose crops are the stages'"
+        check(self, "augmentation", self.augmentation == Augmentation() or not is_tree, expected)
+        mirrored = self.mirrored_evaluation
+        check(self, "mirrored_evaluation", not (mirrored and is_tree), "False for a tree of files")
+        fraction = "a fraction between 0 and 1"
+        check(self, "target_accuracy", 0 < self.target_accuracy < 1, fraction)
+        check(self, "label_smoothing", 0 <= self.label_smoothing < 1, "0 to below 1")
+        expected = f"at least one batch of {largest}"
+        check(self, "train_images", size is None or size >= largest, expected)
 
     @property
     def largest_batch_size(self) -> int:
@@ -119,58 +88,57 @@ class SGDRecipe:
         return self.phase1.gpus_per_model
 
 
-def _check_statistics_pass(net: str, batch_size: int, *, augmented: bool) -> None:
-    """Refuse what the batch-norm pass after averaging cannot do."""
-    expected = "resnet9 or resnet50: phase 3 knows no statistics of groups within a batch"
-    require(net != "whitened_resnet9", "net", expected, net)
-    expected = ">= 2: batch norm needs more than one image"
-    require(batch_size >= 2, "batch_norm_batch_size", expected, batch_size)
-    expected = "True for a tree of files, which are cropped as in the last stage"
-    require(augmented or net != "resnet50", "batch_norm_augmented", expected, augmented)
-
-
-def _check_fixed_length(phase2: Phase) -> None:
-    """Refuse a phase 2 that would end by itself."""
-    expected = "accuracy: phase 1 alone ends by itself, phase 2 after its epochs (line 19)"
-    require(phase2.stop == "accuracy", "phase2.stop", expected, phase2.stop)
-
-
 @dataclass(frozen=True, kw_only=True)
-class SWAPRecipe(SGDRecipe):
-    """Stochastic Weight Averaging in Parallel: Algorithm 1."""
+class _TwoPhases(SGDRecipe):
+    """What SWAP and SWA have in common: a phase 2 whose models are averaged."""
 
     phase2: Phase
-    """Small-batch refinement of each worker, independent of the others (lines 18-27)."""
-    num_workers: int = 8
-    """W: the models that phase 2 refines and phase 3 averages."""
+    """Continues from phase 1: each worker of SWAP alone (lines 18-27), SWA with cyclic learning
+    rates (Figure 6)."""
     keep_momentum: bool = False
     """Carry phase 1's momentum into phase 2; by default it is zeroed at the switch."""
     batch_norm_batch_size: int = 512
-    """Images a batch of phase 3's pass over the training data (line 29)."""
+    """Images a batch of the pass over the training data after averaging (line 29)."""
     batch_norm_augmented: bool = True
-    """Whether that pass sees augmented images, as SWA's convention has it, or clean ones."""
+    """Whether that pass sees augmented images, as is SWA's convention, or clean ones."""
 
     def __post_init__(self) -> None:
-        """Refuse values that no run could have."""
+        super().__post_init__()
+        expected = "accuracy: only phase 1 ends by itself, phase 2 after its epochs (line 19)"
+        check(self, "phase2.stop", self.phase2.stop == "accuracy", expected)
+        expected = "resnet9 or resnet50: phase 3 has no statistics of groups within a batch"
+        check(self, "net", self.net != "whitened_resnet9", expected)
+        expected = ">= 2: batch norm needs more than one image"
+        check(self, "batch_norm_batch_size", self.batch_norm_batch_size >= 2, expected)
+        fits = self.batch_norm_augmented or self.net != "resnet50"
+        expected = "True for a tree of files, which are cropped as in the last stage"
+        check(self, "batch_norm_augmented", fits, expected)
+
+    @property
+    def largest_batch_size(self) -> int:
+        return max(self.phase1.global_batch_size, self.phase2.global_batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SWAPRecipe(_TwoPhases):
+    """Stochastic Weight Averaging in Parallel: Algorithm 1."""
+
+    num_workers: int = 8
+    """W: the models that phase 2 refines and phase 3 averages."""
+
+    def __post_init__(self) -> None:
         super().__post_init__()
         whole("num_workers", self.num_workers)
-        require(
-            self.phase2.stopping_accuracy is None,
-            "phase2.stopping_accuracy",
-            "None: every worker trains for all of phase 2's epochs (line 19)",
-            self.phase2.stopping_accuracy,
-        )
-        _check_fixed_length(self.phase2)
+        expected = "None: every worker trains for all of phase 2's epochs (line 19)"
+        name = "phase2.stopping_accuracy"
+        check(self, name, self.phase2.stopping_accuracy is None, expected)
         workers, each = self.num_workers, self.gpus_per_worker
-        require(
-            self.phase1.gpus_per_model == workers * each,
+        check(
+            self,
             "phase1.gpus_per_model",
+            self.phase1.gpus_per_model == workers * each,
             f"num_workers * phase2.gpus_per_model = {workers} * {each} = {workers * each}: the "
             "workers of phase 2 train phase 1 together",
-            self.phase1.gpus_per_model,
-        )
-        _check_statistics_pass(
-            self.net, self.batch_norm_batch_size, augmented=self.batch_norm_augmented
         )
 
     @property
@@ -178,61 +146,34 @@ class SWAPRecipe(SGDRecipe):
         """Replicas that share a worker's updates in phase 2; ImageNet has 2 workers of 8."""
         return self.phase2.gpus_per_model
 
-    @property
-    def largest_batch_size(self) -> int:
-        """The largest global batch of any phase."""
-        return max(self.phase1.global_batch_size, self.phase2.global_batch_size)
-
 
 @dataclass(frozen=True, kw_only=True)
-class SWARecipe(SGDRecipe):
+class SWARecipe(_TwoPhases):
     """Stochastic Weight Averaging (Izmailov et al.): one model sampled in sequence (Table 4)."""
 
-    phase2: Phase
-    """Goes on from phase 1 at its own batch, with cyclic learning rates (Figure 6)."""
-    keep_momentum: bool = False
-    """Carry phase 1's momentum into phase 2; by default it is zeroed at the switch, as SWAP's."""
-    batch_norm_batch_size: int = 512
-    """Images a batch of the pass over the training data after averaging."""
-    batch_norm_augmented: bool = True
-    """Whether that pass sees augmented images, as SWA's convention has it, or clean ones."""
-
     def __post_init__(self) -> None:
-        """Refuse values that no run could have."""
         super().__post_init__()
-        require(
-            self.phase2.gpus_per_model in (1, self.phase1.gpus_per_model),
-            "phase2.gpus_per_model",
-            f"1, or phase 1's {self.phase1.gpus_per_model}",
-            self.phase2.gpus_per_model,
-        )
-        _check_fixed_length(self.phase2)
-        _check_statistics_pass(
-            self.net, self.batch_norm_batch_size, augmented=self.batch_norm_augmented
-        )
+        fits = self.phase2.gpus_per_model in (1, self.phase1.gpus_per_model)
+        expected = f"1, or phase 1's {self.phase1.gpus_per_model}"
+        check(self, "phase2.gpus_per_model", fits, expected)
 
     @property
     def num_workers(self) -> int:
         """One: its models are of one sequence."""
         return 1
 
-    @property
-    def largest_batch_size(self) -> int:
-        """The largest global batch of any phase."""
-        return max(self.phase1.global_batch_size, self.phase2.global_batch_size)
-
 
 AveragingRecipe = SWAPRecipe | SWARecipe
-"""Those with a phase 2 whose models are averaged."""
+"""Recipes with a phase 2 whose models are averaged."""
 
 Recipe = AveragingRecipe | SGDRecipe
 
 
 def swap_recipe_again(configured: dict[str, Any], where: str) -> SWAPRecipe:
-    """The recipe of SWAP that a run was made with, whatever was changed in it.
+    """The recipe of SWAP of a run's configuration, with its overrides.
 
     Raises:
-        ValueError: it has fields that this version does not know, or is not of SWAP.
+        ValueError: it has unknown fields, or is not of SWAP.
     """
     try:
         return SWAPRecipe(

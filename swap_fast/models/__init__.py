@@ -27,12 +27,12 @@ def make_tree_net(recipe: Recipe, num_classes: int) -> nn.Module:
 
 
 def make_net(recipe: Recipe, dataset: Dataset) -> nn.Module:
-    """The recipe's net with fresh weights, and with filters from the data where it whitens."""
+    """The recipe's net with fresh weights; a whitened net has filters from the data."""
     return net_maker(recipe, dataset)()
 
 
 def net_maker(recipe: Recipe, dataset: Dataset) -> Callable[[], nn.Module]:
-    """What makes the recipe's net; it does not hold the data set."""
+    """A function that makes the recipe's net, without a reference to the data set."""
     num_classes, mean, std = dataset.num_classes, dataset.mean, dataset.std
     if recipe.net == "resnet9":
         return partial(ResNet9, num_classes, recipe.width)

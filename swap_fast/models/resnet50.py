@@ -11,7 +11,7 @@ EXPANSION = 4  # a block's output channels over its inner ones
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, each with batch norm, around which the input is added.
+    """1x1, 3x3 and 1x1 convolutions, each with batch norm; the input is added to the result.
 
     Arguments:
         channels: of the 3x3 convolution; the block gives four times as many.
@@ -49,9 +49,9 @@ class Bottleneck(nn.Module):
 class ResNet50(nn.Module):
     """25,557,032 parameters at width 64 with 1,000 classes; any image from 33 px on a side.
 
-    Convolutions start from He's normal distribution over the fan-out, the last batch norm of each
-    block from weight 0, so that the blocks start as the identity, and the classifier's weights
-    from N(0, 0.01).
+    Initial values: convolutions from He's normal distribution over the fan-out, the classifier from
+    N(0, 0.01), and 0 for the weight of each block's last batch norm, so that blocks start as the
+    identity.
 
     Arguments:
         width: channels of the first convolution; the paper's net has 64. The four groups of

@@ -1,136 +1,15 @@
-"""ResNet-9, the "fast-to-train custom ResNet 9" of the paper's Section 5.1."""
+"""ResNet-9, the "fast-to-train custom ResNet 9" of the paper's Section 5.1, in two forms."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# ResNet-9 with whitened input: the net of the SWAP authors' later DAWNBench entry (9.43 s).
-#
-# Its differences from `resnet9.py`: a fixed convolution whitens the image's 3x3 patches; CELU
-# stands for ReLU; batch norm has no weight and takes each GPU's 256 images in 16 groups; pools
-# stand before batch norm; the logits are divided by 16.
-
-
-PATCH = 3 * 3 * 3  # values in a 3x3 patch of an RGB image
-
-
-class GhostBatchNorm(nn.BatchNorm2d):
-    """Batch norm that normalises `num_groups` interleaved parts of a batch on their own.
-
-    The weight is fixed at 1; the bias is trained. The running statistics of the groups stand side
-    by side, [num_groups * C], and evaluation takes their mean.
-    """
-
-    def __init__(self, num_channels: int, num_groups: int = 16) -> None:
-        super().__init__(num_channels * num_groups)
-        self.num_channels, self.num_groups = num_channels, num_groups
-        self.weight = nn.Parameter(torch.ones(num_channels), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(num_channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W] to the same shape; B a multiple of `num_groups` in training.
-
-        Raises:
-            RuntimeError: a training batch that does not divide into the groups.
-        """
-        groups = self.num_groups
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        if self.training:
-            apart = x.unflatten(0, (-1, groups)).flatten(1, 2)  # [B / groups, groups * C, H, W]
-            normal = functional.batch_norm(
-                apart,
-                self.running_mean,
-                self.running_var,
-                self.weight.repeat(groups),
-                self.bias.repeat(groups),
-                training=True,
-                momentum=0.1 if self.momentum is None else self.momentum,
-                eps=self.eps,
-            )
-            return normal.view(apart.shape).unflatten(1, (groups, -1)).flatten(0, 1)
-        return functional.batch_norm(
-            x,
-            self.running_mean.view(groups, -1).mean(0),
-            self.running_var.view(groups, -1).mean(0),
-            self.weight,
-            self.bias,
-            training=False,
-            eps=self.eps,
-        )
-
-
-def whitening_filters(images: Tensor, epsilon: float = 1e-2) -> Tensor:
-    """The filters [27, 3, 3, 3] that make the values of 3x3 patches uncorrelated.
-
-    Row i is the i-th eigenvector of the patches' second moments, the largest first, over the
-    square root of its eigenvalue plus epsilon.
-
-    Arguments:
-        images: normalised, [N, 3, H, W].
-    """
-    moments, count = images.new_zeros(PATCH, PATCH), 0
-    for some in images.split(500):  # all patches at once would take 27 times the images' memory
-        patches = some.unfold(2, 3, 1).unfold(3, 3, 1)  # [n, 3, H - 2, W - 2, 3, 3]
-        vectors = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, PATCH)
-        moments += vectors.T @ vectors
-        count += len(vectors)
-    values, columns = torch.linalg.eigh(moments / (count - 1))
-    values, rows = values.flip(0), columns.T.flip(0)
-    return (rows / (values + epsilon).sqrt()[:, None]).view(PATCH, 3, 3, 3)
-
-
-class WhitenedResNet9(nn.Module):
-    """The net of the authors' 18-epoch entry.
-
-    Arguments:
-        filters: from `whitening_filters`; fixed.
-        width: channels of the first block.
-        num_groups: parts in which batch norm takes a replica's batch.
-    """
-
-    def __init__(
-        self, num_classes: int, width: int, filters: Tensor, *, num_groups: int = 16
-    ) -> None:
-        super().__init__()
-
-        def block(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
-            return nn.Sequential(
-                nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
-                nn.MaxPool2d(2) if pool else nn.Identity(),
-                GhostBatchNorm(outputs, num_groups),
-                nn.CELU(0.3),
-            )
-
-        self.whiten = nn.Conv2d(3, PATCH, kernel_size=3, padding=1, bias=False)
-        self.whiten.weight = nn.Parameter(filters.clone(), requires_grad=False)
-        self.prep = nn.Sequential(
-            nn.Conv2d(PATCH, width, kernel_size=1, bias=False),
-            GhostBatchNorm(width, num_groups),
-            nn.CELU(0.3),
-        )
-        self.layer1 = block(width, 2 * width, pool=True)
-        self.residual1 = nn.Sequential(block(2 * width, 2 * width), block(2 * width, 2 * width))
-        self.layer2 = block(2 * width, 4 * width, pool=True)
-        self.layer3 = block(4 * width, 8 * width, pool=True)
-        self.residual3 = nn.Sequential(block(8 * width, 8 * width), block(8 * width, 8 * width))
-        self.pool = nn.MaxPool2d(4)
-        self.linear = nn.Linear(8 * width, num_classes, bias=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images [B, 3, 32, 32] to logits [B, num_classes]."""
-        x = self.layer1(self.prep(self.whiten(images)))
-        x = x + self.residual1(x)
-        x = self.layer3(self.layer2(x))
-        x = x + self.residual3(x)
-        return self.linear(self.pool(x).flatten(1)) / 16
-
 
 class Block(nn.Module):
     """3x3 convolution without bias -> batch norm -> ReLU, then optionally a max pool.
 
-    The pool stands before the ReLU: a maximum and a ReLU commute exactly, in value and in
-    gradient, and the ReLU then touches a quarter of the elements.
+    The pool is before the ReLU: the two commute exactly, in value and in gradient, and the ReLU
+    then has a quarter of the elements.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, pool: int = 1) -> None:
@@ -184,3 +63,123 @@ class ResNet9(nn.Module):
         """Map images [B, 3, 32, 32] to logits [B, num_classes]."""
         x = self.layer3(self.layer2(self.layer1(self.prep(images))))
         return self.linear(self.pool(x).flatten(1)) * self.logit_scale
+
+
+# ResNet-9 with whitened input, the net of the SWAP authors' later DAWNBench entry (9.43 s). Its
+# differences: a fixed convolution whitens the image's 3x3 patches; CELU replaces ReLU; batch norm
+# has no weight and takes each GPU's 256 images in 16 groups; pools are before batch norm; the
+# logits are divided by 16.
+
+PATCH = 3 * 3 * 3  # values in a 3x3 patch of an RGB image
+
+
+class GhostBatchNorm(nn.BatchNorm2d):
+    """Batch norm that normalises `num_groups` interleaved parts of a batch separately.
+
+    The weight is fixed at 1; the bias is trained. The running statistics are those of all groups,
+    [num_groups * C], and evaluation takes their mean.
+    """
+
+    def __init__(self, num_channels: int, num_groups: int = 16) -> None:
+        super().__init__(num_channels * num_groups)
+        self.num_channels, self.num_groups = num_channels, num_groups
+        self.weight = nn.Parameter(torch.ones(num_channels), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W] to the same shape; B a multiple of `num_groups` in training.
+
+        Raises:
+            RuntimeError: a training batch that does not divide into the groups.
+        """
+        groups = self.num_groups
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        if self.training:
+            apart = x.unflatten(0, (-1, groups)).flatten(1, 2)  # [B / groups, groups * C, H, W]
+            normal = functional.batch_norm(
+                apart,
+                self.running_mean,
+                self.running_var,
+                self.weight.repeat(groups),
+                self.bias.repeat(groups),
+                training=True,
+                momentum=0.1 if self.momentum is None else self.momentum,
+                eps=self.eps,
+            )
+            return normal.view(apart.shape).unflatten(1, (groups, -1)).flatten(0, 1)
+        return functional.batch_norm(
+            x,
+            self.running_mean.view(groups, -1).mean(0),
+            self.running_var.view(groups, -1).mean(0),
+            self.weight,
+            self.bias,
+            training=False,
+            eps=self.eps,
+        )
+
+
+def whitening_filters(images: Tensor, epsilon: float = 1e-2) -> Tensor:
+    """The filters [27, 3, 3, 3] that make the values of 3x3 patches uncorrelated.
+
+    Row i is the i-th eigenvector of the patches' second moments, the largest first, over the
+    square root of its eigenvalue plus epsilon.
+
+    Arguments:
+        images: normalised, [N, 3, H, W].
+    """
+    moments, count = images.new_zeros(PATCH, PATCH), 0
+    for some in images.split(500):  # all patches at once would need 27 times the images' memory
+        patches = some.unfold(2, 3, 1).unfold(3, 3, 1)  # [n, 3, H - 2, W - 2, 3, 3]
+        vectors = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, PATCH)
+        moments += vectors.T @ vectors
+        count += len(vectors)
+    values, columns = torch.linalg.eigh(moments / (count - 1))
+    values, rows = values.flip(0), columns.T.flip(0)
+    return (rows / (values + epsilon).sqrt()[:, None]).view(PATCH, 3, 3, 3)
+
+
+class WhitenedResNet9(nn.Module):
+    """The net of the authors' 18-epoch entry.
+
+    Arguments:
+        filters: from `whitening_filters`; fixed.
+        width: channels of the first block.
+        num_groups: of batch norm, in a replica's batch.
+    """
+
+    def __init__(
+        self, num_classes: int, width: int, filters: Tensor, *, num_groups: int = 16
+    ) -> None:
+        super().__init__()
+
+        def block(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
+                nn.MaxPool2d(2) if pool else nn.Identity(),
+                GhostBatchNorm(outputs, num_groups),
+                nn.CELU(0.3),
+            )
+
+        self.whiten = nn.Conv2d(3, PATCH, kernel_size=3, padding=1, bias=False)
+        self.whiten.weight = nn.Parameter(filters.clone(), requires_grad=False)
+        self.prep = nn.Sequential(
+            nn.Conv2d(PATCH, width, kernel_size=1, bias=False),
+            GhostBatchNorm(width, num_groups),
+            nn.CELU(0.3),
+        )
+        self.layer1 = block(width, 2 * width, pool=True)
+        self.residual1 = nn.Sequential(block(2 * width, 2 * width), block(2 * width, 2 * width))
+        self.layer2 = block(2 * width, 4 * width, pool=True)
+        self.layer3 = block(4 * width, 8 * width, pool=True)
+        self.residual3 = nn.Sequential(block(8 * width, 8 * width), block(8 * width, 8 * width))
+        self.pool = nn.MaxPool2d(4)
+        self.linear = nn.Linear(8 * width, num_classes, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [B, 3, 32, 32] to logits [B, num_classes]."""
+        x = self.layer1(self.prep(self.whiten(images)))
+        x = x + self.residual1(x)
+        x = self.layer3(self.layer2(x))
+        x = x + self.residual3(x)
+        return self.linear(self.pool(x).flatten(1)) / 16

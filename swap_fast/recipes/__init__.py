@@ -1,1 +1,1 @@
-"""Tables 3 to 6, DAWNBench and forms for two CPU cores, as functions."""
+"""The paper's recipes as functions, named for data set and method; `cifar10.RECIPES` has all."""

@@ -130,7 +130,7 @@ CIFAR100_RECIPES = (
 """All of them."""
 
 
-# The recipes of Table 4: SWA beside SWAP on CIFAR-100 (Section 5.3), and forms for a CPU.
+# The recipes of Table 4, SWA and SWAP on CIFAR-100 (Section 5.3), and forms for a CPU.
 #
 # Its fourth row, SWAP (10 small-batch epochs), is `cifar100_swap`.
 

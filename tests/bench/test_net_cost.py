@@ -34,7 +34,9 @@ def test_operations_are_torch_s(case: tuple[nn.Module, Net, Tensor]) -> None:
     assert (BATCH * net.forward_flop, BATCH * net.train_flop) == step_flop(model, images)
 
 
-def test_traffic_is_what_is_counted_over_the_net(case: tuple[nn.Module, Net, Tensor]) -> None:
+def test_memory_traffic_is_what_is_counted_over_the_net(
+    case: tuple[nn.Module, Net, Tensor],
+) -> None:
     model, net, images = case
     # What another batch adds: its activations, and positions written once and read once.
     added = step_bytes(model, torch.cat([images, images])) - step_bytes(model, images)
@@ -88,7 +90,7 @@ def test_resnet50_at_224_pixels() -> None:
     assert net.forward_flop / 2 == pytest.approx(4.09e9, rel=1e-3)
 
 
-def test_traffic_of_a_block_by_hand() -> None:
+def test_memory_traffic_of_a_block_by_hand() -> None:
     # The first block at width 1: 3 x 32 x 32 to 1 x 32 x 32 values, batch norm, ReLU.
     convolution, batch_norm, relu = net_cost.resnet9(1, 10).layers[:3]
     x, y = 3 * 1024, 1024

@@ -37,17 +37,19 @@ def test_basis_is_orthonormal_and_spans_the_three_models() -> None:
     basis = np.stack([plane.u.double().numpy(), plane.v.double().numpy()])
     np.testing.assert_allclose(basis @ basis.T, np.eye(2), atol=1e-6)
     for theta in (first, second, third):
-        place = plane.place(theta)
+        place = plane.coordinates(theta)
         torch.testing.assert_close(plane.at(place.alpha, place.beta), theta, atol=1e-5, rtol=0)
         assert place.off_plane < 1e-5
-    assert plane.place(first).alpha == plane.place(first).beta == 0
-    assert plane.place(second).beta == pytest.approx(0, abs=1e-5)
-    assert plane.place(second).alpha == pytest.approx(float((second - first).norm()), rel=1e-6)
+    assert plane.coordinates(first).alpha == plane.coordinates(first).beta == 0
+    assert plane.coordinates(second).beta == pytest.approx(0, abs=1e-5)
+    assert plane.coordinates(second).alpha == pytest.approx(
+        float((second - first).norm()), rel=1e-6
+    )
 
 
 def test_projection_is_the_least_squares_solution() -> None:
     first, second, third, other = _vectors(4)
-    place = plane_through(first, second, third).place(other)
+    place = plane_through(first, second, third).coordinates(other)
     sides = torch.stack([second - first, third - first], dim=1).double().numpy()
     target = (other - first).double().numpy()
     solution, *_ = np.linalg.lstsq(sides, target, rcond=None)
@@ -65,7 +67,7 @@ def test_plane_by_hand() -> None:
     )
     assert plane.u.tolist() == [0, 1, 0]
     assert plane.v.tolist() == [1, 0, 0]
-    place = plane.place(origin + torch.tensor([2.0, 5.0, -7.0]))
+    place = plane.coordinates(origin + torch.tensor([2.0, 5.0, -7.0]))
     assert (place.alpha, place.beta, place.off_plane) == (5, 2, 7)
 
 
@@ -73,7 +75,7 @@ def test_a_quadratic_has_its_own_values_on_the_plane() -> None:
     # f(theta) = |theta - c|^2 is f's minimum on the plane plus the squared distance from c's place.
     first, second, third, centre = _vectors(4, seed=1)
     plane = plane_through(first, second, third)
-    lowest = plane.place(centre)
+    lowest = plane.coordinates(centre)
     for alpha, beta in ((0.0, 0.0), (3.0, -2.0), (lowest.alpha, lowest.beta)):
         value = float((plane.at(alpha, beta) - centre).double().square().sum())
         flat = (alpha - lowest.alpha) ** 2 + (beta - lowest.beta) ** 2

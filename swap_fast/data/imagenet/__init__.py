@@ -1,1 +1,1 @@
-"""Trees of images: scan, crop plans, and loaders (DALI, torchvision)."""
+"""ImageNet as a tree of files: `scan`, `files`, `crops`; `batches` by `dali` or `torchvision`."""

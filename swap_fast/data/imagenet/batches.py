@@ -1,4 +1,4 @@
-"""A phase's batches of an image tree, replica by replica, and passes that show each image once."""
+"""A phase's batches of an image tree, replica by replica, and passes over each image once."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, Protocol
@@ -15,21 +15,20 @@ from swap_fast.distributed import ALONE, Comm
 
 
 class Decoder(Protocol):
-    """What decodes batches: `DaliLoader` or `TorchvisionLoader`."""
+    """Decodes batches: `DaliLoader` or `TorchvisionLoader`."""
 
     def start(self, batches: Iterable[Crops]) -> None:
-        """Begin to decode these batches, in place of those that were not taken yet."""
+        """Begin to decode these batches, and drop those that were not loaded yet."""
 
     def load_(self, images: Tensor) -> None:
         """Write the next batch into `images` [n, 3, height, width]."""
 
 
 DecoderName = Literal["dali", "torchvision"]
-"""The ways to decode files."""
 
 
 def decoder_class(name: DecoderName) -> Callable[..., Decoder]:
-    """What makes a decoder of that name, with all that it needs imported."""
+    """The decoder's class; imports what it needs."""
     if name == "dali":
         from swap_fast.data.imagenet.dali import DaliLoader
 
@@ -65,14 +64,14 @@ class TreeBatches:
 
     Update i of an epoch covers positions [i * B, (i + 1) * B) of the plan, and replica s the s-th
     of its equal slices (Algorithm 1, line 11), as in `Batches`. Images that fill no whole batch
-    are left out. Each stage of an image size has an object of its own: drop the old one first.
+    are left out. Each stage with its own image size has its own object: drop the old one first.
 
     Arguments:
-        decoder: decodes the batches; made for this split.
+        decoder: of this split.
         px: the crop's side.
-        min_scale: the least share of an image's area that is shown.
+        min_scale: least share of an image's area in a crop.
         global_batch_size: images in one update of one model.
-        num_replicas: replicas that share an update; `replicas` are those of this rank among them.
+        num_replicas: replicas that share an update; `replicas` are those of this rank.
         number: the phase's number.
         device: where the labels are.
 
@@ -120,15 +119,15 @@ class TreeBatches:
         self._start_at(0)
 
     def _start_at(self, step: int) -> None:
-        plan = self._plan  # not self: the decoder would hold who holds it, and neither be freed
+        plan = self._plan  # not self: in a circle of references neither would be freed
         self._decoder.start(plan[rows] for rows in self._positions[step:])
         self._next = step
 
     def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
         """Write this rank's part of update `step` into [replicas * micro-batch, ...] tensors.
 
-        Steps are decoded ahead in their order; a step out of order begins anew from there, which
-        costs what was decoded ahead.
+        Steps are decoded ahead in order; a step out of order starts the decoder again from there,
+        and drops what was decoded ahead.
         """
         if step != self._next:
             self._start_at(step)
@@ -146,15 +145,15 @@ def one_pass(
     seed: int,
     comm: Comm = ALONE,
 ) -> Iterator[Tensor]:
-    """Every training image once, augmented, dealt out to the ranks: phase 3's pass (line 29).
+    """Every training image once, augmented, divided among the ranks: phase 3's pass (line 29).
 
     The batches are the same for any number of ranks; the last one may be short.
 
     Arguments:
-        buffer: [B, 3, px, px], written over for each batch.
+        buffer: [B, 3, px, px], overwritten by each batch.
 
     Yields:
-        The buffer, or as much of it as the last batch fills.
+        The buffer, or the part of it that the last batch fills.
     """
     plan = plan_crops(
         split.sizes, px=buffer.shape[2], min_scale=min_scale, seed=seed, phase=3, worker=0, epoch=0
@@ -176,9 +175,9 @@ def deal(
     device: torch.device,
     comm: Comm = ALONE,
 ) -> Iterator[tuple[Tensor, Crops]]:
-    """This rank's batches, every world_size-th: images [n, 3, H, W], and what they show.
+    """This rank's batches, every world_size-th: images [n, 3, H, W], and their crops.
 
-    All are written into one buffer of the largest batch's size, over each other.
+    All are written into one buffer of the largest batch's size.
     """
     mine = batches[comm.rank :: comm.world_size]
     numbers = [len(crops) * 3 * crops.size[0] * crops.size[1] for crops in mine]

@@ -1,7 +1,7 @@
-"""What to show of ImageNet's images: the plan of a training epoch, and of a test pass.
+"""The crops of ImageNet's images: the plan of a training epoch, and of a test pass.
 
-A plan follows from (seed, phase, worker, epoch) and the images' sizes alone, so that every way of
-decoding, on any number of processes and any device, shows the same crops in the same order.
+A plan depends only on (seed, phase, worker, epoch) and the images' sizes, so that every decoder, on
+any number of processes and any device, makes the same crops in the same order.
 """
 
 import math
@@ -23,31 +23,29 @@ Ints = NDArray[np.int32]
 
 @dataclass(frozen=True, kw_only=True)
 class Crops:
-    """Images to show, one a row: of each a window, resized, cropped once more and mirrored.
+    """Crops, one a row: a window of an image, which is resized, cropped again and mirrored.
 
-    Training cuts a random window and resizes it to the crop's size; a test resizes the whole image
-    and cuts out its centre.
+    Training resizes a random window to the crop's size; a test resizes the whole image and crops
+    its centre.
     """
 
     image: NDArray[np.int64]
-    """[n]: which image of the split."""
+    """[n]: the image's index in the split."""
     window: Ints
-    """[n, 4]: top, left, height, width in the image as decoded."""
+    """[n, 4]: top, left, height, width in the decoded image."""
     resized: Ints
-    """[n, 2]: height and width to which the window is resized."""
+    """[n, 2]: height and width of the resized window."""
     start: Ints
-    """[n, 2]: first row and column of the crop in it; what lies outside of it is black."""
+    """[n, 2]: first row and column of the crop in it; outside of it the crop is black."""
     flip: Ints
     """[n]: 1 where the crop is mirrored left and right."""
     size: tuple[int, int]
     """Height and width of every crop."""
 
     def __len__(self) -> int:
-        """The number of images n."""
         return len(self.image)
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> "Crops":
-        """The crops of some rows."""
         return replace(
             self,
             image=self.image[rows],
@@ -66,10 +64,9 @@ def plan_crops(
     Arguments:
         sizes: [N, 2], height and width of each image of the split.
         px: the crop's side.
-        min_scale: the least share of an image's area that a window has.
+        min_scale: least share of an image's area in a window.
         phase, worker, epoch: as for CIFAR; phase 1 has one plan for all its replicas (worker 0),
-        and
-            in phase 2 each worker has its own.
+            and in phase 2 each worker has its own.
 
     Returns:
         All N images, each once, in a random order that is independent between workers and epochs.
@@ -91,9 +88,9 @@ def plan_crops(
 def draw_windows(sizes: Ints, min_scale: float, random: np.random.Generator) -> Ints:
     """Random windows with the distribution of torchvision's RandomResizedCrop, for all images.
 
-    A share of the area is uniform in (min_scale, 1), the logarithm of width over height uniform
-    between those of 3/4 and 4/3, the place uniform. What does not fit is drawn again, ten times at
-    most; then the window is the largest in the centre with a ratio within the limits.
+    The share of the area is uniform in (min_scale, 1), the logarithm of width over height uniform
+    between those of 3/4 and 4/3, the place uniform. A window that does not fit is drawn again, at
+    most ten times; then it is the largest centred window with a ratio within the limits.
 
     Returns:
         [N, 4]: top, left, height, width.
@@ -133,16 +130,15 @@ def _largest_within_ratios(
 
 
 def centre_crops(sizes: Ints, *, px: int) -> Crops:
-    """All images in their own order, the shorter side resized to int(1.14 * px), the centre cut."""
-    every = np.arange(len(sizes))
-    return _centre(every, sizes, px, (px, px))
+    """Centre crops of all images in order, the shorter side resized to int(1.14 * px)."""
+    return _centre(np.arange(len(sizes)), sizes, px, (px, px))
 
 
 def rectangular_batches(sizes: Ints, *, px: int, batch_size: int) -> Iterator[Crops]:
-    """All images by aspect ratio, in batches that are cropped to their mean ratio.
+    """All images sorted by aspect ratio, in batches that are cropped to their mean ratio.
 
     The crop's shorter side is px, its longer one px times the batch's mean ratio, rounded down to a
-    multiple of 8. Little of an image is then cut away, and a batch is still one tensor.
+    multiple of 8. So little of an image is cut off, and a batch is still one tensor.
     """
     ratios = sizes[:, 1] / sizes[:, 0]
     order = np.argsort(ratios, kind="stable")
@@ -160,8 +156,8 @@ def _centre(image: NDArray[np.int64], sizes: Ints, px: int, size: tuple[int, int
     shorter = np.minimum(height, width)
     resized = np.stack([short * height // shorter, short * width // shorter], axis=1)
     room = resized - np.array(size)
-    # Where there is no room, torchvision puts a black border around, the smaller part of an odd
-    # one at the start; else it rounds half of the room to the nearest even number.
+    # Where there is no room, torchvision adds a black border, the smaller part of an odd one at the
+    # start; else it rounds half of the room to the nearest even number.
     start = np.where(room < 0, -(-room // 2), np.rint(room / 2).astype(np.int64))
     zeros = np.zeros(len(sizes), np.int32)
     return Crops(

@@ -1,11 +1,10 @@
 """Batches of an image tree decoded by DALI: one pipeline definition for CPUs and GPUs.
 
-A plan's window is decoded alone (fused crop and decoding), resized as Pillow does it, mirrored and
-normalised, and copied straight into the step's static tensor. The files are read by threads of our
-own, a batch further ahead, and looked through for damage that decoders pass over in silence.
+Only a plan's window is decoded (fused crop and decoding), then resized as Pillow does it, mirrored,
+normalised, and copied into the step's static tensor. Our own threads read the files one batch
+further ahead, and check them for damage that decoders ignore.
 
-What never ran on a GPU is the "mixed" decoder and the copy on the device; its graph is built in
-the tests.
+The "mixed" decoder and the copy on the device have not run on a GPU; the tests build their graph.
 """
 
 from collections import deque
@@ -24,12 +23,12 @@ from swap_fast.config.execution import Execution
 from swap_fast.data.imagenet.crops import Crops
 from swap_fast.data.imagenet.scan import IMAGENET_MEAN, IMAGENET_STD, ImageSplit
 
-dali: Any = nvidia.dali  # its types forbid more than is wrong
+dali: Any = nvidia.dali  # its types refuse valid calls
 
 READERS = 8  # threads that wait for the disk
 QUEUE_DEPTH = 2
 
-# The largest sides in ImageNet: the GPU's decoder allocates once, and not in the midst of a run.
+# The largest sides in ImageNet, so that the GPU's decoder allocates once, before the run.
 _WIDTH_HINT, _HEIGHT_HINT = 5_980, 6_430
 _HARDWARE_DECODER_LOAD = 0.65  # the share of a batch for the JPEG unit of A100 and later
 
@@ -37,18 +36,17 @@ Encoded = NDArray[np.uint8]
 
 
 class DaliLoader:
-    """Decodes the crops that it is told to, batch after batch, some batches ahead.
+    """Decodes batches of crops in order, some batches ahead.
 
-    Leaving a list of batches in the middle is allowed: `start` drops what was decoded ahead.
+    `start` may be called in the middle of a list of batches: it drops what was decoded ahead.
 
     Arguments:
-        split: the files.
         batch_size: of the largest batch.
-        execution: the device's kind; type and memory format of the images.
-        device: where the batches go.
+        execution: type and memory format of the images.
+        device: of the batches.
         threads: of DALI, for decoding on the CPU.
-        centred: the crops are cut out of resized images, as a test pass does it; else the resized
-            window is the crop.
+        centred: the crops are cut from resized images, as in a test pass; else the resized window
+            is the crop.
         mean, std: of the three channels, on the scale 0..255.
     """
 
@@ -85,10 +83,10 @@ class DaliLoader:
         self._pipeline.build()
 
     def start(self, batches: Iterable[Crops]) -> None:
-        """Begin to decode these batches, in place of those that were not taken yet."""
+        """Begin to decode these batches, and drop those that were not loaded yet."""
         pipeline = self._pipeline
         self._source.restart(())
-        pipeline.schedule_run()  # the source is empty: the pipeline takes note of the end
+        pipeline.schedule_run()  # the source is empty, so the pipeline ends its epoch
         while not pipeline.empty():
             pipeline.share_outputs()
             pipeline.release_outputs()
@@ -100,7 +98,7 @@ class DaliLoader:
         """Write the next batch into `images`, [n, 3, height, width] of the execution's type.
 
         Raises:
-            ValueError: a file is damaged or gone; its name and the reason, in one line.
+            ValueError: a file is damaged or missing; its name and the reason, in one line.
         """
         stream = None if self._device_id is None else torch.cuda.current_stream(self._device_id)
         crops = self._source.given.popleft()
@@ -134,7 +132,7 @@ def define_pipeline(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Any:
-    """The pipeline from files to images, not yet built. It decodes on the GPU `device_id`, if any.
+    """The pipeline from files to images, not built yet. It decodes on the GPU `device_id`, if any.
 
     Its output is [n, H, W, 3], or [n, 3, H, W] where not channels_last; fp16 or fp32.
     """
@@ -189,9 +187,7 @@ def define_pipeline(
 
 
 class _Source:
-    """What the pipeline asks for its next batch. It knows nothing of the pipeline, so that no
-    circle of references keeps either alive.
-    """
+    """Gives the pipeline its batches; without a reference to it, so that both are freed."""
 
     def __init__(self, split: ImageSplit, *, centred: bool) -> None:
         self._split, self._centred = split, centred
@@ -199,13 +195,13 @@ class _Source:
         self.restart(())
 
     def restart(self, batches: Iterable[Crops]) -> None:
-        """Give these batches from now on."""
+        """Give these batches from the next call on."""
         self.given: deque[Crops] = deque()
         self._batches = iter(batches)
         self._reading: deque[tuple[Crops, Iterator[Encoded]]] = deque()
 
     def __call__(self) -> tuple[object, ...]:
-        """The next batch's inputs, while the files of the one after it are being read."""
+        """The inputs of the next batch; the files of the one after it are read meanwhile."""
         while len(self._reading) < 2 and (crops := next(self._batches, None)) is not None:
             self._reading.append((crops, self._pool.map(self._read, crops.image.tolist())))
         if not self._reading:
@@ -224,7 +220,7 @@ class _Source:
 
 
 def _raise_for_undecodable(split: ImageSplit, crops: Crops) -> None:
-    """Name the first file of a batch that Pillow cannot decode either; DALI names none."""
+    """Name the first file of a batch that Pillow cannot decode; DALI names none."""
     from PIL import Image
 
     for index in crops.image.tolist():
@@ -232,4 +228,4 @@ def _raise_for_undecodable(split: ImageSplit, crops: Crops) -> None:
             with Image.open(split.path(index)) as image:
                 image.load()
         except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(split.complaint(index, f"cannot be decoded: {error}")) from None
+            raise ValueError(split.error_line(index, f"cannot be decoded: {error}")) from None

@@ -1,8 +1,8 @@
-"""What a JPEG or PNG file says of itself, and whether it is whole, without decoding it.
+"""Reads the headers of JPEG and PNG files, and checks that they are whole, without decoding.
 
-JPEG and PNG are told by content, whatever the file is called. All that is legal in them becomes
-RGB at decoding, as torchvision has it: grey, CMYK, palettes, transparency (dropped). PNGs of 16
-bits are refused, because decoders do not agree on them.
+The type follows from the content, not from the file's name. Every legal image becomes RGB at
+decoding, as in torchvision: grey, CMYK, palettes, transparency (dropped). 16-bit PNGs are refused,
+because decoders do not agree on them.
 """
 
 import os
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_PIXELS = 89_478_485
-"""An image of more pixels is taken for an attack on the memory, with Pillow's own limit."""
+"""Pillow's own limit: a larger image is taken for an attack on the memory."""
 
 _HEAD_BYTES = 4096  # holds most headers, so that one read is enough
 _TAIL_BYTES = 4096  # some programs write a little after the end of the image
-_MAX_FILL_BYTES = 1024  # JPEG sets no limit to them; a file of nothing else must not hold us up
+_MAX_FILL_BYTES = 1024  # JPEG has no limit; a file of nothing else must not stop the scan
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -42,12 +42,11 @@ class BadImageError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageHeader:
-    """What a file says of its image."""
+    """The header of an image file."""
 
     width: int
-    """Columns, without regard to EXIF's orientation, as torchvision decodes."""
+    """Columns, without EXIF's orientation, as torchvision decodes."""
     height: int
-    """Rows."""
     body: int
     """Offset of the first scan's data in a JPEG, of the first chunk after IHDR in a PNG."""
     is_jpeg: bool
@@ -63,7 +62,7 @@ def inspect_image(path: str | bytes | os.PathLike[str]) -> tuple[ImageHeader, in
         BadImageError: it cannot be read, is empty, is no JPEG or PNG, or is cut short.
     """
     try:
-        # Not blocking: a pipe that nobody writes to would hold a blocking open for ever.
+        # Not blocking: to open a pipe without a writer would block for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             size = os.fstat(descriptor).st_size
@@ -81,7 +80,7 @@ def inspect_image(path: str | bytes | os.PathLike[str]) -> tuple[ImageHeader, in
 
 
 def read_image(path: str | bytes | os.PathLike[str]) -> tuple[ImageHeader, bytes]:
-    """A file's header and content, looked through for damage that decoders pass over in silence.
+    """A file's header and content, checked for damage that decoders ignore.
 
     Raises:
         BadImageError: it cannot be read, or is damaged.
@@ -95,10 +94,10 @@ def read_image(path: str | bytes | os.PathLike[str]) -> tuple[ImageHeader, bytes
 
 
 def require_whole(content: bytes) -> ImageHeader:
-    """Refuse content that breaks off, or a JPEG whose scans hold what no scan can hold.
+    """Refuse content that is cut short, or a JPEG whose scans have markers that no scan may have.
 
-    A decoder gives a damaged scan some picture or other. What was overwritten by anything but
-    zeros betrays itself within a few hundred bytes, by a marker that cannot stand there.
+    A decoder makes some image of a damaged scan. Random bytes in a scan, other than zeros, have an
+    invalid marker within a few hundred bytes.
 
     Raises:
         BadImageError: with the reason.
@@ -126,7 +125,7 @@ def read_header(read: Read) -> ImageHeader:
     """Parse a file's header.
 
     Raises:
-        BadImageError: an empty file, neither JPEG nor PNG, or a header that breaks off.
+        BadImageError: an empty file, neither JPEG nor PNG, or a header that is cut short.
     """
     head = read(0, _HEAD_BYTES)
     if not head:
@@ -154,7 +153,7 @@ def _read_png_header(head: bytes) -> ImageHeader:
 
 
 def _read_jpeg_header(head: bytes, read: Read) -> ImageHeader:
-    """Go from segment to segment up to the first scan."""
+    """Read the segments up to the first scan."""
     size: tuple[int, int] | None = None
     has_restarts = False
     position, fill_bytes = 2, 0
@@ -192,7 +191,7 @@ def _read_jpeg_header(head: bytes, read: Read) -> ImageHeader:
 
 
 def _require_end(read: Read, header: ImageHeader, size: int) -> None:
-    """Look for the end-of-image marker in the tail, and if need be in all of the image's data."""
+    """Look for the end-of-image marker in the tail, then in all of the image's data."""
     end = _JPEG_END if header.is_jpeg else _PNG_END
     for start in (max(header.body, size - _TAIL_BYTES), header.body):
         if end in read(start, size - start):

@@ -1,8 +1,7 @@
-"""A tree of image files, as ImageNet comes: train/ and val/ (or test/), a folder a class.
+"""A tree of image files like ImageNet's: train/ and val/ (or test/), with a folder for each class.
 
-The scan reads the head and the tail of every file before any training, so that a bad file is named
-at the start and not after hours. Classes are numbered in the order of their names, as torchvision
-does it.
+The scan reads the head and the tail of every file before training, so that a bad file is named at
+the start and not after hours. Classes are numbered in the order of their names, as in torchvision.
 """
 
 import hashlib
@@ -20,8 +19,6 @@ from numpy.typing import NDArray
 
 from swap_fast.data.imagenet.files import BadImageError, inspect_image, read_image
 
-# Which files a tree of class folders holds, and which links in it cannot be followed.
-
 
 @dataclass(frozen=True, kw_only=True)
 class BadFile:
@@ -30,18 +27,16 @@ class BadFile:
     name: str
     """Path below the tree's folder."""
     reason: str
-    """Why, in a few words."""
 
     def __str__(self) -> str:
-        """One line, whatever the name holds."""
-        return f"{self.name!r} ({self.reason})"
+        return f"{self.name!r} ({self.reason})"  # one line, whatever is in the name
 
 
 def find_split(root: Path, *names: str) -> Path:
-    """The first of these folders that is there.
+    """The first of these folders that exists.
 
     Raises:
-        ValueError: none is, or it is a link out of the tree.
+        ValueError: none exists, or it is a link out of the tree.
     """
     for name in names:
         if (root / name).is_dir():
@@ -56,7 +51,7 @@ def _is_inside(path: Path, root: Path) -> bool:
 
 
 def common_classes(folders: Sequence[Path]) -> tuple[str, ...]:
-    """The names of the class folders, sorted, which both splits must have.
+    """The sorted names of the class folders, which must be the same in both splits.
 
     Raises:
         ValueError: a split has none, or the two differ.
@@ -84,7 +79,7 @@ def common_classes(folders: Sequence[Path]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ListedFile:
-    """A file to look at."""
+    """A file of a class."""
 
     name: str
     label: int
@@ -95,12 +90,12 @@ def list_files(
 ) -> tuple[list[ListedFile], list[BadFile]]:
     """The files of all classes, sorted, and the links that cannot be followed.
 
-    Hidden files and folders are left out; folders in class folders are gone through.
+    Hidden files and folders are left out; folders in class folders are searched too.
     """
     files: list[ListedFile] = []
     bad: list[BadFile] = []
     for label, name in enumerate(classes):
-        # Byte order, so that every locale and every file system gives one order.
+        # Byte order, so that the order is the same for every locale and file system.
         for found, reason in sorted(
             _walk(root, folder, name, ()), key=lambda item: os.fsencode(item[0])
         ):
@@ -114,7 +109,7 @@ def list_files(
 def _walk(
     root: Path, folder: Path, name: str, above: tuple[Path, ...]
 ) -> Iterator[tuple[str, str | None]]:
-    """Each file below a class folder with None, or with why it is not looked at."""
+    """Each file below a class folder with None, or with the reason why it cannot be used."""
     here = (folder / name).resolve()
     if not here.is_relative_to(root):
         yield name, "a link out of the tree"
@@ -137,13 +132,15 @@ def _walk(
                 yield below, None
 
 
+# The scan.
+
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of the three channels, on the scale 0..255: torchvision's constants."""
 
 PREPARED = "prepared.json"
-"""In a pre-resized tree's folder: how it was made."""
+"""The note of `bench prepare` in a tree's folder."""
 
-_SCAN_THREADS = 8  # they wait for the disk more than for each other
+_SCAN_THREADS = 8  # they mostly wait for the disk
 _CHUNK = 256  # files a thread takes at a time
 _NAMED_IN_ERROR = 5
 
@@ -164,51 +161,51 @@ class ImageSplit:
     """[N]: the files' sizes."""
 
     def __len__(self) -> int:
-        """N, the number of images."""
         return len(self.names)
 
     def path(self, index: int) -> str:
-        """Where image `index` is."""
+        """Of image `index`."""
         return os.path.join(self.folder, self.names[index])
 
     def read(self, index: int) -> bytes:
-        """The content of image `index`, which is as large as it was when the tree was scanned.
+        """The content of image `index`.
 
         Raises:
-            ValueError: the file is damaged, changed or gone; its name and the reason, in one line.
+            ValueError: the file is damaged, missing, or not of the scanned size; its name and the
+                reason, in one line.
         """
         try:
             header, content = read_image(self.path(index))
         except BadImageError as error:
-            raise ValueError(self.complaint(index, str(error))) from None
+            raise ValueError(self.error_line(index, str(error))) from None
         height, width = self.sizes[index].tolist()
         if (header.height, header.width) != (height, width):
             now = f"{header.width} x {header.height} pixels"
-            raise ValueError(self.complaint(index, f"changed since the scan: {now}"))
+            raise ValueError(self.error_line(index, f"changed since the scan: {now}"))
         return content
 
-    def complaint(self, index: int, reason: str) -> str:
-        """One line on a file that turned out to be bad after the scan."""
+    def error_line(self, index: int, reason: str) -> str:
+        """The message for a file that was found to be bad after the scan."""
         bad = BadFile(name=f"{self.folder.name}/{self.names[index]}", reason=reason)
         return f"{self.folder.parent}: {bad} cannot be used; mend or remove it"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageTree:
-    """Both splits of a tree, which have the same classes."""
+    """Both splits of a tree."""
 
     root: Path
     classes: tuple[str, ...]
     """The folders' names, sorted."""
     train: ImageSplit
     test: ImageSplit
-    """val/, or test/ where there is no val/."""
+    """val/, or test/ if there is no val/."""
     skipped: tuple[BadFile, ...]
-    """Files that were left out."""
+    """Bad files that were left out."""
     sha256: str
     """64 hexadecimal digits over the classes and every usable file's name, class and size."""
     prepared_size: int | None
-    """The shorter side to which `python -m bench prepare` brought the images; None: originals."""
+    """The images' shorter side after `python -m bench prepare`; None: originals."""
 
     def describe(self) -> str:
         """One short line: counts and the start of the hash."""
@@ -232,19 +229,19 @@ def scan_tree(
     on_bad_file: Callable[[BadFile], None] = lambda bad: None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ImageTree:
-    """List a tree's files and look at each.
+    """List a tree's files and inspect each.
 
-    Hidden files are ignored. Links are followed where they stay inside the tree.
+    Hidden files are ignored. Links are followed if they stay inside the tree.
 
     Arguments:
         skip_bad_files: leave bad files out, instead of refusing the tree.
-        thorough: read whole files, and so find damage in the middle of JPEGs too.
-        on_bad_file: told of each bad file.
-        on_progress: told now and then how many files are done, of how many.
+        thorough: read whole files, to find damage in the middle of JPEGs too.
+        on_bad_file: called with each bad file.
+        on_progress: called every 1,000 files with the number done, and of all.
 
     Raises:
         ValueError: a folder is missing or empty, a class has no usable file, the classes of the
-            splits differ, or there are bad files and they are not to be skipped.
+            splits differ, or there are bad files without `skip_bad_files`.
     """
     if not root.is_dir():
         raise ValueError(f"{root}: expected a folder with train/ and val/, found none")
@@ -255,10 +252,8 @@ def scan_tree(
     total, done = sum(len(files) for files, _ in listed), 0
     splits, bad_files = [], []
     for folder, (files, bad) in zip(folders, listed, strict=True):
-        split = _Looked(folder)
-        for bad_link in bad:
-            split.add_bad(bad_link)
-        for file, found in zip(files, _look_at(folder, files, thorough), strict=True):
+        split = _SplitScan(folder, bad)
+        for file, found in zip(files, _inspect(folder, files, thorough), strict=True):
             split.add(file, found)
             done += 1
             if done % 1_000 == 0 or done == total:
@@ -282,13 +277,13 @@ def scan_tree(
 
 
 Found = tuple[int, int, int] | str
-"""Height, width and size in bytes of a usable file; of a bad one, why it is bad."""
+"""Height, width and size in bytes of a usable file; the reason for a bad one."""
 
 
-def _look_at(folder: Path, files: Sequence[ListedFile], thorough: bool) -> Iterator[Found]:
-    """What each file is, in order."""
+def _inspect(folder: Path, files: Sequence[ListedFile], thorough: bool) -> Iterator[Found]:
+    """Inspect each file, in order."""
 
-    def look(chunk: Sequence[ListedFile]) -> list[Found]:
+    def inspect(chunk: Sequence[ListedFile]) -> list[Found]:
         found: list[Found] = []
         for file in chunk:
             path = os.path.join(folder, file.name)
@@ -304,25 +299,21 @@ def _look_at(folder: Path, files: Sequence[ListedFile], thorough: bool) -> Itera
     remaining = iter(files)
     chunks = iter(lambda: list(islice(remaining, _CHUNK)), [])
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        for chunk in pool.map(look, chunks):
+        for chunk in pool.map(inspect, chunks):
             yield from chunk
 
 
-class _Looked:
-    """The files of a split as they are looked at, one after another."""
+class _SplitScan:
+    """The good and bad files of a split, added one after another."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, bad: list[BadFile]) -> None:
+        self.folder, self.bad = folder, bad.copy()
         self.good: list[ListedFile] = []
         self.shapes: list[tuple[int, int, int]] = []
-        self.bad: list[BadFile] = []
-
-    def add_bad(self, bad: BadFile) -> None:
-        self.bad.append(bad)
 
     def add(self, file: ListedFile, found: Found) -> None:
         if isinstance(found, str):
-            self.add_bad(BadFile(name=f"{self.folder.name}/{file.name}", reason=found))
+            self.bad.append(BadFile(name=f"{self.folder.name}/{file.name}", reason=found))
         else:
             self.good.append(file)
             self.shapes.append(found)
@@ -346,7 +337,7 @@ class _Looked:
 
 
 def _refusal(root: Path, bad_files: Sequence[BadFile], total: int) -> str:
-    """One line that counts the reasons and names the first files."""
+    """A message that counts the reasons and names the first files."""
     reasons = Counter(bad.reason.partition(":")[0] for bad in bad_files)
     counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
     named = ", ".join(str(bad) for bad in bad_files[:_NAMED_IN_ERROR])
@@ -359,7 +350,7 @@ def _refusal(root: Path, bad_files: Sequence[BadFile], total: int) -> str:
 
 
 def _digest(classes: Sequence[str], splits: Sequence[ImageSplit]) -> str:
-    """SHA-256 of what a tree holds; of the files' content, their sizes alone."""
+    """SHA-256 of the classes and the files' names, classes and sizes, not of their content."""
     content = hashlib.sha256()
     for name in classes:
         content.update(os.fsencode(name) + b"\0")

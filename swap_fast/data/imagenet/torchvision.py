@@ -1,7 +1,6 @@
-"""Batches of an image tree decoded by Pillow in torchvision's DataLoader processes.
+"""Batches of an image tree decoded by Pillow and torchvision in a DataLoader's processes.
 
-What there is without DALI, and the baseline that the DALI backend is held to: the same crops of
-the same plan, through torchvision's own functions.
+Used without DALI, and as the reference of the DALI backend: the same crops of the same plan.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,10 +18,10 @@ Job = tuple[int, list[int], list[int], list[int], int, tuple[int, int]]
 
 
 class TorchvisionLoader:
-    """Decodes the crops that it is told to, batch after batch, some batches ahead.
+    """Decodes batches of crops in order, some batches ahead.
 
-    The interface of `DaliLoader`, with the same arguments; `threads` is the number of processes,
-    and with 0 the batches are made when they are asked for.
+    It has the interface and arguments of `DaliLoader`; `threads` is the number of processes, and
+    with 0 each batch is made when it is loaded.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class TorchvisionLoader:
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
-        del batch_size, centred  # what they allow for is of no concern here
+        del batch_size, centred  # only DALI needs these
         self._jobs = _Jobs()
         self._mean = torch.tensor(mean, device=device)
         self._std = torch.tensor(std, device=device)
@@ -48,14 +47,14 @@ class TorchvisionLoader:
             collate_fn=_stack,
             persistent_workers=threads > 0,
             pin_memory=device.type == "cuda",
-            # A fork of a process with threads, which torch has, may lock up.
+            # A fork of a process with threads, which torch has, may deadlock.
             multiprocessing_context="forkserver" if threads > 0 else None,
         )
         self._format = execution.format
         self._batches: Iterator[Tensor | str] = iter(())
 
     def start(self, batches: Iterable[Crops]) -> None:
-        """Begin to decode these batches, in place of those that were not taken yet."""
+        """Begin to decode these batches, and drop those that were not loaded yet."""
         self._jobs.batches = batches
         self._batches = iter(self._loader)
 
@@ -63,7 +62,7 @@ class TorchvisionLoader:
         """Write the next batch into `images`, [n, 3, height, width], floating.
 
         Raises:
-            ValueError: a file is damaged or gone; its name and the reason, in one line.
+            ValueError: a file is damaged or missing; its name and the reason, in one line.
         """
         batch = next(self._batches)
         if isinstance(batch, str):
@@ -73,7 +72,7 @@ class TorchvisionLoader:
 
 
 class _Jobs(Sampler[list[Job]]):
-    """Tells the processes what to make: a plan of its own each epoch, to processes that stay."""
+    """The crops of each batch; it changes in each epoch, and the processes stay."""
 
     def __init__(self) -> None:
         self.batches: Iterable[Crops] = ()
@@ -86,14 +85,14 @@ class _Jobs(Sampler[list[Job]]):
 
 
 class _Decoded(Dataset[Tensor | str]):
-    """Makes crops, uint8 [H, W, 3], or says what is wrong with a file."""
+    """Makes crops, uint8 [H, W, 3], or an error message for a file."""
 
     def __init__(self, split: ImageSplit) -> None:
         self._split = split
 
     def __getitem__(self, job: Job) -> Tensor | str:
         index, window, resized, start, flip, size = job
-        # A complaint is handed on: an exception would come out of the process as many lines.
+        # The message is returned, since an exception of the process would have many lines.
         try:
             content = self._split.read(index)
         except ValueError as error:
@@ -102,7 +101,7 @@ class _Decoded(Dataset[Tensor | str]):
             return decode_crop(content, window, resized, start, flip, size)
         except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damage
             reason = " ".join(str(error).split())
-            return self._split.complaint(index, f"cannot be decoded: {reason}")
+            return self._split.error_line(index, f"cannot be decoded: {reason}")
 
 
 def decode_crop(
@@ -130,7 +129,7 @@ def decode_crop(
 
 
 def _stack(made: list[Tensor | str]) -> Tensor | str:
-    """A batch, or the first complaint in it."""
+    """A batch, or the first error message in it."""
     for each in made:
         if isinstance(each, str):
             return each

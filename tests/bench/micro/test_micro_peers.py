@@ -10,15 +10,15 @@ import torch
 from small_trainer import make_dataset
 
 from bench.micro import step as micro_peers
-from bench.micro.step import Epoch, Task
+from bench.micro.step import Epoch, Setup
 from swap_fast.config.execution import Execution
 
 
 @pytest.fixture
-def task(monkeypatch: pytest.MonkeyPatch) -> Task:
+def given(monkeypatch: pytest.MonkeyPatch) -> Setup:
     dataset = make_dataset(train_images=160)
     monkeypatch.setattr(micro_peers, "load_dataset", lambda name, path: dataset)
-    return Task(
+    return Setup(
         execution=Execution(),
         width=4,
         batch_size=32,
@@ -33,25 +33,25 @@ def epochs(epoch: Epoch, number: int) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("peer", ["stock", "best"])
-def test_peers_learn(task: Task, peer: str) -> None:
+def test_peers_learn(given: Setup, peer: str) -> None:
     torch.manual_seed(0)
     make = micro_peers.stock_epoch if peer == "stock" else micro_peers.best_practice_epoch
-    epoch = make(task, 0) if peer == "stock" else micro_peers.best_practice_epoch(task, None)
+    epoch = make(given, 0) if peer == "stock" else micro_peers.best_practice_epoch(given, None)
     seen = epochs(epoch, 6)
     assert seen[0][0] == pytest.approx(np.log(10), abs=0.3)
     assert seen[-1][0] < 0.8 * seen[0][0]
     assert seen[-1][1] > seen[0][1]
 
 
-def test_work_counts_the_images_of_whole_batches(task: Task) -> None:
-    assert micro_peers.our_training(task)() == 128
-    assert micro_peers.stock_training(task, 0)() == 128
-    assert micro_peers.best_practice_training(task, None)() == 128
+def test_work_counts_the_images_of_whole_batches(given: Setup) -> None:
+    assert micro_peers.our_training(given)() == 128
+    assert micro_peers.stock_training(given, 0)() == 128
+    assert micro_peers.best_practice_training(given, None)() == 128
 
 
-def test_learning_rates_are_those_of_our_phase(task: Task) -> None:
+def test_learning_rates_are_those_of_our_phase(given: Setup) -> None:
     model = torch.nn.Linear(1, 1)
-    sgd, schedule = task.optimizer(model, fused=False)
+    sgd, schedule = given.optimizer(model, fused=False)
     rates = []
     for _ in range(5):
         rates.append(sgd.param_groups[0]["lr"])
@@ -61,9 +61,9 @@ def test_learning_rates_are_those_of_our_phase(task: Task) -> None:
     assert rates == pytest.approx([0.075, 0.05, 0.025, 0.0, 0.075])
 
 
-def test_crops_are_windows_of_the_padded_images_half_of_them_mirrored(task: Task) -> None:
+def test_crops_are_windows_of_the_padded_images_half_of_them_mirrored(given: Setup) -> None:
     torch.manual_seed(0)
-    split, _ = task.load()
+    split, _ = given.load()
     padded = micro_peers._padded(split, torch.device("cpu"))
     expected = np.pad(split.images, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
     assert np.array_equal(padded.numpy(), expected)

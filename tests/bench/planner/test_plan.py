@@ -14,7 +14,14 @@ from bench.cli import main
 from bench.planner import measure as this_machine
 from bench.planner.command import make_plan, modelled, plan_table
 from bench.planner.model import Efficiency, Modelled, epoch_s
-from bench.planner.scaling import Point, Scaling, advice, scale, scaling_figure, scaling_table
+from bench.planner.scaling import (
+    Scaling,
+    ScalingPoint,
+    advice,
+    scale,
+    scaling_figure,
+    scaling_table,
+)
 from bench.planner.workload import workload_of
 from bench.records.paper import load_paper
 from swap_fast.recipes.cifar10 import RECIPES
@@ -148,7 +155,8 @@ def test_phase_1_on_more_devices() -> None:
 def test_the_limit_is_where_doubling_gives_too_little() -> None:
     seconds = [8.0, 4.0, 2.5, 1.9, None]
     points = tuple(
-        Point(gpus=2**i, weak_batch=0, weak_s=s, strong_s=2.0**-i) for i, s in enumerate(seconds)
+        ScalingPoint(gpus=2**i, weak_batch=0, weak_s=s, strong_s=2.0**-i)
+        for i, s in enumerate(seconds)
     )
     scaling = replace(_scaling(), points=points)
     assert (scaling.weak_limit, scaling.strong_limit) == (4, 16)

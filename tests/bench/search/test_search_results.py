@@ -4,19 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from bench.search.grid import Measured, Outcome, ranked
-from bench.search.report import best_line, search_figure, search_table, write_table
+from bench.document.table import write_table
+from bench.search.grid import Outcome, Scores, ranked
+from bench.search.report import best_line, search_figure, search_table
 
 
 def _outcome(accuracies: tuple[float, ...], time_s: float, **point: float | str) -> Outcome:
     count = len(accuracies)
-    measured = Measured(
+    scores = Scores(
         accuracies=accuracies,
         times_s=(time_s,) * count,
         phase1_epochs=tuple(range(3, 3 + count)),
         run_ids=("run",) * count,
     )
-    return Outcome(point=point, state="done", measured=measured)
+    return Outcome(point=point, state="done", scores=scores)
 
 
 OUTCOMES = [
@@ -61,7 +62,7 @@ def test_the_figure_is_drawn_and_the_same_again(names: tuple[str, ...], tmp_path
         Outcome(
             point={n: v for n, v in {**o.point, "net": f"a{i % 2}"}.items() if n in names},
             state=o.state,
-            measured=o.measured,
+            scores=o.scores,
         )
         for i, o in enumerate(OUTCOMES)
     ]

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("optuna", reason="Optuna is not installed")
 
 from bench.search import study as search_study
-from bench.search.grid import Grid, Measured, Point
+from bench.search.grid import Grid, Point, Scores
 from bench.search.study import GridStudy
 
 GRID = Grid(values={"phase1.peak_lr": (0.5, 1.0, 2.0), "width": (4, 8)})
@@ -24,7 +24,7 @@ SETTINGS = {"held_out": 10, "seeds": [0]}
 WORKER = """
 import json, sys, time
 from bench.search.grid import Grid
-from bench.search.grid import Measured
+from bench.search.grid import Scores
 from bench.search.study import GridStudy
 url, notes, seconds = sys.argv[1:]
 grid = Grid(values={"phase1.peak_lr": (0.5, 1.0, 2.0), "width": (4, 8)})
@@ -32,7 +32,7 @@ def measure(point):
     with open(notes, "a") as file:
         file.write(json.dumps(point) + "\\n")
     time.sleep(float(seconds))
-    return Measured(accuracies=(0.5,), times_s=(1.0,), phase1_epochs=(1,), run_ids=("a",))
+    return Scores(accuracies=(0.5,), times_s=(1.0,), phase1_epochs=(1,), run_ids=("a",))
 GridStudy(url, "s", grid, {"held_out": 10, "seeds": [0]}).work(measure)
 """
 
@@ -41,9 +41,9 @@ def _study(folder: Path, grid: Grid = GRID, **settings: object) -> GridStudy:
     return GridStudy(f"sqlite:///{folder / 's.db'}", "s", grid, {**SETTINGS, **settings})
 
 
-def _measure(point: Point) -> Measured:
+def _measure(point: Point) -> Scores:
     accuracy = float(point["phase1.peak_lr"]) / 10 + int(point["width"]) / 100  # type: ignore[arg-type]
-    return Measured(accuracies=(accuracy,), times_s=(1.0,), phase1_epochs=(2,), run_ids=("a",))
+    return Scores(accuracies=(accuracy,), times_s=(1.0,), phase1_epochs=(2,), run_ids=("a",))
 
 
 def _start(folder: Path, seconds: float) -> subprocess.Popen[bytes]:
@@ -57,7 +57,7 @@ def test_each_point_is_measured_once_with_its_values(tmp_path: Path) -> None:
     study.work(_measure, on_end=ended.append)
     assert [dict(o.point) for o in ended] == [dict(p) for p in GRID.points]
     assert {o.state for o in study.outcomes} == {"done"}
-    assert {json.dumps(o.point): o.measured for o in study.outcomes} == {
+    assert {json.dumps(o.point): o.scores for o in study.outcomes} == {
         json.dumps(p): _measure(p) for p in GRID.points
     }
 
@@ -73,7 +73,7 @@ def test_a_later_call_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None
 
 
 def test_an_interrupted_point_is_measured_by_the_next_call(tmp_path: Path) -> None:
-    def interrupted(point: Point) -> Measured:
+    def interrupted(point: Point) -> Scores:
         raise KeyboardInterrupt
 
     study, ended = _study(tmp_path), []
@@ -88,7 +88,7 @@ def test_an_interrupted_point_is_measured_by_the_next_call(tmp_path: Path) -> No
 def test_divergence_is_a_result_and_another_failure_is_tried_once_a_call(tmp_path: Path) -> None:
     calls: Counter[float] = Counter()
 
-    def measure(point: Point) -> Measured:
+    def measure(point: Point) -> Scores:
         rate = float(point["phase1.peak_lr"])  # type: ignore[arg-type]
         calls[rate] += 1
         if rate == 2.0:

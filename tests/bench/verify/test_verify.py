@@ -183,7 +183,7 @@ def test_what_another_machine_code_or_size_confirmed_is_not_taken_over(
     form, machine = Form(device_type="cpu", small=True), {"device": "a"}
 
     def kept(kind: str, name: str = "fine", detail: str = "") -> None:
-        outcome = verify.Outcome(name=name, claim="", outcome=kind, detail=detail, time_s=0.0)
+        outcome = verify.CheckResult(name=name, claim="", outcome=kind, detail=detail, time_s=0.0)
         verify.Record(tmp_path, form, machine).add(outcome)
 
     def taken(form: Form = form, device: str = "a") -> list[str]:

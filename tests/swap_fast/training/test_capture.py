@@ -75,7 +75,7 @@ class Rebinds(Step):
 
 
 @pytest.mark.parametrize("step_type", [FloatRate, ReadsBack, Rebinds])
-def test_the_contract_can_fail(step_type: type[Step]) -> None:
+def test_the_equivalence_check_can_fail(step_type: type[Step]) -> None:
     try:
         difference = largest_difference(Execution(), scaled=True, step_type=step_type)
     except RuntimeError:  # tracing itself may refuse a read of the device
