@@ -1,7 +1,7 @@
 """`python -m bench micro`: measures a part of the work beside others' ways, in one run."""
 
 import os
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,7 +30,8 @@ def measure(options: MicroOptions) -> int:
     device = choose_device(options.device)
     threads = options.threads or available_cores()
     width = options.width or DEFAULT_WIDTH[device]
-    record = MicroRecord(
+    make_record = partial(
+        MicroRecord,
         what=options.what,
         created=now(),
         width=width,
@@ -46,13 +47,13 @@ def measure(options: MicroOptions) -> int:
         if os.environ.get("RANK", "0") != "0":
             return 0
         print_collective(measured)
-        record = replace(record, collective=measured)
+        record = make_record(collective=measured)
     else:
         if not has_compiler():
             print("no C++ compiler: the compiled ways are left out")
         with TemporaryDirectory() as folder:
             groups, notes = _groups(options, device, threads, width, Path(folder))
-            record = replace(record, results=_time(groups, options.rounds), notes=tuple(notes))
+            record = make_record(results=_time(groups, options.rounds), notes=tuple(notes))
     if options.out is not None:
         print(f"\nrecord: {write_micro_record(record, options.out)}")
     return 0

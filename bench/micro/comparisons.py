@@ -28,7 +28,9 @@ def data_ways(options: MicroOptions, device: str, threads: int) -> dict[str, lis
     for dtype in micro_data.DTYPES:
         for count in sorted({1, threads}):
             form = f"{dtype}, {counted(count, 'thread')}"
-            ours, dali = data_group(device, options.batch_size, dtype, count)
+            ours, dali = data_group(
+                device, options.batch_size, dtype, count, is_headline=count == threads
+            )
             groups[f"augmented batches, {form}"] = ours
             if dali:
                 groups[f"DALI's own, {form}"] = dali
@@ -36,7 +38,7 @@ def data_ways(options: MicroOptions, device: str, threads: int) -> dict[str, lis
 
 
 def data_group(
-    device: str, batch_size: int, dtype: str, threads: int
+    device: str, batch_size: int, dtype: str, threads: int, *, is_headline: bool = False
 ) -> tuple[list[Way], list[Way]]:
     """Our loaders beside others' ways and a copy; and ours of DALI beside DALI alone."""
     size = (device, batch_size, dtype)
@@ -45,7 +47,7 @@ def data_group(
         return Way(name=name, make=make, arguments=arguments, threads=threads)
 
     def ours(loader: LoaderName) -> Way:
-        return way(f"ours, {loader}", micro_data.our_batches, loader, *size)
+        return replace(way(f"ours, {loader}", micro_data.our_batches, loader, *size), is_ours=True)
 
     dali = []
     if missing_for_dali(device) is None:
@@ -57,12 +59,15 @@ def data_group(
         ]
     processes = f"{threads} process{'es' if threads > 1 else ''}"
     stock = f"torchvision v2, DataLoader, {processes}"
+    others = [
+        way("whole-epoch crop and flip, as airbench", micro_data.whole_epoch_crop, *size),
+        way(stock, micro_data.torchvision_loader, batch_size, dtype, threads),
+    ]
     ways = [
         ours("tensor"),
         *dali[:1],
         ours("torchvision"),
-        way("whole-epoch crop and flip, as airbench", micro_data.whole_epoch_crop, *size),
-        way(stock, micro_data.torchvision_loader, batch_size, dtype, threads),
+        *(replace(other, is_headline=is_headline) for other in others),
         way("floor: read bytes, write values", micro_data.copy_floor, *size),
     ]
     return ways, dali
@@ -73,15 +78,23 @@ def jpeg_ways(root: Path, device: str, batch_size: int, threads: int) -> dict[st
     size = (str(root), device, batch_size, threads)
     stock = f"torchvision v2, DataLoader, {threads} process{'es' if threads > 1 else ''}"
     ways = [
-        Way(name="ours, torchvision", make=micro_jpeg.our_torchvision, arguments=size),
+        Way(
+            name="ours, torchvision",
+            make=micro_jpeg.our_torchvision,
+            arguments=size,
+            is_ours=True,
+        ),
         Way(
             name=stock,
             make=micro_jpeg.torchvision_jpeg_loader,
             arguments=(str(root), batch_size, threads),
+            is_headline=True,
         ),
     ]
     if missing_for_dali(device) is None:
-        ways.insert(0, Way(name="ours, DALI", make=micro_jpeg.our_dali, arguments=size))
+        ways.insert(
+            0, Way(name="ours, DALI", make=micro_jpeg.our_dali, arguments=size, is_ours=True)
+        )
     px, thread = micro_jpeg.PX, "thread" if threads == 1 else "threads"
     return {f"JPEG files of 500 x 375 pixels to {px} pixels, {threads} {thread}": ways}
 
@@ -135,11 +148,17 @@ def step_groups(
     }
     size = (execution, width, batch_size)
     groups["the loop around it: input, schedule, metrics, clock"] = [
-        Way(name="the loop", make=micro_step.our_loop, arguments=size, threads=threads),
-        Way(name="ours", make=micro_step.our_step, arguments=size, threads=threads),
+        Way(name=name, make=make, arguments=size, threads=threads, is_ours=True)
+        for name, make in (("the loop", micro_step.our_loop), ("ours", micro_step.our_step))
     ]
     groups["the batch-norm pass"] = [
-        Way(name=name, make=micro_step.batch_norm_pass, arguments=(*size, mine), threads=threads)
+        Way(
+            name=name,
+            make=micro_step.batch_norm_pass,
+            arguments=(*size, mine),
+            threads=threads,
+            is_ours=mine,
+        )
         for name, mine in (("ours", True), ("torch's update_bn", False))
     ]
     return groups
@@ -156,6 +175,7 @@ def _step_ways(device: str, threads: int, width: int, batch_size: int) -> Iterat
                 processes=processes,
                 threads=each,
                 cost=cost_of(width, batch_size, execution),
+                is_ours=True,
             )
     for compiled in (False, True) if has_compiler() else (False,):
         for layout in ("contiguous", "channels_last"):
@@ -204,6 +224,7 @@ def peer_groups(
             processes=processes,
             threads=each,
             cost=cost_of(width, batch_size, task.execution),
+            is_ours=True,
         )
         for processes, each in our_shapes(device, threads)
     ]
@@ -215,6 +236,7 @@ def peer_groups(
             arguments=(task, loaders),
             threads=threads,
             cost=cost_of(width, batch_size, eager),
+            is_headline=True,
         )
     )
     modes: tuple[str | None, ...] = (None,)
@@ -229,6 +251,7 @@ def peer_groups(
                 arguments=(task, mode),
                 threads=threads,
                 cost=cost_of(width, batch_size, replace(eager, compile=mode is not None)),
+                is_headline=True,
             )
         )
     shapes = our_shapes(device, threads)
@@ -247,6 +270,7 @@ def worker_groups(device: str, threads: int, width: int, batch_size: int) -> dic
                 make=micro_workers.in_turn,
                 arguments=(default, width, batch_size, workers),
                 threads=threads,
+                is_ours=True,
             )
         ]
         if device == "cpu" and threads > 1 and workers % threads == 0:
@@ -256,6 +280,7 @@ def worker_groups(device: str, threads: int, width: int, batch_size: int) -> dic
                     make=micro_workers.in_turn,
                     arguments=(default, width, batch_size, workers // threads),
                     processes=threads,
+                    is_ours=True,
                 )
             )
         for kind, execution in our_executions(device).items():

@@ -4,6 +4,7 @@ A machine's speed drifts; ways that take turns in one run drift together, so tha
 round by round, says more than any figure alone.
 """
 
+import math
 import multiprocessing
 import statistics
 import time
@@ -27,6 +28,11 @@ class Cost:
     """Floating-point operations forward and backward; a multiplication and an addition are two."""
     bytes: float
     """Traffic with memory, as `bench.micro.peak` counts it."""
+
+    def __post_init__(self) -> None:
+        """Refuse a cost of nothing, over which nothing can be divided."""
+        if not (self.flop > 0 and self.bytes > 0):
+            raise ValueError(f"cost: expected more than 0, got {self.flop} and {self.bytes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,10 @@ class Way:
     """What `make`'s work counts."""
     cost: Cost | None = None
     """Of an image, where it is known."""
+    is_ours: bool = False
+    """Whether it is how runs of this package do it."""
+    is_headline: bool = False
+    """Whether the first page compares it with the first way of its group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +77,21 @@ class Timing:
     processes: int = 1
     threads: int = 1
     cost: Cost | None = None
-    per_s: list[float] = field(default_factory=list)
+    is_ours: bool = False
+    is_headline: bool = False
+    per_s: list[float]
     """Units a second in each round, of all processes together."""
     ratios: list[float] = field(default_factory=list)
     """The first way's units a second over this way's; none where the units differ."""
     facts: dict[str, float] = field(default_factory=dict)
     """What `Observed` work said."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no rounds can give."""
+        if not self.per_s or not all(0 < speed < math.inf for speed in self.per_s):
+            raise ValueError(f"{self.name}: expected speeds above 0, got {self.per_s}")
+        if self.unit == "images" and len(self.ratios) != len(self.per_s):
+            raise ValueError(f"{self.name}: expected {len(self.per_s)} ratios, got {self.ratios}")
 
     @property
     def median(self) -> float:
@@ -91,30 +110,36 @@ def alternate(ways: list[Way], *, rounds: int) -> list[Timing]:
     Raises:
         RuntimeError: a way's process failed.
     """
-    timings = [
+    speeds: list[list[float]] = [[] for _ in ways]
+    facts: list[dict[str, float]] = [{} for _ in ways]
+    with ExitStack() as stack:
+        stations = [stack.enter_context(_station(way)) for way in ways]
+        for number in range(rounds + 1):
+            for of_way, way, station in zip(speeds, ways, stations, strict=True):
+                speed = _take_turn(way, station)
+                if number > 0:
+                    of_way.append(speed)
+        for largest, way, station in zip(facts, ways, stations, strict=True):
+            for found in _ask(way, station, "facts"):
+                for name, value in found.items():
+                    largest[name] = max(value, largest.get(name, value))
+    return [
         Timing(
             name=way.name,
             unit=way.unit,
             processes=way.processes,
             threads=way.threads,
             cost=way.cost,
+            is_ours=way.is_ours,
+            is_headline=way.is_headline,
+            per_s=of_way,
+            ratios=[first / speed for first, speed in zip(speeds[0], of_way, strict=True)]
+            if way.unit == ways[0].unit
+            else [],
+            facts=found,
         )
-        for way in ways
+        for way, of_way, found in zip(ways, speeds, facts, strict=True)
     ]
-    with ExitStack() as stack:
-        stations = [stack.enter_context(_station(way)) for way in ways]
-        for number in range(rounds + 1):
-            speeds = [_take_turn(way, station) for way, station in zip(ways, stations, strict=True)]
-            if number > 0:
-                for timing, speed in zip(timings, speeds, strict=True):
-                    timing.per_s.append(speed)
-                    if timing.unit == ways[0].unit:
-                        timing.ratios.append(speeds[0] / speed)
-        for way, station, timing in zip(ways, stations, timings, strict=True):
-            for facts in _ask(way, station, "facts"):
-                for name, value in facts.items():
-                    timing.facts[name] = max(value, timing.facts.get(name, value))
-    return timings
 
 
 @contextmanager

@@ -5,7 +5,8 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+
+from swap_fast.record import Interruptions
 
 LOCK = "attempt-{}.lock"
 BEAT_S = 1.0
@@ -67,7 +68,7 @@ class Attempt:
         part.write_text(json.dumps(told) + "\n")
         part.replace(self._path)
 
-    def interruptions(self) -> dict[str, Any] | None:
+    def interruptions(self) -> Interruptions | None:
         """How many attempts at any part ended badly, and the seconds lost; None where none did."""
         others = [path for path in self._folder.glob("attempt-*.json") if path != self._path]
         if not others:

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from bench.hardware.machine import (
 from bench.hardware.telemetry import Sampler, missing_line
 from bench.runner.attempts import Attempt
 from bench.runner.launch import end_rank, say_where
-from bench.runner.profiler import NOTE, Profiler, around, was_profiled
+from bench.runner.profiler import Profiler, around, was_profiled
 from bench.runner.progress import complain, make_narrator, part_of, speaker, track_workers
 from bench.runner.run_folders import RunDir, RunSpec, describe_run, find_place, write_description
 from swap_fast.algorithm import Result, large_batch_phase, sgd, small_batch_phase, swa, swap
@@ -35,7 +34,17 @@ from swap_fast.data.imagenet.scan import ImageTree, scan_tree
 from swap_fast.distributed import Comm, connect
 from swap_fast.models import make_tree_net, net_maker
 from swap_fast.outcome import average_by_cycle, gather_times, running_average
-from swap_fast.record import AverageRow, EpochRow, RunRecord, Telemetry, plain, write_record
+from swap_fast.record import (
+    AverageRow,
+    Data,
+    EpochRow,
+    Interruptions,
+    RunRecord,
+    Start,
+    Telemetry,
+    plain,
+    write_record,
+)
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.tasks.imagenet import TreeSource
 from swap_fast.training.capture import Captures, keep_freed_memory
@@ -55,10 +64,10 @@ def make_record(
     result: Result,
     rows: list[EpochRow],
     averages: list[AverageRow],
-    data: dict[str, Any],
+    data: Data,
     *,
-    start: dict[str, Any] | None,
-    interruptions: dict[str, Any] | None,
+    start: Start | None,
+    interruptions: Interruptions | None,
     name: str,
     created: str,
     telemetry: Telemetry | None,
@@ -114,6 +123,7 @@ def make_record(
         telemetry=None if telemetry is None else comm.gather(telemetry),
         start=start,
         interruptions=interruptions,
+        flags=list(request.flags),
         notes=list(request.notes),
     )
 
@@ -146,7 +156,7 @@ class RunData:
     """Makes the batches."""
     make_model: Callable[[], nn.Module]
     """The recipe's net for these classes."""
-    description: dict[str, Any]
+    description: Data
     """The data as a record keeps it: by its content, not by its place on a machine."""
 
 
@@ -173,15 +183,17 @@ def load_run_data(request: RunSpec, comm: Comm, say: Callable[[str], None]) -> R
     )
 
 
-def _describe_dataset(dataset: Dataset, request: RunSpec) -> dict[str, Any]:
-    return {
+def _describe_dataset(dataset: Dataset, request: RunSpec) -> Data:
+    described: Data = {
         "name": dataset.name,
         "kind": dataset.kind,
         "sha256": dataset.sha256,
         "train_images": request.recipe.train_images or len(dataset.train),
         "test_images": len(dataset.test),
-        **({"held_out": request.held_out} if request.held_out else {}),
     }
+    if request.held_out:
+        described["held_out"] = request.held_out
+    return described
 
 
 def _tree(request: RunSpec, comm: Comm, say: Callable[[str], None]) -> RunData:
@@ -467,11 +479,11 @@ def _train(
     with clock.lap("checkpoint"):
         if comm.rank == 0:
             folder.save_final(trainer.weights)
-    taken = None
-    if folder.taken_from is not None:
+    taken: Start | None = None
+    if folder.taken_from is not None and folder.origin is not None:
         taken = {"run_id": folder.taken_from, "origin": folder.origin}
     if was_profiled(request.out, place.folder.name, folder.taken_from):
-        request = replace(request, notes=(*request.notes, NOTE))
+        request = replace(request, flags=(*request.flags, "profiled"))
     record = make_record(
         request,
         trainer,

@@ -15,7 +15,6 @@ import torch
 
 from bench.hardware.machine import available_cores, choose_device, describe_code, has_compiler
 from bench.options import RunOptions
-from bench.records.grouping import DEGRADED
 from bench.runner.launch import end_with_parent, launch, under_torchrun
 from bench.runner.progress import following, speaker
 from bench.runner.rank import run_rank
@@ -74,11 +73,10 @@ def run_separately(
         )
     if len(done) == len(workers):
         return launch(run_rank, request, num_ranks=num_ranks)
-    note = f"{DEGRADED}: averaged {len(done)} of {len(workers)} workers"
-    say(note)
+    say(f"degraded: averaged {len(done)} of {len(workers)} workers")
     return launch(
         run_rank,
-        replace(request, workers=tuple(done), notes=(*request.notes, note)),
+        replace(request, workers=tuple(done), flags=(*request.flags, "degraded")),
         num_ranks=1,
     )
 
