@@ -215,14 +215,16 @@ def parse(
 def report(arguments: list[str]) -> int:
     """Draw the report."""
     options = tyro.cli(ReportOptions, args=arguments, prog="python -m bench report")
+    from bench.report.content import collect
     from bench.report.write import print_summary, update_performance, update_readme, write_report
 
-    path = write_report(options.results)
-    print_summary(options.results)
+    content = collect(options.results)
+    path = write_report(content)
+    print_summary(content)
     if options.readme is not None:
-        update_readme(options.readme, options.results)
+        update_readme(options.readme, content)
     if options.performance is not None:
-        update_performance(options.performance, options.results)
+        update_performance(options.performance, content)
     print(f"report: {path}")
     return 0
 

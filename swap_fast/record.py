@@ -1,32 +1,102 @@
 """A run's record: one JSON file, written once, from which every table and figure is made.
 
-This module needs no torch, so that a report can be drawn anywhere.
+A record is checked when it is read, field by field; what is handed on is typed and whole. This
+module needs no torch, so that a report can be drawn anywhere.
 """
 
-import copy
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 from uuid import uuid4
 
-SCHEMA_VERSION = 4
-"""`read_record` reads the former ones too, which had fewer fields."""
+from swap_fast.config.recipe import RECIPE_KINDS, Recipe, checked, recipe_from
 
-_ADDED = {
-    2: {"telemetry": None, "test_top5_accuracy": None},
-    3: {
-        "start": None,
-        "interruptions": None,
-        "displacement_norms": [],
-        "displacement_cosines": [],
-    },
-    4: {"peak_device_reserved_gib": None, "peak_device_allocated_gib": None},
-}
-"""The fields that each version brought, and what an older record has in their place."""
+SCHEMA_VERSION = 5
+
+DeviceType = Literal["cpu", "cuda"]
+
+Flag = Literal["degraded", "profiled"]
+"""What keeps a run out of every table: an average that lacks workers; the profiler ran in it."""
+
+READINGS = ("paper", "dawnbench", "mlperf")
+"""The readings of the clock that each record has."""
+
+
+class Machine(TypedDict):
+    """What something was measured on."""
+
+    device_type: DeviceType
+    device: str  # the model
+    device_count: int  # GPUs, or CPU cores, that the machine has
+    cpu: str
+    cpu_count: int
+    memory_gib: float
+    system: str
+    python: str
+    driver: str | None
+    cuda: str | None
+    libraries: dict[str, str | None]  # their versions
+
+
+class Code(TypedDict):
+    """What ran."""
+
+    version: str | None
+    commit: str | None
+    changed: bool | None  # whether files differed from the commit
+
+
+class Data(TypedDict):
+    """The images of a run."""
+
+    name: Literal["cifar10", "cifar100", "synthetic", "imagenet"]
+    kind: Literal["published", "subset", "synthetic", "own", "held-out"]
+    sha256: str  # of the content
+    train_images: int
+    test_images: int
+    held_out: NotRequired[int]  # training images on which a search's run is tested
+    classes: NotRequired[int]  # of a tree of files, as what follows
+    prepared_size: NotRequired[int | None]
+    skipped_files: NotRequired[int]
+
+
+class ExecutionSettings(TypedDict):
+    """How the arithmetic was done: `swap_fast.config.execution.Execution`."""
+
+    device_type: DeviceType
+    precision: Literal["fp16", "bf16", "fp32"]
+    memory_format: Literal["channels_last", "contiguous"]
+    compile: bool
+    capture: bool
+    all_reduce: Literal["fp16", "fp32"]
+    loader: str
+
+
+class Configuration(TypedDict):
+    """The whole recipe and how it was executed."""
+
+    recipe: dict[str, Any]  # typed: `RunRecord.settings`
+    execution: ExecutionSettings
+
+
+class Start(TypedDict):
+    """Where phase 1 was taken over from."""
+
+    run_id: str
+    origin: str  # the model's hash
+
+
+class Interruptions(TypedDict):
+    """How often a run went on from a checkpoint."""
+
+    count: int
+    lost_s: float  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +159,14 @@ class Times:
     wall_s: float
     """From the process's start to the record, whatever ran."""
 
+    def __post_init__(self) -> None:
+        """Refuse times that lack a rank or a reading."""
+        if not self.laps_by_rank:
+            raise ValueError("laps_by_rank: expected the laps of a rank or more, got none")
+        for name, found in (("readings_s", self.readings_s), ("reading_laps", self.reading_laps)):
+            if missing := set(READINGS) - set(found):
+                raise ValueError(f"{name}: missing {', '.join(sorted(missing))}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LapTelemetry:
@@ -115,6 +193,11 @@ class LapTelemetry:
     throttle_reasons: dict[str, float] | None
     """What kept the clocks from being higher, and in which share of the samples."""
 
+    def __post_init__(self) -> None:
+        """Refuse shares of no samples."""
+        if self.throttle_reasons and self.samples < 1:
+            raise ValueError(f"samples: expected 1 or more, got {self.samples}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Telemetry:
@@ -140,26 +223,22 @@ class RunRecord:
     """Unique, and the file's name."""
     recipe: str
     """The recipe's name."""
-    method: str
-    """"swap", "swa" or "sgd"."""
+    method: Literal["swap", "swa", "sgd"]
     seed: int
     """Of the initial weights, the orders and the augmentation."""
     created: str
     """UTC, ISO 8601."""
-    configuration: dict[str, Any]
-    """The whole recipe and how it was executed."""
+    configuration: Configuration
     overrides: list[str]
     """What the command line changed in the recipe."""
-    code: dict[str, Any]
-    """Version, commit, and whether files differed from it."""
-    data: dict[str, Any]
-    """Name, kind (published, subset, synthetic), content hash, counts."""
-    machine: dict[str, Any]
-    """Device, counts, memory, driver, library versions."""
+    code: Code
+    data: Data
+    machine: Machine
     world_size: int
     """Processes."""
     threads: int
     """CPU threads a process."""
+    flags: list[Flag] = field(default_factory=list)
     emulated_workers: bool
     """Whether fewer processes than the recipe's devices did their work, some of it in turn."""
     stopped_by: str
@@ -188,29 +267,48 @@ class RunRecord:
     """One entry a rank, for the device that it used; None on CPUs."""
     peak_device_reserved_gib: float | None = None
     """Most memory that torch's allocator held of any process's device, its earlier runs included;
-    not what NCCL, DALI and CUDA itself take. None on CPUs, and where an older record has none."""
+    not what NCCL, DALI and CUDA itself take. None on CPUs."""
     peak_device_allocated_gib: float | None = None
     """Likewise, most memory that tensors took of it."""
     displacement_norms: list[float] = field(default_factory=list)
     """Of theta_w - theta_T for each averaged model w; empty without phase 2."""
     displacement_cosines: list[list[float]] = field(default_factory=list)
     """Among these differences; empty without phase 2."""
-    start: dict[str, Any] | None = None
-    """The run whose phase 1 this one took over, and the model's hash; None: it ran its own."""
-    interruptions: dict[str, Any] | None = None
-    """How often the run went on from a checkpoint, and the seconds lost by it; None: never."""
-    schema_version: int = SCHEMA_VERSION
-    """Of this layout."""
+    start: Start | None = None
+    """None: the run trained its own phase 1."""
+    interruptions: Interruptions | None = None
+    """None: never."""
     notes: list[str] = field(default_factory=list)
-    """What a reader should know: a quick form, a fallback, a missing driver."""
+    """For a reader; nothing is decided by them."""
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Refuse fields that do not agree with each other."""
+        if self.method not in RECIPE_KINDS:
+            raise ValueError(f"method: expected {', '.join(RECIPE_KINDS)}, got {self.method!r}")
+        assert self.settings.name is not None  # read, and so checked
+        ranks = len(self.times.laps_by_rank)
+        if self.telemetry and len(self.telemetry) != ranks:
+            raise ValueError(f"telemetry: expected {ranks} ranks, got {len(self.telemetry)}")
+        for name, matrix in (
+            ("pairwise_distances", self.pairwise_distances),
+            ("displacement_cosines", self.displacement_cosines),
+        ):
+            if any(len(row) != len(matrix) for row in matrix):
+                raise ValueError(f"{name}: expected a square matrix, got rows of unlike length")
+
+    @cached_property
+    def settings(self) -> Recipe:
+        """The recipe, checked as a new one is."""
+        return recipe_from(
+            self.configuration["recipe"], RECIPE_KINDS[self.method], where=self.run_id
+        )
 
     @property
     def comparable(self) -> bool:
         """Whether net, data and epochs are the paper's, as far as the record can tell."""
-        recipe = self.configuration["recipe"]
-        return bool(
-            recipe["paper_scale"] and self.data["kind"] == "published" and not self.overrides
-        )
+        paper_scale = self.settings.paper_scale
+        return paper_scale and self.data["kind"] == "published" and not self.overrides
 
 
 def plain(value: Any) -> Any:
@@ -218,16 +316,21 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+T = TypeVar("T")
+
+
 def write_record(record: RunRecord, folder: Path) -> Path:
     """Write `folder/RUN_ID.json`, as `write_json_record` does."""
     return write_json_record(asdict(record), folder, record.run_id)
 
 
-def write_json_record(content: dict[str, Any], folder: Path, name: str) -> Path:
-    """Write `folder/NAME.json` whole or not at all, and never over another.
+def write_json_record(
+    content: dict[str, Any], folder: Path, name: str, *, replace: bool = False
+) -> Path:
+    """Write `folder/NAME.json` whole or not at all.
 
     Raises:
-        FileExistsError: a record of that name is there.
+        FileExistsError: a record of that name is there, and is not to be replaced.
         OSError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -239,57 +342,51 @@ def write_json_record(content: dict[str, Any], folder: Path, name: str) -> Path:
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        os.link(part, path)  # fails where the name is taken; a rename would replace it
+        if replace:
+            part.replace(path)
+        else:
+            os.link(part, path)  # fails where the name is taken
     finally:
         part.unlink(missing_ok=True)
     return path
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read one record.
+    """Read one run's record, as `read_json_record` does."""
+    return read_json_record(path, RunRecord, SCHEMA_VERSION)
+
+
+def read_json_record(path: Path, kind: type[T], expected: int) -> T:
+    """Read one record, every field checked.
 
     Raises:
-        ValueError: not JSON, of another schema version, or with other fields.
+        ValueError: not JSON, of another schema version, or a field that is missing, unknown or of
+            another type; in one line.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name}: expected a JSON record, got {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if type(version) is int and 1 <= version < SCHEMA_VERSION:
-        for number in range(version + 1, SCHEMA_VERSION + 1):
-            content |= copy.deepcopy(_ADDED[number])
-        content["schema_version"] = SCHEMA_VERSION
-    elif version != SCHEMA_VERSION:
+    if type(version) is not int or version != expected:
         raise ValueError(
-            f"{path.name}: expected schema version 1 to {SCHEMA_VERSION}, got {version!r}; "
+            f"{path.name}: expected schema version {expected}, got {version!r}; "
             "use the swap_fast that wrote it"
         )
-    expected = {f.name for f in fields(RunRecord)}
-    if set(content) != expected:
-        odd = sorted(set(content) ^ expected)
-        raise ValueError(f"{path.name}: missing or unknown fields {', '.join(odd)}")
-    try:
-        content["epochs"] = [EpochRow(**row) for row in content["epochs"]]
-        content["average_by_epoch"] = [AverageRow(**row) for row in content["average_by_epoch"]]
-        content["times"] = Times(**content["times"])
-        if content["telemetry"] is not None:
-            content["telemetry"] = [_read_telemetry(**rank) for rank in content["telemetry"]]
-    except (AttributeError, TypeError) as error:
-        raise ValueError(f"{path.name}: {error}") from None
-    return RunRecord(**content)
-
-
-def _read_telemetry(*, laps: dict[str, Any], **others: Any) -> Telemetry:
-    return Telemetry(laps={name: LapTelemetry(**lap) for name, lap in laps.items()}, **others)
+    return checked(content, kind, path.name)
 
 
 def read_records(folder: Path) -> tuple[list[RunRecord], list[str]]:
     """All records of a folder in the order of their names, and why others were left out."""
+    return read_folder(folder, read_record)
+
+
+def read_folder(folder: Path, read: Callable[[Path], T]) -> tuple[list[T], list[str]]:
+    """What can be read of a folder, in the order of the names, and why the rest cannot."""
     records, skipped = [], []
     for path in sorted(folder.glob("*.json")):
         try:
-            records.append(read_record(path))
+            records.append(read(path))
         except ValueError as error:
             skipped.append(str(error))
     return records, skipped

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from record_factory import CPU, make_record
+from record_factory import CPU, DATA, EXECUTION, make_record
 
 from bench.landscape.records import CosineRecord, CosineRow, MarkedPoint, PlaneRecord
 
@@ -15,10 +15,10 @@ COMMON: dict[str, Any] = {
     "seed": 0,
     "created": "2026-01-01T00:00:00+00:00",
     "settings": {"grid": 9},
-    "execution": {"device_type": "cpu"},
+    "execution": EXECUTION,
     "machine": CPU,
     "code": {"version": "0.1.0", "commit": None, "changed": None},
-    "data": {"name": "cifar10"},
+    "data": DATA,
 }
 
 
@@ -74,18 +74,6 @@ def make_cosines(cosines: list[float], phase1_epochs: int, **changed: Any) -> Co
     )
 
 
-_SHARED = {
-    "recipe": "cifar10_cpu",
-    "seed": 0,
-    "created": "2026-11-22T12:00:00+00:00",
-    "settings": {},
-    "execution": {},
-    "machine": {},
-    "code": {},
-    "data": {},
-}
-
-
 def bowl(figure: int, **at: tuple[float, float]) -> PlaneRecord:
     """A bowl of train error around (0, 0) on 9 x 9 points, with models at these places."""
     axis = [x / 2 for x in range(-4, 5)]
@@ -97,14 +85,12 @@ def bowl(figure: int, **at: tuple[float, float]) -> PlaneRecord:
         for name, (a, b) in at.items()
     ]
     return PlaneRecord(
-        figure=figure,
-        run_id=make_record().run_id,
+        **{**COMMON, "figure": figure, "run_id": make_record().run_id},
         marked=marked,
         alphas=axis,
         betas=axis,
         train_error=errors,
         test_error=errors,
-        **_SHARED,
     )
 
 
@@ -114,5 +100,8 @@ def cosine_path(*cosines: float) -> CosineRecord:
         for i, cosine in enumerate(cosines, start=1)
     ]
     return CosineRecord(
-        figure=4, run_id=make_record().run_id, worker=0, phase1_epochs=5, rows=rows, **_SHARED
+        **{**COMMON, "figure": 4, "run_id": make_record().run_id},
+        worker=0,
+        phase1_epochs=5,
+        rows=rows,
     )

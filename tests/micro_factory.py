@@ -6,23 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-MACHINE = {"device_type": "cpu", "device": "A CPU", "libraries": {"torch": "2.10.0"}}
+from record_factory import CPU
 
-OLD: dict[str, Any] = {
-    "created": "2026-01-02T03:04:05+00:00",
-    "what": "step",
-    "width": 16,
-    "batch_size": 256,
-    "threads": 2,
-    "rounds": 3,
-    "machine": MACHINE,
-    "results": {
-        "the step": [
-            {"name": "ours", "images_per_s": [800.0, 900.0, 1000.0], "ratios": [1.0, 1.0, 1.0]},
-            {"name": "theirs", "images_per_s": [400.0, 600.0, 500.0], "ratios": [2.0, 1.5, 2.0]},
-        ]
-    },
-}
+MACHINE = {**CPU, "device": "A CPU", "libraries": {"torch": "2.10.0"}}
 
 
 def timing(name: str, per_s: list[float], **changed: Any) -> dict[str, Any]:
@@ -32,6 +18,8 @@ def timing(name: str, per_s: list[float], **changed: Any) -> dict[str, Any]:
         "processes": 1,
         "threads": 2,
         "cost": None,
+        "is_ours": name.startswith("ours"),
+        "is_headline": False,
         "per_s": per_s,
         "ratios": [1.0] * len(per_s),
         "facts": {},
@@ -40,18 +28,19 @@ def timing(name: str, per_s: list[float], **changed: Any) -> dict[str, Any]:
 
 
 COST = {"flop": 1e9, "bytes": 2e7}
-
-
 FACTS = {"first_step_s": 1.5, "peak_memory_bytes": 2**31, "operators": 1234.0}
-
-
-NEW: dict[str, Any] = {
-    **{key: value for key, value in OLD.items() if key != "results"},
-    "schema_version": 2,
+MICRO: dict[str, Any] = {
+    "what": "step",
     "created": "2026-03-02T03:04:05+00:00",
-    "code": {},
+    "width": 16,
+    "batch_size": 256,
+    "threads": 2,
+    "rounds": 3,
+    "machine": MACHINE,
+    "code": {"version": None, "commit": None, "changed": None},
     "notes": ["A note."],
     "collective": None,
+    "schema_version": 3,
     "results": {
         "the step, batch 256": [
             timing("ours, eager", [90.0, 100.0, 110.0], cost=COST, facts=FACTS),

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from swap_fast.config.phase import Phase
-from swap_fast.config.recipe import Recipe, SWAPRecipe
+from swap_fast.config.recipe import RECIPE_KINDS, Recipe, SWAPRecipe
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import (
     AverageRow,
@@ -39,6 +39,22 @@ V100 = {
     "device_count": 8,
     "driver": "550.1",
     "libraries": {"torch": "2.10.0+cu128", "numpy": "2.4.6"},
+}
+EXECUTION = {
+    "device_type": "cpu",
+    "precision": "fp32",
+    "memory_format": "channels_last",
+    "compile": False,
+    "capture": False,
+    "all_reduce": "fp32",
+    "loader": "tensor",
+}
+DATA = {
+    "name": "cifar10",
+    "kind": "published",
+    "sha256": "ab" * 32,
+    "train_images": 50_000,
+    "test_images": 10_000,
 }
 LAPS = {
     "data_loading": 2.0,
@@ -98,22 +114,16 @@ def make_record(recipe: str = "cifar10_cpu", seed: int = 0, **changed: Any) -> R
     record = RunRecord(
         run_id=f"{recipe}-seed{seed}-20261122120000",
         recipe=recipe,
-        method="swap" if is_swap else "sgd",
+        method=next(name for name, kind in RECIPE_KINDS.items() if isinstance(made, kind)),
         seed=seed,
         created="2026-11-22T12:00:00+00:00",
         configuration={
             "recipe": plain(asdict(made)),
-            "execution": {"device_type": "cpu", "precision": "fp32", "compile": False},
+            "execution": EXECUTION,
         },
         overrides=[],
         code={"version": "0.1.0", "commit": "0" * 40, "changed": False},
-        data={
-            "name": "cifar10",
-            "kind": "published",
-            "sha256": "ab" * 32,
-            "train_images": 50_000,
-            "test_images": 10_000,
-        },
+        data=DATA,
         machine=CPU,
         world_size=1,
         threads=2,

@@ -7,17 +7,17 @@ import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from bench.hardware.telemetry import driver_version
+from swap_fast.record import Code, DeviceType, Machine
 
 LIBRARIES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda120", "nvidia-ml-py", "safetensors")
 
 
-def describe_machine(device_type: str) -> dict[str, Any]:
-    """The machine in a record's form; None for what is absent."""
+def describe_machine(device_type: DeviceType) -> Machine:
+    """The machine as a record keeps it, with null for what is absent."""
     libraries = {name: _version(name) for name in LIBRARIES}
-    machine: dict[str, Any] = {
+    machine: Machine = {
         "device_type": device_type,
         "device": _cpu_model(),
         "device_count": os.cpu_count() or 1,
@@ -52,7 +52,7 @@ def has_compiler() -> bool:
     return any(name and shutil.which(name) for name in names)
 
 
-def choose_device(device: str) -> str:
+def choose_device(device: str) -> DeviceType:
     """The type of device for "auto", "cpu" or "cuda".
 
     Raises:
@@ -63,7 +63,7 @@ def choose_device(device: str) -> str:
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise ValueError("device: expected a CUDA device, found none; use --device cpu")
-    return device if device != "auto" else "cuda" if available else "cpu"
+    return "cpu" if device == "cpu" or not available else "cuda"
 
 
 def device_uuid(device_type: str) -> str | None:
@@ -75,8 +75,8 @@ def device_uuid(device_type: str) -> str | None:
     return str(getattr(torch.cuda.get_device_properties(torch.device("cuda")), "uuid", ""))
 
 
-def describe_code() -> dict[str, Any]:
-    """The version, and the commit if the code is in a git checkout."""
+def describe_code() -> Code:
+    """The version, and the commit where the code stands in a git checkout."""
     here = Path(__file__).resolve().parents[2]
     commit = _git(here, "rev-parse", "HEAD")
     changed = _git(here, "status", "--porcelain", "--", "swap_fast", "bench")

@@ -22,7 +22,7 @@ from bench.landscape.records import (
 from bench.records.grouping import recipe_of
 from swap_fast.checkpoint.files import load_theta
 from swap_fast.config.execution import Execution
-from swap_fast.config.recipe import SWAPRecipe, swap_recipe_again
+from swap_fast.config.recipe import SWAPRecipe, recipe_from
 from swap_fast.data.cifar.dataset import Dataset
 from swap_fast.landscape import (
     GRADIENT_MICRO_BATCH,
@@ -151,7 +151,7 @@ def recipe_again(record: RunRecord) -> SWAPRecipe:
     Raises:
         ValueError: it has unknown fields.
     """
-    return swap_recipe_again(recipe_of(record), record.run_id)
+    return recipe_from(recipe_of(record), SWAPRecipe, record.run_id)
 
 
 def swap_recipe(name: str) -> SWAPRecipe:

@@ -5,17 +5,23 @@ They stand beside the runs' own, in OUT/planes and OUT/cosines.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-from uuid import uuid4
+from typing import Any, Literal
 
-SCHEMA_VERSION = 1
-R = TypeVar("R", bound="LandscapeRecord")
+from swap_fast.record import (
+    Code,
+    Data,
+    ExecutionSettings,
+    Machine,
+    read_folder,
+    read_json_record,
+    write_json_record,
+)
+
+SCHEMA_VERSION = 2
 
 PLANES, COSINES = "planes", "cosines"
 """Folders of a results folder."""
@@ -57,16 +63,17 @@ class LandscapeRecord:
     """UTC, ISO 8601, of the survey's end."""
     settings: dict[str, Any]
     """Images and points."""
-    execution: dict[str, Any]
-    """How the arithmetic was done."""
-    machine: dict[str, Any]
-    """What it was measured on."""
-    code: dict[str, Any]
-    """Version and commit."""
-    data: dict[str, Any]
-    """As the run's record has it."""
+    execution: ExecutionSettings
+    machine: Machine
+    code: Code
+    data: Data
+    """The run's."""
     schema_version: int = SCHEMA_VERSION
-    """Of this layout."""
+
+    def __post_init__(self) -> None:
+        """Refuse a run that cannot name the figure's files."""
+        if not re.fullmatch(r"[\w-]+", self.run_id):
+            raise ValueError("run_id: expected letters, digits, _ and - in a run's name")
 
     @property
     def name(self) -> str:
@@ -78,6 +85,7 @@ class LandscapeRecord:
 class PlaneRecord(LandscapeRecord):
     """Figure 2 or 3: errors on a grid of a plane, and of the models that are marked on it."""
 
+    figure: Literal[2, 3]
     marked: list[MarkedPoint]
     """In the order of the figure; the first three span the plane, whose origin is the first."""
     alphas: list[float]
@@ -88,6 +96,25 @@ class PlaneRecord(LandscapeRecord):
     """[rows][columns], fractions."""
     test_error: list[list[float]]
     """[rows][columns], fractions."""
+
+    def __post_init__(self) -> None:
+        """Refuse a plane that cannot be drawn."""
+        super().__post_init__()
+        columns, rows = len(self.alphas), len(self.betas)
+        grids = (self.train_error, self.test_error)
+        is_whole = all(len(g) == rows and all(len(row) == columns for row in g) for g in grids)
+        numbers = [*self.alphas, *self.betas, *(x for g in grids for row in g for x in row)]
+        numbers += [x for p in self.marked for x in (p.alpha, p.beta, p.train_error)]
+        if not (is_whole and min(columns, rows) >= 2 and all(map(math.isfinite, numbers))):
+            raise ValueError(
+                "expected 2 x 2 points or more and an error at each, got a grid with holes"
+            )
+        names = {point.name for point in self.marked}
+        if len(self.marked) < 3 or (self.figure == 2 and not {"LB", "SGD", "SWAP"} <= names):
+            raise ValueError(
+                "marked: expected the three points of the figure, got "
+                f"{', '.join(sorted(names)) or 'none'}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +137,18 @@ class CosineRow:
 class CosineRecord(LandscapeRecord):
     """Figure 4: one worker's path through phases 1 and 2."""
 
+    figure: Literal[4]
     worker: int
-    """Which."""
     phase1_epochs: int
     """Where the phases meet."""
     rows: list[CosineRow]
     """In the order of the epochs."""
+
+    def __post_init__(self) -> None:
+        """Refuse a path without its cosines."""
+        super().__post_init__()
+        if not self.rows or not all(math.isfinite(row.cosine) for row in self.rows):
+            raise ValueError("rows: expected a cosine for each epoch, got none, or no number")
 
 
 def file_name(figure: int, run_id: str) -> str:
@@ -129,102 +162,29 @@ def folder_of(figure: int) -> str:
 
 
 def write_landscape(record: LandscapeRecord, results: Path) -> Path:
-    """Write a record whole or not at all."""
+    """Write a record whole or not at all; one of the same figure and run is replaced."""
     folder = results / folder_of(record.figure)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record.name}.json"
-    part = folder / f".{record.name}.{uuid4().hex}.part"
-    try:
-        with open(part, "x", encoding="utf-8") as file:
-            json.dump(asdict(record), file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return write_json_record(asdict(record), folder, record.name, replace=True)
 
 
 def read_plane(path: Path) -> PlaneRecord:
-    """Read a record of Figure 2 or 3.
-
-    Raises:
-        ValueError: not such a record, or not a whole one.
-    """
-    content = _content(path, PlaneRecord)
-    try:
-        content["marked"] = [MarkedPoint(**point) for point in content["marked"]]
-        record = PlaneRecord(**content)
-        shape = {(len(record.betas), len(record.alphas))}
-        grids = (record.train_error, record.test_error)
-        whole = {(len(grid), len(row)) for grid in grids for row in grid} == shape
-        numbers = [*record.alphas, *record.betas, *(x for g in grids for row in g for x in row)]
-        numbers += [x for p in record.marked for x in (p.alpha, p.beta, p.train_error)]
-        if not (whole and len(record.marked) >= 3 and all(map(math.isfinite, numbers))):
-            raise ValueError("a grid with holes")
-        if record.figure not in (2, 3):
-            raise ValueError(f"figure {record.figure!r}")
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path.name}: expected a whole record of a plane, got {error}") from None
-    return record
+    """Read a record of Figure 2 or 3, as `read_json_record` does."""
+    return read_json_record(path, PlaneRecord, SCHEMA_VERSION)
 
 
 def read_cosines(path: Path) -> CosineRecord:
-    """Read a record of Figure 4.
-
-    Raises:
-        ValueError: not such a record, or not a whole one.
-    """
-    content = _content(path, CosineRecord)
-    try:
-        content["rows"] = [CosineRow(**row) for row in content["rows"]]
-        record = CosineRecord(**content)
-        if not record.rows or not all(math.isfinite(row.cosine) for row in record.rows):
-            raise ValueError("no cosines, or one that is no number")
-        if record.figure != 4:
-            raise ValueError(f"figure {record.figure!r}")
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path.name}: expected a record of cosines, got {error}") from None
-    return record
+    """Read a record of Figure 4, as `read_json_record` does."""
+    return read_json_record(path, CosineRecord, SCHEMA_VERSION)
 
 
 def read_planes(results: Path) -> tuple[list[PlaneRecord], list[str]]:
     """All planes of a results folder in the order of their names, and why others were left out."""
-    return _read_all(results / PLANES, read_plane)
+    return read_folder(results / PLANES, read_plane)
 
 
 def read_all_cosines(results: Path) -> tuple[list[CosineRecord], list[str]]:
     """All cosines of a results folder in the order of their names; and why others were left out."""
-    return _read_all(results / COSINES, read_cosines)
-
-
-def _read_all(folder: Path, read: Callable[[Path], R]) -> tuple[list[R], list[str]]:
-    records: list[R] = []
-    skipped = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            records.append(read(path))
-        except ValueError as error:
-            skipped.append(str(error))
-    return records, skipped
-
-
-def _content(path: Path, kind: type[LandscapeRecord]) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name}: expected a JSON record, got {error}") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path.name}: expected schema version {SCHEMA_VERSION}, got {version!r}; "
-            "use the swap_fast that wrote it"
-        )
-    if odd := sorted(set(content) ^ {f.name for f in fields(kind)}):
-        raise ValueError(f"{path.name}: missing or unknown fields {', '.join(odd)}")
-    result: dict[str, Any] = content
-    return result
+    return read_folder(results / COSINES, read_cosines)
 
 
 # Where models lie in the basin of a plane: its centre, and who is near it (Section 4.1). No torch.

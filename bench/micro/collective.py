@@ -1,16 +1,14 @@
 """The all-reduce of `swap_fast.distributed` by message size, and a copy in memory."""
 
-import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.hardware.machine import available_cores
 from bench.micro.peak import synchronize
-from bench.micro.tables import bus_bandwidth
+from bench.micro.records import Collective, Message
 from bench.runner.launch import launch
 from swap_fast.config.execution import DTYPES
 from swap_fast.distributed import Comm, connect
@@ -47,8 +45,8 @@ def default_ranks(device_type: str) -> int:
 
 def measure_collective(
     device_type: str, ranks: int, width: int, rounds: int, largest: int = LARGEST
-) -> dict[str, Any]:
-    """Time all-reduces on `ranks` processes, for the record's `collective`.
+) -> Collective:
+    """Time all-reduces on `ranks` processes; the record's part of them.
 
     Raises:
         ValueError: fewer than two ranks.
@@ -63,8 +61,8 @@ def measure_collective(
 
 def measure_rank(
     device_type: str, threads: int, parameters: int, rounds: int, largest: int
-) -> dict[str, Any]:
-    """One rank's part; every rank returns the same."""
+) -> Collective:
+    """One rank's part; all ranks return what all of them found."""
     torch.set_num_threads(threads)
     comm = connect(device_type)
     device = torch.device(device_type, comm.local_rank if device_type == "cuda" else 0)
@@ -84,21 +82,21 @@ def measure_rank(
                     left_out.append(f"{precision}: {error}")
                     break
                 rows.append(
-                    {
-                        "bytes": size,
-                        "precision": precision,
-                        "gradient": size == parameters * dtype.itemsize,
-                        "all_reduce_s": _rounds(comm, message, comm.all_reduce_, rounds),
-                        "copy_s": _rounds(comm, message, message.clone().copy_, rounds),
-                    }
+                    Message(
+                        bytes=size,
+                        precision=precision,
+                        gradient=size == parameters * dtype.itemsize,
+                        all_reduce_s=_rounds(comm, message, comm.all_reduce_, rounds),
+                        copy_s=_rounds(comm, message, message.clone().copy_, rounds),
+                    )
                 )
-        return {
-            "backend": "nccl" if device_type == "cuda" else "gloo",
-            "ranks": comm.world_size,
-            "threads": threads,
-            "rows": rows,
-            "left_out": left_out,
-        }
+        return Collective(
+            backend="nccl" if device_type == "cuda" else "gloo",
+            ranks=comm.world_size,
+            threads=threads,
+            rows=rows,
+            left_out=left_out,
+        )
     finally:
         comm.close()
 
@@ -127,17 +125,15 @@ def _slowest(comm: Comm, seconds: float) -> float:
     return max(comm.gather(seconds))
 
 
-def print_collective(measured: dict[str, Any]) -> None:
-    """Print a line for each message, with the figures of the report's table."""
-    print(f"all-reduce over {measured['backend']}, {measured['ranks']} processes")
+def print_collective(measured: Collective) -> None:
+    """A line a message, as the table of the report has it."""
+    print(f"all-reduce over {measured.backend}, {measured.ranks} processes")
     print(f"{'bytes':>12} {'type':<5} {'median us':>12} {'bus GB/s':>9} {'copy GB/s':>10}")
-    for row in measured["rows"]:
-        seconds, copy = (statistics.median(row[name]) for name in ("all_reduce_s", "copy_s"))
-        speed = bus_bandwidth(row["bytes"], seconds, measured["ranks"])
-        mark = "  the gradient" if row["gradient"] else ""
+    for row in measured.rows:
         print(
-            f"{row['bytes']:>12,} {row['precision']:<5} {1e6 * seconds:>12,.1f} "
-            f"{speed / 1e9:>9.4f} {row['bytes'] / copy / 1e9:>10.4f}{mark}"
+            f"{row.bytes:>12,} {row.precision:<5} {1e6 * row.median_s:>12,.1f} "
+            f"{measured.bus_bandwidth(row) / 1e9:>9.4f} {row.copy_bytes_per_s / 1e9:>10.4f}"
+            f"{'  the gradient' if row.gradient else ''}"
         )
-    for reason in measured["left_out"]:
+    for reason in measured.left_out:
         print(f"left out: {reason}")

@@ -1,7 +1,7 @@
 """`python -m bench micro`: times a part of the work and other implementations of it, in one run."""
 
 import os
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,7 +39,8 @@ def measure(options: MicroOptions) -> int:
     device = choose_device(options.device)
     threads = options.threads or available_cores()
     width = options.width or DEFAULT_WIDTH[device]
-    record = MicroRecord(
+    make_record = partial(
+        MicroRecord,
         what=options.what,
         created=now(),
         width=width,
@@ -55,13 +56,13 @@ def measure(options: MicroOptions) -> int:
         if os.environ.get("RANK", "0") != "0":
             return 0
         print_collective(measured)
-        record = replace(record, collective=measured)
+        record = make_record(collective=measured)
     else:
         if not has_compiler():
             print("no C++ compiler: the compiled variants are left out")
         with TemporaryDirectory() as folder:
             groups, notes = _groups(options, device, threads, width, Path(folder))
-            record = replace(record, results=_time(groups, options.rounds), notes=tuple(notes))
+            record = make_record(results=_time(groups, options.rounds), notes=tuple(notes))
     if options.out is not None:
         print(f"\nrecord: {write_micro_record(record, options.out)}")
     return 0

@@ -33,7 +33,7 @@ def data_groups(device: str, batch_size: int, threads: int) -> Groups:
     for dtype in data.DTYPES:
         for count in sorted({1, threads}):
             form = f"{dtype}, {counted(count, 'thread')}"
-            ours, dali = _data_variants(device, batch_size, dtype, count)
+            ours, dali = _data_variants(device, batch_size, dtype, count, count == threads)
             groups[f"augmented batches, {form}"] = ours
             if dali:
                 groups[f"DALI's own, {form}"] = dali
@@ -41,13 +41,16 @@ def data_groups(device: str, batch_size: int, threads: int) -> Groups:
 
 
 def _data_variants(
-    device: str, batch_size: int, dtype: str, threads: int
+    device: str, batch_size: int, dtype: str, threads: int, is_headline: bool
 ) -> tuple[list[Variant], list[Variant]]:
     """Our loaders, other implementations and a copy; and our DALI loader with DALI alone."""
     size = (device, batch_size, dtype)
 
     def ours(loader: LoaderName) -> Variant:
-        return Variant(f"ours, {loader}", data.our_batches, (loader, *size), threads=threads)
+        arguments = (loader, *size)
+        return Variant(
+            f"ours, {loader}", data.our_batches, arguments, threads=threads, is_ours=True
+        )
 
     dali = []
     if missing_for_dali(device) is None:
@@ -65,8 +68,13 @@ def _data_variants(
         ours("tensor"),
         *dali[:1],
         ours("torchvision"),
-        Variant(whole_epoch, data.whole_epoch_crop, size, threads=threads),
-        Variant(_stock_name(threads), data.torchvision_loader, stock, threads=threads),
+        *(
+            Variant(name, make, arguments, threads=threads, is_headline=is_headline)
+            for name, make, arguments in (
+                (whole_epoch, data.whole_epoch_crop, size),
+                (_stock_name(threads), data.torchvision_loader, stock),
+            )
+        ),
         Variant(floor, data.copy_floor, size, threads=threads),
     ]
     return variants, dali
@@ -77,11 +85,13 @@ def jpeg_groups(root: Path, device: str, batch_size: int, threads: int) -> Group
     size = (device, batch_size, threads)
     stock = (str(root), batch_size, threads)
     variants = [
-        Variant("ours, torchvision", data.our_jpegs, ("torchvision", str(root), *size)),
-        Variant(_stock_name(threads), data.torchvision_jpeg_loader, stock),
+        Variant(f"ours, {name}", data.our_jpegs, (decoder, str(root), *size), is_ours=True)
+        for name, decoder in (("DALI", "dali"), ("torchvision", "torchvision"))
+        if decoder == "torchvision" or missing_for_dali(device) is None
     ]
-    if missing_for_dali(device) is None:
-        variants.insert(0, Variant("ours, DALI", data.our_jpegs, ("dali", str(root), *size)))
+    variants.append(
+        Variant(_stock_name(threads), data.torchvision_jpeg_loader, stock, is_headline=True)
+    )
     title = f"JPEG files of 500 x 375 pixels to {data.PX} pixels, {counted(threads, 'thread')}"
     return {title: variants}
 
@@ -98,11 +108,11 @@ def step_groups(device: str, threads: int, width: int, batch_sizes: tuple[int, .
     }
     size = (default_execution(device), width, batch_sizes[0])
     groups["the loop around it: input, schedule, metrics, clock"] = [
-        Variant("the loop", step.our_loop, size, threads=threads),
-        Variant("ours", step.our_step, size, threads=threads),
+        Variant("the loop", step.our_loop, size, threads=threads, is_ours=True),
+        Variant("ours", step.our_step, size, threads=threads, is_ours=True),
     ]
     groups["the batch-norm pass"] = [
-        Variant("ours", step.batch_norm_pass, (*size, True), threads=threads),
+        Variant("ours", step.batch_norm_pass, (*size, True), threads=threads, is_ours=True),
         Variant("torch's update_bn", step.batch_norm_pass, (*size, False), threads=threads),
     ]
     return groups
@@ -119,6 +129,7 @@ def _step_variants(device: str, threads: int, width: int, batch_size: int) -> It
                 processes=processes,
                 threads=each,
                 cost=_cost(width, batch_size, execution),
+                is_ours=True,
             )
     eager = replace(default_execution(device), capture=False)
     for compiled in (False, True) if has_compiler() else (False,):
@@ -181,6 +192,7 @@ def peer_groups(device: str, threads: int, setup: step.Setup) -> Groups:
             processes=processes,
             threads=each,
             cost=_cost(width, batch_size, setup.execution),
+            is_ours=True,
         )
         for processes, each in shapes
     ]
@@ -192,6 +204,7 @@ def peer_groups(device: str, threads: int, setup: step.Setup) -> Groups:
             (setup, loaders),
             threads=threads,
             cost=_cost(width, batch_size, eager),
+            is_headline=True,
         )
     )
     modes: tuple[str | None, ...] = (None,)
@@ -206,6 +219,7 @@ def peer_groups(device: str, threads: int, setup: step.Setup) -> Groups:
                 (setup, mode),
                 threads=threads,
                 cost=_cost(width, batch_size, replace(eager, compile=mode is not None)),
+                is_headline=True,
             )
         )
     variants += peak_variants(device, setup.execution.precision, shapes)
@@ -226,10 +240,11 @@ def _worker_variants(
     device: str, threads: int, width: int, batch_size: int, num_workers: int
 ) -> Iterator[Variant]:
     default, size = default_execution(device), (width, batch_size, num_workers)
-    yield Variant("in turn", workers.in_turn, (default, *size), threads=threads)
+    yield Variant("in turn", workers.in_turn, (default, *size), threads=threads, is_ours=True)
     if device == "cpu" and threads > 1 and num_workers % threads == 0:
         share = (default, width, batch_size, num_workers // threads)
-        yield Variant(f"in turn{_in_processes(threads)}", workers.in_turn, share, processes=threads)
+        name = f"in turn{_in_processes(threads)}"
+        yield Variant(name, workers.in_turn, share, processes=threads, is_ours=True)
     for kind, execution in _our_executions(device).items():
         name = f"stacked: grouped convolutions, {kind}"
         yield Variant(name, workers.grouped, (execution, *size), threads=threads)

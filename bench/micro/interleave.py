@@ -4,6 +4,7 @@ A machine's speed drifts. Variants that take turns in one run drift together, so
 round by round, says more than any single figure.
 """
 
+import math
 import multiprocessing
 import statistics
 import time
@@ -27,6 +28,11 @@ class Cost:
     """Floating-point operations forward and backward; a multiplication and an addition are two."""
     bytes: float
     """Memory traffic, as `bench.micro.peak` counts it."""
+
+    def __post_init__(self) -> None:
+        """Refuse a cost of nothing, over which nothing can be divided."""
+        if not (self.flop > 0 and self.bytes > 0):
+            raise ValueError(f"cost: expected more than 0, got {self.flop} and {self.bytes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,10 @@ class Variant:
     """Of what a turn returns."""
     cost: Cost | None = field(default=None, kw_only=True)
     """Of an image, where it is known."""
+    is_ours: bool = field(default=False, kw_only=True)
+    """Whether it is how runs of this package do it."""
+    is_headline: bool = field(default=False, kw_only=True)
+    """Whether the README's speed table compares it with the first variant of its group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +76,21 @@ class Timing:
     processes: int = 1
     threads: int = 1
     cost: Cost | None = None
-    per_s: list[float] = field(default_factory=list)
+    is_ours: bool = False
+    is_headline: bool = False
+    per_s: list[float]
     """Units a second in each round, of all processes together."""
     ratios: list[float] = field(default_factory=list)
     """The first variant's units a second over this one's; none where the units differ."""
     facts: dict[str, float] = field(default_factory=dict)
     """Of an `ObservedTurn`."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no rounds can give."""
+        if not self.per_s or not all(0 < speed < math.inf for speed in self.per_s):
+            raise ValueError(f"{self.name}: expected speeds above 0, got {self.per_s}")
+        if self.unit == "images" and len(self.ratios) != len(self.per_s):
+            raise ValueError(f"{self.name}: expected {len(self.per_s)} ratios, got {self.ratios}")
 
     @property
     def median(self) -> float:
@@ -90,24 +109,36 @@ def time_interleaved(variants: list[Variant], *, rounds: int) -> list[Timing]:
     Raises:
         RuntimeError: a variant's process failed.
     """
-    timings = [
-        Timing(name=v.name, unit=v.unit, processes=v.processes, threads=v.threads, cost=v.cost)
-        for v in variants
-    ]
+    speeds: list[list[float]] = [[] for _ in variants]
+    facts: list[dict[str, float]] = [{} for _ in variants]
     with ExitStack() as stack:
         groups = [stack.enter_context(_processes(variant)) for variant in variants]
         for number in range(rounds + 1):
-            speeds = [_take_turn(*each) for each in zip(variants, groups, strict=True)]
+            turn = [_take_turn(*each) for each in zip(variants, groups, strict=True)]
             if number > 0:
-                for timing, speed in zip(timings, speeds, strict=True):
-                    timing.per_s.append(speed)
-                    if timing.unit == variants[0].unit:
-                        timing.ratios.append(speeds[0] / speed)
-        for variant, connections, timing in zip(variants, groups, timings, strict=True):
-            for facts in _ask(variant, connections, "facts"):
-                for name, value in facts.items():
-                    timing.facts[name] = max(value, timing.facts.get(name, value))
-    return timings
+                for of_variant, speed in zip(speeds, turn, strict=True):
+                    of_variant.append(speed)
+        for largest, variant, connections in zip(facts, variants, groups, strict=True):
+            for found in _ask(variant, connections, "facts"):
+                for name, value in found.items():
+                    largest[name] = max(value, largest.get(name, value))
+    return [
+        Timing(
+            name=variant.name,
+            unit=variant.unit,
+            processes=variant.processes,
+            threads=variant.threads,
+            cost=variant.cost,
+            is_ours=variant.is_ours,
+            is_headline=variant.is_headline,
+            per_s=per_s,
+            ratios=[first / speed for first, speed in zip(speeds[0], per_s, strict=True)]
+            if variant.unit == variants[0].unit
+            else [],
+            facts=found,
+        )
+        for variant, per_s, found in zip(variants, speeds, facts, strict=True)
+    ]
 
 
 @contextmanager

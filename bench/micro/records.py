@@ -1,27 +1,79 @@
-"""Records of `python -m bench micro`: written, and read again, whatever version they are. No torch.
+"""Records of `python -m bench micro`: written once, checked when they are read. No torch."""
 
-Version 1, which has no number, kept images/s of each way; version 2 keeps its unit, its processes,
-its counted cost and what else was seen of it, and can hold collectives.
-"""
-
-import json
+import math
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from bench.micro.interleave import Cost, Timing, Unit
-from swap_fast.record import write_json_record
+from bench.micro.interleave import Timing, Unit
+from swap_fast.record import Code, Machine, read_folder, read_json_record, write_json_record
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+What = Literal["step", "data", "jpeg", "workers", "collective"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """All-reduces of one size and type, and copies of as many bytes within each process."""
+
+    bytes: int
+    precision: Literal["fp32", "fp16"]
+    gradient: bool
+    """Whether it has the size of the net's gradient."""
+    all_reduce_s: list[float]
+    """Seconds of one call in each round, of the slowest rank."""
+    copy_s: list[float]
+
+    def __post_init__(self) -> None:
+        """Refuse what no rounds can give."""
+        for seconds in (self.all_reduce_s, self.copy_s):
+            if not seconds or not all(0 < each < math.inf for each in seconds):
+                raise ValueError(f"{self.bytes} bytes: expected times above 0, got {seconds}")
+
+    @property
+    def median_s(self) -> float:
+        """Of an all-reduce."""
+        return statistics.median(self.all_reduce_s)
+
+    @property
+    def copy_bytes_per_s(self) -> float:
+        """The median copy's."""
+        return self.bytes / statistics.median(self.copy_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collective:
+    """All-reduces by message size."""
+
+    backend: Literal["gloo", "nccl"]
+    ranks: int
+    threads: int
+    """CPU threads a rank."""
+    rows: list[Message]
+    left_out: list[str]
+    """What the backend cannot do, in its words."""
+
+    def bus_bandwidth(self, message: Message) -> float:
+        """Bytes a second that each rank's link carries in the median all-reduce."""
+        return bus_bandwidth(message.bytes, message.median_s, self.ranks)
+
+
+def bus_bandwidth(num_bytes: int, seconds: float, ranks: int) -> float:
+    """Bytes a second that each rank's link carries in an all-reduce, as NCCL's tests define it.
+
+    2 (n - 1) / n x bytes / time: what the best algorithm must move, so that the figure can be held
+    against a link's speed, whatever the number n of ranks.
+    """
+    return 2 * (ranks - 1) / ranks * num_bytes / seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroRecord:
     """One measurement: what, where, when, and what each way achieved."""
 
-    what: str
-    """"step", "data", "collective" or "workers"."""
+    what: What
     created: str
     """ISO 8601 with its time zone."""
     width: int
@@ -32,17 +84,22 @@ class MicroRecord:
     """CPU threads in all."""
     rounds: int
     """In which every way was timed once."""
-    machine: dict[str, Any]
-    """What it ran on."""
-    code: dict[str, Any]
-    """What ran."""
+    machine: Machine
+    code: Code
     results: dict[str, list[Timing]] = field(default_factory=dict)
-    """Ways that took turns, by the title of their group."""
-    collective: dict[str, Any] | None = None
-    """All-reduces by message size."""
+    """Ways that took turns, by the title of their group; the first is what others are held to."""
+    collective: Collective | None = None
+    """Of a collective, which has no other results."""
     notes: tuple[str, ...] = ()
     """What a reader must know, such as the data."""
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Refuse a record without its results."""
+        if not self.results if self.collective is None else self.collective.ranks < 2:
+            raise ValueError("expected the results of a group, or of 2 ranks or more, got none")
+        if not all(self.results.values()):
+            raise ValueError("results: expected a way or more in each group, got none")
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -76,50 +133,11 @@ def read_micro_records(folder: Path) -> tuple[list[MicroRecord], list[str]]:
 
     Older records of a key are passed over in silence: they are no fault.
     """
-    newest: dict[tuple[str, str, int], MicroRecord] = {}
-    skipped = []
-    for path in sorted(folder.glob("*.json")):  # a name ends in its time
-        try:
-            record = _read(json.loads(path.read_text(encoding="utf-8")))
-            newest[record.key] = record
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            skipped.append(f"{path.name}: expected a record of a measurement, got {error!r}")
-    return [record for _, record in sorted(newest.items())], skipped
-
-
-def _read(content: dict[str, Any]) -> MicroRecord:
-    version = content.get("schema_version", 1)
-    if version not in (1, SCHEMA_VERSION):
-        raise ValueError(f"schema version {version}, this reads 1 and {SCHEMA_VERSION}")
-    results = {
-        title: [_timing(each, version) for each in timings]
-        for title, timings in content["results"].items()
-    }
-    record = MicroRecord(
-        **{
-            **{"code": {}},
-            **content,
-            "results": results,
-            "notes": tuple(content.get("notes", ())),
-            "schema_version": version,
-        }
+    records, skipped = read_folder(
+        folder, lambda path: read_json_record(path, MicroRecord, SCHEMA_VERSION)
     )
-    if not isinstance(record.created, str) or not record.machine["device_type"]:
-        raise ValueError("a record without its time or its device")
-    str(record.machine["libraries"]["torch"])
-    return record
-
-
-def _timing(content: dict[str, Any], version: int) -> Timing:
-    if version == 1:
-        speeds, ratios = content["images_per_s"], content["ratios"]
-        timing = Timing(name=content["name"], per_s=speeds, ratios=ratios)
-    else:
-        cost = content["cost"]
-        timing = Timing(**{**content, "cost": None if cost is None else Cost(**cost)})
-    if not timing.per_s or not all(speed > 0 for speed in timing.per_s):
-        raise ValueError(f"{timing.name}: expected speeds above 0, got {timing.per_s}")
-    return timing
+    newest = {record.key: record for record in records}  # a file's name ends in its time
+    return [record for _, record in sorted(newest.items())], skipped
 
 
 @dataclass(frozen=True, kw_only=True)

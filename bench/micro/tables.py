@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.document.table import NOTHING, Table, counted, percent
 from bench.micro.interleave import Timing
-from bench.micro.records import MicroRecord, efficiency, read_micro_records, roof
+from bench.micro.records import MicroRecord, efficiency, roof
 from bench.plots.training import figure_style, save_figure
 
 if TYPE_CHECKING:
@@ -24,36 +24,25 @@ STYLES = {"fp32": ("#000000", "o", "-"), "fp16": ("#5b8db8", "s", "--")}
 """Colour, marker and line of each type: of unlike lightness and form, so that grey will do."""
 
 
-def bus_bandwidth(num_bytes: int, seconds: float, ranks: int) -> float:
-    """Bytes a second that each rank's link carries in an all-reduce, as NCCL's tests define it.
-
-    2 (n - 1) / n x bytes / time: what the best algorithm must move, so that the figure can be held
-    against a link's speed, whatever the number n of ranks.
-    """
-    return 2 * (ranks - 1) / ranks * num_bytes / seconds
-
-
 def collective_table(record: MicroRecord) -> Table:
     """A row a message: time, bus bandwidth, and the copy of as many bytes beside it."""
-    measured = _measured(record)
-    ranks, machine = measured["ranks"], record.machine
-    rows = []
-    for row in measured["rows"]:
-        seconds = row["all_reduce_s"]
-        median, copy = statistics.median(seconds), statistics.median(row["copy_s"])
-        rows.append(
-            (
-                f"{row['bytes']:,}" + (" (the gradient)" if row["gradient"] else ""),
-                row["precision"],
-                f"{1e6 * median:,.1f}",
-                f"{1e6 * min(seconds):,.1f} to {1e6 * max(seconds):,.1f}",
-                f"{bus_bandwidth(row['bytes'], median, ranks) / 1e9:.4f}",
-                f"{row['bytes'] / copy / 1e9:.4f}",
-            )
+    measured, machine = record.collective, record.machine
+    assert measured is not None
+    ranks = measured.ranks
+    rows = [
+        (
+            f"{row.bytes:,}" + (" (the gradient)" if row.gradient else ""),
+            row.precision,
+            f"{1e6 * row.median_s:,.1f}",
+            f"{1e6 * min(row.all_reduce_s):,.1f} to {1e6 * max(row.all_reduce_s):,.1f}",
+            f"{measured.bus_bandwidth(row) / 1e9:.4f}",
+            f"{row.copy_bytes_per_s / 1e9:.4f}",
         )
+        for row in measured.rows
+    ]
     return Table(
         name=record.name,
-        title=f"All-reduce by message size, {BACKENDS[measured['backend']]}, {ranks} processes",
+        title=f"All-reduce by message size, {BACKENDS[measured.backend]}, {ranks} processes",
         caption=(
             f"{machine['device']}, torch {machine['libraries']['torch']}, {record.rounds} rounds, "
             f"{record.created[:10]}. Time of the slowest process; bus bandwidth is 2 (n - 1) / n x "
@@ -70,7 +59,7 @@ def collective_table(record: MicroRecord) -> Table:
             "Copy (GB/s)",
         ),
         rows=tuple(rows),
-        footnotes=tuple(f"Left out: {reason}" for reason in measured["left_out"]),
+        footnotes=tuple(f"Left out: {reason}" for reason in measured.left_out),
     )
 
 
@@ -80,24 +69,20 @@ def collective_figure(record: MicroRecord, folder: Path) -> list[Path]:
     Returns:
         The files written: `folder/NAME.svg` and `.png`.
     """
-    measured = _measured(record)
+    measured = record.collective
+    assert measured is not None
     with figure_style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
         axes = figure.add_subplot()
         for precision, (color, marker, line) in STYLES.items():
-            rows = [row for row in measured["rows"] if row["precision"] == precision]
+            rows = [row for row in measured.rows if row.precision == precision]
             if not rows:
                 continue
-            sizes = [row["bytes"] for row in rows]
-            speeds = [
-                bus_bandwidth(
-                    row["bytes"], statistics.median(row["all_reduce_s"]), measured["ranks"]
-                )
-                for row in rows
-            ]
-            copies = [row["bytes"] / statistics.median(row["copy_s"]) for row in rows]
+            sizes = [row.bytes for row in rows]
+            speeds = [measured.bus_bandwidth(row) for row in rows]
+            copies = [row.copy_bytes_per_s for row in rows]
             for values, width, what in ((speeds, 1.6, "all-reduce"), (copies, 0.8, "copy")):
                 axes.plot(
                     sizes,
@@ -111,8 +96,8 @@ def collective_figure(record: MicroRecord, folder: Path) -> list[Path]:
                     label=f"{what}, {precision}",
                 )
             for row in rows:
-                if row["gradient"]:
-                    _mark_gradient(axes, row["bytes"], precision)
+                if row.gradient:
+                    _mark_gradient(axes, row.bytes, precision)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("message (bytes)")
@@ -137,11 +122,6 @@ def _mark_gradient(axes: Axes, num_bytes: int, precision: str) -> None:
         fontsize=7.5,
         color="0.3",
     )
-
-
-def _measured(record: MicroRecord) -> dict[str, Any]:
-    assert record.collective is not None
-    return record.collective
 
 
 # The roofline: each way's arithmetic against what the device can do, from a record. No torch.
@@ -172,13 +152,11 @@ def roofs(record: MicroRecord) -> dict[Shape, tuple[float, float]]:
     return found
 
 
-def points(record: MicroRecord) -> Iterator[tuple[str, str, float, float]]:
-    """(group, way, FLOP/byte, FLOP/s) of every way whose cost was counted."""
-    for title, group in record.results.items():
-        for timing in group:
-            if timing.cost is not None:
-                intensity = timing.cost.flop / timing.cost.bytes
-                yield title, timing.name, intensity, timing.median * timing.cost.flop
+def points(record: MicroRecord) -> Iterator[tuple[Timing, float, float]]:
+    """(way, FLOP/byte, FLOP/s) of every way whose cost was counted."""
+    for timing in (timing for group in record.results.values() for timing in group):
+        if (cost := timing.cost) is not None:
+            yield timing, cost.flop / cost.bytes, timing.median * cost.flop
 
 
 def roofline_figure(record: MicroRecord, folder: Path) -> list[Path]:
@@ -199,7 +177,7 @@ def roofline_figure(record: MicroRecord, folder: Path) -> list[Path]:
 
         figure = Figure(figsize=(7.2, 5.4), layout="constrained")
         axes = figure.add_subplot()
-        intensities = [intensity for _, _, intensity, _ in found]
+        intensities = [intensity for _, intensity, _ in found]
         ridges = [matrix / copy for matrix, copy in tops.values()]
         low, high = min(*intensities, *ridges) / 2, max(*intensities, *ridges) * 2
         for ((processes, threads), (matrix, copy)), line in zip(
@@ -214,15 +192,14 @@ def roofline_figure(record: MicroRecord, folder: Path) -> list[Path]:
                 linewidth=1.2,
                 label=_roof_label(processes, threads, matrix, copy),
             )
-        names = list(dict.fromkeys(name for _, name, _, _ in found))
-        for name in names:
-            mine = name.startswith("ours")
-            own = [(x, y / 1e9) for _, each, x, y in found if each == name]
+        names = {timing.name: timing.is_ours for timing, _, _ in found}
+        for name, mine in names.items():
+            own = [(x, y / 1e9) for each, x, y in found if each.name == name]
             axes.plot(
                 [x for x, _ in own],
                 [y for _, y in own],
                 linestyle="none",
-                marker=MARKERS[names.index(name) % len(MARKERS)],
+                marker=MARKERS[list(names).index(name) % len(MARKERS)],
                 markersize=6,
                 markerfacecolor=OURS if mine else "white",
                 markeredgecolor=OURS if mine else THEIRS,
@@ -265,22 +242,9 @@ WHAT = {
 }
 
 
-def micro_tables(folder: Path) -> tuple[list[Table], list[str]]:
-    """The tables of each measurement, and why other files of the folder were left out."""
-    shown, skipped = showable(folder)
-    return [table for _, tables in shown for table in tables], skipped
-
-
-def showable(folder: Path) -> tuple[list[tuple[MicroRecord, list[Table]]], list[str]]:
-    """The newest whole record of each kind with its tables, and why other files were left out."""
-    records, skipped = read_micro_records(folder)
-    shown = []
-    for record in records:
-        try:
-            shown.append((record, tables_of(record)))
-        except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            skipped.append(f"{record.file}: expected a whole measurement, got {error!r}")
-    return shown, skipped
+def micro_tables(records: Sequence[MicroRecord]) -> list[Table]:
+    """The tables of each measurement."""
+    return [table for record in records for table in tables_of(record)]
 
 
 def tables_of(record: MicroRecord) -> list[Table]:
@@ -291,10 +255,10 @@ def tables_of(record: MicroRecord) -> list[Table]:
     return [_speeds(record), *([_efficiencies(record)] if costed else [])]
 
 
-def micro_figures(folder: Path, plots: Path) -> dict[str, list[Path]]:
+def micro_figures(records: Sequence[MicroRecord], plots: Path) -> dict[str, list[Path]]:
     """Draw the roofline of each step's record and the bandwidths of each collective's, by title."""
     figures = {}
-    for record, _ in showable(folder)[0]:
+    for record in records:
         where = f"{record.machine['device']}, {record.created[:10]}"
         if record.collective is not None:
             figures[f"Bandwidth of all-reduces, {where}"] = collective_figure(record, plots)

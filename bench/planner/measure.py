@@ -117,8 +117,9 @@ def _hardware(device: torch.device, execution: Execution) -> Hardware:
         if device.type == "cuda"
         else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     )
+    model = describe_machine(execution.device_type)["device"]
     return Hardware(
-        name=f"this machine: {describe_machine(device.type)['device']}, {execution.precision}",
+        name=f"this machine: {model}, {execution.precision}",
         matrix_flop_s=matrix_flop_s,
         memory_bytes_s=memory_bytes_s,
         memory_bytes=memory_bytes,

@@ -4,23 +4,14 @@ Times are pooled over one kind of machine and the same number of its devices onl
 over the same recipe on the same data, in the same precision, on the same type of device.
 """
 
-import json
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bench.document.table import CORES_HEAD, GPUS_HEAD
 from bench.statistics import Summary, summarize
-from swap_fast.config.phase import Augmentation, Optimizer, Phase
-from swap_fast.config.recipe import SWAPRecipe
-from swap_fast.record import RunRecord, plain
-
-DEGRADED = "degraded"
-"""How the note of a run begins whose average lacks workers."""
-
-PROFILED = "profiled"
-"""How the note of a run begins in which the profiler ran."""
-
+from swap_fast.config.recipe import AveragingRecipe, Recipe
+from swap_fast.record import Machine, RunRecord
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -110,8 +101,7 @@ class AccuracyKey:
     """Of the matrix work."""
     data_hash: str
     """The data set's content."""
-    recipe: str
-    """What of the recipe is not at its default, as JSON with sorted keys."""
+    recipe: Recipe
     overrides: tuple[str, ...]
     """What the command line changed in it."""
 
@@ -126,13 +116,13 @@ def host_of(record: RunRecord) -> Host:
     return machine_key(record).host
 
 
-def kind_of_machine(machine: dict[str, Any], world_size: int, threads: int) -> MachineKey:
-    """The kind of a machine that is described as a record does it, with so many processes."""
-    torch_version = str((machine.get("libraries") or {}).get("torch") or "unknown")
+def kind_of_machine(machine: Machine, world_size: int, threads: int) -> MachineKey:
+    """The kind of a machine, of which a run uses so many processes."""
+    torch_version = machine["libraries"].get("torch") or "unknown"
     host = Host(
-        device_type=str(machine.get("device_type", "unknown")),
-        device=str(machine.get("device") or "unknown device"),
-        device_count=int(machine.get("device_count") or 0),
+        device_type=machine["device_type"],
+        device=machine["device"],
+        device_count=machine["device_count"],
         torch_minor=".".join(torch_version.split("+")[0].split(".")[:2]),
     )
     return MachineKey(
@@ -142,35 +132,13 @@ def kind_of_machine(machine: dict[str, Any], world_size: int, threads: int) -> M
 
 def accuracy_key(record: RunRecord) -> AccuracyKey:
     """What an accuracy depends on, apart from the seed."""
-    execution = record.configuration.get("execution") or {}
     return AccuracyKey(
-        device_type=device_type(record),
-        precision=str(execution.get("precision", "unknown")),
-        data_hash=str(record.data.get("sha256", "unknown")),
-        recipe=json.dumps(_told(recipe_of(record), SWAPRecipe), sort_keys=True),
+        device_type=record.machine["device_type"],
+        precision=record.configuration["execution"]["precision"],
+        data_hash=record.data["sha256"],
+        recipe=record.settings,
         overrides=tuple(record.overrides),
     )
-
-
-_PARTS = {"phase1": Phase, "phase2": Phase, "optimizer": Optimizer, "augmentation": Augmentation}
-
-
-def _told(values: dict[str, Any], kind: type) -> dict[str, Any]:
-    """A recipe's fields without those at their defaults.
-
-    A field that a newer version brought, with a default that changes nothing, then tells an older
-    record of the same recipe from a newer one no more.
-    """
-    defaults = {each.name: plain(each.default) for each in fields(kind) if _is_plain(each.default)}
-    return {
-        name: _told(value, _PARTS[name]) if name in _PARTS and isinstance(value, dict) else value
-        for name, value in values.items()
-        if name not in defaults or value != defaults[name]
-    }
-
-
-def _is_plain(default: object) -> bool:
-    return default is None or isinstance(default, bool | int | float | str | tuple)
 
 
 def recipe_of(record: RunRecord) -> dict[str, Any]:
@@ -181,17 +149,17 @@ def recipe_of(record: RunRecord) -> dict[str, Any]:
 
 def target_of(record: RunRecord) -> float:
     """The recipe's target test accuracy, a fraction."""
-    return float(recipe_of(record)["target_accuracy"])
+    return record.settings.target_accuracy
 
 
 def replicas_of(record: RunRecord) -> int:
     """Devices that the recipe can use at once."""
-    return int(recipe_of(record)["phase1"]["gpus_per_model"])
+    return record.settings.num_replicas
 
 
 def device_type(record: RunRecord) -> str:
     """ "cpu" or "cuda"."""
-    return str(record.machine.get("device_type", "unknown"))
+    return record.machine["device_type"]
 
 
 def why_not_comparable(record: RunRecord, kinds: Sequence[str] = ("published",)) -> str | None:
@@ -202,13 +170,14 @@ def why_not_comparable(record: RunRecord, kinds: Sequence[str] = ("published",))
     Arguments:
         kinds: of data that the table takes.
     """
-    kind = record.data.get("kind")
-    if marked := [note for note in record.notes if note.startswith((DEGRADED, PROFILED))]:
-        return marked[0]
-    if any("quick" in text.lower() for text in [record.recipe, *record.notes]):
-        return "quick form"
-    if kind not in kinds:
-        return f"{kind} data"
+    if "degraded" in record.flags:
+        recipe = record.settings
+        assert isinstance(recipe, AveragingRecipe)
+        return f"degraded: averaged {len(record.worker_accuracies)} of {recipe.num_workers} workers"
+    if "profiled" in record.flags:
+        return "profiled: the profiler ran in some steps, and their time counts"
+    if record.data["kind"] not in kinds:
+        return f"{record.data['kind']} data"
     if record.overrides:
         return f"overrides: {', '.join(record.overrides)}"
     return None
@@ -216,7 +185,7 @@ def why_not_comparable(record: RunRecord, kinds: Sequence[str] = ("published",))
 
 def scale_note(records: Iterable[RunRecord]) -> str:
     """A sentence for every list that holds runs of less than the paper's net; else nothing."""
-    small = sorted({r.recipe for r in records if not recipe_of(r)["paper_scale"]})
+    small = sorted({r.recipe for r in records if not r.settings.paper_scale})
     return f" Not the paper's hardware or net: {', '.join(small)}." if small else ""
 
 

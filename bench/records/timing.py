@@ -10,6 +10,8 @@ from swap_fast.training.clock import LAPS, total
 READING_TITLES = {"paper": "paper", "dawnbench": "DAWNBench", "mlperf": "MLPerf"}
 """How each reading of the clock is printed."""
 
+LAP_COLUMNS = ("Lap", "Seconds", "Share of wall (%)", "Counted by")
+
 
 def laps_of_slowest_rank(record: RunRecord) -> dict[str, float]:
     """The laps, in seconds, of the rank that the readings are of; in the clock's order.
@@ -94,14 +96,6 @@ def dawnbench_time(record: RunRecord) -> float | None:
 
 def lap_table(record: RunRecord) -> Table:
     """Every lap of one run: seconds, share of the wall clock, and who counts it."""
-    wall_s = record.times.wall_s
-    harness_s = unattributed_s(record)
-    rows = [
-        (name, f"{seconds:.2f}", _share(seconds, wall_s), _counted(record, name))
-        for name, seconds in laps_of_slowest_rank(record).items()
-    ]
-    rows.append(("unattributed (harness)", f"{harness_s:.2f}", _share(harness_s, wall_s), "none"))
-    rows.append(("wall", f"{wall_s:.2f}", _share(wall_s, wall_s), NOTHING))
     sums = [
         f"{READING_TITLES.get(name, name)}: {record.times.readings_s[name]:.2f} s"
         f" = {' + '.join(laps)}."
@@ -112,20 +106,31 @@ def lap_table(record: RunRecord) -> Table:
         title=f"Laps of {record.run_id}",
         caption=f"{len(record.times.laps_by_rank)} rank(s); the slowest one's laps."
         + scale_note([record]),
-        columns=("Lap", "Seconds", "Share of wall (%)", "Counted by"),
-        rows=tuple(rows),
+        columns=LAP_COLUMNS,
+        rows=tuple(lap_rows(record)),
         footnotes=tuple(sums),
     )
 
 
+def lap_rows(record: RunRecord) -> list[tuple[str, ...]]:
+    """The rows of a run's table of laps."""
+    wall_s, harness_s = record.times.wall_s, unattributed_s(record)
+    rows = [
+        (name, f"{seconds:.2f}", _share(seconds, wall_s), _counted(record, name))
+        for name, seconds in laps_of_slowest_rank(record).items()
+    ]
+    rows.append(("unattributed (harness)", f"{harness_s:.2f}", _share(harness_s, wall_s), "none"))
+    return [*rows, ("wall", f"{wall_s:.2f}", _share(wall_s, wall_s), NOTHING)]
+
+
 def all_laps_table(records: Sequence[RunRecord]) -> Table:
     """The laps of every run, one a line."""
-    rows = [(record.run_id, *row) for record in records for row in lap_table(record).rows]
+    rows = [(record.run_id, *row) for record in records for row in lap_rows(record)]
     return Table(
         name="laps",
         title="Laps",
         caption="The slowest rank's laps of every run." + scale_note(records),
-        columns=("Run", "Lap", "Seconds", "Share of wall (%)", "Counted by"),
+        columns=("Run", *LAP_COLUMNS),
         rows=tuple(rows),
     )
 

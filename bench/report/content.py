@@ -1,12 +1,10 @@
 """What a results folder holds: its usable records, why others are not, and the main tables."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from bench.analysis.claims import landscape_facts
-from bench.analysis.energy import energy_table
 from bench.document.table import Table
 from bench.landscape.records import (
     CosineRecord,
@@ -15,30 +13,34 @@ from bench.landscape.records import (
     read_all_cosines,
     read_planes,
 )
-from bench.plots.training import learning_rate_curves
-from bench.records.grouping import accuracy_key, host_of, machine_key, scale_note
+from bench.micro.records import MicroRecord, read_micro_records
+from bench.records.grouping import host_of, machine_key, scale_note
 from bench.records.paper import Paper, load_paper
-from bench.records.paper_tables import OTHER, TIME_TO_TARGET, place_of, places_of
-from bench.records.timing import lap_table, readings_table
-from bench.report.lists import other_runs, runs_table
+from bench.records.paper_tables import OTHER, TIME_TO_TARGET, place_of
 from bench.report.paper_tables import all_run_tables, cpu_warning, time_to_target
 from swap_fast.record import RunRecord, read_records
+
+L = TypeVar("L", bound=LandscapeRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What a results folder holds."""
+    """What a results folder holds, read and checked once."""
 
+    results: Path
+    """The folder."""
     paper: Paper
     """The published figures."""
     records: list[RunRecord]
     """By recipe, seed and time."""
-    skipped: list[str]
-    """Why other files were left out."""
     planes: list[PlaneRecord]
     """Of runs among the records, in the order of their names."""
     cosines: list[CosineRecord]
     """Likewise."""
+    micro: list[MicroRecord]
+    """The newest of each kind."""
+    skipped: list[str]
+    """Why other files were left out."""
     main: list[Table]
     """Tables 1 to 4 in their forms that have runs; the times to an accuracy where we have one."""
 
@@ -53,29 +55,41 @@ def collect(results: Path) -> Content:
     found, skipped = read_records(results / "runs")
     records: dict[str, RunRecord] = {}
     for record in found:
-        if reason := _unreadable(record, paper):
-            skipped.append(reason)
-        elif record.run_id in records:
-            skipped.append(f"{record.run_id}: expected one record of this run, got another")
+        if record.run_id in records:
+            name = " ".join(record.run_id.split())
+            skipped.append(f"{name}: expected one record of this run, got another")
         else:
             records[record.run_id] = record
     ordered = sorted(records.values(), key=lambda r: (r.recipe, r.seed, r.created, r.run_id))
+    planes, odd_planes = read_planes(results)
+    cosines, odd_cosines = read_all_cosines(results)
+    micro, odd_micro = read_micro_records(results / "micro")
+    skipped += [*odd_planes, *odd_cosines]
     main = all_run_tables(ordered, paper)
     if any(place_of(record) == TIME_TO_TARGET for record in ordered):
         main.append(time_to_target(ordered, paper))
-    planes, odd_planes = read_planes(results)
-    cosines, odd_cosines = read_all_cosines(results)
-    skipped += [*odd_planes, *odd_cosines]
-    for odd in (_unusable(each, records) for each in (*planes, *cosines)):
-        skipped += [odd] if odd else []
     return Content(
+        results=results,
         paper=paper,
         records=ordered,
-        planes=[plane for plane in planes if _unusable(plane, records) is None],
-        cosines=[path for path in cosines if _unusable(path, records) is None],
-        skipped=skipped,
+        planes=_of_runs(planes, records, skipped),
+        cosines=_of_runs(cosines, records, skipped),
+        micro=micro,
+        skipped=[*skipped, *odd_micro],
         main=main,
     )
+
+
+def _of_runs(
+    landscapes: Sequence[L], records: Mapping[str, RunRecord], skipped: list[str]
+) -> list[L]:
+    """Those of runs that are there; why others are not goes to `skipped`."""
+    skipped += [
+        f"{each.name}: expected a run of this folder, got {each.run_id}"
+        for each in landscapes
+        if each.run_id not in records
+    ]
+    return [each for each in landscapes if each.run_id in records]
 
 
 def warning(content: Content) -> str:
@@ -95,42 +109,3 @@ def warning(content: Content) -> str:
         lines.append("No run here may stand beside published figures; the list of runs says why.")
         lines.append(scale_note(content.records).strip())
     return " ".join(filter(None, lines)) or "On the paper's hardware."
-
-
-def _unreadable(record: RunRecord, paper: Paper) -> str | None:
-    """Why a record with the right fields still cannot be used: what is in them is not."""
-    try:
-        if not isinstance(record.run_id, str):
-            raise TypeError("a run without a name")
-        hash((record.recipe, record.seed, record.created))
-        accuracy_key(record)
-        readings_table([record])
-        lap_table(record)
-        energy_table([record])
-        places_of(record)
-        runs_table([record])
-        other_runs([record])
-        cpu_warning([record])
-        all_run_tables([record], paper)
-        if record.method == "swap":
-            learning_rate_curves(record)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        name = " ".join(str(record.run_id).split())
-        return f"{name}: expected a whole record, got {error!r}"
-    return None
-
-
-def _unusable(landscape: LandscapeRecord, records: Mapping[str, RunRecord]) -> str | None:
-    """Why a whole record of a landscape still cannot be shown."""
-    if landscape.run_id not in records:
-        return f"{landscape.name}: expected a run of this folder, got {landscape.run_id}"
-    if not re.fullmatch(r"[\w-]+", landscape.name):  # it names the figure's files
-        return f"{landscape.name}: expected letters, digits, _ and - in a run's name"
-    try:
-        landscape_facts(
-            [landscape] if isinstance(landscape, PlaneRecord) else [],
-            [landscape] if isinstance(landscape, CosineRecord) else [],
-        )
-    except KeyError as error:
-        return f"{landscape.name}: expected the marked points of its figure, got none named {error}"
-    return None

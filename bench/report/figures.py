@@ -11,6 +11,7 @@ from pathlib import Path
 from bench.document.page import Block, Figure, Paragraph
 from bench.landscape.plots import cosine_figure, plane_figure
 from bench.landscape.records import CosineRecord, LandscapeRecord, PlaneRecord
+from bench.micro.records import MicroRecord
 from bench.micro.tables import micro_figures
 from bench.planner.command import scalings
 from bench.planner.scaling import scaling_figure
@@ -66,7 +67,7 @@ def timing_figures(records: Sequence[RunRecord], folder: Path) -> Drawn:
     }
 
 
-def speed_figures(micro: Path, folder: Path) -> Drawn:
+def speed_figures(micro: Sequence[MicroRecord], folder: Path) -> Drawn:
     """Draw what the measurements of single parts show."""
     return micro_figures(micro, folder) if _can_draw() else {}
 

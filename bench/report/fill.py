@@ -105,8 +105,9 @@ def run_table(options: TableOptions) -> int:
             print(f"{table.name}: run {done + 1} of {len(missing)}; to go: {left}", flush=True)
         recipe = RECIPES[jobs[i].recipe]()
         run_session(run_options(options, jobs[i].seed), recipe, recipe, goes_on=True)
-    report = write_report(options.out)
-    draw(table, size, collect(options.out), Console())
+    content = collect(options.out)
+    report = write_report(content)
+    draw(table, size, content, Console())
     print(f"report: {report}")
     return 0
 

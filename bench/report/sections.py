@@ -6,7 +6,6 @@ The same records give the same document: nothing holds the present time, and the
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 
 from bench.analysis.claims import SWA_LARGE_SMALL, SWAP_10, claims_tables
@@ -17,12 +16,20 @@ from bench.analysis.verdicts import NOT_COMPARED, is_comparable, verdict
 from bench.document.page import Block, Bullets, Document, Folded, Paragraph, Section
 from bench.document.table import NOTHING, Table, counted, interval_cell, percent, plus_minus
 from bench.micro.records import MicroRecord
-from bench.micro.tables import showable
+from bench.micro.tables import micro_tables
 from bench.planner.check import check_table
 from bench.planner.command import scalings
 from bench.planner.scaling import scaling_table
 from bench.records.grouping import Host, accuracy_key, group_by, host_of, pool_accuracies, recipe_of
-from bench.records.paper_tables import RUN_TABLES, SIZES, Size, deal, number_machines, places_of
+from bench.records.paper_tables import (
+    RUN_TABLES,
+    SIZES,
+    TIME_TO_TARGET,
+    Size,
+    deal,
+    number_machines,
+    places_of,
+)
 from bench.records.timing import all_laps_table, lap_table, readings_table
 from bench.report.content import Content, warning
 from bench.report.figures import Drawn, figure_blocks
@@ -35,7 +42,7 @@ from swap_fast.record import RunRecord
 # The report at one look: what was measured, on what, the verdict, and how sure it is. No torch.
 
 
-def glance(content: Content) -> Bullets:
+def glance(content: Content, warned: Table) -> Bullets:
     """A few sentences, each from the records."""
     records = content.records
     recipes = sorted({record.recipe for record in records})
@@ -47,11 +54,11 @@ def glance(content: Content) -> Bullets:
         *(f"Machine {number}: {host.label}." for host, number in number_machines(records).items()),
         *_verdicts(content),
     ]
-    warned = stability_table(records).rows
     if records:
+        count = len(warned.rows)
         lines.append(
-            f"Stability: {len(warned)} warning{'' if len(warned) == 1 else 's'}; see what to do."
-            if warned
+            f"Stability: {count} warning{'' if count == 1 else 's'}; see what to do."
+            if count
             else "Stability: no warnings."
         )
     return Bullets(items=tuple(lines))
@@ -93,9 +100,7 @@ def _verdicts(content: Content) -> list[str]:
 
 
 WHATS = ("step", "data", "jpeg")
-"""The measurements that have a headline, in this order."""
-OURS, FLOOR = "ours", "floor"
-"""How the names of our own ways begin, and of what is no way to do the work."""
+"""The order of the measurements."""
 
 
 def speed_table(records: Sequence[MicroRecord]) -> Table | None:
@@ -120,11 +125,7 @@ def speed_table(records: Sequence[MicroRecord]) -> Table | None:
 def _rows(record: MicroRecord) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for title, ways in record.results.items():
-        if not _is_headline(record, title):
-            continue
-        others = [
-            way for way in ways if way.unit == "images" and not way.name.startswith((OURS, FLOOR))
-        ]
+        others = [way for way in ways if way.is_headline]
         for number, way in enumerate(others):
             least, median, most = way.ratio
             rows.append(
@@ -137,17 +138,6 @@ def _rows(record: MicroRecord) -> list[tuple[str, ...]]:
                 )
             )
     return rows
-
-
-def _is_headline(record: MicroRecord, title: str) -> bool:
-    """Whole training; batches as a run makes them, with all of the threads."""
-    if record.what == "step":
-        return title.startswith("whole training")
-    return record.what == "jpeg" or (
-        record.what == "data"
-        and title.startswith("augmented")
-        and title.endswith(counted(record.threads, "thread"))
-    )
 
 
 def _machine(record: MicroRecord) -> str:
@@ -355,14 +345,16 @@ class ReportFigures:
     """Phase 1 on more and more devices, as planned."""
 
 
-def build_document(content: Content, results: Path, figures: ReportFigures) -> Document:
-    """Every section of a results folder's report, from its records."""
-    records = content.records
-    measured, unmeasured = showable(results / "micro")
-    headline = speed_table([record for record, _ in measured])
-    skipped = [*content.skipped, *unmeasured]
-    published = time_to_target(records, content.paper)
-    beside = [*content.main, *([] if published in content.main else [published])]
+def build_document(content: Content, figures: ReportFigures) -> tuple[Document, list[Table]]:
+    """Every section of a results folder's report, and every table that gets files of its own.
+
+    These are the sections' own, and those that they have no room for.
+    """
+    records, skipped = content.records, content.skipped
+    headline, warned = speed_table(content.micro), stability_table(records)
+    runs, others, laps = runs_table(records), other_runs(records), all_laps_table(records)
+    published = [table for table in content.main if table.name == TIME_TO_TARGET]
+    beside = [*content.main, *([] if published else [time_to_target(records, content.paper)])]
     energy = energy_table(records)
     figures_of_paper = [
         block for what, drawn in figures.paper.items() for block in figure_blocks(what, drawn)
@@ -377,8 +369,8 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
         _section("The paper's figures", figures_of_paper),
         _section("The paper's settings", recipe_tables(content.paper)),
         _section("Comparisons", pair_tables(records)),
-        _section("Stability", _stability(content)),
-        _section("Runs", [t for t in (runs_table(records), other_runs(records)) if t.rows]),
+        _section("Stability", _stability(content, warned)),
+        _section("Runs", [table for table in (runs, others) if table.rows]),
         _section(
             "Timing: where each second went",
             [
@@ -392,7 +384,7 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
             "Speed of the parts",
             [
                 *([] if headline is None else [headline]),
-                *(table for _, tables in measured for table in tables),
+                *micro_tables(content.micro),
                 *(figure_blocks("Speed", figures.speed) if figures.speed else []),
             ],
         ),
@@ -421,11 +413,11 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
             ],
         ),
     ]
-    return Document(
+    document = Document(
         title="Results",
         opening=(
             Paragraph(text=warning(content), strong=True),
-            glance(content),
+            glance(content, warned),
             Paragraph(
                 text=f"Made from {len(records)} records by python -m bench report; "
                 f"{len(skipped)} left out. The same records give the same report."
@@ -433,21 +425,15 @@ def build_document(content: Content, results: Path, figures: ReportFigures) -> D
         ),
         sections=tuple(each for each in sections if each is not None),
     )
+    shown = [b for section in document.sections for b in section.blocks if isinstance(b, Table)]
+    files = {table.name: table for table in [*shown, runs, others, laps]}
+    return document, list(files.values())
 
 
-def _stability(content: Content) -> list[Block]:
-    warned = stability_table(content.records)
+def _stability(content: Content, warned: Table) -> list[Block]:
     if warned.rows or not content.records:
         return [warned] if warned.rows else []
     return [Paragraph(text=f"No warnings. {warned.caption}")]
-
-
-def tables_of(document: Document, content: Content) -> list[Table]:
-    """Every table that gets files of its own: the document's, and what it has no room for."""
-    records = content.records
-    shown = [b for section in document.sections for b in section.blocks if isinstance(b, Table)]
-    unseen = [runs_table(records), other_runs(records), all_laps_table(records)]
-    return list({table.name: table for table in [*shown, *unseen]}.values())
 
 
 def _section(title: str, blocks: Sequence[Block]) -> Section | None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from bench.document.page import document_to_html, document_to_markdown
 from bench.document.table import RENDERINGS, escape_markdown, show_table, to_markdown
-from bench.micro.tables import micro_tables, showable
-from bench.report.content import collect, warning
+from bench.micro.tables import micro_tables
+from bench.report.content import Content, warning
 from bench.report.figures import paper_figures, planned_figures, speed_figures, timing_figures
 from bench.report.lists import other_runs
-from bench.report.sections import ReportFigures, build_document, speed_table, tables_of
+from bench.report.sections import ReportFigures, build_document, speed_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,7 @@ MICRO_BEGIN, MICRO_END = "<!-- micro:begin -->", "<!-- micro:end -->"
 """Likewise in a page about performance."""
 
 
-def update_readme(readme: Path, results: Path) -> None:
+def update_readme(readme: Path, content: Content) -> None:
     """Put the main tables between the results markers of a README; the rest stays as it is.
 
     What is between its speed markers, if it has them, is generated too.
@@ -39,8 +39,7 @@ def update_readme(readme: Path, results: Path) -> None:
     Raises:
         ValueError: the markers are not there once each, in order.
     """
-    content = collect(results)
-    report = Path(os.path.relpath(results / "report.md", readme.parent)).as_posix()
+    report = Path(os.path.relpath(content.results / "report.md", readme.parent)).as_posix()
     lines = [
         f"**{escape_markdown(warning(content))}**",
         "",
@@ -50,23 +49,23 @@ def update_readme(readme: Path, results: Path) -> None:
     ]
     _replace_between(readme, BEGIN, END, lines)
     if SPEED_BEGIN in readme.read_text(encoding="utf-8"):
-        speed = speed_table([record for record, _ in showable(results / "micro")[0]])
+        speed = speed_table(content.micro)
         words = "No measurement has been recorded yet.\n" if speed is None else to_markdown(speed)
         _replace_between(readme, SPEED_BEGIN, SPEED_END, [words])
 
 
-def update_performance(page: Path, results: Path) -> None:
+def update_performance(page: Path, content: Content) -> None:
     """Put the tables of measurements between the micro markers of a page.
 
     Raises:
         ValueError: the markers are not there once each, in order.
     """
-    tables, _ = micro_tables(results / "micro")
-    plots = results / "plots"
+    plots = content.results / "plots"
     figures = sorted([*plots.glob("roofline-*.svg"), *plots.glob("collective-*.svg")])
     linked = [Path(os.path.relpath(path, page.parent)).as_posix() for path in figures]
+    tables = [to_markdown(table) for table in micro_tables(content.micro)]
     lines = [
-        *([to_markdown(table) for table in tables] or ["No measurement has been recorded yet.\n"]),
+        *(tables or ["No measurement has been recorded yet.\n"]),
         *(f"![{path.stem}]({link})\n" for path, link in zip(figures, linked, strict=True)),
     ]
     _replace_between(page, MICRO_BEGIN, MICRO_END, lines)
@@ -84,14 +83,13 @@ def _replace_between(page: Path, begin: str, end: str, lines: list[str]) -> None
 # What the screen shows of a results folder after a report: its main tables. No torch.
 
 
-def print_summary(results: Path, console: Console | None = None) -> None:
+def print_summary(content: Content, console: Console | None = None) -> None:
     """Print the main tables on the screen; without one, the list of other runs."""
     import rich.console
     from rich.text import Text
 
     if console is None:
         console = rich.console.Console()
-    content = collect(results)
     console.print(Text(warning(content), style="bold"))
     for table in content.main or [other_runs(content.records)]:
         show_table(table, console)
@@ -104,11 +102,10 @@ _GENERATED = re.compile(
 )
 
 
-def write_report(results: Path, figure_run: str | None = None) -> Path:
-    """Write `results/tables`, `results/plots`, `results/report.md` and `results/report.html`.
+def write_report(content: Content, figure_run: str | None = None) -> Path:
+    """Write `tables`, `plots`, `report.md` and `report.html` into the results folder.
 
     Arguments:
-        results: the folder whose `runs` holds the records.
         figure_run: the run that Figure 1 shows for its recipe and machine; by default the one
             with the lowest seed.
 
@@ -116,23 +113,23 @@ def write_report(results: Path, figure_run: str | None = None) -> Path:
         The path of report.md.
 
     Raises:
-        ValueError: no such run, or the published figures cannot be read.
+        ValueError: no such run.
         OSError: the folder cannot be written to.
     """
-    content = collect(results)
+    results = content.results
     if figure_run is not None and figure_run not in {r.run_id for r in content.records}:
         raise ValueError(f"figure: expected a run of {results / 'runs'}, got {figure_run!r}")
     plots = results / "plots"
     figures = ReportFigures(
         paper=paper_figures(content.records, content.planes, content.cosines, plots, figure_run),
         timing=timing_figures(content.records, plots),
-        speed=speed_figures(results / "micro", plots),
+        speed=speed_figures(content.micro, plots),
         scaling=planned_figures(content.paper, plots),
     )
-    document = build_document(content, results, figures)
+    document, tables = build_document(content, figures)
     written = [
         _write(results / "tables" / f"{table.name}.{ending}", render(table))
-        for table in tables_of(document, content)
+        for table in tables
         for ending, render in RENDERINGS.items()
     ]
     for drawn in (*figures.paper.values(), figures.timing, figures.speed, figures.scaling):

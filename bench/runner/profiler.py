@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from bench.records.grouping import PROFILED
 from swap_fast.config.phase import Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe
 from swap_fast.data.cifar.augment import IMAGE_SIZE
@@ -28,9 +27,6 @@ WAIT, WARMUP, ACTIVE = 3, 2, 3
 
 TOP = 10
 """Operators that are printed, by their own time."""
-
-NOTE = f"{PROFILED}: the profiler ran in some steps, and their time counts"
-"""In the record of such a run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from bench.hardware.machine import (
 )
 from bench.hardware.telemetry import Sampler, missing_line
 from bench.runner.launch import end_rank, set_status
-from bench.runner.profiler import NOTE, Profiler, was_profiled
+from bench.runner.profiler import Profiler, was_profiled
 from bench.runner.progress import line_printer, log_start, make_logger, part_of, warn
 from bench.runner.run_folders import RunDir, RunSpec, describe_run, find_place
 from swap_fast.algorithm import large_batch_phase, sgd, small_batch_phase, swa, swap
@@ -33,7 +33,18 @@ from swap_fast.data.imagenet.scan import ImageTree, scan_tree
 from swap_fast.distributed import Comm, connect
 from swap_fast.models import make_tree_net, net_maker
 from swap_fast.outcome import average_by_cycle, gather_times, running_average
-from swap_fast.record import AverageRow, EpochRow, RunRecord, Telemetry, plain, write_record
+from swap_fast.record import (
+    AverageRow,
+    Data,
+    EpochRow,
+    Flag,
+    Interruptions,
+    RunRecord,
+    Start,
+    Telemetry,
+    plain,
+    write_record,
+)
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.tasks.imagenet import TreeSource
 from swap_fast.training.callback import Callback
@@ -278,7 +289,7 @@ class RunData:
     """Makes the batches."""
     make_model: Callable[[], nn.Module]
     """The recipe's net for these classes."""
-    description: dict[str, Any]
+    description: Data
     """The data as a record keeps it: by its content, not by its place on a machine."""
 
 
@@ -305,15 +316,17 @@ def load_run_data(spec: RunSpec, comm: Comm, say: Callable[[str], None]) -> RunD
     )
 
 
-def _describe_dataset(dataset: Dataset, spec: RunSpec) -> dict[str, Any]:
-    return {
+def _describe_dataset(dataset: Dataset, spec: RunSpec) -> Data:
+    described: Data = {
         "name": dataset.name,
         "kind": dataset.kind,
         "sha256": dataset.sha256,
         "train_images": spec.recipe.train_images or len(dataset.train),
         "test_images": len(dataset.test),
-        **({"held_out": spec.held_out} if spec.held_out else {}),
     }
+    if spec.held_out:
+        described["held_out"] = spec.held_out
+    return described
 
 
 def _tree(spec: RunSpec, comm: Comm, say: Callable[[str], None]) -> RunData:
@@ -359,11 +372,11 @@ def make_record(
     trainer: Trainer,
     result: Result,
     averages: list[AverageRow],
-    data: dict[str, Any],
+    data: Data,
     place: RunDir,
     folder: RunFolder,
     *,
-    interruptions: dict[str, Any] | None,
+    interruptions: Interruptions | None,
     telemetry: Telemetry | None,
 ) -> RunRecord:
     """Gather what the ranks know into one record; every rank must call."""
@@ -371,7 +384,10 @@ def make_record(
     num_workers = recipe.num_workers if isinstance(recipe, AveragingRecipe) else 0
     is_swap = isinstance(recipe, SWAPRecipe)
     name, taken_from = place.folder.name, folder.taken_from
-    notes = [NOTE] if was_profiled(spec.out, name, taken_from) else []
+    start: Start | None = None
+    if taken_from is not None and folder.origin is not None:
+        start = {"run_id": taken_from, "origin": folder.origin}
+    profiled: list[Flag] = ["profiled"] if was_profiled(spec.out, name, taken_from) else []
     by_rank = comm.gather(folder.rows if trainer.group.is_first else [])
     all_rows = [row for rows in by_rank for row in rows if row.phase == 2]
     phase1_rows = [row for row in folder.rows if row.phase == 1]
@@ -415,9 +431,10 @@ def make_record(
         peak_device_reserved_gib=reserved,
         peak_device_allocated_gib=allocated,
         telemetry=None if telemetry is None else comm.gather(telemetry),
-        start={"run_id": taken_from, "origin": folder.origin} if taken_from else None,
+        start=start,
         interruptions=interruptions,
-        notes=[*spec.notes, *notes],
+        flags=[*spec.flags, *profiled],
+        notes=list(spec.notes),
     )
 
 

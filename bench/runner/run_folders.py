@@ -17,7 +17,7 @@ from swap_fast.checkpoint.run_folder import (
 )
 from swap_fast.config.execution import Execution
 from swap_fast.config.recipe import Recipe
-from swap_fast.record import now, plain, run_id
+from swap_fast.record import Code, Data, Flag, now, plain, run_id
 
 Part = Literal["all", "phase1", "workers"]
 """The whole run; its phase 1 alone, or some workers' phase 2 from there, kept in its folder."""
@@ -41,12 +41,14 @@ class RunSpec:
     """How the arithmetic is done."""
     threads: int
     """CPU threads a process."""
-    code: dict[str, Any]
+    code: Code
     """Version and commit, looked up before the run: files may change under a long one."""
     started: float
     """`time.time()` when the run was asked for, to know what starting and importing took."""
     notes: tuple[str, ...] = ()
     """What the record's reader should know."""
+    flags: tuple[Flag, ...] = ()
+    """What keeps the run out of every table."""
     held_out: int = 0
     """Test on this many of the training images, which are not trained on; 0: on the test images."""
     skip_bad_files: bool = False
@@ -92,7 +94,7 @@ class RunDir:
     """Of a run that is done."""
 
 
-def describe_run(request: RunSpec, data: dict[str, Any], world_size: int) -> RunInfo:
+def describe_run(request: RunSpec, data: Data, world_size: int) -> RunInfo:
     """What a run is, as its folder keeps it."""
     machine = describe_machine(request.execution.device_type)
     settings = {

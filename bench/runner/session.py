@@ -15,7 +15,6 @@ import torch
 
 from bench.hardware.machine import available_cores, choose_device, describe_code, has_compiler
 from bench.options import RunOptions
-from bench.records.grouping import DEGRADED
 from bench.runner.launch import end_with_parent, launch, under_torchrun
 from bench.runner.progress import follow_run, line_printer
 from bench.runner.rank import run_rank
@@ -266,11 +265,10 @@ def run_separately(
         )
     if len(done) == len(workers):
         return launch(run_rank, spec, num_ranks=num_ranks)
-    note = f"{DEGRADED}: averaged {len(done)} of {len(workers)} workers"
-    say(note)
+    say(f"degraded: averaged {len(done)} of {len(workers)} workers")
     return launch(
         run_rank,
-        replace(spec, workers=tuple(done), notes=(*spec.notes, note)),
+        replace(spec, workers=tuple(done), flags=(*spec.flags, "degraded")),
         num_ranks=1,
     )
 

@@ -15,7 +15,7 @@ from swap_fast.averaging_files.weight_files import plain_names
 from swap_fast.checkpoint.files import load_state_
 from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.phase import shapes
-from swap_fast.config.recipe import swap_recipe_again
+from swap_fast.config.recipe import SWAPRecipe, recipe_from
 from swap_fast.data.cifar.files import load_dataset, locate_dataset
 from swap_fast.distributed import ALONE
 from swap_fast.models import make_net
@@ -241,7 +241,7 @@ def run_evaluation(folder: Path, data: Path | None, device: torch.device) -> Eva
             f"{folder}: expected a run on images in memory, got one of a tree of files; give "
             "--model and --data of your own, or --no-evaluate"
         )
-    recipe = swap_recipe_again(about["recipe"], str(folder))
+    recipe = recipe_from(about["recipe"], SWAPRecipe, str(folder))
     assert recipe.dataset != "imagenet", "it was refused"
     dataset = load_dataset(recipe.dataset, locate_dataset(recipe.dataset, data))
     if dataset.sha256 != about["data"].get("sha256"):

@@ -8,8 +8,8 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
+from swap_fast.record import Interruptions
 from swap_fast.training.callback import Callback
 
 LOCK = "attempt-{}.lock"
@@ -77,7 +77,7 @@ class Attempt(Callback):
         part.write_text(json.dumps(content) + "\n")
         part.replace(self._path)
 
-    def interruptions(self) -> dict[str, Any] | None:
+    def interruptions(self) -> Interruptions | None:
         """How many attempts at any part ended badly, and the seconds lost; None where none did."""
         others = [path for path in self._folder.glob("attempt-*.json") if path != self._path]
         if not others:

@@ -1,11 +1,19 @@
 """The classes of recipes, a method with all its numbers: frozen, typed, checked."""
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, TypeVar
 
+from msgspec import ValidationError, convert, to_builtins
 from tyro.conf import Suppress
 
-from swap_fast.config.phase import Augmentation, Optimizer, Phase, check, whole
+from swap_fast.config.phase import (
+    Augmentation,
+    Optimizer,
+    Phase,
+    StagedPhase,
+    check,
+    whole,
+)
 
 LoaderName = Literal["tensor", "dali", "torchvision"]
 """What makes the batches: torch or a kernel on resident images, DALI, or a DataLoader."""
@@ -169,22 +177,61 @@ AveragingRecipe = SWAPRecipe | SWARecipe
 Recipe = AveragingRecipe | SGDRecipe
 
 
-def swap_recipe_again(configured: dict[str, Any], where: str) -> SWAPRecipe:
-    """The recipe of SWAP of a run's configuration, with its overrides.
+RECIPE_KINDS: dict[str, type[Recipe]] = {"swap": SWAPRecipe, "swa": SWARecipe, "sgd": SGDRecipe}
+"""By a record's method."""
+
+T = TypeVar("T")
+R = TypeVar("R", bound=SGDRecipe)
+
+
+def recipe_from(values: dict[str, Any], kind: type[R], where: str) -> R:
+    """A recipe from its fields as JSON keeps them, checked as a new one is.
 
     Raises:
-        ValueError: it has unknown fields, or is not of SWAP.
+        ValueError: a field that is missing, unknown, of another type, or that no run could have.
     """
     try:
-        return SWAPRecipe(
-            **{
-                **configured,
-                "blocks": tuple(configured.get("blocks", RESNET50_BLOCKS)),
-                "phase1": Phase(**configured["phase1"]),
-                "phase2": Phase(**configured["phase2"]),
-                "optimizer": Optimizer(**configured["optimizer"]),
-                "augmentation": Augmentation(**configured["augmentation"]),
-            }
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{where}: expected a recipe of SWAP, got {error}") from None
+        recipe = convert(values, kind)
+        staged: dict[str, Any] = {
+            name: convert(values[name], StagedPhase)
+            for name in ("phase1", "phase2")
+            if "stages" in values.get(name, {})
+        }
+        recipe = replace(recipe, **staged)
+    except ValidationError as error:
+        raise ValueError(f"{where}: expected a recipe, got {error}") from None
+    _refuse_unknown(values, recipe, where)
+    return recipe
+
+
+def checked(content: Any, kind: type[T], where: str) -> T:
+    """A dataclass from what JSON has of it.
+
+    Raises:
+        ValueError: a field that is missing, unknown or of another type.
+    """
+    try:
+        value = convert(content, kind)
+    except ValidationError as error:
+        raise ValueError(" ".join(f"{where}: {error}".split())) from None
+    _refuse_unknown(content, value, where)
+    return value
+
+
+def _refuse_unknown(content: Any, value: Any, where: str) -> None:
+    """Refuse fields that a value read from the content does not have, at any depth."""
+    if odd := _unknown(content, to_builtins(value), "$"):
+        raise ValueError(f"{where}: unknown fields {', '.join(odd)}")
+
+
+def _unknown(content: Any, known: Any, at: str) -> list[str]:
+    if isinstance(content, dict):
+        odd = [f"{at}.{name}" for name in content.keys() - known.keys()]
+        inside = [
+            (content[name], known[name], f"{at}.{name}") for name in content.keys() & known.keys()
+        ]
+    elif isinstance(content, list):
+        odd, inside = [], [(*pair, f"{at}[...]") for pair in zip(content, known, strict=True)]
+    else:
+        return []
+    return sorted({*odd, *(name for each in inside for name in _unknown(*each))})

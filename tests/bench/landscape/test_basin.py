@@ -34,7 +34,7 @@ def test_centre_moves_with_the_bowl_and_a_bowl_over_the_border_is_said_to_be() -
 
 
 def test_a_flat_plane_is_all_basin() -> None:
-    flat = basin(make_plane(lambda a, b: 0.2, {"A": (1.0, 0), "B": (0, 1.0), "C": (2.0, 2)}))
+    flat = basin(make_plane(lambda a, b: 0.2, {"LB": (1.0, 0), "SGD": (0, 1.0), "SWAP": (2.0, 2)}))
     assert (flat.alpha, flat.beta) == pytest.approx((0, 0))
     assert flat.level == 0.2
 

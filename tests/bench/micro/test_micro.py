@@ -122,7 +122,7 @@ def test_a_measurement_leaves_a_record(tmp_path: Path, capsys: pytest.CaptureFix
     assert "torch's update_bn" in capsys.readouterr().out
     ((record,), skipped) = read_micro_records(tmp_path)
     assert skipped == []
-    assert (record.schema_version, record.width, record.batch_size) == (2, 2, 8)
+    assert (record.schema_version, record.width, record.batch_size) == (3, 2, 8)
     titles = ["whole training, input included, batch 8", "the step, batch 8"]
     assert [title for title in record.results if "batch " in title] == titles
     for group in record.results.values():

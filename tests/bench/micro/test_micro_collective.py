@@ -8,8 +8,8 @@ import pytest
 
 from bench.cli import main
 from bench.micro.collective import message_sizes
-from bench.micro.records import read_micro_records
-from bench.micro.tables import bus_bandwidth, collective_table
+from bench.micro.records import bus_bandwidth, read_micro_records
+from bench.micro.tables import collective_table
 from swap_fast.models import ResNet9
 
 
@@ -38,16 +38,16 @@ def test_two_processes_leave_a_record(tmp_path: Path, capsys: pytest.CaptureFixt
     (record,), skipped = read_micro_records(tmp_path)
     assert skipped == []
     assert record.collective is not None
-    assert (record.collective["backend"], record.collective["ranks"]) == ("gloo", 2)
-    seen = {(row["bytes"], row["precision"]) for row in record.collective["rows"]}
+    assert (record.collective.backend, record.collective.ranks) == ("gloo", 2)
+    seen = {(row.bytes, row.precision) for row in record.collective.rows}
     parameters = sum(p.numel() for p in ResNet9(width=1).parameters())
-    gradients = {row["bytes"] for row in record.collective["rows"] if row["gradient"]}
+    gradients = {row.bytes for row in record.collective.rows if row.gradient}
     assert gradients == {4 * parameters, 2 * parameters}
     for precision in ("fp32", "fp16"):
         assert {(1024, precision), (4096, precision), (16384, precision)} <= seen
-    for row in record.collective["rows"]:
-        assert len(row["all_reduce_s"]) == len(row["copy_s"]) == 2
-        assert min(row["all_reduce_s"]) > 0
+    for row in record.collective.rows:
+        assert len(row.all_reduce_s) == len(row.copy_s) == 2
+        assert min(row.all_reduce_s) > 0
     table = collective_table(record)
-    assert len(table.rows) == len(record.collective["rows"])
+    assert len(table.rows) == len(record.collective.rows)
     assert "gloo, 2 processes" in table.title

@@ -1,4 +1,4 @@
-"""Tables and figures of measurements, by hand from small records of both versions."""
+"""Tables and figures of measurements, by hand from small records."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from micro_factory import NEW, OLD, timing, write
+from micro_factory import MICRO, timing, write
 from repository import ROOT
 
 from bench.micro.records import efficiency, read_micro_records
 from bench.micro.tables import micro_figures, micro_tables, points, roofline_figure, roofs
+from bench.report.content import collect
 from bench.report.write import MICRO_BEGIN, MICRO_END, update_performance, write_report
 
 COLLECTIVE: dict[str, Any] = {
-    **NEW,
+    **MICRO,
     "what": "collective",
     "results": {},
     "collective": {
@@ -40,22 +41,8 @@ COLLECTIVE: dict[str, Any] = {
 }
 
 
-def test_medians_and_ranges_of_the_first_version(tmp_path: Path) -> None:
-    write(tmp_path, "micro-step-cpu-1.json", OLD)
-    (table,), skipped = micro_tables(tmp_path)
-    assert skipped == []
-    assert table.rows == (
-        ("the step", "ours", "900", "800 to 1,000", "1.000", "1.00 to 1.00"),
-        ("", "theirs", "500", "400 to 600", "2.000", "1.50 to 2.00"),
-    )
-    assert (
-        "A CPU, 2 threads, torch 2.10.0; ResNet-9 of width 16, batch 256; 3 rounds" in table.caption
-    )
-    assert "Record micro-step-cpu-20260102T030405.json." in table.caption
-
-
 def test_shares_of_the_roof_by_hand(tmp_path: Path) -> None:
-    write(tmp_path, "a.json", NEW)
+    write(tmp_path, "a.json", MICRO)
     (record,), _ = read_micro_records(tmp_path)
     (group,) = record.results.values()
     ours = efficiency(group[0], group)
@@ -68,10 +55,18 @@ def test_shares_of_the_roof_by_hand(tmp_path: Path) -> None:
     assert efficiency(group[3], group) is None
 
 
-def test_the_second_version_has_two_tables(tmp_path: Path) -> None:
-    write(tmp_path, "a.json", NEW)
-    (speeds, shares), skipped = micro_tables(tmp_path)
+def test_speeds_and_shares_are_two_tables(tmp_path: Path) -> None:
+    write(tmp_path, "a.json", MICRO)
+    records, skipped = read_micro_records(tmp_path)
+    speeds, shares = micro_tables(records)
     assert skipped == []
+    assert speeds.rows[:2] == (
+        ("the step, batch 256", "ours, eager", "100", "90 to 110", "1.000", "1.00 to 1.00"),
+        ("", "torch", "50", "50 to 50", "2.000", "1.80 to 2.20"),
+    )
+    where = "A CPU, 2 threads, torch 2.10.0; ResNet-9 of width 16, batch 256; 3 rounds"
+    assert where in speeds.caption
+    assert "Record micro-step-cpu-20260302T030405.json." in speeds.caption
     assert [row[1] for row in speeds.rows] == ["ours, eager", "torch", "ours, a process a core"]
     assert speeds.footnotes == ("A note.",)
     assert shares.name == "micro_step_cpu_width16_efficiency"
@@ -93,7 +88,7 @@ def test_the_second_version_has_two_tables(tmp_path: Path) -> None:
 
 def test_all_reduces_by_hand(tmp_path: Path) -> None:
     write(tmp_path, "a.json", COLLECTIVE)
-    (table,), _ = micro_tables(tmp_path)
+    (table,) = micro_tables(read_micro_records(tmp_path)[0])
     # 2 x 3/4 x 4096 bytes in 2 ms; 4096 bytes in 1 us.
     gradient = ("4,096 (the gradient)", "fp32", "2,000.0", "1,000.0 to 3,000.0", "0.0031", "4.0960")
     assert table.rows[1] == gradient
@@ -104,54 +99,54 @@ def test_all_reduces_by_hand(tmp_path: Path) -> None:
     "damaged",
     [
         [],
-        {**NEW, "schema_version": 3},
-        {**NEW, "machine": {"device_type": "cpu"}},
-        {**NEW, "results": {"a": [timing("b", [])]}},
-        {**NEW, "results": {"a": [timing("b", [0.0])]}},
+        {**MICRO, "schema_version": 2},
+        {**MICRO, "results": {}},
+        {**MICRO, "results": {"a": []}},
+        {**MICRO, "what": "weather"},
+        {**MICRO, "results": {"a": [timing("b", [1.0], ratios=[])]}},
+        {**MICRO, "results": {"a": [timing("b", [1.0], cost={"flop": 0, "bytes": 1})]}},
+        {**MICRO, "machine": {"device_type": "cpu"}},
+        {**MICRO, "results": {"a": [timing("b", [])]}},
+        {**MICRO, "results": {"a": [timing("b", [0.0])]}},
         {**COLLECTIVE, "collective": {"ranks": 2}},
     ],
 )
 def test_a_damaged_record_is_counted_and_left_out(tmp_path: Path, damaged: object) -> None:
-    write(tmp_path, "micro-step-cpu-1.json", OLD)
+    write(tmp_path, "micro-step-cpu-1.json", MICRO)
     write(tmp_path, "micro-step-cpu-3.json", damaged)
-    tables, skipped = micro_tables(tmp_path)
-    assert len(tables) == 1
-    (reason,) = skipped
-    assert "expected a" in reason
-    assert micro_figures(tmp_path, tmp_path / "plots") == {}
+    records, (reason,) = read_micro_records(tmp_path)
+    assert len(records) == 1
+    assert reason.startswith("micro-step-cpu-3.json: ")
+    assert "\n" not in reason
 
 
 def test_the_newest_of_each_width_stands(tmp_path: Path) -> None:
-    write(tmp_path, "micro-step-cpu-1.json", OLD)
-    write(tmp_path, "micro-step-cpu-2.json", {**OLD, "created": "2026-02-02T03:04:05+00:00"})
-    write(tmp_path, "micro-step-cpu-3.json", {**OLD, "width": 64})
-    (narrow, full), _ = micro_tables(tmp_path)
-    assert "2026-02-02" in narrow.caption
+    write(tmp_path, "micro-step-cpu-1.json", MICRO)
+    write(tmp_path, "micro-step-cpu-2.json", {**MICRO, "created": "2026-04-02T03:04:05+00:00"})
+    write(tmp_path, "micro-step-cpu-3.json", {**MICRO, "width": 64})
+    (narrow, full), _ = read_micro_records(tmp_path)
+    assert narrow.created.startswith("2026-04-02")
     assert (narrow.name, full.name) == ("micro_step_cpu_width16", "micro_step_cpu_width64")
-
-
-def test_no_folder_is_no_table(tmp_path: Path) -> None:
-    assert micro_tables(tmp_path / "none") == ([], [])
+    assert read_micro_records(tmp_path / "none") == ([], [])
 
 
 def test_the_roofline_by_hand(tmp_path: Path) -> None:
-    write(tmp_path, "a.json", NEW)
+    write(tmp_path, "a.json", MICRO)
     (record,), _ = read_micro_records(tmp_path)
     assert roofs(record) == {(1, 2): (1.25e11, 1e10)}
-    group = "the step, batch 256"
-    assert list(points(record)) == [
-        (group, "ours, eager", 50.0, 1e11),
-        (group, "torch", 50.0, 5e10),
-        (group, "ours, a process a core", 50.0, 7e10),
+    assert [(way.name, *place) for way, *place in points(record)] == [
+        ("ours, eager", 50.0, 1e11),
+        ("torch", 50.0, 5e10),
+        ("ours, a process a core", 50.0, 7e10),
     ]
 
 
 def test_figures_are_whole_and_the_same_each_time(tmp_path: Path) -> None:
-    write(tmp_path / "micro", "a.json", NEW)
+    write(tmp_path / "micro", "a.json", MICRO)
     write(tmp_path / "micro", "b.json", COLLECTIVE)
     built = []
     for plots in (tmp_path / "one", tmp_path / "two"):
-        figures = micro_figures(tmp_path / "micro", plots)
+        figures = micro_figures(read_micro_records(tmp_path / "micro")[0], plots)
         paths = [path for pair in figures.values() for path in pair]
         assert sorted(path.name for path in paths) == [
             "collective-cpu-width16.png",
@@ -170,39 +165,43 @@ def test_figures_are_whole_and_the_same_each_time(tmp_path: Path) -> None:
 
 
 def test_a_record_without_a_roof_is_no_roofline(tmp_path: Path) -> None:
-    write(tmp_path, "a.json", OLD)
+    ways = [timing("ours", [90.0, 100.0]), timing("theirs", [50.0, 50.0])]
+    write(tmp_path, "a.json", {**MICRO, "results": {"the step": ways}})
     (record,), _ = read_micro_records(tmp_path)
     with pytest.raises(ValueError, match="expected ways with a counted cost"):
         roofline_figure(record, tmp_path / "plots")
 
 
 def test_the_report_and_the_page_hold_them(tmp_path: Path) -> None:
-    write(tmp_path / "results" / "micro", "a.json", NEW)
-    batches = [timing("ours, tensor", [90.0]), timing("theirs", [30.0], ratios=[3.0])]
-    data = {**NEW, "what": "data", "results": {"augmented batches, 2 threads": batches}}
+    write(tmp_path / "results" / "micro", "a.json", MICRO)
+    batches = [
+        timing("ours, tensor", [90.0]),
+        timing("theirs", [30.0], ratios=[3.0], is_headline=True),
+    ]
+    data = {**MICRO, "what": "data", "results": {"augmented batches, 2 threads": batches}}
     write(tmp_path / "results" / "micro", "b.json", data)
     results, page = tmp_path / "results", tmp_path / "docs" / "performance.md"
     page.parent.mkdir()
     page.write_text(f"# Top\n\n{MICRO_BEGIN}\nold\n{MICRO_END}\nBottom\n", encoding="utf-8")
-    text = write_report(results).read_text(encoding="utf-8")
+    text = write_report(collect(results)).read_text(encoding="utf-8")
     assert "plots/roofline-cpu-width16.svg" in text
     assert "ours, a process a core" in text
     assert (results / "tables" / "micro_speed.md").read_text(encoding="utf-8") in text
     assert "3.00 (3.00 to 3.00)" in text
-    update_performance(page, results)
+    update_performance(page, collect(results))
     once = page.read_text(encoding="utf-8")
     assert once.startswith(f"# Top\n\n{MICRO_BEGIN}\n")
     assert once.endswith(f"{MICRO_END}\nBottom\n")
     assert "(../results/plots/roofline-cpu-width16.svg)" in once
     assert "micro-step-cpu-20260302T030405.json" in once
-    update_performance(page, results)
+    update_performance(page, collect(results))
     assert page.read_text(encoding="utf-8") == once
     for name in ("a.json", "b.json"):
         (results / "micro" / name).unlink()
-    write_report(results)
+    write_report(collect(results))
     assert not (results / "tables" / "micro_speed.md").exists()
     assert not list((results / "plots").glob("roofline*"))
-    update_performance(page, results)
+    update_performance(page, collect(results))
     assert "No measurement has been recorded yet." in page.read_text(encoding="utf-8")
 
 
@@ -210,21 +209,23 @@ def test_a_page_without_its_markers_is_left_alone(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
     page.write_text("# Top\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"performance\.md: expected one line"):
-        update_performance(page, tmp_path)
+        update_performance(page, collect(tmp_path))
     assert page.read_text(encoding="utf-8") == "# Top\n"
 
 
 def test_tables_and_figures_need_no_torch(tmp_path: Path) -> None:
-    write(tmp_path / "micro", "a.json", NEW)
+    write(tmp_path / "micro", "a.json", MICRO)
     write(tmp_path / "micro", "b.json", COLLECTIVE)
     script = (
         "import sys\n"
         "for name in ('torch', 'torchvision', 'nvidia'): sys.modules[name] = None\n"
         "from pathlib import Path\n"
+        "from bench.micro.records import read_micro_records\n"
         "from bench.micro.tables import micro_figures, micro_tables\n"
         "folder = Path(sys.argv[1])\n"
-        "print(len(micro_tables(folder / 'micro')[0]))\n"
-        "print(len(micro_figures(folder / 'micro', folder / 'plots')))\n"
+        "records, _ = read_micro_records(folder / 'micro')\n"
+        "print(len(micro_tables(records)))\n"
+        "print(len(micro_figures(records, folder / 'plots')))\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script, str(tmp_path)],

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from record_factory import CPU, V100, make_record, with_recipe
+from record_factory import CPU, EXECUTION, V100, make_record, with_recipe
 
 from bench import statistics
 from bench.records import grouping as stats
@@ -119,7 +119,7 @@ def test_a_field_that_an_older_record_lacks_is_at_its_default() -> None:
 
 def test_accuracies_of_unlike_runs_are_refused() -> None:
     record = make_record()
-    execution = {"device_type": "cpu", "precision": "bf16"}
+    execution = {**EXECUTION, "precision": "bf16"}
     for other in (
         replace(record, machine=V100),
         replace(record, configuration={**record.configuration, "execution": execution}),
@@ -135,9 +135,12 @@ def test_accuracies_of_unlike_runs_are_refused() -> None:
     ("changed", "why"),
     [
         ({}, None),
-        ({"notes": ["no driver"]}, None),
-        ({"notes": ["Quick form: one minute"]}, "quick form"),
-        ({"recipe": "cifar10_quick"}, "quick form"),
+        ({"notes": ["quicker; degraded, profiled in words alone"]}, None),
+        ({"flags": ["degraded"]}, "degraded: averaged 4 of 4 workers"),
+        (
+            {"flags": ["profiled"]},
+            "profiled: the profiler ran in some steps, and their time counts",
+        ),
         ({"data": {"kind": "synthetic"}}, "synthetic data"),
         ({"data": {"kind": "subset"}}, "subset data"),
         ({"overrides": ["a=1", "b=2"]}, "overrides: a=1, b=2"),

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from record_factory import CPU, V100, make_record, with_recipe
+from record_factory import CPU, DATA, V100, make_record, with_recipe
 
 from bench.document.table import (
     Table,
@@ -344,9 +344,12 @@ def test_where_a_run_stands(recipe: str, kind: str, place: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"data": {"name": "cifar10", "kind": "synthetic"}}, "synthetic data"),
-        ({"data": {"name": "cifar10", "kind": "subset"}}, "subset data"),
-        ({"notes": ["quick form"]}, "quick form"),
+        ({"data": {**DATA, "kind": "synthetic"}}, "synthetic data"),
+        ({"data": {**DATA, "kind": "subset"}}, "subset data"),
+        (
+            {"flags": ["profiled"]},
+            "profiled: the profiler ran in some steps, and their time counts",
+        ),
         ({"overrides": ["phase1.peak_lr=1.5"]}, "overrides: phase1.peak_lr=1.5"),
     ],
 )

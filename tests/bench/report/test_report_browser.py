@@ -17,6 +17,7 @@ from landscape_factory import bowl, cosine_path
 from record_factory import V100, make_record, make_telemetry
 
 from bench.landscape.records import write_landscape
+from bench.report.content import collect
 from bench.report.write import write_report
 from swap_fast.record import write_record
 
@@ -58,7 +59,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plane = bowl(2, LB=(-1.5, 0.2), SGD=(1.5, 0.0), SWAP=(0.1, 0.0))
     for landscape in (plane, cosine_path(0.5, 0.3, 0.1)):
         write_landscape(landscape, results)
-    write_report(results)
+    write_report(collect(results))
     return results / "report.html"
 
 

@@ -19,6 +19,7 @@ from repository import ROOT
 
 from bench.document.page import document_to_html
 from bench.landscape.records import write_landscape
+from bench.report.content import collect
 from bench.report.write import write_report
 from swap_fast.record import RunRecord, write_record
 
@@ -68,7 +69,7 @@ def _write(results: Path, records: list[RunRecord]) -> Path:
 
 
 def _page(results: Path) -> Page:
-    write_report(results)
+    write_report(collect(results))
     return Page((results / "report.html").read_text(encoding="utf-8"))
 
 
@@ -146,7 +147,7 @@ datetime.datetime = Day
 time.time = lambda: seconds
 from pathlib import Path
 from bench.report.write import write_report
-write_report(Path(sys.argv[1]))
+write_report(collect(Path(sys.argv[1])))
 """
 
 

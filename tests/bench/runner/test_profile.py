@@ -79,10 +79,12 @@ def test_a_run_leaves_a_trace_of_each_phase(
     assert "own CPU time" in said
     assert f"profile: {traces / 'phase1.json.gz'}" in said
     # No table takes it, and the report says why.
-    assert record.notes[-1].startswith("profiled: ")
-    assert why_not_comparable(record, kinds=("subset",)) == record.notes[-1]
+    assert record.flags == ["profiled"]
+    why = why_not_comparable(record, kinds=("subset",))
+    assert why is not None
+    assert why.startswith("profiled: ")
     assert place_of(record) == OTHER
-    assert why_other(record) == record.notes[-1]
+    assert why_other(record) == why
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def test_without_the_option_there_is_no_trace_and_the_same_run(tmp_path: Path) -
         (path,) = (out / "runs").glob("*.json")
         record = read_record(path)
         losses.append([row.train_loss for row in record.epochs])
-        assert (out / "profiles").is_dir() == bool(option) == bool(record.notes)
+        assert (out / "profiles").is_dir() == bool(option) == bool(record.flags)
     assert losses[0] == losses[1]
 
 
@@ -150,7 +152,7 @@ def test_a_run_that_shares_a_profiled_phase_1_is_marked_too(tmp_path: Path) -> N
     assert main([*run, *again]) == 0
     records = [read_record(path) for path in (tmp_path / "runs").glob("*.json") if path != first]
     assert [record.start is not None for record in records] == [True]
-    assert records[0].notes[-1].startswith("profiled: ")
+    assert records[0].flags == ["profiled"]
 
 
 def test_the_longest_operators_are_those_with_the_most_time_of_their_own() -> None:
