@@ -238,7 +238,7 @@ def export(arguments: list[str]) -> int:
 def table(arguments: list[str]) -> int:
     """Fill and draw one of the paper's tables."""
     options = tyro.cli(TableOptions, args=arguments, prog="python -m bench table")
-    from bench.report.fill import run_table
+    from bench.report.run_table import run_table
 
     return run_table(options)
 

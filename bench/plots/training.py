@@ -194,6 +194,17 @@ def averages_shown(record: RunRecord) -> list[AverageRow]:
     return [row for row in record.average_by_epoch if row.epoch > before]
 
 
+def averages_against_workers(record: RunRecord) -> list[float]:
+    """Figure 1 of a SWAP run: at each epoch of phase 2, the average less the best worker."""
+    best: dict[int, float] = {}
+    for row in record.epochs:
+        if row.phase == 2 and row.test_accuracy is not None:
+            best[row.epoch] = max(row.test_accuracy, best.get(row.epoch, 0.0))
+    return [
+        row.test_accuracy - best[row.epoch] for row in averages_shown(record) if row.epoch in best
+    ]
+
+
 def _schedule(phase: dict[str, Any]) -> Schedule:
     # Records of before phases had cycles hold none.
     if (cycles := phase.get("cycles", 1)) > 1:

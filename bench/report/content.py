@@ -20,8 +20,8 @@ from bench.records.grouping import accuracy_key, host_of, machine_key, scale_not
 from bench.records.paper import Paper, load_paper
 from bench.records.paper_tables import OTHER, TIME_TO_TARGET, place_of, places_of
 from bench.records.timing import lap_table, readings_table
-from bench.report.lists import other_runs, runs_table
 from bench.report.paper_tables import all_run_tables, cpu_warning, time_to_target
+from bench.report.run_lists import other_runs, runs_table
 from swap_fast.record import RunRecord, read_records
 
 

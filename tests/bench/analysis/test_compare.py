@@ -85,17 +85,17 @@ def test_unlike_machines_have_accuracies_and_no_ratio() -> None:
     assert ratios
     assert all(each.change is None and each.interval is None for each in ratios)
     assert _quantity(found, "test accuracy").change == pytest.approx(0)
-    assert "machine.device_count" in {pair.name for pair in found.machine}
+    assert "machine.device_count" in found.machine
 
 
 def test_laps_and_settings_stand_side_by_side() -> None:
     found = compare(_side("cifar10_sgd_small_cpu", 0, 2), _side("cifar10_cpu", 0))
-    laps = {lap.name: (lap.first_s, lap.second_s) for lap in found.laps}
+    laps = found.laps_s
     assert laps["phase1"] == (61.0, 60.0)
     assert laps["phase2"] == (None, 32.0)
     assert laps["unattributed"] == pytest.approx((1.25, 1.25))
-    differing = {pair.name: (pair.first, pair.second) for pair in found.configuration}
-    assert differing["recipe.num_workers"] == ((), ("4",))
+    differing = found.configuration
+    assert differing["recipe.num_workers"] == ([], ["4"])
     assert "recipe.width" not in differing
     content = json.loads(json.dumps(comparison_json(found)))
     assert content["laps_s"]["phase1"] == {"A": 61.0, "B": 60.0}

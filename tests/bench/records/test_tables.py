@@ -31,8 +31,8 @@ from bench.records.paper_tables import (
     place_of,
     places_of,
 )
-from bench.report.lists import machines_table, other_runs, runs_table
 from bench.report.paper_tables import all_run_tables, columns_of, run_tables, time_to_target
+from bench.report.run_lists import machines_table, other_runs, runs_table
 from swap_fast.record import RunRecord
 
 CORES = "Cores (processes x threads)"
