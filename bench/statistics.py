@@ -153,7 +153,8 @@ def welch(
     difference, squared = mean - other_mean, (std**2 / n, other_std**2 / other_n)
     error, reach, p_value = math.sqrt(sum(squared)), 0.0, float(difference == 0)
     if error > 0:
-        degrees = error**4 / (squared[0] ** 2 / (n - 1) + squared[1] ** 2 / (other_n - 1))
+        weights = squared[0] ** 2 / (n - 1) + squared[1] ** 2 / (other_n - 1)
+        degrees = sum(squared) ** 2 / weights
         reach = t_quantile(degrees) * error
         p_value = 2 * float(t.sf(abs(difference) / error, degrees))
     return Difference(

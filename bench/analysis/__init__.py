@@ -1,1 +1,1 @@
-"""bench/analysis: say here what is in this package."""
+"""What the records say: claims, verdicts, comparisons, sampling, stability, energy."""

@@ -1,1 +1,1 @@
-"""bench/document: say here what is in this package."""
+"""Tables and pages as data, and their forms: Markdown, CSV, LaTeX, HTML, the screen."""

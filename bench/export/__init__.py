@@ -1,1 +1,1 @@
-"""bench/export: say here what is in this package."""
+"""`python -m bench export`: runs as DAWNBench, MLPerf, CSV, LaTeX and ONNX."""

@@ -1,1 +1,1 @@
-"""bench/plots: say here what is in this package."""
+"""Figures 1, 5 and 6, and the laps of runs; and how every figure is styled and saved."""

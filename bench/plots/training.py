@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.records.grouping import host_of, machine_key, recipe_of
-from bench.records.paper_tables import place_of
+from bench.records.paper_tables import OTHER, place_of
 from bench.records.timing import counted_by, laps_of_slowest_rank, unattributed_s
 from swap_fast.config.phase import Schedule, cyclic, triangle
 from swap_fast.record import AverageRow, RunRecord
@@ -22,11 +22,6 @@ from swap_fast.training.clock import LAPS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-# How every figure looks and is written: the same records give the same bytes. No torch.
-#
-# Fixed identifiers, no dates, text as paths; matplotlib's global state is not touched.
 
 
 STYLE = {
@@ -148,7 +143,7 @@ def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timin
         names = [
             f"{record.recipe}, seed {record.seed}"
             + (f", {machine.devices_cell}" if len(set(machines)) > 1 else "")
-            + (" (other)" if place_of(record) == "other" else "")
+            + (" (other)" if place_of(record) == OTHER else "")
             for record, machine in zip(records, machines, strict=True)
         ]
         # A name is no mathematics, whatever dollar signs it holds.

@@ -1,1 +1,1 @@
-"""bench/report: say here what is in this package."""
+"""The report: its tables, figures, lists and sections; and the commands `table` and `compare`."""
