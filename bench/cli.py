@@ -282,7 +282,7 @@ def plain_command(name: str, options: str, function: str) -> Command:
     return command
 
 
-table = plain_command("table", "bench.options:TableOptions", "bench.report.fill:run_table")
+table = plain_command("table", "bench.options:TableOptions", "bench.report.run_table:run_table")
 figure = plain_command(
     "figure", "bench.options:FigureOptions", "bench.landscape.figure:make_figure"
 )

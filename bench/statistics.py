@@ -1,13 +1,25 @@
-"""Two rows' runs against each other: by seed where they share seeds, and what follows. No torch."""
+"""Means, 95% intervals and Welch's test over runs, and what a claim's outcome is. No torch.
+
+scipy is imported where it is used: it takes longer to load than most commands to run.
+"""
 
 import math
 import statistics
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
+CONFIDENCE = 0.95
 UNSTABLE_SHARE = 0.1
 """A standard deviation of this share of the mean, or more, marks times as unstable."""
+RESAMPLES = 9999
+"""Of the bootstrap."""
+BOOTSTRAP_SEED = 0
+"""Fixed, so that the same records give the same report."""
+HELD, DID_NOT_HOLD, NO_RUNS = "held", "did not hold", "no runs"
+"""Outcomes of a claim, beside `not_distinguishable`."""
+
+Values = Sequence[tuple[Hashable, float]]
+"""One (key, value) a run; runs of two rows with the same key are paired."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +27,7 @@ class Summary:
     """Several runs' values of one quantity."""
 
     values: tuple[float, ...]
-    """Every one, in the order given."""
     mean: float
-    """Arithmetic mean."""
     std: float | None
     """Sample standard deviation (ddof = 1); None for one value."""
 
@@ -53,27 +63,12 @@ def summarize(values: Iterable[float]) -> Summary:
     return Summary(values=kept, mean=statistics.fmean(kept), std=std)
 
 
-# 95% intervals: of a mean, by Student's t and by the bootstrap, and of a share. No torch.
-#
-# scipy is imported where it is used: it takes longer to load than most commands to run.
-
-
-CONFIDENCE = 0.95
-_TAIL = (1 + CONFIDENCE) / 2
-RESAMPLES = 9999
-"""Of the bootstrap."""
-BOOTSTRAP_SEED = 0
-"""Fixed, so that the same records give the same report."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """From `low` to `high`, both included."""
+    """From `low` to `high`, both included, in the unit of the values."""
 
     low: float
-    """Its lower end, in the unit of the values."""
     high: float
-    """Its upper end."""
 
     def lies_within(self, low: float, high: float) -> bool:
         """Whether no part of it is outside."""
@@ -81,14 +76,14 @@ class Interval:
 
 
 def t_quantile(degrees: float) -> float:
-    """What a t variable of so many degrees of freedom exceeds in size with 5% probability."""
+    """The 97.5% quantile of Student's t with these degrees of freedom."""
     from scipy.stats import t
 
-    return float(t.ppf(_TAIL, degrees))
+    return float(t.ppf((1 + CONFIDENCE) / 2, degrees))
 
 
 def t_interval(summary: Summary) -> Interval | None:
-    """Of the mean, by Student's t; None for one value, which says nothing of its spread."""
+    """Of the mean, by Student's t; None for one value, which has no spread."""
     if summary.std is None:
         return None
     reach = t_quantile(summary.n - 1) * summary.std / summary.n**0.5
@@ -122,25 +117,51 @@ def share_interval(count: int, n: int) -> Interval:
     """Of a share, `count` of `n`, by Wilson's score: sensible also where all or none count.
 
     Raises:
-        ValueError: no trials, or a count that is not among them.
+        ValueError: n is 0, or the count is not between 0 and n.
     """
     if not 0 <= count <= n or n == 0:
         raise ValueError(f"share: expected a count among 1 or more, got {count} of {n}")
-    z = NormalDist().inv_cdf(_TAIL)
-    share, weight = count / n, 1 + z**2 / n
-    centre = (share + z**2 / (2 * n)) / weight
-    reach = z / weight * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    # At both ends the bound is exact; rounding must not put it outside.
-    return Interval(
-        low=0.0 if count == 0 else centre - reach, high=1.0 if count == n else centre + reach
+    from scipy.stats import binomtest
+
+    found = binomtest(count, n).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(low=float(found.low), high=float(found.high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The first mean less the second, by Welch's test: spreads and numbers may differ."""
+
+    mean: float
+    interval: Interval
+    """95%."""
+    p_value: float
+    """How often equal means would differ as much or more."""
+
+
+def welch(
+    first: tuple[float, float | None, int], second: tuple[float, float | None, int]
+) -> Difference | None:
+    """Welch's test of two samples, each (mean, standard deviation, n); None if one is a single run.
+
+    Two samples without any spread give an interval of no width.
+    """
+    from scipy.stats import t
+
+    (mean, std, n), (other_mean, other_std, other_n) = first, second
+    if std is None or other_std is None:
+        return None
+    difference, squared = mean - other_mean, (std**2 / n, other_std**2 / other_n)
+    error, reach, p_value = math.sqrt(sum(squared)), 0.0, float(difference == 0)
+    if error > 0:
+        weights = squared[0] ** 2 / (n - 1) + squared[1] ** 2 / (other_n - 1)
+        degrees = sum(squared) ** 2 / weights
+        reach = t_quantile(degrees) * error
+        p_value = 2 * float(t.sf(abs(difference) / error, degrees))
+    return Difference(
+        mean=difference,
+        interval=Interval(low=difference - reach, high=difference + reach),
+        p_value=p_value,
     )
-
-
-HELD, DID_NOT_HOLD, NO_RUNS = "held", "did not hold", "no runs"
-"""What may come of a claim, beside `not_distinguishable`."""
-
-Values = Sequence[tuple[Hashable, float]]
-"""One value a run, behind what it is paired by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +169,10 @@ class Contrast:
     """The mean difference of two rows, the first less the second."""
 
     mean: float
-    """In the values' unit."""
     interval: Interval | None
     """95%; None where there are too few runs for one."""
     n: str
-    """Runs, of each row where they are not paired."""
+    """Runs; of each row where they are not paired."""
     paired_by: str | None
     """What pairs the runs; None: nothing does, and the test is Welch's."""
 
@@ -165,8 +185,8 @@ class Contrast:
 def contrast(first: Values, second: Values, *, paired_by: str = "seed") -> Contrast:
     """The difference of two rows' means, and its 95% interval.
 
-    Where both rows have the same keys, each once, a run is paired with the other row's of the same
-    key; else the two are independent samples of unlike spread (Welch).
+    Where both rows have the same keys, each once, runs of one key are paired; else the two are
+    independent samples (Welch).
 
     Arguments:
         paired_by: what the keys are.
@@ -176,25 +196,18 @@ def contrast(first: Values, second: Values, *, paired_by: str = "seed") -> Contr
     """
     one, other = dict(first), dict(second)
     if len(one) == len(first) and len(other) == len(second) and one.keys() == other.keys():
-        differences = summarize(value - other[key] for key, value in first)
+        paired = summarize(value - other[key] for key, value in first)
         return Contrast(
-            mean=differences.mean,
-            interval=t_interval(differences),
-            n=str(differences.n),
-            paired_by=paired_by,
+            mean=paired.mean, interval=t_interval(paired), n=str(paired.n), paired_by=paired_by
         )
     left, right = (summarize(value for _, value in row) for row in (first, second))
-    mean, interval = left.mean - right.mean, None
-    if left.std is not None and right.std is not None:
-        squared = (left.std**2 / left.n, right.std**2 / right.n)
-        reach = 0.0
-        if sum(squared) > 0:  # else there is no spread, and no degrees of freedom
-            degrees = sum(squared) ** 2 / (
-                squared[0] ** 2 / (left.n - 1) + squared[1] ** 2 / (right.n - 1)
-            )
-            reach = t_quantile(degrees) * math.sqrt(sum(squared))
-        interval = Interval(low=mean - reach, high=mean + reach)
-    return Contrast(mean=mean, interval=interval, n=f"{left.n} and {right.n}", paired_by=None)
+    found = welch((left.mean, left.std, left.n), (right.mean, right.std, right.n))
+    return Contrast(
+        mean=left.mean - right.mean,
+        interval=None if found is None else found.interval,
+        n=f"{left.n} and {right.n}",
+        paired_by=None,
+    )
 
 
 def outcome(found: Contrast, *, least: float = 0.0, enough: float = 0.0) -> str:
@@ -213,7 +226,7 @@ def outcome(found: Contrast, *, least: float = 0.0, enough: float = 0.0) -> str:
 
 
 def not_distinguishable(n: str) -> str:
-    """What so few runs leave open."""
+    """The outcome where the interval is too wide."""
     return f"not distinguishable at n = {n}"
 
 

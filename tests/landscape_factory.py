@@ -28,11 +28,12 @@ def make_plane(
     *,
     figure: int = 2,
     count: int = 9,
+    reach: float = 4.0,
     off_plane: float = 0.0,
     **changed: Any,
 ) -> PlaneRecord:
-    """The grid -4..4 x -4..4 with this train error; the test error is half as much again."""
-    axis = [-4 + 8 * i / (count - 1) for i in range(count)]
+    """The grid -reach..reach, squared, with this train error; the test error is 1.5 times that."""
+    axis = [-reach + 2 * reach * i / (count - 1) for i in range(count)]
     train = [[error(alpha, beta) for alpha in axis] for beta in axis]
     return PlaneRecord(
         **{**COMMON, "figure": figure, **changed},
@@ -75,33 +76,16 @@ def make_cosines(cosines: list[float], phase1_epochs: int, **changed: Any) -> Co
 
 
 def bowl(figure: int, **at: tuple[float, float]) -> PlaneRecord:
-    """A bowl of train error around (0, 0) on 9 x 9 points, with models at these places."""
-    axis = [x / 2 for x in range(-4, 5)]
-    errors = [[(a * a + b * b) / 20 for a in axis] for b in axis]
-    marked = [
-        MarkedPoint(
-            name=name, file="f", alpha=a, beta=b, off_plane=0.0, train_error=0.1, test_error=0.2
-        )
-        for name, (a, b) in at.items()
-    ]
-    return PlaneRecord(
-        **{**COMMON, "figure": figure, "run_id": make_record().run_id},
-        marked=marked,
-        alphas=axis,
-        betas=axis,
-        train_error=errors,
-        test_error=errors,
+    """A bowl of train error around (0, 0), of the factory's first run, with models at these places.
+
+    Its grid is -2..2 x -2..2.
+    """
+    run_id = make_record().run_id
+    return make_plane(
+        lambda a, b: (a * a + b * b) / 20, at, figure=figure, reach=2.0, run_id=run_id
     )
 
 
 def cosine_path(*cosines: float) -> CosineRecord:
-    rows = [
-        CosineRow(phase=1, epoch=i, cosine=cosine, gradient_norm=1.0, distance=1.0)
-        for i, cosine in enumerate(cosines, start=1)
-    ]
-    return CosineRecord(
-        **{**COMMON, "figure": 4, "run_id": make_record().run_id},
-        worker=0,
-        phase1_epochs=5,
-        rows=rows,
-    )
+    """A path of the factory's first run with these cosines."""
+    return make_cosines(list(cosines), 5, run_id=make_record().run_id)

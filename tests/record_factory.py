@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from swap_fast.config.phase import Phase
@@ -16,6 +18,7 @@ from swap_fast.record import (
     Telemetry,
     Times,
     plain,
+    write_record,
 )
 from swap_fast.training.clock import READINGS
 
@@ -147,6 +150,19 @@ def make_record(recipe: str = "cifar10_cpu", seed: int = 0, **changed: Any) -> R
         peak_memory_gib=1.25,
     )
     return replace(record, **changed)
+
+
+def cpu_runs(num_seeds: int = 2) -> list[RunRecord]:
+    """Runs of the three recipes of Table 1 at CPU size."""
+    recipes = ("cifar10_cpu", "cifar10_sgd_small_cpu", "cifar10_sgd_large_cpu")
+    return [make_record(recipe, seed) for recipe in recipes for seed in range(num_seeds)]
+
+
+def write_results(folder: Path, records: Iterable[RunRecord]) -> Path:
+    """A results folder that holds these records."""
+    for record in records:
+        write_record(record, folder / "runs")
+    return folder
 
 
 def make_telemetry(*, energy_j: float | None = 6000.0, **phase1: Any) -> Telemetry:

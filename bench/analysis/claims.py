@@ -10,10 +10,18 @@ from itertools import product
 from typing import Literal
 
 from bench.analysis.verdicts import ACCURACY_MARGIN, TIME_MARGIN
-from bench.document.table import EMULATED, EMULATED_NOTE, NOTHING, Table, interval_cell
+from bench.document.table import EMULATED, NOTHING, Table, interval_cell, mark_notes
 from bench.landscape.records import Basin, CosineRecord, PlaneRecord, basin, on_other_sides
-from bench.plots.training import averages_shown
-from bench.records.grouping import Host, accuracy_key, group_by, host_of, machine_key, recipe_of
+from bench.plots.training import averages_against_workers
+from bench.records.grouping import (
+    Host,
+    accuracy_key,
+    data_of,
+    group_by,
+    host_of,
+    machine_key,
+    recipe_of,
+)
 from bench.records.paper import Paper, PaperValue
 from bench.records.paper_tables import (
     ACCURACY,
@@ -41,80 +49,15 @@ from bench.statistics import (
 )
 from swap_fast.record import RunRecord
 
-# What the paper claims of the loss's landscape, held against planes and cosines. No torch.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fact:
-    """A claim of which every plane or path tells whether it holds."""
-
-    says: str
-    """In the paper's words."""
-    source: str
-    """Where it says so."""
-    ours: tuple[str, ...]
-    """The figures behind it, one text a plane or path."""
-    holds: tuple[bool, ...]
-    """Whether it holds, for each of them."""
-
-
-def landscape_facts(planes: Sequence[PlaneRecord], cosines: Sequence[CosineRecord]) -> list[Fact]:
-    """The paper's claims of Figures 2 to 4, each over all planes or paths that there are."""
-    second, third = ([(p, basin(p)) for p in planes if p.figure == number] for number in (2, 3))
-    crossed = tuple(on_other_sides(plane, "LB", "SGD") for plane, _ in second)
-    return [
-        Fact(
-            says="The final model (SWAP) is closer to the center of the training error's basin "
-            "than the output of phase 1 and a worker",
-            source="Section 4, Figure 2",
-            ours=tuple(_distances(found) for _, found in second),
-            holds=tuple(found.nearest == "SWAP" for _, found in second),
-        ),
-        Fact(
-            says="During phase 2 the model traversed to a different side of the basin",
-            source="Section 4, Figure 2",
-            ours=tuple(
-                f"LB and SGD on {'unlike sides' if is_so else 'one side'}" for is_so in crossed
-            ),
-            holds=crossed,
-        ),
-        Fact(
-            says="SWAP is closer to the center than three workers",
-            source="Section 4, Figure 3",
-            ours=tuple(_distances(found) for _, found in third),
-            holds=tuple(found.nearest == "SWAP" for _, found in third),
-        ),
-        Fact(
-            says="The cosine similarity of -g and the direction to the output of SWAP decreases as "
-            "the training enters its later stages",
-            source="Section 4.2, Figure 4",
-            ours=tuple(
-                f"mean of the first third of the epochs {first:.3f}, of the last {last:.3f}"
-                for first, last in map(thirds, cosines)
-            ),
-            holds=tuple(last < first for first, last in map(thirds, cosines)),
-        ),
-    ]
-
-
-def thirds(record: CosineRecord) -> tuple[float, float]:
-    """The mean cosine over the first and over the last third of a path's epochs, or one of each."""
-    values = [row.cosine for row in record.rows]
-    count = max(1, len(values) // 3)
-    return summarize(values[:count]).mean, summarize(values[-count:]).mean
-
-
-def _distances(found: Basin) -> str:
-    each = ", ".join(f"{name} {distance:.2f}" for name, distance in found.distances.items())
-    cut_off = "; the basin reaches the grid's border" if found.cut_off else ""
-    return f"from the center: {each}{cut_off}"
-
-
-# What the paper claims of its rows, in its words: which figure is held against which. No torch.
-
-
 Rule = Literal["higher", "at least as high", "so many times longer"]
-"""How the first side is said to stand to the second."""
+"""How the first side of a claim is said to compare with the second."""
+
+SMALL, LARGE = "SGD (small-batch)", "SGD (large-batch)"
+SWAP_BEFORE, SWAP_AFTER = "SWAP (before averaging)", "SWAP (after averaging)"
+SWA_LARGE, SWA_LARGE_SMALL = "Large-batch SWA", "Large-batch followed by small-batch SWA"
+SWA_SMALL = "Small-batch SWA"
+SWAP_10, SWAP_40 = "SWAP (10 small-batch epochs)", "SWAP (40 small-batch epochs)"
+"""Rows, as the paper prints them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +65,6 @@ class Side:
     """One quantity of one row of one of the paper's tables."""
 
     table: int
-    """The paper's number."""
     label: str
     """The row, as the paper prints it."""
     column: Column | None = None
@@ -154,50 +96,45 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """How the paper says that one quantity stands to another."""
+    """The paper says that the first quantity is higher than the second, or as high, or longer."""
 
     says: str
     """In the paper's words."""
     source: str
-    """Where it says so."""
     first: Side
-    """What is said to be higher, or as high, or longer ..."""
     second: Side
-    """... than this."""
     rule: Rule
-    """How."""
 
     @property
     def is_of_one_row(self) -> bool:
         """Whether both are figures of the same runs."""
         return self.first.row.recipes == self.second.row.recipes
 
+    @property
+    def is_of_times(self) -> bool:
+        """Whether times are compared, as a ratio; else accuracies, as a difference."""
+        return self.first.column is None
 
-SMALL, LARGE = "SGD (small-batch)", "SGD (large-batch)"
-SWAP_BEFORE, SWAP_AFTER = "SWAP (before averaging)", "SWAP (after averaging)"
-SWA_LARGE, SWA_LARGE_SMALL = "Large-batch SWA", "Large-batch followed by small-batch SWA"
-SWA_SMALL = "Small-batch SWA"
-SWAP_10, SWAP_40 = "SWAP (10 small-batch epochs)", "SWAP (40 small-batch epochs)"
+
+def _claim(rule: Rule, first: Side, second: Side, source: str, says: str) -> Claim:
+    return Claim(says=says, source=f"Section {source}", first=first, second=second, rule=rule)
+
+
+def _side(table: int, label: str, column: Column | None = None) -> Side:
+    return Side(table=table, label=label, column=column)
 
 
 def _claims_of(table: int, section: str, column: Column, *, large: str, swap: str) -> list[Claim]:
-    """What is said alike of Tables 1 to 3."""
-
-    def claim(says: str, first: str, second: str, rule: Rule) -> Claim:
-        return Claim(
-            says=says,
-            source=f"{section}, Table {table}",
-            first=Side(table=table, label=first, column=column),
-            second=Side(table=table, label=second, column=column),
-            rule=rule,
-        )
-
+    """The three claims that the paper makes of Tables 1, 2 and 3 alike."""
+    source = f"{section}, Table {table}"
+    averaging = "Test accuracy improves when the models are averaged"
+    small, big, before, after = (
+        _side(table, label, column) for label in (SMALL, LARGE, SWAP_BEFORE, SWAP_AFTER)
+    )
     return [
-        claim(
-            "Test accuracy improves when the models are averaged", SWAP_AFTER, SWAP_BEFORE, "higher"
-        ),
-        claim(swap, SWAP_AFTER, SMALL, "at least as high"),
-        claim(large, SMALL, LARGE, "higher"),
+        _claim("higher", after, before, source, averaging),
+        _claim("at least as high", after, small, source, swap),
+        _claim("higher", small, big, source, large),
     ]
 
 
@@ -205,92 +142,79 @@ _LARGE = "Training with small batches achieves higher testing accuracy than with
 _SWAP = "SWAP achieves accuracies on par with small-batch training, or better"
 
 ACCURACY_CLAIMS = (
-    *_claims_of(1, "Section 5.1", ACCURACY, large=_LARGE, swap=_SWAP),
-    *_claims_of(2, "Section 5.1", ACCURACY, large=_LARGE, swap=_SWAP),
+    *_claims_of(1, "5.1", ACCURACY, large=_LARGE, swap=_SWAP),
+    *_claims_of(2, "5.1", ACCURACY, large=_LARGE, swap=_SWAP),
     *_claims_of(
         3,
-        "Section 5.2",
+        "5.2",
         TOP_1,
         large="Doubling the batch size reduces the test accuracy of the small-batch run",
         swap="SWAP recovers the generalization performance of the small-batch run",
     ),
-    Claim(
-        says="SWA was unable to improve a large-batch run: before averaging it is as high",
-        source="Section 5.3, Table 4",
-        first=Side(table=4, label=SWA_LARGE, column=BEFORE),
-        second=Side(table=4, label=SWA_LARGE, column=AFTER),
-        rule="at least as high",
+    _claim(
+        "at least as high",
+        _side(4, SWA_LARGE, BEFORE),
+        _side(4, SWA_LARGE, AFTER),
+        "5.3, Table 4",
+        "SWA was unable to improve a large-batch run: before averaging it is as high",
     ),
-    Claim(
-        says="Large-batch followed by small-batch SWA reaches the test accuracy of a small-batch "
-        "run",
-        source="Section 5.3, Tables 4 and 2",
-        first=Side(table=4, label=SWA_LARGE_SMALL, column=AFTER),
-        second=Side(table=2, label=SMALL, column=ACCURACY),
-        rule="at least as high",
+    _claim(
+        "at least as high",
+        _side(4, SWA_LARGE_SMALL, AFTER),
+        _side(2, SMALL, ACCURACY),
+        "5.3, Tables 4 and 2",
+        "Large-batch followed by small-batch SWA reaches the test accuracy of a small-batch run",
     ),
-    Claim(
-        says="Small-batch SWA achieves better accuracy than SWAP (by around 0.9%)",
-        source="Section 5.3, Table 4",
-        first=Side(table=4, label=SWA_SMALL, column=AFTER),
-        second=Side(table=4, label=SWAP_10, column=AFTER),
-        rule="higher",
+    _claim(
+        "higher",
+        _side(4, SWA_SMALL, AFTER),
+        _side(4, SWAP_10, AFTER),
+        "5.3, Table 4",
+        "Small-batch SWA achieves better accuracy than SWAP (by around 0.9%)",
     ),
-    Claim(
-        says="SWAP with two longer cycles and two models a worker reaches the precision of "
-        "small-batch SWA",
-        source="Section 5.3, Table 4",
-        first=Side(table=4, label=SWAP_40, column=AFTER),
-        second=Side(table=4, label=SWA_SMALL, column=AFTER),
-        rule="at least as high",
+    _claim(
+        "at least as high",
+        _side(4, SWAP_40, AFTER),
+        _side(4, SWA_SMALL, AFTER),
+        "5.3, Table 4",
+        "SWAP with two longer cycles and two models a worker reaches the precision of small-batch "
+        "SWA",
     ),
 )
 """Of test accuracies, in the paper's order."""
 
-TIME_CLAIMS = (
-    Claim(
-        says="Large-batch followed by small-batch SWA requires more than three times longer than "
-        "SWAP",
-        source="Section 5.3, Table 4",
-        first=Side(table=4, label=SWA_LARGE_SMALL),
-        second=Side(table=4, label=SWAP_10),
-        rule="so many times longer",
-    ),
-    Claim(
-        says="Small-batch SWA needs 6.8x more training time than SWAP",
-        source="Section 5.3, Table 4",
-        first=Side(table=4, label=SWA_SMALL),
-        second=Side(table=4, label=SWAP_10),
-        rule="so many times longer",
-    ),
-    Claim(
-        says="SWAP reaches small-batch SWA's accuracy in 3.5x less time",
-        source="Section 5.3, Table 4",
-        first=Side(table=4, label=SWA_SMALL),
-        second=Side(table=4, label=SWAP_40),
-        rule="so many times longer",
-    ),
+TIME_CLAIMS = tuple(
+    _claim("so many times longer", _side(4, slow), _side(4, fast), "5.3, Table 4", says)
+    for slow, fast, says in (
+        (
+            SWA_LARGE_SMALL,
+            SWAP_10,
+            "Large-batch followed by small-batch SWA requires more than three times longer than "
+            "SWAP",
+        ),
+        (SWA_SMALL, SWAP_10, "Small-batch SWA needs 6.8x more training time than SWAP"),
+        (SWA_SMALL, SWAP_40, "SWAP reaches small-batch SWA's accuracy in 3.5x less time"),
+    )
 )
 """Of training times, in the paper's order."""
 
 
-# Which runs a claim holds against each other, and their figures. No torch.
+# The runs that a claim compares, and their figures.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """The runs of a claim's two sides that may be held against each other."""
+    """The runs of a claim's two sides that may be compared."""
 
     first: list[RunRecord]
-    """Of one recipe, kind of machine, number of devices, precision and data."""
+    """Of one recipe, kind of machine, number of devices, precision and data; as `second`."""
     second: list[RunRecord]
-    """Likewise, with the same precision and data as the first."""
     mark: str
     """A number where there is more than one such pair; else nothing."""
 
 
 def pairs_of(claim: Claim, records: Sequence[RunRecord], size: Size) -> Iterator[Pair]:
-    """Every two groups of runs that may be held against each other; an empty pair without any."""
+    """Every two groups of runs that may be compared; an empty pair without any."""
     sides = []
     for side in (claim.first, claim.second):
         runs = [record for record in records if side.has(record, size)]
@@ -310,7 +234,7 @@ def pairs_of(claim: Claim, records: Sequence[RunRecord], size: Size) -> Iterator
 
 
 def _conditions(record: RunRecord) -> tuple[object, ...]:
-    """What must be equal for runs of two recipes to be held against each other."""
+    """What must be equal for runs of two recipes to be compared."""
     key = accuracy_key(record)
     return (key.precision, key.data_hash, recipe_of(record).get("train_images"))
 
@@ -328,17 +252,73 @@ def values_of(claim: Claim, pair: Pair, *, modelled: bool = False) -> tuple[Valu
     return of(claim.first, pair.first), of(claim.second, pair.second)
 
 
-COLUMNS = (
-    "The paper says",
-    "Where",
-    "Paper",
-    "Ours",
-    "n",
-    "Difference (points) or ratio",
-    "95% interval",
-    "Test",
-    "Outcome",
-)
+# The claims of the loss's landscape, which planes and cosines show.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """A claim that each plane or path of a landscape shows to hold or not."""
+
+    says: str
+    source: str
+    shown: list[tuple[str, bool]]
+    """Of each plane or path: its figures, and whether the claim holds."""
+
+
+def landscape_facts(planes: Sequence[PlaneRecord], cosines: Sequence[CosineRecord]) -> list[Fact]:
+    """The paper's claims of Figures 2 to 4, each over all planes or paths that there are."""
+    second, third = ([(p, basin(p)) for p in planes if p.figure == number] for number in (2, 3))
+    crossed = [on_other_sides(plane, "LB", "SGD") for plane, _ in second]
+    return [
+        Fact(
+            says="The final model (SWAP) is closer to the center of the training error's basin "
+            "than the output of phase 1 and a worker",
+            source="Section 4, Figure 2",
+            shown=[(_distances(found), found.nearest == "SWAP") for _, found in second],
+        ),
+        Fact(
+            says="During phase 2 the model traversed to a different side of the basin",
+            source="Section 4, Figure 2",
+            shown=[(f"LB and SGD on {'unlike sides' if c else 'one side'}", c) for c in crossed],
+        ),
+        Fact(
+            says="SWAP is closer to the center than three workers",
+            source="Section 4, Figure 3",
+            shown=[(_distances(found), found.nearest == "SWAP") for _, found in third],
+        ),
+        Fact(
+            says="The cosine similarity of -g and the direction to the output of SWAP decreases as "
+            "the training enters its later stages",
+            source="Section 4.2, Figure 4",
+            shown=[
+                (
+                    f"mean of the first third of the epochs {first:.3f}, of the last {last:.3f}",
+                    last < first,
+                )
+                for first, last in map(thirds, cosines)
+            ],
+        ),
+    ]
+
+
+def thirds(record: CosineRecord) -> tuple[float, float]:
+    """The mean cosine over the first and over the last third of a path's epochs, or one of each."""
+    values = [row.cosine for row in record.rows]
+    count = max(1, len(values) // 3)
+    return summarize(values[:count]).mean, summarize(values[-count:]).mean
+
+
+def _distances(found: Basin) -> str:
+    each = ", ".join(f"{name} {distance:.2f}" for name, distance in found.distances.items())
+    cut_off = "; the basin reaches the grid's border" if found.cut_off else ""
+    return f"from the center: {each}{cut_off}"
+
+
+# The tables.
+
+NO_FIGURES = (*[NOTHING] * 5, NO_RUNS)
+"""The last cells of a claim without runs."""
+
 NOTE = (
     f"Outcome of 'higher': {HELD} where the 95% interval of the difference is above 0, "
     f"{DID_NOT_HOLD} where it is below; of 'on par', 'reaches', 'recovers', 'unable to improve': "
@@ -369,9 +349,10 @@ def claims_tables(
         planes: errors around some of the runs' models (Figures 2 and 3).
         cosines: of gradients along some of the runs (Figure 4).
     """
+    sides = [side for claim in ACCURACY_CLAIMS for side in (claim.first, claim.second)]
     tables = []
     for size in SIZES:
-        standing = [record for record in records if _stands(record, size)]
+        standing = (r for r in records if any(side.has(r, size) for side in sides))
         groups = group_by(standing, host_of)
         for number, host in enumerate(sorted(groups), start=1):
             ids = {record.run_id for record in groups[host]}
@@ -383,17 +364,6 @@ def claims_tables(
     return tables
 
 
-def averages_against_workers(record: RunRecord) -> list[float]:
-    """Figure 1 of a SWAP run: at each epoch of phase 2, the average less the best worker."""
-    best: dict[int, float] = {}
-    for row in record.epochs:
-        if row.phase == 2 and row.test_accuracy is not None:
-            best[row.epoch] = max(row.test_accuracy, best.get(row.epoch, 0.0))
-    return [
-        row.test_accuracy - best[row.epoch] for row in averages_shown(record) if row.epoch in best
-    ]
-
-
 def _table(
     size: Size,
     number: int,
@@ -403,77 +373,79 @@ def _table(
     facts: Sequence[Fact],
 ) -> Table:
     rows: list[tuple[str, ...]] = []
-    marks: dict[str, None] = {}
-    for claim in ACCURACY_CLAIMS:
+    notes: dict[str, None] = {}  # each once, in order
+    for claim in (*ACCURACY_CLAIMS, *TIME_CLAIMS):
         for pair in pairs_of(claim, records, size):
-            rows.append(_accuracy_row(claim, pair, paper))
-            marks |= dict.fromkeys(_mark_notes(pair))
+            rows.append(_claim_row(claim, pair, paper))
+            if claim.is_of_times and pair.first and pair.second:
+                rows.append(_claim_row(claim, pair, paper, modelled=True))
+            if pair.mark:
+                notes[_pair_note(pair)] = None
         if claim is ACCURACY_CLAIMS[0]:
             rows.append(_figure_1_row(records, size))
-    for claim in TIME_CLAIMS:
-        for pair in pairs_of(claim, records, size):
-            ways = (False, True) if pair.first and pair.second else (False,)
-            rows += [_time_row(claim, pair, paper, modelled=modelled) for modelled in ways]
-            marks |= dict.fromkeys(_mark_notes(pair))
     rows += [_fact_row(fact) for fact in facts]
-    emulated = [EMULATED_NOTE] if any(EMULATED in cell for row in rows for cell in row) else []
     at = "at the paper's size" if size == "paper" else "at CPU size"
-    data = sorted({f"{r.data.get('name')} ({r.data.get('kind')})" for r in records})
     return Table(
         name=f"claims_{size}_{number}",
         title=f"The paper's claims {at}, {host.label}",
         caption=(
-            f"{len(records)} runs on {', '.join(data)}. Each outcome is of these runs at this "
+            f"{len(records)} runs on {data_of(records)}. Each outcome is of these runs at this "
             "size: it says nothing of another. Accuracies in percent, times in seconds."
         ),
-        columns=COLUMNS,
+        columns=(
+            "The paper says",
+            "Where",
+            "Paper",
+            "Ours",
+            "n",
+            "Difference (points) or ratio",
+            "95% interval",
+            "Test",
+            "Outcome",
+        ),
         rows=tuple(rows),
-        footnotes=(NOTE, PAIRING_NOTE, MODELLED_NOTE, *emulated, *marks),
+        footnotes=(NOTE, PAIRING_NOTE, MODELLED_NOTE, *mark_notes(rows), *notes),
     )
 
 
-def _accuracy_row(claim: Claim, pair: Pair, paper: Paper) -> tuple[str, ...]:
-    cells = (claim.says, claim.source, _published(claim, paper))
-    first, second = values_of(claim, pair)
-    if not first or not second:
-        return (*cells, *[NOTHING] * 5, NO_RUNS)
-    found = contrast(first, second, paired_by="run" if claim.is_of_one_row else "seed")
-    ours = f"{_mean(first, 100)} against {_mean(second, 100)}{pair.mark}"
-    if found.paired_by is not None:
-        other = dict(second)
-        count = sum(value > other[key] for key, value in first)
-        ours += f"; higher in {count} of {len(first)}"
-    least = 0.0 if claim.rule == "higher" else -ACCURACY_MARGIN / 100
-    return (
-        *cells,
-        ours,
-        found.n,
-        f"{100 * found.mean:.2f}",
-        interval_cell(found.interval, 100),
-        found.test,
-        outcome(found, least=least),
-    )
-
-
-def _time_row(claim: Claim, pair: Pair, paper: Paper, *, modelled: bool) -> tuple[str, ...]:
-    how = "modelled" if modelled else "measured"
-    cells = (claim.says, claim.source, _published(claim, paper))
+def _claim_row(
+    claim: Claim, pair: Pair, paper: Paper, *, modelled: bool = False
+) -> tuple[str, ...]:
+    first_paper, second_paper = (side.published(paper) for side in (claim.first, claim.second))
+    published = f"{first_paper.mean:.2f} against {second_paper.mean:.2f} (n = {first_paper.n})"
+    ratio = first_paper.mean / second_paper.mean
+    if claim.is_of_times:
+        published = f"{ratio:.2f}: {published}"
     first, second = values_of(claim, pair, modelled=modelled)
     if not first or not second:
-        return (*cells, *[NOTHING] * 5, NO_RUNS)
-    found = contrast(logarithms(first), logarithms(second))
-    claimed = _paper_ratio(claim, paper)
-    emulated = any(record.emulated_workers for record in (*pair.first, *pair.second))
-    mark = f" {EMULATED}" if emulated and not modelled else ""
-    return (
-        *cells,
-        f"{how}: {_mean(first)} against {_mean(second)}{mark}{pair.mark}",
-        found.n,
-        f"{math.exp(found.mean):.2f}",
-        interval_cell(exponential(found.interval)),
-        f"{found.test}, of logarithms",
-        outcome(found, least=math.log((1 - TIME_MARGIN) * claimed), enough=math.log(claimed)),
-    )
+        return (claim.says, claim.source, published, *NO_FIGURES)
+    if claim.is_of_times:
+        found = contrast(logarithms(first), logarithms(second))
+        how = "modelled" if modelled else "measured"
+        emulated = any(record.emulated_workers for record in (*pair.first, *pair.second))
+        mark = f" {EMULATED}" if emulated and not modelled else ""
+        ours = f"{how}: {_mean(first)} against {_mean(second)}{mark}{pair.mark}"
+        figures = (
+            f"{math.exp(found.mean):.2f}",
+            interval_cell(exponential(found.interval)),
+            f"{found.test}, of logarithms",
+            outcome(found, least=math.log((1 - TIME_MARGIN) * ratio), enough=math.log(ratio)),
+        )
+    else:
+        found = contrast(first, second, paired_by="run" if claim.is_of_one_row else "seed")
+        ours = f"{_mean(first, 100)} against {_mean(second, 100)}{pair.mark}"
+        if found.paired_by is not None:
+            other = dict(second)
+            count = sum(value > other[key] for key, value in first)
+            ours += f"; higher in {count} of {len(first)}"
+        least = 0.0 if claim.rule == "higher" else -ACCURACY_MARGIN / 100
+        figures = (
+            f"{100 * found.mean:.2f}",
+            interval_cell(found.interval, 100),
+            found.test,
+            outcome(found, least=least),
+        )
+    return (claim.says, claim.source, published, ours, found.n, *figures)
 
 
 def _figure_1_row(records: Sequence[RunRecord], size: Size) -> tuple[str, ...]:
@@ -487,7 +459,7 @@ def _figure_1_row(records: Sequence[RunRecord], size: Size) -> tuple[str, ...]:
     leads = [averages_against_workers(record) for record in records if side.has(record, size)]
     leads = [lead for lead in leads if lead]
     if not leads:
-        return (*cells, *[NOTHING] * 5, NO_RUNS)
+        return (*cells, *NO_FIGURES)
     ahead, epochs = sum(each > 0 for lead in leads for each in lead), sum(map(len, leads))
     of_runs = summarize(summarize(lead).mean for lead in leads)
     least = min(min(lead) for lead in leads)
@@ -504,14 +476,14 @@ def _figure_1_row(records: Sequence[RunRecord], size: Size) -> tuple[str, ...]:
 
 def _fact_row(fact: Fact) -> tuple[str, ...]:
     """Held where it holds of every plane or path."""
-    if not fact.holds:
-        return (fact.says, fact.source, NOTHING, *[NOTHING] * 5, NO_RUNS)
-    count, n = sum(fact.holds), len(fact.holds)
+    if not fact.shown:
+        return (fact.says, fact.source, NOTHING, *NO_FIGURES)
+    count, n = sum(holds for _, holds in fact.shown), len(fact.shown)
     return (
         fact.says,
         fact.source,
         "shown, without figures",
-        "; ".join(fact.ours),
+        "; ".join(ours for ours, _ in fact.shown),
         str(n),
         *[NOTHING] * 2,
         f"holds of {count} of {n}",
@@ -519,28 +491,10 @@ def _fact_row(fact: Fact) -> tuple[str, ...]:
     )
 
 
-def _published(claim: Claim, paper: Paper) -> str:
-    first, second = (side.published(paper) for side in (claim.first, claim.second))
-    text = f"{first.mean:.2f} against {second.mean:.2f} (n = {first.n})"
-    return text if claim.first.column is not None else f"{_paper_ratio(claim, paper):.2f}: {text}"
-
-
-def _paper_ratio(claim: Claim, paper: Paper) -> float:
-    return claim.first.published(paper).mean / claim.second.published(paper).mean
-
-
 def _mean(values: Values, factor: float = 1) -> str:
     return f"{factor * summarize(value for _, value in values).mean:.2f}"
 
 
-def _mark_notes(pair: Pair) -> list[str]:
-    if not pair.mark:
-        return []
+def _pair_note(pair: Pair) -> str:
     runs = ", ".join(dict.fromkeys(record.run_id for record in (*pair.first, *pair.second)))
-    return [f"{pair.mark.strip()} {runs}; not the same recipe, data or devices as the other pairs."]
-
-
-def _stands(record: RunRecord, size: Size) -> bool:
-    """Whether any claim is about the run's row."""
-    sides = (side for claim in ACCURACY_CLAIMS for side in (claim.first, claim.second))
-    return any(side.has(record, size) for side in sides)
+    return f"{pair.mark.strip()} {runs}; not the same recipe, data or devices as the other pairs."

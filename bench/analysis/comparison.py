@@ -1,23 +1,37 @@
-"""Two groups of runs against each other: accuracies, times, laps, settings, machines. No torch.
+"""Two groups of runs compared: accuracies, times, laps, settings, machines. No torch.
 
 A difference of accuracies gets Welch's 95% interval. A ratio of times is one of geometric means:
 Welch's interval of the difference of their logarithms, made a ratio again. Noise that multiplies a
 time becomes even in its logarithm, neither spread nor number of runs need be equal, and unlike a
-bootstrap it does not get too narrow with few runs. One run says nothing of its spread: no interval.
+bootstrap it does not get too narrow with few runs. A single run has no spread: no interval.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from bench.document.table import NOTHING, UNSTABLE, UNSTABLE_NOTE, Table, interval_cell, plus_minus
-from bench.records.grouping import accuracy_key, flatten, group_by, host_of, machine_key, scale_note
-from bench.records.paper_tables import RUN_TABLES, SIZES, number_machines, places_of
+from bench.document.table import (
+    NOTHING,
+    UNSTABLE,
+    Table,
+    interval_cell,
+    mark_notes,
+    number_cell,
+    summary_cell,
+)
+from bench.records.grouping import (
+    accuracy_key,
+    group_by,
+    host_of,
+    machine_key,
+    scale_note,
+    values_by_field,
+)
+from bench.records.paper_tables import table_groups
 from bench.records.timing import dawnbench_time, laps_of_slowest_rank, unattributed_s
 from bench.statistics import (
-    Contrast,
     Interval,
     Summary,
     contrast,
@@ -28,20 +42,27 @@ from bench.statistics import (
 from swap_fast.record import RunRecord
 from swap_fast.training.clock import LAPS
 
-TIMES: dict[str, Callable[[RunRecord], float | None]] = {
-    "train time (s), measured": lambda run: run.times.after_averaging_s,
+Measure = Callable[[RunRecord], float | None]
+"""A figure of a run; None where the run has none."""
+
+TEST_ACCURACY, TRAIN_TIME = "test accuracy (%)", "train time (s), measured"
+ACCURACIES: dict[str, Measure] = {
+    TEST_ACCURACY: lambda run: run.test_accuracy,
+    "before averaging (%)": lambda run: run.accuracy_before_averaging,
+}
+"""Fractions, printed as percent."""
+TIMES: dict[str, Measure] = {
+    TRAIN_TIME: lambda run: run.times.after_averaging_s,
     # Of SGD the modelled time is the measured one.
     "parallel time (s), modelled": lambda run: run.times.modelled_after_averaging_s,
     "time to the target (s)": dawnbench_time,
     "wall clock (s)": lambda run: run.times.wall_s,
 }
-"""What of the clock is compared; None where a run has no such time."""
 
-ACCURACIES: dict[str, Callable[[RunRecord], float | None]] = {
-    "test accuracy (%)": lambda run: run.test_accuracy,
-    "before averaging (%)": lambda run: run.accuracy_before_averaging,
-}
-"""Fractions, printed as percent."""
+METHOD_NOTE = (
+    "Differences: Welch's t, 95%. Ratios: of geometric means, Welch's t of the logarithms, 95%. "
+    "A single run gives no interval."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +75,7 @@ class Side:
     """One at least, that agree in recipe, data, precision and type of device."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be put together."""
+        """Refuse runs that may not be pooled."""
         if not self.runs:
             raise ValueError(f"{self.name}: expected one run or more, got none")
         kinds = len({(run.recipe, accuracy_key(run)) for run in self.runs})
@@ -88,48 +109,32 @@ class Quantity:
     """95% of `change`; None where one side is a single run."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LapPair:
-    """One lap of the slowest rank, mean over a side's runs, in seconds."""
-
-    name: str
-    """The clock's; "unattributed" is the harness's own time."""
-    first_s: float | None
-    """Of A; None where it has no such lap."""
-    second_s: float | None
-    """Of B."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FieldPair:
-    """What is not alike on both sides."""
-
-    name: str
-    """Its place, dotted."""
-    first: tuple[str, ...]
-    """A's values."""
-    second: tuple[str, ...]
-    """B's."""
+Differing = dict[str, tuple[list[str], list[str]]]
+"""Fields that are not alike on both sides, by dotted name: A's values and B's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All that is said of two groups of runs."""
+    """All that is said of two groups of runs, A and B."""
 
     first: Side
-    """A."""
     second: Side
-    """B."""
     quantities: tuple[Quantity, ...]
     """Accuracies, then times."""
-    laps: tuple[LapPair, ...]
-    """Where each second went."""
-    configuration: tuple[FieldPair, ...]
+    laps_s: dict[str, tuple[float | None, float | None]]
+    """A's and B's seconds of each lap of the slowest rank, mean over the runs; "unattributed" is
+    the harness's own time."""
+    configuration: Differing
     """What of recipe, execution and data differs."""
-    machine: tuple[FieldPair, ...]
+    machine: Differing
     """What of machine and code differs."""
     cautions: tuple[str, ...]
     """What a reader must know before the figures."""
+
+    @property
+    def sides(self) -> dict[str, Side]:
+        """By their letters."""
+        return {"A": self.first, "B": self.second}
 
 
 def compare(first: Side, second: Side) -> Comparison:
@@ -138,74 +143,66 @@ def compare(first: Side, second: Side) -> Comparison:
     alike = len({host_of(run) for run in (*first.runs, *second.runs)}) == 1 and all(
         len(side.machines) == 1 for side in (first, second)
     )
-    quantities = [_difference(name, first, second, of) for name, of in ACCURACIES.items()]
-    quantities += [_ratio(name, first, second, of, alike) for name, of in TIMES.items()]
+    quantities = [_quantity(name, first, second, of, 100) for name, of in ACCURACIES.items()]
+    quantities += [
+        _quantity(name, first, second, of, is_ratio=True, formed=alike)
+        for name, of in TIMES.items()
+    ]
     laps = [_laps(side) for side in (first, second)]
+    known = [name for name in LAPS if any(name in each for each in laps)]
     return Comparison(
         first=first,
         second=second,
         quantities=tuple(q for q in quantities if q.first or q.second),
-        laps=tuple(
-            LapPair(name=name, first_s=laps[0].get(name), second_s=laps[1].get(name))
-            for name in dict.fromkeys([*LAPS, *laps[0], *laps[1]])
-            if name in laps[0] or name in laps[1]
-        ),
-        configuration=_unlike(first, second, _settings),
-        machine=_unlike(first, second, lambda run: {"machine": run.machine, "code": run.code}),
+        laps_s={
+            name: (laps[0].get(name), laps[1].get(name))
+            for name in dict.fromkeys([*known, *laps[0], *laps[1]])
+        },
+        configuration=_differing(first, second, _settings),
+        machine=_differing(first, second, lambda run: {"machine": run.machine, "code": run.code}),
         cautions=tuple(_cautions(first, second, alike)),
     )
 
 
-def _difference(
-    name: str, first: Side, second: Side, of: Callable[[RunRecord], float | None]
+def _quantity(
+    name: str,
+    first: Side,
+    second: Side,
+    of: Measure,
+    factor: float = 1,
+    *,
+    is_ratio: bool = False,
+    formed: bool = True,
 ) -> Quantity:
-    values = [_values(side, of, 100) for side in (first, second)]
-    found = _contrast(*values) if all(values) else None
+    """A figure of both sides, B against A by Welch's test; not compared unless `formed`."""
+    # The keys keep runs of one seed from being paired.
+    values = [
+        [(f"{i} of side {number}", factor * value) for i, value in enumerate(side_values)]
+        for number, side_values in enumerate(_values(side, of) for side in (first, second))
+    ]
+    summaries = [summarize(value for _, value in each) if each else None for each in values]
+    change, interval = None, None
+    if formed and all(values):
+        if not is_ratio:
+            found = contrast(values[1], values[0])
+            change, interval = found.mean, found.interval
+        elif all(value > 0 for each in values for _, value in each):
+            found = contrast(logarithms(values[1]), logarithms(values[0]))
+            change, interval = math.exp(found.mean), exponential(found.interval)
     return Quantity(
         name=name,
-        first=summarize(values[0]) if values[0] else None,
-        second=summarize(values[1]) if values[1] else None,
-        is_ratio=False,
-        change=found.mean if found else None,
-        interval=found.interval if found else None,
+        first=summaries[0],
+        second=summaries[1],
+        is_ratio=is_ratio,
+        change=change,
+        interval=interval,
     )
 
 
-def _ratio(
-    name: str, first: Side, second: Side, of: Callable[[RunRecord], float | None], alike: bool
-) -> Quantity:
-    values = [_values(side, of) for side in (first, second)]
-    formed = alike and all(values) and all(each > 0 for each in (*values[0], *values[1]))
-    found = _contrast(*values, in_logarithms=True) if formed else None
-    return Quantity(
-        name=name,
-        first=summarize(values[0]) if values[0] else None,
-        second=summarize(values[1]) if values[1] else None,
-        is_ratio=True,
-        change=math.exp(found.mean) if found else None,
-        interval=exponential(found.interval) if found else None,
-    )
-
-
-def _contrast(
-    first: Sequence[float], second: Sequence[float], *, in_logarithms: bool = False
-) -> Contrast:
-    """B less A by Welch: keys of their own keep runs of one seed from being paired."""
-    one = [(("A", i), value) for i, value in enumerate(first)]
-    other = [(("B", i), value) for i, value in enumerate(second)]
-    if in_logarithms:
-        return contrast(logarithms(other), logarithms(one))
-    return contrast(other, one)
-
-
-def _values(
-    side: Side, of: Callable[[RunRecord], float | None], factor: float = 1
-) -> tuple[float, ...]:
+def _values(side: Side, of: Measure) -> list[float]:
     """Of every run, or none where one lacks it: a mean over some would mislead."""
-    found = [of(run) for run in side.runs]
-    return (
-        tuple(factor * value for value in found if value is not None) if None not in found else ()
-    )
+    found = [value for value in map(of, side.runs) if value is not None]
+    return found if len(found) == len(side.runs) else []
 
 
 def _laps(side: Side) -> dict[str, float]:
@@ -218,21 +215,15 @@ def _settings(run: RunRecord) -> dict[str, Any]:
     return {**run.configuration, "overrides": ", ".join(run.overrides) or None, "data": run.data}
 
 
-def _unlike(
-    first: Side, second: Side, told: Callable[[RunRecord], dict[str, Any]]
-) -> tuple[FieldPair, ...]:
-    sides = []
-    for side in (first, second):
-        facts: dict[str, dict[str, None]] = {}
-        for run in side.runs:
-            for name, value in flatten(told(run)):
-                facts.setdefault(name, {})[value] = None
-        sides.append({name: tuple(values) for name, values in facts.items()})
-    return tuple(
-        FieldPair(name=name, first=sides[0].get(name, ()), second=sides[1].get(name, ()))
-        for name in dict.fromkeys([*sides[0], *sides[1]])
-        if set(sides[0].get(name, ())) != set(sides[1].get(name, ()))
-    )
+def _differing(
+    first: Side, second: Side, fields_of: Callable[[RunRecord], Mapping[str, Any]]
+) -> Differing:
+    a, b = (values_by_field(side.runs, fields_of) for side in (first, second))
+    return {
+        name: (a.get(name, []), b.get(name, []))
+        for name in [*a, *(name for name in b if name not in a)]
+        if set(a.get(name, [])) != set(b.get(name, []))
+    }
 
 
 def _cautions(first: Side, second: Side, alike: bool) -> list[str]:
@@ -272,26 +263,18 @@ def _cautions(first: Side, second: Side, alike: bool) -> list[str]:
     return cautions
 
 
-# A comparison as tables and as JSON; and the pairs of a report's tables. No torch.
-
-
-METHOD_NOTE = (
-    "Differences: Welch's t, 95%. Ratios: of geometric means, Welch's t of the logarithms, 95%. "
-    "A single run gives no interval."
-)
-
-
 def comparison_tables(found: Comparison) -> list[Table]:
     """The figures, the laps, and what differs; in the order of reading."""
     runs = (*found.first.runs, *found.second.runs)
+    rows = [_quantity_row(quantity) for quantity in found.quantities]
     tables = [
         Table(
             name="comparison",
             title=f"{found.first.name} and {found.second.name}",
             caption=sides_line(found) + scale_note(runs),
             columns=("Quantity", "A", "B", "B - A", "B / A", "95% interval"),
-            rows=tuple(_quantity_row(quantity) for quantity in found.quantities),
-            footnotes=(METHOD_NOTE, *([UNSTABLE_NOTE] if _any_unstable(found) else [])),
+            rows=tuple(rows),
+            footnotes=(METHOD_NOTE, *mark_notes(row[1:] for row in rows)),
         ),
         Table(
             name="comparison_laps",
@@ -299,48 +282,51 @@ def comparison_tables(found: Comparison) -> list[Table]:
             caption="Seconds of the slowest rank, mean over the runs.",
             columns=("Lap", "A (s)", "B (s)", "B - A (s)"),
             rows=tuple(
-                (
-                    lap.name,
-                    *(NOTHING if s is None else f"{s:.2f}" for s in (lap.first_s, lap.second_s)),
-                    f"{(lap.second_s or 0.0) - (lap.first_s or 0.0):.2f}",
-                )
-                for lap in found.laps
+                (name, number_cell(a), number_cell(b), f"{(b or 0.0) - (a or 0.0):.2f}")
+                for name, (a, b) in found.laps_s.items()
             ),
         ),
     ]
-    for name, title, pairs in (
-        ("comparison_configuration", "Configuration: what differs", found.configuration),
-        ("comparison_machine", "Machine and code: what differs", found.machine),
-    ):
-        if pairs:
-            tables.append(
-                Table(
-                    name=name,
-                    title=title,
-                    caption="What is alike on both sides is left out.",
-                    columns=("Field", "A", "B"),
-                    rows=tuple(_field_row(pair) for pair in pairs),
-                )
-            )
+    tables += [
+        Table(
+            name=name,
+            title=title,
+            caption="What is alike on both sides is left out.",
+            columns=("Field", "A", "B"),
+            rows=tuple(
+                (field, *("; ".join(each) or NOTHING for each in sides))
+                for field, sides in differing.items()
+            ),
+        )
+        for name, title, differing in (
+            ("comparison_configuration", "Configuration: what differs", found.configuration),
+            ("comparison_machine", "Machine and code: what differs", found.machine),
+        )
+        if differing
+    ]
     return tables
 
 
 def sides_line(found: Comparison) -> str:
     """What A and B are."""
-    told = (f"{label}: {side.name} (n = {len(side.runs)})" for label, side in _sides(found))
-    return "; ".join(told) + "."
+    sides = (f"{letter}: {s.name} (n = {len(s.runs)})" for letter, s in found.sides.items())
+    return "; ".join(sides) + "."
 
 
 def comparison_json(found: Comparison) -> dict[str, Any]:
     """The same as plain values, with every run's name."""
+
+    def by_side(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+        return {name: {"A": a, "B": b} for name, (a, b) in pairs.items()}
+
     return {
         **{
-            label: {
+            letter: {
                 "name": side.name,
                 "runs": [run.run_id for run in side.runs],
                 "machines": list(side.machines),
             }
-            for label, side in _sides(found)
+            for letter, side in found.sides.items()
         },
         "cautions": list(found.cautions),
         "quantities": [
@@ -350,116 +336,31 @@ def comparison_json(found: Comparison) -> dict[str, Any]:
                 "B": _summary_json(quantity.second),
                 "kind": "ratio" if quantity.is_ratio else "difference",
                 "change": quantity.change,
-                "interval": _interval_json(quantity.interval),
+                "interval": quantity.interval and list(asdict(quantity.interval).values()),
             }
             for quantity in found.quantities
         ],
-        "laps_s": {lap.name: {"A": lap.first_s, "B": lap.second_s} for lap in found.laps},
-        "configuration": _pairs_json(found.configuration),
-        "machine": _pairs_json(found.machine),
+        "laps_s": by_side(found.laps_s),
+        "configuration": by_side(found.configuration),
+        "machine": by_side(found.machine),
         "method": METHOD_NOTE,
     }
 
 
-def pair_tables(records: Sequence[RunRecord]) -> list[Table]:
-    """Each two recipes of each of the paper's tables, where both ran on one kind of machine.
-
-    Runs of one recipe on other numbers of its devices are a side of their own.
-    """
-    numbers = number_machines(records)
-    tables = []
-    for paper_table in RUN_TABLES.values():
-        for size in SIZES:
-            place = paper_table.place(size)
-            standing = [record for record in records if place in places_of(record)]
-            for host, runs in group_by(standing, host_of).items():
-                sides = _sides_of(runs)
-                rows = [_pair_row(a, b) for a, b in combinations(sides, 2)]
-                if not rows:
-                    continue
-                number = numbers[host]
-                tables.append(
-                    Table(
-                        name=f"pairs_{place}_machine{number}",
-                        title=f"Pairs of {paper_table.title(size)}, machine {number}",
-                        caption=f"Any two: python -m bench compare A B. On {host.label}."
-                        + scale_note(runs),
-                        columns=(
-                            "A",
-                            "B",
-                            "Runs",
-                            host.devices_head,
-                            "Accuracy, B - A (points)",
-                            "its 95% interval",
-                            "Time, measured, B / A",
-                            "its 95% interval (ratio)",
-                        ),
-                        rows=tuple(rows),
-                        footnotes=(METHOD_NOTE,),
-                    )
-                )
-    return tables
-
-
-def _sides(found: Comparison) -> Iterable[tuple[str, Side]]:
-    return (("A", found.first), ("B", found.second))
-
-
-def _sides_of(runs: Sequence[RunRecord]) -> list[Side]:
-    """A side a recipe; a recipe whose runs do not agree in all has one for each kind."""
-    groups = group_by(runs, lambda run: (run.recipe, accuracy_key(run), machine_key(run)))
-    return [Side(name=group[0].recipe, runs=tuple(group)) for group in groups.values()]
-
-
-def _pair_row(a: Side, b: Side) -> tuple[str, ...]:
-    found = compare(a, b)
-    by_name = {quantity.name: quantity for quantity in found.quantities}
-    accuracy, time = by_name["test accuracy (%)"], by_name["train time (s), measured"]
-    return (
-        a.name,
-        b.name,
-        f"{len(a.runs)} and {len(b.runs)}",
-        " and ".join(machine_key(side.runs[0]).devices_cell for side in (a, b)),
-        _number(accuracy.change),
-        interval_cell(accuracy.interval),
-        _number(time.change),
-        interval_cell(time.interval),
-    )
-
-
 def _quantity_row(quantity: Quantity) -> tuple[str, ...]:
-    change = _number(quantity.change)
+    def cell(summary: Summary | None) -> str:
+        is_marked = summary is not None and quantity.is_ratio and summary.unstable
+        return summary_cell(summary) + f" {UNSTABLE}" * is_marked
+
+    change = number_cell(quantity.change)
     return (
         quantity.name,
-        *(_summary_cell(each, quantity.is_ratio) for each in (quantity.first, quantity.second)),
+        cell(quantity.first),
+        cell(quantity.second),
         NOTHING if quantity.is_ratio else change,
         change if quantity.is_ratio else NOTHING,
         interval_cell(quantity.interval),
     )
-
-
-def _summary_cell(summary: Summary | None, is_time: bool) -> str:
-    if summary is None:
-        return NOTHING
-    mark = f" {UNSTABLE}" if is_time and summary.unstable else ""
-    return plus_minus(summary.mean, summary.std) + mark
-
-
-def _any_unstable(found: Comparison) -> bool:
-    return any(
-        each is not None and each.unstable
-        for quantity in found.quantities
-        if quantity.is_ratio
-        for each in (quantity.first, quantity.second)
-    )
-
-
-def _field_row(pair: FieldPair) -> tuple[str, ...]:
-    return (pair.name, *("; ".join(each) or NOTHING for each in (pair.first, pair.second)))
-
-
-def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}"
 
 
 def _summary_json(summary: Summary | None) -> dict[str, Any] | None:
@@ -473,9 +374,54 @@ def _summary_json(summary: Summary | None) -> dict[str, Any] | None:
     }
 
 
-def _interval_json(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
+# The pairs of a report's tables.
 
 
-def _pairs_json(pairs: Iterable[FieldPair]) -> dict[str, Any]:
-    return {pair.name: {"A": list(pair.first), "B": list(pair.second)} for pair in pairs}
+def pair_tables(records: Sequence[RunRecord]) -> list[Table]:
+    """Each two recipes of each of the paper's tables, where both ran on one kind of machine.
+
+    Runs of one recipe on other numbers of its devices are a side of their own.
+    """
+    return [
+        Table(
+            name=f"pairs_{group.name}",
+            title=f"Pairs of {group.title}",
+            caption=f"Any two: python -m bench compare A B. On {group.host.label}."
+            + scale_note(group.records),
+            columns=(
+                "A",
+                "B",
+                "Runs",
+                group.host.devices_head,
+                "Accuracy, B - A (points)",
+                "its 95% interval",
+                "Time, measured, B / A",
+                "its 95% interval (ratio)",
+            ),
+            rows=rows,
+            footnotes=(METHOD_NOTE,),
+        )
+        for group in table_groups(records)
+        if (rows := tuple(_pair_row(a, b) for a, b in combinations(_sides_of(group.records), 2)))
+    ]
+
+
+def _sides_of(runs: Sequence[RunRecord]) -> list[Side]:
+    """A side a recipe; a recipe whose runs do not agree in all has one for each kind."""
+    groups = group_by(runs, lambda run: (run.recipe, accuracy_key(run), machine_key(run)))
+    return [Side(name=group[0].recipe, runs=tuple(group)) for group in groups.values()]
+
+
+def _pair_row(a: Side, b: Side) -> tuple[str, ...]:
+    by_name = {quantity.name: quantity for quantity in compare(a, b).quantities}
+    accuracy, time = by_name[TEST_ACCURACY], by_name[TRAIN_TIME]
+    return (
+        a.name,
+        b.name,
+        f"{len(a.runs)} and {len(b.runs)}",
+        " and ".join(machine_key(side.runs[0]).devices_cell for side in (a, b)),
+        number_cell(accuracy.change),
+        interval_cell(accuracy.interval),
+        number_cell(time.change),
+        interval_cell(time.interval),
+    )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from bench.document.table import NOTHING, Table, percent
+from bench.document.table import NOTHING, Table, number_cell, percent
 from bench.records.grouping import scale_note
 from swap_fast.record import LapTelemetry, RunRecord
 from swap_fast.training.clock import LAPS
@@ -92,12 +92,12 @@ def _cells(record: RunRecord, name: str) -> tuple[str, ...]:
     highest = [lap.peak_temperature_c for lap in laps if lap.peak_temperature_c is not None]
     shares = throttle_shares(record, name)
     return (
-        _whole(energy_j(record, [name])),
-        _whole(mean_power_w(record, name)),
-        _whole(_over_samples(laps, "mean_sm_clock_mhz")),
-        _whole(min(lowest, default=None)),
+        number_cell(energy_j(record, [name]), 0),
+        number_cell(mean_power_w(record, name), 0),
+        number_cell(_over_samples(laps, "mean_sm_clock_mhz"), 0),
+        number_cell(min(lowest, default=None), 0),
         NOTHING if utilization is None else percent(utilization, 0),
-        _whole(max(highest, default=None)),
+        number_cell(max(highest, default=None), 0),
         ", ".join(f"{word} {percent(share, 0)}" for word, share in shares.items()) or NOTHING,
     )
 
@@ -114,7 +114,3 @@ def _over_samples(laps: Sequence[LapTelemetry], quantity: str) -> float | None:
     if not known:
         return None
     return fmean([getattr(lap, quantity) for lap in known], [lap.samples for lap in known])
-
-
-def _whole(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.0f}"

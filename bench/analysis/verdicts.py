@@ -1,12 +1,11 @@
-"""Ours beside the paper's: Welch's test of the difference, and a plain verdict. No torch."""
+"""Ours beside the paper's: a verdict by Welch's test, and which runs may be compared. No torch."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from bench.records.grouping import replicas_of
 from bench.records.paper import PaperValue
-from bench.statistics import Interval, Summary, t_quantile
+from bench.statistics import Difference, Summary, welch
 from swap_fast.record import RunRecord
 
 ACCURACY_MARGIN = 0.3
@@ -25,39 +24,9 @@ VERDICT_NOTE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Ours less the paper's, by Welch's test: neither spread nor number of runs need be equal."""
-
-    mean: float
-    """In the paper's units."""
-    interval: Interval
-    """95%."""
-    p_value: float
-    """How often equal means would differ so much."""
-
-
 def difference_from(ours: Summary, published: PaperValue) -> Difference | None:
     """How far ours, in the paper's units, is from the published; None for a single run."""
-    if ours.std is None:
-        return None
-    from scipy.stats import ttest_ind_from_stats
-
-    test = ttest_ind_from_stats(
-        *(ours.mean, ours.std, ours.n),
-        *(published.mean, published.sd, published.n),
-        equal_var=False,
-    )
-    squared = (ours.std**2 / ours.n, published.sd**2 / published.n)
-    degrees = sum(squared) ** 2 / (
-        squared[0] ** 2 / (ours.n - 1) + squared[1] ** 2 / (published.n - 1)
-    )
-    mean, reach = ours.mean - published.mean, t_quantile(degrees) * sum(squared) ** 0.5
-    return Difference(
-        mean=mean,
-        interval=Interval(low=mean - reach, high=mean + reach),
-        p_value=float(test.pvalue),
-    )
+    return welch((ours.mean, ours.std, ours.n), (published.mean, published.sd, published.n))
 
 
 def verdict(ours: Summary, published: PaperValue) -> str:
@@ -76,7 +45,7 @@ def verdict(ours: Summary, published: PaperValue) -> str:
 
 
 def is_comparable(records: Sequence[RunRecord], published: PaperValue) -> bool:
-    """Whether the runs may be held against the published figure.
+    """Whether the runs may be compared with the published figure.
 
     All need the paper's net, data and epochs; times also its hardware: as many V100 as the paper
     names, one process on each. Where it names a machine for all of a table's rows (Table 4), those

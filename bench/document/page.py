@@ -1,6 +1,6 @@
-"""A report as data: sections of paragraphs, lists, figures and tables, in no markup. No torch.
+"""A report as data, and its two forms: Markdown, and one HTML file. No torch.
 
-What it says is built once (`bench.report.sections`); Markdown and HTML are two forms of it.
+Its texts hold no markup: each form escapes them.
 """
 
 import base64
@@ -76,16 +76,11 @@ class Document:
     """In the order of reading."""
 
 
-# A document as one HTML file that needs nothing beside it: no script, no network. No torch.
-#
-# Every text goes through the template's escaping; what a record says never becomes markup.
-
-
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 def document_to_html(document: Document) -> str:
-    """The document as the text of a file, its figures within it.
+    """The document as the text of one file that needs nothing beside it: no script, no network.
 
     Raises:
         OSError: a figure cannot be read.
@@ -122,11 +117,8 @@ def _data_uri(svg: Path) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode('ascii')}"
 
 
-# A document as Markdown, with its figures as links. No torch.
-
-
 def document_to_markdown(document: Document, folder: Path) -> str:
-    """The document as the text of a file.
+    """The document as the text of a file, its figures as links.
 
     Arguments:
         folder: where the file is to stand, from which its links lead.

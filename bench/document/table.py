@@ -1,6 +1,6 @@
-"""A table as data, and its forms as Markdown, CSV and LaTeX, each with its own escaping.
+"""A table as data, and its forms: Markdown, CSV, LaTeX, the screen. No torch.
 
-As HTML it stands in the report's template.
+HTML is written by the report's template.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.statistics import Interval
+from bench.statistics import Interval, Summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,6 +85,10 @@ class Table:
     """Cells, as many a row as there are columns."""
     footnotes: tuple[str, ...] = ()
     """What the cells' marks mean."""
+    details: tuple[str, ...] = ()
+    """Columns that a narrow screen leaves out."""
+    more_details: tuple[str, ...] = ()
+    """Columns that it leaves out too where the longest words of the others are too wide."""
 
     def __post_init__(self) -> None:
         """Hold the shape."""
@@ -104,6 +108,14 @@ def escape_latex(text: str) -> str:
     # A row's end takes what follows it for its own, be it in the next row.
     guard = "{}" if apart.lstrip()[:1] in ("[", "*") else ""
     return guard + "".join(_LATEX.get(character, character) for character in apart)
+
+
+def latex_text(text: str) -> str:
+    """As `escape_latex`; a character that no usual font has is shown by its number."""
+    return "".join(
+        character if ord(character) < 0x180 else f"(U+{ord(character):04X})"
+        for character in escape_latex(text)
+    )
 
 
 def to_markdown(table: Table) -> str:
@@ -131,38 +143,67 @@ def to_markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_csv(table: Table) -> str:
-    """The heads and the rows alone."""
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A CSV file's text: the heads, then the rows."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows(table.rows)
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     return text.getvalue()
 
 
-def to_latex(table: Table) -> str:
-    """A `table` environment that needs no package but an input encoding of UTF-8."""
+def to_csv(table: Table) -> str:
+    """The heads and the rows alone."""
+    return csv_text(table.columns, table.rows)
+
+
+def to_latex(table: Table, *, full_page: bool = False) -> str:
+    """A `table` environment, for an input encoding of UTF-8.
+
+    Arguments:
+        full_page: as wide as the text with its notes below, in characters of usual fonts; this
+            needs the packages booktabs and graphicx, the plain form needs none.
+    """
+    escape = latex_text if full_page else escape_latex
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(escape_latex(cell) for cell in cells) + r" \\"
+        return " & ".join(escape(cell) for cell in cells) + r" \\"
 
+    top, middle, bottom = (
+        (r"\toprule", r"\midrule", r"\bottomrule") if full_page else (r"\hline",) * 3
+    )
     alignment = "".join("r" if is_right else "l" for is_right in figure_columns(table))
-    note = " ".join(escape_latex(each) for each in (table.caption, *table.footnotes))
-    lines = [
-        r"\begin{table}",
-        r"\centering",
+    tabular = [
         rf"\begin{{tabular}}{{{alignment}}}",
-        r"\hline",
+        top,
         line(table.columns),
-        r"\hline",
+        middle,
         *(line(row) for row in table.rows),
-        r"\hline",
-        r"\end{tabular}",
-        rf"\caption{{{escape_latex(table.title)}. {note}}}",
-        rf"\label{{tab:{table.name}}}",
-        r"\end{table}",
+        bottom,
     ]
-    return "\n".join(lines) + "\n"
+    title, notes = escape(table.title), [escape(s) for s in (table.caption, *table.footnotes)]
+    if full_page:
+        lines = [
+            r"\begin{table}[p]",
+            r"\centering",
+            rf"\caption{{{title}}}",
+            rf"\label{{tab:{table.name.replace('_', '-')}}}",
+            r"\resizebox{\textwidth}{!}{%",
+            *tabular,
+            r"\end{tabular}}",
+            r"\par\smallskip",
+            r"\begin{minipage}{\textwidth}\footnotesize",
+            *(rf"{note}\par" for note in notes),
+            r"\end{minipage}",
+        ]
+    else:
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            *tabular,
+            r"\end{tabular}",
+            rf"\caption{{{title}. {' '.join(notes)}}}",
+            rf"\label{{tab:{table.name}}}",
+        ]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
 RENDERINGS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
@@ -183,6 +224,26 @@ def plus_minus(mean: float, std: float | None, decimals: int = 2) -> str:
     """`mean ± std`, or the mean alone where there is no deviation."""
     text = f"{mean:.{decimals}f}"
     return text if std is None else f"{text} ± {std:.{decimals}f}"
+
+
+def number_cell(value: float | None, decimals: int = 2) -> str:
+    """A number, or NOTHING."""
+    return NOTHING if value is None else f"{value:.{decimals}f}"
+
+
+def summary_cell(summary: Summary | None, factor: float = 1, decimals: int = 2) -> str:
+    """`mean ± std`, each times the factor; NOTHING without a summary."""
+    if summary is None:
+        return NOTHING
+    std = None if summary.std is None else factor * summary.std
+    return plus_minus(factor * summary.mean, std, decimals)
+
+
+def mark_notes(rows: Iterable[Sequence[str]]) -> list[str]:
+    """The footnotes of those marks that the rows hold."""
+    text = "".join(cell for row in rows for cell in row)
+    notes = {EMULATED: EMULATED_NOTE, SHARED: SHARED_NOTE, UNSTABLE: UNSTABLE_NOTE}
+    return [note for mark, note in notes.items() if mark in text]
 
 
 def interval_cell(interval: Interval | None, factor: float = 1, decimals: int = 2) -> str:
@@ -206,48 +267,23 @@ def one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-# A table on the screen: all of it where there is room, else its main columns.
-
-
 WIDE = 120
 """Characters of a screen that has room for all columns."""
 
-_LEFT_OUT = frozenset(
-    {
-        "n",
-        "Ours: 95% interval (%)",
-        "Verdict",
-        "Phase 1 (mean epochs)",
-        "Machine",
-        "Devices",
-        CORES_HEAD,
-        GPUS_HEAD,
-        "Source",
-        "Note",
-        "Recipe",
-        "Phase 1 ended by",
-        "Phase 1 (epochs)",
-    }
-)
-"""Columns that a narrower one has no room for: the report has them."""
-
-_LEFT_OUT_IF_TIGHT = "Runs at target"
-"""Likewise, where the words of what is left are too wide still."""
-
 
 def show_table(table: Table, console: Console) -> None:
-    """Print a table and its footnotes."""
+    """Print a table and its footnotes; without its details where the screen is narrow."""
     from rich import box
     from rich.table import Table as ScreenTable
     from rich.text import Text
 
     # Text, not str: a name with brackets is no markup.
     screen = ScreenTable(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD)
-    left_out = _LEFT_OUT if console.width < WIDE else frozenset()
+    left_out = table.details if console.width < WIDE else ()
     kept = [i for i, column in enumerate(table.columns) if column not in left_out]
     cells = [[column[i] for column in (table.columns, *table.rows)] for i in kept]
     if sum(_longest_word(each) + 2 for each in cells) > console.width:
-        kept = [i for i in kept if table.columns[i] != _LEFT_OUT_IF_TIGHT]
+        kept = [i for i in kept if table.columns[i] not in table.more_details]
         cells = [[column[i] for column in (table.columns, *table.rows)] for i in kept]
     tight = sum(max(map(len, each)) + 2 for each in cells) > console.width
     for i, each in zip(kept, cells, strict=True):

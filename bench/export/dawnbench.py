@@ -29,11 +29,10 @@ class Row:
     epoch: int
     """Epochs that this model was trained for, from 1."""
     hours: float
-    """DAWNBench's reading when it was there."""
+    """DAWNBench's reading of the clock at its end."""
     top1: float
-    """On the test images."""
     top5: float | None
-    """On ImageNet's."""
+    """Of ImageNet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +42,9 @@ class Entry:
     name: str
     """Of both files, without their endings."""
     about: dict[str, Any]
-    """The JSON's content."""
+    """The content of the JSON file."""
     rows: tuple[Row, ...]
-    """The TSV's."""
+    """Of the TSV file."""
     caveats: list[str]
     """Why it is no official result; empty for one that may be submitted."""
 
@@ -55,12 +54,10 @@ class Entry:
 
     def tsv_text(self) -> str:
         """The TSV file: `epoch`, `hours`, `top1Accuracy` and, of ImageNet, `top5Accuracy`."""
-        has_top5 = self.rows[-1].top5 is not None
-        heads = ["epoch", "hours", "top1Accuracy", *(["top5Accuracy"] if has_top5 else [])]
-        lines = ["\t".join(heads)]
-        for row in self.rows:
-            values = [row.epoch, row.hours, row.top1, *([row.top5] if has_top5 else [])]
-            lines.append("\t".join(repr(value) for value in values))
+        count = 3 if self.rows[-1].top5 is None else 4
+        heads = ("epoch", "hours", "top1Accuracy", "top5Accuracy")[:count]
+        values = ((row.epoch, row.hours, row.top1, row.top5)[:count] for row in self.rows)
+        lines = ["\t".join(heads), *("\t".join(map(repr, row)) for row in values)]
         return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ from swap_fast.record import EpochRow, RunRecord
 from swap_fast.training.clock import total
 
 TOKEN = ":::MLLOG"
-"""How every line of the log begins that is not a remark."""
+"""The beginning of every line of the log but the remarks."""
 
 QUALITY = 0.759
 """Top-1 accuracy at which MLPerf's ResNet-50 is trained."""
@@ -35,15 +35,12 @@ class Event:
     at_s: float
     """Since the run's start by MLPerf's reading; below 0 before it."""
     type: EventType
-    """An interval's start or end, or a moment."""
     key: str
     """As MLPerf names it."""
     value: Any = None
-    """Plain."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """Plain."""
     namespace: str = ""
-    """A worker of phase 2 has one of its own: workers train side by side."""
+    """Each worker of phase 2 has its own: workers train at the same time."""
 
 
 def mlperf_log(record: RunRecord, options: MlperfOptions) -> str:
@@ -60,7 +57,7 @@ def mlperf_log(record: RunRecord, options: MlperfOptions) -> str:
 
 
 class Timeline:
-    """When what happened, in seconds of MLPerf's reading of the clock, which begins at 0.
+    """The time of each event, in seconds of MLPerf's reading of the clock, which begins at 0.
 
     A row's time leaves out loading, tests and checkpoints, of which the record has each rank's
     sums: loading came first, and the others are shared out evenly over the rank's epochs and, of
@@ -111,7 +108,7 @@ class Timeline:
         return min(self._after(0, last), self._last_training_s)
 
     def rank_of(self, row: EpochRow) -> int:
-        """The rank that told of an epoch."""
+        """The rank that recorded an epoch."""
         ranks = len(self._laps)
         if row.phase == 1 or self._record.method != "swap":
             return 0
@@ -237,28 +234,25 @@ def _run(record: RunRecord, timeline: Timeline) -> Iterator[Event]:
     if timeline.is_averaged:
         began_s = timeline.end_s - timeline.final_test_s
         yield Event(at_s=began_s, type=START, key="eval_start", metadata=at)
-        yield from _tested(timeline.end_s, record.test_accuracy, at | {"model": "average"})
+        averaged = {"metadata": at | {"model": "average"}}
+        yield from _tested(timeline.end_s, record.test_accuracy, averaged)
     yield Event(at_s=timeline.end_s, type=END, key="run_stop", metadata={"status": status} | at)
 
 
 def _epoch(row: EpochRow, timeline: Timeline, number: int) -> Iterator[Event]:
     start_s, end_s, tested_s = timeline.epoch(row)
-    at, namespace = {"epoch_num": number}, "" if row.phase == 1 else f"worker{row.worker}"
-    for at_s, kind, key in (
-        (start_s, START, "epoch_start"),
-        (end_s, END, "epoch_stop"),
-        (end_s, START, "eval_start"),
-    ):
-        yield Event(at_s=at_s, type=kind, key=key, metadata=at, namespace=namespace)
+    namespace = "" if row.phase == 1 else f"worker{row.worker}"
+    about: dict[str, Any] = {"metadata": {"epoch_num": number}, "namespace": namespace}
+    yield Event(at_s=start_s, type=START, key="epoch_start", **about)
+    yield Event(at_s=end_s, type=END, key="epoch_stop", **about)
+    yield Event(at_s=end_s, type=START, key="eval_start", **about)
     if row.test_accuracy is not None:
-        yield from _tested(tested_s, row.test_accuracy, at, namespace)
+        yield from _tested(tested_s, row.test_accuracy, about)
 
 
-def _tested(
-    at_s: float, accuracy: float, at: dict[str, Any], namespace: str = ""
-) -> Iterator[Event]:
-    for kind, key, value in ((POINT, "eval_accuracy", accuracy), (END, "eval_stop", None)):
-        yield Event(at_s=at_s, type=kind, key=key, value=value, metadata=at, namespace=namespace)
+def _tested(at_s: float, accuracy: float, about: dict[str, Any]) -> Iterator[Event]:
+    yield Event(at_s=at_s, type=POINT, key="eval_accuracy", value=accuracy, **about)
+    yield Event(at_s=at_s, type=END, key="eval_stop", **about)
 
 
 def _line(event: Event, start_ms: float) -> str:

@@ -1,36 +1,31 @@
-"""The paper's tables beside ours as one LaTeX document, with booktabs. No torch."""
+"""Runs as CSV, and the paper's tables beside ours as one LaTeX document. No torch."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from bench.analysis.energy import energy_j
-from bench.document.table import Table, escape_latex, figure_columns
+from bench.document.table import csv_text, to_latex
 from bench.export.options import caveats_of
-from bench.records.grouping import recipe_of
+from bench.records.grouping import flatten, recipe_of
 from bench.records.paper import load_paper
 from bench.records.timing import dawnbench_time, laps_of_slowest_rank
-from bench.report.lists import recipe_tables
 from bench.report.paper_tables import all_run_tables
+from bench.report.recipe_tables import recipe_tables
 from swap_fast.record import EpochRow, RunRecord
 
-# Runs as CSV: one line a run with all that its record holds, or one line an epoch. No torch.
-#
-# Accuracies are fractions; units are in the names. What a run does not have is empty.
+# CSV: accuracies are fractions; units are in the names; what a run does not have is empty.
 
-
-_TABLES = ("epochs", "average_by_epoch", "telemetry", "times")
-"""What a record holds that is more than a value: tables of their own, or told otherwise."""
+_NOT_FLAT = ("epochs", "average_by_epoch", "telemetry", "times", "configuration")
+"""Fields of a record that are tables of their own, or get columns with other names."""
 
 Cells = dict[str, Any]
 
 
 def runs_csv(records: Sequence[RunRecord]) -> str:
     """One line a run. A run's dictionaries are spread out: `recipe.phase1.peak_lr`."""
-    return _table([_run(record) for record in records])
+    return _csv([_run(record) for record in records])
 
 
 def epochs_csv(records: Sequence[RunRecord]) -> str:
@@ -45,24 +40,16 @@ def epochs_csv(records: Sequence[RunRecord]) -> str:
             known = {"phase": 2, "worker": None} | asdict(average)
             empty: Cells = {each.name: None for each in fields(EpochRow)}
             lines.append(run | {"model": "average"} | empty | known)
-    return _table(lines)
+    return _csv(lines)
 
 
 def _run(record: RunRecord) -> Cells:
     """All values of a record, and what tables read from it, under flat names."""
-    told = {name: value for name, value in asdict(record).items() if name not in _TABLES}
-    configuration = told.pop("configuration")
-    times = record.times
-    readings = {f"{name}_reading_s": seconds for name, seconds in times.readings_s.items()}
-    laps = {f"lap_{name}_s": seconds for name, seconds in laps_of_slowest_rank(record).items()}
-    clock = {
-        each.name: getattr(times, each.name)
-        for each in fields(times)
-        if each.name.endswith("_s") and not isinstance(getattr(times, each.name), dict)
-    }
+    values = {name: value for name, value in asdict(record).items() if name not in _NOT_FLAT}
+    times = asdict(record.times)
     laps_seen = {name for rank in record.telemetry or () for name in rank.laps}
     first = {
-        **{name: told.pop(name) for name in ("run_id", "recipe", "method", "seed", "created")},
+        **{name: values.pop(name) for name in ("run_id", "recipe", "method", "seed", "created")},
         "dataset": recipe_of(record)["dataset"],
         "comparable": record.comparable,
         "caveats": caveats_of(record),
@@ -70,19 +57,15 @@ def _run(record: RunRecord) -> Cells:
         "phase2_epochs": max((row.epoch for row in record.epochs if row.phase == 2), default=None),
         "energy_j": energy_j(record, sorted(laps_seen)),
     }
-    settings = {"recipe": configuration["recipe"], "execution": configuration["execution"]}
-    return {**first, **_spread(told), **clock, **readings, **laps, **_spread(settings)}
-
-
-def _spread(values: Mapping[str, Any], at: str = "") -> Cells:
-    """Dictionaries within dictionaries as one, its names joined by dots."""
-    cells: Cells = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            cells |= _spread(value, f"{at}{name}.")
-        else:
-            cells[f"{at}{name}"] = value
-    return cells
+    settings = {name: record.configuration[name] for name in ("recipe", "execution")}
+    return {
+        **first,
+        **flatten(values),
+        **{n: v for n, v in times.items() if n.endswith("_s") and not isinstance(v, dict)},
+        **{f"{name}_reading_s": seconds for name, seconds in times["readings_s"].items()},
+        **{f"lap_{name}_s": seconds for name, seconds in laps_of_slowest_rank(record).items()},
+        **flatten(settings),
+    }
 
 
 def _cell(value: Any) -> str:
@@ -97,14 +80,10 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _table(lines: Sequence[Cells]) -> str:
+def _csv(lines: Sequence[Cells]) -> str:
     """All columns that any line has, in the order in which they first come."""
     columns = list(dict.fromkeys(name for line in lines for name in line))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_cell(line.get(column)) for column in columns] for line in lines)
-    return text.getvalue()
+    return csv_text(columns, [[_cell(line.get(column)) for column in columns] for line in lines])
 
 
 _PREAMBLE = r"""\documentclass{article}
@@ -129,43 +108,5 @@ def latex(records: Sequence[RunRecord], results: Path, *, fragment: bool) -> str
     tables = [*all_run_tables(records, paper), *recipe_tables(paper)]
     if any(not record.comparable for record in records):
         tables += recipe_tables(paper, "cpu")
-    body = "\n".join(to_booktabs(table) for table in tables)
+    body = "\n".join(to_latex(table, full_page=True) for table in tables)
     return body if fragment else _PREAMBLE + body + _END
-
-
-def to_booktabs(table: Table) -> str:
-    """A `table` environment, as wide as the text, its notes below it."""
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(latex_text(cell) for cell in cells) + r" \\"
-
-    alignment = "".join("r" if is_right else "l" for is_right in figure_columns(table))
-    notes = [rf"{latex_text(note)}\par" for note in (table.caption, *table.footnotes)]
-    lines = [
-        r"\begin{table}[p]",
-        r"\centering",
-        rf"\caption{{{latex_text(table.title)}}}",
-        rf"\label{{tab:{table.name.replace('_', '-')}}}",
-        r"\resizebox{\textwidth}{!}{%",
-        rf"\begin{{tabular}}{{{alignment}}}",
-        r"\toprule",
-        line(table.columns),
-        r"\midrule",
-        *(line(row) for row in table.rows),
-        r"\bottomrule",
-        r"\end{tabular}}",
-        r"\par\smallskip",
-        r"\begin{minipage}{\textwidth}\footnotesize",
-        *notes,
-        r"\end{minipage}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def latex_text(text: str) -> str:
-    """Escaped text; a character that no usual font has is told by its number."""
-    return "".join(
-        character if ord(character) < 0x180 else f"(U+{ord(character):04X})"
-        for character in escape_latex(text)
-    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.document.table import counted
 from bench.plots.training import figure_style, save_figure
 from bench.records.paper import load_paper
 from swap_fast.config.phase import Phase, StagedPhase
@@ -90,36 +91,32 @@ class Line:
     """A recipe as it is drawn."""
 
     recipe: str
-    """Its name."""
     label: str
-    """In the legend."""
     color: str
-    """Of unlike lightness, so that grey will do."""
+    """Each of another lightness, so that grey print will do."""
     style: str
-    """Solid or dashed."""
     width: float
     """In points: the lower lines are wider, so that none hides another."""
 
 
-def imagenet_lines(form: str) -> tuple[Line, ...]:
-    """Figure 5's three recipes. `form`: "" for the paper's size, "_cpu" for that of a CPU."""
-    return (
-        Line(
-            recipe=f"imagenet_sgd_large{form}",
-            label="SGD, large batches",
-            color="#a9c7e3",
-            style="-",
-            width=4.5,
-        ),
-        Line(
-            recipe=f"imagenet_sgd_small{form}",
-            label="SGD, small batches",
-            color="#e0a878",
-            style="-",
-            width=4.5,
-        ),
-        Line(recipe=f"imagenet_swap{form}", label="SWAP", color="#000000", style="--", width=1.4),
-    )
+IMAGENET_LINES = (
+    Line(
+        recipe="imagenet_sgd_large",
+        label="SGD, large batches",
+        color="#a9c7e3",
+        style="-",
+        width=4.5,
+    ),
+    Line(
+        recipe="imagenet_sgd_small",
+        label="SGD, small batches",
+        color="#e0a878",
+        style="-",
+        width=4.5,
+    ),
+    Line(recipe="imagenet_swap", label="SWAP", color="#000000", style="--", width=1.4),
+)
+"""Figure 5's three recipes; their forms for a CPU are drawn alike."""
 
 
 def figure_5(folder: Path, name: str = "figure5") -> list[Path]:
@@ -136,12 +133,12 @@ def figure_5(folder: Path, name: str = "figure5") -> list[Path]:
         panels = figure.subplots(2, 2, sharex="col")
         for column, (form, title) in enumerate((("", "the paper's size"), ("_cpu", "CPU size"))):
             rates, batches = panels[0][column], panels[1][column]
-            lines = imagenet_lines(form)
-            for line in lines:
-                parts = parts_of(RECIPES[line.recipe]())
-                _draw_rates(rates, parts, line)
-                _draw_batches(batches, parts, line)
-            swap = RECIPES[lines[-1].recipe]()
+            for line in IMAGENET_LINES:
+                parts = parts_of(RECIPES[line.recipe + form]())
+                _draw_pieces(rates, [(part.epochs, part.rates) for part in parts], line)
+                ends = [((p.epochs[0], p.epochs[-1]), (p.batch_size, p.batch_size)) for p in parts]
+                _draw_pieces(batches, ends, line)
+            swap = RECIPES[f"imagenet_swap{form}"]()
             for axes in (rates, batches):
                 _mark_border(axes, swap.phase1.max_epochs)
                 axes.margins(x=0.02)
@@ -238,7 +235,7 @@ def _draw_samples(axes: Axes, recipe: Recipe, stopped_after: int) -> None:
         f"batches of {phase.global_batch_size:,}, peak {phase.peak_lr:g}"
         for phase in (recipe.phase1, recipe.phase2)
     )
-    samples = f"{len(sampled)} sample{'s' if len(sampled) > 1 else ''}{copies}"
+    samples = f"{counted(len(sampled), 'sample')}{copies}"
     axes.annotate(
         f"{before}; then\n{after}; {samples}",
         (0.98, 0.95),
@@ -248,15 +245,6 @@ def _draw_samples(axes: Axes, recipe: Recipe, stopped_after: int) -> None:
         fontsize=8,
         color="0.25",
     )
-
-
-def _draw_rates(axes: Axes, parts: Sequence[Part], line: Line) -> None:
-    _draw_pieces(axes, [(part.epochs, part.rates) for part in parts], line)
-
-
-def _draw_batches(axes: Axes, parts: Sequence[Part], line: Line) -> None:
-    pieces = [((p.epochs[0], p.epochs[-1]), (p.batch_size, p.batch_size)) for p in parts]
-    _draw_pieces(axes, pieces, line)
 
 
 def _draw_pieces(

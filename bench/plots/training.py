@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.records.grouping import host_of, machine_key, recipe_of
-from bench.records.paper_tables import place_of
+from bench.records.paper_tables import OTHER, place_of
 from bench.records.timing import counted_by, laps_of_slowest_rank, unattributed_s
 from swap_fast.config.phase import Schedule, cyclic, triangle
 from swap_fast.record import AverageRow, RunRecord
@@ -22,11 +22,6 @@ from swap_fast.training.clock import LAPS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-# How every figure looks and is written: the same records give the same bytes. No torch.
-#
-# Fixed identifiers, no dates, text as paths; matplotlib's global state is not touched.
 
 
 STYLE = {
@@ -148,7 +143,7 @@ def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timin
         names = [
             f"{record.recipe}, seed {record.seed}"
             + (f", {machine.devices_cell}" if len(set(machines)) > 1 else "")
-            + (" (other)" if place_of(record) == "other" else "")
+            + (" (other)" if place_of(record) == OTHER else "")
             for record, machine in zip(records, machines, strict=True)
         ]
         # A name is no mathematics, whatever dollar signs it holds.
@@ -192,6 +187,17 @@ def averages_shown(record: RunRecord) -> list[AverageRow]:
     last = stages[-1]["image_size"] if stages else None
     before = sum(stage["epochs"] for stage in stages if stage["image_size"] != last)
     return [row for row in record.average_by_epoch if row.epoch > before]
+
+
+def averages_against_workers(record: RunRecord) -> list[float]:
+    """Figure 1 of a SWAP run: at each epoch of phase 2, the average less the best worker."""
+    best: dict[int, float] = {}
+    for row in record.epochs:
+        if row.phase == 2 and row.test_accuracy is not None:
+            best[row.epoch] = max(row.test_accuracy, best.get(row.epoch, 0.0))
+    return [
+        row.test_accuracy - best[row.epoch] for row in averages_shown(record) if row.epoch in best
+    ]
 
 
 def _schedule(phase: dict[str, Any]) -> Schedule:

@@ -4,7 +4,7 @@ Times are pooled over one kind of machine and the same number of its devices onl
 over the same recipe on the same data, in the same precision, on the same type of device.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -183,6 +183,11 @@ def why_not_comparable(record: RunRecord, kinds: Sequence[str] = ("published",))
     return None
 
 
+def data_of(records: Iterable[RunRecord]) -> str:
+    """The data sets of the runs, each with its kind, such as "cifar10 (published)"."""
+    return ", ".join(sorted({f"{r.data['name']} ({r.data['kind']})" for r in records}))
+
+
 def scale_note(records: Iterable[RunRecord]) -> str:
     """A sentence for every list that holds runs of less than the paper's net; else nothing."""
     small = sorted({r.recipe for r in records if not r.settings.paper_scale})
@@ -247,12 +252,21 @@ def _plural(count: int, ending: str = "s") -> str:
     return "" if count == 1 else ending
 
 
-def flatten(told: dict[str, Any], at: str = "") -> list[tuple[str, str]]:
-    """Every value within, as text behind its dotted name; what is None is left out."""
-    facts = []
-    for name, value in told.items():
-        if isinstance(value, dict):
-            facts += flatten(value, f"{at}{name}.")
-        elif value is not None:
-            facts.append((f"{at}{name}", str(value)))
-    return facts
+def flatten(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Dictionaries within dictionaries as one, its names joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{at}{name}.") if isinstance(value, dict) else {at + name: value}
+    return flat
+
+
+def values_by_field(
+    records: Iterable[RunRecord], fields_of: Callable[[RunRecord], Mapping[str, Any]]
+) -> dict[str, list[str]]:
+    """Each field's values over the records, as text, each once; a value of None is left out."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        for name, value in flatten(fields_of(record)).items():
+            if value is not None and str(value) not in (seen := found.setdefault(name, [])):
+                seen.append(str(value))
+    return found

@@ -318,3 +318,42 @@ def _why_not_in(record: RunRecord, table: RunTable, size: Size) -> str | None:
     if reason is None and size == "paper" and not record.comparable:
         return "not the paper's net, data and epochs"
     return reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableGroup:
+    """The runs of one kind of machine that stand in one of Tables 1 to 4, at one size."""
+
+    table: RunTable
+    size: Size
+    host: Host
+    number: int
+    """The machine's, the same in all tables."""
+    records: list[RunRecord]
+
+    @property
+    def name(self) -> str:
+        """As files have it, such as "table1_cpu_machine1"."""
+        return f"{self.table.place(self.size)}_machine{self.number}"
+
+    @property
+    def title(self) -> str:
+        """As printed, such as "Table 1 at CPU size, machine 1"."""
+        return f"{self.table.title(self.size)}, machine {self.number}"
+
+
+def table_groups(records: Sequence[RunRecord]) -> list[TableGroup]:
+    """Every form of Tables 1 to 4 that has runs: by table, size and kind of machine."""
+    numbers = number_machines(records)
+    groups = []
+    for table in RUN_TABLES.values():
+        for size in SIZES:
+            place = table.place(size)
+            standing = group_by((r for r in records if place in places_of(r)), host_of)
+            groups += [
+                TableGroup(
+                    table=table, size=size, host=host, number=numbers[host], records=standing[host]
+                )
+                for host in sorted(standing)
+            ]
+    return groups

@@ -83,32 +83,30 @@ def compare_runs(options: CompareOptions) -> int:
 
 
 def pair_sides(first: str, second: str, results: Path) -> list[tuple[Side, Side]]:
-    """What is compared with what: one pair, or one a recipe that two folders share.
+    """The pairs to compare: one, or one for each recipe that two folders share.
 
     Raises:
         ValueError: no such runs, or no recipe that both have.
     """
     from bench.analysis.comparison import Side
 
-    names = [first, second]
-    runs = [_runs_of(name, results) for name in names]
-    are_folders = [Path(name).is_dir() for name in names]
-    if not any(are_folders):
-        a, b = (Side(name=name, runs=tuple(each)) for name, each in zip(names, runs, strict=True))
+    sides = [(name, Path(name).is_dir(), _runs_of(name, results)) for name in (first, second)]
+    if not any(is_folder for _, is_folder, _ in sides):
+        a, b = (Side(name=name, runs=tuple(runs)) for name, _, runs in sides)
         return [(a, b)]
-    shared = sorted({run.recipe for run in runs[0]} & {run.recipe for run in runs[1]})
-    if not shared:
-        raise ValueError(f"expected a recipe that {first} and {second} both ran, found none")
+    recipes = [{run.recipe for run in runs} for _, _, runs in sides]
     pairs = []
-    for recipe in shared:
+    for recipe in sorted(recipes[0] & recipes[1]):
         a, b = (
             Side(
                 name=f"{name}: {recipe}" if is_folder else name,
-                runs=tuple(run for run in each if run.recipe == recipe),
+                runs=tuple(run for run in runs if run.recipe == recipe),
             )
-            for name, each, is_folder in zip(names, runs, are_folders, strict=True)
+            for name, is_folder, runs in sides
         )
         pairs.append((a, b))
+    if not pairs:
+        raise ValueError(f"expected a recipe that {first} and {second} both ran, found none")
     return pairs
 
 

@@ -19,7 +19,7 @@ from bench.plots.schedules import figure_5, figure_6
 from bench.plots.training import figure_1, timing_figure
 from bench.records.grouping import group_by, host_of, machine_key
 from bench.records.paper import Paper
-from bench.records.paper_tables import number_machines, place_of, why_other
+from bench.records.paper_tables import OTHER, number_machines, place_of, why_other
 from swap_fast.record import RunRecord
 
 Drawn = dict[str, list[Path]]
@@ -109,7 +109,7 @@ def _figures_1(records: Sequence[RunRecord], folder: Path, figure_run: str | Non
     numbers = number_machines(records)
     swap = [record for record in records if record.method == "swap"]
     for (recipe, host, other), group in group_by(
-        swap, lambda r: (r.recipe, host_of(r), place_of(r) == "other")
+        swap, lambda r: (r.recipe, host_of(r), place_of(r) == OTHER)
     ).items():
         shown = next((r for r in group if r.run_id == figure_run), group[0])
         name = f"figure1-{re.sub(r'[^A-Za-z0-9_-]', '-', recipe)}-machine{numbers[host]}"

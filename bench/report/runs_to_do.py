@@ -1,10 +1,11 @@
-"""How long a run is expected to take: by earlier runs, else by the planner. No torch."""
+"""Which runs a table needs, which of them there are, and how long the others take. No torch."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from bench.document.table import counted
 from bench.net_cost import resnet9
 from bench.planner.command import make_plan, modelled
 from bench.planner.workload import TRAIN_IMAGES
@@ -15,11 +16,8 @@ from swap_fast.config.recipe import AveragingRecipe, Recipe
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import RunRecord, plain
 
-# Which runs a table needs, in which order, and which of them there are. No torch.
-
-
 _TEXTS = frozenset({"summary", "table"})
-"""Fields of a recipe that say what it is, and change nothing of it."""
+"""Fields of a recipe that describe it and do not change its runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +25,9 @@ class RunToDo:
     """One run that a table needs."""
 
     recipe: str
-    """Whose."""
     seed: int
-    """Of the run."""
     start: str | None
-    """The recipe whose run of the same seed has the phase 1 that this one begins with."""
+    """The recipe from whose phase 1, of the same seed, this run starts; None: from its own."""
     record: RunRecord | None
     """The run, where it has been made."""
 
@@ -135,23 +131,25 @@ def agrees(known: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     )
 
 
+# How long a run will take: by earlier runs, else by the planner.
+
 PLANNED_AS = {"v100": "v100", "a100": "a100", "h100": "h100", "h200": "h100"}
 """The hardware that the planner knows, by what a device's name holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected:
-    """How long a run is expected to take."""
+class Eta:
+    """How long a run will take."""
 
     seconds: float | None
-    """From its start to its record; None where nothing tells."""
+    """From its start to its record; None where it is not known."""
     by: str
-    """What tells: "by ..."; else why nothing does."""
+    """How that is known: "by ..."; else why it is not."""
     shares: bool
     """Whether it begins from another run's phase 1."""
 
 
-def expect(
+def eta(
     job: RunToDo,
     size: Size,
     others: Sequence[str],
@@ -160,8 +158,8 @@ def expect(
     paper: Paper,
     *,
     shares: bool,
-) -> Expected:
-    """How long a run is expected to take on this machine.
+) -> Eta:
+    """How long a run will take on this machine.
 
     By the mean of its recipe's runs here; else by the images a second of other rows here; else, at
     the paper's size, by the planner; else by the arithmetic of any runs here, which says little of
@@ -178,28 +176,26 @@ def expect(
     alike = [r for r in same if r in here and (r.start is not None) == shares]
     if alike:
         seconds = fmean(record.times.wall_s for record in alike)
-        return Expected(
-            shares=shares, seconds=seconds, by=f"by the mean of {_runs(alike)} of it here"
-        )
+        return Eta(shares=shares, seconds=seconds, by=f"by the mean of {_runs(alike)} of it here")
     epochs, bound = phase1_epochs(recipe, records)
     images = images_of(recipe, 0.0 if shares else epochs, records)
     note = "" if shares else bound
     rows = [r for r in here if r.recipe in others and is_run_of(r, RECIPES[r.recipe]())]
     if rows:
         by = f"by the images/s of {_runs(rows)} of {_names(rows)} here{note}"
-        return Expected(shares=shares, seconds=images / images_per_s(rows), by=by)
+        return Eta(shares=shares, seconds=images / images_per_s(rows), by=by)
     if size == "paper":
         return _planned(recipe, machine, paper, shares=shares)
     nets = [r for r in here if recipe.net == "resnet9" == recipe_of(r).get("net", "resnet9")]
     if nets:
         by = f"by the arithmetic of {_runs(nets)} of other nets here, roughly{note}"
-        return Expected(
+        return Eta(
             shares=shares, seconds=images * image_flop(recipe.width) / flop_per_s(nets), by=by
         )
     if same:
         by = f"by the images/s of {_runs(same)} of it on other machines{note}"
-        return Expected(shares=shares, seconds=images / images_per_s(same), by=by)
-    return Expected(shares=shares, seconds=None, by="there is no run of a like net yet")
+        return Eta(shares=shares, seconds=images / images_per_s(same), by=by)
+    return Eta(shares=shares, seconds=None, by="there is no run of a like net yet")
 
 
 def phase1_epochs(recipe: Recipe, records: Sequence[RunRecord]) -> tuple[float, str]:
@@ -258,7 +254,7 @@ def image_flop(width: int) -> float:
     return resnet9(width, 10).train_flop
 
 
-def _planned(recipe: Recipe, machine: MachineKey, paper: Paper, *, shares: bool) -> Expected:
+def _planned(recipe: Recipe, machine: MachineKey, paper: Paper, *, shares: bool) -> Eta:
     """By the planner: on these devices, or, where there is none that it knows, on the paper's."""
     name = machine.host.device.lower()
     found = next((known for part, known in PLANNED_AS.items() if part in name), None)
@@ -273,7 +269,7 @@ def _planned(recipe: Recipe, machine: MachineKey, paper: Paper, *, shares: bool)
         )
     where = "" if found else ", not this machine"
     hardware = plan.speed.hardware.name.partition(" (")[0]
-    return Expected(
+    return Eta(
         shares=shares, seconds=seconds, by=f"by the planner, {plan.gpus} x {hardware}{where}"
     )
 
@@ -283,4 +279,4 @@ def _names(records: Sequence[RunRecord]) -> str:
 
 
 def _runs(records: Sequence[RunRecord]) -> str:
-    return f"{len(records)} run{'s' if len(records) > 1 else ''}"
+    return counted(len(records), "run")

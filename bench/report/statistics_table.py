@@ -3,36 +3,13 @@
 from collections.abc import Sequence
 from functools import partial
 
-from bench.analysis.verdicts import (
-    NOT_COMPARED,
-    VERDICT_NOTE,
-    difference_from,
-    is_comparable,
-    verdict,
-)
-from bench.document.table import NOTHING, Table, interval_cell, plus_minus
-from bench.records.grouping import (
-    Host,
-    count_reaching,
-    group_by,
-    host_of,
-    pool_accuracies,
-    pool_times,
-    target_of,
-)
+from bench.analysis.verdicts import NOT_COMPARED, VERDICT_NOTE, difference_from, is_comparable
+from bench.document.table import NOTHING, Table, interval_cell, mark_notes, plus_minus, summary_cell
+from bench.records.grouping import count_reaching, pool_accuracies, pool_times, target_of
 from bench.records.paper import Paper, PaperValue
-from bench.records.paper_tables import (
-    RUN_TABLES,
-    SIZES,
-    RowRuns,
-    RunTable,
-    Size,
-    deal,
-    number_machines,
-    places_of,
-)
+from bench.records.paper_tables import RowRuns, RunTable, TableGroup, deal, table_groups
 from bench.records.timing import dawnbench_time
-from bench.report.paper_tables import mark_notes, marks_of, time_cell, time_unit
+from bench.report.paper_tables import judge, marks_of, time_cell, time_unit
 from bench.statistics import (
     BOOTSTRAP_SEED,
     RESAMPLES,
@@ -44,54 +21,33 @@ from bench.statistics import (
 )
 from swap_fast.record import RunRecord
 
-_COLUMNS = (
-    "Row",
-    "Quantity",
-    "n",
-    "Mean ± std",
-    "95% interval, t",
-    "95% interval, BCa",
-    "Paper",
-    "Difference, 95%",
-    "p",
-    "Verdict",
-)
-
 
 def statistics_tables(records: Sequence[RunRecord], paper: Paper) -> list[Table]:
     """One for each form of Tables 1 to 4 and each kind of machine that has runs."""
-    numbers = number_machines(records)
-    groups = [
-        (
-            table,
-            size,
-            group_by((r for r in records if table.place(size) in places_of(r)), host_of),
-        )
-        for table in RUN_TABLES.values()
-        for size in SIZES
-    ]
-    return [
-        _statistics_of(table, size, host, numbers[host], runs[host], paper)
-        for table, size, runs in groups
-        for host in sorted(runs)
-    ]
+    return [_statistics_of(group, paper) for group in table_groups(records)]
 
 
-def _statistics_of(
-    table: RunTable,
-    size: Size,
-    host: Host,
-    number: int,
-    records: Sequence[RunRecord],
-    paper: Paper,
-) -> Table:
-    dealt = [each for each in deal(table, size, records) if each.records]
+def _statistics_of(group: TableGroup, paper: Paper) -> Table:
+    table, host = group.table, group.host
+    dealt = [each for each in deal(table, group.size, group.records) if each.records]
     rows = [row for each in dealt for row in _rows_of(table, each, paper)]
     return Table(
-        name=f"statistics_{table.place(size)}_machine{number}",
-        title=f"Statistics of {table.title(size)}, machine {number}",
-        caption=f"Every measured quantity of the runs on machine {number}, {host.label}.",
-        columns=(_COLUMNS[0], host.devices_head, *_COLUMNS[1:]),
+        name=f"statistics_{group.name}",
+        title=f"Statistics of {group.title}",
+        caption=f"Every measured quantity of the runs on machine {group.number}, {host.label}.",
+        columns=(
+            "Row",
+            host.devices_head,
+            "Quantity",
+            "n",
+            "Mean ± std",
+            "95% interval, t",
+            "95% interval, BCa",
+            "Paper",
+            "Difference, 95%",
+            "p",
+            "Verdict",
+        ),
         rows=tuple(rows),
         footnotes=(
             f"BCa: bootstrap with bias correction and acceleration, {RESAMPLES:,} resamples, seed "
@@ -110,14 +66,17 @@ def _rows_of(table: RunTable, runs: RowRuns, paper: Paper) -> list[tuple[str, ..
     for column in table.accuracies:
         accuracy = pool_accuracies(records, partial(row.accuracy, column))
         if accuracy is not None:
+            ours = accuracy.scaled(100)
             published = paper.value(table.name, row.label, column.name)
-            rows.append(_measured(column.title, accuracy.scaled(100), records, published))
+            cells = _ours(column.title, ours, summary_cell(ours))
+            rows.append((*cells, *_beside_paper(ours, records, published)))
     unit, factor = time_unit(table, paper)
-    time = pool_times(records, row.time_s)
+    time, marks = pool_times(records, row.time_s), marks_of(records)
     if time is not None:
+        ours = time.scaled(factor)
         published = paper.value(table.name, row.label, "train_time")
-        name = f"time ({unit}), measured"
-        rows.append(_measured(name, time.scaled(factor), records, published))
+        cells = _ours(f"time ({unit}), measured", ours, time_cell(ours, marks))
+        rows.append((*cells, *_beside_paper(ours, records, published)))
     if row.is_final:
         target = target_of(records[0])
         at_target = pool_accuracies(records, partial(row.accuracy, table.target))
@@ -125,35 +84,30 @@ def _rows_of(table: RunTable, runs: RowRuns, paper: Paper) -> list[tuple[str, ..
         reached = [t for t in map(dawnbench_time, records) if t is not None]
         if reached:
             name = f"time (s) to {100 * target:g}%, DAWNBench's reading"
-            rows.append(_unpublished(name, summarize(reached), records))
+            ours = summarize(reached)
+            rows.append((*_ours(name, ours, time_cell(ours, marks)), *[NOTHING] * 4))
     return [(runs.label, runs.machine.devices_cell, *row) for row in rows]
 
 
-def _measured(
-    name: str, ours: Summary, records: Sequence[RunRecord], published: PaperValue
+def _ours(name: str, ours: Summary, cell: str) -> tuple[str, ...]:
+    """The first five cells of a quantity."""
+    bca = interval_cell(bootstrap_interval(ours.values))
+    return (name, str(ours.n), cell, interval_cell(t_interval(ours)), bca)
+
+
+def _beside_paper(
+    ours: Summary, records: Sequence[RunRecord], published: PaperValue
 ) -> tuple[str, ...]:
+    """The last four: the published figure, and ours against it where it is comparable."""
     paper = f"{plus_minus(published.mean, published.sd)} (n = {published.n})"
     if not is_comparable(records, published):
-        return (*_unpublished(name, ours, records)[:5], paper, NOTHING, NOTHING, NOT_COMPARED)
+        return (paper, NOTHING, NOTHING, NOT_COMPARED)
     difference = difference_from(ours, published)
     return (
-        *_unpublished(name, ours, records)[:5],
         paper,
         interval_cell(difference.interval if difference else None),
         f"{difference.p_value:.2g}" if difference else NOTHING,
-        verdict(ours, published),
-    )
-
-
-def _unpublished(name: str, ours: Summary, records: Sequence[RunRecord]) -> tuple[str, ...]:
-    is_time = name.startswith("time")
-    return (
-        name,
-        str(ours.n),
-        time_cell(ours, marks_of(records)) if is_time else plus_minus(ours.mean, ours.std),
-        interval_cell(t_interval(ours)),
-        interval_cell(bootstrap_interval(ours.values)),
-        *[NOTHING] * 4,
+        judge(ours, published, records),
     )
 
 

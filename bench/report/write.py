@@ -13,7 +13,7 @@ from bench.document.table import RENDERINGS, escape_markdown, show_table, to_mar
 from bench.micro.tables import micro_tables
 from bench.report.content import Content, warning
 from bench.report.figures import paper_figures, planned_figures, speed_figures, timing_figures
-from bench.report.lists import other_runs
+from bench.report.run_lists import other_runs
 from bench.report.sections import ReportFigures, build_document, speed_table
 
 if TYPE_CHECKING:

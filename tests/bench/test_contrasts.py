@@ -20,7 +20,7 @@ def test_rows_of_the_same_seeds_are_paired_as_scipy_does() -> None:
     interval = reference.confidence_interval(0.95)
     assert (found.n, found.test) == ("3", "paired t, by seed")
     assert found.interval is not None
-    assert (found.interval.low, found.interval.high) == pytest.approx(interval, rel=1e-9)
+    assert (found.interval.low, found.interval.high) == pytest.approx(interval, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_rows_of_other_seeds_are_compared_as_welch_does(second: list[tuple[int, 
     assert (found.n, found.test) == (f"3 and {len(second)}", "Welch's t")
     assert found.interval is not None
     assert (found.interval.low, found.interval.high) == pytest.approx(
-        reference.confidence_interval(0.95), rel=1e-9
+        reference.confidence_interval(0.95), rel=1e-12
     )
 
 

@@ -81,10 +81,11 @@ def test_bootstrap_of_equal_values_is_that_value(n: int) -> None:
 
 @pytest.mark.parametrize(("count", "n"), [(1, 3), (41, 50), (5, 10)])
 def test_wilson_s_ends_solve_its_equation(count: int, n: int) -> None:
-    # The ends are the shares p at which the count is 1.96 standard deviations of p from n p.
+    # The ends are the shares p at which the count is 1.959964 standard deviations of p from n p.
     interval = share_interval(count, n)
     for p, sign in ((interval.low, 1), (interval.high, -1)):
-        assert count / n - p == pytest.approx(sign * 1.959964 * (p * (1 - p) / n) ** 0.5, rel=1e-5)
+        reach = NormalDist().inv_cdf(0.975) * (p * (1 - p) / n) ** 0.5
+        assert count / n - p == pytest.approx(sign * reach, rel=1e-11)
 
 
 def test_wilson_s_ends_where_none_or_all_count() -> None:

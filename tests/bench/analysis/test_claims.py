@@ -13,11 +13,11 @@ from bench.analysis.claims import (
     TIME_CLAIMS,
     Claim,
     Side,
-    averages_against_workers,
     claims_tables,
 )
 from bench.document.table import Table
 from bench.landscape.records import CosineRecord, PlaneRecord
+from bench.plots.training import averages_against_workers
 from bench.records.paper import load_paper
 from swap_fast.record import AverageRow, RunRecord
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from record_factory import V100, make_record
+from record_factory import V100, cpu_runs, make_record, write_results
 from repository import ROOT
 from scipy.stats import ttest_ind
 
@@ -27,7 +27,7 @@ from bench.analysis.comparison import (
 from bench.cli import main
 from bench.document.table import NOTHING
 from bench.report.compare import pair_sides
-from swap_fast.record import RunRecord, write_record
+from swap_fast.record import RunRecord
 
 
 def _side(recipe: str, *seeds: int) -> Side:
@@ -85,17 +85,17 @@ def test_unlike_machines_have_accuracies_and_no_ratio() -> None:
     assert ratios
     assert all(each.change is None and each.interval is None for each in ratios)
     assert _quantity(found, "test accuracy").change == pytest.approx(0)
-    assert "machine.device_count" in {pair.name for pair in found.machine}
+    assert "machine.device_count" in found.machine
 
 
 def test_laps_and_settings_stand_side_by_side() -> None:
     found = compare(_side("cifar10_sgd_small_cpu", 0, 2), _side("cifar10_cpu", 0))
-    laps = {lap.name: (lap.first_s, lap.second_s) for lap in found.laps}
+    laps = found.laps_s
     assert laps["phase1"] == (61.0, 60.0)
     assert laps["phase2"] == (None, 32.0)
     assert laps["unattributed"] == pytest.approx((1.25, 1.25))
-    differing = {pair.name: (pair.first, pair.second) for pair in found.configuration}
-    assert differing["recipe.num_workers"] == ((), ("4",))
+    differing = found.configuration
+    assert differing["recipe.num_workers"] == ([], ["4"])
     assert "recipe.width" not in differing
     content = json.loads(json.dumps(comparison_json(found)))
     assert content["laps_s"]["phase1"] == {"A": 61.0, "B": 60.0}
@@ -111,15 +111,9 @@ def test_unlike_runs_make_no_side() -> None:
         Side(name="both", runs=(make_record(), other))
 
 
-def _results(folder: Path, *records: RunRecord) -> Path:
-    for record in records:
-        write_record(record, folder / "runs")
-    return folder
-
-
 def test_names_of_recipes_runs_records_and_folders(tmp_path: Path) -> None:
-    old = _results(tmp_path / "old", make_record(), make_record("cifar10_sgd_small_cpu"))
-    new = _results(tmp_path / "new", make_record(seed=1), make_record(seed=2))
+    old = write_results(tmp_path / "old", [make_record(), make_record("cifar10_sgd_small_cpu")])
+    new = write_results(tmp_path / "new", [make_record(seed=1), make_record(seed=2)])
     run = make_record(seed=1).run_id
     for first, second, expected in (
         ("cifar10_cpu", run, (2, 1)),
@@ -142,10 +136,7 @@ def test_the_command_prints_tables_json_and_a_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    results = _results(
-        tmp_path, *(make_record(r, s) for r in ("cifar10_cpu", "cifar10_sgd_small_cpu")
-                    for s in (0, 1))
-    )  # fmt: skip
+    results = write_results(tmp_path, cpu_runs())
     both = ["compare", "cifar10_sgd_small_cpu", "cifar10_cpu", "--results", str(results)]
     page = tmp_path / "pages" / "page.html"
     assert main([*both, "--html", str(page)]) == 0
@@ -159,7 +150,7 @@ def test_the_command_prints_tables_json_and_a_page(
 
 
 def test_compare_needs_no_torch(tmp_path: Path) -> None:
-    results = _results(tmp_path, make_record(), make_record(seed=1))
+    results = write_results(tmp_path, [make_record(), make_record(seed=1)])
     script = (
         "import sys\nfrom bench.cli import main\n"
         f"main(['compare', 'cifar10_cpu', 'cifar10_cpu', '--results', {str(results)!r}])\n"

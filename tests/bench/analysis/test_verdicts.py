@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from record_factory import CPU, V100, make_record
+from scipy.stats import ttest_ind_from_stats
 
 from bench.analysis.verdicts import (
     HIGHER,
@@ -49,6 +50,10 @@ def test_welch_by_its_formulas(mean: float, std: float, n: int) -> None:
     degrees = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (ACCURACY.n - 1))
     t = (mean - ACCURACY.mean) / math.sqrt(a + b)
     assert found.mean == pytest.approx(mean - ACCURACY.mean)
+    by_scipy = ttest_ind_from_stats(
+        *(mean, std, n, ACCURACY.mean, ACCURACY.sd, ACCURACY.n), equal_var=False
+    )
+    assert found.p_value == pytest.approx(by_scipy.pvalue, rel=1e-12)
     # The tail beyond t, by the trapezoid rule after x = 1 / u.
     u = np.linspace(1e-9, 1 / abs(t), 400_001)
     tail = np.trapezoid(t_density(1 / u, degrees) / u**2, u)

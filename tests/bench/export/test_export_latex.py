@@ -15,11 +15,11 @@ from record_factory import make_record
 from repository import ROOT
 
 from bench.cli import main
-from bench.document.table import Table
-from bench.export.tables import latex, latex_text, to_booktabs
+from bench.document.table import Table, latex_text, to_latex
+from bench.export.tables import latex
 from bench.records.paper import load_paper
-from bench.report.lists import recipe_tables
 from bench.report.paper_tables import all_run_tables
+from bench.report.recipe_tables import recipe_tables
 
 RESULTS = ROOT / "results"
 
@@ -139,7 +139,7 @@ def test_a_hostile_table_stays_a_table() -> None:
         rows=((evil, "1.00"), ("x\ny", evil), ("[2cm]", " *"), ("*", "[")),
         footnotes=(evil,),
     )
-    caption, rows, notes = read_table(to_booktabs(table))
+    caption, rows, notes = read_table(to_latex(table, full_page=True))
     expected = evil.replace("日本", "(U+65E5)(U+672C)")
     assert caption == expected
     assert rows == [

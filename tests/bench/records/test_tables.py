@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from record_factory import CPU, DATA, V100, make_record, with_recipe
+from record_factory import CPU, DATA, V100, cpu_runs, make_record, with_recipe
 
 from bench.document.table import (
     Table,
@@ -31,8 +31,8 @@ from bench.records.paper_tables import (
     place_of,
     places_of,
 )
-from bench.report.lists import machines_table, other_runs, runs_table
 from bench.report.paper_tables import all_run_tables, columns_of, run_tables, time_to_target
+from bench.report.run_lists import machines_table, other_runs, runs_table
 from swap_fast.record import RunRecord
 
 CORES = "Cores (processes x threads)"
@@ -46,17 +46,12 @@ def _cells(table: Table, label: str) -> dict[str, str]:
     return dict(zip(table.columns, row, strict=True))
 
 
-def _cpu_runs() -> list[RunRecord]:
-    recipes = ("cifar10_cpu", "cifar10_sgd_small_cpu", "cifar10_sgd_large_cpu")
-    return [make_record(recipe, seed) for recipe in recipes for seed in (0, 1, 2)]
-
-
 def _gpu(recipe: str, seed: int = 0, **changed: Any) -> RunRecord:
     return make_record(recipe, seed, machine=V100, world_size=8, emulated_workers=False, **changed)
 
 
 def test_cpu_table_by_hand() -> None:
-    (table,) = run_tables(TABLE_1, "cpu", _cpu_runs(), load_paper())
+    (table,) = run_tables(TABLE_1, "cpu", cpu_runs(3), load_paper())
     assert [row[0] for row in table.rows] == [
         "SGD (small-batch)",
         "SGD (large-batch)",
@@ -99,7 +94,7 @@ def test_cpu_table_by_hand() -> None:
 
 
 def test_full_size_and_cpu_size_never_share_a_table() -> None:
-    records = [*_cpu_runs(), _gpu("cifar10_swap"), _gpu("cifar10_swap", 1)]
+    records = [*cpu_runs(3), _gpu("cifar10_swap"), _gpu("cifar10_swap", 1)]
     paper = load_paper()
     (full,) = run_tables(TABLE_1, "paper", records, paper)
     (cpu,) = run_tables(TABLE_1, "cpu", records, paper)
@@ -368,7 +363,7 @@ def test_other_runs_are_in_no_other_table(recipe: str, changed: dict, why: str) 
 
 def test_times_to_an_accuracy() -> None:
     reached = _gpu("cifar10_dawnbench", test_accuracy=0.9412)
-    records = [reached, _gpu("cifar10_dawnbench", 1, test_accuracy=0.9388), *_cpu_runs()]
+    records = [reached, _gpu("cifar10_dawnbench", 1, test_accuracy=0.9388), *cpu_runs(3)]
     table = time_to_target(records, load_paper())
     assert _cells(table, "Paper: SWAP")["Time (s)"] == "27"
     assert _cells(table, "Apple")["Hardware"] == "8 NVIDIA Tesla V100"
@@ -380,7 +375,7 @@ def test_times_to_an_accuracy() -> None:
 
 
 def test_every_run_is_listed() -> None:
-    table = runs_table(_cpu_runs())
+    table = runs_table(cpu_runs(3))
     assert len(table.rows) == 9
     assert "Not the paper's hardware or net" in table.caption
     row = dict(zip(table.columns, table.rows[0], strict=True))

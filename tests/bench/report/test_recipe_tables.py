@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.records.paper import PaperSetting, load_paper
-from bench.report.lists import SETTINGS, phase_of, recipe_table
+from bench.report.recipe_tables import SETTINGS, phase_of, recipe_table
 
 PAPER = load_paper()
 # The text, Table 4 and the times say 10; see the paper's inconsistencies.

@@ -11,13 +11,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from record_factory import V100, make_record, make_telemetry
+from record_factory import V100, cpu_runs, make_record, make_telemetry, write_results
 from repository import ROOT
 from rich.console import Console
 
 from bench.report.content import collect
 from bench.report.write import BEGIN, END, print_summary, update_readme, write_report
-from swap_fast.record import RunRecord, write_record
 
 HOSTILE = "<script>|_%&$\\"
 
@@ -25,17 +24,6 @@ HOSTILE = "<script>|_%&$\\"
 SCALED = ("scaling_cifar10_swap", "scaling_imagenet_swap")
 DRAWN_ALWAYS = ("figure5", "figure6", *SCALED)
 """From the recipes alone."""
-
-
-def _results(folder: Path, records: list[RunRecord]) -> Path:
-    for record in records:
-        write_record(record, folder / "runs")
-    return folder
-
-
-def _cpu_runs() -> list[RunRecord]:
-    recipes = ("cifar10_cpu", "cifar10_sgd_small_cpu", "cifar10_sgd_large_cpu")
-    return [make_record(recipe, seed) for recipe in recipes for seed in (0, 1)]
 
 
 def _tree(folder: Path) -> dict[str, bytes]:
@@ -47,7 +35,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_report_of_cpu_runs(tmp_path: Path) -> None:
-    path = write_report(_results(tmp_path, _cpu_runs()))
+    path = write_report(write_results(tmp_path, cpu_runs()))
     assert path == tmp_path / "report.md"
     text = path.read_text(encoding="utf-8")
     title, _, first = text.splitlines()[:3]
@@ -81,9 +69,9 @@ def test_report_of_cpu_runs(tmp_path: Path) -> None:
 
 
 def test_same_records_give_the_same_bytes(tmp_path: Path) -> None:
-    records = _cpu_runs()
-    one = _results(tmp_path / "one", records)
-    two = _results(tmp_path / "two", records[::-1])
+    records = cpu_runs()
+    one = write_results(tmp_path / "one", records)
+    two = write_results(tmp_path / "two", records[::-1])
     write_report(collect(one))
     write_report(collect(two))
     first = _tree(one)
@@ -93,7 +81,7 @@ def test_same_records_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_what_an_earlier_report_left_is_removed(tmp_path: Path) -> None:
-    results = _results(tmp_path, [make_record("cifar10_quick")])
+    results = write_results(tmp_path, [make_record("cifar10_quick")])
     write_report(collect(results))
     (results / "plots" / "mine.svg").touch()
     assert (results / "plots/figure1-cifar10_quick-machine1-other.svg").exists()
@@ -106,14 +94,14 @@ def test_what_an_earlier_report_left_is_removed(tmp_path: Path) -> None:
 
 
 def test_records_that_cannot_be_used_are_left_out_with_a_count(tmp_path: Path) -> None:
-    results = _results(tmp_path, _cpu_runs())
+    results = write_results(tmp_path, cpu_runs())
     runs = results / "runs"
     whole = asdict(make_record(seed=7))
     (runs / "half.json").write_text(json.dumps(whole)[:300], encoding="utf-8")
     (runs / "later.json").write_text(json.dumps({**whole, "schema_version": 99}), encoding="utf-8")
     (runs / "hollow.json").write_text(json.dumps({**whole, "configuration": {}}), encoding="utf-8")
     (runs / "list.json").write_text("[1, 2]", encoding="utf-8")
-    (runs / "twin.json").write_text(json.dumps(asdict(_cpu_runs()[0])), encoding="utf-8")
+    (runs / "twin.json").write_text(json.dumps(asdict(cpu_runs()[0])), encoding="utf-8")
     text = write_report(collect(results)).read_text(encoding="utf-8")
     assert "Made from 6 records" in text
     left_out = text.partition("## Records left out: 5\n")[2]
@@ -123,7 +111,7 @@ def test_records_that_cannot_be_used_are_left_out_with_a_count(tmp_path: Path) -
 
 def test_energy_is_shown_where_there_is_any(tmp_path: Path) -> None:
     watched = make_record("cifar10_swap", machine=V100, telemetry=[make_telemetry()])
-    results = _results(tmp_path, [watched, make_record()])
+    results = write_results(tmp_path, [watched, make_record()])
     text = write_report(collect(results)).read_text(encoding="utf-8")
     table = (results / "tables/energy.md").read_text(encoding="utf-8")
     assert table in text
@@ -140,7 +128,7 @@ def test_report_without_records(tmp_path: Path) -> None:
 
 def test_report_of_runs_that_stand_beside_nothing(tmp_path: Path) -> None:
     synthetic = replace(make_record(), data={**make_record().data, "kind": "synthetic"})
-    text = write_report(collect(_results(tmp_path, [synthetic]))).read_text(encoding="utf-8")
+    text = write_report(collect(write_results(tmp_path, [synthetic]))).read_text(encoding="utf-8")
     first = text.splitlines()[2]
     assert "No run here may stand beside published figures" in first
     assert "Not the paper's hardware or net: cifar10\\_cpu." in first
@@ -154,7 +142,7 @@ def test_first_line_says_where_the_hardware_is_not_the_papers(tmp_path: Path) ->
     first = []
     for name, machine in (("v100", V100), ("h200", other)):
         record = make_record("cifar10_swap", machine=machine)
-        text = write_report(collect(_results(tmp_path / name, [record]))).read_text(
+        text = write_report(collect(write_results(tmp_path / name, [record]))).read_text(
             encoding="utf-8"
         )
         first.append(text.splitlines()[2])
@@ -166,7 +154,7 @@ def test_first_line_says_where_the_hardware_is_not_the_papers(tmp_path: Path) ->
 
 def test_figure_1_of_a_chosen_run(tmp_path: Path) -> None:
     records = [make_record(seed=seed) for seed in (0, 1)]
-    results = _results(tmp_path, records)
+    results = write_results(tmp_path, records)
     text = write_report(collect(results), figure_run=records[1].run_id).read_text(encoding="utf-8")
     assert r"Figure 1: cifar10\_cpu-seed1" in text
     assert r"Figure 1: cifar10\_cpu-seed0" not in text
@@ -192,7 +180,7 @@ def test_report_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    text = write_report(_results(tmp_path, _cpu_runs())).read_text(encoding="utf-8")
+    text = write_report(write_results(tmp_path, cpu_runs())).read_text(encoding="utf-8")
     assert "matplotlib is not installed" in text
     assert "Table 1 at CPU size" in text
     assert not (tmp_path / "plots").exists()
@@ -201,7 +189,7 @@ def test_report_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("width", [80, 160])
 def test_summary_fits_the_screen(tmp_path: Path, width: int) -> None:
     screen = io.StringIO()
-    results = _results(tmp_path, _cpu_runs())
+    results = write_results(tmp_path, cpu_runs())
     print_summary(collect(results), Console(file=screen, width=width))
     text = screen.getvalue()
     assert text.startswith("Not the paper's hardware or net")
@@ -214,7 +202,7 @@ def test_summary_fits_the_screen(tmp_path: Path, width: int) -> None:
 
 def test_summary_of_other_runs_alone(tmp_path: Path) -> None:
     screen = io.StringIO()
-    results = _results(tmp_path, [make_record("cifar10_quick")])
+    results = write_results(tmp_path, [make_record("cifar10_quick")])
     print_summary(collect(results), Console(file=screen, width=80))
     assert "Other runs" in screen.getvalue()
     assert "stopping_accuracy" not in screen.getvalue()  # a narrow screen has fewer columns
@@ -222,7 +210,7 @@ def test_summary_of_other_runs_alone(tmp_path: Path) -> None:
 
 
 def test_readme_changes_between_its_markers_alone(tmp_path: Path) -> None:
-    results = _results(tmp_path / "results", _cpu_runs())
+    results = write_results(tmp_path / "results", cpu_runs())
     readme = tmp_path / "README.md"
     readme.write_bytes(f"# Top\r\n\n{BEGIN}\nold\n{END}\n\nBottom\n".encode())
     update_readme(readme, collect(results))
@@ -247,7 +235,7 @@ def test_readme_without_its_markers_is_left_alone(tmp_path: Path, text: str) -> 
 
 
 def test_report_is_built_where_torch_cannot_be_imported(tmp_path: Path) -> None:
-    _results(tmp_path, _cpu_runs())
+    write_results(tmp_path, cpu_runs())
     script = (
         "import sys\n"
         # As if not installed: None in sys.modules would be taken for a module by scipy.

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from landscape_factory import bowl, cosine_path
-from record_factory import V100, make_record, make_telemetry
+from record_factory import V100, cpu_runs, make_record, make_telemetry, write_results
 
 from bench.landscape.records import write_landscape
 from bench.report.content import collect
 from bench.report.write import write_report
-from swap_fast.record import write_record
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -51,11 +50,8 @@ def browser() -> Iterator[Browser]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with every kind of block: tables, figures, folded tables, warnings, energy."""
     results = tmp_path_factory.mktemp("results")
-    for recipe in ("cifar10_cpu", "cifar10_sgd_small_cpu", "cifar10_sgd_large_cpu"):
-        for seed in (0, 1):
-            write_record(make_record(recipe, seed), results / "runs")
     watched = make_record("cifar10_swap", machine=V100, telemetry=[make_telemetry()])
-    write_record(watched, results / "runs")
+    write_results(results, [*cpu_runs(), watched])
     plane = bowl(2, LB=(-1.5, 0.2), SGD=(1.5, 0.0), SWAP=(0.1, 0.0))
     for landscape in (plane, cosine_path(0.5, 0.3, 0.1)):
         write_landscape(landscape, results)

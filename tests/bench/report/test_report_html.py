@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 from landscape_factory import bowl, cosine_path
-from record_factory import make_record
+from record_factory import cpu_runs, make_record, write_results
 from repository import ROOT
 
 from bench.document.page import document_to_html
 from bench.landscape.records import write_landscape
 from bench.report.content import collect
 from bench.report.write import write_report
-from swap_fast.record import RunRecord, write_record
+from swap_fast.record import RunRecord
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 HOSTILE = "<script>alert('1')</script>\" onload=\"x&amp;{{ 7 * 7 }}"
@@ -54,14 +54,8 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def _records() -> list[RunRecord]:
-    recipes = ("cifar10_cpu", "cifar10_sgd_small_cpu", "cifar10_sgd_large_cpu")
-    return [make_record(recipe, seed) for recipe in recipes for seed in (0, 1)]
-
-
 def _write(results: Path, records: list[RunRecord]) -> Path:
-    for record in records:
-        write_record(record, results / "runs")
+    write_results(results, records)
     plane = bowl(2, LB=(-1.5, 0.2), SGD=(1.5, 0.0), SWAP=(0.1, 0.0))
     for landscape in (plane, cosine_path(0.5, 0.3, 0.1)):
         write_landscape(landscape, results)
@@ -74,7 +68,7 @@ def _page(results: Path) -> Page:
 
 
 def test_page_holds_all_that_it_needs(tmp_path: Path) -> None:
-    page = _page(_write(tmp_path, _records()))
+    page = _page(_write(tmp_path, cpu_runs()))
     assert {"script", "link", "iframe", "object"}.isdisjoint(tag for tag, _ in page.elements)
     images = page.all("img")
     assert len(images) == 8  # Figures 1, 2, 4, 5, 6, the laps, and two of scaling
@@ -94,7 +88,7 @@ def test_page_holds_all_that_it_needs(tmp_path: Path) -> None:
 
 
 def test_page_says_what_the_markdown_says(tmp_path: Path) -> None:
-    page = _page(_write(tmp_path, _records()))
+    page = _page(_write(tmp_path, cpu_runs()))
     lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
     text = " ".join(page.text)
     headings = [line.removeprefix("## ") for line in lines if line.startswith("## ")]
@@ -182,8 +176,8 @@ def _contents(results: Path) -> dict[str, object]:
 @pytest.mark.slow
 def test_same_records_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "an other folder"
-    _write(one, _records())
-    _write(other, _records()[::-1])
+    _write(one, cpu_runs())
+    _write(other, cpu_runs()[::-1])
     for number, path in enumerate(sorted((other / "runs").iterdir())):
         os.utime(path, (number, number))
     style = tmp_path / "style"
@@ -216,7 +210,7 @@ def test_same_records_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
 
 
 def test_figures_hold_their_own_font(tmp_path: Path) -> None:
-    _page(_write(tmp_path, _records()))
+    _page(_write(tmp_path, cpu_runs()))
     for path in sorted((tmp_path / "plots").glob("*.svg")):
         text = path.read_text(encoding="utf-8")
         assert "<text" not in text, path.name  # letters are paths of the bundled font

@@ -14,9 +14,9 @@ from record_factory import make_record, with_recipe
 from bench.cli import main
 from bench.hardware.machine import describe_machine
 from bench.options import RunOptions, TableOptions
-from bench.report import fill
-from bench.report.fill import run_table, total
-from bench.report.runs_to_do import Expected, RunToDo
+from bench.report import run_table as module
+from bench.report.run_table import run_table, total
+from bench.report.runs_to_do import Eta, RunToDo
 from bench.runner.session import processes
 from swap_fast.config.recipe import Recipe, SWARecipe
 from swap_fast.data.cifar.files import load_dataset, locate_dataset
@@ -35,7 +35,7 @@ def cifar(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what runs: to draw the report takes most of their time."""
-    monkeypatch.setattr(fill, "write_report", lambda results: results / "report.md")
+    monkeypatch.setattr(module, "write_report", lambda results: results / "report.md")
 
 
 class Session:
@@ -85,7 +85,7 @@ def test_a_table_is_filled_drawn_and_not_filled_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     session, out = Session(), tmp_path / "out"
-    monkeypatch.setattr(fill, "run_session", session)
+    monkeypatch.setattr(module, "run_session", session)
     assert _fill(2, out, runs=2, data=cifar) == 0
     rows = ("cifar100_sgd_small_cpu", "cifar100_sgd_large_cpu", "cifar100_swap_cpu")
     assert session.asked == [(recipe, seed) for seed in (0, 1) for recipe in rows]
@@ -114,11 +114,11 @@ def test_a_table_that_was_cut_short_goes_on(
     tmp_path: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, out = Session(fail_at=2), tmp_path / "out"
-    monkeypatch.setattr(fill, "run_session", first)
+    monkeypatch.setattr(module, "run_session", first)
     with pytest.raises(KeyboardInterrupt):
         _fill(2, out, data=cifar)
     second = Session()
-    monkeypatch.setattr(fill, "run_session", second)
+    monkeypatch.setattr(module, "run_session", second)
     assert _fill(2, out, data=cifar) == 0
     assert second.asked == [("cifar100_swap_cpu", 0)]
 
@@ -132,10 +132,10 @@ def test_runs_on_other_data_are_not_those_of_a_table(
 ) -> None:
     out, other = tmp_path / "out", tmp_path / "other"
     fake_cifar("cifar100", seed=1).write_binary(other)
-    monkeypatch.setattr(fill, "run_session", Session())
+    monkeypatch.setattr(module, "run_session", Session())
     assert _fill(2, out, data=cifar) == 0
     session = Session()
-    monkeypatch.setattr(fill, "run_session", session)
+    monkeypatch.setattr(module, "run_session", session)
     capsys.readouterr()
     assert _fill(2, out, data=other, dry_run=True) == 0
     line = capsys.readouterr().out.splitlines()[0]
@@ -156,13 +156,13 @@ def test_a_set_that_is_downloaded_only_then_is_compared_before_the_runs(
 ) -> None:
     out, other = tmp_path / "out", tmp_path / "other"
     first = Session()
-    monkeypatch.setattr(fill, "run_session", first)
+    monkeypatch.setattr(module, "run_session", first)
     assert _fill(2, out, data=cifar) == 0
     folder = fake_cifar("cifar100", seed=1).write_binary(other)
     _without_data(tmp_path, monkeypatch)
-    monkeypatch.setattr(fill, "locate_dataset", lambda name, data: folder)  # downloads it
+    monkeypatch.setattr(module, "locate_dataset", lambda name, data: folder)  # downloads it
     second = Session(lambda name, data: folder)
-    monkeypatch.setattr(fill, "run_session", second)
+    monkeypatch.setattr(module, "run_session", second)
     # Seed 0 of the first data stands in for the unknown, until seed 1 asks for the data.
     assert _fill(2, out, runs=2) == 0
     assert len(second.asked) == 6
@@ -184,7 +184,7 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session, out = Session(), tmp_path / "out"
-    monkeypatch.setattr(fill, "run_session", session)
+    monkeypatch.setattr(module, "run_session", session)
     _without_data(tmp_path, monkeypatch)
     assert _fill(4, out, size="paper", dry_run=True) == 0
     assert session.asked == []
@@ -201,15 +201,15 @@ def test_a_phase_1_is_shared_where_it_is_kept_or_comes_first(tmp_path: Path) -> 
     record = make_record("cifar100_swap_cpu")
     start = RunToDo(recipe=record.recipe, seed=0, start=None, record=None)
     job = RunToDo(recipe="cifar100_swap_40_cpu", seed=0, start=record.recipe, record=None)
-    assert fill.begins_from_another(job, [start, job], tmp_path)
-    assert not fill.begins_from_another(start, [start, job], tmp_path)
+    assert module.begins_from_another(job, [start, job], tmp_path)
+    assert not module.begins_from_another(start, [start, job], tmp_path)
     there = replace(start, record=record)
-    assert not fill.begins_from_another(job, [there, job], tmp_path)
-    assert not fill.begins_from_another(job, [replace(start, seed=1), job], tmp_path)
+    assert not module.begins_from_another(job, [there, job], tmp_path)
+    assert not module.begins_from_another(job, [replace(start, seed=1), job], tmp_path)
     folder = tmp_path / "checkpoints" / record.run_id
     folder.mkdir(parents=True)
     (folder / "phase1.safetensors").touch()
-    assert fill.begins_from_another(job, [there, job], tmp_path)
+    assert module.begins_from_another(job, [there, job], tmp_path)
 
 
 @pytest.mark.parametrize("number", [5, 6])
@@ -224,10 +224,10 @@ def test_data_whose_runs_may_not_stand_there_are_refused_before_training(
     tmp_path: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session()
-    monkeypatch.setattr(fill, "run_session", session)
+    monkeypatch.setattr(module, "run_session", session)
     with pytest.raises(ValueError, match=r"expected CIFAR-100, published, for Table 2, got subset"):
         _fill(2, tmp_path / "out", size="paper", data=cifar)
-    monkeypatch.setattr(fill, "locate_dataset", lambda name, data: None)
+    monkeypatch.setattr(module, "locate_dataset", lambda name, data: None)
     with pytest.raises(ValueError, match=r"for Table 2 at CPU size, got synthetic data"):
         _fill(2, tmp_path / "out")
     assert session.asked == []
@@ -255,13 +255,13 @@ def test_what_cannot_be_is_refused_with_exit_2(arguments: list[str]) -> None:
 
 
 def test_the_size_follows_the_device() -> None:
-    assert fill.size_for(TableOptions(number=1), "cuda") == "paper"
-    assert fill.size_for(TableOptions(number=1), "cpu") == "cpu"
-    assert fill.size_for(TableOptions(number=1, size="cpu"), "cuda") == "cpu"
+    assert module.size_for(TableOptions(number=1), "cuda") == "paper"
+    assert module.size_for(TableOptions(number=1), "cpu") == "cpu"
+    assert module.size_for(TableOptions(number=1, size="cpu"), "cuda") == "cpu"
 
 
-def test_sums_as_text() -> None:
-    known = Expected(seconds=60.0, by="", shares=False)
+def test_sums_of_times_as_text() -> None:
+    known = Eta(seconds=60.0, by="", shares=False)
     unknown = replace(known, seconds=None)
     assert total([known, known]) == "2 min"
     assert total([known, unknown]) == "60 s, and 1 run of unknown time"

@@ -7,7 +7,7 @@ from record_factory import make_record
 
 from bench.records.paper import load_paper
 from bench.report.content import Content
-from bench.report.sections import glance
+from bench.report.sections import summary
 
 
 @pytest.mark.parametrize("count", [0, 3])
@@ -23,7 +23,7 @@ def test_the_final_accuracies_stand_beside_the_paper_s(count: int) -> None:
     content = Content(
         paper=load_paper(), records=records, skipped=[], planes=[], cosines=[], main=[]
     )
-    items = glance(content).items
+    items = summary(content).items
     if not count:
         assert items == ("Measured: nothing yet.",)
         return

@@ -1,4 +1,4 @@
-"""A table of the paper by its number: runs what is missing of it, then draws it."""
+"""`python -m bench table NUMBER`: makes the runs that a table of the paper lacks, and draws it."""
 
 import os
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from typing import Literal
 
 from rich.console import Console
 
-from bench.document.table import show_table
+from bench.document.table import counted, show_table
 from bench.hardware.machine import choose_device, describe_machine
 from bench.options import RunOptions, TableOptions
 from bench.records.grouping import MachineKey, kind_of_machine
 from bench.records.paper import load_paper
 from bench.records.paper_tables import RUN_TABLES, RunTable, Size
 from bench.report.content import Content, collect, warning
-from bench.report.lists import RUNS_OF, recipe_table
 from bench.report.paper_tables import run_tables
-from bench.report.runs_to_do import Expected, RunToDo, expect, jobs_of, starts_of
+from bench.report.recipe_tables import RUNS_OF, recipe_table
+from bench.report.runs_to_do import Eta, RunToDo, eta, jobs_of, starts_of
 from bench.report.write import write_report
 from bench.runner.launch import under_torchrun
 from bench.runner.session import processes, run_session
@@ -31,14 +31,13 @@ from swap_fast.record import RunRecord
 
 @dataclass(frozen=True, kw_only=True)
 class TableData:
-    """What a table's runs would train on; without its images, which no one needs here."""
+    """The data that a table's runs would train on, without the images."""
 
     kind: str
-    """As `Dataset.kind`."""
     sha256: str
-    """As `Dataset.sha256`, and as a record keeps it."""
+    """Of the content, as a record keeps it."""
     text: str
-    """In a line."""
+    """All of it in one line."""
 
 
 def run_table(options: TableOptions) -> int:
@@ -67,9 +66,9 @@ def run_table(options: TableOptions) -> int:
         ranks, threads = processes(run_options(options), recipe, device_type)
         return kind_of_machine(machine, ranks, threads)
 
-    def expectations(jobs: Sequence[RunToDo], records: Sequence[RunRecord]) -> list[Expected]:
+    def etas(jobs: Sequence[RunToDo], records: Sequence[RunRecord]) -> list[Eta]:
         return [
-            expect(
+            eta(
                 job,
                 size,
                 list(starts_of(table, size)),
@@ -84,7 +83,7 @@ def run_table(options: TableOptions) -> int:
     def plan(data: TableData | None) -> list[RunToDo]:
         sha256 = None if data is None else data.sha256
         jobs = jobs_of(table, size, options.runs, content.records, machine_of, sha256)
-        lines = plan_lines(table, size, jobs, expectations(jobs, content.records), data)
+        lines = plan_lines(table, size, jobs, etas(jobs, content.records), data)
         print(*lines, sep="\n", flush=True)
         return jobs
 
@@ -98,8 +97,8 @@ def run_table(options: TableOptions) -> int:
             jobs = plan(found)
     missing = [i for i, job in enumerate(jobs) if job.record is None]
     for done, i in enumerate(missing):
-        # Anew each time: the runs that were made meanwhile tell more of those that follow.
-        expected = expectations(jobs, collect(options.out).records)
+        # Again each time: the runs just made tell how long those that follow will take.
+        expected = etas(jobs, collect(options.out).records)
         if not options.quiet:
             left = total([expected[later] for later in missing[done:]])
             print(f"{table.name}: run {done + 1} of {len(missing)}; to go: {left}", flush=True)
@@ -152,7 +151,7 @@ def plan_lines(
     table: RunTable,
     size: Size,
     jobs: Sequence[RunToDo],
-    expected: Sequence[Expected],
+    expected: Sequence[Eta],
     data: TableData | None,
 ) -> list[str]:
     """What there is of a table, and what will run, in order, with the time that it will take.
@@ -166,10 +165,10 @@ def plan_lines(
     for job, each in zip(jobs, expected, strict=True):
         line = f"  {job.recipe:<28} seed {job.seed}  "
         if job.record is not None:
-            line += f"is there  {job.record.run_id}, {job.record.data['kind']} data"
+            line += f"{'is there':>10}  {job.record.run_id}, {job.record.data['kind']} data"
         else:
-            takes = "unknown" if each.seconds is None else duration(each.seconds)
-            line += f"{takes:>10}  {each.by}"
+            time = "unknown" if each.seconds is None else duration(each.seconds)
+            line += f"{time:>10}  {each.by}"
             line += f"; phase 1 of {job.start}" if each.shares else ""
         lines.append(line)
     if missing:
@@ -177,12 +176,12 @@ def plan_lines(
     return lines
 
 
-def total(expected: Sequence[Expected]) -> str:
-    """The sum as text, with what it leaves out."""
+def total(expected: Sequence[Eta]) -> str:
+    """The sum as text, and how many runs it leaves out."""
     known = [each.seconds for each in expected if each.seconds is not None]
     parts = [duration(sum(known))] if known else []
     if unknown := len(expected) - len(known):
-        parts.append(f"{unknown} run{'s' if unknown > 1 else ''} of unknown time")
+        parts.append(f"{counted(unknown, 'run')} of unknown time")
     return ", and ".join(parts)
 
 

@@ -13,7 +13,7 @@ from bench.planner.command import make_plan, modelled
 from bench.records.grouping import machine_key
 from bench.records.paper import load_paper
 from bench.records.paper_tables import TABLE_4
-from bench.report.runs_to_do import Expected, RunToDo, expect, images_of, phase1_epochs, starts_of
+from bench.report.runs_to_do import Eta, RunToDo, eta, images_of, phase1_epochs, starts_of
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import RunRecord, plain
 
@@ -32,9 +32,9 @@ def _made(recipe: str, wall_s: float, seed: int = 0, **changed: Any) -> RunRecor
     return replace(with_recipe(record, **plain(asdict(RECIPES[recipe]()))), **changed)
 
 
-def _expect(recipe: str, *records: RunRecord, shares: bool = False) -> Expected:
+def _expect(recipe: str, *records: RunRecord, shares: bool = False) -> Eta:
     job = RunToDo(recipe=recipe, seed=3, start=None, record=None)
-    return expect(job, "cpu", CPU_ROWS, records, HERE, PAPER, shares=shares)
+    return eta(job, "cpu", CPU_ROWS, records, HERE, PAPER, shares=shares)
 
 
 def test_the_mean_of_its_own_runs_here_comes_first() -> None:
@@ -104,14 +104,14 @@ def test_other_machines_come_last_and_then_nothing() -> None:
 def test_the_paper_s_size_by_the_planner(shares: bool) -> None:
     job = RunToDo(recipe="cifar100_swap_40", seed=0, start="cifar100_swap", record=None)
     machine = machine_key(make_record("cifar100_swap", machine=V100, world_size=4))
-    found = expect(job, "paper", [], [], machine, PAPER, shares=shares)
+    found = eta(job, "paper", [], [], machine, PAPER, shares=shares)
     plan = make_plan(RECIPES[job.recipe](), modelled("v100", None, PAPER), 4, PAPER)
     phase1_s, phase2_s = plan.expected.phases_s
     assert found.seconds == pytest.approx(
         phase2_s + plan.expected.averaging_s + (0 if shares else phase1_s)
     )
     assert found.by == "by the planner, 4 x V100 SXM2"
-    on_a_cpu = expect(job, "paper", [], [], HERE, PAPER, shares=shares)
+    on_a_cpu = eta(job, "paper", [], [], HERE, PAPER, shares=shares)
     assert on_a_cpu.by == "by the planner, 8 x V100 SXM2, not this machine"
 
 

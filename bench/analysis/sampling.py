@@ -1,0 +1,183 @@
+"""Section 4.1: the average of independent runs beside that of one run's samples. No torch.
+
+SWAP's workers each give one model; SWA's one worker gives as many in sequence, as many epochs
+apart. Both begin from the same phase 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from bench.analysis.claims import SWA_LARGE_SMALL, SWAP_10, Side
+from bench.document.page import Block, Paragraph
+from bench.document.table import NOTHING, Table, interval_cell, percent, summary_cell
+from bench.records.grouping import Host, accuracy_key, group_by, host_of, recipe_of
+from bench.records.paper_tables import SIZES, Size
+from bench.statistics import Values, contrast, summarize
+from swap_fast.record import RunRecord
+
+PARALLEL, SEQUENTIAL = Side(table=4, label=SWAP_10), Side(table=4, label=SWA_LARGE_SMALL)
+"""The rows of Table 4 whose runs average independent workers, and samples of one run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """What one run averaged."""
+
+    models: int
+    """How many."""
+    epochs: float
+    """Of phase 2, from one sample of a worker to its next."""
+    before: float
+    """Mean test accuracy of the workers at their end, a fraction."""
+    after: float
+    """Of the average, a fraction."""
+    distance: float | None
+    """Mean Euclidean distance of two of the models."""
+    norm: float | None
+    """Mean norm of theta_w - theta_T; None in older records."""
+    cosine: float | None
+    """Mean cosine of two of these differences; None in older records."""
+
+
+def sampled(record: RunRecord) -> Sampled:
+    """What a run of SWAP or SWA averaged.
+
+    Raises:
+        ValueError: the run averaged nothing.
+    """
+    if record.accuracy_before_averaging is None:
+        raise ValueError(f"{record.run_id}: expected a run that averages models, got one of SGD")
+    recipe = recipe_of(record)
+    cycles = recipe["phase2"].get("cycles", 1)
+    return Sampled(
+        models=recipe.get("num_workers", 1) * cycles,  # SWA has one worker
+        epochs=recipe["phase2"]["max_epochs"] / cycles,
+        before=record.accuracy_before_averaging,
+        after=record.test_accuracy,
+        distance=_mean_of_pairs(record.pairwise_distances),
+        norm=fmean(record.displacement_norms) if record.displacement_norms else None,
+        cosine=_mean_of_pairs(record.displacement_cosines),
+    )
+
+
+def sampling_blocks(records: Sequence[RunRecord]) -> list[Block]:
+    """A table and a sentence for each size and machine that has runs of both kinds."""
+    blocks: list[Block] = []
+    for size in SIZES:
+        number = 0
+        standing = (r for r in records if PARALLEL.has(r, size) or SEQUENTIAL.has(r, size))
+        for group in group_by(standing, _setting).values():
+            parallel, sequential = (
+                [record for record in group if side.has(record, size)]
+                for side in (PARALLEL, SEQUENTIAL)
+            )
+            if parallel and sequential:
+                number += 1
+                blocks.append(_table(size, number, parallel, sequential))
+                blocks.append(Paragraph(text=_sentence(parallel, sequential)))
+    return blocks
+
+
+def _table(
+    size: Size, number: int, parallel: Sequence[RunRecord], sequential: Sequence[RunRecord]
+) -> Table:
+    rows = []
+    for label, runs in (("independent workers", parallel), ("samples of one run", sequential)):
+        rows += [_row(label, str(record.seed), [sampled(record)]) for record in runs]
+        if len({accuracy_key(record) for record in runs}) == 1:
+            rows.append(_row(label, "mean", [sampled(record) for record in runs]))
+    at = "at the paper's size" if size == "paper" else "at CPU size"
+    return Table(
+        name=f"sampling_{size}_{number}",
+        title=f"Sampling from independent runs or from one, {at}",
+        caption=(
+            f"Section 4.1, on {host_of(parallel[0]).label}: models from {parallel[0].recipe} "
+            f"beside models from {sequential[0].recipe}, both from a phase 1 that ends alike. "
+            "Distances, norms and cosines are means over the models or their pairs."
+        ),
+        columns=(
+            "Models",
+            "Seed",
+            "n models",
+            "Epochs a sample",
+            "Before averaging (%)",
+            "After averaging (%)",
+            "Distance",
+            "Displacement norm",
+            "Cosine of displacements",
+        ),
+        rows=tuple(rows),
+        footnotes=(
+            "Displacement: theta_w - theta_T, from the end of phase 1 to each averaged model. "
+            f"{NOTHING}: records of before it was measured. Means: ± sample standard deviation "
+            "over seeds.",
+        ),
+    )
+
+
+def _row(label: str, seed: str, runs: Sequence[Sampled]) -> tuple[str, ...]:
+    def cell(values: Sequence[float | None], decimals: int) -> str:
+        present = [value for value in values if value is not None]
+        return summary_cell(
+            summarize(present) if len(present) == len(runs) else None, decimals=decimals
+        )
+
+    return (
+        label,
+        seed,
+        " or ".join(map(str, sorted({run.models for run in runs}))),
+        " or ".join(f"{epochs:g}" for epochs in sorted({run.epochs for run in runs})),
+        cell([100 * run.before for run in runs], 2),
+        cell([100 * run.after for run in runs], 2),
+        cell([run.distance for run in runs], 3),
+        cell([run.norm for run in runs], 3),
+        cell([run.cosine for run in runs], 3),
+    )
+
+
+def _sentence(parallel: Sequence[RunRecord], sequential: Sequence[RunRecord]) -> str:
+    """Which of the two gave the higher accuracy, computed."""
+    one, other = sampled(parallel[0]), sampled(sequential[0])
+    if len({accuracy_key(r) for r in parallel}) + len({accuracy_key(r) for r in sequential}) > 2:
+        return "Runs of unlike recipes or precision are not put together: no mean is compared."
+    first, second = _accuracies(parallel), _accuracies(sequential)
+    found = contrast(first, second)
+    after = [percent(summarize(v for _, v in values).mean) for values in (first, second)]
+    if found.interval is None or found.interval.low <= 0 <= found.interval.high:
+        word = f"not distinguishable from that of one run's samples at n = {found.n}"
+    else:
+        word = ("higher" if found.mean > 0 else "lower") + " than that of one run's samples"
+    equal = (one.models, one.epochs) == (other.models, other.epochs)
+    epochs = (
+        f"at equal epochs, {one.models} models of {one.epochs:g} epochs each"
+        if equal
+        else f"not at equal epochs ({one.models} models of {one.epochs:g} epochs, and "
+        f"{other.models} of {other.epochs:g})"
+    )
+    interval = (
+        f", 95% interval {interval_cell(found.interval, 100)} ({found.test})"
+        if found.interval is not None
+        else ""
+    )
+    return (
+        f"{epochs[0].upper()}{epochs[1:]}: the accuracy of the average of independent workers is "
+        f"{word}: {after[0]}% against {after[1]}%, a difference of {100 * found.mean:.2f} points"
+        f"{interval}."
+    )
+
+
+def _accuracies(records: Sequence[RunRecord]) -> Values:
+    return [(record.seed, record.test_accuracy) for record in records]
+
+
+def _setting(record: RunRecord) -> tuple[Host, str, str]:
+    """What must be equal for runs of the two ways to stand in one table."""
+    key = accuracy_key(record)
+    return host_of(record), key.precision, key.data_hash
+
+
+def _mean_of_pairs(matrix: Sequence[Sequence[float]]) -> float | None:
+    """Mean over the pairs of two unlike models; None without any."""
+    pairs = [matrix[i][j] for i in range(len(matrix)) for j in range(i)]
+    return fmean(pairs) if pairs else None
