@@ -5,14 +5,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.document.page import document_to_html, document_to_markdown
-from bench.document.table import RENDERINGS, escape_markdown, show_table, to_markdown
+from bench.document.table import (
+    RENDERINGS,
+    Table,
+    escape_markdown,
+    mark_notes,
+    show_table,
+    to_markdown,
+)
 from bench.micro.tables import micro_tables
 from bench.report.content import Content, warning
 from bench.report.figures import paper_figures, planned_figures, speed_figures, timing_figures
+from bench.report.paper_tables import N
 from bench.report.run_lists import other_runs
 from bench.report.sections import ReportFigures, build_document, speed_table
 
@@ -32,19 +41,18 @@ MICRO_BEGIN, MICRO_END = "<!-- micro:begin -->", "<!-- micro:end -->"
 
 
 def update_readme(readme: Path, content: Content) -> None:
-    """Put the main tables between the results markers of a README; the rest stays as it is.
+    """Put the first main table, without its details, between the results markers of a README.
 
-    What is between its speed markers, if it has them, is generated too.
+    What is between its speed markers, if it has them, is generated too; the rest stays as it is.
 
     Raises:
         ValueError: the markers are not there once each, in order.
     """
     report = Path(os.path.relpath(content.results / "report.md", readme.parent)).as_posix()
     lines = [
-        f"**{escape_markdown(warning(content))}**",
-        "",
-        *(to_markdown(table) for table in content.main),
-        f"All runs, figures and times: [the report]({report}).",
+        *([] if content.main else [f"**{escape_markdown(warning(content))}**\n"]),
+        *(to_markdown(_short(table)) for table in content.main[:1]),
+        f"All tables, runs, figures and times: [the report]({report}).",
         "",
     ]
     _replace_between(readme, BEGIN, END, lines)
@@ -52,6 +60,19 @@ def update_readme(readme: Path, content: Content) -> None:
         speed = speed_table(content.micro)
         words = "No measurement has been recorded yet.\n" if speed is None else to_markdown(speed)
         _replace_between(readme, SPEED_BEGIN, SPEED_END, [words])
+
+
+def _short(table: Table) -> Table:
+    """A table without its details, and with the first of its notes and those on marks alone."""
+    left_out = {*table.details, *table.more_details} - {N}
+    kept = [i for i, column in enumerate(table.columns) if column not in left_out]
+    rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
+    return replace(
+        table,
+        columns=tuple(table.columns[i] for i in kept),
+        rows=rows,
+        footnotes=(table.footnotes[0], *mark_notes(rows)),
+    )
 
 
 def update_performance(page: Path, content: Content) -> None:
