@@ -48,8 +48,8 @@ class PhaseOne:
     """theta_T [P]."""
     statistics: Tensor
     """Batch-norm statistics [2C], those of all replicas merged."""
-    history: Any
-    """The optimizer's, for `keep_momentum`."""
+    history: dict[str, Any]
+    """The optimizer's state, for `keep_momentum`."""
     stopped_by: str
     """What ended it."""
     epochs: int
@@ -143,7 +143,7 @@ def large_batch_phase(recipe: OnePhase, trainer: Trainer) -> PhaseOne:
     assert position.stopped_by is not None, "every phase ends"
     with clock.lap("phase1"):
         theta, statistics = trainer.weights.copy()
-        history = trainer.optimizer.history()
+        history = trainer.optimizer.state_dict()
     return PhaseOne(
         theta=theta,
         statistics=statistics,
@@ -190,7 +190,9 @@ def small_batch_phase(recipe: Method, trainer: Trainer, start: PhaseOne) -> list
         with clock.lap("phase2"):
             trainer.weights.load_(start.theta, start.statistics)
             phase.state.statistics.reset_()
-            trainer.optimizer.reset_(start.history if recipe.keep_momentum else None)
+            trainer.optimizer.reset_()
+            if recipe.keep_momentum:
+                trainer.optimizer.load_state_dict(start.history)
         with clock.lap("checkpoint"):
             position = trainer.checkpoints.restore_(Progress(phase=2, worker=number), phase.state)
             samples = sampled_before(position, cycle_epochs, trainer)

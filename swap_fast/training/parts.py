@@ -19,10 +19,9 @@ from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.loop import TrainStage
-from swap_fast.training.optimizer import MomentumSGD
+from swap_fast.training.optimizer import MomentumSGD, ScaledOptimizer
 from swap_fast.training.shutdown import NEVER, GracefulShutdown
 from swap_fast.training.state import (
-    AnyOptimizer,
     Checkpoints,
     NoCheckpoints,
     Progress,
@@ -102,7 +101,7 @@ class Trainer:
 
     weights: Weights
     """The model, at its initial weights theta_0."""
-    optimizer: AnyOptimizer
+    optimizer: ScaledOptimizer
     """Shared by both phases' steps."""
     phases: tuple[PhaseContext, ...]
     """Phase 1 and, for SWAP and SWA, phase 2."""

@@ -15,8 +15,7 @@ from swap_fast.distributed import Comm
 from swap_fast.training.batchnorm import ReplicaStatistics
 from swap_fast.training.capture import Captures
 from swap_fast.training.noise_scale import GradientNoise, NoiseMeter
-from swap_fast.training.optimizer import MomentumSGD
-from swap_fast.training.state import AnyOptimizer
+from swap_fast.training.optimizer import MomentumSGD, ScaledOptimizer
 from swap_fast.training.weights import Weights
 
 # What every update has in common: the replicas' gradients, their sum over ranks, and the metrics.
@@ -52,7 +51,7 @@ class Update(ABC):
     def __init__(
         self,
         weights: Weights,
-        optimizer: AnyOptimizer,
+        optimizer: ScaledOptimizer,
         phase: Phase,
         comm: Comm,
         *,

@@ -34,7 +34,7 @@ from swap_fast.training.state import NoCheckpoints, Progress
 from swap_fast.user.data import Augment, Collate, generators_kept, num_examples, open_data
 from swap_fast.user.method import OwnMethod, describe_method, name_of, own_method
 from swap_fast.user.objective import Loss, Metric
-from swap_fast.user.optimizer import Groups, Make, OwnOptimizer
+from swap_fast.user.optimizer import Groups, Make, UserOptimizer
 from swap_fast.user.parts import Work, bare, build_user_trainer, make_net
 from swap_fast.user.result import SwapResult, describe_environment, make_result
 from swap_fast.user.statistics import is_compiled
@@ -363,7 +363,7 @@ def swap(
             if len(weights.statistics):
                 comm.broadcast_(weights.statistics)
             weights.load_(weights.theta.detach(), weights.statistics)
-            own_optimizer = OwnOptimizer(
+            own_optimizer = UserOptimizer(
                 weights,
                 optimizer or default_optimizer,
                 parameter_groups,

@@ -21,7 +21,7 @@ from swap_fast.training.state import Checkpoints, TrainingState
 from swap_fast.user.data import Augment, Data, Placement, one_pass, phase_batches
 from swap_fast.user.method import OwnMethod
 from swap_fast.user.objective import Loss, Metric, Objective
-from swap_fast.user.optimizer import OwnOptimizer
+from swap_fast.user.optimizer import UserOptimizer
 from swap_fast.user.statistics import ActivationPass
 from swap_fast.user.step import OwnEvaluator, OwnStep
 from swap_fast.user.weights import OwnWeights
@@ -92,7 +92,7 @@ def build_user_trainer(
     work: Work,
     model: nn.Module,
     weights: OwnWeights,
-    optimizer: OwnOptimizer,
+    optimizer: UserOptimizer,
     *,
     seed: int,
     execution: Execution,

@@ -15,7 +15,7 @@ from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.step import Update
 from swap_fast.user.data import Data, MicroBatch, OwnBatches, Placement, one_pass, seed_everything
 from swap_fast.user.objective import Metric, Objective
-from swap_fast.user.optimizer import OwnOptimizer
+from swap_fast.user.optimizer import UserOptimizer
 from swap_fast.user.weights import OwnWeights
 
 # Accuracy of the user's net on the test data, or a metric of theirs.
@@ -92,7 +92,7 @@ class OwnStep(Update):
     def __init__(
         self,
         weights: OwnWeights,
-        optimizer: OwnOptimizer,
+        optimizer: UserOptimizer,
         phase: Phase,
         comm: Comm,
         execution: Execution,
