@@ -18,7 +18,7 @@ from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import LoaderName
 from swap_fast.data.cifar.augment import plan_epoch
-from swap_fast.data.cifar.batches import ShardSpec
+from swap_fast.data.cifar.batches import Batch, ShardSpec
 from swap_fast.data.cifar.dataset import Split
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.data.imagenet.batches import DecoderName, TreeBatches, make_decoder
@@ -68,6 +68,7 @@ def _our_work(
         device_type="cuda" if device_type == "cuda" else "cpu",
         precision="fp16" if device_type == "cuda" else "fp32",
     )
+    batch = Batch.empty(batch_size, PX, execution, device)
     batches = TreeBatches(
         tree.train,
         make_decoder(
@@ -85,10 +86,8 @@ def _our_work(
         replicas=range(1),
         seed=0,
         number=1,
-        device=device,
+        into=batch,
     )
-    images = execution.empty_images((batch_size, 3, PX, PX), device)
-    labels = torch.empty(batch_size, dtype=torch.int64, device=device)
     epoch = 0
 
     def work() -> int:
@@ -97,7 +96,7 @@ def _our_work(
         batches.start_epoch(0, epoch)
         epoch += 1
         for step in range(batches.steps_per_epoch):
-            batches.load_(step, images, labels)
+            batches.load(step)
         synchronize(device)
         return batches.steps_per_epoch * batch_size
 
@@ -238,15 +237,13 @@ def our_batches(loader: LoaderName, device_type: str, batch_size: int, dtype: st
         number=1,
         replicas=range(1),
     )
-    batches = make_loader(share)
-    batch = execution.empty_images((batch_size, 3, 32, 32), device)
-    labels = torch.empty(batch_size, dtype=torch.int64, device=device)
+    batches = make_loader(share, Batch.empty(batch_size, 32, execution, device))
     epochs = count()
 
     def work() -> int:
         batches.start_epoch(0, next(epochs))
         for step in range(batches.steps_per_epoch):
-            batches.load_(step, batch, labels)
+            batches.load(step)
         synchronize(device)
         return batches.steps_per_epoch * batch_size
 

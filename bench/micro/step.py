@@ -85,7 +85,7 @@ def training_loop(
         number=1,
         replicas=range(1),
     )
-    batches = Batches(images, share)
+    batches = Batches(images, share, step.batch)
     clock = Clock()
 
     def work() -> int:

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench.hardware.machine import device_uuid, has_compiler, resident_bytes
 from bench.hardware.telemetry import Sampler
@@ -64,7 +64,7 @@ class _StartsApart:
     """A loader, which may wait where an epoch starts: its plan is moved to the device."""
 
     def __init__(self, loader: Loader, device_type: str) -> None:
-        self.steps_per_epoch, self.images_per_step = loader.steps_per_epoch, loader.images_per_step
+        self.steps_per_epoch = loader.steps_per_epoch
         self._loader, self._device_type = loader, device_type
 
     def start_epoch(self, worker: int, epoch: int) -> None:
@@ -72,12 +72,12 @@ class _StartsApart:
         with may_wait(self._device_type):
             self._loader.start_epoch(worker, epoch)
 
-    def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
+    def load(self, step: int) -> None:
         """Load a batch."""
         # On a CPU the watch takes all tensors for the device's, a DataLoader's own seed too.
         on_cpu = self._device_type == "cpu" and step == 0
         with may_wait("cpu") if on_cpu else nullcontext():
-            self._loader.load_(step, images, labels)
+            self._loader.load(step)
 
 
 def no_waiting(form: Form) -> str:
@@ -135,7 +135,7 @@ def _train(step: Step, execution: Execution) -> list[float]:
                 number=1,
                 replicas=range(2),
             )
-            return _StartsApart(make(share), device_type)
+            return _StartsApart(make(share, step.batch), device_type)
 
     train(
         [TrainStage(epochs=range(EPOCHS), step=step, open_batches=open_batches)],

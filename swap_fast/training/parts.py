@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
-from swap_fast.data.cifar.batches import Loader, require_a_batch
+from swap_fast.data.cifar.batches import Batch, Loader, require_a_batch
 from swap_fast.distributed import ALONE, Comm, WorkerGroup
 from swap_fast.record import EpochRow
 from swap_fast.training.batchnorm import BatchNormRecompute
@@ -67,8 +67,10 @@ class Source(Protocol):
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Move the data to the weights' device."""
 
-    def batches(self, phase: Phase, shape: BatchShape, *, number: int, replicas: range) -> Loader:
-        """What makes a stage's batches in phase `number`, for the replicas of this rank."""
+    def batches(
+        self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Batch
+    ) -> Loader:
+        """What fills the step's batch in a stage of phase `number`, for this rank's replicas."""
 
     def batch_norm_batches(self, buffer: Tensor, shape: BatchShape, comm: Comm) -> Iterable[Tensor]:
         """This rank's share of phase 3's pass over the training data: the buffer [B, 3, H, W] or
@@ -275,7 +277,12 @@ def make_phase(
                 epochs=step.shape.epochs,
                 step=step,
                 open_batches=partial(
-                    source.batches, phase, step.shape, number=number, replicas=replicas
+                    source.batches,
+                    phase,
+                    step.shape,
+                    number=number,
+                    replicas=replicas,
+                    into=step.batch,
                 ),
             )
             for step in steps

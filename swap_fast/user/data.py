@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, de
 
 from swap_fast.config.phase import Phase
 from swap_fast.distributed import ALONE, Comm
+from swap_fast.training.loop import Batches
 from swap_fast.user.objective import batch_length, leaves, on_device, transformed
 
 # Random numbers that follow from where they are needed, and from nothing that came before.
@@ -302,36 +303,35 @@ class Placement:
         return MicroBatch(moved, batch_length(moved), seed_of(self.seed, *where, FORWARD))
 
 
-class OwnBatches(Protocol):
-    """This rank's micro-batches of a phase."""
-
-    steps_per_epoch: int
-    """Updates of an epoch."""
-
-    def start_epoch(self, worker: int, epoch: int) -> None:
-        """Go to an epoch."""
-
-    def load(self, step: int) -> list[MicroBatch]:
-        """Of update `step`, one a replica of this rank."""
-
-
 def phase_batches(
-    data: Data, phase: Phase, place: Placement, *, number: int, replicas: range
-) -> OwnBatches:
-    """The micro-batches of phase `number`, for the replicas of this rank."""
+    data: Data,
+    phase: Phase,
+    place: Placement,
+    *,
+    number: int,
+    replicas: range,
+    into: list[MicroBatch],
+) -> Batches:
+    """What puts the micro-batches of phase `number` into a list: one a replica of this rank."""
     if isinstance(data, BatchesAsGiven):
-        return _Given(data, phase, place, number, replicas)
-    return _Picked(data, phase, place, number, replicas)
+        return _Given(data, phase, place, number, replicas, into)
+    return _Picked(data, phase, place, number, replicas, into)
 
 
 class _Picked:
     """Examples in an order drawn for each epoch; replica s has the s-th slice of an update."""
 
     def __init__(
-        self, examples: Examples, phase: Phase, place: Placement, number: int, replicas: range
+        self,
+        examples: Examples,
+        phase: Phase,
+        place: Placement,
+        number: int,
+        replicas: range,
+        into: list[MicroBatch],
     ) -> None:
         self._examples, self._phase, self._place = examples, phase, place
-        self._number, self._replicas = number, replicas
+        self._number, self._replicas, self._into = number, replicas, into
         self.steps_per_epoch = len(examples) // phase.global_batch_size
         self._worker, self._epoch = 0, 0
         self._made: Iterator[Any] = iter(())
@@ -341,14 +341,14 @@ class _Picked:
         """Go to an epoch."""
         self._worker, self._epoch = worker, epoch
 
-    def load(self, step: int) -> list[MicroBatch]:
-        """Of update `step`, one a replica of this rank; in their order they are made ahead."""
+    def load(self, step: int) -> None:
+        """Load update `step`; in their order updates are made ahead."""
         update = self._epoch * self.steps_per_epoch + step
         if self._next != (self._worker, update):
             self._made = self._examples.stream(self._requests(self._worker, update))
         self._next = self._worker, update + 1
         where = (self._number, self._worker, self._epoch, step)
-        return [self._place.put(next(self._made), *where, replica) for replica in self._replicas]
+        self._into[:] = [self._place.put(next(self._made), *where, r) for r in self._replicas]
 
     def _requests(self, worker: int, first: int) -> Iterator[SampleRequest]:
         """Of all updates from one on to the phase's end."""
@@ -372,10 +372,16 @@ class _Given:
     """
 
     def __init__(
-        self, given: BatchesAsGiven, phase: Phase, place: Placement, number: int, replicas: range
+        self,
+        given: BatchesAsGiven,
+        phase: Phase,
+        place: Placement,
+        number: int,
+        replicas: range,
+        into: list[MicroBatch],
     ) -> None:
         self._given, self._place, self._number = given, place, number
-        self._replicas, self._num_replicas = replicas, phase.gpus_per_model
+        self._replicas, self._num_replicas, self._into = replicas, phase.gpus_per_model, into
         self.steps_per_epoch = given.count // phase.gpus_per_model
         self._worker, self._epoch, self._step = 0, 0, 0
         self._coming: Iterator[Any] = iter(())
@@ -386,11 +392,11 @@ class _Given:
         seed = seed_of(self._place.seed, self._number, worker, epoch)
         self._coming = self._given.epoch(seed)
 
-    def load(self, step: int) -> list[MicroBatch]:
-        """Of update `step`, one a replica of this rank; those before it are passed over."""
+    def load(self, step: int) -> None:
+        """Load update `step`; those before it are passed over."""
         while self._step < step:
             self._take(self._step)
-        return self._take(step)
+        self._into[:] = self._take(step)
 
     def _take(self, step: int) -> list[MicroBatch]:
         self._step, kept = step + 1, []

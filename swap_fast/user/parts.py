@@ -23,7 +23,7 @@ from swap_fast.user.method import OwnMethod
 from swap_fast.user.objective import Loss, Metric, Objective
 from swap_fast.user.optimizer import UserOptimizer
 from swap_fast.user.statistics import ActivationPass
-from swap_fast.user.step import OwnEvaluator, OwnStep
+from swap_fast.user.step import UserStep, user_evaluator
 from swap_fast.user.weights import OwnWeights
 
 _TRAINED: WeakSet[nn.Module] = WeakSet()
@@ -125,7 +125,7 @@ def build_user_trainer(
 
     evaluate: Evaluate = _no_test
     if work.test is not None:
-        evaluate = OwnEvaluator(
+        evaluate = user_evaluator(
             model,
             work.test,
             Placement(device=device, seed=seed, augment=None),
@@ -136,11 +136,18 @@ def build_user_trainer(
         )
 
     def make_phase(number: int, phase: Phase, ranks: Comm, is_first: bool) -> PhaseContext:
-        step = OwnStep(weights, optimizer, phase, ranks, execution, objective)
+        step = UserStep(weights, optimizer, phase, ranks, execution, objective)
 
         def open_batches() -> Batches:
             replicas = ranks.replicas(phase.gpus_per_model)
-            return phase_batches(work.train, phase, training, number=number, replicas=replicas)
+            return phase_batches(
+                work.train,
+                phase,
+                training,
+                number=number,
+                replicas=replicas,
+                into=step.micro_batches,
+            )
 
         return PhaseContext(
             stages=(
