@@ -1,1 +1,1 @@
-"""swap_fast/tasks: say here what is in this package."""
+"""What a run trains on: CIFAR, resident on the device, and ImageNet, a tree of files."""

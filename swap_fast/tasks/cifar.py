@@ -134,7 +134,7 @@ def loader_maker(
     return partial(StreamedBatches, stream)
 
 
-# CIFAR's data of a run on this rank: resident on the device.
+# A run's CIFAR images on this rank.
 
 
 class CifarSource:
@@ -236,6 +236,6 @@ class CifarSource:
 
 
 def black(count: int) -> Split:
-    """So many black images of class 0."""
+    """`count` black images of class 0."""
     images = np.zeros((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     return Split(images=images, labels=np.zeros(count, np.uint8))

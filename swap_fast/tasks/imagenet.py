@@ -23,7 +23,7 @@ from swap_fast.distributed import Comm
 from swap_fast.training.evaluate import Count, Evaluator
 from swap_fast.training.weights import Weights
 
-# Top-1 and top-5 accuracy on the test images of a tree, each shown once.
+TEST_BATCH_SIZE = 128
 
 
 def evaluation_batches(
@@ -73,9 +73,6 @@ def tree_evaluator(
         return hits[:, 0].sum(), hits.sum(), len(labels)
 
     return Evaluator(model, batches, count, execution.autocast, device, has_top5=True)
-
-
-TEST_BATCH_SIZE = 128
 
 
 class TreeSource:

@@ -1,1 +1,1 @@
-"""swap_fast/user: say here what is in this package."""
+"""`swap_fast.swap`: SWAP of any net, on any data, with any optimizer and loss."""

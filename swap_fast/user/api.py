@@ -32,12 +32,12 @@ from swap_fast.training.parts import Watch
 from swap_fast.training.shutdown import NEVER, GracefulShutdown
 from swap_fast.training.state import NoCheckpoints, Progress
 from swap_fast.user.data import Augment, Collate, generators_kept, num_examples, open_data
-from swap_fast.user.method import OwnMethod, describe_method, name_of, own_method
-from swap_fast.user.objective import Loss, Metric
+from swap_fast.user.method import UserMethod, describe_method, name_of, user_method
 from swap_fast.user.optimizer import Groups, Make, UserOptimizer
 from swap_fast.user.parts import Work, bare, build_user_trainer, make_net
 from swap_fast.user.result import SwapResult, describe_environment, make_result
 from swap_fast.user.statistics import is_compiled
+from swap_fast.user.step import Loss, Metric
 from swap_fast.user.weights import OwnWeights
 
 # Where a run is kept: a folder of its checkpoints, begun once and gone on with.
@@ -151,7 +151,7 @@ SCREEN_TICK_S = 0.5
 
 
 def make_narrator(
-    method: OwnMethod,
+    method: UserMethod,
     num_examples: int,
     comm: Comm,
     clock: Clock,
@@ -370,7 +370,7 @@ def swap(
                 scale_gradients=precision == "fp16" or weights.has_fp16,
                 largest_norm=clip_gradient_norm,
             )
-        method = own_method(
+        method = user_method(
             train,
             workers=workers,
             phase1=phase1,

@@ -19,11 +19,10 @@ from swap_fast.training.parts import Evaluate, PhaseContext, Trainer, Watch
 from swap_fast.training.shutdown import GracefulShutdown
 from swap_fast.training.state import Checkpoints, TrainingState
 from swap_fast.user.data import Augment, Data, Placement, one_pass, phase_batches
-from swap_fast.user.method import OwnMethod
-from swap_fast.user.objective import Loss, Metric, Objective
+from swap_fast.user.method import UserMethod
 from swap_fast.user.optimizer import UserOptimizer
 from swap_fast.user.statistics import ActivationPass
-from swap_fast.user.step import UserStep, user_evaluator
+from swap_fast.user.step import Loss, Metric, Objective, UserStep, user_evaluator
 from swap_fast.user.weights import OwnWeights
 
 _TRAINED: WeakSet[nn.Module] = WeakSet()
@@ -88,7 +87,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def build_user_trainer(
-    method: OwnMethod,
+    method: UserMethod,
     work: Work,
     model: nn.Module,
     weights: OwnWeights,

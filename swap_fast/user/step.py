@@ -1,11 +1,12 @@
-"""One update from batches of any kind, through a loss of the user's."""
+"""The user's loss, and a step and an evaluator that go by it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Phase
@@ -13,9 +14,102 @@ from swap_fast.distributed import Comm
 from swap_fast.training.evaluate import Count, Evaluator
 from swap_fast.training.step import BaseStep, Forward
 from swap_fast.user.data import Data, MicroBatch, Placement, one_pass, seed_everything
-from swap_fast.user.objective import Metric, Objective
 from swap_fast.user.optimizer import UserOptimizer
 from swap_fast.user.weights import OwnWeights
+
+Loss = Callable[[nn.Module, Any], Any]
+"""Given the model and a batch: the mean loss, or (the mean loss, how many were right, of how many).
+"""
+
+Metric = Callable[[nn.Module, Any], tuple[Any, Any]]
+"""Given the model and a test batch: a sum, and over how many."""
+
+
+class Measured(NamedTuple):
+    """What a forward pass says of a batch."""
+
+    loss: Tensor
+    """The mean, a scalar."""
+    correct: Tensor | float | None
+    """How many were right; None where the loss does not say."""
+    total: Tensor | float | None
+    """Of how many."""
+
+
+class Objective:
+    """The loss of a model on a batch, and what of it was right.
+
+    Without a loss function a batch is (inputs..., targets): the model is called with the inputs and
+    gives logits [B, C] or [B, C, ...] for targets [B] or [B, ...] of class numbers. Inputs are
+    rounded to half precision where all of the model's parameters are of one such type.
+
+    Arguments:
+        loss: the user's; None: cross entropy.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss | None) -> None:
+        self._model, self._loss = model, loss
+        types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        (only,) = types if len(types) == 1 else (torch.float32,)
+        self._half = only if only.itemsize == 2 else None
+
+    def __call__(self, batch: Any) -> Measured:
+        """Run the model on a batch.
+
+        Raises:
+            ValueError: a batch, logits or a loss of another form.
+        """
+        if self._loss is None:
+            return self._cross_entropy(batch)
+        said = self._loss(self._model, batch)
+        loss, *counts = said if isinstance(said, tuple) else (said,)
+        if not isinstance(loss, Tensor) or loss.dim() != 0 or len(counts) not in (0, 2):
+            got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else _kind(loss)
+            expected = "a mean loss, or (a mean loss, how many were right, of how many)"
+            got += f" and {len(counts)} more values" if counts else ""
+            raise ValueError(f"loss: expected {expected}, got {got}; take the loss's mean()")
+        return Measured(loss, *(counts or (None, None)))
+
+    def _cross_entropy(self, batch: Any) -> Measured:
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            raise ValueError(
+                f"batch: expected (inputs, targets) for the cross entropy, got {_kind(batch)}; "
+                "pass loss=, a function of the model and a batch"
+            )
+        *inputs, targets = batch
+        if self._half is not None:
+            inputs = [self._rounded(given) for given in inputs]
+        logits = self._model(*inputs)
+        if not isinstance(logits, Tensor) or logits.dim() < 2:
+            got = f"{list(logits.shape)}" if isinstance(logits, Tensor) else _kind(logits)
+            raise ValueError(
+                f"model: expected logits [B, C] for the cross entropy, got {got}; pass loss=, a "
+                "function of the model and a batch"
+            )
+        expected = (len(logits), *logits.shape[2:])
+        if not isinstance(targets, Tensor) or tuple(targets.shape) != expected:
+            got = f"{list(targets.shape)}" if isinstance(targets, Tensor) else _kind(targets)
+            raise ValueError(
+                f"targets: expected class numbers {list(expected)} for logits "
+                f"{list(logits.shape)}, got {got}; pass loss=, a function of the model and a batch"
+            )
+        if targets.is_floating_point():
+            raise ValueError(
+                f"targets: expected class numbers, got {targets.dtype}; pass loss=, a function of "
+                "the model and a batch"
+            )
+        targets = targets.long()
+        exact = logits.float() if logits.dtype.itemsize == 2 else logits
+        loss = nn.functional.cross_entropy(exact, targets)
+        return Measured(loss, (logits.argmax(1) == targets).sum(), targets.numel())
+
+    def _rounded(self, given: Any) -> Any:
+        is_real = isinstance(given, Tensor) and given.is_floating_point()
+        return given.to(self._half) if is_real else given
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}"
 
 
 def user_evaluator(

@@ -1,1 +1,1 @@
-"""swap_fast/data/cifar: say here what is in this package."""
+"""CIFAR-10 and -100: files, the augmentation plan, and what makes batches of it."""

@@ -216,7 +216,7 @@ class Stream(Protocol):
 
 
 class StreamedBatches:
-    """A loader over a stream, which goes on where it is asked for what comes next anyway.
+    """A loader over a stream, which continues where the next batch in order is asked for.
 
     That is so from step to step and from epoch to epoch of one worker. At the switch of phases, at
     another worker, and after an epoch that was left early, the stream starts again at the step that

@@ -1,1 +1,1 @@
-"""swap_fast/data/imagenet: say here what is in this package."""
+"""A tree of image files: scan, crops, and what decodes batches of them."""

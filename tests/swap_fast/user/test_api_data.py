@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from swap_fast.config.phase import Phase
 from swap_fast.user.data import MicroBatch, Placement, one_pass, open_data, phase_batches
-from swap_fast.user.method import OwnMethod, own_method
-from swap_fast.user.objective import Objective
+from swap_fast.user.method import UserMethod, user_method
+from swap_fast.user.step import Objective
 
 X, Y = blobs()
 
@@ -317,11 +317,11 @@ def test_one_pass_has_every_example_once_and_no_batch_of_one() -> None:
 # Defaults.
 
 
-def default(num: int, workers: int = 8, **said: Any) -> OwnMethod:
+def default(num: int, workers: int = 8, **said: Any) -> UserMethod:
     data = open_data((torch.zeros(num),), "train_data")
     options = {"phase1": None, "phase2": None, "schedules": (None, None), "learning_rate": None}
     rest = {"counts": True, "keep_momentum": False}
-    return own_method(data, workers=workers, **(options | rest | said))
+    return user_method(data, workers=workers, **(options | rest | said))
 
 
 def test_cifar10s_size_has_the_papers_rates() -> None:
