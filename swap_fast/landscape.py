@@ -4,7 +4,7 @@ Figures 2 and 3 show train and test error on the plane through three weight vect
 cosine between -g and the direction to the output of SWAP (Sections 4.1 and 4.2).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,12 +15,11 @@ from torch import Tensor
 from swap_fast.config.execution import Execution
 from swap_fast.config.recipe import AveragingRecipe
 from swap_fast.data.cifar.augment import plan_epoch
-from swap_fast.data.cifar.batches import deal, one_pass
+from swap_fast.data.cifar.batches import Batch, one_pass, pass_plan
 from swap_fast.data.cifar.dataset import Dataset, Split
 from swap_fast.data.cifar.resident import DeviceImages
-from swap_fast.distributed import ALONE
 from swap_fast.training.batchnorm import BatchNormRecompute
-from swap_fast.training.evaluate import Evaluator
+from swap_fast.training.evaluate import image_evaluator
 from swap_fast.training.weights import Weights
 
 MARGIN = 0.3
@@ -173,16 +172,15 @@ class Landscape:
             first_of(dataset.train, counts.batch_norm_images), pad=recipe.augmentation.pad
         )
         self._statistics_pass = BatchNormRecompute(weights, execution.autocast)
-        size = (recipe.batch_norm_batch_size, 3, 32, 32)
+        augmentation = recipe.augmentation if recipe.batch_norm_augmented else None
         self._batches = partial(
             one_pass,
             passed,
-            recipe.augmentation if recipe.batch_norm_augmented else None,
-            execution.empty_images(size, device),
-            seed=seed,
+            pass_plan(passed, augmentation, seed=seed),
+            Batch.empty(recipe.batch_norm_batch_size, 32, execution, device),
         )
         self._on_train, self._on_test = (
-            Evaluator(
+            image_evaluator(
                 weights,
                 on_device(first_of(split, count)),
                 execution,
@@ -197,7 +195,7 @@ class Landscape:
     def errors(self, theta: Tensor) -> Errors:
         """Train and test error of the weights theta [P]."""
         self._weights.load_(theta, self._weights.statistics)
-        self._statistics_pass(self._batches())
+        self._statistics_pass(batch.images for batch in self._batches())
         return Errors(train=1 - self._on_train().top1, test=1 - self._on_test().top1)
 
 
@@ -236,14 +234,9 @@ class FixedBatch:
         size, self.num_images = min(micro_batch_size, len(split)), len(split)
         # float32 on every device: the small gradients of late epochs then need no loss scale.
         buffer = torch.empty((size, 3, 32, 32), device=device)
-        self._slices: Callable[[], Iterable[tuple[Tensor, Tensor]]] = partial(
-            deal,
-            images,
-            images.upload(plan),
-            buffer.to(memory_format=torch.channels_last),
-            torch.zeros(size, dtype=torch.int64, device=device),
-            ALONE,
-        )
+        labels = torch.zeros(size, dtype=torch.int64, device=device)
+        into = Batch(buffer.to(memory_format=torch.channels_last), labels)
+        self._slices = partial(one_pass, images, images.upload(plan), into)
 
     def gradient(self, theta: Tensor) -> Tensor:
         """The gradient [P] at the weights theta [P]."""

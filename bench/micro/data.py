@@ -17,7 +17,7 @@ from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import LoaderName
 from swap_fast.data.cifar.augment import plan_epoch
-from swap_fast.data.cifar.batches import Loader, ShardSpec
+from swap_fast.data.cifar.batches import Batch, Loader, ShardSpec
 from swap_fast.data.cifar.dataset import Channels, Split
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.data.imagenet.batches import DecoderName, TreeBatches, make_decoder
@@ -48,6 +48,7 @@ def make_loader(
     split: Split,
     execution: Execution,
     phase: Phase,
+    into: Batch,
     *,
     mean: Channels = MEAN,
     std: Channels = STD,
@@ -67,7 +68,8 @@ def make_loader(
             seed=seed,
             number=1,
             replicas=range(phase.gpus_per_model),
-        )
+        ),
+        into,
     )
 
 
@@ -82,15 +84,13 @@ def our_batches(loader: LoaderName, device_type: str, batch_size: int, dtype: st
         loader=loader,
     )
     phase = Phase(global_batch_size=batch_size, peak_lr=0.1, max_epochs=1)
-    batches = make_loader(split, execution, phase)
-    batch = execution.empty_images((batch_size, 3, 32, 32), device)
-    labels = torch.empty(batch_size, dtype=torch.int64, device=device)
+    batches = make_loader(split, execution, phase, Batch.empty(batch_size, 32, execution, device))
     epochs = count()
 
     def turn() -> int:
         batches.start_epoch(0, next(epochs))
         for step in range(batches.steps_per_epoch):
-            batches.load_(step, batch, labels)
+            batches.load(step)
         synchronize(device)
         return batches.steps_per_epoch * batch_size
 
@@ -364,17 +364,15 @@ def our_jpegs(
         replicas=range(1),
         seed=0,
         number=1,
-        device=device,
+        into=Batch.empty(batch_size, PX, execution, device),
     )
-    images = execution.empty_images((batch_size, 3, PX, PX), device)
-    labels = torch.empty(batch_size, dtype=torch.int64, device=device)
     epochs = count()
 
     def turn() -> int:
         # A whole epoch, so that no batch is decoded before the turn is timed.
         batches.start_epoch(0, next(epochs))
         for step in range(batches.steps_per_epoch):
-            batches.load_(step, images, labels)
+            batches.load(step)
         synchronize(device)
         return batches.steps_per_epoch * batch_size
 

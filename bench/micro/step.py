@@ -71,7 +71,8 @@ def training_loop(
     device = torch.device(execution.device_type)
     step, phase = make_step(execution, width, batch_size)
     step.warm_up()
-    batches, clock = make_loader(split, execution, phase, mean=mean, std=std), Clock()
+    batches = make_loader(split, execution, phase, step.batch, mean=mean, std=std)
+    clock = Clock()
 
     def turn() -> int:
         epochs = train_epochs(

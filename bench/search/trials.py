@@ -212,7 +212,11 @@ def write_start(run: Path, tau: float | None, start: Path) -> None:
             for laps in whole.about.laps_by_rank
         ],
     )
-    state = {"velocity": torch.zeros_like(whole.state["velocity"])}
+    state = {
+        name: torch.zeros_like(tensor)
+        for name, tensor in whole.state.items()
+        if name.startswith("optimizer.")
+    }
     model = load_file(run / f"phase1-epoch{epochs}{MODEL}")
     write_checkpoint(start / "phase1", replace(whole, model=model, state=state, about=about))
 

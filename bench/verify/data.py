@@ -19,6 +19,7 @@ from swap_fast.config.execution import DTYPES, default_execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import LoaderName
 from swap_fast.data.cifar.augment import AugmentationPlan, plan_epoch
+from swap_fast.data.cifar.batches import Batch
 from swap_fast.data.cifar.dataset import Channels, Split
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.data.imagenet import batches as tree_batches
@@ -102,9 +103,8 @@ def _cifar_batches(
     """All fp16 batches of two epochs, on the host; steps of `beside` run before each is loaded."""
     device, execution = torch.device(device_type), replace(fp16_execution(device_type), loader=name)
     phase = Phase(global_batch_size=BATCH, peak_lr=1.0, max_epochs=2)
-    loader = make_loader(random_split(IMAGES), execution, phase, mean=mean, std=std, seed=2)
-    batch = execution.empty_images((BATCH, 3, 32, 32), device)
-    labels = torch.empty(BATCH, dtype=torch.int64, device=device)
+    batch = Batch.empty(BATCH, 32, execution, device)
+    loader = make_loader(random_split(IMAGES), execution, phase, batch, mean=mean, std=std, seed=2)
     batches = []
     for epoch in range(2):
         loader.start_epoch(0, epoch)
@@ -112,8 +112,9 @@ def _cifar_batches(
             if beside is not None:
                 for _ in range(5):
                     beside.step()
-            loader.load_(step, batch, labels)
-            batches.append((batch.clone(), labels.clone()))  # nothing waits until all are made
+            loader.load(step)
+            # Nothing waits until all are made.
+            batches.append((batch.images.clone(), batch.labels.clone()))
     return [(images.cpu(), labels.cpu()) for images, labels in batches]
 
 
@@ -160,7 +161,8 @@ def _decoded(
         threads=1 if name == "dali" else 0,
         centred=centred,
     )
-    made = tree_batches.deal(decoder, batches, execution, device)
+    buffer = tree_batches.pass_buffer(batches, execution, device)
+    made = tree_batches.one_pass(decoder, batches, buffer, execution)
     rows = [images.permute(0, 2, 3, 1).double().cpu().numpy().ravel() for images, _ in made]
     return np.concatenate(rows).reshape(-1, 3) * np.array(IMAGENET_STD)
 

@@ -5,7 +5,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from bench.micro.data import make_loader, random_split
 from bench.verify.check import Form
@@ -61,18 +60,18 @@ class _Loader:
     """A loader; it may wait at an epoch's start, where the plan is moved to the device."""
 
     def __init__(self, loader: Loader, device_type: str) -> None:
-        self.steps_per_epoch, self.images_per_step = loader.steps_per_epoch, loader.images_per_step
+        self.steps_per_epoch = loader.steps_per_epoch
         self._loader, self._device_type = loader, device_type
 
     def start_epoch(self, worker: int, epoch: int) -> None:
         with may_wait(self._device_type):
             self._loader.start_epoch(worker, epoch)
 
-    def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
+    def load(self, step: int) -> None:
         # On a CPU, `no_wait` takes every tensor for the device's, a DataLoader's own seed too.
         on_cpu = self._device_type == "cpu" and step == 0
         with may_wait("cpu") if on_cpu else nullcontext():
-            self._loader.load_(step, images, labels)
+            self._loader.load(step)
 
 
 def _train(step: Step, execution: Execution) -> list[float]:
@@ -82,7 +81,9 @@ def _train(step: Step, execution: Execution) -> list[float]:
 
     def open_batches() -> Loader:
         with may_wait(device_type), _threads(THREADS):
-            return _Loader(make_loader(random_split(STEPS * BATCH), execution, phase), device_type)
+            return _Loader(
+                make_loader(random_split(STEPS * BATCH), execution, phase, step.batch), device_type
+            )
 
     epochs = train_epochs(
         [TrainStage(epochs=range(EPOCHS), step=step, open_batches=open_batches)],

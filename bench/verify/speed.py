@@ -22,7 +22,7 @@ from bench.verify.equivalence import same_kernels
 from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.phase import BatchShape, Phase, StagedPhase
 from swap_fast.config.recipe import SWAPRecipe
-from swap_fast.data.cifar.batches import Loader
+from swap_fast.data.cifar.batches import Batch, Loader
 from swap_fast.distributed import Comm
 from swap_fast.models import make_tree_net
 from swap_fast.recipes.cifar10 import cifar10_swap
@@ -108,7 +108,9 @@ class _NoImages:
 
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None: ...
 
-    def batches(self, phase: Phase, shape: BatchShape, *, number: int, replicas: range) -> Loader:
+    def batches(
+        self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Batch
+    ) -> Loader:
         raise AssertionError("nothing is trained")
 
     def batch_norm_batches(self, buffer: Tensor, shape: BatchShape, comm: Comm) -> Iterable[Tensor]:

@@ -13,11 +13,19 @@ from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, BatchShape, Phase, StagedPhase
 from swap_fast.config.recipe import AveragingRecipe, LoaderName, Recipe
 from swap_fast.data.cifar.augment import IMAGE_SIZE, plain_plan, plan_epoch
-from swap_fast.data.cifar.batches import Batches, Loader, ShardSpec, StreamedBatches, one_pass
+from swap_fast.data.cifar.batches import (
+    Batch,
+    Batches,
+    Loader,
+    ShardSpec,
+    StreamedBatches,
+    one_pass,
+    pass_plan,
+)
 from swap_fast.data.cifar.dataset import Channels, Dataset, Split
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.distributed import Comm
-from swap_fast.training.evaluate import TEST_BATCH_SIZE, Evaluator
+from swap_fast.training.evaluate import TEST_BATCH_SIZE, Evaluator, image_evaluator
 from swap_fast.training.weights import Weights
 
 
@@ -92,12 +100,13 @@ def loader_maker(
     std: Channels,
     execution: Execution,
     device: torch.device,
-) -> Callable[[ShardSpec], Loader]:
-    """What makes a phase's loader from this rank's share, with the execution's backend.
+) -> Callable[[ShardSpec, Batch], Loader]:
+    """What makes a phase's loader from this rank's share and the step's batch.
 
     Arguments:
         images: the training split on the device: the tensor backend's.
         split: the same images in memory, from which the others make their own.
+        execution: names the backend.
         mean, std: of the three channels, on the scale 0..255.
     """
     if execution.loader == "tensor":
@@ -125,7 +134,7 @@ def loader_maker(
     return partial(StreamedBatches, stream)
 
 
-# CIFAR's data of a run on this rank: resident on the device.
+# A run's CIFAR images on this rank.
 
 
 class CifarSource:
@@ -175,7 +184,7 @@ class CifarSource:
             std=channels,
             device=device,
         )
-        Evaluator(weights, test, execution, mirrored=self._recipe.mirrored_evaluation)()
+        image_evaluator(weights, test, execution, mirrored=self._recipe.mirrored_evaluation)()
 
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Move the data to the weights' device, and forget what is not needed on the host."""
@@ -186,7 +195,7 @@ class CifarSource:
         self._images = DeviceImages(train, mean=mean, std=std, device=device, pad=pad)
         test = DeviceImages(dataset.test, mean=mean, std=std, device=device)
         mirrored = self._recipe.mirrored_evaluation
-        self._evaluator = Evaluator(weights, test, execution, mirrored=mirrored)
+        self._evaluator = image_evaluator(weights, test, execution, mirrored=mirrored)
         self._make_loader = loader_maker(
             self._images,
             train,
@@ -198,7 +207,9 @@ class CifarSource:
         )
         self._seed, self._dataset = seed, None
 
-    def batches(self, phase: Phase, shape: BatchShape, *, number: int, replicas: range) -> Loader:
+    def batches(
+        self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Batch
+    ) -> Loader:
         """Makes the phase's batches with the execution's backend."""
         share = ShardSpec(
             num_images=self.num_images,
@@ -208,14 +219,16 @@ class CifarSource:
             number=number,
             replicas=replicas,
         )
-        return self._make_loader(share)
+        return self._make_loader(share, into)
 
     def batch_norm_batches(self, buffer: Tensor, shape: BatchShape, comm: Comm) -> Iterable[Tensor]:
         """Every training image once, augmented where the recipe says so."""
         recipe = self._recipe
         assert isinstance(recipe, AveragingRecipe), "without a phase 2 nothing is averaged"
         augmentation = recipe.augmentation if recipe.batch_norm_augmented else None
-        return one_pass(self._images, augmentation, buffer, seed=self._seed, comm=comm)
+        plan = pass_plan(self._images, augmentation, seed=self._seed)
+        into = Batch(buffer, torch.zeros(len(buffer), dtype=torch.int64, device=buffer.device))
+        return (batch.images for batch in one_pass(self._images, plan, into, comm))
 
     def evaluator(self, shape: BatchShape) -> Evaluator:
         """Top-1 accuracy, the same in all epochs."""
@@ -223,6 +236,6 @@ class CifarSource:
 
 
 def black(count: int) -> Split:
-    """So many black images of class 0."""
+    """`count` black images of class 0."""
     images = np.zeros((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     return Split(images=images, labels=np.zeros(count, np.uint8))

@@ -1,28 +1,29 @@
 """ImageNet's data of a run on this rank: files, decoded as they are needed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase
+from swap_fast.data.cifar.batches import Batch
 from swap_fast.data.imagenet.batches import (
     Decoder,
     DecoderName,
     TreeBatches,
-    deal,
     decoder_class,
     make_decoder,
     one_pass,
+    pass_buffer,
 )
-from swap_fast.data.imagenet.crops import Crops, centre_crops, rectangular_batches
+from swap_fast.data.imagenet.crops import Crops, centre_crops, plan_crops, rectangular_batches
 from swap_fast.data.imagenet.scan import ImageSplit, ImageTree
-from swap_fast.distributed import ALONE, Comm
-from swap_fast.training.evaluate import Accuracies
+from swap_fast.distributed import Comm
+from swap_fast.training.evaluate import Count, Evaluator
 from swap_fast.training.weights import Weights
 
-# Top-1 and top-5 accuracy on the test images of a tree, each shown once.
+TEST_BATCH_SIZE = 128
 
 
 def evaluation_batches(
@@ -40,58 +41,38 @@ def evaluation_batches(
     return [crops[start : start + batch_size] for start in range(0, len(crops), batch_size)]
 
 
-class TreeEvaluator:
-    """Accuracy of a model on the test images.
+def tree_evaluator(
+    model: nn.Module,
+    split: ImageSplit,
+    decoder: Decoder,
+    execution: Execution,
+    device: torch.device,
+    *,
+    px: int,
+    rectangular: bool = False,
+    batch_size: int,
+) -> Evaluator:
+    """Top-1 and top-5 accuracy of a model on the test images.
 
     Arguments:
         decoder: decodes the batches; made for this split, `centred`.
         px: the crop's side, or its shorter one.
         batch_size: images a forward pass.
     """
+    crops = evaluation_batches(split, px=px, batch_size=batch_size, rectangular=rectangular)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        split: ImageSplit,
-        decoder: Decoder,
-        execution: Execution,
-        device: torch.device,
-        *,
-        px: int,
-        rectangular: bool = False,
-        batch_size: int,
-    ) -> None:
-        self._model, self._split, self._decoder = model, split, decoder
-        self._execution, self._device = execution, device
-        self._batches = evaluation_batches(
-            split, px=px, batch_size=batch_size, rectangular=rectangular
-        )
+    def batches(comm: Comm) -> Iterator[tuple[Tensor, Crops]]:
+        return one_pass(decoder, crops, pass_buffer(crops, execution, device), execution, comm)
 
-    @torch.no_grad()
-    def __call__(self, comm: Comm = ALONE) -> Accuracies:
-        """The model's accuracies in eval mode.
+    def count(batch: tuple[Tensor, Crops]) -> Count:
+        images, shown = batch
+        labels = torch.from_numpy(split.labels[shown.image]).to(device)
+        logits = model(images)
+        best = logits.topk(min(5, logits.shape[1])).indices  # [n, 5]
+        hits = best == labels[:, None]
+        return hits[:, 0].sum(), hits.sum(), len(labels)
 
-        With a `comm` all its ranks must call, and all get those over the whole split.
-        """
-        model, was_training = self._model, self._model.training
-        model.eval()
-        correct = torch.zeros(2, dtype=torch.int64, device=self._device)
-        try:
-            dealt = deal(self._decoder, self._batches, self._execution, self._device, comm)
-            for images, crops in dealt:
-                labels = torch.from_numpy(self._split.labels[crops.image]).to(self._device)
-                with self._execution.autocast():
-                    logits = model(images)
-                best = logits.topk(min(5, logits.shape[1])).indices  # [n, 5]
-                hits = best == labels[:, None]
-                correct += torch.stack([hits[:, 0].sum(), hits.sum()])
-        finally:
-            model.train(was_training)
-        top1, top5 = comm.all_reduce_(correct).tolist()
-        return Accuracies(top1 / len(self._split), top5 / len(self._split))
-
-
-TEST_BATCH_SIZE = 128
+    return Evaluator(model, batches, count, execution.autocast, device, has_top5=True)
 
 
 class TreeSource:
@@ -124,13 +105,12 @@ class TreeSource:
         self._testing = self._make(self._tree.test, TEST_BATCH_SIZE, centred=True)
 
     def batches(
-        self, phase: Phase, shape: BatchShape, *, number: int, replicas: range
+        self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Batch
     ) -> TreeBatches:
         """Decodes and crops a stage's batches."""
-        batch_size = shape.global_batch_size // phase.gpus_per_model * len(replicas)
         return TreeBatches(
             self._tree.train,
-            self._decoder(batch_size),
+            self._decoder(len(into.labels)),
             px=shape.image_size,
             min_scale=shape.min_scale,
             global_batch_size=shape.global_batch_size,
@@ -138,23 +118,28 @@ class TreeSource:
             replicas=replicas,
             seed=self._seed,
             number=number,
-            device=self._device,
+            into=into,
         )
 
     def batch_norm_batches(self, buffer: Tensor, shape: BatchShape, comm: Comm) -> Iterable[Tensor]:
         """Every training image once, cropped as in the last stage."""
-        return one_pass(
-            self._tree.train,
-            self._decoder(len(buffer)),
-            buffer,
+        plan = plan_crops(
+            self._tree.train.sizes,
+            px=shape.image_size,
             min_scale=shape.min_scale,
             seed=self._seed,
-            comm=comm,
+            phase=3,
+            worker=0,
+            epoch=0,
         )
+        size = len(buffer)
+        batches = [plan[start : start + size] for start in range(0, len(plan), size)]
+        shown = one_pass(self._decoder(size), batches, buffer, self._execution, comm)
+        return (images for images, _ in shown)
 
-    def evaluator(self, shape: BatchShape) -> TreeEvaluator:
+    def evaluator(self, shape: BatchShape) -> Evaluator:
         """Top-1 and top-5 accuracy at the size of a stage."""
-        return TreeEvaluator(
+        return tree_evaluator(
             self._weights.model,
             self._tree.test,
             self._testing,

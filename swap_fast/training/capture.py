@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-# Memory that a CPU process frees is kept for its next step, not given back to the system.
+# On CPUs: freed memory is kept for the next step.
 
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc reuse large blocks; whether this C library can be told so (glibc can).
+    """Let malloc reuse large blocks; False where the C library is not glibc.
 
-    By default glibc maps each block of more than 32 MiB anew and unmaps it when it is freed, and
+    By default glibc maps each block of more than 32 MiB again and unmaps it when it is freed, and
     trims its heap, so that every step of a network faults its activations in again, page by page.
     Kept, the ResNet-9 step of width 16 is about a quarter faster on two cores, and its forward
     pass alone about half.

@@ -1,13 +1,17 @@
-"""Accuracy of a model on a split."""
+"""Accuracy of a model on test data."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from swap_fast.config.execution import Execution
-from swap_fast.data.cifar.augment import plain_plan
-from swap_fast.data.cifar.batches import deal
+from swap_fast.data.cifar.augment import IMAGE_SIZE
+from swap_fast.data.cifar.batches import Batch, one_pass, pass_plan
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.training.weights import Weights
@@ -30,49 +34,79 @@ class Accuracies(NamedTuple):
         return None if math.isnan(self.top1) else self.top1
 
 
+Count = tuple[Tensor | float, Tensor | float, Tensor | float]
+"""Of a batch: right by the largest logit, right by the five largest (0: not measured), of all."""
+
+
 class Evaluator:
-    """Top-1 accuracy on the images of a split as they are.
+    """Accuracy of a model in eval mode on test data that the ranks share out.
 
     Arguments:
-        images: the split; its batches are dealt out to the ranks.
-        mirrored: take the mean logits of an image and its mirror image (test-time augmentation,
-            of which the paper says nothing).
-        batch_size: images a forward pass.
+        batches: given the ranks, this rank's part of the data, batch by batch.
+        count: runs the model on a batch and counts what is right.
+        autocast: makes the context of each forward pass.
+        has_top5: whether the five largest logits are counted.
     """
 
     def __init__(
         self,
-        weights: Weights,
-        images: DeviceImages,
-        execution: Execution,
+        model: nn.Module,
+        batches: Callable[[Comm], Iterable[Any]],
+        count: Callable[[Any], Count],
+        autocast: Callable[[], AbstractContextManager[object]],
+        device: torch.device,
         *,
-        mirrored: bool = False,
-        batch_size: int = TEST_BATCH_SIZE,
+        has_top5: bool = False,
     ) -> None:
-        self._weights, self._split, self._execution = weights, images, execution
-        self._mirrored = mirrored
-        device = images.labels.device
-        self._images = execution.empty_images((batch_size, 3, 32, 32), device)
-        self._labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self._plan = images.upload(plain_plan(len(images), images.pad))
+        self._model, self._batches, self._count = model, batches, count
+        self._autocast, self._device, self._has_top5 = autocast, device, has_top5
 
     @torch.no_grad()
     def __call__(self, comm: Comm = ALONE) -> Accuracies:
-        """The share of images that the model in eval mode gets right.
+        """The shares that the model gets right; NaN where nothing is counted.
 
-        With a `comm` all its ranks must call, and all get the accuracy over the whole split.
+        With a `comm` all its ranks must call, and all get the accuracy over the whole data.
         """
-        model, batch = self._weights.model, (self._images, self._labels)
-        was_training = model.training
-        model.eval()
-        correct = torch.zeros((), dtype=torch.int64, device=self._labels.device)
+        was_training = self._model.training
+        self._model.eval()
+        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         try:
-            for images, labels in deal(self._split, self._plan, *batch, comm):
-                with self._execution.autocast():
-                    logits = model(images)
-                    if self._mirrored:
-                        logits = logits + model(images.flip(3))
-                correct += (logits.argmax(1) == labels).sum()
+            for batch in self._batches(comm):
+                with self._autocast():
+                    counts = self._count(batch)
+                for place, value in enumerate(counts):
+                    sums[place] += value
         finally:
-            model.train(was_training)
-        return Accuracies(comm.all_reduce_(correct).item() / len(self._split))
+            self._model.train(was_training)
+        top1, top5, total = comm.all_reduce_(sums).tolist()
+        if not total:
+            return Accuracies(math.nan)
+        return Accuracies(top1 / total, top5 / total if self._has_top5 else None)
+
+
+def image_evaluator(
+    weights: Weights,
+    images: DeviceImages,
+    execution: Execution,
+    *,
+    mirrored: bool = False,
+    batch_size: int = TEST_BATCH_SIZE,
+) -> Evaluator:
+    """Top-1 accuracy on resident images as they are.
+
+    Arguments:
+        mirrored: take the mean logits of an image and its mirror image (test-time augmentation,
+            of which the paper says nothing).
+        batch_size: images a forward pass.
+    """
+    model, device = weights.model, images.labels.device
+
+    def count(batch: Batch) -> Count:
+        logits = model(batch.images)
+        if mirrored:
+            logits = logits + model(batch.images.flip(3))
+        return (logits.argmax(1) == batch.labels).sum(), 0, len(batch.labels)
+
+    into = Batch.empty(batch_size, IMAGE_SIZE, execution, device)
+    batches = partial(one_pass, images, pass_plan(images, None), into)
+    return Evaluator(model, batches, count, execution.autocast, device)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from swap_fast.config.phase import Phase
 from swap_fast.distributed import ALONE, Comm
@@ -24,6 +24,9 @@ class Batches(Protocol):
     def start_epoch(self, worker: int, epoch: int) -> None:
         """Go to an epoch."""
 
+    def load(self, step: int) -> None:
+        """Give the step its part of update `step`."""
+
 
 class TrainStep(Protocol):
     """One update of the weights."""
@@ -31,9 +34,6 @@ class TrainStep(Protocol):
     @property
     def num_images(self) -> int:
         """Of this rank, in the update."""
-
-    def load_batch(self, batches: Any, i: int) -> None:
-        """Take this rank's part of update i of the epoch that its batches are in."""
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the next updates."""
@@ -110,7 +110,7 @@ def train_epochs(
             with clock.lap(f"phase{number}"):
                 batches.start_epoch(worker, epoch)
                 for i in range(first, steps):
-                    step.load_batch(batches, i)
+                    batches.load(i)
                     learning_rate = schedule(epoch + (i + 1) / steps)
                     step.set_learning_rate(learning_rate)
                     step()

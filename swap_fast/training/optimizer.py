@@ -1,6 +1,8 @@
-"""SGD with momentum on the weight vector: `Update` of Algorithm 1, lines 15 and 24."""
+"""What turns the gradient into an update: `Update` of Algorithm 1, lines 15 and 24."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -10,7 +12,83 @@ from swap_fast.config.phase import Optimizer
 from swap_fast.training.weights import Weights
 
 
-class MomentumSGD:
+class ScaledOptimizer(ABC):
+    """A torch optimizer on the weights, its learning rates, and in fp16 the scale of the loss.
+
+    An update with a gradient that is not finite is left out, and the scale is halved.
+
+    Arguments:
+        optimizer: of parameters whose gradients are views of `weights.gradient`.
+        ratios: of each group's learning rate to the phase's.
+        scaler: enabled for fp16 only.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        optimizer: torch.optim.Optimizer,
+        ratios: Sequence[float],
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        self._weights, self._torch, self._ratios = weights, optimizer, ratios
+        self.scaler = scaler
+        # The scaler's tensors are made on first use: here, not inside a captured step.
+        scaler.scale(torch.zeros((), device=weights.theta.device))
+        self._first_scale = scaler.state_dict()
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the next updates; where it is a tensor, on the device."""
+        for group, ratio in zip(self._torch.param_groups, self._ratios, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(learning_rate * ratio)
+            else:
+                group["lr"] = learning_rate * ratio
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss whose gradient is taken."""
+        return self.scaler.scale(loss)
+
+    def step(self) -> None:
+        """One update of the weights from `weights.gradient`."""
+        self.scaler.step(self._torch)
+        self.scaler.update()
+
+    @abstractmethod
+    def reset_(self) -> None:
+        """Go back to the state before the first update, and to the first scale of the loss."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that the next update depends on, beside the weights and the gradient."""
+        state = [dict(self._torch.state.get(p, {})) for p in self._parameters()]
+        groups = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self._torch.param_groups
+        ]
+        return deepcopy({"state": state, "groups": groups, "scaler": self.scaler.state_dict()})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy such a state in. Tensors that are there already keep their addresses."""
+        for group, saved in zip(self._torch.param_groups, state["groups"], strict=True):
+            _copy_in(group, saved)
+        for parameter, saved in zip(self._parameters(), state["state"], strict=True):
+            if saved:
+                _copy_in(self._torch.state[parameter], saved)
+        self.scaler.load_state_dict(state["scaler"])
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self._torch.param_groups for p in group["params"]]
+
+
+def _copy_in(into: dict[str, Any], saved: Mapping[str, Any]) -> None:
+    for name, value in saved.items():
+        mine = into.get(name)
+        if isinstance(mine, Tensor) and isinstance(value, Tensor) and mine.shape == value.shape:
+            mine.copy_(value)
+        else:
+            into[name] = deepcopy(value)
+
+
+class MomentumSGD(ScaledOptimizer):
     """torch's fused SGD over the one vector theta, with its state where a replay can reach it.
 
     With gradient g, weight decay d, momentum m and learning rate a (torch's semantics):
@@ -19,75 +97,41 @@ class MomentumSGD:
 
     The learning rate is a tensor on the device, so that no step reads it on the host. The velocity
     is made here, as zeros: left to torch, the fused kernel makes it without values, and a first
-    step that overflows in fp16 would leave it so.
+    step that overflows in fp16 would leave it so. Nothing in an update waits for the device.
 
     Arguments:
-        scale_gradients: whether the loss is scaled against underflow, and updates with a
-            non-finite gradient are left out: for fp16.
+        scale_gradients: whether the loss is scaled against underflow: for fp16.
     """
 
     def __init__(self, weights: Weights, config: Optimizer, *, scale_gradients: bool) -> None:
         theta, device = weights.theta, weights.theta.device
-        self.velocity = torch.zeros_like(theta, requires_grad=False)
-        # Each part of theta with its weight decay and the factor on its learning rate.
+        self.velocity = torch.zeros_like(theta, requires_grad=False)  # [P]
+        # Each part of theta with the factor on its learning rate and its weight decay.
         end, factor = len(theta) - weights.num_apart, config.bias_lr_factor
         decay_apart = config.weight_decay / factor if config.decay_norms_and_biases else 0.0
         parts = [(slice(0, end), 1.0, config.weight_decay), (slice(end, None), factor, decay_apart)]
-        self._rates: list[tuple[Tensor, float]] = []
-        groups, vectors = [], []
-        for part, factor, decay in parts if weights.num_apart else parts[:1]:
+        parts = parts if weights.num_apart else parts[:1]
+        groups, momentum_buffers = [], []
+        for part, _, decay in parts:
             vector = nn.Parameter(theta.detach()[part])
             vector.grad = weights.gradient[part]
             rate = torch.zeros((), device=device)
-            vectors.append((vector, self.velocity[part]))
-            self._rates.append((rate, factor))
             groups.append({"params": [vector], "lr": rate, "weight_decay": decay})
-        self._sgd = torch.optim.SGD(
+            momentum_buffers.append((vector, self.velocity[part]))
+        sgd = torch.optim.SGD(
             groups, momentum=config.momentum, nesterov=config.nesterov, fused=True
         )
-        for vector, velocity in vectors:
-            self._sgd.state[vector]["momentum_buffer"] = velocity
-        self.scaler = torch.amp.GradScaler(
+        for vector, velocity in momentum_buffers:
+            sgd.state[vector]["momentum_buffer"] = velocity
+        scaler = torch.amp.GradScaler(
             device.type,
             init_scale=config.loss_scale,
             growth_interval=2000 if config.loss_scale_grows else 2**31 - 1,
             enabled=scale_gradients,
         )
-        # Its tensors are made on first use: here, not inside a captured step.
-        self.scaler.scale(torch.zeros((), device=device))
-        self._first_scale = self.scaler.state_dict()
+        super().__init__(weights, sgd, [factor for _, factor, _ in parts], scaler)
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of the next updates, on the device."""
-        for rate, factor in self._rates:
-            rate.fill_(learning_rate * factor)
-
-    def scale(self, loss: Tensor) -> Tensor:
-        """The loss whose gradient is taken."""
-        return self.scaler.scale(loss)
-
-    def step(self) -> None:
-        """One update from `weights.gradient`, without waiting for the device."""
-        self.scaler.step(self._sgd)
-        self.scaler.update()
-
-    def reset_(self, velocity: Tensor | None = None) -> None:
-        """Start from no history of gradients, or from the velocity [P] given, in place."""
-        if velocity is None:
-            self.velocity.zero_()
-        else:
-            self.velocity.copy_(velocity)
+    def reset_(self) -> None:
+        """Go back to the state before the first update, in place."""
+        self.velocity.zero_()
         self.scaler.load_state_dict(self._first_scale)
-
-    def history(self) -> Tensor:
-        """A copy of the velocity [P], for `reset_`."""
-        return self.velocity.clone()
-
-    def gather(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the next update depends on, on the host."""
-        return {"velocity": self.velocity.cpu()}, {"scaler": self.scaler.state_dict()}
-
-    def scatter_(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Put back what `gather` gave."""
-        self.reset_(tensors["velocity"])
-        self.scaler.load_state_dict(values["scaler"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
-from swap_fast.data.cifar.batches import Loader, require_a_batch
+from swap_fast.data.cifar.batches import Batch, Loader, require_a_batch
 from swap_fast.distributed import ALONE, Comm, WorkerGroup
 from swap_fast.record import EpochRow
 from swap_fast.training.batchnorm import BatchNormRecompute
@@ -21,10 +21,9 @@ from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.loop import TrainStage, train_epochs
-from swap_fast.training.optimizer import MomentumSGD
+from swap_fast.training.optimizer import MomentumSGD, ScaledOptimizer
 from swap_fast.training.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import (
-    AnyOptimizer,
     Checkpoints,
     NoCheckpoints,
     Progress,
@@ -53,8 +52,10 @@ class Source(Protocol):
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Move the data to the weights' device."""
 
-    def batches(self, phase: Phase, shape: BatchShape, *, number: int, replicas: range) -> Loader:
-        """What makes a stage's batches in phase `number`, for the replicas of this rank."""
+    def batches(
+        self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Batch
+    ) -> Loader:
+        """What fills the step's batch in a stage of phase `number`, for this rank's replicas."""
 
     def batch_norm_batches(self, buffer: Tensor, shape: BatchShape, comm: Comm) -> Iterable[Tensor]:
         """This rank's share of phase 3's pass over the training data: the buffer [B, 3, H, W] or
@@ -87,7 +88,7 @@ class Trainer:
 
     weights: Weights
     """The model, at its initial weights theta_0."""
-    optimizer: AnyOptimizer
+    optimizer: ScaledOptimizer
     """Shared by both phases' steps."""
     phases: tuple[PhaseContext, ...]
     """Phase 1 and, for SWAP and SWA, phase 2."""
@@ -115,7 +116,9 @@ class Trainer:
         with self.clock.lap("phase2"):
             self.weights.load_(start.theta, start.statistics)
             self.phases[1].state.statistics.reset_()
-            self.optimizer.reset_(start.history if keep_momentum else None)
+            self.optimizer.reset_()
+            if keep_momentum:
+                self.optimizer.load_state_dict(start.optimizer_state)
 
     def resume(self, number: int, phase: Phase, worker: int) -> tuple[Progress, list[Tensor]]:
         """Put back what an interrupted run had done of a phase; at its start, nothing.
@@ -202,12 +205,12 @@ class Trainer:
         """The model as it is at the end of a phase."""
         with self.clock.lap(f"phase{progress.phase}"):
             theta, statistics = self.weights.copy()
-            history = self.optimizer.history() if progress.phase == 1 else None
+            optimizer_state = self.optimizer.state_dict() if progress.phase == 1 else None
         return TrainedModel(
             progress=progress,
             samples=(*samples, theta),
             statistics=statistics,
-            history=history,
+            optimizer_state=optimizer_state,
             time_s=self.clock.reading() - started_s,
         )
 
@@ -383,7 +386,12 @@ def make_phase(
                 epochs=step.shape.epochs,
                 step=step,
                 open_batches=partial(
-                    source.batches, phase, step.shape, number=number, replicas=replicas
+                    source.batches,
+                    phase,
+                    step.shape,
+                    number=number,
+                    replicas=replicas,
+                    into=step.batch,
                 ),
             )
             for step in steps

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from swap_fast.distributed import Comm
 from swap_fast.record import EpochRow
 from swap_fast.training.batchnorm import ReplicaStatistics
 from swap_fast.training.evaluate import Accuracies
+from swap_fast.training.optimizer import ScaledOptimizer
 from swap_fast.training.weights import Weights
 
 NOT_TESTED = Accuracies(0.0)
@@ -45,7 +47,7 @@ class TrainedModel:
     """Its weights [P] at the end of each cycle of the learning rate; the last are its own."""
     statistics: Tensor
     """Its batch-norm statistics [2C]; of phase 1, those of all replicas merged."""
-    history: Any
+    optimizer_state: Any
     """The optimizer's state at the end of phase 1, for `keep_momentum`; None: of a worker."""
     time_s: float
     """Of the clock's paper reading, its own."""
@@ -75,39 +77,14 @@ class Result:
     """Of the final model, on the test images."""
 
 
-class AnyOptimizer(Protocol):
-    """What turns the gradient into an update: `Update` of Algorithm 1, lines 15 and 24."""
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of the next updates."""
-
-    def scale(self, loss: Tensor) -> Tensor:
-        """The loss whose gradient is taken."""
-
-    def step(self) -> None:
-        """One update of the weights from their gradient."""
-
-    def history(self) -> Any:
-        """A copy of what former gradients have left, for `reset_`."""
-
-    def reset_(self, history: Any = None) -> None:
-        """Start from no history of gradients, or from the one given."""
-
-    def gather(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and plain values that the next update depends on, on the host."""
-
-    def scatter_(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Put back what `gather` gave."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
     """What the next update of a phase depends on, beside the plan of its epoch."""
 
     weights: Weights
     """The model. After an epoch its batch-norm statistics are those of all replicas merged."""
-    optimizer: AnyOptimizer
-    """Its history, and in fp16 the scale of the loss."""
+    optimizer: ScaledOptimizer
+    """Its state, and in fp16 the scale of the loss."""
     statistics: ReplicaStatistics
     """Of each replica of this rank."""
     comm: Comm
@@ -122,8 +99,7 @@ class TrainingState:
         """
         replicas = self.comm.gather(self.statistics.values.cpu())
         tensors = {f"replicas.{rank}": values for rank, values in enumerate(replicas)}
-        own, values = self.optimizer.gather()
-        return tensors | own, values
+        return tensors, {"optimizer": pack(self.optimizer.state_dict(), "optimizer", tensors)}
 
     def scatter_(
         self, tensors: dict[str, Tensor], values: dict[str, Any], *, goes_on: bool
@@ -146,7 +122,48 @@ class TrainingState:
                     "phases, and among the workers of phase 2"
                 )
             self.statistics.values.copy_(tensors[f"replicas.{self.comm.rank}"])
-        self.optimizer.scatter_(tensors, values)
+        device = self.weights.theta.device
+        self.optimizer.load_state_dict(unpack(values["optimizer"], tensors, device))
+
+
+PLAIN = bool | int | float | str | None
+
+
+def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON keeps it; its tensors go to `tensors`, by names that begin with `name`.
+
+    Raises:
+        ValueError: something in it is no tensor, number, text, list or mapping.
+    """
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name, "on_host": value.device.type == "cpu"}
+    if isinstance(value, Mapping):
+        items = enumerate(value.items())
+        return {"mapping": [[key, pack(v, f"{name}.{i}", tensors)] for i, (key, v) in items]}
+    if isinstance(value, (list, tuple)):
+        entries = [pack(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]
+        return {"tuple" if isinstance(value, tuple) else "list": entries}
+    if isinstance(value, PLAIN):
+        return value
+    raise ValueError(
+        f"optimizer: expected a state of tensors, numbers and texts, got a "
+        f"{type(value).__name__} in it, which no checkpoint can keep; leave `folder` out"
+    )
+
+
+def unpack(value: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+    """What `pack` was given, its tensors where they were: on the host or on the device."""
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        tensor = tensors[value["tensor"]].clone()
+        return tensor if value["on_host"] else tensor.to(device)
+    if "mapping" in value:
+        return {key: unpack(each, tensors, device) for key, each in value["mapping"]}
+    if "tuple" in value:
+        return tuple(unpack(each, tensors, device) for each in value["tuple"])
+    return [unpack(each, tensors, device) for each in value["list"]]
 
 
 class Checkpoints(Protocol):

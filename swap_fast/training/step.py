@@ -1,5 +1,6 @@
 """One update of theta from one global batch: lines 10-15 of Algorithm 1, and 21-24."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,20 +11,17 @@ from torch import Tensor, nn
 from swap_fast.config.execution import DTYPES, Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.data.cifar.augment import IMAGE_SIZE
-from swap_fast.data.cifar.batches import Loader
+from swap_fast.data.cifar.batches import Batch
 from swap_fast.distributed import Comm
 from swap_fast.training.batchnorm import ReplicaStatistics
 from swap_fast.training.capture import Captures
 from swap_fast.training.noise_scale import GradientNoise, NoiseMeter
-from swap_fast.training.optimizer import MomentumSGD
-from swap_fast.training.state import AnyOptimizer
+from swap_fast.training.optimizer import MomentumSGD, ScaledOptimizer
 from swap_fast.training.weights import Weights
-
-# What every update has in common: the replicas' gradients, their sum over ranks, and the metrics.
 
 
 class Metrics(NamedTuple):
-    """What a step says of the images since the last reading."""
+    """Of the images since the last reading."""
 
     loss: float
     """Their mean."""
@@ -33,7 +31,20 @@ class Metrics(NamedTuple):
     """Of the gradients, where the phase's end depends on it."""
 
 
-class Update(ABC):
+class Forward(NamedTuple):
+    """The forward pass of one replica's micro-batch."""
+
+    loss: Tensor
+    """The mean, a scalar with a gradient."""
+    correct: Tensor | float
+    """How many were right ..."""
+    counted: Tensor | float
+    """... of how many: of images all, of a user's loss what it counts."""
+    examples: int
+    """In the micro-batch: the weight of its mean loss."""
+
+
+class BaseStep(ABC):
     """An update in which every replica takes the gradient of its micro-batch, and all are averaged.
 
     Replicas of other ranks run there, at the same time; replicas of this rank run one after
@@ -52,7 +63,7 @@ class Update(ABC):
     def __init__(
         self,
         weights: Weights,
-        optimizer: AnyOptimizer,
+        optimizer: ScaledOptimizer,
         phase: Phase,
         comm: Comm,
         *,
@@ -61,10 +72,8 @@ class Update(ABC):
         bucket: Tensor | None = None,
     ) -> None:
         self._weights, self._optimizer, self._comm = weights, optimizer, comm
-        self._num_replicas, self._replicas = (
-            phase.gpus_per_model,
-            len(comm.replicas(phase.gpus_per_model)),
-        )
+        self._num_replicas = phase.gpus_per_model
+        self._replicas = len(comm.replicas(phase.gpus_per_model))
         self._bucket = bucket
         self.statistics = statistics or ReplicaStatistics(weights, phase.gpus_per_model, comm)
         # Where the gradient's noise ends the phase; without, no update does anything for it.
@@ -78,17 +87,27 @@ class Update(ABC):
             if phase.stop == "auto"
             else None
         )
-        device = weights.theta.device
-        # Over the images since the last reading: the sum of their losses, and how many were right.
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        # Since the last reading: the sum of the images' losses, how many were right, and of how
+        # many. On the device; a fourth sum, the images themselves, is counted on the host.
+        zero = torch.zeros((), dtype=torch.float64, device=weights.theta.device)
+        self.loss_sum, self.correct, self.counted = zero, zero.clone(), zero.clone()
         self._seen = 0
-        # Further sums, float64, that a kind of step has.
-        self._extra_sums: list[Tensor] = []
+        # What a call runs in place of the update: the replay of its capture.
+        self.replay: Callable[[], None] | None = None
+
+    @property
+    @abstractmethod
+    def num_images(self) -> int:
+        """Images of this rank in the update."""
 
     @abstractmethod
-    def _forward_replica(self, replica: int) -> tuple[Tensor, Tensor, int]:
-        """The mean loss of a replica's micro-batch, how many were right, and its images."""
+    def forward(self, replica: int) -> Forward:
+        """Run the model on the micro-batch of this rank's replica number `replica`."""
+
+    def __call__(self) -> None:
+        """Update theta from the batch that was loaded: run the update, or replay its capture."""
+        (self.replay or self.update_no_sync)()
+        self._seen += self.num_images
 
     def update_no_sync(self) -> None:
         """The update itself: tensors of fixed addresses, no host state, no wait for the device."""
@@ -96,13 +115,14 @@ class Update(ABC):
         self._weights.gradient.zero_()
         for replica in range(self._replicas):
             self.statistics.swap_in(replica)
-            loss, correct, images = self._forward_replica(replica)
+            loss, correct, counted, examples = self.forward(replica)
             # The mean over replicas of their mean losses: lines 12 and 14 at once.
             self._optimizer.scale(loss / self._num_replicas).backward()
             self._weights.gather_gradient_()
             self.statistics.swap_out(replica)
-            self.loss_sum += loss.detach() * images
+            self.loss_sum += loss.detach() * examples
             self.correct += correct
+            self.counted += counted
             if meter is not None:
                 meter.after_replica_(replica)
         self._sum_over_ranks_()
@@ -123,58 +143,50 @@ class Update(ABC):
         gradient.copy_(self._comm.all_reduce_(bucket))
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of the next updates, on the device."""
+        """Set the learning rate of the next updates."""
         self._optimizer.set_learning_rate(learning_rate)
 
     def read_sums(self) -> tuple[float, ...]:
         """This rank's sums behind the metrics since the last reading. Waits for the device."""
-        noise = [] if self.noise_meter is None else self.noise_meter.sums.tolist()
-        return (*self._sums().tolist(), *noise)
+        return tuple(self._sums().tolist())
 
     def _sums(self) -> Tensor:
         seen = self.loss_sum.new_tensor(self._seen)
-        return torch.stack([self.loss_sum, self.correct.double(), seen, *self._extra_sums])
+        sums = torch.stack([self.loss_sum, self.correct, self.counted, seen])
+        return sums if self.noise_meter is None else torch.cat([sums, self.noise_meter.sums])
 
     def add_sums_(self, sums: tuple[float, ...]) -> None:
         """Count what an interrupted epoch had done before; nothing, where there are no sums."""
-        if sums:
-            loss, correct, seen, *others = sums
-            further, noise = others[: len(self._extra_sums)], others[len(self._extra_sums) :]
-            self.loss_sum += loss
-            self.correct += int(correct)
-            self._seen += int(seen)
-            for own, value in zip(self._extra_sums, further, strict=True):
-                own += value
-            if self.noise_meter is not None:
-                self.noise_meter.sums += self.noise_meter.sums.new_tensor(noise)
+        if not sums:
+            return
+        loss, correct, counted, seen, *noise = sums
+        self.loss_sum += loss
+        self.correct += correct
+        self.counted += counted
+        self._seen += int(seen)
+        if self.noise_meter is not None:
+            self.noise_meter.sums += self.noise_meter.sums.new_tensor(noise)
 
     def read_metrics(self) -> Metrics:
         """Metrics of all images since the last reading, over all ranks.
 
         Waits for the device: an epoch's only synchronisation.
         """
-        meter, sums = self.noise_meter, self._sums()
-        if meter is not None:
-            sums = torch.cat([sums, meter.sums])
-            meter.sums.zero_()
-        loss, correct, images, *others = self._comm.all_reduce_(sums).tolist()
-        further, noise = others[: len(self._extra_sums)], others[len(self._extra_sums) :]
-        for own in (self.loss_sum, self.correct, *self._extra_sums):
-            own.zero_()
-        self._seen = 0
-        estimate = None if meter is None else meter.estimate(noise)
-        return Metrics(loss / images, self._share(correct, images, further), estimate)
-
-    def _share(self, correct: float, images: float, further: list[float]) -> float:
-        """The train accuracy, from the sums over all ranks."""
-        return correct / images
+        loss, correct, counted, seen, *noise = self._comm.all_reduce_(self._sums()).tolist()
+        for each in (self.loss_sum, self.correct, self.counted):
+            each.zero_()
+        self._seen, estimate = 0, None
+        if self.noise_meter is not None:
+            estimate = self.noise_meter.estimate(noise)
+            self.noise_meter.sums.zero_()
+        return Metrics(loss / seen, correct / counted if counted else math.nan, estimate)
 
 
-class Step(Update):
+class Step(BaseStep):
     """An update from images and their labels, in the same memory every time.
 
-    Set the learning rate, and call with a batch, or fill `images` and `labels` and call without:
-    eager, compiled or captured, the call is the same. Nothing in it waits for the device.
+    Set the learning rate, let a loader fill `batch`, and call: eager, compiled or captured, the
+    call is the same. Nothing in it waits for the device.
 
     Arguments:
         weights: the model.
@@ -211,48 +223,22 @@ class Step(Update):
             if low_precision
             else None,
         )
-        device = weights.theta.device
-        batch = self._replicas * self.shape.global_batch_size // phase.gpus_per_model
-        side = self.shape.image_size
-        self.images = execution.empty_images((batch, 3, side, side), device)
-        self.labels = torch.zeros(batch, dtype=torch.int64, device=device)
-        # What a call runs in place of the update: the replay of its capture.
-        self.replay: Callable[[], None] | None = None
+        count = self._replicas * self.shape.global_batch_size // phase.gpus_per_model
+        # What a loader fills: images [B, 3, H, W], and labels [B] int64.
+        self.batch = Batch.empty(count, self.shape.image_size, execution, weights.theta.device)
+        self.images, self.labels = self.batch
         self._captured = execution.capture
         self._forward = _forward(weights.model, execution, label_smoothing)
 
-    def __call__(self, images: Tensor | None = None, labels: Tensor | None = None) -> None:
-        """Update theta: run the update, or replay its capture.
-
-        Arguments:
-            images: copied into `images` [B, C, H, W], and must be like it; None: it is filled.
-            labels: copied into `labels` [B] int64; None: it is filled.
-
-        Raises:
-            ValueError: shape, type, device or memory format is another.
-        """
-        if images is not None:
-            self.images.copy_(_alike("images", images, self.images))
-        if labels is not None:
-            self.labels.copy_(_alike("labels", labels, self.labels))
-        (self.replay or self.update_no_sync)()
-        self._seen += len(self.labels)
-
-    def _forward_replica(self, replica: int) -> tuple[Tensor, Tensor, int]:
-        images, labels = (
-            self.images.chunk(self._replicas)[replica],
-            self.labels.chunk(self._replicas)[replica],
-        )
-        return *self._forward(images, labels), len(labels)
-
-    def load_batch(self, batches: Loader, i: int) -> None:
-        """Fill the batch with this rank's part of update i of the epoch that was started."""
-        batches.load_(i, self.images, self.labels)
-
     @property
     def num_images(self) -> int:
-        """Of this rank, in an update."""
+        """Images of this rank in an update."""
         return len(self.labels)
+
+    def forward(self, replica: int) -> Forward:
+        """Run the model on a replica's slice of the batch."""
+        images, labels = (part.chunk(self._replicas)[replica] for part in self.batch)
+        return Forward(*self._forward(images, labels), len(labels), len(labels))
 
     def warm_up(self, updates: int = 2, *, captures: Captures | None = None) -> None:
         """Run updates on random images, then put everything back as it was.
@@ -298,27 +284,3 @@ def _forward(
         return loss, (logits.argmax(1) == labels).sum()
 
     return torch.compile(loss_and_correct, dynamic=False) if execution.compile else loss_and_correct
-
-
-def _alike(name: str, given: Tensor, static: Tensor) -> Tensor:
-    """What is given, where it is of the kind of a step's own tensor."""
-    nhwc = static.dim() == 4 and not static.is_contiguous()
-    layout = torch.channels_last if nhwc else torch.contiguous_format
-    if (
-        given.shape == static.shape
-        and given.dtype == static.dtype
-        and given.device == static.device
-        and given.is_contiguous(memory_format=layout)
-    ):
-        return given
-    raise ValueError(f"{name}: expected {_describe(static)}, got {_describe(given)}")
-
-
-def _describe(tensor: Tensor) -> str:
-    layout = f"strides {list(tensor.stride())}"
-    if tensor.is_contiguous():
-        layout = "contiguous"
-    elif tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        layout = "channels_last"
-    kind = str(tensor.dtype).removeprefix("torch.")
-    return f"{kind} {list(tensor.shape)} {layout} on {tensor.device}"

@@ -31,11 +31,11 @@ from swap_fast.training.shutdown import NEVER, GracefulShutdown
 from swap_fast.training.state import NoCheckpoints
 from swap_fast.training.weights import Weights, refuse_synchronized
 from swap_fast.user.data import Augment, Collate, generators_kept, num_examples, open_data
-from swap_fast.user.method import OwnMethod, describe_method, name_of, own_method
-from swap_fast.user.objective import Loss, Metric
-from swap_fast.user.optimizer import Groups, Make, OwnOptimizer
+from swap_fast.user.method import UserMethod, describe_method, name_of, user_method
+from swap_fast.user.optimizer import Groups, Make, UserOptimizer
 from swap_fast.user.parts import Work, bare, build_user_trainer, make_net
 from swap_fast.user.result import SwapResult, describe_environment, make_result
+from swap_fast.user.step import Loss, Metric
 
 # The run's folder.
 
@@ -121,7 +121,7 @@ def heeded(shutdown: GracefulShutdown | None) -> Iterator[None]:
 
 
 def make_logger(
-    method: OwnMethod,
+    method: UserMethod,
     num_examples: int,
     comm: Comm,
     clock: Clock,
@@ -305,14 +305,14 @@ def swap(
             if len(weights.statistics):
                 comm.broadcast_(weights.statistics)
             weights.load_(weights.theta.detach(), weights.statistics)
-            own_optimizer = OwnOptimizer(
+            own_optimizer = UserOptimizer(
                 weights,
                 optimizer or default_optimizer,
                 parameter_groups,
                 scale_gradients=precision == "fp16" or weights.has_fp16,
                 largest_norm=clip_gradient_norm,
             )
-        method = own_method(
+        method = user_method(
             train,
             workers=workers,
             phase1=phase1,

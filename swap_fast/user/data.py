@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, de
 
 from swap_fast.config.phase import Phase
 from swap_fast.distributed import ALONE, Comm
-from swap_fast.user.objective import batch_length, leaves, on_device, transformed
+from swap_fast.training.loop import Batches
 
-# Random numbers that follow from where they are needed, and from nothing that came before.
+# Seeds: each follows from where its numbers are needed, and from nothing drawn before.
 
 
 FETCH, AUGMENT, FORWARD = 1, 2, 3
@@ -56,6 +56,56 @@ def generators_kept(device_type: str) -> Iterator[None]:
         finally:
             np.random.set_state(numpys)
             random.setstate(pythons)
+
+
+# Batches of any kind: tensors, and tuples, mappings and objects of them.
+
+
+def batch_length(batch: Any) -> int:
+    """The examples of a batch: the length of the first tensor in it.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    for tensor in leaves(batch):
+        if tensor.dim():
+            return len(tensor)
+    raise ValueError(f"batch: expected tensors [B, ...], got a {type(batch).__name__}")
+
+
+def leaves(batch: Any) -> list[Tensor]:
+    """All tensors of a batch, in their order."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    if isinstance(batch, Mapping):
+        return [tensor for value in batch.values() for tensor in leaves(value)]
+    if isinstance(batch, (tuple, list)):
+        return [tensor for value in batch for tensor in leaves(value)]
+    return []
+
+
+def transformed(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """The batch with whatever can be moved changed, its tensors above all; the rest as it is."""
+    if hasattr(batch, "to"):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        return {name: transformed(value, change) for name, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(transformed(value, change) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(transformed(value, change) for value in batch)
+    return batch
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """The batch on a device; a kind of batch with a method `to` of its own moves itself."""
+
+    def move(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part.to(device, non_blocking=True)
+        return part.to(device)
+
+    return transformed(batch, move)
 
 
 Collate = Callable[[list[Any]], Any]
@@ -167,7 +217,7 @@ class BatchesAsGiven:
     def __init__(self, batches: Iterable[Any], name: str) -> None:
         if isinstance(batches, Iterator):
             raise ValueError(
-                f"{name}: expected batches that every epoch can go through anew, got a "
+                f"{name}: expected batches that every epoch can go through again, got a "
                 f"{type(batches).__name__}, which the first one uses up; pass a DataLoader"
             )
         sampler = getattr(batches, "sampler", None)
@@ -264,7 +314,7 @@ def _as_tensors(data: Any) -> Any:
     return tuple(torch.as_tensor(column) for column in data)
 
 
-# The user's batches: those of a phase, replica by replica, and those of one pass over the data.
+# Batches of a phase, replica by replica, and of one pass over the data.
 
 
 Augment = Callable[[Any, torch.Generator], Any]
@@ -302,53 +352,59 @@ class Placement:
         return MicroBatch(moved, batch_length(moved), seed_of(self.seed, *where, FORWARD))
 
 
-class OwnBatches(Protocol):
-    """This rank's micro-batches of a phase."""
-
-    steps_per_epoch: int
-    """Updates of an epoch."""
-
-    def start_epoch(self, worker: int, epoch: int) -> None:
-        """Go to an epoch."""
-
-    def load(self, step: int) -> list[MicroBatch]:
-        """Of update `step`, one a replica of this rank."""
-
-
 def phase_batches(
-    data: Data, phase: Phase, place: Placement, *, number: int, replicas: range
-) -> OwnBatches:
-    """The micro-batches of phase `number`, for the replicas of this rank."""
+    data: Data,
+    phase: Phase,
+    place: Placement,
+    *,
+    number: int,
+    replicas: range,
+    into: list[MicroBatch],
+) -> Batches:
+    """What puts the micro-batches of phase `number` into a list: one a replica of this rank."""
     if isinstance(data, BatchesAsGiven):
-        return _Given(data, phase, place, number, replicas)
-    return _Picked(data, phase, place, number, replicas)
+        return _Given(data, phase, place, number, replicas, into)
+    return _Picked(data, phase, place, number, replicas, into)
 
 
-class _Picked:
-    """Examples in an order drawn for each epoch; replica s has the s-th slice of an update."""
+class _PhaseBatches:
+    """Puts a micro-batch for each replica of this rank into a list, update by update."""
 
     def __init__(
-        self, examples: Examples, phase: Phase, place: Placement, number: int, replicas: range
+        self,
+        phase: Phase,
+        place: Placement,
+        number: int,
+        replicas: range,
+        into: list[MicroBatch],
     ) -> None:
-        self._examples, self._phase, self._place = examples, phase, place
-        self._number, self._replicas = number, replicas
-        self.steps_per_epoch = len(examples) // phase.global_batch_size
+        self._phase, self._place, self._number = phase, place, number
+        self._replicas, self._into = replicas, into
         self._worker, self._epoch = 0, 0
-        self._made: Iterator[Any] = iter(())
-        self._next: tuple[int, int] | None = None  # (worker, updates from its epoch 0 on)
 
     def start_epoch(self, worker: int, epoch: int) -> None:
         """Go to an epoch."""
         self._worker, self._epoch = worker, epoch
 
-    def load(self, step: int) -> list[MicroBatch]:
-        """Of update `step`, one a replica of this rank; in their order they are made ahead."""
+
+class _Picked(_PhaseBatches):
+    """Examples in an order drawn for each epoch; replica s has the s-th slice of an update."""
+
+    def __init__(self, examples: Examples, phase: Phase, *shared: Any) -> None:
+        super().__init__(phase, *shared)
+        self._examples = examples
+        self.steps_per_epoch = len(examples) // phase.global_batch_size
+        self._made: Iterator[Any] = iter(())
+        self._next: tuple[int, int] | None = None  # (worker, updates from its epoch 0 on)
+
+    def load(self, step: int) -> None:
+        """Load update `step`; in their order updates are made ahead."""
         update = self._epoch * self.steps_per_epoch + step
         if self._next != (self._worker, update):
             self._made = self._examples.stream(self._requests(self._worker, update))
         self._next = self._worker, update + 1
         where = (self._number, self._worker, self._epoch, step)
-        return [self._place.put(next(self._made), *where, replica) for replica in self._replicas]
+        self._into[:] = [self._place.put(next(self._made), *where, r) for r in self._replicas]
 
     def _requests(self, worker: int, first: int) -> Iterator[SampleRequest]:
         """Of all updates from one on to the phase's end."""
@@ -365,32 +421,31 @@ class _Picked:
                 yield SampleRequest(drawn, indices[start : start + size])
 
 
-class _Given:
+class _Given(_PhaseBatches):
     """Batches as they come: an update takes as many as there are replicas, one each.
 
     Every rank goes through all of them and keeps its own.
     """
 
-    def __init__(
-        self, given: BatchesAsGiven, phase: Phase, place: Placement, number: int, replicas: range
-    ) -> None:
-        self._given, self._place, self._number = given, place, number
-        self._replicas, self._num_replicas = replicas, phase.gpus_per_model
+    def __init__(self, given: BatchesAsGiven, phase: Phase, *shared: Any) -> None:
+        super().__init__(phase, *shared)
+        self._given, self._num_replicas = given, phase.gpus_per_model
         self.steps_per_epoch = given.count // phase.gpus_per_model
-        self._worker, self._epoch, self._step = 0, 0, 0
+        self._step = 0
         self._coming: Iterator[Any] = iter(())
 
     def start_epoch(self, worker: int, epoch: int) -> None:
-        """Go to an epoch."""
-        self._worker, self._epoch, self._step = worker, epoch, 0
+        """Go to an epoch: from its first batch on."""
+        super().start_epoch(worker, epoch)
+        self._step = 0
         seed = seed_of(self._place.seed, self._number, worker, epoch)
         self._coming = self._given.epoch(seed)
 
-    def load(self, step: int) -> list[MicroBatch]:
-        """Of update `step`, one a replica of this rank; those before it are passed over."""
+    def load(self, step: int) -> None:
+        """Load update `step`; those before it are passed over."""
         while self._step < step:
             self._take(self._step)
-        return self._take(step)
+        self._into[:] = self._take(step)
 
     def _take(self, step: int) -> list[MicroBatch]:
         self._step, kept = step + 1, []

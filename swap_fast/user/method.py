@@ -26,8 +26,8 @@ MAX_MICRO_BATCH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnMethod:
-    """What Algorithm 1 is told for a run of the user's."""
+class UserMethod:
+    """The settings of Algorithm 1 for a user's run."""
 
     num_workers: int
     """W."""
@@ -36,7 +36,7 @@ class OwnMethod:
     phase2: Phase
     """Of each worker."""
     keep_momentum: bool
-    """Whether phase 2 goes on with phase 1's history of gradients."""
+    """Whether phase 2 starts from phase 1's optimizer state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class ScheduledPhase(Phase):
         return self.learning_rate
 
 
-def own_method(
+def user_method(
     data: Data,
     *,
     workers: int,
@@ -62,7 +62,7 @@ def own_method(
     learning_rate: float | None,
     counts: bool,
     keep_momentum: bool,
-) -> OwnMethod:
+) -> UserMethod:
     """The phases as they are given, and what follows from the data where they are not.
 
     B1 = W B2 as in the paper, B2 the largest power of 2 up to 128 of which phase 1's epoch has 4
@@ -115,7 +115,7 @@ def own_method(
         )
     phase1, phase2 = _with_replicas(phase1, replicas), _with_schedule(phase2, schedules[1])
     _check(phase1, phase2, given, examples)
-    return OwnMethod(
+    return UserMethod(
         num_workers=workers,
         phase1=_with_schedule(phase1, schedules[0]),
         phase2=phase2,
@@ -178,7 +178,7 @@ def _check(phase1: Phase, phase2: Phase, given: int | None, examples: int) -> No
             )
 
 
-def describe_method(method: OwnMethod) -> dict[str, Any]:
+def describe_method(method: UserMethod) -> dict[str, Any]:
     """A method as JSON keeps it."""
     said = asdict(method)
     for name in ("phase1", "phase2"):

@@ -22,10 +22,9 @@ from swap_fast.training.shutdown import GracefulShutdown
 from swap_fast.training.state import Checkpoints, TrainingState
 from swap_fast.training.weights import Weights
 from swap_fast.user.data import Augment, Data, Placement, one_pass, phase_batches
-from swap_fast.user.method import OwnMethod
-from swap_fast.user.objective import Loss, Metric, Objective
-from swap_fast.user.optimizer import OwnOptimizer
-from swap_fast.user.step import OwnEvaluator, OwnStep
+from swap_fast.user.method import UserMethod
+from swap_fast.user.optimizer import UserOptimizer
+from swap_fast.user.step import Loss, Metric, Objective, UserStep, user_evaluator
 
 _TRAINED: WeakSet[nn.Module] = WeakSet()
 """Nets that a run has trained: one may not be the start of another by mistake."""
@@ -89,11 +88,11 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def build_user_trainer(
-    method: OwnMethod,
+    method: UserMethod,
     work: Work,
     model: nn.Module,
     weights: Weights,
-    optimizer: OwnOptimizer,
+    optimizer: UserOptimizer,
     *,
     seed: int,
     execution: Execution,
@@ -126,7 +125,7 @@ def build_user_trainer(
 
     evaluate: Evaluate = _no_test
     if work.test is not None:
-        evaluate = OwnEvaluator(
+        evaluate = user_evaluator(
             model,
             work.test,
             Placement(device=device, seed=seed, augment=None),
@@ -137,11 +136,18 @@ def build_user_trainer(
         )
 
     def make_phase(number: int, phase: Phase, ranks: Comm, is_first: bool) -> PhaseContext:
-        step = OwnStep(weights, optimizer, phase, ranks, execution, objective)
+        step = UserStep(weights, optimizer, phase, ranks, execution, objective)
 
         def open_batches() -> Batches:
             replicas = ranks.replicas(phase.gpus_per_model)
-            return phase_batches(work.train, phase, training, number=number, replicas=replicas)
+            return phase_batches(
+                work.train,
+                phase,
+                training,
+                number=number,
+                replicas=replicas,
+                into=step.micro_batches,
+            )
 
         return PhaseContext(
             stages=(

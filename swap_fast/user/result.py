@@ -18,8 +18,9 @@ from swap_fast.record import EpochRow, Times, now
 from swap_fast.training.parts import Trainer
 from swap_fast.training.state import Result
 from swap_fast.training.weights import Weights, displacements, pairwise_distances
+from swap_fast.user.parts import bare
 
-# The model card: what the saved weights are, how they were made, how they are loaded.
+# The model card.
 
 
 PAPER = """@inproceedings{gupta2020swap,
@@ -150,7 +151,7 @@ def _processes(record: dict[str, Any]) -> str:
     return f"{count} process{'es' if count > 1 else ''} ({where})"
 
 
-# What a run ran on, for its record.
+# The environment, for the record.
 
 
 LIBRARIES = ("swap_fast", "torch", "numpy", "safetensors")
@@ -220,14 +221,9 @@ class SwapResult:
                 if self.is_first
                 else "workers: expected the first process, which alone has them"
             )
-        made = copy.deepcopy(self._bare())
+        made = copy.deepcopy(bare(self.model))
         made.load_state_dict(self.worker_states[number])
         return made.eval()
-
-    def _bare(self) -> nn.Module:
-        inner = getattr(self.model, "_orig_mod", self.model)
-        assert isinstance(inner, nn.Module), "torch's own name of what it compiles"
-        return inner
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the weights as safetensors, a model card and the record; only one process does.
@@ -255,7 +251,7 @@ class SwapResult:
             for former in folder.glob("worker[0-9]*.safetensors"):
                 if former.stem.removeprefix("worker").isdigit():
                     former.unlink()
-        averaged = host_state(self._bare())
+        averaged = host_state(bare(self.model))
         named = {f"worker{w}": state for w, state in enumerate(self.worker_states)}
         for name, state in {"averaged": averaged, **named}.items():
             write_file(folder / f"{name}.safetensors", save(state, {"format": "pt"}))

@@ -344,7 +344,7 @@ class FloatRate(Step):
 class UnseededMomentum(Step):
     def __init__(self, weights, optimizer, *arguments, **options):
         super().__init__(weights, optimizer, *arguments, **options)
-        for state in optimizer._sgd.state.values():
+        for state in optimizer._torch.state.values():
             state.clear()
 
 class OnSideStream(Step):

@@ -2,17 +2,35 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.data.cifar.augment import AugmentationPlan, plain_plan, plan_epoch
 from swap_fast.data.cifar.resident import DeviceImages, DevicePlan
 from swap_fast.distributed import ALONE, Comm
+
+
+class Batch(NamedTuple):
+    """A step's batch: memory that a loader is given once, and fills for each update."""
+
+    images: Tensor
+    """[B, 3, H, W]: B images, those of all replicas of this rank."""
+    labels: Tensor
+    """[B] int64."""
+
+    @classmethod
+    def empty(cls, count: int, side: int, execution: Execution, device: torch.device) -> "Batch":
+        """Memory for `count` images of `side` by `side` pixels."""
+        return cls(
+            execution.empty_images((count, 3, side, side), device),
+            torch.zeros(count, dtype=torch.int64, device=device),
+        )
 
 
 class Loader(Protocol):
@@ -24,14 +42,12 @@ class Loader(Protocol):
 
     steps_per_epoch: int
     """Updates of an epoch."""
-    images_per_step: int
-    """Images of this rank in an update."""
 
     def start_epoch(self, worker: int, epoch: int) -> None:
         """Go to an epoch: its plan says what the batches hold."""
 
-    def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
-        """Write this rank's part of update `step` into [replicas * micro-batch, ...] tensors."""
+    def load(self, step: int) -> None:
+        """Fill the step's batch with this rank's part of update `step`."""
 
 
 def require_a_batch(number: int, global_batch_size: int, num_images: int) -> None:
@@ -70,19 +86,15 @@ class ShardSpec:
     """The phase's number, 1 or 2."""
     replicas: range
     """The replicas of this rank, among `phase.gpus_per_model`."""
-    drop_last: bool = True
-    """Leave out the images that fill no whole batch, as updates do; else the last is short."""
 
     def __post_init__(self) -> None:
         """Refuse a phase without a batch."""
-        assert self.drop_last or self.phase.gpus_per_model == 1, "a short batch has no slices"
         require_a_batch(self.number, self.phase.global_batch_size, self.num_images)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates of an epoch."""
-        whole, rest = divmod(self.num_images, self.phase.global_batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        """Updates of an epoch; images that fill no whole batch are left out."""
+        return self.num_images // self.phase.global_batch_size
 
     @property
     def images_per_step(self) -> int:
@@ -104,8 +116,7 @@ class ShardSpec:
         """This rank's positions in the plan at one update."""
         size = self.phase.micro_batch_size
         starts = step * self.phase.global_batch_size + np.array(self.replicas) * size
-        positions = (starts[:, None] + np.arange(size)).ravel()
-        return positions[positions < self.num_images]
+        return (starts[:, None] + np.arange(size)).ravel()
 
 
 class Batches:
@@ -114,70 +125,61 @@ class Batches:
     Arguments:
         images: the training split.
         share: what of each epoch is loaded.
+        into: the step's batch.
     """
 
-    def __init__(self, images: DeviceImages, share: ShardSpec) -> None:
-        self.steps_per_epoch, self.images_per_step = share.steps_per_epoch, share.images_per_step
-        self._images, self._share = images, share
+    def __init__(self, images: DeviceImages, share: ShardSpec, into: Batch) -> None:
+        self.steps_per_epoch = share.steps_per_epoch
+        self._images, self._share, self._into = images, share, into
         positions = [share.positions(step) for step in range(share.steps_per_epoch)]
         on_device = torch.from_numpy(np.concatenate(positions)).to(images.labels.device)
-        self._positions = on_device.split([len(each) for each in positions])
+        self._positions = on_device.split(share.images_per_step)
         self._plan: DevicePlan | None = None
 
     def start_epoch(self, worker: int, epoch: int) -> None:
         """Draw the epoch's plan and move it to the device, to the same place each time."""
         self._plan = self._images.upload(self._share.plan(worker, epoch), self._plan)
 
-    def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
-        """Write this rank's part of update `step` into [replicas * micro-batch, ...] tensors."""
+    def load(self, step: int) -> None:
+        """Fill the step's batch with this rank's part of update `step`."""
         assert self._plan is not None, "an epoch is started first"
-        self._images.load_(self._plan, self._positions[step], images, labels)
+        self._images.load_(self._plan, self._positions[step], *self._into)
 
 
-def one_pass(
-    images: DeviceImages,
-    augmentation: Augmentation | None,
-    buffer: Tensor,
-    *,
-    seed: int,
-    comm: Comm = ALONE,
-) -> Iterator[Tensor]:
-    """Every image once, in batches that are dealt out to the ranks: phase 3's pass (line 29).
-
-    The batches are the same for any number of ranks; the last one may be short.
+def pass_plan(
+    images: DeviceImages, augmentation: Augmentation | None, *, seed: int = 0
+) -> DevicePlan:
+    """The plan of a pass over all images: phase 3's (line 29), or a test.
 
     Arguments:
         augmentation: how the images are augmented; None shows them as they are.
-        buffer: [B, 3, 32, 32], written over for each batch.
-
-    Yields:
-        The buffer, or as much of it as the last batch fills.
     """
-    plan = images.upload(
+    return images.upload(
         plain_plan(len(images), images.pad)
         if augmentation is None
         else plan_epoch(len(images), augmentation, seed=seed, phase=3, worker=0, epoch=0)
     )
-    labels = torch.zeros(len(buffer), dtype=torch.int64, device=buffer.device)
-    for batch, _ in deal(images, plan, buffer, labels, comm):
+
+
+def one_pass(
+    images: DeviceImages, plan: DevicePlan, into: Batch, comm: Comm = ALONE
+) -> Iterator[Batch]:
+    """Every image of a plan once: this rank's batches, every world_size-th.
+
+    The batches are the same for any number of ranks; the last one may be short.
+
+    Yields:
+        `into`, written over each time, or as much of it as the last batch fills.
+    """
+    total, size = len(plan), len(into.labels)
+    for start in range(comm.rank * size, total, comm.world_size * size):
+        n = min(size, total - start)
+        batch = Batch(into.images[:n], into.labels[:n])
+        images.load_(plan, slice(start, start + n), *batch)
         yield batch
 
 
-def deal(
-    images: DeviceImages, plan: DevicePlan, buffer: Tensor, labels: Tensor, comm: Comm
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's batches of a plan, every world_size-th, images [n, 3, 32, 32] and labels [n].
-
-    They are written into `buffer` [B, 3, 32, 32] and `labels` [B], over each other.
-    """
-    total, size = len(plan), len(buffer)
-    for start in range(comm.rank * size, total, comm.world_size * size):
-        n = min(size, total - start)
-        images.load_(plan, slice(start, start + n), buffer[:n], labels[:n])
-        yield buffer[:n], labels[:n]
-
-
-# Loaders that make batches ahead of their use: which batch comes next, and where to start anew.
+# Backends that make batches ahead of their use.
 
 
 class Sequence:
@@ -214,20 +216,21 @@ class Stream(Protocol):
 
 
 class StreamedBatches:
-    """A loader over a stream, which goes on where it is asked for what comes next anyway.
+    """A loader over a stream, which continues where the next batch in order is asked for.
 
     That is so from step to step and from epoch to epoch of one worker. At the switch of phases, at
-    another worker, and after an epoch that was left early, the stream starts anew at the step that
-    is asked for: what it had made ahead is dropped.
+    another worker, and after an epoch that was left early, the stream starts again at the step that
+    is asked for, and drops what it had made ahead.
 
     Arguments:
         stream: the backend, which both phases may share.
         share: what of each epoch is loaded.
+        into: the step's batch.
     """
 
-    def __init__(self, stream: Stream, share: ShardSpec) -> None:
-        self.steps_per_epoch, self.images_per_step = share.steps_per_epoch, share.images_per_step
-        self._stream, self._share = stream, share
+    def __init__(self, stream: Stream, share: ShardSpec, into: Batch) -> None:
+        self.steps_per_epoch = share.steps_per_epoch
+        self._stream, self._share, self._into = stream, share, into
         self._worker, self._epoch = 0, 0
         self._sequence: Sequence | None = None
         self._next: tuple[int, int] | None = None  # (worker, batches from its epoch 0 on)
@@ -236,11 +239,11 @@ class StreamedBatches:
         """Go to an epoch: its plan says what the batches hold."""
         self._worker, self._epoch = worker, epoch
 
-    def load_(self, step: int, images: Tensor, labels: Tensor) -> None:
-        """Write this rank's part of update `step` into [replicas * micro-batch, ...] tensors."""
+    def load(self, step: int) -> None:
+        """Fill the step's batch with this rank's part of update `step`."""
         batch = self._epoch * self.steps_per_epoch + step
         if self._stream.sequence is not self._sequence or self._next != (self._worker, batch):
             self._sequence = Sequence(self._share, self._worker, self._epoch, step)
             self._stream.start(self._sequence)
-        self._stream.load_(images, labels)
+        self._stream.load_(*self._into)
         self._next = (self._worker, batch + 1)

@@ -234,9 +234,8 @@ def _content_sha256(name: str, num_classes: int, train: bytes, test: bytes) -> s
     return content.hexdigest()
 
 
-# A held-out part of the training images in place of the test images, to choose settings by.
-#
-# What is chosen by the test images fits the test images; a search looks at none of them.
+# A held-out part of the training images, by which a search chooses settings: settings chosen by
+# the test images would fit the test images.
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:

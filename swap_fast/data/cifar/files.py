@@ -36,11 +36,9 @@ from swap_fast.data.cifar.dataset import (
 )
 from swap_fast.data.cifar.synthetic import generate_synthetic
 
-# Unpickle the CIFAR Python files without giving them the power to run anything.
-#
-# A pickle may name any function and have it called on loading. Here the only names that are known
-# are those with which numpy rebuilds an array, and the one with which Python 3 writes bytes in the
-# old protocols.
+# The pickled layout. A pickle may name any function and have it called on loading: this unpickler
+# knows only the names with which numpy rebuilds an array, and the one with which Python 3 writes
+# bytes in the old protocols.
 
 
 # What numpy's own arrays name when they are pickled: the same function in every numpy, while the
@@ -344,11 +342,9 @@ def _check_labels(labels: np.ndarray, num_classes: int, what: str, where: str) -
         )
 
 
-# Where a data set is looked for, from what the user says to what is always there.
-#
-# The launching process calls `locate_dataset` once, so that one process alone downloads; each rank
-# then calls `load_dataset` with what was found. Ranks that torchrun started each look for
-# themselves.
+# Where a data set is looked for. The launching process calls `locate_dataset` once, so that one
+# process alone downloads; each rank then calls `load_dataset` with what was found. Ranks that
+# torchrun started each look for themselves.
 
 
 DOWNLOAD_TIMEOUT_S = 10.0

@@ -29,8 +29,8 @@ def _reflect(place):  # type: ignore[no-untyped-def]
     return tl.minimum(inside, 2 * (_SIDE - 1) - inside)
 
 
-# A row of positions, a part of a buffer and a count start and end anywhere: were the kernel made
-# anew for each that is a multiple of 16, some would be made in the midst of a run.
+# A row of positions, a part of a buffer and a count start and end anywhere. If the kernel were
+# compiled again for each that is a multiple of 16, some compilations would fall within a run.
 @triton.jit(
     do_not_specialize=["num_positions"],
     do_not_specialize_on_alignment=["positions", "labels_out"],

@@ -27,7 +27,7 @@ SYNTHETIC_SEED = 20_200_110
 
 _TEXTURES_PER_CLASS = 2
 _TEXTURE_SIDE = 12  # the period of a texture, in pixels; it divides the canvas
-_TEXTURE_CELL = 4  # a texture is smooth over cells of so many pixels
+_TEXTURE_CELL = 4  # a texture is smooth over cells of this many pixels
 _BACKGROUNDS = 20
 _BACKGROUND_CELL = 12
 _CANVAS_SIDE = 48  # a window of 32 on a canvas has 17 places along each axis

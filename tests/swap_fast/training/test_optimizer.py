@@ -134,13 +134,16 @@ def test_reset_forgets_the_history_in_place(scale_gradients: bool) -> None:
     assert torch.equal(one_update(), first)
 
 
-def test_reset_to_a_velocity_goes_on_from_it() -> None:
+def test_a_loaded_velocity_goes_on_in_place() -> None:
     weights = small_weights()
     optimizer = MomentumSGD(weights, Optimizer(weight_decay=0.0), scale_gradients=False)
     before = weights.theta.detach().clone()
-    velocity = torch.full_like(before, 2.0)
-    optimizer.reset_(velocity)
-    velocity.fill_(99.0)  # it was copied
+    state = optimizer.state_dict()
+    state["state"][0]["momentum_buffer"].fill_(2.0)
+    address = optimizer.velocity.data_ptr()
+    optimizer.load_state_dict(state)
+    state["state"][0]["momentum_buffer"].fill_(99.0)  # it was copied
+    assert optimizer.velocity.data_ptr() == address
     optimizer.set_learning_rate(0.1)
     weights.gradient.fill_(1.0)
     optimizer.step()

@@ -68,7 +68,7 @@ def test_train_images_takes_the_first() -> None:
     stage = parts.phases[0].stages[0]
     step, batches = stage.step, stage.open_batches()
     batches.start_epoch(0, 0)
-    batches.load_(0, step.images, step.labels)
+    batches.load(0)
     order = plan_epoch(17, recipe.augmentation, seed=3, phase=1, worker=0, epoch=0).order
     assert step.labels.tolist() == dataset.train.labels[order[:16]].tolist()
 

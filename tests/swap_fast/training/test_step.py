@@ -157,51 +157,6 @@ def test_the_batch_is_that_of_all_replicas() -> None:
     assert (step.labels.shape, step.labels.dtype) == ((8,), torch.int64)
 
 
-def test_a_batch_given_is_the_batch_filled_in() -> None:
-    filled, weights, _ = small_step(2, 8)
-    images, labels = draw(filled, 0)
-    filled.set_learning_rate(0.1)
-    filled()
-    given, others, _ = small_step(2, 8)
-    given.set_learning_rate(0.1)
-    given(images, labels)
-    assert torch.equal(weights.theta, others.theta)
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (
-            torch.zeros(6, 3, 32, 32).to(memory_format=torch.channels_last),
-            None,
-            r"images: expected float32 \[8, 3, 32, 32\] channels_last on cpu, "
-            r"got float32 \[6, 3, 32, 32\] channels_last on cpu",
-        ),
-        (
-            torch.zeros(8, 3, 32, 32, dtype=torch.float16).to(memory_format=torch.channels_last),
-            None,
-            r"got float16 \[8, 3, 32, 32\] channels_last on cpu",
-        ),
-        (torch.zeros(8, 3, 32, 32), None, r"got float32 \[8, 3, 32, 32\] contiguous on cpu"),
-        (
-            torch.zeros(8, 3, 32, 32, device="meta").to(memory_format=torch.channels_last),
-            None,
-            r"channels_last on meta",
-        ),
-        (None, torch.zeros(8), r"labels: expected int64 \[8\] contiguous on cpu, got float32"),
-        (None, torch.zeros(16, dtype=torch.int64)[::2], r"got int64 \[8\] strides \[2\] on cpu"),
-    ],
-)
-def test_a_batch_of_another_kind_is_refused(
-    images: Tensor | None, labels: Tensor | None, message: str
-) -> None:
-    step, weights, _ = small_step(2, 8)
-    before = weights.theta.detach().clone()
-    with pytest.raises(ValueError, match=message):
-        step(images, labels)
-    assert torch.equal(weights.theta.detach(), before)
-
-
 def test_label_smoothing_spreads_its_share_over_all_classes() -> None:
     _, weights, optimizer = small_step(2, 8)
     phase = Phase(global_batch_size=8, peak_lr=0.1, max_epochs=1, gpus_per_model=2)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from swap_fast.algorithm import stopped_by
 from swap_fast.config.phase import Phase
@@ -32,7 +31,6 @@ class Script:
         count = len(accuracies)
         told = zip(losses or [1.0] * count, accuracies, noises or [None] * count, strict=True)
         self.metrics = [Metrics(*epoch) for epoch in told]
-        self.images, self.labels = torch.empty(0), torch.empty(0)
         self.events: list[Any] = []
         self.rates: list[float] = []
         self.seconds = 0.0
@@ -40,15 +38,10 @@ class Script:
     def start_epoch(self, worker: int, epoch: int) -> None:
         self.events.append(("epoch", worker, epoch))
 
-    def load_(self, step: int, images: torch.Tensor, labels: torch.Tensor) -> None:
-        assert images is self.images
-        assert labels is self.labels
+    def load(self, step: int) -> None:
         self.events.append(("load", step))
 
     num_images = 0
-
-    def load_batch(self, batches: Script, i: int) -> None:
-        batches.load_(i, self.images, self.labels)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         self.rates.append(learning_rate)

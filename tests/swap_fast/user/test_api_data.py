@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from swap_fast.config.phase import Phase
-from swap_fast.user.data import Placement, one_pass, open_data, phase_batches
-from swap_fast.user.method import OwnMethod, own_method
-from swap_fast.user.objective import Objective
+from swap_fast.user.data import MicroBatch, Placement, one_pass, open_data, phase_batches
+from swap_fast.user.method import UserMethod, user_method
+from swap_fast.user.step import Objective
 
 X, Y = blobs()
 
@@ -264,11 +264,13 @@ def requests_of(replicas: list[range]) -> list[Tensor]:
     place = Placement(device=torch.device("cpu"), seed=0, augment=None)
     made = []
     for own in replicas:
-        batches = phase_batches(data, phase, place, number=2, replicas=own)
+        loaded: list[MicroBatch] = []
+        batches = phase_batches(data, phase, place, number=2, replicas=own, into=loaded)
         for epoch in range(2):
             batches.start_epoch(1, epoch)
             for step in range(batches.steps_per_epoch):
-                made += [loaded.batch[0] for loaded in batches.load(step)]
+                batches.load(step)
+                made += [each.batch[0] for each in loaded]
     return made
 
 
@@ -288,17 +290,18 @@ def test_any_step_is_loaded_without_those_before_it(data: Any) -> None:
     place = Placement(device=torch.device("cpu"), seed=0, augment=None)
     phase = Phase(global_batch_size=8, peak_lr=0.1, max_epochs=3)
 
-    def batches() -> Any:
-        return phase_batches(opened, phase, place, number=2, replicas=range(1))
+    def loaded(epochs: range, steps: range) -> MicroBatch:
+        into: list[MicroBatch] = []
+        batches = phase_batches(opened, phase, place, number=2, replicas=range(1), into=into)
+        for epoch in epochs:
+            batches.start_epoch(0, epoch)
+            for step in steps:
+                batches.load(step)
+        return into[0]
 
-    through, at_once = batches(), batches()
-    for epoch in range(2):
-        through.start_epoch(0, epoch)
-        made = [through.load(step)[0] for step in range(5)]
-    at_once.start_epoch(0, 1)
-    (found,) = at_once.load(3)
-    assert torch.equal(found.batch[0], made[3].batch[0])
-    assert found.seed == made[3].seed
+    through, at_once = loaded(range(2), range(4)), loaded(range(1, 2), range(3, 4))
+    assert torch.equal(at_once.batch[0], through.batch[0])
+    assert at_once.seed == through.seed
 
 
 def test_one_pass_has_every_example_once_and_no_batch_of_one() -> None:
@@ -314,11 +317,11 @@ def test_one_pass_has_every_example_once_and_no_batch_of_one() -> None:
 # Defaults.
 
 
-def default(num: int, workers: int = 8, **said: Any) -> OwnMethod:
+def default(num: int, workers: int = 8, **said: Any) -> UserMethod:
     data = open_data((torch.zeros(num),), "train_data")
     options = {"phase1": None, "phase2": None, "schedules": (None, None), "learning_rate": None}
     rest = {"counts": True, "keep_momentum": False}
-    return own_method(data, workers=workers, **(options | rest | said))
+    return user_method(data, workers=workers, **(options | rest | said))
 
 
 def test_cifar10s_size_has_the_papers_rates() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from typing import Any
 
@@ -11,8 +10,9 @@ import torch
 from own_nets import plain_net
 from torch import Tensor, nn
 
+from swap_fast.training.state import pack, unpack
 from swap_fast.training.weights import Weights
-from swap_fast.user.optimizer import OwnOptimizer
+from swap_fast.user.optimizer import UserOptimizer
 
 
 def weights_of(dtype: torch.dtype = torch.float32) -> Weights:
@@ -20,7 +20,7 @@ def weights_of(dtype: torch.dtype = torch.float32) -> Weights:
     return Weights(plain_net().to(dtype))
 
 
-def updates(optimizer: OwnOptimizer, weights: Weights, seed: int, count: int = 3) -> None:
+def updates(optimizer: UserOptimizer, weights: Weights, seed: int, count: int = 3) -> None:
     draw = torch.Generator().manual_seed(seed)
     for number in range(count):
         weights.gradient.copy_(torch.randn(weights.gradient.shape, generator=draw))
@@ -41,16 +41,16 @@ KINDS: dict[str, Any] = {
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
 def test_kept_as_json_and_tensors_it_goes_on_to_the_same_bits(make: Any) -> None:
     weights = weights_of()
-    optimizer = OwnOptimizer(weights, make)
+    optimizer = UserOptimizer(weights, make)
     updates(optimizer, weights, 1)
-    tensors, values = optimizer.gather()
-    values = json.loads(json.dumps(values))
+    tensors: dict[str, Tensor] = {}
+    values = json.loads(json.dumps(pack(optimizer.state_dict(), "optimizer", tensors)))
     kept = weights.copy()
     updates(optimizer, weights, 2)
     expected = weights.copy()[0]
-    other = OwnOptimizer(weights, make)
+    other = UserOptimizer(weights, make)
     weights.load_(*kept)
-    other.scatter_(copy.deepcopy(tensors), values)
+    other.load_state_dict(unpack(values, tensors, weights.theta.device))
     updates(other, weights, 2)
     assert torch.equal(weights.copy()[0], expected)
 
@@ -58,7 +58,7 @@ def test_kept_as_json_and_tensors_it_goes_on_to_the_same_bits(make: Any) -> None
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
 def test_a_reset_forgets_everything(make: Any) -> None:
     weights = weights_of()
-    optimizer, start = OwnOptimizer(weights, make), weights.copy()
+    optimizer, start = UserOptimizer(weights, make), weights.copy()
     updates(optimizer, weights, 2)
     expected = weights.copy()[0]
     updates(optimizer, weights, 3)
@@ -70,7 +70,7 @@ def test_a_reset_forgets_everything(make: Any) -> None:
 
 def test_updates_are_torchs_own() -> None:
     weights = weights_of()
-    optimizer = OwnOptimizer(weights, KINDS["nadam"])
+    optimizer = UserOptimizer(weights, KINDS["nadam"])
     theirs = nn.Parameter(weights.theta.detach().clone())
     torchs = torch.optim.NAdam([theirs], lr=0.1)
     draw = torch.Generator().manual_seed(5)
@@ -84,7 +84,7 @@ def test_updates_are_torchs_own() -> None:
 
 def test_an_overflow_in_fp16_leaves_the_update_out_and_halves_the_scale() -> None:
     weights = weights_of()
-    optimizer = OwnOptimizer(weights, KINDS["adamw"], scale_gradients=True, largest_norm=1.0)
+    optimizer = UserOptimizer(weights, KINDS["adamw"], scale_gradients=True, largest_norm=1.0)
     before, scale = weights.copy()[0], optimizer.scaler.get_scale()
     weights.gradient.fill_(torch.inf)
     optimizer.set_learning_rate(0.1)
@@ -100,7 +100,7 @@ def test_a_scaled_gradient_is_clipped_as_it_is() -> None:
     draw = torch.randn(plain.gradient.shape, generator=torch.Generator().manual_seed(1))
     make = KINDS["adagrad"]
     for weights, factor, scales in ((plain, 1.0, False), (scaled, 65536.0, True)):
-        optimizer = OwnOptimizer(weights, make, scale_gradients=scales, largest_norm=0.5)
+        optimizer = UserOptimizer(weights, make, scale_gradients=scales, largest_norm=0.5)
         weights.gradient.copy_(draw * factor)
         optimizer.set_learning_rate(0.1)
         optimizer.step()
@@ -110,7 +110,7 @@ def test_a_scaled_gradient_is_clipped_as_it_is() -> None:
 
 def test_of_half_precision_it_updates_the_float32_copy() -> None:
     weights = weights_of(torch.bfloat16)
-    optimizer = OwnOptimizer(weights, lambda p: torch.optim.SGD(p, lr=1.0))
+    optimizer = UserOptimizer(weights, lambda p: torch.optim.SGD(p, lr=1.0))
     before = weights.copy()[0]
     weights.gradient.fill_(1.0)
     optimizer.set_learning_rate(2.0**-12)
@@ -128,15 +128,15 @@ def test_a_state_that_no_checkpoint_can_keep_is_refused() -> None:
             return super().step(closure)
 
     weights = weights_of()
-    optimizer = OwnOptimizer(weights, lambda p: Odd(p, lr=0.1))
+    optimizer = UserOptimizer(weights, lambda p: Odd(p, lr=0.1))
     updates(optimizer, weights, 1)
     with pytest.raises(ValueError, match=r"^optimizer: expected a state of .* got a object in it"):
-        optimizer.gather()
+        pack(optimizer.state_dict(), "optimizer", {})
 
 
 def test_it_is_described_by_name_and_options() -> None:
     weights = weights_of()
-    about = OwnOptimizer(weights, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5)).describe()
+    about = UserOptimizer(weights, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5)).describe()
     assert about["name"] == "SGD"
     (group,) = about["groups"]
     assert (group["momentum"], group["lr_ratio"], group["parameters"]) == (0.5, 1.0, 92)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.data.cifar.augment import plan_epoch
-from swap_fast.data.cifar.batches import Batches, ShardSpec, one_pass
+from swap_fast.data.cifar.batches import Batch, Batches, ShardSpec, one_pass, pass_plan
 from swap_fast.data.cifar.dataset import Split
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.distributed import Comm
@@ -41,7 +42,6 @@ def share_of(
     phase: Phase = PHASE,
     number: int = 1,
     replicas: range = range(4),
-    drop_last: bool = True,
 ) -> ShardSpec:
     return ShardSpec(
         num_images=num_images,
@@ -50,22 +50,24 @@ def share_of(
         seed=5,
         number=number,
         replicas=replicas,
-        drop_last=drop_last,
     )
+
+
+def empty_batch(share: ShardSpec) -> Batch:
+    return Batch.empty(share.images_per_step, 32, Execution(), torch.device("cpu"))
 
 
 def epoch_of(rank: int, world_size: int, *, worker: int = 0, epoch: int = 0) -> list[list[int]]:
     """The images of each update that one rank loads."""
     comm = Comm(rank=rank, world_size=world_size)
     share = share_of(replicas=comm.replicas(4))
-    batches = Batches(numbered_images(), share)
+    images, labels = batch = empty_batch(share)
+    batches = Batches(numbered_images(), share, batch)
     assert batches.steps_per_epoch == 6
-    images = torch.empty(share.images_per_step, 3, 32, 32)
-    labels = torch.empty(share.images_per_step, dtype=torch.int64)
     batches.start_epoch(worker, epoch)
     loaded = []
     for step in range(6):
-        batches.load_(step, images, labels)
+        batches.load(step)
         assert numbers(images) == labels.tolist()
         loaded.append(labels.tolist())
     return loaded
@@ -101,19 +103,18 @@ def test_epochs_and_workers_have_their_own_order() -> None:
 
 
 def test_a_second_epoch_replaces_the_first() -> None:
-    batches = Batches(numbered_images(), share_of())
-    images, labels = torch.empty(16, 3, 32, 32), torch.empty(16, dtype=torch.int64)
+    _, labels = batch = empty_batch(share_of())
+    batches = Batches(numbered_images(), share_of(), batch)
     batches.start_epoch(0, 0)
     batches.start_epoch(2, 3)
-    batches.load_(1, images, labels)
+    batches.load(1)
     order = plan_epoch(N, AUGMENTATION, seed=5, phase=1, worker=2, epoch=3).order
     assert labels.tolist() == order[16:32].tolist()
 
 
 def test_a_batch_that_fits_exactly() -> None:
-    batches = Batches(
-        numbered_images(16), share_of(16, Augmentation(pad=0, flip=False, cutout=0), number=2)
-    )
+    share = share_of(16, Augmentation(pad=0, flip=False, cutout=0), number=2)
+    batches = Batches(numbered_images(16), share, empty_batch(share))
     assert batches.steps_per_epoch == 1
 
 
@@ -137,24 +138,9 @@ def test_all_ranks_together_show_each_image_once(world_size: int, batch_size: in
     assert len(np.unique(seen)) == len(seen)
 
 
-def test_a_short_last_batch_holds_the_rest() -> None:
-    phase = Phase(global_batch_size=16, peak_lr=0.1, max_epochs=1)
-    share = share_of(phase=phase, replicas=range(1), drop_last=False)
-    sizes = [len(share.positions(step)) for step in range(share.steps_per_epoch)]
-    assert sizes == [16] * 6 + [N - 96]
-    images, labels = torch.empty(16, 3, 32, 32), torch.empty(16, dtype=torch.int64)
-    batches = Batches(numbered_images(), share)
-    batches.start_epoch(0, 0)
-    seen = []
-    for step, size in enumerate(sizes):
-        batches.load_(step, images[:size], labels[:size])
-        seen += labels[:size].tolist()
-    assert sorted(seen) == list(range(N))
-
-
 def test_each_epoch_s_plan_lies_where_the_first_did() -> None:
     # A captured step would read it there.
-    batches = Batches(numbered_images(), share_of())
+    batches = Batches(numbered_images(), share_of(), empty_batch(share_of()))
     batches.start_epoch(0, 0)
     plan = batches._plan
     assert plan is not None
@@ -171,11 +157,13 @@ def test_a_pass_shows_each_image_once(
     world_size: int, size: int, augmentation: Augmentation | None
 ) -> None:
     buffer = torch.empty(size, 3, 32, 32).to(memory_format=torch.channels_last)
+    into = Batch(buffer, torch.zeros(size, dtype=torch.int64))
     by_rank = []
     for rank in range(world_size):
         comm = Comm(rank=rank, world_size=world_size)
-        batches = one_pass(numbered_images(), augmentation, buffer, seed=5, comm=comm)
-        by_rank.append([numbers(batch) for batch in batches])
+        images = numbered_images()
+        batches = one_pass(images, pass_plan(images, augmentation, seed=5), into, comm)
+        by_rank.append([numbers(batch.images) for batch in batches])
     together = chain.from_iterable(chain.from_iterable(by_rank))
     assert sorted(together) == list(range(N))
     sizes = sorted(len(batch) for batches in by_rank for batch in batches)
@@ -194,7 +182,8 @@ def test_a_pass_shows_each_image_once(
 
 
 def test_a_clean_pass_shows_the_images_as_they_are() -> None:
-    buffer = torch.empty(50, 3, 32, 32)
-    for start, batch in zip((0, 50, 100), one_pass(numbered_images(), None, buffer, seed=1)):  # noqa: B905
+    images, into = numbered_images(), Batch(torch.empty(50, 3, 32, 32), torch.zeros(50).long())
+    plan = pass_plan(images, None)
+    for start, (batch, _) in zip((0, 50, 100), one_pass(images, plan, into)):  # noqa: B905
         expected = torch.arange(start + 1, start + 1 + len(batch)).float()
         assert torch.equal(batch, expected.view(-1, 1, 1, 1).expand_as(batch))

@@ -17,7 +17,7 @@ from small_trainer import MEAN, STD, make_split
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import LoaderName
-from swap_fast.data.cifar.batches import Loader, Sequence, ShardSpec
+from swap_fast.data.cifar.batches import Batch, Loader, Sequence, ShardSpec
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.tasks.cifar import loader_maker
 
@@ -63,7 +63,8 @@ def loader_of(name: LoaderName, batch_size: int) -> Loader:
         images, split, augmentation, mean=MEAN, std=STD, execution=execution, device=CPU
     )
     phase = replace(PHASE, global_batch_size=batch_size)
-    return make(replace(SHARE, num_images=len(split), phase=phase))
+    batch = Batch.empty(batch_size, 32, execution, CPU)
+    return make(replace(SHARE, num_images=len(split), phase=phase), batch)
 
 
 def ask(source: Any, number: int) -> list[bytes]:
@@ -150,15 +151,12 @@ def resident_bytes() -> int:
 
 def work(loader: Loader, batches: int, rebuilds: int) -> Iterator[int]:
     """Load so many batches, leaving an epoch early so many times; the memory, now and then."""
-    size = loader.images_per_step
-    images = torch.empty(size, 3, 32, 32).to(memory_format=torch.channels_last)
-    labels = torch.empty(size, dtype=torch.int64)
     steps = loader.steps_per_epoch
     for worker in range(rebuilds + 1):
         for number in range(batches // (rebuilds + 1)):
             if number % steps == 0:
                 loader.start_epoch(worker, number // steps)
-            loader.load_(number % steps, images, labels)
+            loader.load(number % steps)
         gc.collect()
         yield resident_bytes()
 
@@ -187,14 +185,13 @@ def test_a_gpu_makes_the_tensor_backend_s_batches(precision: Any) -> None:
         make = loader_maker(
             images, SPLIT, Augmentation(), mean=MEAN, std=STD, execution=loading, device=device
         )
-        loader, batches = make(SHARE), []
-        batch = execution.empty_images((BATCH, 3, 32, 32), device)
-        labels = torch.empty(BATCH, dtype=torch.int64, device=device)
+        batch = Batch.empty(BATCH, 32, execution, device)
+        loader, batches = make(SHARE, batch), []
         for worker, epoch in ((0, 0), (0, 1), (1, 0)):
             loader.start_epoch(worker, epoch)
             for step in range(loader.steps_per_epoch):
-                loader.load_(step, batch, labels)
-                batches.append((batch.clone(), labels.clone()))
+                loader.load(step)
+                batches.append((batch.images.clone(), batch.labels.clone()))
         made[name] = batches
     tolerance = {"fp32": 2e-6, "fp16": 2e-3, "bf16": 2e-2}[precision]
     for (ours, our_labels), (theirs, their_labels) in zip(*made.values(), strict=True):

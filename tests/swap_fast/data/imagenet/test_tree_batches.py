@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from swap_fast.config.execution import Execution
+from swap_fast.data.cifar.batches import Batch
 from swap_fast.data.imagenet.batches import (
     Decoder,
     DecoderName,
     TreeBatches,
-    deal,
     make_decoder,
     one_pass,
+    pass_buffer,
 )
 from swap_fast.data.imagenet.crops import Crops, plan_crops
 from swap_fast.data.imagenet.scan import (
@@ -79,9 +81,15 @@ def batches_of(split: ImageSplit, **changed: int) -> list[Crops]:
     return [plan[start : start + BATCH] for start in range(0, len(plan), BATCH)]
 
 
+def shown(
+    loader: Decoder, batches: list[Crops], execution: Execution, device: torch.device = CPU
+) -> Iterator[tuple[Tensor, Crops]]:
+    return one_pass(loader, batches, pass_buffer(batches, execution, device), execution)
+
+
 def loaded(loader: Decoder, batches: list[Crops], **options: str) -> list[Tensor]:
     execution = Execution(**options)  # type: ignore[arg-type]
-    return [images.clone() for images, _ in deal(loader, batches, execution, CPU)]
+    return [images.clone() for images, _ in shown(loader, batches, execution)]
 
 
 def as_bytes(images: Tensor) -> np.ndarray:
@@ -187,25 +195,21 @@ def test_a_new_start_drops_what_was_decoded_ahead(
 
 
 def tree_batches(tree: ImageTree, name: DecoderName, rank: int = 0, world_size: int = 1):
-    comm = Comm(rank=rank, world_size=world_size)
-    return TreeBatches(
+    replicas = Comm(rank=rank, world_size=world_size).replicas(4)
+    batch = Batch.empty(3 * len(replicas), 32, Execution(), CPU)
+    batches = TreeBatches(
         tree.train,
         loader_of(name, tree.train),
         px=32,
         min_scale=0.3,
         global_batch_size=12,
         num_replicas=4,
-        replicas=comm.replicas(4),
+        replicas=replicas,
         seed=5,
         number=2,
-        device=CPU,
+        into=batch,
     )
-
-
-def buffers(batches: TreeBatches) -> tuple[Tensor, Tensor]:
-    count = batches.images_per_step
-    images = Execution().empty_images((count, 3, 32, 32), CPU)
-    return images, torch.empty(count, dtype=torch.int64)
+    return batches, *batch
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -216,12 +220,11 @@ def test_replicas_of_all_ranks_make_the_global_batch(
     plan = plan_crops(tree.train.sizes, px=32, min_scale=0.3, seed=5, phase=2, worker=1, epoch=4)
     whole = loaded(loader_of(name, tree.train), [plan[k : k + 12] for k in range(0, 36, 12)])
     for rank in range(world_size):
-        batches = tree_batches(tree, name, rank, world_size)
+        batches, images, labels = tree_batches(tree, name, rank, world_size)
         assert batches.steps_per_epoch == len(tree.train) // 12 == 3
-        images, labels = buffers(batches)
         batches.start_epoch(1, 4)
         for step in range(3):
-            batches.load_(step, images, labels)
+            batches.load(step)
             replicas = np.arange(12).reshape(4, 3)[rank::world_size].flatten()
             assert torch.equal(images, whole[step][replicas])
             shown = plan.image[step * 12 + replicas]
@@ -230,15 +233,14 @@ def test_replicas_of_all_ranks_make_the_global_batch(
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_step_out_of_order_shows_the_same(tree: ImageTree, name: DecoderName) -> None:
-    batches = tree_batches(tree, name)
-    images, labels = buffers(batches)
+    batches, images, labels = tree_batches(tree, name)
     batches.start_epoch(0, 0)
     inorder = []
     for step in range(3):
-        batches.load_(step, images, labels)
+        batches.load(step)
         inorder.append((images.clone(), labels.clone()))
     for step in (2, 0, 1):
-        batches.load_(step, images, labels)
+        batches.load(step)
         assert torch.equal(images, inorder[step][0])
         assert torch.equal(labels, inorder[step][1])
 
@@ -255,7 +257,7 @@ def test_fewer_images_than_a_batch_are_refused(tree: ImageTree) -> None:
             replicas=range(1),
             seed=0,
             number=1,
-            device=CPU,
+            into=Batch.empty(64, 32, Execution(), CPU),
         )
 
 
@@ -266,15 +268,17 @@ def test_a_pass_shows_each_image_once(tree: ImageTree, name: DecoderName, world_
     by_rank: list[list[Tensor]] = []
     for count, into in ((1, alone), (world_size, by_rank)):
         for rank in range(count):
-            passed = one_pass(
-                tree.train,
-                loader_of(name, tree.train),
-                Execution().empty_images((BATCH, 3, 32, 32), CPU),
-                min_scale=0.08,
-                seed=2,
-                comm=Comm(rank=rank, world_size=count),
+            plan = plan_crops(
+                tree.train.sizes, px=32, min_scale=0.08, seed=2, phase=3, worker=0, epoch=0
             )
-            images = [batch.clone() for batch in passed]
+            passed = one_pass(
+                loader_of(name, tree.train),
+                [plan[start : start + BATCH] for start in range(0, len(plan), BATCH)],
+                Execution().empty_images((BATCH, 3, 32, 32), CPU),
+                Execution(),
+                Comm(rank=rank, world_size=count),
+            )
+            images = [batch.clone() for batch, _ in passed]
             into.extend(images) if into is alone else into.append(images)
     assert [len(batch) for batch in alone] == [12, 12, 12, 6]
     rows = {image.numpy().tobytes() for image in torch.cat(alone)}
@@ -354,7 +358,7 @@ def test_a_gpu_shows_the_same_crops(tree: ImageTree) -> None:
     loader = make_decoder(
         "dali", tree.train, batch_size=BATCH, execution=execution, device=device, threads=2
     )
-    on_gpu = [images.float().cpu() for images, _ in deal(loader, batches, execution, device)]
+    on_gpu = [images.float().cpu() for images, _ in shown(loader, batches, execution, device)]
     on_cpu = loaded(loader_of("dali", tree.train), batches)
     for ours, expected in zip(torch.cat(on_gpu), torch.cat(on_cpu), strict=True):
         assert np.corrcoef(ours.flatten(), expected.flatten())[0, 1] > 0.98
@@ -370,7 +374,7 @@ def test_memory_stays_flat_over_rebuilds_and_batches(tree: ImageTree) -> None:
     def stage(epochs: int) -> None:
         loader = loader_of("dali", tree.train)
         for epoch in range(epochs):
-            for _ in deal(loader, batches_of(tree.train, epoch=epoch), Execution(), CPU):
+            for _ in shown(loader, batches_of(tree.train, epoch=epoch), Execution()):
                 pass
 
     for _ in range(5):
