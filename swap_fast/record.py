@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 from uuid import uuid4
 
-from swap_fast.config.recipe import RECIPE_KINDS, Recipe, checked, recipe_from
+from swap_fast.config.recipe import RECIPE_KINDS, AveragingRecipe, Recipe, checked, recipe_from
 
 SCHEMA_VERSION = 5
 
@@ -282,12 +282,15 @@ class RunRecord:
     """For a reader; nothing is decided by them."""
     schema_version: int = SCHEMA_VERSION
 
-    def __post_init__(self) -> None:
-        """Refuse fields that do not agree with each other."""
-        if self.method not in RECIPE_KINDS:
-            raise ValueError(f"method: expected {', '.join(RECIPE_KINDS)}, got {self.method!r}")
-        assert self.settings.name is not None  # read, and so checked
-        ranks = len(self.times.laps_by_rank)
+    def check(self) -> None:
+        """Refuse fields that do not agree with each other, and a recipe that no run could have.
+
+        Raises:
+            ValueError: which, and why.
+        """
+        recipe, ranks = self.settings, len(self.times.laps_by_rank)
+        if not isinstance(recipe, AveragingRecipe) and "degraded" in self.flags:
+            raise ValueError("flags: expected degraded of a run that averages models alone")
         if self.telemetry and len(self.telemetry) != ranks:
             raise ValueError(f"telemetry: expected {ranks} ranks, got {len(self.telemetry)}")
         for name, matrix in (
@@ -353,7 +356,12 @@ def write_json_record(
 
 def read_record(path: Path) -> RunRecord:
     """Read one run's record, as `read_json_record` does."""
-    return read_json_record(path, RunRecord, SCHEMA_VERSION)
+    record = read_json_record(path, RunRecord, SCHEMA_VERSION)
+    try:
+        record.check()
+    except ValueError as error:
+        raise ValueError(" ".join(f"{path.name}: {error}".split())) from None
+    return record
 
 
 def read_json_record(path: Path, kind: type[T], expected: int) -> T:

@@ -32,7 +32,8 @@ def _parallel(seed: int, accuracy: float) -> RunRecord:
 
 def _sequential(seed: int, accuracy: float, *, epochs: int = 8) -> RunRecord:
     record = make_record("cifar100_swa_large_small_cpu", seed)
-    phase2 = {**record.configuration["recipe"]["phase1"], "max_epochs": epochs, "cycles": 4}
+    phase1 = record.configuration["recipe"]["phase1"]
+    phase2 = {**phase1, "warmup_epochs": 0.0, "max_epochs": epochs, "cycles": 4}
     return with_recipe(
         replace(record, method="swa", accuracy_before_averaging=0.70, test_accuracy=accuracy),
         phase2=phase2,

@@ -159,5 +159,5 @@ def test_a_damaged_record_named_by_its_path_gets_one_line(
     for form in ("dawnbench", "mlperf", "csv", "latex"):
         assert main(["export", form, str(path), "--results", str(tmp_path)]) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"bench: {record.run_id}: expected whole records, got ")
+        assert error.startswith(f"bench: {path.name}: Expected `object`, got `null`")
         assert error.count("\n") == 1

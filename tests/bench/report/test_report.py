@@ -35,7 +35,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_report_of_cpu_runs(tmp_path: Path) -> None:
-    path = write_report(write_results(tmp_path, cpu_runs()))
+    path = write_report(collect(write_results(tmp_path, cpu_runs())))
     assert path == tmp_path / "report.md"
     text = path.read_text(encoding="utf-8")
     title, _, first = text.splitlines()[:3]
@@ -180,7 +180,7 @@ def test_report_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    text = write_report(write_results(tmp_path, cpu_runs())).read_text(encoding="utf-8")
+    text = write_report(collect(write_results(tmp_path, cpu_runs()))).read_text(encoding="utf-8")
     assert "matplotlib is not installed" in text
     assert "Table 1 at CPU size" in text
     assert not (tmp_path / "plots").exists()

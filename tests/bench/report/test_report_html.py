@@ -140,6 +140,7 @@ class Day(datetime.datetime):
 datetime.datetime = Day
 time.time = lambda: seconds
 from pathlib import Path
+from bench.report.content import collect
 from bench.report.write import write_report
 write_report(collect(Path(sys.argv[1])))
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from record_factory import V100, make_record
+from record_factory import DATA, V100, make_record
 
 from bench.analysis.verdicts import NOT_COMPARED
 from bench.document.table import Table
@@ -62,7 +62,7 @@ def test_runs_that_stand_in_no_table_have_no_statistics() -> None:
 
 
 def test_each_column_and_the_paper_s_unit_of_time() -> None:
-    tree = {"name": "imagenet", "kind": "own", "train_images": 4000, "test_images": 1000}
+    tree = {**DATA, "name": "imagenet", "kind": "own", "train_images": 4000, "test_images": 1000}
     part = {**tree, "name": "cifar100", "kind": "subset"}
     records = [
         *(make_record("imagenet_swap_cpu", s, data=tree, test_top5_accuracy=0.95) for s in (0, 1)),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from record_factory import make_record
 
+from bench.analysis.stability import stability_table
 from bench.records.paper import load_paper
 from bench.report.content import Content
 from bench.report.sections import summary
@@ -21,9 +24,16 @@ def test_the_final_accuracies_stand_beside_the_paper_s(count: int) -> None:
         for seed in range(count)
     ]
     content = Content(
-        paper=load_paper(), records=records, skipped=[], planes=[], cosines=[], main=[]
+        results=Path(),
+        paper=load_paper(),
+        records=records,
+        skipped=[],
+        planes=[],
+        cosines=[],
+        micro=[],
+        main=[],
     )
-    items = summary(content).items
+    items = summary(content, stability_table(records)).items
     if not count:
         assert items == ("Measured: nothing yet.",)
         return
