@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.text import Text
-
 from bench.document.table import NOTHING, Table, show_table, write_table
 from bench.options import PlanOptions
 from bench.planner.check import check_table, paper_efficiency
@@ -41,6 +38,9 @@ def run_plan(options: PlanOptions) -> int:
     Raises:
         ValueError: no such recipe, or it cannot be planned on these devices.
     """
+    from rich.console import Console
+    from rich.text import Text
+
     paper = load_paper()
     if options.check_paper:
         tables: list[Table] = [check_table(paper)]

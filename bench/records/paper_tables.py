@@ -294,7 +294,7 @@ def why_other(record: RunRecord) -> str:
     """Why a run stands in the list of other runs."""
     reasons = [_why_not_in(record, table, size) for table, size in _tables_of(record)]
     found = next((reason for reason in reasons if reason), why_not_comparable(record))
-    return found or "no published figure for this recipe"
+    return found or "the paper has no such run"
 
 
 def number_machines(records: Iterable[RunRecord]) -> dict[Host, int]:

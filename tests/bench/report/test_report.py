@@ -206,7 +206,7 @@ def test_summary_of_other_runs_alone(tmp_path: Path) -> None:
     print_summary(collect(results), Console(file=screen, width=80))
     assert "Other runs" in screen.getvalue()
     assert "stopping_accuracy" not in screen.getvalue()  # a narrow screen has fewer columns
-    assert "published" in screen.getvalue().partition("Why")[2]
+    assert "paper" in screen.getvalue().partition("Why")[2]
 
 
 def test_readme_changes_between_its_markers_alone(tmp_path: Path) -> None:

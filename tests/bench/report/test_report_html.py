@@ -101,10 +101,8 @@ def test_every_name_of_a_record_is_escaped(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     machine = {**make_record().machine, "device": HOSTILE}
     record = replace(
-        make_record(), run_id=HOSTILE, recipe=HOSTILE, notes=[HOSTILE], machine=machine
+        make_record(), run_id=HOSTILE, notes=[HOSTILE], overrides=[HOSTILE], machine=machine
     )
-    record = replace(record, data={**record.data, "name": HOSTILE, "kind": HOSTILE})
-    record = replace(record, code={HOSTILE: HOSTILE}, stopped_by=HOSTILE, overrides=[HOSTILE])
     (tmp_path / "runs" / "odd.json").write_text(json.dumps(asdict(record)), encoding="utf-8")
     (tmp_path / "runs" / "<b>.json").write_text("not JSON", encoding="utf-8")
     page = _page(tmp_path)

@@ -35,7 +35,7 @@ def cifar(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what runs: to draw the report takes most of their time."""
-    monkeypatch.setattr(module, "write_report", lambda results: results / "report.md")
+    monkeypatch.setattr(module, "write_report", lambda content: content.results / "report.md")
 
 
 class Session:
