@@ -163,7 +163,7 @@ class JobOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroOptions:
-    """Measure a part of the work on this machine, beside others' ways, in one run."""
+    """Measure a part of the work on this machine, in turns with other implementations."""
 
     what: Positional[Literal["step", "data", "jpeg", "workers", "collective"]]
     """What to measure: the training step; the input path; workers of phase 2 on one device, in

@@ -100,7 +100,7 @@ def partly(dtype: torch.dtype) -> Any:
 
 
 class Averaging(nn.Module):
-    """A net with a moving average of its own, put anew in the place of the former one."""
+    """A net with a moving average of its own, put again in the place of the former one."""
 
     def __init__(self) -> None:
         super().__init__()

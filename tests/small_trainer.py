@@ -148,16 +148,16 @@ class Kept(NoCheckpoints):
         self.thetas: dict[tuple[int, int, int], Tensor] = {}
         self.positions: list[Progress] = []
 
-    def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
+    def save(self, progress: Progress, state: TrainingState, row: EpochRow | None) -> None:
         """Keep them."""
         assert row is not None, "nothing interrupts it"
         assert (row.phase, row.worker, row.epoch) == (
-            *(position.phase, position.worker),
-            position.epoch,
+            *(progress.phase, progress.worker),
+            progress.epoch,
         )
-        self.positions.append(position)
+        self.positions.append(progress)
         if state.is_first:
-            where = position.phase, position.worker, position.epoch
+            where = progress.phase, progress.worker, progress.epoch
             self.thetas[where] = state.weights.copy()[0]
 
     def theta(self, worker: int, epoch: int) -> Tensor:
@@ -172,15 +172,15 @@ def with_phases(recipe: SWAPRecipe = SWAP, **changed: dict[str, Any]) -> SWAPRec
 
 
 def oracle_image(
-    image: NDArray[np.uint8], augmentation: Augmentation, plan: AugmentationPlan, position: int
+    image: NDArray[np.uint8], augmentation: Augmentation, plan: AugmentationPlan, progress: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """One image as a plan wants it: its pixels [32, 32, 3], and normalised and cut [3, 32, 32]."""
-    pad, y, x = augmentation.pad, plan.crop_y[position], plan.crop_x[position]
+    pad, y, x = augmentation.pad, plan.crop_y[progress], plan.crop_x[progress]
     padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect") if pad else image
     crop = padded[y : y + 32, x : x + 32]
-    crop = crop[:, ::-1] if plan.flip[position] else crop
+    crop = crop[:, ::-1] if plan.flip[progress] else crop
     values = (crop.astype(np.float64) - np.array(MEAN)) / np.array(STD)
-    top, left, side = plan.cutout_y[position], plan.cutout_x[position], plan.cutout
+    top, left, side = plan.cutout_y[progress], plan.cutout_x[progress], plan.cutout
     values[top : top + side, left : left + side] = 0
     return crop, values.transpose(2, 0, 1)
 

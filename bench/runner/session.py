@@ -274,8 +274,8 @@ def run_separately(
 
 
 def _is_done(folder: Path, worker: int) -> bool:
-    position = last_of(folder, phase=2, worker=worker)
-    return position is not None and position.stopped_by is not None
+    progress = last_of(folder, phase=2, worker=worker)
+    return progress is not None and progress.stopped_by is not None
 
 
 def _run_workers(spec: RunSpec, workers: Sequence[int], at_once: int) -> dict[int, str]:

@@ -156,7 +156,7 @@ class RunFolder:
         start: Path | None = None,
         keep_epochs: bool = False,
         attempt: Attempt | None = None,
-        on_save: Callable[[Progress], None] = lambda position: None,
+        on_save: Callable[[Progress], None] = lambda progress: None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.path, self._clock, self._start = path, clock, start
@@ -178,19 +178,19 @@ class RunFolder:
         """Of every epoch that this rank knows of, in their order."""
         return [row for _, rows in sorted(self._rows.items()) for row in rows]
 
-    def restore_(self, position: Progress, state: TrainingState) -> Progress:
+    def restore_(self, progress: Progress, state: TrainingState) -> Progress:
         """Put back the newest whole state of this phase and worker.
 
         Raises:
             ValueError: the state is of another model, or of a worker that began from another one.
         """
-        key = (position.phase, position.worker)
+        key = (progress.phase, progress.worker)
         self._laps_before[key], self._rows[key] = dict(self._clock.laps), []
         self._sha256[key] = {}
         self._weights = state.weights
         found: tuple[Path, Checkpoint] | None = state.comm.on_first(lambda: self._newest(*key))
         if found is None:
-            return position
+            return progress
         stem, checkpoint = found
         about, rank = checkpoint.about, state.comm.rank
         progress = replace(
@@ -215,22 +215,22 @@ class RunFolder:
         state.comm.barrier()
         return progress
 
-    def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
+    def save(self, progress: Progress, state: TrainingState, row: EpochRow | None) -> None:
         """Keep the state at an epoch's end or within one; every rank that shares it must call.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written to.
         """
-        key = (position.phase, position.worker)
+        key = (progress.phase, progress.worker)
         if row is not None:
             self._rows[key].append(row)
-        self._note_origin(position, state)
+        self._note_origin(progress, state)
         tensors, values = state.gather()
         laps_by_rank = state.comm.gather(self._laps_of(key))
-        sums_by_rank = state.comm.gather(position.sums)
+        sums_by_rank = state.comm.gather(progress.sums)
         if state.is_first:
             about = CheckpointInfo(
-                progress=replace(position, sums=()),
+                progress=replace(progress, sums=()),
                 origin=self.origin,
                 optimizer=values,
                 laps_by_rank=laps_by_rank,
@@ -239,14 +239,14 @@ class RunFolder:
                 weights_sha256=self._sha256[key],
             )
             checkpoint = Checkpoint(model=model_state(state.weights), state=tensors, about=about)
-            about = write_checkpoint(self.path / _stem(position), checkpoint)
+            about = write_checkpoint(self.path / _stem(progress), checkpoint)
             self._sha256[key] = about.weights_sha256
-            if position.phase == 1 and position.stopped_by and self._keep_epochs:
-                save_weights(state.weights, self.path / f"phase1-epoch{position.epoch}{MODEL}")
-            self._prune(position)
+            if progress.phase == 1 and progress.stopped_by and self._keep_epochs:
+                save_weights(state.weights, self.path / f"phase1-epoch{progress.epoch}{MODEL}")
+            self._prune(progress)
             if self._attempt is not None:
                 self._attempt.keep(total(self._clock.laps, TRAINING) - self.restored_s)
-            self._on_save(position)
+            self._on_save(progress)
         state.comm.barrier()
 
     def theta(self, worker: int, epoch: int) -> Tensor:
@@ -288,9 +288,9 @@ class RunFolder:
             return stem, found
         return None
 
-    def _note_origin(self, position: Progress, state: TrainingState) -> None:
+    def _note_origin(self, progress: Progress, state: TrainingState) -> None:
         """Name phase 1's result, once it is there, by the bytes of theta."""
-        if position.phase == 1 and position.stopped_by is not None:
+        if progress.phase == 1 and progress.stopped_by is not None:
             theta = state.weights.theta.detach().cpu().numpy()
             self.origin = hashlib.sha256(theta.tobytes()).hexdigest()
 
@@ -303,23 +303,23 @@ class RunFolder:
             if seconds > before.get(lap, 0.0)
         }
 
-    def _prune(self, position: Progress) -> None:
+    def _prune(self, progress: Progress) -> None:
         """Delete what a newer state has made useless."""
-        names = _saved(self.path, position.phase, position.worker)
-        for name in names[:-1] if position.stopped_by else names[:-KEPT]:
+        names = _saved(self.path, progress.phase, progress.worker)
+        for name in names[:-1] if progress.stopped_by else names[:-KEPT]:
             stem = self.path / name
             # A worker's weights after each epoch are averaged after the run, for Figure 1.
-            keeps_model = (position.phase == 2 or self._keep_epochs) and "-step" not in name
+            keeps_model = (progress.phase == 2 or self._keep_epochs) and "-step" not in name
             for ending in (MANIFEST, STATE, *([] if keeps_model else [MODEL])):
                 file_of(stem, ending).unlink(missing_ok=True)
 
 
-def _stem(position: Progress) -> str:
+def _stem(progress: Progress) -> str:
     """A checkpoint's name."""
-    within = f"-step{position.step}" if position.step else ""
-    if position.phase == 2:
-        return f"worker{position.worker}-epoch{position.epoch}{within}"
-    return "phase1" if position.stopped_by else f"phase1-epoch{position.epoch}{within}"
+    within = f"-step{progress.step}" if progress.step else ""
+    if progress.phase == 2:
+        return f"worker{progress.worker}-epoch{progress.epoch}{within}"
+    return "phase1" if progress.stopped_by else f"phase1-epoch{progress.epoch}{within}"
 
 
 def _saved(folder: Path, phase: int, worker: int) -> list[str]:

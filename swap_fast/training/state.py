@@ -169,15 +169,15 @@ def unpack(value: Any, tensors: Mapping[str, Tensor], device: torch.device) -> A
 class Checkpoints(Protocol):
     """Where a run is kept, so that one that was interrupted can go on."""
 
-    def restore_(self, position: Progress, state: TrainingState) -> Progress:
+    def restore_(self, progress: Progress, state: TrainingState) -> Progress:
         """Put back the last state that was saved of this phase and worker.
 
         Returns:
-            Where it was saved; the position given, at epoch 0, where nothing was: the state is
+            Where it was saved; the progress given, at epoch 0, where nothing was: the state is
             then left as it is.
         """
 
-    def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
+    def save(self, progress: Progress, state: TrainingState, row: EpochRow | None) -> None:
         """Keep the state at an epoch's end, with the epoch's row, or within an epoch.
 
         Every rank that shares the model must call.
@@ -190,11 +190,11 @@ class Checkpoints(Protocol):
 class NoCheckpoints:
     """Keeps nothing."""
 
-    def restore_(self, position: Progress, state: TrainingState) -> Progress:
+    def restore_(self, progress: Progress, state: TrainingState) -> Progress:
         """There is nothing."""
-        return position
+        return progress
 
-    def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
+    def save(self, progress: Progress, state: TrainingState, row: EpochRow | None) -> None:
         """Do nothing."""
 
     def theta(self, worker: int, epoch: int) -> Tensor:

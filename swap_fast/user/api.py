@@ -231,7 +231,7 @@ def swap(
 
     Phase 1 trains one model with large batches until its train accuracy is above tau; phase 2
     refines a copy of it on each of W workers with small batches; phase 3 averages their weights
-    and computes batch-norm statistics anew. Under torchrun the processes share phase 1's batches
+    and recomputes the batch-norm statistics. Under torchrun the processes share phase 1's batches
     and phase 2's workers; alone, one takes all of them in turn, to the same arithmetic.
 
     Arguments:
@@ -246,7 +246,7 @@ def swap(
         phase2: of each worker. None: derived from phase 1.
         schedule1: the learning rate of phase 1 at a position in epochs, in place of the phase's.
         schedule2: the same of phase 2.
-        optimizer: makes a torch optimizer of a list of parameters; called anew for each phase and
+        optimizer: makes a torch optimizer of a list of parameters; called again for each phase and
             worker. None: SGD with Nesterov's momentum 0.9 and weight decay 5e-4.
         parameter_groups: of the net, what `optimizer` is given in place of that list. Groups with
             learning rates of their own keep their ratio to the optimizer's.

@@ -55,7 +55,7 @@ tags:
 The mean of the weights of {workers} model{"s" if workers > 1 else ""} ({net["parameters"]:,} \
 trainable parameters each) that were trained with *Stochastic Weight Averaging in Parallel*: \
 phase 1 trains one model with large batches, phase 2 refines a copy on each worker with small \
-batches, phase 3 averages the copies and computes batch-norm statistics anew.
+batches, phase 3 averages the copies and recomputes the batch-norm statistics.
 
 ## Files
 

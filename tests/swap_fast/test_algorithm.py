@@ -281,8 +281,8 @@ def test_laps_follow_one_another_in_the_order_of_the_algorithm() -> None:
     events: list[object] = []
 
     class Saving(NoCheckpoints):
-        def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
-            events.append(("saved", position.phase, position.worker, position.stopped_by))
+        def save(self, progress: Progress, state: TrainingState, row: EpochRow | None) -> None:
+            events.append(("saved", progress.phase, progress.worker, progress.stopped_by))
 
     watch = calling(
         on_step=lambda images: events.append(images),

@@ -49,9 +49,9 @@ class CutFolder(RunFolder):
 
     saves_left = 10**6
 
-    def save(self, position: Progress, state: TrainingState, row: EpochRow | None) -> None:
+    def save(self, progress: Progress, state: TrainingState, row: EpochRow | None) -> None:
         """Save, and perhaps end."""
-        super().save(position, state, row)
+        super().save(progress, state, row)
         self.saves_left -= 1
         if self.saves_left == 0:
             raise CutError
