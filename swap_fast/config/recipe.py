@@ -221,7 +221,10 @@ def checked(content: Any, kind: type[T], where: str) -> T:
 def _refuse_unknown(content: Any, value: Any, where: str) -> None:
     """Refuse fields that a value read from the content does not have, at any depth."""
     if odd := _unknown(content, to_builtins(value), "$"):
-        raise ValueError(f"{where}: unknown fields {', '.join(odd)}")
+        raise ValueError(
+            f"{where}: expected the fields of a {type(value).__name__}, got unknown fields "
+            f"{', '.join(odd)}"
+        )
 
 
 def _unknown(content: Any, known: Any, at: str) -> list[str]:

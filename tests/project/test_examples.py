@@ -123,4 +123,4 @@ def test_the_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert names["result"].record["schema_version"] == 1
     assert (tmp_path / "swapped" / "README.md").exists()
     assert (tmp_path / "runs" / "1" / "run.json").exists()
-    assert len(names["losses"]) == len(names["result"].epochs)
+    assert len(names["losses"].all) == len(names["result"].epochs)

@@ -231,7 +231,7 @@ def test_a_runs_folder_must_be_whole(runs: list[Path], tmp_path: Path) -> None:
     whole = info.settings["recipe"]
     for recipe, line in (
         ({**whole, "dataset": "imagenet"}, "got one of a tree of files"),
-        ({**whole, "colour": "red"}, "expected a recipe of SWAP, got .*colour"),
+        ({**whole, "colour": "red"}, "expected the fields of a SWAPRecipe, got .*colour"),
         ({**whole, "dataset": "synthetic"}, "images of cifar10 that the run had, got a"),
     ):
         settings = {**info.settings, "recipe": recipe}
