@@ -1,6 +1,7 @@
 """A recipe's run among the folders of OUT/checkpoints: a new one, one to resume, or one done."""
 
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,6 +135,10 @@ def find_place(request: RunSpec, info: RunInfo) -> RunDir:
             folder = _find_finished(out, info)
     if folder is None:
         folder = out / "checkpoints" / run_id(name, seed, info.created)
+        while folder.exists():
+            time.sleep(0.1)  # a run of this name was started in the same second
+            info = replace(info, created=now())
+            folder = out / "checkpoints" / run_id(name, seed, info.created)
     elif (found := read_run_info(folder)) is not None:
         require_same(folder, found, info)
         record = _record_of(out, folder) if _record_of(out, folder).exists() else None
