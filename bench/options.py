@@ -62,7 +62,7 @@ class RunOptions:
     """separate: each worker is a process of its own from phase 1's checkpoint, so that one which
     dies costs one worker; --resume runs it alone."""
     min_workers: int | None = None
-    """separate: average so many workers, should others be missing; no such run is in a table."""
+    """separate: average this many workers if others are missing; no such run is in a table."""
     share_phase1: bool = False
     """Begin where an earlier run in OUT ended the same phase 1 (same seed, data and machine); its
     time counts."""

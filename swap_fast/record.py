@@ -7,7 +7,7 @@ module needs no torch, so that a report can be drawn anywhere.
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -404,6 +404,14 @@ def run_id(recipe: str, seed: int, created: str) -> str:
     """A run's name: recipe, seed and second of its start, safe as a file name."""
     stamp = re.sub(r"\D", "", created)[:14]
     return f"{re.sub(r'[^A-Za-z0-9_-]', '-', recipe)}-seed{seed}-{stamp}"
+
+
+def flatten(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Dictionaries within dictionaries as one, its names joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{at}{name}.") if isinstance(value, dict) else {at + name: value}
+    return flat
 
 
 def now() -> str:

@@ -49,7 +49,7 @@ from bench.statistics import (
 )
 from swap_fast.record import RunRecord
 
-Rule = Literal["higher", "at least as high", "so many times longer"]
+Rule = Literal["higher", "at least as high", "longer by a factor"]
 """How the first side of a claim is said to compare with the second."""
 
 SMALL, LARGE = "SGD (small-batch)", "SGD (large-batch)"
@@ -184,7 +184,7 @@ ACCURACY_CLAIMS = (
 """Of test accuracies, in the paper's order."""
 
 TIME_CLAIMS = tuple(
-    _claim("so many times longer", _side(4, slow), _side(4, fast), "5.3, Table 4", says)
+    _claim("longer by a factor", _side(4, slow), _side(4, fast), "5.3, Table 4", says)
     for slow, fast, says in (
         (
             SWA_LARGE_SMALL,

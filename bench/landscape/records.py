@@ -1,6 +1,6 @@
 """Records of Figures 2, 3 and 4: JSON files from which they are drawn. No torch.
 
-They stand beside the runs' own, in OUT/planes and OUT/cosines.
+They are in OUT/planes and OUT/cosines, next to OUT/runs.
 """
 
 from __future__ import annotations

@@ -340,7 +340,7 @@ def write_jpegs(root: Path, num_files: int = NUM_FILES) -> Path:
 def our_jpegs(
     decoder: DecoderName, root: str, device_type: str, batch_size: int, threads: int
 ) -> Turn:
-    """Ours, into a step's static tensors, with so many threads (torchvision: processes)."""
+    """Ours, into a step's static tensors, with `threads` threads (torchvision: processes)."""
     train = scan_tree(Path(root)).train
     device = torch.device(device_type)
     execution = Execution(

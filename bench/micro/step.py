@@ -174,7 +174,7 @@ class Setup:
     data: Path | None
     """What `locate_dataset` found."""
     num_images: int
-    """The first so many of the training split; a turn is an epoch of them."""
+    """From the start of the training split; a turn is one epoch of them."""
 
     def load(self) -> tuple[Split, Dataset]:
         """The images of an epoch, and their data set."""

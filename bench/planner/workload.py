@@ -19,6 +19,8 @@ NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "synthetic": 10, "imagenet": 1000
 class PhaseWork:
     """Epochs of one batch size and one image size: a phase, or an ImageNet stage of one."""
 
+    number: int
+    """1 or 2."""
     name: str
     """Such as "phase 1"."""
     net: Net
@@ -132,10 +134,10 @@ def workload_of(recipe: Recipe, paper: Paper, phase1_epochs: float | None = None
         mean = paper.phase1_mean(recipe.dataset)
         epochs, source = mean.epochs, f"the paper's mean, {mean.source}"
 
-    phases = _stages("phase 1", recipe, recipe.phase1, epochs)
+    phases = _stages(1, recipe, recipe.phase1, epochs)
     if isinstance(recipe, AveragingRecipe):
         phases += _stages(
-            "phase 2", recipe, recipe.phase2, float(recipe.phase2.max_epochs), recipe.num_workers
+            2, recipe, recipe.phase2, float(recipe.phase2.max_epochs), recipe.num_workers
         )
     resident = 0
     if recipe.dataset != "imagenet":
@@ -152,17 +154,18 @@ def workload_of(recipe: Recipe, paper: Paper, phase1_epochs: float | None = None
 
 
 def _stages(
-    name: str, recipe: Recipe, phase: Phase, epochs: float, num_models: int = 1
+    number: int, recipe: Recipe, phase: Phase, epochs: float, num_models: int = 1
 ) -> list[PhaseWork]:
     """The parts of a phase: one for each image size and batch."""
     staged = isinstance(phase, StagedPhase)
-    works = []
+    name, works = f"phase {number}", []
     for shape in shapes(phase, IMAGE_SIZE):
         of_shape = min(epochs, shape.epochs.stop) - shape.epochs.start
         if of_shape <= 0:
             break
         works.append(
             PhaseWork(
+                number=number,
                 name=f"{name}, {shape.image_size} px" if staged else name,
                 net=_net(recipe, shape.image_size),
                 epochs=of_shape,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from bench.document.table import CORES_HEAD, GPUS_HEAD
 from bench.statistics import Summary, summarize
 from swap_fast.config.recipe import AveragingRecipe, Recipe
-from swap_fast.record import Machine, RunRecord
+from swap_fast.record import Machine, RunRecord, flatten
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -117,7 +117,7 @@ def host_of(record: RunRecord) -> Host:
 
 
 def kind_of_machine(machine: Machine, world_size: int, threads: int) -> MachineKey:
-    """The kind of a machine, of which a run uses so many processes."""
+    """The kind of a machine, and the processes and threads that a run uses of it."""
     torch_version = machine["libraries"].get("torch") or "unknown"
     host = Host(
         device_type=machine["device_type"],
@@ -250,14 +250,6 @@ def _devices(host: Host, count: str, of: int) -> str:
 
 def _plural(count: int, ending: str = "s") -> str:
     return "" if count == 1 else ending
-
-
-def flatten(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Dictionaries within dictionaries as one, its names joined by dots."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{at}{name}.") if isinstance(value, dict) else {at + name: value}
-    return flat
 
 
 def values_by_field(

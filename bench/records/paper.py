@@ -1,4 +1,4 @@
-"""The published figures that ours stand beside: results/paper.json, typed. No torch."""
+"""The published figures, to compare ours with: results/paper.json, typed. No torch."""
 
 import json
 from dataclasses import dataclass

@@ -265,7 +265,7 @@ def _planned(recipe: Recipe, machine: MachineKey, paper: Paper, *, shares: bool)
         seconds -= sum(
             phase_s
             for phase, phase_s in zip(plan.work.phases, plan.expected.phases_s, strict=True)
-            if phase.name.startswith("phase 1")
+            if phase.number == 1
         )
     where = "" if found else ", not this machine"
     hardware = plan.speed.hardware.name.partition(" (")[0]

@@ -25,7 +25,7 @@ from swap_fast.checkpoint.run_folder import last_of
 from swap_fast.config.execution import default_execution
 from swap_fast.config.recipe import LoaderName, Recipe, SWAPRecipe
 from swap_fast.data.cifar.files import locate_dataset, locate_tree
-from swap_fast.record import read_record
+from swap_fast.record import flatten, read_record
 from swap_fast.tasks.cifar import choose_decoder, choose_loader
 from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
 
@@ -149,15 +149,10 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
     return Prepared(request=spec, num_ranks=ranks, say=say)
 
 
-def differences(original: dict[str, Any], changed: dict[str, Any], at: str = "") -> list[str]:
+def differences(original: dict[str, Any], changed: dict[str, Any]) -> list[str]:
     """What a command line changed: "phase1.peak_lr=1.5", one entry a field."""
-    found = []
-    for name, value in changed.items():
-        if isinstance(value, dict):
-            found += differences(original[name], value, f"{at}{name}.")
-        elif value != original[name]:
-            found.append(f"{at}{name}={value}")
-    return found
+    before = flatten(original)
+    return [f"{name}={now}" for name, now in flatten(changed).items() if now != before[name]]
 
 
 def processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[int, int]:

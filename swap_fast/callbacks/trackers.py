@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from swap_fast.callbacks.events import ENDINGS, Event, seconds_of
+from swap_fast.record import flatten
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -135,7 +136,7 @@ class MLflow:
         made = found[0] if found else self._client.create_run(number, run_name=run)
         self._id = made.info.run_id
         if not found:
-            for key, value in _flat(configuration):
+            for key, value in flatten(configuration).items():
                 self._client.log_param(self._id, key, str(value)[:500])
         self._client.update_run(self._id, status="RUNNING")
 
@@ -240,13 +241,3 @@ def make_tracking(name: TrackerName, folder: Path, warn: Callable[[str], None]) 
     else:
         tracker = WandB(folder) if name == "wandb" else MLflow()
     return Tracking(tracker, name, warn)
-
-
-def _flat(values: Mapping[str, Any], at: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{at}{name}.")
-        else:
-            found.append((f"{at}{name}", value))
-    return found

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from swap_fast.checkpoint.files import (
     write_checkpoint,
     write_json,
 )
-from swap_fast.record import EpochRow
+from swap_fast.record import EpochRow, flatten
 from swap_fast.training.clock import TRAINING, Clock, total
 from swap_fast.training.state import Progress, TrainingState
 from swap_fast.training.weights import Weights
@@ -113,20 +113,12 @@ def require_same(folder: Path, found: RunInfo, info: RunInfo) -> None:
 
 def differences(found: RunInfo, info: RunInfo) -> list[str]:
     """Each setting that differs: "recipe.phase1.peak_lr 1.0 in place of 1.2"."""
-    before, now = dict(_leaves(found.settings)), dict(_leaves(info.settings))
+    before, now = flatten(found.settings), flatten(info.settings)
     return [
         f"{name} {now.get(name)!r} in place of {before.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
-
-
-def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for name, each in value.items():
-            yield from _leaves(each, f"{at}.{name}" if at else name)
-    else:
-        yield at, value
 
 
 # Its checkpoints.

@@ -36,7 +36,7 @@ def test_the_rate_model_is_within_6_percent() -> None:
 
 
 def test_every_row_of_the_tables_is_read_predicted_or_left_out() -> None:
-    rows = {row.where: row for row in check_paper(PAPER)}
+    rows = {f"{row.table}, {row.row}": row for row in check_paper(PAPER)}
     printed = {f"{v.table}, {v.row}" for v in PAPER.values}
     assert rows.keys() == printed | {"Section 5.1, 27 seconds"}
     assert {where for where, row in rows.items() if row.rate_s is None} == READ

@@ -42,7 +42,7 @@ NET = Net(
     )
 )
 PHASE = PhaseWork(
-    name="phase 1", net=NET, epochs=3, images=105, global_batch_size=20, gpus_per_model=4
+    number=1, name="phase 1", net=NET, epochs=3, images=105, global_batch_size=20, gpus_per_model=4
 )
 SPEED = Modelled(hardware=ROUND, efficiency=FLOOR)
 IMAGE_S = 0.002 + 0.0008 + 0.004 + 0.0016
