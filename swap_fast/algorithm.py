@@ -8,22 +8,18 @@ from typing import Protocol
 
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import SGDRecipe, SWARecipe
-from swap_fast.training.parts import Trainer
 from swap_fast.training.state import Result, TrainedModel
 from swap_fast.training.step import Metrics
+from swap_fast.training.trainer import Trainer
 from swap_fast.training.weights import average, mean_of, mean_statistics
 
 
-class OnePhase(Protocol):
-    """What SGD needs of a recipe."""
+class TwoPhases(Protocol):
+    """What Algorithm 1 needs of a recipe."""
 
     @property
     def phase1(self) -> Phase:
         """Lines 2-4: tau, the learning rate LR_1 and the batch size B_1."""
-
-
-class TwoPhases(OnePhase, Protocol):
-    """What Algorithm 1 needs of a recipe."""
 
     @property
     def phase2(self) -> Phase:
@@ -36,16 +32,16 @@ class TwoPhases(OnePhase, Protocol):
 
 def swap(recipe: TwoPhases, trainer: Trainer) -> Result:
     """The three phases of Section 3."""
-    phase1 = large_batch_phase(recipe, trainer)  # lines 7-17
+    phase1 = large_batch_phase(recipe.phase1, trainer)  # lines 7-17
     workers = small_batch_phase(recipe, trainer, phase1)  # lines 18-27
     before_averaging_s = trainer.clock.reading()
     averaging_phase(trainer, workers)  # lines 28-29
     return trainer.result(phase1, workers, before_averaging_s)
 
 
-def large_batch_phase(recipe: OnePhase, trainer: Trainer) -> TrainedModel:
+def large_batch_phase(phase: Phase, trainer: Trainer) -> TrainedModel:
     """Phase 1, lines 7-17: all replicas together train one model."""
-    return train(trainer, 1, recipe.phase1)
+    return train(trainer, 1, phase)
 
 
 def small_batch_phase(
@@ -115,7 +111,7 @@ def averaging_phase(trainer: Trainer, workers: list[TrainedModel]) -> None:
 
 def sgd(recipe: SGDRecipe, trainer: Trainer) -> Result:
     """SGD alone, with small or with large batches: rows 1 and 2 of Tables 1 and 2."""
-    phase1 = large_batch_phase(recipe, trainer)
+    phase1 = large_batch_phase(recipe.phase1, trainer)
     return trainer.result(phase1, [], trainer.clock.reading())
 
 
@@ -125,7 +121,7 @@ def swa(recipe: SWARecipe, trainer: Trainer) -> Result:
     Rows 1 to 3 of Table 4: phase 1 is a whole large-batch run, one stopped as SWAP's, or a whole
     small-batch run.
     """
-    phase1 = large_batch_phase(recipe, trainer)
+    phase1 = large_batch_phase(recipe.phase1, trainer)
     workers = small_batch_phase(recipe, trainer, phase1)
     before_averaging_s = trainer.clock.reading()
     with trainer.clock.lap("waiting"):

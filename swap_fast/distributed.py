@@ -95,18 +95,18 @@ class Comm:
         )
         return values[0]
 
-    def last_step_told(self, where: str, step: int) -> int | None:
-        """Say that this rank was told to end at `step` of `where`, unless it has said so before.
+    def last_step_requested(self, where: str, step: int) -> int | None:
+        """Publish that this rank got a signal to end at `step` of `where`, if it has not yet.
 
         Returns:
-            The last step at which any rank was told; None while some were not. Never waits.
+            The last step at which any rank got one; None while some have not. Never waits.
         """
         assert self.store is not None, "ranks that were connected have a store"
         ranks = dist.get_process_group_ranks(self.group)
-        own = f"told/{where}/{dist.get_rank()}"
+        own = f"shutdown/{where}/{dist.get_rank()}"
         if not self.store.check([own]):
             self.store.set(own, str(step))
-        keys = [f"told/{where}/{rank}" for rank in ranks]
+        keys = [f"shutdown/{where}/{rank}" for rank in ranks]
         if not self.store.check(keys):
             return None
         return max(int(self.store.get(key)) for key in keys)

@@ -6,8 +6,8 @@ from torch import Tensor
 from swap_fast.config.recipe import SWAPRecipe, SWARecipe
 from swap_fast.record import AverageRow, Times
 from swap_fast.training.clock import PAPER, READINGS, total
-from swap_fast.training.parts import Trainer
 from swap_fast.training.state import Result, TrainedModel
+from swap_fast.training.trainer import Trainer
 from swap_fast.training.weights import average, mean_of
 
 

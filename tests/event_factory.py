@@ -36,7 +36,7 @@ def began(seconds: float = 0.0, **changed: Any) -> Event:
         "process": 1,
         "machine": {"device": "Example CPU"},
         "world_size": 2,
-        "goes_on": False,
+        "resumed": False,
     }
     return at(seconds, "began", **values | changed)
 

@@ -27,9 +27,9 @@ from swap_fast.record import EpochRow
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.training.callback import Callback
 from swap_fast.training.clock import Clock
-from swap_fast.training.parts import Trainer, build_trainer
 from swap_fast.training.shutdown import NEVER, GracefulShutdown
 from swap_fast.training.state import Checkpoints, NoCheckpoints, Progress, TrainingState
+from swap_fast.training.trainer import Trainer, build_trainer
 
 # On tensors this small a second thread costs more than it gives, and sums depend on how many.
 torch.set_num_threads(1)

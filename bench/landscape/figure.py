@@ -148,7 +148,7 @@ def _run(options: FigureOptions, recipe: SWAPRecipe) -> RunRecord:
         keep_epochs=True,
         quiet=options.quiet,
     )
-    run_session(run_options, recipe, recipe, goes_on=True)
+    run_session(run_options, recipe, recipe, resume=True)
     record = find_run(options.number, options.out, recipe.name)
     assert record is not None, "a run that has ended left no record"
     return record

@@ -103,7 +103,7 @@ def run_table(options: TableOptions) -> int:
             left = total([expected[later] for later in missing[done:]])
             print(f"{table.name}: run {done + 1} of {len(missing)}; to go: {left}", flush=True)
         recipe = RECIPES[jobs[i].recipe]()
-        run_session(run_options(options, jobs[i].seed), recipe, recipe, goes_on=True)
+        run_session(run_options(options, jobs[i].seed), recipe, recipe, resume=True)
     content = collect(options.out)
     report = write_report(content)
     draw(table, size, content, Console())

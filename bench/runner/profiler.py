@@ -19,8 +19,8 @@ from swap_fast.config.recipe import AveragingRecipe, Recipe
 from swap_fast.data.cifar.augment import IMAGE_SIZE
 from swap_fast.training.callback import Callback
 from swap_fast.training.clock import LAPS
-from swap_fast.training.parts import Trainer
 from swap_fast.training.state import Progress
+from swap_fast.training.trainer import Trainer
 
 WAIT, WARMUP, ACTIVE = 3, 2, 3
 """Steps of a phase that are skipped, that the profiler starts in, and that are in the trace."""

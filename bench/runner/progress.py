@@ -93,7 +93,7 @@ def log_start(
         seed=spec.seed,
         machine=describe_machine(spec.execution.device_type),
         world_size=world_size,
-        goes_on=resumed,
+        resumed=resumed,
         held_out=spec.held_out,
     )
     # Trackers also get the epochs of workers that were processes of their own.

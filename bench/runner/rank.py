@@ -50,9 +50,9 @@ from swap_fast.tasks.imagenet import TreeSource
 from swap_fast.training.callback import Callback
 from swap_fast.training.capture import Captures, keep_freed_memory
 from swap_fast.training.clock import Clock
-from swap_fast.training.parts import Source, Trainer, build_trainer
 from swap_fast.training.shutdown import GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import Progress, Result
+from swap_fast.training.trainer import Source, Trainer, build_trainer
 from swap_fast.training.watchdog import Watchdog
 from swap_fast.training.weights import displacements, pairwise_distances
 
@@ -91,7 +91,7 @@ def run_rank(spec: RunSpec) -> Path | None:
         if spec.execution.capture and comm.world_size > 1:
             watchdog = Watchdog(comm, timeout_s=spec.timeout_s, on_hang=end_rank)
             callbacks.append(stack.enter_context(watchdog))
-        stack.enter_context(shutdown.listening())
+        stack.enter_context(shutdown.installed())
         stack.enter_context(sampler.watching(device_uuid(device.type)))
 
         # The data, and the folder of the run.
@@ -241,7 +241,7 @@ class Status(Callback):
 def _run_part(spec: RunSpec, trainer: Trainer) -> None:
     """Phase 1 alone, or phase 2 of some workers from its checkpoint."""
     assert isinstance(spec.recipe, SWAPRecipe), "only SWAP is run in parts"
-    start = large_batch_phase(spec.recipe, trainer)
+    start = large_batch_phase(spec.recipe.phase1, trainer)
     if spec.part == "workers":
         small_batch_phase(spec.recipe, trainer, start)
 

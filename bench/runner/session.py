@@ -38,19 +38,19 @@ def automatic_recipe(*, quick: bool) -> str:
 
 
 def run_session(
-    options: RunOptions, recipe: Recipe, original: Recipe, *, goes_on: bool = False
+    options: RunOptions, recipe: Recipe, original: Recipe, *, resume: bool = False
 ) -> int:
     """Run a recipe as often as asked, each run with a seed of its own; the exit status.
 
     Arguments:
-        goes_on: resume a run that was interrupted, if it was started with the same settings.
+        resume: go on with a run that was interrupted, if it was started with the same settings.
 
     Raises:
         ValueError: a device, a number of processes or data that are not available.
     """
     prepared = prepare(options, recipe, original)
     spec, say = prepared.request, prepared.say
-    if goes_on:
+    if resume:
         spec = replace(spec, resume="if_same")
     for number in range(options.runs):
         if number > 0:

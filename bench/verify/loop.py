@@ -22,9 +22,9 @@ from swap_fast.tasks.cifar import CifarSource, missing_for_dali
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.loop import TrainStage, train_epochs
-from swap_fast.training.parts import build_trainer
 from swap_fast.training.state import Progress
 from swap_fast.training.step import Metrics, Step
+from swap_fast.training.trainer import build_trainer
 
 LOADERS: tuple[LoaderName, ...] = ("tensor", "torchvision", "dali")
 STEPS, EPOCHS = 6, 2

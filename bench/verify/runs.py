@@ -34,8 +34,8 @@ from swap_fast.tasks.cifar import CifarSource
 from swap_fast.training.callback import Callback
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
-from swap_fast.training.parts import build_trainer
 from swap_fast.training.shutdown import GracefulShutdown, InterruptedRunError
+from swap_fast.training.trainer import build_trainer
 
 IMAGES, TEST_IMAGES = 640, 200
 EPOCHS = 3
@@ -219,7 +219,7 @@ def _run(form: Form, comm: Comm, folder: Path, run: str, stop_after: int | None)
     dataset = generate_synthetic(train_images=IMAGES, test_images=TEST_IMAGES)
     recipe = _recipe(comm.world_size, 4 if form.small else 16)
 
-    with Captures() as captures, shutdown.listening():
+    with Captures() as captures, shutdown.installed():
         parts = build_trainer(
             recipe,
             net_maker(recipe, dataset),

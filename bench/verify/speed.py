@@ -30,7 +30,7 @@ from swap_fast.recipes.imagenet import CPU_ROWS, ROWS, imagenet_swap, imagenet_s
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
-from swap_fast.training.parts import Evaluate, build_trainer
+from swap_fast.training.trainer import Evaluate, build_trainer
 from swap_fast.training.weights import Weights
 
 # Memory: the graphs share one pool, and ImageNet's stages fit.

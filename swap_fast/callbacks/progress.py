@@ -334,9 +334,9 @@ def line_of(event: Event, view: RunView) -> str | None:
     if kind == "epoch":
         return _epoch_line(event, view)
     if kind == "training" and event["restored"]:
-        goes_on = "done" if event["stopped_by"] else "goes on"
+        state = "done" if event["stopped_by"] else "goes on"
         name = who(event["phase"], event["worker"])
-        return f"{name:<17} {goes_on} after epoch {event['epoch']}, as it was saved"
+        return f"{name:<17} {state} after epoch {event['epoch']}, as it was saved"
     if kind == "phase_end" and event["stopped_by"] != "max_epochs":
         name = who(event["phase"], event["worker"])
         why = event["stopped_by"].replace("_", " ")

@@ -194,7 +194,9 @@ class RunFolder:
                 f"one of another; remove its files from {self.path.name}"
             )
         load_state_(state.weights, checkpoint.model, stem.name)
-        state.scatter_(checkpoint.state, about.optimizer, goes_on=progress.stopped_by is None)
+        state.load_checkpoint_(
+            checkpoint.state, about.optimizer, unfinished=progress.stopped_by is None
+        )
         for lap, seconds in about.laps_by_rank[rank % len(about.laps_by_rank)].items():
             self._clock.add(lap, seconds)
             self.restored_s += seconds
@@ -217,7 +219,7 @@ class RunFolder:
         if row is not None:
             self._rows[key].append(row)
         self._note_origin(progress, state)
-        tensors, values = state.gather()
+        tensors, values = state.gather_for_checkpoint()
         laps_by_rank = state.comm.gather(self._laps_of(key))
         sums_by_rank = state.comm.gather(progress.sums)
         if state.is_first:

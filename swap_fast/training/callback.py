@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from swap_fast.record import EpochRow
 
 if TYPE_CHECKING:  # so that this module needs no torch
-    from swap_fast.training.parts import Trainer
     from swap_fast.training.state import Progress
+    from swap_fast.training.trainer import Trainer
 
 
 class Callback:

@@ -11,7 +11,7 @@ from swap_fast.record import EpochRow
 from swap_fast.training.clock import Clock
 from swap_fast.training.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import Progress
-from swap_fast.training.step import Metrics
+from swap_fast.training.step import BaseStep, Metrics
 
 
 class Batches(Protocol):
@@ -28,36 +28,13 @@ class Batches(Protocol):
         """Give the step its part of update `step`."""
 
 
-class TrainStep(Protocol):
-    """One update of the weights."""
-
-    @property
-    def num_images(self) -> int:
-        """Of this rank, in the update."""
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of the next updates."""
-
-    def __call__(self) -> None:
-        """Update the weights."""
-
-    def read_metrics(self) -> Metrics:
-        """Metrics of all ranks since the last reading. Waits for the device."""
-
-    def read_sums(self) -> tuple[float, ...]:
-        """This rank's sums behind them. Waits for the device."""
-
-    def add_sums_(self, sums: tuple[float, ...]) -> None:
-        """Count what an interrupted epoch had done before."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainStage:
     """Epochs of a phase that share a step: all of them for CIFAR, a stage's for ImageNet."""
 
     epochs: range
     """Of the phase, from 0."""
-    step: TrainStep
+    step: BaseStep
     """One update."""
     open_batches: Callable[[], Batches]
     """Gives what makes its batches, when the stage begins and those before it are gone."""
@@ -91,7 +68,7 @@ def train_epochs(
         Each epoch's row, and its metrics.
 
     Raises:
-        InterruptedRunError: the run was told to end, and its progress is saved.
+        InterruptedRunError: a signal ended the run, and its progress is saved.
         FloatingPointError: the loss of an epoch is not finite.
     """
     number, worker, schedule = begin.phase, begin.worker, phase.schedule

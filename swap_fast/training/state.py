@@ -28,7 +28,7 @@ class Progress:
     epoch: int = 0
     """Epochs done in this phase."""
     step: int = 0
-    """Updates done of the epoch after these; 0 but where a run was told to end within one."""
+    """Updates done of the epoch after these; 0 but where a signal ended the run within one."""
     sums: tuple[float, ...] = ()
     """This rank's sums behind that epoch's metrics."""
     stopped_by: str | None = None
@@ -92,7 +92,7 @@ class TrainingState:
     is_first: bool
     """Whether this rank speaks for them."""
 
-    def gather(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def gather_for_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain values of all the ranks, on the host; every one of them must call.
 
         Waits for the device.
@@ -101,19 +101,19 @@ class TrainingState:
         tensors = {f"replicas.{rank}": values for rank, values in enumerate(replicas)}
         return tensors, {"optimizer": pack(self.optimizer.state_dict(), "optimizer", tensors)}
 
-    def scatter_(
-        self, tensors: dict[str, Tensor], values: dict[str, Any], *, goes_on: bool
+    def load_checkpoint_(
+        self, tensors: dict[str, Tensor], values: dict[str, Any], *, unfinished: bool
     ) -> None:
-        """Put back this rank's part of what `gather` gave; the model's own is not in it.
+        """Put back this rank's part of what was gathered; the model's own is not in it.
 
         Arguments:
-            goes_on: whether more updates of this phase follow, which need each replica's
+            unfinished: whether more updates of this phase follow, which need each replica's
             statistics.
 
         Raises:
             ValueError: more updates follow, and other ranks shared those before.
         """
-        if goes_on:
+        if unfinished:
             ranks = sum(name.startswith("replicas.") for name in tensors)
             if ranks != self.comm.world_size:
                 raise ValueError(

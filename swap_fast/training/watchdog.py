@@ -18,8 +18,8 @@ from swap_fast.record import EpochRow
 from swap_fast.training.callback import Callback
 
 if TYPE_CHECKING:
-    from swap_fast.training.parts import Trainer
     from swap_fast.training.state import Progress
+    from swap_fast.training.trainer import Trainer
 
 GRACE_S = 5.0
 """After which a rank without a sign of life in between is taken for one that hangs."""

@@ -2,10 +2,8 @@
 
 import atexit
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +64,7 @@ def open_folder(folder: Path, info: RunInfo, comm: Comm, *, resume: bool) -> Att
     return attempt
 
 
-# The processes of a user's script: joined where torchrun started them, and told to end.
+# The processes of a user's script, where torchrun started them.
 
 
 def join_ranks(device_type: str, timeout_s: float) -> Comm:
@@ -90,31 +88,6 @@ def _connected(device_type: str, timeout_s: float) -> Comm:
     comm = connect(device_type, timeout_s=timeout_s)
     atexit.register(comm.close)
     return comm
-
-
-def listener(device_type: str) -> GracefulShutdown | None:
-    """What heeds signals, where Python lets it: in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    return GracefulShutdown(torch.cuda.synchronize if device_type == "cuda" else lambda: None)
-
-
-@contextmanager
-def heeded(shutdown: GracefulShutdown | None) -> Iterator[None]:
-    """Signals end the run within it, and afterwards do what they did before.
-
-    Even where the run was told to end: the script or notebook around it may go on.
-    """
-    if shutdown is None:
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with shutdown.listening():
-            yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # Events of a user's run, for the screen, its folder and the user's listeners.
@@ -168,7 +141,7 @@ def log_start(
         seed=settings["seed"],
         world_size=comm.world_size,
         machine=info.machine,
-        goes_on=resumed,
+        resumed=resumed,
     )
 
 
@@ -262,8 +235,8 @@ def swap(
         precision: of the forward pass, by autocast; the weights stay as they are.
         device: auto is CUDA where there is one.
         seed: of all that is drawn.
-        folder: keeps a checkpoint after each epoch there, and heeds SIGTERM and Ctrl-C: the run
-            then ends after a step, and can go on. None: nothing is written.
+        folder: keeps a checkpoint after each epoch there, and handles SIGTERM and Ctrl-C: the run
+            then ends after a step, and can be resumed. None: nothing is written.
         resume: the run in `folder`, if there is one.
         progress: draw a bar for each model on a terminal, print a line for each epoch elsewhere.
         listeners: functions of one event, such as trackers: see `swap_fast.callbacks.events`.
@@ -277,12 +250,13 @@ def swap(
     Raises:
         ValueError: something of this cannot be; the line says what, and what to do.
         FloatingPointError: the loss is not finite.
-        InterruptedRunError: the run was told to end; what it had done is in `folder`.
+        InterruptedRunError: a signal ended the run; what it had done is in `folder`.
     """
     _check(precision, device, seed, clip_gradient_norm, loader_processes, folder, resume)
     kind: Literal["cpu", "cuda"]
     kind = "cuda" if device == "cuda" or (device == "auto" and _has_cuda()) else "cpu"
-    clock = Clock(torch.cuda.synchronize if kind == "cuda" else lambda: None)
+    synchronize = torch.cuda.synchronize if kind == "cuda" else lambda: None
+    clock = Clock(synchronize)
     comm = join_ranks(kind, timeout_s)
     with generators_kept(kind):
         where = torch.device("cpu")
@@ -346,7 +320,7 @@ def swap(
         )
         place, run_folder = None if folder is None else Path(folder), None
         attempt = None if place is None else open_folder(place, info, comm, resume=resume)
-        shutdown = None if place is None else listener(kind)
+        shutdown = NEVER if place is None else GracefulShutdown(synchronize)
         rows = Rows()
         logger = make_logger(
             method,
@@ -382,9 +356,11 @@ def swap(
                 clock=clock,
                 callbacks=[rows, logger, *callbacks, *([] if attempt is None else [attempt])],
                 checkpoints=run_folder or NoCheckpoints(),
-                shutdown=shutdown or NEVER,
+                shutdown=shutdown,
             )
-            with heeded(shutdown):
+            # The script or notebook around this run may continue after a signal.
+            handled = nullcontext() if place is None else shutdown.installed(always_uninstall=True)
+            with handled:
                 done = run_algorithm(method, parts)
             every = run_folder.rows if run_folder else rows.all
             result = make_result(parts, done, every, model, settings=settings, data=data)

@@ -17,9 +17,9 @@ from swap_fast.training.callback import Callback, Callbacks
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.loop import Batches, TrainStage
-from swap_fast.training.parts import Evaluate, PhaseContext, Trainer
 from swap_fast.training.shutdown import GracefulShutdown
 from swap_fast.training.state import Checkpoints, TrainingState
+from swap_fast.training.trainer import Evaluate, PhaseContext, Trainer
 from swap_fast.training.weights import Weights
 from swap_fast.user.data import Augment, Data, Placement, one_pass, phase_batches
 from swap_fast.user.method import UserMethod

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from swap_fast.checkpoint.files import write_file
 from swap_fast.outcome import gather_times
 from swap_fast.record import EpochRow, Times, now
-from swap_fast.training.parts import Trainer
 from swap_fast.training.state import Result
+from swap_fast.training.trainer import Trainer
 from swap_fast.training.weights import Weights, displacements, pairwise_distances
 from swap_fast.user.parts import bare
 

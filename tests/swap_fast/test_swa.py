@@ -33,8 +33,8 @@ from swap_fast.data.cifar.augment import plan_epoch
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.outcome import average_by_cycle, running_average
 from swap_fast.record import EpochRow
-from swap_fast.training.parts import Trainer
 from swap_fast.training.state import TrainedModel
+from swap_fast.training.trainer import Trainer
 
 SEED = 3
 DATA = make_dataset()
@@ -116,7 +116,7 @@ def plain_cycles(start: TrainedModel, phase: Phase) -> list[Tensor]:
 
 def test_the_sequence_is_torch_s_sgd_with_cyclic_rates() -> None:
     trainer = small_trainer(SWA, dataset=DATA, seed=SEED)
-    start = large_batch_phase(SWA, trainer)
+    start = large_batch_phase(SWA.phase1, trainer)
     (worker,) = small_batch_phase(SWA, trainer, start)
     for ours, plain in zip(worker.samples, plain_cycles(start, SWA.phase2), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=2e-5)

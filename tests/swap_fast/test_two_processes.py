@@ -20,8 +20,8 @@ from swap_fast.outcome import running_average
 from swap_fast.record import EpochRow
 from swap_fast.training.batchnorm import ReplicaStatistics, recompute_statistics_
 from swap_fast.training.optimizer import MomentumSGD
-from swap_fast.training.parts import Trainer
 from swap_fast.training.step import Step
+from swap_fast.training.trainer import Trainer
 from swap_fast.training.weights import Weights, average
 
 W = 4

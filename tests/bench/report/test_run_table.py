@@ -50,9 +50,9 @@ class Session:
         self._fail_at = fail_at
 
     def __call__(
-        self, options: RunOptions, recipe: Recipe, original: Recipe, *, goes_on: bool
+        self, options: RunOptions, recipe: Recipe, original: Recipe, *, resume: bool
     ) -> int:
-        assert goes_on  # with a run that was interrupted
+        assert resume  # with a run that was interrupted
         if len(self.asked) == self._fail_at:
             raise KeyboardInterrupt
         assert recipe == original

@@ -32,8 +32,8 @@ from swap_fast.distributed import ALONE, Comm
 from swap_fast.outcome import running_average
 from swap_fast.record import AverageRow, EpochRow
 from swap_fast.training.clock import Clock
-from swap_fast.training.parts import Trainer
 from swap_fast.training.state import Progress, Result, TrainingState
+from swap_fast.training.trainer import Trainer
 
 DATA = make_dataset()
 CYCLES = replace(SWAP, phase2=Phase(global_batch_size=8, peak_lr=0.1, max_epochs=4, cycles=2))

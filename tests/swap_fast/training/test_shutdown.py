@@ -1,4 +1,4 @@
-"""A run that is told to end does so after a step, with a checkpoint from which it goes on."""
+"""A run that gets a signal ends after a step, with a checkpoint from which it resumes."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def _handlers_as_before() -> Iterator[None]:
 
 def run(
     folder: Path,
-    told_after: int | None = None,
+    signal_after: int | None = None,
     comm: Comm = ALONE,
     number: int = signal.SIGTERM,
-    told_at_epoch: int | None = None,
+    signal_at_epoch: int | None = None,
 ) -> tuple[list[Tensor], list[EpochRow], int]:
-    """Run, told to end after so many updates, or after the evaluation of an epoch.
+    """Run, with a signal after so many updates, or after the evaluation of an epoch.
 
     Returns:
         The weights, the rows, and the updates done.
@@ -54,15 +54,15 @@ def run(
     def on_step(images: int) -> None:
         nonlocal updates
         updates += 1
-        if updates == told_after:
+        if updates == signal_after:
             os.kill(os.getpid(), number)
 
     def on_epoch(row: EpochRow) -> None:
-        if row.epoch == told_at_epoch:
+        if row.epoch == signal_at_epoch:
             os.kill(os.getpid(), number)
 
     kept = RunFolder(folder, clock)
-    with shutdown.listening():
+    with shutdown.installed():
         parts = small_trainer(
             RECIPE,
             dataset=DATA,
@@ -78,46 +78,46 @@ def run(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_after_any_step_it_goes_on_there(tmp_path: Path, number: int) -> None:
+def test_after_a_signal_at_any_step_it_resumes_there(tmp_path: Path, number: int) -> None:
     bits, rows, updates = run(tmp_path / "whole")
     assert updates == UPDATES
-    for told_after in range(1, UPDATES + 1, 1 if number == signal.SIGTERM else 10):
-        folder = tmp_path / str(told_after)
+    for signal_after in range(1, UPDATES + 1, 1 if number == signal.SIGTERM else 10):
+        folder = tmp_path / str(signal_after)
         with pytest.raises(InterruptedRunError):
-            run(folder, told_after, number=number)
+            run(folder, signal_after, number=number)
         ours, own_rows, rest = run(folder)
-        assert rest == UPDATES - told_after  # nothing is done twice
+        assert rest == UPDATES - signal_after  # nothing is done twice
         assert all(torch.equal(a, b) for a, b in zip(ours, bits, strict=True))
         assert own_rows == rows
 
 
-def test_signals_are_heeded_only_within(tmp_path: Path) -> None:
+def test_signals_are_handled_only_within(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with GracefulShutdown().listening():
+    with GracefulShutdown().installed():
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_while_nothing_is_trained_it_ends_at_once() -> None:
-    with pytest.raises(InterruptedRunError, match="SIGTERM"), GracefulShutdown().listening():
+    with pytest.raises(InterruptedRunError, match="SIGTERM"), GracefulShutdown().installed():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_ctrl_c_that_is_passed_on_is_one_telling() -> None:
+def test_a_ctrl_c_that_is_passed_on_counts_once() -> None:
     shutdown = GracefulShutdown()
-    with shutdown.listening(), shutdown.training():
+    with shutdown.installed(), shutdown.training():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        assert shutdown.told
+        assert shutdown.requested
 
 
 def test_the_second_signal_ends_it_at_once() -> None:
     code = """
 import os, signal, time
 from swap_fast.training import shutdown
-shutdown.ONE_TELLING_S = 0.0
-told = shutdown.GracefulShutdown()
-with told.listening(), told.training():
+shutdown.SIGNAL_INTERVAL_S = 0.0
+handler = shutdown.GracefulShutdown()
+with handler.installed(), handler.training():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -128,10 +128,10 @@ with told.listening(), told.training():
 
 
 def run_both(comm: Comm, folder: Path) -> None:
-    """Be told in phase 1 at unlike steps, then in phase 2, then go on; save the end."""
-    for name, told_after in (("first", 5 + comm.rank), ("second", 9 - comm.rank)):
+    """Get signals in phase 1 at unlike steps, then in phase 2, then resume; save the end."""
+    for name, signal_after in (("first", 5 + comm.rank), ("second", 9 - comm.rank)):
         with pytest.raises(InterruptedRunError):
-            run(folder / "cut", told_after, comm)
+            run(folder / "cut", signal_after, comm)
         (folder / f"{name}{comm.rank}").touch()
         comm.barrier()
     bits, _, _ = run(folder / "cut", comm=comm)
@@ -148,23 +148,23 @@ def test_ranks_that_share_updates_end_after_the_same_step(tmp_path: Path) -> Non
     }
 
 
-def tell_one_between_epochs(comm: Comm, folder: Path) -> None:
-    """Rank 1 is told after the evaluation of an epoch, as rank 0 goes on: both end there."""
-    told_at_epoch = 1 if comm.rank == 1 else None
+def signal_one_between_epochs(comm: Comm, folder: Path) -> None:
+    """Rank 1 gets a signal after the evaluation of an epoch, rank 0 none: both end there."""
+    signal_at_epoch = 1 if comm.rank == 1 else None
     with pytest.raises(InterruptedRunError, match="after epoch 1") as raised:
-        run(folder / "cut", comm=comm, told_at_epoch=told_at_epoch)
+        run(folder / "cut", comm=comm, signal_at_epoch=signal_at_epoch)
     assert raised.value.together
     (folder / f"ended{comm.rank}").touch()
 
 
 @pytest.mark.slow
 def test_ranks_agree_at_an_epoch_s_end(tmp_path: Path) -> None:
-    run_processes(tell_one_between_epochs, 2, tmp_path)
+    run_processes(signal_one_between_epochs, 2, tmp_path)
     assert {path.name for path in tmp_path.glob("ended*")} == {"ended0", "ended1"}
 
 
-def tell_one(comm: Comm, folder: Path) -> None:
-    """Only rank 1 is told: it ends alone, and rank 0 names it."""
+def signal_one(comm: Comm, folder: Path) -> None:
+    """Only rank 1 gets a signal: it ends alone, and rank 0 names it."""
     module.AGREEMENT_S = 0.0
     expected = InterruptedRunError if comm.rank == 1 else RuntimeError
     with pytest.raises(expected) as raised:
@@ -175,8 +175,8 @@ def tell_one(comm: Comm, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_told_alone_ends_alone(tmp_path: Path) -> None:
-    run_processes(tell_one, 2, tmp_path, collectives_s=10)
-    assert (tmp_path / "rank1").read_text() == "the other processes were not told to end"
+def test_a_rank_with_a_signal_of_its_own_ends_alone(tmp_path: Path) -> None:
+    run_processes(signal_one, 2, tmp_path, collectives_s=10)
+    assert (tmp_path / "rank1").read_text() == "the other processes got no signal to end"
     assert "no answer from rank 1" in (tmp_path / "rank0").read_text()
     assert (tmp_path / "cut" / "phase1-epoch1.json").exists()

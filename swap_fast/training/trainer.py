@@ -109,7 +109,7 @@ class Trainer:
     checkpoints: Checkpoints
     """Where the run is kept."""
     shutdown: GracefulShutdown
-    """Says when it is told to end."""
+    """Ends the run after a signal."""
 
     def load_(self, start: TrainedModel, *, keep_momentum: bool) -> None:
         """Begin a worker from phase 1's model: weights, statistics, and its optimizer's state."""
@@ -166,7 +166,7 @@ class Trainer:
         """Off the clock: test the model, report the epoch, save a checkpoint.
 
         Raises:
-            InterruptedRunError: the run was told to end; the epoch is saved.
+            InterruptedRunError: a signal ended the run; the epoch is saved.
         """
         context = self.phases[row.phase - 1]
         comm, reports = context.state.comm, self._reports(row.phase)
