@@ -52,7 +52,7 @@ from swap_fast.training.capture import Captures, keep_freed_memory
 from swap_fast.training.clock import Clock
 from swap_fast.training.shutdown import GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import Progress, Result
-from swap_fast.training.trainer import Source, Trainer, build_trainer
+from swap_fast.training.trainer import ImageSource, Trainer, build_trainer
 from swap_fast.training.watchdog import Watchdog
 from swap_fast.training.weights import displacements, pairwise_distances
 
@@ -285,7 +285,7 @@ IMAGENET = (1_281_167, 50_000, 1_000)
 class RunData:
     """What a run needs of its data."""
 
-    source: Source
+    source: ImageSource
     """Makes the batches."""
     make_model: Callable[[], nn.Module]
     """The recipe's net for these classes."""

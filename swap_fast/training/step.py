@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,11 @@ class BaseStep(ABC):
         statistics: batch norm's, where steps of one phase share them.
         bucket: where the gradient is summed over ranks, in fewer bytes; None: in place.
     """
+
+    shape: BatchShape
+    """Of its batches."""
+    batch: Any
+    """What a loader fills."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
-from swap_fast.data.cifar.batches import Batch, Loader, require_a_batch
+from swap_fast.data.cifar.batches import require_a_batch
 from swap_fast.distributed import ALONE, Comm, WorkerGroup
 from swap_fast.record import EpochRow
 from swap_fast.training.batchnorm import BatchNormRecompute
@@ -20,7 +20,7 @@ from swap_fast.training.callback import Callback, Callbacks
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
-from swap_fast.training.loop import TrainStage, train_epochs
+from swap_fast.training.loop import Batches, TrainStage, train_epochs
 from swap_fast.training.optimizer import MomentumSGD, ScaledOptimizer
 from swap_fast.training.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import (
@@ -31,7 +31,7 @@ from swap_fast.training.state import (
     TrainedModel,
     TrainingState,
 )
-from swap_fast.training.step import Metrics, Step
+from swap_fast.training.step import BaseStep, Metrics, Step
 from swap_fast.training.weights import Weights, average
 
 Evaluate = Callable[[Comm], Accuracies]
@@ -41,6 +41,25 @@ Evaluate = Callable[[Comm], Accuracies]
 class Source(Protocol):
     """A run's data: read when it is made, and moved to the device when the steps are warm."""
 
+    def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
+        """Move the data to the weights' device."""
+
+    def batches(
+        self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Any
+    ) -> Batches:
+        """What fills the step's batch in a stage of phase `number`, for this rank's replicas."""
+
+    def batch_norm_batches(self, buffer: Any, shape: BatchShape, comm: Comm) -> Iterable[Any]:
+        """This rank's share of phase 3's pass over the training data: of images the buffer
+        [B, 3, H, W] or its first part, written over for each batch."""
+
+    def evaluator(self, shape: BatchShape) -> Evaluate:
+        """Test accuracy as it is measured during these epochs."""
+
+
+class ImageSource(Source, Protocol):
+    """The images of a recipe."""
+
     num_images: int
     """To train on."""
     image_size: int
@@ -48,21 +67,6 @@ class Source(Protocol):
 
     def warm_up(self, weights: Weights, execution: Execution) -> None:
         """Import and run whatever makes its batches and tests the model, without the data."""
-
-    def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
-        """Move the data to the weights' device."""
-
-    def batches(
-        self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Batch
-    ) -> Loader:
-        """What fills the step's batch in a stage of phase `number`, for this rank's replicas."""
-
-    def batch_norm_batches(self, buffer: Tensor, shape: BatchShape, comm: Comm) -> Iterable[Tensor]:
-        """This rank's share of phase 3's pass over the training data: the buffer [B, 3, H, W] or
-        its first part, written over for each batch."""
-
-    def evaluator(self, shape: BatchShape) -> Evaluate:
-        """Test accuracy as it is measured during these epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +241,7 @@ class Trainer:
 def build_trainer(
     recipe: Recipe,
     make_model: Callable[[], nn.Module],
-    source: Source,
+    source: ImageSource,
     *,
     seed: int,
     device: torch.device,
@@ -321,47 +325,23 @@ def build_trainer(
             )
             # For nothing, but that NCCL makes the communicator, and the kernels are loaded.
             average([(group.across.rank, weights.theta.detach())], group.across)
-    with clock.lap("data_preparation"):
-        source.open_(weights, execution, seed=seed)
-        made = tuple(
-            make_phase(
-                source,
-                of_phase,
-                phase,
-                TrainingState(
-                    weights=weights,
-                    optimizer=optimizer,
-                    statistics=of_phase[0].statistics,
-                    comm=ranks,
-                    is_first=comm.rank == 0 if number == 1 else group.is_first,
-                ),
-                number=number,
-            )
-            for number, ((phase, ranks), of_phase) in enumerate(
-                zip(phases, steps, strict=True), start=1
-            )
-        )
-
-    def batch_norm_batches() -> Iterable[Tensor]:
-        assert buffer is not None, "without a phase 2 nothing is averaged"
-        return source.batch_norm_batches(buffer, steps[-1][-1].shape, comm)
-
-    trainer = Trainer(
+    return assemble(
+        source,
+        phases,
+        steps,
         weights=weights,
         optimizer=optimizer,
-        phases=made,
         recompute_batchnorm=recompute_batchnorm,
-        batch_norm_batches=batch_norm_batches,
-        evaluate=made[-1].evaluators[-1],
+        buffer=buffer,
+        seed=seed,
+        execution=execution,
         comm=comm,
         group=group,
         clock=clock,
-        callbacks=Callbacks(callbacks),
+        callbacks=callbacks,
         checkpoints=checkpoints or NoCheckpoints(),
         shutdown=shutdown,
     )
-    trainer.callbacks.on_start(trainer)
-    return trainer
 
 
 def make_steps(
@@ -375,27 +355,71 @@ def make_steps(
     return steps
 
 
-def make_phase(
-    source: Source, steps: list[Step], phase: Phase, state: TrainingState, *, number: int
-) -> PhaseContext:
-    """A phase's steps with what gives them their batches and tests what they make."""
-    replicas = state.comm.replicas(phase.gpus_per_model)
-    return PhaseContext(
-        stages=tuple(
-            TrainStage(
-                epochs=step.shape.epochs,
-                step=step,
-                open_batches=partial(
-                    source.batches,
-                    phase,
-                    step.shape,
-                    number=number,
-                    replicas=replicas,
-                    into=step.batch,
-                ),
+def assemble(
+    source: Source,
+    phases: Sequence[tuple[Phase, Comm]],
+    steps: Sequence[Sequence[BaseStep]],
+    *,
+    weights: Weights,
+    optimizer: ScaledOptimizer,
+    recompute_batchnorm: Callable[[Iterable[Any], Comm], None],
+    buffer: Tensor | None,
+    seed: int,
+    execution: Execution,
+    comm: Comm,
+    group: WorkerGroup,
+    clock: Clock,
+    callbacks: Iterable[Callback],
+    checkpoints: Checkpoints,
+    shutdown: GracefulShutdown,
+) -> Trainer:
+    """Move the data to the device, and put warm steps and the data together as a trainer.
+
+    Arguments:
+        phases: each with the ranks that share its updates.
+        steps: of each phase, one for each shape of its batches.
+        buffer: for the images [B, 3, H, W] of phase 3; None: the source needs none.
+    """
+
+    def make_phase(number: int) -> PhaseContext:
+        (phase, ranks), of_phase = phases[number - 1], steps[number - 1]
+        replicas = ranks.replicas(phase.gpus_per_model)
+
+        def stage(step: BaseStep) -> TrainStage:
+            opened = partial(source.batches, phase, step.shape, number=number, replicas=replicas)
+            return TrainStage(
+                epochs=step.shape.epochs, step=step, open_batches=partial(opened, into=step.batch)
             )
-            for step in steps
-        ),
-        state=state,
-        evaluators=tuple(source.evaluator(step.shape) for step in steps),
+
+        return PhaseContext(
+            stages=tuple(map(stage, of_phase)),
+            state=TrainingState(
+                weights=weights,
+                optimizer=optimizer,
+                statistics=of_phase[0].statistics,
+                comm=ranks,
+                is_first=comm.rank == 0 if number == 1 else group.is_first,
+            ),
+            evaluators=tuple(source.evaluator(step.shape) for step in of_phase),
+        )
+
+    with clock.lap("data_preparation"):
+        source.open_(weights, execution, seed=seed)
+        made = tuple(make_phase(number) for number in range(1, len(phases) + 1))
+    last = steps[-1][-1].shape
+    trainer = Trainer(
+        weights=weights,
+        optimizer=optimizer,
+        phases=made,
+        recompute_batchnorm=recompute_batchnorm,
+        batch_norm_batches=lambda: source.batch_norm_batches(buffer, last, comm),
+        evaluate=made[-1].evaluators[-1],
+        comm=comm,
+        group=group,
+        clock=clock,
+        callbacks=Callbacks(callbacks),
+        checkpoints=checkpoints,
+        shutdown=shutdown,
     )
+    trainer.callbacks.on_start(trainer)
+    return trainer

@@ -22,18 +22,19 @@ from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Phase, Schedule, require
 from swap_fast.distributed import ALONE, Comm, connect
 from swap_fast.record import EpochRow, now, plain
-from swap_fast.training.batchnorm import is_compiled
+from swap_fast.training.batchnorm import BatchNormRecompute, is_compiled
 from swap_fast.training.callback import Callback
 from swap_fast.training.clock import Clock
 from swap_fast.training.shutdown import NEVER, GracefulShutdown
 from swap_fast.training.state import NoCheckpoints
+from swap_fast.training.trainer import assemble
 from swap_fast.training.weights import Weights, refuse_synchronized
 from swap_fast.user.data import Augment, Collate, generators_kept, num_examples, open_data
 from swap_fast.user.method import UserMethod, describe_method, name_of, user_method
 from swap_fast.user.optimizer import Groups, Make, UserOptimizer
-from swap_fast.user.parts import Work, bare, build_user_trainer, make_net
+from swap_fast.user.parts import UserSource, bare, make_net
 from swap_fast.user.result import SwapResult, describe_environment, make_result
-from swap_fast.user.step import Loss, Metric
+from swap_fast.user.step import Loss, Metric, Objective, UserStep
 
 # The run's folder.
 
@@ -296,6 +297,14 @@ def swap(
             counts=loss is None,
             keep_momentum=keep_momentum,
         )
+        if comm.world_size > (replicas := method.phase1.gpus_per_model):
+            raise ValueError(
+                f"processes: expected 1 to {replicas}, one a worker's device, got "
+                f"{comm.world_size}; start fewer, or raise `workers`"
+            )
+        group = comm.worker_group(workers)
+        phases = [(method.phase1, comm), (method.phase2, group.inside)]
+        execution = Execution(device_type=kind, precision=precision, memory_format="contiguous")
         data = {"train_examples": num_examples(train), "test_examples": num_examples(test)}
         settings = {
             **describe_method(method),
@@ -342,17 +351,32 @@ def swap(
             )
         with attempt or nullcontext(), logger:
             log_start(logger, settings, comm, info, resumed=attempt is not None and attempt.resumed)
-            parts = build_user_trainer(
-                method,
-                Work(train=train, test=test, loss=loss, metric=metric, augment=augment),
-                model,
-                weights,
-                own_optimizer,
-                seed=seed,
-                execution=Execution(
-                    device_type=kind, precision=precision, memory_format="contiguous"
+            objective = Objective(model, loss)
+            parts = assemble(
+                UserSource(
+                    model,
+                    train,
+                    test,
+                    objective,
+                    metric=metric,
+                    augment=augment,
+                    batch_size=max(phase.micro_batch_size for phase, _ in phases),
                 ),
+                phases,
+                [
+                    [UserStep(weights, own_optimizer, phase, ranks, execution, objective)]
+                    for phase, ranks in phases
+                ],
+                weights=weights,
+                optimizer=own_optimizer,
+                recompute_batchnorm=BatchNormRecompute(
+                    weights, execution.autocast, forward=Objective(weights.model, loss)
+                ),
+                buffer=None,
+                seed=seed,
+                execution=execution,
                 comm=comm,
+                group=group,
                 clock=clock,
                 callbacks=[rows, logger, *callbacks, *([] if attempt is None else [attempt])],
                 checkpoints=run_folder or NoCheckpoints(),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from swap_fast.config.execution import Execution
-from swap_fast.config.phase import Phase
+from swap_fast.config.phase import Phase, shapes
 from swap_fast.distributed import Comm
 from swap_fast.training.evaluate import Count, Evaluator
 from swap_fast.training.step import BaseStep, Forward
@@ -168,13 +168,14 @@ class UserStep(BaseStep):
         super().__init__(weights, optimizer, phase, comm, global_batch_size=phase.global_batch_size)
         self._autocast, self._objective = execution.autocast, objective
         self._needs_counts = phase.stopping_accuracy is not None
+        self.shape = shapes(phase, image_size=0)[0]
         # What a loader fills: a micro-batch for each replica of this rank.
-        self.micro_batches: list[MicroBatch] = []
+        self.batch: list[MicroBatch] = []
 
     @property
     def num_images(self) -> int:
         """Examples of this rank in the update."""
-        return sum(each.examples for each in self.micro_batches)
+        return sum(each.examples for each in self.batch)
 
     def forward(self, replica: int) -> Forward:
         """Run the model on a replica's micro-batch.
@@ -182,7 +183,7 @@ class UserStep(BaseStep):
         Raises:
             ValueError: the loss or the batch is not what it should be.
         """
-        batch, examples, seed = self.micro_batches[replica]
+        batch, examples, seed = self.batch[replica]
         seed_everything(seed)
         with self._autocast():
             loss, correct, total = self._objective(batch)
