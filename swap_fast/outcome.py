@@ -1,10 +1,12 @@
-"""A finished run's times, and Figure 1's running average."""
+"""What the ranks of a finished run know together, and Figure 1's running average."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from swap_fast.config.recipe import SWAPRecipe, SWARecipe
-from swap_fast.record import AverageRow, Times
+from swap_fast.record import AverageRow, EpochRow, Times
 from swap_fast.training.clock import PAPER, READINGS, total
 from swap_fast.training.state import Result, TrainedModel
 from swap_fast.training.trainer import Trainer
@@ -38,6 +40,28 @@ def gather_times(trainer: Trainer, result: Result) -> Times:
         worker_phase2_s=worker_phase2_s,
         wall_s=clock.wall() + laps[comm.rank].get("imports", 0.0),
     )
+
+
+def gather_rows(trainer: Trainer, rows: Sequence[EpochRow]) -> list[EpochRow]:
+    """This rank's epochs of phase 1, then all ranks' of phase 2 by worker; every rank must call."""
+    own = [row for row in rows if row.phase == 2] if trainer.group.is_first else []
+    phase2 = [row for rank in trainer.comm.gather(own) for row in rank]
+    phase2.sort(key=lambda row: (row.worker, row.epoch))
+    return [row for row in rows if row.phase == 1] + phase2
+
+
+def workers_on_first(trainer: Trainer, result: Result) -> list[tuple[list[Tensor], Tensor]]:
+    """Each worker's samples [P] and statistics, by its number, on rank 0's host; elsewhere none.
+
+    Every rank must call.
+    """
+    own = [
+        (model.worker, [theta.cpu() for theta in model.samples], model.statistics.cpu())
+        for model in (result.workers if trainer.group.is_first else [])
+    ]
+    gathered = [each for rank in trainer.comm.gather_on_first(own) for each in rank]
+    gathered.sort(key=lambda each: each[0])
+    return [(samples, statistics) for _, samples, statistics in gathered]
 
 
 def running_average(recipe: SWAPRecipe, trainer: Trainer, result: Result) -> list[AverageRow]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench.hardware.machine import (
     describe_machine,
@@ -32,7 +32,13 @@ from swap_fast.data.cifar.files import load_dataset
 from swap_fast.data.imagenet.scan import ImageTree, scan_tree
 from swap_fast.distributed import Comm, connect
 from swap_fast.models import make_tree_net, net_maker
-from swap_fast.outcome import average_by_cycle, gather_times, running_average
+from swap_fast.outcome import (
+    average_by_cycle,
+    gather_rows,
+    gather_times,
+    running_average,
+    workers_on_first,
+)
 from swap_fast.record import (
     AverageRow,
     Data,
@@ -174,13 +180,10 @@ def run_rank(spec: RunSpec) -> Path | None:
             path = None
             if comm.rank == 0:
                 path = write_record(record, spec.out / "runs")
-                logger.emit(
-                    "done",
-                    test_accuracy=record.test_accuracy,
-                    accuracy_before_averaging=record.accuracy_before_averaging,
+                logger.emit_done(
+                    result,
                     worker_accuracies=record.worker_accuracies,
-                    phase1_epochs=record.phase1_epochs,
-                    stopped_by=record.stopped_by,
+                    accuracy_before_averaging=record.accuracy_before_averaging,
                     training_time_s=record.times.after_averaging_s,
                     record=str(path),
                 )
@@ -388,13 +391,11 @@ def make_record(
     if taken_from is not None and folder.origin is not None:
         start = {"run_id": taken_from, "origin": folder.origin}
     profiled: list[Flag] = ["profiled"] if was_profiled(spec.out, name, taken_from) else []
-    by_rank = comm.gather(folder.rows if trainer.group.is_first else [])
-    all_rows = [row for rows in by_rank for row in rows if row.phase == 2]
-    phase1_rows = [row for row in folder.rows if row.phase == 1]
-    phase2_rows = sorted(all_rows, key=lambda row: (row.worker, row.epoch))
-    last_rows = {row.worker: row for row in phase2_rows or phase1_rows}
+    rows = gather_rows(trainer, folder.rows)
+    # The rows of phase 2 come last: of SWAP each worker's, of SGD phase 1's.
+    last_rows = {row.worker: row for row in rows if row.phase == rows[-1].phase}
     accuracies = [row.test_accuracy or 0.0 for _, row in sorted(last_rows.items())]
-    models = _models_on_first(trainer, result)
+    models = [theta for samples, _ in workers_on_first(trainer, result) for theta in samples]
     norms, cosines = displacements(models, result.phase1.theta.cpu())
     peaks = comm.gather(peak_device_memory_gib(spec.execution.device_type))
     reserved, allocated = (
@@ -416,8 +417,8 @@ def make_record(
         threads=spec.threads,
         emulated_workers=is_swap and comm.world_size < recipe.num_replicas,
         stopped_by=result.phase1.progress.stopped_by or "",
-        phase1_epochs=len(phase1_rows),
-        epochs=phase1_rows + phase2_rows,
+        phase1_epochs=sum(row.phase == 1 for row in rows),
+        epochs=rows,
         worker_accuracies=accuracies,
         accuracy_before_averaging=sum(accuracies) / len(accuracies) if num_workers else None,
         test_accuracy=result.accuracies.top1,
@@ -436,16 +437,3 @@ def make_record(
         flags=[*spec.flags, *profiled],
         notes=list(spec.notes),
     )
-
-
-def _models_on_first(trainer: Trainer, result: Result) -> list[Tensor]:
-    """The averaged models [P] in the workers' order, on rank 0's host; elsewhere none."""
-    own = [
-        (worker.worker, [theta.cpu() for theta in worker.samples])
-        for worker in (result.workers if trainer.group.is_first else [])
-    ]
-    gathered = sorted(
-        (pair for rank in trainer.comm.gather_on_first(own) for pair in rank),
-        key=lambda pair: pair[0],
-    )
-    return [theta for _, samples in gathered for theta in samples]

@@ -21,7 +21,11 @@ from swap_fast.distributed import ALONE
 from swap_fast.models import make_net
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.training.batchnorm import BatchNormRecompute
+from swap_fast.training.evaluate import Count, Evaluator
 from swap_fast.training.weights import Weights
+
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor | None]]]
+"""Goes through the inputs and labels of a split, on the net's device."""
 
 
 class Evaluation:
@@ -141,7 +145,7 @@ def user_evaluation(
     return Evaluation(
         Weights(model),
         {
-            name: partial(_accuracy, model, name, batches[name])
+            name: _accuracy(model, name, batches[name], device)
             for name in ("held_out", "test")
             if name in batches
         },
@@ -190,37 +194,37 @@ def _inputs_and_labels(
         yield inputs.to(device), None if labels is None else labels.to(device)
 
 
-@torch.no_grad()
 def _accuracy(
-    model: nn.Module, split: str, batches: Callable[[], Iterable[tuple[Tensor, Tensor | None]]]
-) -> float:
-    """The share of labels that the largest logit [B, C, ...] along dimension 1 gets right."""
-    correct = total = 0
-    was_training = model.training
-    model.eval()
-    try:
-        for inputs, labels in batches():
-            logits = model(inputs)
-            if not isinstance(logits, Tensor) or logits.dim() < 2:
-                got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise ValueError(
-                    f"model: expected logits [B, C] or [B, C, ...], got {got}; give a function "
-                    "that returns a net with these alone"
-                )
-            predicted = logits.argmax(1)
-            if labels is None or predicted.shape != labels.shape:
-                got = "none" if labels is None else f"labels {list(labels.shape)}"
-                raise ValueError(
-                    f"data, {split}: expected a label for each of the logits "
-                    f"{list(logits.shape)}, got {got}"
-                )
-            correct += int((predicted == labels).sum())
-            total += labels.numel()
-    finally:
-        model.train(was_training)
-    if total == 0:
-        raise ValueError(f"data, {split}: expected batches, got none")
-    return correct / total
+    model: nn.Module, split: str, batches: Batches, device: torch.device
+) -> Callable[[], float]:
+    """Measures the share of labels that the largest logit [B, C, ...] of dimension 1 gets right."""
+
+    def count(batch: tuple[Tensor, Tensor | None]) -> Count:
+        inputs, labels = batch
+        logits = model(inputs)
+        if not isinstance(logits, Tensor) or logits.dim() < 2:
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"model: expected logits [B, C] or [B, C, ...], got {got}; give a function "
+                "that returns a net with these alone"
+            )
+        predicted = logits.argmax(1)
+        if labels is None or predicted.shape != labels.shape:
+            got = "none" if labels is None else f"labels {list(labels.shape)}"
+            raise ValueError(
+                f"data, {split}: expected a label for each of the logits "
+                f"{list(logits.shape)}, got {got}"
+            )
+        return (predicted == labels).sum(), 0, labels.numel()
+
+    evaluate = Evaluator(model, lambda comm: batches(), count, nullcontext, device)
+
+    def accuracy() -> float:
+        if (found := evaluate().tested) is None:
+            raise ValueError(f"data, {split}: expected batches, got none")
+        return found
+
+    return accuracy
 
 
 # The net and the data of one of our own runs.

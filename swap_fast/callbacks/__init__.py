@@ -1,1 +1,1 @@
-"""What is told of a run while it runs: events, progress on a screen, trackers."""
+"""A run reported while it runs: events, progress on a screen, trackers."""

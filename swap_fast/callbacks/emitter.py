@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from types import TracebackType
@@ -20,7 +20,7 @@ from swap_fast.training.callback import Callback
 from swap_fast.training.shutdown import InterruptedRunError
 
 if TYPE_CHECKING:
-    from swap_fast.training.state import Progress
+    from swap_fast.training.state import Progress, Result
 
 TICK_S = 2.0
 """The shortest time between two `progress` events in a file."""
@@ -178,6 +178,27 @@ class EventLogger(Callback):
         """
         here = {"host": platform.node(), "process": os.getpid()}
         self.emit("began", run=run, recipe=recipe, plan=self._plan, **here, **about)
+
+    def emit_done(
+        self,
+        result: "Result",
+        *,
+        worker_accuracies: Sequence[float | None],
+        accuracy_before_averaging: float | None,
+        training_time_s: float,
+        **about: Any,
+    ) -> None:
+        """Emit `done`, the last event of the run; for rank 0."""
+        self.emit(
+            "done",
+            test_accuracy=result.accuracies.tested,
+            accuracy_before_averaging=accuracy_before_averaging,
+            worker_accuracies=list(worker_accuracies),
+            phase1_epochs=result.phase1.progress.epoch,
+            stopped_by=result.phase1.progress.stopped_by,
+            training_time_s=training_time_s,
+            **about,
+        )
 
     def note(self, text: str) -> None:
         """Emit a line of text."""

@@ -1,4 +1,4 @@
-"""What is told of a run while it runs: events, one JSON object a line, in files of its folder.
+"""The events of a run: one JSON object a line, in files of its folder.
 
 Each process appends to a file of its own, so that no two ever write into one: a shared file system
 keeps no order among machines that append. When the run is done, one file has the lines of all. This
@@ -20,12 +20,12 @@ Event = dict[str, Any]
 kind), and what belongs to the kind."""
 
 Listener = Callable[[Event], None]
-"""Who is told of events: any function of one."""
+"""Gets events: any function of one."""
 
 MERGED = "events.jsonl"
 """The lines of all processes, once a run is done."""
 ENDINGS = ("done", "part_done", "interrupted", "failed")
-"""Kinds of event after which a process tells no more."""
+"""Kinds of event after which a process emits no more."""
 
 
 def make_event(kind: str, *, part: str = "run", rank: int = 0, **values: Any) -> Event:

@@ -5,7 +5,7 @@ code. Nothing here needs torch.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,16 +33,17 @@ def plan_of(recipe: Recipe, num_images: int) -> Plan:
     Arguments:
         num_images: trained on.
     """
-    phases = [recipe.phase1]
     if isinstance(recipe, AveragingRecipe):
-        phases.append(recipe.phase2)
-    return {
-        "workers": recipe.num_workers if isinstance(recipe, AveragingRecipe) else 0,
-        "phases": [plan_of_phase(phase, num_images) for phase in phases],
-    }
+        return make_plan((recipe.phase1, recipe.phase2), recipe.num_workers, num_images)
+    return make_plan((recipe.phase1,), 0, num_images)
 
 
-def plan_of_phase(phase: Phase, num_images: int) -> dict[str, Any]:
+def make_plan(phases: Sequence[Phase], workers: int, num_images: int, **more: Any) -> Plan:
+    """What these phases do at most."""
+    return {"workers": workers, "phases": [_plan_phase(p, num_images) for p in phases], **more}
+
+
+def _plan_phase(phase: Phase, num_images: int) -> dict[str, Any]:
     """What one model does at most in a phase."""
     # Only the number of images counts here, not their size.
     batches = [(len(s.epochs), s.global_batch_size) for s in shapes(phase, image_size=0)]

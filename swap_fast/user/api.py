@@ -15,7 +15,7 @@ from torch import nn
 from swap_fast.algorithm import swap as run_algorithm
 from swap_fast.callbacks.emitter import EventLogger
 from swap_fast.callbacks.events import EventFile, Listener, merge_events
-from swap_fast.callbacks.progress import Lines, plan_of_phase, progress_listener
+from swap_fast.callbacks.progress import make_plan, progress_listener
 from swap_fast.checkpoint.attempts import Attempt
 from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune
 from swap_fast.config.execution import Execution
@@ -30,7 +30,7 @@ from swap_fast.training.state import NoCheckpoints
 from swap_fast.training.trainer import assemble
 from swap_fast.training.weights import Weights, refuse_synchronized
 from swap_fast.user.data import Augment, Collate, generators_kept, num_examples, open_data
-from swap_fast.user.method import UserMethod, describe_method, name_of, user_method
+from swap_fast.user.method import describe_method, name_of, user_method
 from swap_fast.user.optimizer import Groups, Make, UserOptimizer
 from swap_fast.user.parts import UserSource, bare, make_net
 from swap_fast.user.result import SwapResult, describe_environment, make_result
@@ -89,75 +89,6 @@ def _connected(device_type: str, timeout_s: float) -> Comm:
     comm = connect(device_type, timeout_s=timeout_s)
     atexit.register(comm.close)
     return comm
-
-
-# Events of a user's run, for the screen, its folder and the user's listeners.
-
-
-def make_logger(
-    method: UserMethod,
-    num_examples: int,
-    comm: Comm,
-    clock: Clock,
-    *,
-    shows: bool,
-    listeners: Sequence[Listener],
-    folder: Path | None,
-    metric: str | None,
-) -> EventLogger:
-    """The event logger of this rank: each rank prints its own workers, rank 0 draws bars.
-
-    Arguments:
-        num_examples: trained on.
-        shows: whether anything is printed.
-        listeners: called on rank 0.
-        folder: keeps the events; None: nothing does.
-        metric: what the test data give, by the user's name; None: an accuracy.
-    """
-    shown = progress_listener("auto" if shows else "none")
-    if comm.rank > 0:
-        listeners, shown = (), Lines() if shown is not None else None
-    plan = {
-        "workers": method.num_workers,
-        "phases": [plan_of_phase(p, num_examples) for p in (method.phase1, method.phase2)],
-        "metric": metric,
-    }
-    return EventLogger(
-        [*([] if shown is None else [shown]), *listeners],
-        plan,
-        reading=clock.reading,
-        rank=comm.rank,
-        file=None if folder is None else EventFile(folder, part="run", rank=comm.rank),
-    )
-
-
-def log_start(
-    logger: EventLogger, settings: dict[str, Any], comm: Comm, info: RunInfo, *, resumed: bool
-) -> None:
-    """Emit the first event, on every rank: each shows what it does itself."""
-    name = settings["model"]["name"]
-    logger.emit_began(
-        name,
-        {"name": name, **settings},
-        seed=settings["seed"],
-        world_size=comm.world_size,
-        machine=info.machine,
-        resumed=resumed,
-    )
-
-
-def log_result(logger: EventLogger, result: SwapResult) -> None:
-    """Emit the last event, on rank 0."""
-    if result.is_first:
-        logger.emit(
-            "done",
-            test_accuracy=result.accuracy,
-            accuracy_before_averaging=result.accuracy_before_averaging,
-            worker_accuracies=list(result.worker_accuracies),
-            phase1_epochs=result.record["phase1_epochs"],
-            stopped_by=result.record["stopped_by"],
-            training_time_s=result.times.after_averaging_s,
-        )
 
 
 class Rows(Callback):
@@ -305,7 +236,10 @@ def swap(
         group = comm.worker_group(workers)
         phases = [(method.phase1, comm), (method.phase2, group.inside)]
         execution = Execution(device_type=kind, precision=precision, memory_format="contiguous")
-        data = {"train_examples": num_examples(train), "test_examples": num_examples(test)}
+        data = {
+            "train_examples": num_examples(train),
+            "test_examples": None if test is None else num_examples(test),
+        }
         settings = {
             **describe_method(method),
             "seed": seed,
@@ -331,15 +265,19 @@ def swap(
         attempt = None if place is None else open_folder(place, info, comm, resume=resume)
         shutdown = NEVER if place is None else GracefulShutdown(synchronize)
         rows = Rows()
-        logger = make_logger(
-            method,
-            num_examples(train) or 0,
-            comm,
-            clock,
-            shows=progress,
-            listeners=listeners,
-            folder=place,
-            metric=settings["metric"],
+        # Each rank prints the lines of its own workers; rank 0 alone draws bars.
+        shown = progress_listener(("auto" if comm.rank == 0 else "lines") if progress else "none")
+        logger = EventLogger(
+            [*([] if shown is None else [shown]), *(listeners if comm.rank == 0 else ())],
+            make_plan(
+                (method.phase1, method.phase2),
+                workers,
+                num_examples(train),
+                metric=settings["metric"],
+            ),
+            reading=clock.reading,
+            rank=comm.rank,
+            file=None if place is None else EventFile(place, part="run", rank=comm.rank),
         )
         if place is not None:
             run_folder = RunFolder(
@@ -350,7 +288,15 @@ def swap(
                 say=logger.note,
             )
         with attempt or nullcontext(), logger:
-            log_start(logger, settings, comm, info, resumed=attempt is not None and attempt.resumed)
+            net = settings["model"]["name"]
+            logger.emit_began(
+                net,
+                {"name": net, **settings},
+                seed=seed,
+                world_size=comm.world_size,
+                machine=info.machine,
+                resumed=attempt is not None and attempt.resumed,
+            )
             objective = Objective(model, loss)
             parts = assemble(
                 UserSource(
@@ -388,7 +334,13 @@ def swap(
                 done = run_algorithm(method, parts)
             every = run_folder.rows if run_folder else rows.all
             result = make_result(parts, done, every, model, settings=settings, data=data)
-            log_result(logger, result)
+            if comm.rank == 0:
+                logger.emit_done(
+                    done,
+                    worker_accuracies=result.worker_accuracies,
+                    accuracy_before_averaging=result.accuracy_before_averaging,
+                    training_time_s=result.times.after_averaging_s,
+                )
         comm.barrier()
         if place is not None and comm.rank == 0:
             with suppress(OSError):  # its events then stay in several files
@@ -411,7 +363,7 @@ def _check(
     folder: str | Path | None,
     resume: bool,
 ) -> None:
-    """Refuse what no run could be told."""
+    """Refuse settings that no run could have."""
     known = ("fp32", "bf16", "fp16")
     require(precision in known, "precision", "fp32, bf16 or fp16", precision)
     require(device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda", device)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -158,8 +159,7 @@ class TensorExamples:
     def stream(self, requests: Iterable[SampleRequest]) -> Iterator[Any]:
         """The batches asked for, in their order."""
         for request in requests:
-            indices = torch.from_numpy(request.indices)
-            yield transformed(self._tensors, partial(_rows, indices))
+            yield transformed(self._tensors, partial(_rows, torch.from_numpy(request.indices)))
 
 
 def _rows(indices: Tensor, tensor: Tensor) -> Tensor:
@@ -232,19 +232,15 @@ class BatchesAsGiven:
             for owner in (batches, sampler)
             if isinstance(generator := getattr(owner, "generator", None), torch.Generator)
         ]
-        self.batch_size = self._first_length()
-        self.count = self._count()
-
-    def _first_length(self) -> int:
-        for batch in self._batches:
-            return batch_length(batch)
-        raise ValueError(f"{self.name}: expected batches, got none")
-
-    def _count(self) -> int:
+        for batch in batches:
+            self.batch_size = batch_length(batch)
+            break
+        else:
+            raise ValueError(f"{name}: expected batches, got none")
         try:
-            return len(self._batches)  # type: ignore[arg-type]  # which raises where it has none
+            self.count = len(batches)  # type: ignore[arg-type]  # which raises where it has none
         except TypeError:
-            return sum(1 for _ in self._batches)
+            self.count = sum(1 for _ in batches)
 
     def epoch(self, seed: int) -> Iterator[Any]:
         """Go through them, with the generators that their order is drawn from seeded."""
@@ -257,11 +253,9 @@ class BatchesAsGiven:
 Data = Examples | BatchesAsGiven
 
 
-def num_examples(data: Data | None) -> int | None:
+def num_examples(data: Data) -> int:
     """How many there are; of batches as they come, if all are as long as the first."""
-    if isinstance(data, BatchesAsGiven):
-        return data.count * data.batch_size
-    return None if data is None else len(data)
+    return data.count * data.batch_size if isinstance(data, BatchesAsGiven) else len(data)
 
 
 def open_data(
@@ -281,8 +275,8 @@ def open_data(
     Raises:
         ValueError: none of these, or such that no epoch can be made of them.
     """
-    if isinstance(data, Tensor) or _is_tensors(data):
-        return TensorExamples(_as_tensors(data), name, device)
+    if (tensors := _as_tensors(data)) is not None:
+        return TensorExamples(tensors, name, device)
     if isinstance(data, IterableDataset):
         raise ValueError(
             f"{name}: expected batches, got an IterableDataset, which gives single examples; wrap "
@@ -298,20 +292,18 @@ def open_data(
     )
 
 
-def _is_tensors(data: Any) -> bool:
-    """Whether these are a few columns of all examples: not a list, which holds examples."""
-    if not isinstance(data, (tuple, Mapping)) or not data:
-        return False
-    columns = data.values() if isinstance(data, Mapping) else data
-    return all(isinstance(column, (Tensor, np.ndarray)) for column in columns)
-
-
 def _as_tensors(data: Any) -> Any:
+    """One column of all examples, or a few; None for other data, such as a list of examples."""
     if isinstance(data, Tensor):
         return data
+    columns = data.values() if isinstance(data, Mapping) else data
+    if not isinstance(data, (tuple, Mapping)) or not data:
+        return None
+    if not all(isinstance(column, (Tensor, np.ndarray)) for column in columns):
+        return None
     if isinstance(data, Mapping):
         return {name: torch.as_tensor(column) for name, column in data.items()}
-    return tuple(torch.as_tensor(column) for column in data)
+    return tuple(map(torch.as_tensor, columns))
 
 
 # Batches of a phase, replica by replica, and of one pass over the data.
@@ -479,7 +471,8 @@ def one_pass(
     where = (3, 0, 0)
     chosen: Iterator[tuple[int, Any]]
     if isinstance(data, BatchesAsGiven):
-        chosen = _dealt(data.epoch(seed_of(place.seed, *where)), comm)
+        given = enumerate(data.epoch(seed_of(place.seed, *where)))
+        chosen = islice(given, comm.rank, None, comm.world_size)
     else:
         total = len(data)
         indices = order(total, place.seed, *where) if shuffled else np.arange(total)
@@ -494,9 +487,3 @@ def one_pass(
         made = place.put(batch, *where, i, 0)
         seed_everything(made.seed)
         yield made.batch
-
-
-def _dealt(batches: Iterator[Any], comm: Comm) -> Iterator[tuple[int, Any]]:
-    for i, batch in enumerate(batches):
-        if i % comm.world_size == comm.rank:
-            yield i, batch

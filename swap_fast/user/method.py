@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from swap_fast.config.phase import Phase, Schedule, StagedPhase, require, whole
-from swap_fast.user.data import BatchesAsGiven, Data
+from swap_fast.user.data import BatchesAsGiven, Data, num_examples
 
 RATE_PER_EXAMPLE = 1.2 / 4096
 """Peak learning rate over batch size, of both of CIFAR-10's phases in Table 5."""
@@ -85,7 +85,7 @@ def user_method(
     each = phase2.gpus_per_model if phase2 else 1
     replicas = workers * each
     given = data.batch_size if isinstance(data, BatchesAsGiven) else None
-    examples = data.count * data.batch_size if isinstance(data, BatchesAsGiven) else len(data)
+    examples = num_examples(data)
     if phase2 is not None:
         whole_batch = workers * phase2.global_batch_size
     elif phase1 is not None:

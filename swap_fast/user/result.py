@@ -13,11 +13,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from swap_fast.checkpoint.files import write_file
-from swap_fast.outcome import gather_times
+from swap_fast.outcome import gather_rows, gather_times, workers_on_first
 from swap_fast.record import EpochRow, Times, now
 from swap_fast.training.state import Result
 from swap_fast.training.trainer import Trainer
-from swap_fast.training.weights import Weights, displacements, pairwise_distances
+from swap_fast.training.weights import displacements, pairwise_distances
 from swap_fast.user.parts import bare
 
 # The model card.
@@ -283,16 +283,17 @@ def make_result(
     """Gather what the ranks know; every rank must call. The model leaves its flat vectors."""
     comm, weights = trainer.comm, trainer.weights
     times = gather_times(trainer, done)
-    speaks = trainer.group.is_first
-    own = [row for row in rows if row.phase == 2] if speaks else []
-    phase2 = [row for rank in comm.gather(own) for row in rank]
-    epochs = [row for row in rows if row.phase == 1]
-    epochs += sorted(phase2, key=lambda row: (row.worker, row.epoch))
+    epochs = gather_rows(trainer, rows)
     last = {row.worker: row.test_accuracy for row in epochs if row.phase == 2}
     accuracies = tuple(last[worker] for worker in sorted(last))
     known = [accuracy for accuracy in accuracies if accuracy is not None]
     before = sum(known) / len(known) if known else None
-    thetas, states = _workers_on_first(trainer, done, weights)
+    final, thetas, states = weights.copy(), [], []
+    for samples, statistics in workers_on_first(trainer, done):
+        thetas.append(samples[-1])
+        weights.load_(samples[-1], statistics)
+        states.append(host_state(weights.model))
+    weights.load_(*final)
     norms, cosines = displacements(thetas, done.phase1.theta.cpu())
     weights.release_()
     record = {
@@ -330,24 +331,6 @@ def make_result(
         record=record,
         is_first=comm.rank == 0,
     )
-
-
-def _workers_on_first(
-    trainer: Trainer, done: Result, weights: Weights
-) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Each worker's theta [P] and state, on rank 0's host; elsewhere none."""
-    own = [
-        (worker.worker, worker.theta.cpu(), worker.statistics.cpu())
-        for worker in (done.workers if trainer.group.is_first else [])
-    ]
-    gathered = [each for rank in trainer.comm.gather_on_first(own) for each in rank]
-    final, states = weights.copy(), []
-    gathered.sort(key=lambda each: each[0])
-    for _, theta, statistics in gathered:
-        weights.load_(theta, statistics)
-        states.append(host_state(weights.model))
-    weights.load_(*final)
-    return [theta for _, theta, _ in gathered], states
 
 
 def _row(row: EpochRow) -> dict[str, Any]:
