@@ -3,7 +3,7 @@
 import atexit
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -329,6 +329,7 @@ def swap(
                 shutdown=shutdown,
             )
             # The script or notebook around this run may continue after a signal.
+            handled: AbstractContextManager[None]
             handled = nullcontext() if place is None else shutdown.installed(always_uninstall=True)
             with handled:
                 done = run_algorithm(method, parts)
