@@ -17,6 +17,7 @@ _HOME = {
     "Phase": "config.phase",
     "RECIPES": "recipes.cifar10",
     "ResNet9": "models",
+    "Muon": "training.muon",
     "Trainer": "training.parts",
     "build_trainer": "training.parts",
     "Weights": "training.weights",

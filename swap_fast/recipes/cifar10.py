@@ -11,6 +11,7 @@ from swap_fast.config.phase import Augmentation, Optimizer, Phase
 from swap_fast.config.recipe import Recipe, SGDRecipe, SWAPRecipe
 from swap_fast.recipes.cifar100 import CIFAR100_RECIPES, SWA_RECIPES
 from swap_fast.recipes.imagenet import IMAGENET_RECIPES
+from swap_fast.recipes.speed import SPEED_RECIPES
 
 
 def cifar10_sgd_small() -> SGDRecipe:
@@ -199,6 +200,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         cifar10_sgd_small_cpu,
         cifar10_sgd_large_cpu,
         cifar10_quick,
+        *SPEED_RECIPES,
         *CIFAR100_RECIPES,
         *IMAGENET_RECIPES,
         *SWA_RECIPES,

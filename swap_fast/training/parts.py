@@ -21,7 +21,7 @@ from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.loop import TrainStage, train_epochs
-from swap_fast.training.optimizer import MomentumSGD, ScaledOptimizer
+from swap_fast.training.optimizer import ScaledOptimizer, recipe_optimizer
 from swap_fast.training.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import (
     Checkpoints,
@@ -289,11 +289,9 @@ def build_trainer(
         require_a_batch(number, phase.global_batch_size, source.num_images)
     with clock.lap("model_init"):
         torch.manual_seed(seed)
-        weights = Weights(
-            execution.place(make_model(), device), set_apart=recipe.optimizer.set_apart
-        )
+        weights = Weights(execution.place(make_model(), device), groups=recipe.optimizer.groups)
         comm.broadcast_(weights.theta.detach())
-        optimizer = MomentumSGD(
+        optimizer = recipe_optimizer(
             weights, recipe.optimizer, scale_gradients=execution.precision == "fp16"
         )
         make_step = partial(

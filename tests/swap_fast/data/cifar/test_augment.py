@@ -48,12 +48,12 @@ def test_offsets_flips_and_cutouts_are_uniform(seed: int) -> None:
 
 
 def test_ranges_follow_the_augmentation() -> None:
-    plan = draw(2_000, Augmentation(pad=1, flip=False, cutout=30))
+    plan = draw(2_000, Augmentation(pad=1, flip="none", cutout=30))
     for name, top in (("crop_y", 2), ("crop_x", 2), ("cutout_y", 2), ("cutout_x", 2), ("flip", 0)):
         values = getattr(plan, name)
         assert (values.min(), values.max()) == (0, top), name
     assert plan.cutout == 30
-    none = draw(100, Augmentation(pad=0, flip=False, cutout=0))
+    none = draw(100, Augmentation(pad=0, flip="none", cutout=0))
     assert not any(getattr(none, n).any() for n in ("crop_y", "crop_x", "flip"))
     assert none.cutout == 0
     assert sorted(none.order) == list(range(100))
