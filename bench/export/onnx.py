@@ -99,11 +99,6 @@ def about(record: RunRecord) -> dict[str, Any]:
         "std": std,
         "output": "logits [batch, classes]; the class is the place of the largest",
         **({"class_names": CIFAR10_CLASSES} if name == "cifar10" else {}),
-        **(
-            {"test_accuracy_is_of": "the mean logits of an image and its mirror image"}
-            if recipe_of(record).get("mirrored_evaluation")
-            else {}
-        ),
     }
 
 

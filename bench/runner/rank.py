@@ -394,6 +394,8 @@ def make_record(
     phase2_rows = sorted(all_rows, key=lambda row: (row.worker, row.epoch))
     last_rows = {row.worker: row for row in phase2_rows or phase1_rows}
     accuracies = [row.test_accuracy or 0.0 for _, row in sorted(last_rows.items())]
+    measured = [row.mirrored_test_accuracy for row in last_rows.values()]
+    mirrored = [accuracy for accuracy in measured if accuracy is not None]
     models = _models_on_first(trainer, result)
     norms, cosines = displacements(models, result.phase1.theta.cpu())
     peaks = comm.gather(peak_device_memory_gib(spec.execution.device_type))
@@ -422,6 +424,10 @@ def make_record(
         accuracy_before_averaging=sum(accuracies) / len(accuracies) if num_workers else None,
         test_accuracy=result.accuracies.top1,
         test_top5_accuracy=result.accuracies.top5,
+        mirrored_test_accuracy=result.accuracies.mirrored,
+        mirrored_accuracy_before_averaging=sum(mirrored) / len(mirrored)
+        if mirrored and num_workers
+        else None,
         pairwise_distances=pairwise_distances(models),
         displacement_norms=norms,
         displacement_cosines=cosines,

@@ -56,7 +56,8 @@ class SGDRecipe:
     label_smoothing: float = 0.0
     """Share of the target that is divided evenly over all classes."""
     mirrored_evaluation: bool = False
-    """Whether test logits are the mean over the image and its mirror image."""
+    """Whether test accuracy is measured a second time, by the mean logits of an image and its
+    mirror image; the time to `target_accuracy` then counts this one."""
     loader: Annotated[LoaderName | None, Suppress] = None
     """What `--loader auto` takes on GPUs; None: the fastest."""
 

@@ -173,7 +173,12 @@ class Trainer:
         with self.clock.lap("evaluation"):
             context.state.statistics.merge_()
             accuracies = context.evaluate(row.epoch, comm)
-        row = replace(row, test_accuracy=accuracies.tested, test_top5_accuracy=accuracies.top5)
+        row = replace(
+            row,
+            test_accuracy=accuracies.tested,
+            test_top5_accuracy=accuracies.top5,
+            mirrored_test_accuracy=accuracies.mirrored,
+        )
         if reports:
             self.callbacks.on_epoch_end(row)
         progress = Progress(
