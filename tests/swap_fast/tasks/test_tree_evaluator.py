@@ -102,7 +102,7 @@ def test_ranks_share_the_images_out(
 ) -> None:
     torch.manual_seed(1)
     evaluate = evaluator(tree, ByColour(), "dali", rectangular)
-    whole = evaluate()
+    whole = evaluate()[:2]
     sums: list[Tensor] = []
     monkeypatch.setattr(Comm, "all_reduce_", lambda self, tensor: sums.append(tensor) or tensor)
     for rank in (0, 1):

@@ -110,3 +110,24 @@ def test_the_plain_plan_shows_the_images_as_they_are() -> None:
     assert plan.crop_y.tolist() == plan.crop_x.tolist() == [4] * 5
     assert not plan.flip.any()
     assert plan.cutout == 0
+
+
+def test_alternating_flips_are_drawn_once_and_turn_in_each_epoch() -> None:
+    turns = Augmentation(flip="alternating")
+
+    def by_image(epoch: int, **where: int) -> NDArray[np.int64]:
+        plan = draw(5_000, turns, epoch=epoch, **where)
+        return plan.flip[np.argsort(plan.order)]
+
+    first = by_image(0)
+    assert abs(first.sum() - 2_500) < 3.3 * 1_250**0.5
+    for epoch in range(1, 5):
+        assert (by_image(epoch) == (first + epoch) % 2).all()
+    for other in ({"seed": 1}, {"phase": 2}, {"worker": 1}):
+        assert 0.45 < (by_image(0, **other) == first).mean() < 0.55
+    # All else is as without.
+    plain, plan = draw(5_000), draw(5_000, turns)
+    assert (plain.order == plan.order).all()
+    assert (plain.crop_y == plan.crop_y).all()
+    # The draw has nothing to do with the order or the crops.
+    assert_uniform((plan.crop_y * 9 + plan.crop_x) * 2 + plan.flip, 162)
