@@ -17,6 +17,7 @@ _HOME = {
     "Phase": "config.phase",
     "RECIPES": "recipes.cifar10",
     "ResNet9": "models",
+    "Muon": "training.muon",
     "Trainer": "training.trainer",
     "build_trainer": "training.trainer",
     "Weights": "training.weights",

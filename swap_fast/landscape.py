@@ -180,12 +180,7 @@ class Landscape:
             Batch.empty(recipe.batch_norm_batch_size, 32, execution, device),
         )
         self._on_train, self._on_test = (
-            image_evaluator(
-                weights,
-                on_device(first_of(split, count)),
-                execution,
-                mirrored=recipe.mirrored_evaluation,
-            )
+            image_evaluator(weights, on_device(first_of(split, count)), execution)
             for split, count in (
                 (dataset.train, counts.train_images),
                 (dataset.test, counts.test_images),

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from swap_fast.config.recipe import RECIPE_KINDS, AveragingRecipe, Recipe, checked, recipe_from
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 DeviceType = Literal["cpu", "cuda"]
 
@@ -121,6 +121,8 @@ class EpochRow:
     """After the epoch, a fraction; None where it was not evaluated."""
     test_top5_accuracy: float | None = None
     """Likewise, with the right class among the first five; of ImageNet only."""
+    mirrored_test_accuracy: float | None = None
+    """Likewise, of the mean logits of an image and its mirror image; where the recipe has it."""
     noise_scale: float | None = None
     """The epoch's gradient noise scale in images; None where it was not measured, which it is in a
     phase that ends by it, or where the noise hid the gradient."""
@@ -263,6 +265,11 @@ class RunRecord:
     """Largest resident memory of any process on its host, its earlier runs included."""
     test_top5_accuracy: float | None = None
     """Share of test images with the right class among the first five; of ImageNet only."""
+    mirrored_test_accuracy: float | None = None
+    """Of the final model by the mean logits of an image and its mirror image; None: not measured,
+    since the recipe has no `mirrored_evaluation`."""
+    mirrored_accuracy_before_averaging: float | None = None
+    """Likewise, the workers' mean; None without phase 2."""
     telemetry: list[Telemetry] | None = None
     """One entry a rank, for the device that it used; None on CPUs."""
     peak_device_reserved_gib: float | None = None
@@ -312,6 +319,12 @@ class RunRecord:
         """Whether net, data and epochs are the paper's, as far as the record can tell."""
         paper_scale = self.settings.paper_scale
         return paper_scale and self.data["kind"] == "published" and not self.overrides
+
+
+def accuracy_of_target(of: EpochRow | RunRecord) -> float | None:
+    """What is held against the recipe's target: with mirrored test images where it has them."""
+    mirrored = of.mirrored_test_accuracy
+    return of.test_accuracy if mirrored is None else mirrored
 
 
 def plain(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """Rewrites records of earlier schema versions in place: `python tests/rewrite_records.py RESULTS`.
 
-Every record below RESULTS is rewritten: of runs (versions 1 to 4, a search's too), of measurements
+Every record below RESULTS is rewritten: of runs (versions 1 to 5, a search's too), of measurements
 (1 and 2) and of landscapes (1). What was decided by the text of a note, a name or a title before
-is a field of the new record. Files of the present version stay as they are.
+is a field of the new record; flips are named. Files of the present version stay as they are.
 """
 
 from __future__ import annotations
@@ -26,18 +26,33 @@ EXECUTION = {"capture": False, "all_reduce": "fp32", "loader": "tensor"}
 """What versions did that had no choice of it yet."""
 
 
+FLIPS = {True: "random", False: "none"}
+
+
 def run_of_today(old: dict[str, Any]) -> RunRecord:
-    """Notes that begin with "degraded" or "profiled" give flags; the recipe's fields are whole."""
+    """Notes that begin with "degraded" or "profiled" give flags; the recipe's fields are whole.
+
+    Raises:
+        ValueError: the test accuracy was that with mirrored images, and none is without.
+    """
     configuration = old["configuration"]
-    recipe = recipe_from(configuration["recipe"], RECIPE_KINDS[old["method"]], old["run_id"])
+    settings = dict(configuration["recipe"])
+    if settings.get("mirrored_evaluation"):
+        raise ValueError(
+            f"{old['run_id']}: expected a test accuracy without mirrored images, got one with "
+            "them; run the recipe again"
+        )
+    augmentation = settings.get("augmentation", {})
+    flip = augmentation.get("flip", True)
+    settings["augmentation"] = {**augmentation, "flip": FLIPS.get(flip, flip)}
+    recipe = recipe_from(settings, RECIPE_KINDS[old["method"]], old["run_id"])
+    begins = [f for f in ("degraded", "profiled") if any(n.startswith(f) for n in old["notes"])]
     new = {
         **old,
         "schema_version": RUN_VERSION,
-        "flags": [
-            f for f in ("degraded", "profiled") if any(n.startswith(f) for n in old["notes"])
-        ],
+        "flags": old.get("flags", begins),
         "configuration": {
-            "recipe": filled(configuration["recipe"], plain(asdict(recipe))),
+            "recipe": filled(settings, plain(asdict(recipe))),
             "execution": {**configuration["execution"], **EXECUTION, **configuration["execution"]},
         },
     }
@@ -96,7 +111,8 @@ def lost(old: Any, new: Any, at: str = "") -> list[str]:
         return [each for k, n in names.items() for each in lost(old[k], new.get(n), f"{at}.{k}")]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [each for pair in zip(old, new, strict=True) for each in lost(*pair, f"{at}[]")]
-    return [] if old == new or old != old else [at]
+    same = old == new or old != old or (at.endswith(".flip") and FLIPS.get(old) == new)
+    return [] if same else [at]
 
 
 def rewrite(path: Path) -> bool:

@@ -48,6 +48,7 @@ Measure = Callable[[RunRecord], float | None]
 TEST_ACCURACY, TRAIN_TIME = "test accuracy (%)", "train time (s), measured"
 ACCURACIES: dict[str, Measure] = {
     TEST_ACCURACY: lambda run: run.test_accuracy,
+    "with mirrored test images (%)": lambda run: run.mirrored_test_accuracy,
     "before averaging (%)": lambda run: run.accuracy_before_averaging,
 }
 """Fractions, printed as percent."""

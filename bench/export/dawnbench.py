@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.export.options import DawnbenchOptions, caveats_of
 from bench.records.grouping import device_type, host_of, recipe_of
-from swap_fast.record import RunRecord
+from swap_fast.record import RunRecord, accuracy_of_target
 from swap_fast.training.clock import total
 
 TASKS = {"cifar10": ("CIFAR10", 94.0), "imagenet": ("ImageNet", 93.0)}
@@ -110,7 +110,7 @@ def rows_of(record: RunRecord) -> tuple[Row, ...]:
         Row(
             epoch=row.epoch,
             hours=(row.time_s + before_s) / 3600,
-            top1=percent(row.test_accuracy),
+            top1=percent(accuracy_of_target(row)),
             top5=None if row.test_top5_accuracy is None else percent(row.test_top5_accuracy),
         )
         for row in record.epochs
@@ -125,7 +125,7 @@ def rows_of(record: RunRecord) -> tuple[Row, ...]:
             Row(
                 epoch=record.phase1_epochs + phase2_epochs,
                 hours=record.times.readings_s["dawnbench"] / 3600,
-                top1=percent(record.test_accuracy),
+                top1=percent(accuracy_of_target(record)),
                 top5=None if top5 is None else percent(top5),
             )
         )

@@ -14,7 +14,7 @@ from bench.records.grouping import recipe_of
 from swap_fast.data.cifar.dataset import IMAGE_SIDE, normalisation_of, num_classes_of
 from swap_fast.data.cifar.files import load_dataset, locate_dataset
 from swap_fast.data.imagenet.scan import IMAGENET_MEAN, IMAGENET_STD
-from swap_fast.models import ResNet9, ResNet50, WhitenedResNet9
+from swap_fast.models import ResNet9, ResNet50, SpeedNet, WhitenedResNet9
 from swap_fast.onnx_export import export_onnx
 from swap_fast.record import RunRecord
 
@@ -53,6 +53,8 @@ def final_model(record: RunRecord, weights: Path) -> nn.Module:
     elif recipe["net"] == "whitened_resnet9":
         # Its filters are saved with its weights.
         model = WhitenedResNet9(classes, width, torch.zeros(27, 3, 3, 3))
+    elif recipe["net"] == "speed_net":
+        model = SpeedNet(classes, width, torch.zeros(12, 3, 2, 2))
     else:
         model = ResNet9(classes, width)
     try:
@@ -97,11 +99,6 @@ def about(record: RunRecord) -> dict[str, Any]:
         "std": std,
         "output": "logits [batch, classes]; the class is the place of the largest",
         **({"class_names": CIFAR10_CLASSES} if name == "cifar10" else {}),
-        **(
-            {"test_accuracy_is_of": "the mean logits of an image and its mirror image"}
-            if recipe_of(record).get("mirrored_evaluation")
-            else {}
-        ),
     }
 
 

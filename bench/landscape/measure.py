@@ -246,7 +246,7 @@ class Run:
             device = torch.device("cuda", rank)
             torch.cuda.set_device(device)
         net = self.execution.place(make_net(self.recipe, self.dataset), device)
-        return Weights(net, set_apart=self.recipe.optimizer.set_apart)
+        return Weights(net, groups=self.recipe.optimizer.groups)
 
 
 @dataclass(frozen=True, kw_only=True)

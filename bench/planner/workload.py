@@ -113,7 +113,7 @@ def workload_of(recipe: Recipe, paper: Paper, phase1_epochs: float | None = None
     Raises:
         ValueError: a net or a data set whose cost is not known here.
     """
-    if recipe.net == "whitened_resnet9":
+    if recipe.net not in ("resnet9", "resnet50"):
         raise ValueError(
             f"plan: expected a recipe of resnet9 or resnet50, got {recipe.net} in {recipe.name}"
         )

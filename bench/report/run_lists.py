@@ -67,6 +67,7 @@ def _list_of_runs(
         "Time (s), measured": lambda run: (
             number_cell(run.times.after_averaging_s) + EMULATED * run.emulated_workers
         ),
+        **({MIRRORED: mirrored} if any(r.mirrored_test_accuracy is not None for r in runs) else {}),
         **more,
         "Machine": lambda run: str(numbers[host_of(run)]),
         "Devices": lambda run: machine_key(run).used,
@@ -81,6 +82,14 @@ def _list_of_runs(
         footnotes=tuple(mark_notes(rows)),
         details=("Recipe", "Phase 1 ended by", "Phase 1 (epochs)", "Machine", "Devices"),
     )
+
+
+MIRRORED = "With mirrored test images (%)"
+
+
+def mirrored(run: RunRecord) -> str:
+    """The final accuracy by the mean logits of an image and its mirror image."""
+    return _percent(run.mirrored_test_accuracy)
 
 
 def _percent(fraction: float | None) -> str:

@@ -395,6 +395,8 @@ def make_record(
     # The rows of phase 2 come last: of SWAP each worker's, of SGD phase 1's.
     last_rows = {row.worker: row for row in rows if row.phase == rows[-1].phase}
     accuracies = [row.test_accuracy or 0.0 for _, row in sorted(last_rows.items())]
+    measured = [row.mirrored_test_accuracy for row in last_rows.values()]
+    mirrored = [accuracy for accuracy in measured if accuracy is not None]
     models = [theta for samples, _ in workers_on_first(trainer, result) for theta in samples]
     norms, cosines = displacements(models, result.phase1.theta.cpu())
     peaks = comm.gather(peak_device_memory_gib(spec.execution.device_type))
@@ -423,6 +425,10 @@ def make_record(
         accuracy_before_averaging=sum(accuracies) / len(accuracies) if num_workers else None,
         test_accuracy=result.accuracies.top1,
         test_top5_accuracy=result.accuracies.top5,
+        mirrored_test_accuracy=result.accuracies.mirrored,
+        mirrored_accuracy_before_averaging=sum(mirrored) / len(mirrored)
+        if mirrored and num_workers
+        else None,
         pairwise_distances=pairwise_distances(models),
         displacement_norms=norms,
         displacement_cosines=cosines,

@@ -207,6 +207,10 @@ def _summarize(path: Path, say: Callable[[str], None]) -> None:
         )
     else:
         say(f"test accuracy {record.test_accuracy:.2%}")
+    if (mirrored := record.mirrored_test_accuracy) is not None:
+        before = record.mirrored_accuracy_before_averaging
+        first = "" if before is None else f"before averaging {before:.2%}, after "
+        say(f"with mirrored test images {first}{mirrored:.2%}")
     reserved = record.peak_device_reserved_gib
     device = "" if reserved is None else f", of a device {reserved:.2f} GiB"
     say(

@@ -255,7 +255,7 @@ def run_evaluation(folder: Path, data: Path | None, device: torch.device) -> Eva
         )
     execution = _execution(about, device)
     weights = Weights(
-        execution.place(make_net(recipe, dataset), device), set_apart=recipe.optimizer.set_apart
+        execution.place(make_net(recipe, dataset), device), groups=recipe.optimizer.groups
     )
     source = CifarSource(recipe, dataset)
     source.open_(weights, execution, seed=about["seed"])

@@ -198,50 +198,101 @@ class Augmentation:
 
     pad: int = 4
     """Pixels of reflected border; the crop then has (2 * pad + 1)^2 places."""
-    flip: bool = True
-    """Mirror left and right with probability 1/2."""
+    flip: Literal["random", "alternating", "none"] = "random"
+    """Mirror left and right with probability 1/2; alternating: so in the first epoch, and in each
+    later one the other way than in the epoch before."""
     cutout: int = 8
     """Side of the square inside the image that is set to 0 after normalisation."""
 
     def __post_init__(self) -> None:
         check(self, "pad", 0 <= self.pad < 32, "0 to 31 pixels")
+        known = self.flip in ("random", "alternating", "none")
+        check(self, "flip", known, "random, alternating or none")
         check(self, "cutout", 0 <= self.cutout <= 32, "0 to 32 pixels")
+
+
+GroupName = Literal["filters", "biases", "norms_and_biases", "others"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Parameters that are updated alike."""
+
+    lr_factor: float = 1.0
+    """Of their learning rate to the phase's."""
+    weight_decay: float
+    """L2: added to the gradient, times the weights."""
+    momentum: float
+    """In torch's form: the learning rate is not in the velocity."""
+    orthogonalize: bool = False
+    """Whether they have Muon's update."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """SGD with momentum on the mean loss (Section 5.1)."""
+    """SGD with momentum on the mean loss (Section 5.1), or Muon for the filters and SGD else."""
 
+    kind: Literal["sgd", "muon"] = "sgd"
+    """Muon takes the filters of convolutions; the peak learning rate is theirs."""
     momentum: float = 0.9
-    """In torch's form: the learning rate is not in the velocity."""
+    """In torch's form: the learning rate is not in the velocity. With Muon the filters'."""
+    sgd_momentum: float | None = None
+    """With Muon, of all other parameters; None: as `momentum`."""
     nesterov: bool = True
     """Nesterov's momentum, which CIFAR's recipes have and ImageNet's do not."""
     weight_decay: float = 5e-4
-    """L2 on all parameters, batch norm's included."""
+    """L2 on all parameters, batch norm's included; Muon's filters have none."""
     decay_norms_and_biases: bool = True
     """Off: no weight decay of batch norm's parameters and biases, as for ImageNet."""
     bias_lr_factor: float = 1.0
-    """Factor on the learning rate of biases, whose weight decay is divided by it."""
+    """Factor on the learning rate of biases, whose weight decay is divided by it; with Muon also
+    of batch norm's weights."""
+    head_lr_factor: float = 1.0
+    """With Muon, the same for the head and other matrices."""
     loss_scale: float = 65536.0
     """In fp16, the first factor on the loss; it is halved where a gradient overflows."""
     loss_scale_grows: bool = True
     """Whether the loss scale doubles after 2,000 updates without an overflow."""
 
     def __post_init__(self) -> None:
-        decay, factor, scale = self.weight_decay, self.bias_lr_factor, self.loss_scale
+        is_muon, decay, scale = self.kind == "muon", self.weight_decay, self.loss_scale
+        check(self, "kind", self.kind in ("sgd", "muon"), "sgd or muon")
         check(self, "momentum", 0 < self.momentum < 1, "between 0 and 1")
+        others = self.sgd_momentum
+        check(self, "sgd_momentum", others is None or 0 < others < 1, "between 0 and 1")
+        check(self, "sgd_momentum", others is None or is_muon, "None for kind sgd")
+        check(self, "nesterov", self.nesterov or not is_muon, "True for kind muon")
         check(self, "weight_decay", 0 <= decay < math.inf, "a finite number >= 0")
-        check(self, "bias_lr_factor", 0 < factor < math.inf, "a finite number > 0")
+        for name in ("bias_lr_factor", "head_lr_factor"):
+            check(self, name, 0 < getattr(self, name) < math.inf, "a finite number > 0")
         expected = "1 where norms and biases are not decayed"
-        check(self, "bias_lr_factor", self.decay_norms_and_biases or factor == 1, expected)
+        fits = self.decay_norms_and_biases or self.bias_lr_factor == 1
+        check(self, "bias_lr_factor", fits, expected)
+        check(self, "head_lr_factor", self.head_lr_factor == 1 or is_muon, "1 for kind sgd")
         check(self, "loss_scale", 1 <= scale < math.inf, "a finite number of 1 or more")
 
     @property
-    def set_apart(self) -> Literal["nothing", "biases", "norms_and_biases"]:
-        """The parameters with their own learning rate or weight decay."""
+    def groups(self) -> dict[GroupName, ParameterGroup]:
+        """Parameters that are updated alike, in the order of their places in theta."""
+        momentum = self.sgd_momentum or self.momentum
+
+        def group(factor: float) -> ParameterGroup:
+            """The decay of an update, learning rate times weight decay, is that of all others."""
+            decay = self.weight_decay / factor
+            return ParameterGroup(lr_factor=factor, weight_decay=decay, momentum=momentum)
+
+        apart = group(self.bias_lr_factor)
         if not self.decay_norms_and_biases:
-            return "norms_and_biases"
-        return "biases" if self.bias_lr_factor != 1 else "nothing"
+            apart = replace(apart, weight_decay=0.0)
+        others = group(self.head_lr_factor)
+        if self.kind == "muon":
+            filters = ParameterGroup(weight_decay=0.0, momentum=self.momentum, orthogonalize=True)
+            return {"filters": filters, "norms_and_biases": apart, "others": others}
+        if not self.decay_norms_and_biases:
+            return {"others": others, "norms_and_biases": apart}
+        return (
+            {"others": others, "biases": apart} if self.bias_lr_factor != 1 else {"others": others}
+        )
 
 
 # A phase in stages, each with its own image size and batch size (ImageNet).

@@ -9,14 +9,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from swap_fast.models.resnet9 import ResNet9, WhitenedResNet9, whitening_filters
+from swap_fast.models.resnet9 import ResNet9, WhitenedResNet9
 from swap_fast.models.resnet50 import ResNet50
+from swap_fast.models.speed_net import EPSILON, FILTER_SIDE, SpeedNet
+from swap_fast.models.whitening import whitening_filters
 
 if TYPE_CHECKING:
     from swap_fast.config.recipe import Recipe
     from swap_fast.data.cifar.dataset import Dataset
 
-__all__ = ["ResNet9", "ResNet50", "WhitenedResNet9", "make_net", "make_tree_net", "net_maker"]
+__all__ = [
+    "ResNet9",
+    "ResNet50",
+    "SpeedNet",
+    "WhitenedResNet9",
+    "make_net",
+    "make_tree_net",
+    "net_maker",
+    "whitening_filters",
+]
 
 WHITENING_IMAGES = 10_000
 
@@ -41,7 +52,10 @@ def net_maker(recipe: Recipe, dataset: Dataset) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         images = sample.permute(0, 3, 1, 2).float()
         centre, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-        filters = whitening_filters((images - centre) / spread)
-        return WhitenedResNet9(num_classes, recipe.width, filters)
+        images = (images - centre) / spread
+        if recipe.net == "speed_net":
+            filters = whitening_filters(images, FILTER_SIDE, EPSILON)
+            return SpeedNet(num_classes, recipe.width, filters)
+        return WhitenedResNet9(num_classes, recipe.width, whitening_filters(images))
 
     return make

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from swap_fast.models.whitening import fixed_convolution
+
 
 class Block(nn.Module):
     """3x3 convolution without bias -> batch norm -> ReLU, then optionally a max pool.
@@ -70,8 +72,6 @@ class ResNet9(nn.Module):
 # has no weight and takes each GPU's 256 images in 16 groups; pools are before batch norm; the
 # logits are divided by 16.
 
-PATCH = 3 * 3 * 3  # values in a 3x3 patch of an RGB image
-
 
 class GhostBatchNorm(nn.BatchNorm2d):
     """Batch norm that normalises `num_groups` interleaved parts of a batch separately.
@@ -119,31 +119,11 @@ class GhostBatchNorm(nn.BatchNorm2d):
         )
 
 
-def whitening_filters(images: Tensor, epsilon: float = 1e-2) -> Tensor:
-    """The filters [27, 3, 3, 3] that make the values of 3x3 patches uncorrelated.
-
-    Row i is the i-th eigenvector of the patches' second moments, the largest first, over the
-    square root of its eigenvalue plus epsilon.
-
-    Arguments:
-        images: normalised, [N, 3, H, W].
-    """
-    moments, count = images.new_zeros(PATCH, PATCH), 0
-    for some in images.split(500):  # all patches at once would need 27 times the images' memory
-        patches = some.unfold(2, 3, 1).unfold(3, 3, 1)  # [n, 3, H - 2, W - 2, 3, 3]
-        vectors = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, PATCH)
-        moments += vectors.T @ vectors
-        count += len(vectors)
-    values, columns = torch.linalg.eigh(moments / (count - 1))
-    values, rows = values.flip(0), columns.T.flip(0)
-    return (rows / (values + epsilon).sqrt()[:, None]).view(PATCH, 3, 3, 3)
-
-
 class WhitenedResNet9(nn.Module):
     """The net of the authors' 18-epoch entry.
 
     Arguments:
-        filters: from `whitening_filters`; fixed.
+        filters: [27, 3, 3, 3], from `whitening_filters`; fixed.
         width: channels of the first block.
         num_groups: of batch norm, in a replica's batch.
     """
@@ -161,10 +141,9 @@ class WhitenedResNet9(nn.Module):
                 nn.CELU(0.3),
             )
 
-        self.whiten = nn.Conv2d(3, PATCH, kernel_size=3, padding=1, bias=False)
-        self.whiten.weight = nn.Parameter(filters.clone(), requires_grad=False)
+        self.whiten = fixed_convolution(filters, padding=1)
         self.prep = nn.Sequential(
-            nn.Conv2d(PATCH, width, kernel_size=1, bias=False),
+            nn.Conv2d(len(filters), width, kernel_size=1, bias=False),
             GhostBatchNorm(width, num_groups),
             nn.CELU(0.3),
         )

@@ -72,7 +72,7 @@ def tree_evaluator(
         hits = best == labels[:, None]
         return hits[:, 0].sum(), hits.sum(), len(labels)
 
-    return Evaluator(model, batches, count, execution.autocast, device, has_top5=True)
+    return Evaluator(model, batches, count, execution.autocast, device, second="top5")
 
 
 class TreeSource:

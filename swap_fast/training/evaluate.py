@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ class Accuracies(NamedTuple):
     """The class with the largest logit is the right one; NaN where nothing is tested."""
     top5: float | None = None
     """One of the five with the largest is; None where it is not measured."""
+    mirrored: float | None = None
+    """The class with the largest mean logit over the image and its mirror image is the right one;
+    None where it is not measured."""
 
     @property
     def tested(self) -> float | None:
@@ -35,7 +38,7 @@ class Accuracies(NamedTuple):
 
 
 Count = tuple[Tensor | float, Tensor | float, Tensor | float]
-"""Of a batch: right by the largest logit, right by the five largest (0: not measured), of all."""
+"""Of a batch: right by the largest logit, right by a second measure (0: none), of all."""
 
 
 class Evaluator:
@@ -45,7 +48,7 @@ class Evaluator:
         batches: given the ranks, this rank's part of the data, batch by batch.
         count: runs the model on a batch and counts what is right.
         autocast: makes the context of each forward pass.
-        has_top5: whether the five largest logits are counted.
+        second: what is counted beside the largest logit.
     """
 
     def __init__(
@@ -56,10 +59,10 @@ class Evaluator:
         autocast: Callable[[], AbstractContextManager[object]],
         device: torch.device,
         *,
-        has_top5: bool = False,
+        second: Literal["top5", "mirrored"] | None = None,
     ) -> None:
         self._model, self._batches, self._count = model, batches, count
-        self._autocast, self._device, self._has_top5 = autocast, device, has_top5
+        self._autocast, self._device, self._second = autocast, device, second
 
     @torch.no_grad()
     def __call__(self, comm: Comm = ALONE) -> Accuracies:
@@ -78,10 +81,10 @@ class Evaluator:
                     sums[place] += value
         finally:
             self._model.train(was_training)
-        top1, top5, total = comm.all_reduce_(sums).tolist()
+        top1, also, total = comm.all_reduce_(sums).tolist()
         if not total:
             return Accuracies(math.nan)
-        return Accuracies(top1 / total, top5 / total if self._has_top5 else None)
+        return Accuracies(top1 / total, **({self._second: also / total} if self._second else {}))
 
 
 def image_evaluator(
@@ -95,18 +98,21 @@ def image_evaluator(
     """Top-1 accuracy on resident images as they are.
 
     Arguments:
-        mirrored: take the mean logits of an image and its mirror image (test-time augmentation,
-            of which the paper says nothing).
+        mirrored: measure the accuracy of the mean logits of an image and its mirror image too
+            (test-time augmentation, of which the paper says nothing).
         batch_size: images a forward pass.
     """
     model, device = weights.model, images.labels.device
 
     def count(batch: Batch) -> Count:
-        logits = model(batch.images)
-        if mirrored:
-            logits = logits + model(batch.images.flip(3))
-        return (logits.argmax(1) == batch.labels).sum(), 0, len(batch.labels)
+        logits, labels = model(batch.images), batch.labels
+        both = logits + model(batch.images.flip(3)) if mirrored else None
+        right, also = (
+            0 if given is None else (given.argmax(1) == labels).sum() for given in (logits, both)
+        )
+        return right, also, len(labels)
 
     into = Batch.empty(batch_size, IMAGE_SIZE, execution, device)
     batches = partial(one_pass, images, pass_plan(images, None), into)
-    return Evaluator(model, batches, count, execution.autocast, device)
+    second: Literal["mirrored"] | None = "mirrored" if mirrored else None
+    return Evaluator(model, batches, count, execution.autocast, device, second=second)

@@ -3,13 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from swap_fast.config.phase import Optimizer
-from swap_fast.training.weights import Weights
+from swap_fast.training.muon import Muon
+from swap_fast.training.weights import Weights, split
 
 
 class ScaledOptimizer(ABC):
@@ -88,50 +90,79 @@ def _copy_in(into: dict[str, Any], saved: Mapping[str, Any]) -> None:
             into[name] = deepcopy(value)
 
 
-class MomentumSGD(ScaledOptimizer):
-    """torch's fused SGD over the one vector theta, with its state where a replay can reach it.
-
-    With gradient g, weight decay d, momentum m and learning rate a (torch's semantics):
-        g <- g + d theta;  v <- m v + g;  theta <- theta - a (g + m v)
-    and theta <- theta - a v without Nesterov's form.
+class FlatOptimizer(ScaledOptimizer):
+    """A recipe's optimizer over theta, with its state where a replay can reach it.
 
     The learning rate is a tensor on the device, so that no step reads it on the host. The velocity
     is made here, as zeros: left to torch, the fused kernel makes it without values, and a first
     step that overflows in fp16 would leave it so. Nothing in an update waits for the device.
 
     Arguments:
+        weights: with the groups of `config`.
         scale_gradients: whether the loss is scaled against underflow: for fp16.
     """
 
     def __init__(self, weights: Weights, config: Optimizer, *, scale_gradients: bool) -> None:
         theta, device = weights.theta, weights.theta.device
         self.velocity = torch.zeros_like(theta, requires_grad=False)  # [P]
-        # Each part of theta with the factor on its learning rate and its weight decay.
-        end, factor = len(theta) - weights.num_apart, config.bias_lr_factor
-        decay_apart = config.weight_decay / factor if config.decay_norms_and_biases else 0.0
-        parts = [(slice(0, end), 1.0, config.weight_decay), (slice(end, None), factor, decay_apart)]
-        parts = parts if weights.num_apart else parts[:1]
-        groups, momentum_buffers = [], []
-        for part, _, decay in parts:
-            vector = nn.Parameter(theta.detach()[part])
-            vector.grad = weights.gradient[part]
-            rate = torch.zeros((), device=device)
-            groups.append({"params": [vector], "lr": rate, "weight_decay": decay})
-            momentum_buffers.append((vector, self.velocity[part]))
-        sgd = torch.optim.SGD(
-            groups, momentum=config.momentum, nesterov=config.nesterov, fused=True
-        )
-        for vector, velocity in momentum_buffers:
-            sgd.state[vector]["momentum_buffer"] = velocity
+        trained = [p for members in weights.groups.values() for p in members]
+        velocities = dict(zip(trained, split(self.velocity, trained), strict=True))
+        groups, ratios = [], []
+        for name, group in config.groups.items():
+            place, members = weights.places[name], weights.groups[name]
+            if not members:
+                continue
+            if not group.orthogonalize:  # one vector: one kernel
+                vector = nn.Parameter(theta.detach()[place])
+                vector.grad, velocities[vector] = weights.gradient[place], self.velocity[place]
+                members = [vector]
+            options = {n: value for n, value in asdict(group).items() if n != "lr_factor"}
+            groups.append({"params": members, "lr": torch.zeros((), device=device), **options})
+            ratios.append(group.lr_factor)
+        optimizer = self._make(groups, config)
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = velocities[parameter]
         scaler = torch.amp.GradScaler(
             device.type,
             init_scale=config.loss_scale,
             growth_interval=2000 if config.loss_scale_grows else 2**31 - 1,
             enabled=scale_gradients,
         )
-        super().__init__(weights, sgd, [factor for _, factor, _ in parts], scaler)
+        super().__init__(weights, optimizer, ratios, scaler)
+
+    @abstractmethod
+    def _make(self, groups: list[dict[str, Any]], config: Optimizer) -> torch.optim.Optimizer:
+        """The torch optimizer of these groups."""
 
     def reset_(self) -> None:
         """Go back to the state before the first update, in place."""
         self.velocity.zero_()
         self.scaler.load_state_dict(self._first_scale)
+
+
+class MomentumSGD(FlatOptimizer):
+    """torch's fused SGD over theta.
+
+    With gradient g, weight decay d, momentum m and learning rate a (torch's semantics):
+        g <- g + d theta;  v <- m v + g;  theta <- theta - a (g + m v)
+    and theta <- theta - a v without Nesterov's form.
+    """
+
+    def _make(self, groups: list[dict[str, Any]], config: Optimizer) -> torch.optim.Optimizer:
+        momentum, nesterov = config.momentum, config.nesterov
+        return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, fused=True)
+
+
+class MuonAndSGD(FlatOptimizer):
+    """Muon for the filters, and the same SGD for all other parameters."""
+
+    def _make(self, groups: list[dict[str, Any]], config: Optimizer) -> torch.optim.Optimizer:
+        return Muon(groups)
+
+
+def recipe_optimizer(
+    weights: Weights, config: Optimizer, *, scale_gradients: bool
+) -> FlatOptimizer:
+    """The optimizer of a recipe's configuration."""
+    kind = MuonAndSGD if config.kind == "muon" else MomentumSGD
+    return kind(weights, config, scale_gradients=scale_gradients)

@@ -16,7 +16,7 @@ from swap_fast.distributed import Comm
 from swap_fast.training.batchnorm import ReplicaStatistics
 from swap_fast.training.capture import Captures
 from swap_fast.training.noise_scale import GradientNoise, NoiseMeter
-from swap_fast.training.optimizer import MomentumSGD, ScaledOptimizer
+from swap_fast.training.optimizer import ScaledOptimizer
 from swap_fast.training.weights import Weights
 
 
@@ -206,7 +206,7 @@ class Step(BaseStep):
     def __init__(
         self,
         weights: Weights,
-        optimizer: MomentumSGD,
+        optimizer: ScaledOptimizer,
         phase: Phase,
         comm: Comm,
         execution: Execution,

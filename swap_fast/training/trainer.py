@@ -21,7 +21,7 @@ from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.loop import Batches, TrainStage, train_epochs
-from swap_fast.training.optimizer import MomentumSGD, ScaledOptimizer
+from swap_fast.training.optimizer import ScaledOptimizer, recipe_optimizer
 from swap_fast.training.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import (
     Checkpoints,
@@ -177,7 +177,12 @@ class Trainer:
         with self.clock.lap("evaluation"):
             context.state.statistics.merge_()
             accuracies = context.evaluate(row.epoch, comm)
-        row = replace(row, test_accuracy=accuracies.tested, test_top5_accuracy=accuracies.top5)
+        row = replace(
+            row,
+            test_accuracy=accuracies.tested,
+            test_top5_accuracy=accuracies.top5,
+            mirrored_test_accuracy=accuracies.mirrored,
+        )
         if reports:
             self.callbacks.on_epoch_end(row)
         progress = Progress(
@@ -293,11 +298,9 @@ def build_trainer(
         require_a_batch(number, phase.global_batch_size, source.num_images)
     with clock.lap("model_init"):
         torch.manual_seed(seed)
-        weights = Weights(
-            execution.place(make_model(), device), set_apart=recipe.optimizer.set_apart
-        )
+        weights = Weights(execution.place(make_model(), device), groups=recipe.optimizer.groups)
         comm.broadcast_(weights.theta.detach())
-        optimizer = MomentumSGD(
+        optimizer = recipe_optimizer(
             weights, recipe.optimizer, scale_gradients=execution.precision == "fp16"
         )
         make_step = partial(

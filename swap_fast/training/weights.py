@@ -1,12 +1,13 @@
 """A model's weights as the paper has them: one vector theta."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from swap_fast.config.phase import GroupName
 from swap_fast.distributed import ALONE, Comm
 
 
@@ -26,8 +27,8 @@ class Weights:
 
     Arguments:
         model: on one device. Frozen parameters stay outside.
-        set_apart: put these parameters at theta's end, for a learning rate or a weight decay of
-            their own.
+        groups: parameters that are updated alike, in the order of their places in theta. "others"
+            has those that are in no other group.
 
     Raises:
         ValueError: no trainable parameter, parameters that are lazy, complex, on several devices
@@ -38,19 +39,17 @@ class Weights:
         self,
         model: nn.Module,
         *,
-        set_apart: Literal["nothing", "biases", "norms_and_biases"] = "nothing",
+        groups: Iterable[GroupName] = ("others",),
     ) -> None:
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         _require_one_vector(named)
-        apart = _names_apart(model, set_apart)
-        named.sort(key=lambda pair: pair[0] in apart)
+        group_of, order = _groups(model, groups), list(groups)
+        named.sort(key=lambda pair: order.index(group_of[pair[0]]))
         parameters = [p for _, p in named]
         wide = any(p.dtype == torch.float64 for p in parameters)
         dtype = torch.float64 if wide else torch.float32
         dense = [_dense(p.detach()).to(dtype) for p in parameters]
         self.model = model
-        # Values at theta's end that are set apart.
-        self.num_apart = sum(p.numel() for n, p in named if n in apart)
         self.theta = nn.Parameter(join(dense))  # [P]
         self.gradient = torch.zeros_like(self.theta, requires_grad=False)  # [P]
         self.theta.grad = self.gradient
@@ -64,6 +63,15 @@ class Weights:
                 trained = nn.Parameter(value)
             trained.grad = gradient
             self.trained[parameter] = trained
+        # Of each group: what an optimizer is given, and its place in theta.
+        self.groups: dict[GroupName, list[nn.Parameter]] = {group: [] for group in order}
+        for (name, _), trained in zip(named, self.trained.values(), strict=True):
+            self.groups[group_of[name]].append(trained)
+        sizes = [sum(p.numel() for p in group) for group in self.groups.values()]
+        self.places = {
+            group: slice(end - size, end)
+            for group, size, end in zip(order, sizes, accumulate(sizes), strict=True)
+        }
         self._rounded = [(p, t) for p, t in self.trained.items() if p is not t]
         # Whether gradients can underflow, without a loss scale.
         self.has_fp16 = any(p.dtype == torch.float16 for p in parameters)
@@ -215,16 +223,23 @@ def _require_one_vector(named: Sequence[tuple[str, nn.Parameter]]) -> None:
             )
 
 
-def _names_apart(model: nn.Module, which: str) -> set[str]:
-    """Of the biases, or of these and all that batch norms have."""
-    if which == "nothing":
-        return set()
-    names = {name for name, _ in model.named_parameters() if name.endswith("bias")}
-    if which == "norms_and_biases":
-        for prefix, module in model.named_modules():
-            if isinstance(module, _BatchNorm):
-                names |= {f"{prefix}.{name}".lstrip(".") for name, _ in module.named_parameters()}
-    return names
+def _groups(model: nn.Module, groups: Iterable[GroupName]) -> dict[str, GroupName]:
+    """Of these groups, the one that each parameter is in."""
+    parameters = dict(model.named_parameters())
+    biases = {name for name in parameters if name.endswith("bias")}
+    norms = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        for name, _ in module.named_parameters()
+    }
+    members: dict[GroupName, set[str]] = {
+        "filters": {name for name, p in parameters.items() if p.dim() > 2},
+        "biases": biases,
+        "norms_and_biases": biases | norms,
+    }
+    asked = [group for group in groups if group != "others"]
+    return {n: next((g for g in asked if n in members[g]), "others") for n in parameters}
 
 
 def join(tensors: Sequence[Tensor]) -> Tensor:

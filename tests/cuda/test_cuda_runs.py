@@ -501,3 +501,53 @@ def test_what_is_marked_gpu_passes(cuda_stand_in: StandIn, file: str, values: in
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
     assert "skipped" not in done.stdout
+
+
+MUON = """
+import copy, sys
+import torch
+from swap_fast.config.phase import Optimizer
+from swap_fast.models import SpeedNet
+from swap_fast.training.capture import Captures
+from swap_fast.training.optimizer import recipe_optimizer
+from swap_fast.training.weights import Weights
+
+config = Optimizer(kind="muon", momentum=0.6, bias_lr_factor=4.0, head_lr_factor=2.0)
+generator = torch.Generator().manual_seed(0)
+filters = torch.randn(12, 3, 2, 2, generator=generator)
+
+def train(captured):
+    torch.manual_seed(0)
+    net = SpeedNet(10, 4, filters).cuda().to(memory_format=torch.channels_last)
+    weights = Weights(net, groups=config.groups)
+    optimizer = recipe_optimizer(weights, config, scale_gradients=True)
+    theta = weights.theta.detach().clone()
+    with Captures() as captures:
+        update = captures.capture(optimizer.step) if captured else optimizer.step
+        weights.theta.data.copy_(theta)
+        optimizer.reset_()
+        draw = torch.Generator().manual_seed(1)
+        for number in range(20):
+            gradient = torch.randn(len(theta), generator=draw).cuda()
+            weights.gradient.copy_(optimizer.scale(gradient))
+            before = weights.theta.detach().clone(), optimizer.velocity.clone()
+            if number == 7:
+                weights.gradient[5] = torch.inf
+            optimizer.set_learning_rate(0.1 / (number + 1))
+            update()
+            after = weights.theta.detach(), optimizer.velocity
+            same = all(map(torch.equal, before, after))
+            assert same == (number == 7), number
+        return [t.cpu().clone() for t in (*after, optimizer.scale(torch.ones((), device="cuda")))]
+
+eager, captured = train(False), train(True)
+print(*(float((a - b).abs().max()) for a, b in zip(eager, captured)), eager[2].item())
+"""
+
+
+def test_muon_captured_is_muon_eager_through_an_overflow(cuda_stand_in: StandIn) -> None:
+    done = cuda_stand_in.run(["-c", MUON])
+    assert done.returncode == 0, done.stderr
+    *differences, scale = map(float, done.stdout.split())
+    assert differences == [0.0, 0.0, 0.0]
+    assert scale == 32768

@@ -65,7 +65,11 @@ def plan_epoch(
     order = random.permutation(num_images)
     offsets, places = 2 * augmentation.pad + 1, IMAGE_SIZE - augmentation.cutout + 1
     crop_y, crop_x = random.integers(offsets, size=(2, num_images))
-    flip = random.integers(2 if augmentation.flip else 1, size=num_images)
+    flip = random.integers(2 if augmentation.flip == "random" else 1, size=num_images)
+    if augmentation.flip == "alternating":
+        # A draw of its own, the same in all epochs: image n is mirrored in every other one.
+        first = np.random.default_rng(np.random.SeedSequence((seed, phase, worker), spawn_key=(1,)))
+        flip = (first.integers(2, size=num_images)[order] + epoch) % 2
     cutout_y, cutout_x = random.integers(places, size=(2, num_images))
     return AugmentationPlan(
         order=order,

@@ -125,7 +125,7 @@ def test_sizes_of_a_recipe() -> None:
 
 def test_the_paper_s_defaults() -> None:
     assert Optimizer() == Optimizer(momentum=0.9, weight_decay=5e-4)
-    assert Augmentation() == Augmentation(pad=4, flip=True, cutout=8)
+    assert Augmentation() == Augmentation(pad=4, flip="random", cutout=8)
     assert not SWAP.keep_momentum
     assert SWAP.batch_norm_augmented
 
@@ -133,7 +133,7 @@ def test_the_paper_s_defaults() -> None:
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"augmentation": Augmentation(pad=0, flip=False, cutout=0)}, "augmentation"),
+        ({"augmentation": Augmentation(pad=0, flip="none", cutout=0)}, "augmentation"),
         ({"mirrored_evaluation": True}, "mirrored_evaluation"),
         ({"batch_norm_augmented": False}, "batch_norm_augmented"),
         ({"train_images": 50_000}, "train_images"),

@@ -65,7 +65,7 @@ def test_what_all_recipes_of_the_paper_share(name: str) -> None:
     # Only the 27 seconds are told with a loader's name.
     assert recipe.loader == ("dali" if name == "cifar10_dawnbench" else None)
     assert recipe.optimizer == Optimizer(momentum=0.9, weight_decay=5e-4)
-    assert recipe.augmentation == Augmentation(pad=4, flip=True, cutout=8)
+    assert recipe.augmentation == Augmentation(pad=4, flip="random", cutout=8)
     if isinstance(recipe, SWAPRecipe):
         assert recipe.num_workers == 8
         assert not recipe.keep_momentum

@@ -163,7 +163,7 @@ def test_crop_flip_and_cutout_are_exact(name: LoaderName, threads: int) -> None:
 @pytest.mark.parametrize(
     "augmentation",
     [
-        Augmentation(pad=0, flip=False, cutout=0),
+        Augmentation(pad=0, flip="none", cutout=0),
         Augmentation(pad=1, cutout=32),
         Augmentation(pad=3, cutout=5),
         Augmentation(pad=31, cutout=0),

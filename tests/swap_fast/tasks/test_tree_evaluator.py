@@ -92,7 +92,7 @@ def test_accuracies_are_those_counted_by_hand(tree: ImageTree, name: DecoderName
     top1, top5 = counted_by_hand(tree, model)
     assert 0 < top1 < top5 < 35
     model.train()
-    assert evaluator(tree, model, name, False)() == (top1 / 35, top5 / 35)
+    assert evaluator(tree, model, name, False)()[:2] == (top1 / 35, top5 / 35)
     assert model.training
 
 
@@ -102,7 +102,7 @@ def test_ranks_share_the_images_out(
 ) -> None:
     torch.manual_seed(1)
     evaluate = evaluator(tree, ByColour(), "dali", rectangular)
-    whole = evaluate()
+    whole = evaluate()[:2]
     sums: list[Tensor] = []
     monkeypatch.setattr(Comm, "all_reduce_", lambda self, tensor: sums.append(tensor) or tensor)
     for rank in (0, 1):
@@ -118,7 +118,7 @@ def test_with_fewer_than_five_classes_every_image_is_among_the_top_five(tmp_path
         def forward(self, images: Tensor) -> Tensor:
             return images.new_tensor([0.0, 1.0]).expand(len(images), 2)
 
-    assert evaluator(small, Constant(), "torchvision", True)() == (0.5, 1.0)
+    assert evaluator(small, Constant(), "torchvision", True)()[:2] == (0.5, 1.0)
 
 
 @pytest.mark.slow

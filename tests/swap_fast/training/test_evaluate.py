@@ -91,7 +91,7 @@ def test_ranks_share_the_split(world_size: int, monkeypatch: pytest.MonkeyPatch)
     assert check().top1 == 50 / 53
 
 
-def test_mirrored_evaluation_takes_the_mean_of_both_images() -> None:
+def test_mirrored_evaluation_is_a_second_value_of_the_mean_of_both_images() -> None:
     weights = net()
     images = DeviceImages(SPLIT, mean=MEAN, std=STD, device=CPU)
     pixels = normalised()
@@ -99,5 +99,8 @@ def test_mirrored_evaluation_takes_the_mean_of_both_images() -> None:
         plain, mirrored = (weights.model.eval()(x) for x in (pixels, pixels.flip(-1)))
     both = ((plain + mirrored) / 2).argmax(1).numpy()
     assert (both != plain.argmax(1).numpy()).any()
-    check = image_evaluator(weights, images, Execution(), mirrored=True, batch_size=20)
-    assert check().top1 == (both == SPLIT.labels).mean()
+    found = image_evaluator(weights, images, Execution(), mirrored=True, batch_size=20)()
+    assert found.mirrored == (both == SPLIT.labels).mean()
+    without = image_evaluator(weights, images, Execution(), batch_size=20)()
+    assert (found.top1, found.top5) == (without.top1, None)
+    assert without.mirrored is None

@@ -153,7 +153,7 @@ def test_a_loaded_velocity_goes_on_in_place() -> None:
 
 def test_biases_with_a_rate_of_their_own_are_torch_s_second_group() -> None:
     torch.manual_seed(0)
-    weights = Weights(SmallNet(), set_apart="biases")
+    weights = Weights(SmallNet(), groups=("others", "biases"))
     reference = copy.deepcopy(weights.model)
     optimizer = MomentumSGD(
         weights, Optimizer(weight_decay=0.01, bias_lr_factor=64), scale_gradients=False
@@ -191,7 +191,7 @@ def test_imagenet_s_form_decays_no_norm_and_no_bias_and_has_plain_momentum() -> 
     torch.manual_seed(0)
     model = SmallNet()
     reference = copy.deepcopy(model)
-    weights = Weights(model, set_apart=config.set_apart)
+    weights = Weights(model, groups=config.groups)
     optimizer = MomentumSGD(weights, config, scale_gradients=False)
     named = dict(reference.named_parameters())
     # Of the net's layers 1 and 4 are batch norms.
@@ -203,7 +203,9 @@ def test_imagenet_s_form_decays_no_norm_and_no_bias_and_has_plain_momentum() -> 
         "body.4.weight",
         "linear.bias",
     ]
-    assert weights.num_apart == sum(named[n].numel() for n in plain)
+    assert len(weights.theta[weights.places["norms_and_biases"]]) == sum(
+        named[n].numel() for n in plain
+    )
     sgd = torch.optim.SGD(
         [
             {"params": [p for n, p in named.items() if n not in plain], "weight_decay": 0.1},

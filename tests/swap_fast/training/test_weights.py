@@ -185,12 +185,14 @@ def test_a_model_without_trainable_parameters_is_refused() -> None:
         Weights(small_net().requires_grad_(False))
 
 
-def test_biases_stand_at_the_end_where_asked_for() -> None:
+def test_a_group_of_biases_stands_at_the_end_where_asked_for() -> None:
     model = small_net()
     before = copy.deepcopy(model)
-    weights = Weights(model, set_apart="biases")
+    weights = Weights(model, groups=("others", "biases"))
     biases = [p for name, p in before.named_parameters() if name.endswith("bias")]
-    assert weights.num_apart == sum(p.numel() for p in biases) == 4 + 6 + 10
+    size = len(weights.theta)
+    assert weights.places == {"others": slice(0, size - 20), "biases": slice(size - 20, size)}
+    assert [p.numel() for p in weights.groups["biases"]] == [4, 6, 10]
     assert torch.equal(weights.theta[-20:], torch.cat(biases))
     assert torch.equal(model(IMAGES), before(IMAGES))
-    assert Weights(small_net()).num_apart == 0
+    assert Weights(small_net()).places == {"others": slice(0, size)}

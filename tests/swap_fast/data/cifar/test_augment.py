@@ -48,12 +48,12 @@ def test_offsets_flips_and_cutouts_are_uniform(seed: int) -> None:
 
 
 def test_ranges_follow_the_augmentation() -> None:
-    plan = draw(2_000, Augmentation(pad=1, flip=False, cutout=30))
+    plan = draw(2_000, Augmentation(pad=1, flip="none", cutout=30))
     for name, top in (("crop_y", 2), ("crop_x", 2), ("cutout_y", 2), ("cutout_x", 2), ("flip", 0)):
         values = getattr(plan, name)
         assert (values.min(), values.max()) == (0, top), name
     assert plan.cutout == 30
-    none = draw(100, Augmentation(pad=0, flip=False, cutout=0))
+    none = draw(100, Augmentation(pad=0, flip="none", cutout=0))
     assert not any(getattr(none, n).any() for n in ("crop_y", "crop_x", "flip"))
     assert none.cutout == 0
     assert sorted(none.order) == list(range(100))
@@ -110,3 +110,24 @@ def test_the_plain_plan_shows_the_images_as_they_are() -> None:
     assert plan.crop_y.tolist() == plan.crop_x.tolist() == [4] * 5
     assert not plan.flip.any()
     assert plan.cutout == 0
+
+
+def test_alternating_flips_are_drawn_once_and_turn_in_each_epoch() -> None:
+    turns = Augmentation(flip="alternating")
+
+    def by_image(epoch: int, **where: int) -> NDArray[np.int64]:
+        plan = draw(5_000, turns, epoch=epoch, **where)
+        return plan.flip[np.argsort(plan.order)]
+
+    first = by_image(0)
+    assert abs(first.sum() - 2_500) < 3.3 * 1_250**0.5
+    for epoch in range(1, 5):
+        assert (by_image(epoch) == (first + epoch) % 2).all()
+    for other in ({"seed": 1}, {"phase": 2}, {"worker": 1}):
+        assert 0.45 < (by_image(0, **other) == first).mean() < 0.55
+    # All else is as without.
+    plain, plan = draw(5_000), draw(5_000, turns)
+    assert (plain.order == plan.order).all()
+    assert (plain.crop_y == plan.crop_y).all()
+    # The draw has nothing to do with the order or the crops.
+    assert_uniform((plan.crop_y * 9 + plan.crop_x) * 2 + plan.flip, 162)

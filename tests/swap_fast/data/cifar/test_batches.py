@@ -113,7 +113,7 @@ def test_a_second_epoch_replaces_the_first() -> None:
 
 
 def test_a_batch_that_fits_exactly() -> None:
-    share = share_of(16, Augmentation(pad=0, flip=False, cutout=0), number=2)
+    share = share_of(16, Augmentation(pad=0, flip="none", cutout=0), number=2)
     batches = Batches(numbered_images(16), share, empty_batch(share))
     assert batches.steps_per_epoch == 1
 

@@ -36,7 +36,7 @@ AUGMENTATIONS = (
     Augmentation(),
     Augmentation(pad=31, cutout=31),
     Augmentation(pad=1, cutout=32),
-    Augmentation(pad=0, flip=False, cutout=0),
+    Augmentation(pad=0, flip="none", cutout=0),
 )
 
 

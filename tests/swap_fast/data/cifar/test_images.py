@@ -19,10 +19,10 @@ AUGMENTATIONS = [
     Augmentation(),
     Augmentation(cutout=0),
     Augmentation(pad=0),
-    Augmentation(flip=False),
+    Augmentation(flip="none"),
     Augmentation(pad=31, cutout=31),
     Augmentation(pad=1, cutout=32),
-    Augmentation(pad=0, flip=False, cutout=0),
+    Augmentation(pad=0, flip="none", cutout=0),
 ]
 
 
