@@ -19,6 +19,7 @@ from bench.options import JobOptions, ReportOptions, RunOptions, VerifyOptions
 from bench.search.grid import SearchOptions, parse_grid
 from swap_fast.choices import choose
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
+from swap_fast.options import parse_options
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
 
@@ -74,7 +75,7 @@ def asks_for_usage(arguments: list[str]) -> bool:
 
 def recipes(arguments: list[str]) -> int:
     """List the recipes."""
-    tyro.cli(_nothing, args=arguments, prog="python -m bench recipes")
+    parse_options(_nothing, arguments, "python -m bench recipes")
     for name, make in RECIPES.items():
         recipe = make()
         needs = f"{recipe.phase1.gpus_per_model} GPUs" if recipe.paper_scale else "CPU"
@@ -195,12 +196,12 @@ def parse(
     elif command == "search":
         description = f"Search settings of {METHODS[kind]}."
     form: Any = type(default)
-    parsed = tyro.cli(
+    parsed = parse_options(
         form[type(options), kind],
-        args=arguments,
+        arguments,
+        f"python -m bench {command} {name}",
         default=default,
         description=description,
-        prog=f"python -m bench {command} {name}",
     )
     # The parser sets fields that no constructor takes, such as the sums of a phase's stages, to
     # the default's values, after the constructor has computed them: compute them again.
@@ -214,7 +215,7 @@ def parse(
 
 def report(arguments: list[str]) -> int:
     """Draw the report."""
-    options = tyro.cli(ReportOptions, args=arguments, prog="python -m bench report")
+    options = parse_options(ReportOptions, arguments, "python -m bench report")
     from bench.report.content import collect
     from bench.report.write import print_summary, update_performance, update_readme, write_report
 
@@ -242,7 +243,7 @@ def export(arguments: list[str]) -> int:
         return 0 if arguments else 2
     name = choose("format", arguments[0], FORMATS)
     form, _ = FORMATS[name]
-    options = tyro.cli(form, args=arguments[1:], prog=f"python -m bench export {name}")
+    options = parse_options(form, arguments[1:], f"python -m bench export {name}")
     from bench.export.command import run_export
 
     return run_export(options)
@@ -250,7 +251,7 @@ def export(arguments: list[str]) -> int:
 
 def verify_gpu(arguments: list[str]) -> int:
     """Confirm on a GPU what only a GPU can."""
-    options = tyro.cli(VerifyOptions, args=arguments, prog="python -m bench verify-gpu")
+    options = parse_options(VerifyOptions, arguments, "python -m bench verify-gpu")
     from bench.verify.command import verify
 
     return verify(
@@ -276,7 +277,7 @@ def plain_command(name: str, options: str, function: str) -> Command:
         return getattr(import_module(module), attribute)
 
     def command(arguments: list[str]) -> int:
-        parsed = tyro.cli(load(options), args=arguments, prog=f"python -m bench {name}")
+        parsed = parse_options(load(options), arguments, f"python -m bench {name}")
         return int(load(function)(parsed))
 
     return command

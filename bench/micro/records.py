@@ -71,7 +71,7 @@ def bus_bandwidth(num_bytes: int, seconds: float, ranks: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroRecord:
-    """One measurement: what, where, when, and what each way achieved."""
+    """One measurement: what, where, when, and what each implementation achieved."""
 
     what: What
     created: str
@@ -83,11 +83,11 @@ class MicroRecord:
     threads: int
     """CPU threads in all."""
     rounds: int
-    """In which every way was timed once."""
+    """In which every implementation was timed once."""
     machine: Machine
     code: Code
     results: dict[str, list[Timing]] = field(default_factory=dict)
-    """Ways that took turns, by the title of their group; the first is what others are held to."""
+    """Implementations that took turns, by their group's title; the first is the reference."""
     collective: Collective | None = None
     """Of a collective, which has no other results."""
     notes: tuple[str, ...] = ()
@@ -142,7 +142,7 @@ def read_micro_records(folder: Path) -> tuple[list[MicroRecord], list[str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Efficiency:
-    """A way's median speed as arithmetic, and as shares of what the device can do."""
+    """An implementation's median speed as arithmetic, and as shares of what the device can do."""
 
     flop_per_s: float
     """Counted operations a second."""
@@ -153,7 +153,7 @@ class Efficiency:
 
 
 def efficiency(timing: Timing, group: list[Timing]) -> Efficiency | None:
-    """A way against the roof measured in its own group; None without a counted cost."""
+    """An implementation against its own group's measured bounds; None without a counted cost."""
     if timing.cost is None:
         return None
     flop_per_s = timing.median * timing.cost.flop
@@ -166,7 +166,7 @@ def efficiency(timing: Timing, group: list[Timing]) -> Efficiency | None:
 
 
 def roof(group: list[Timing], unit: Unit, like: Timing) -> float | None:
-    """Units a second that the device reached with as many processes and threads as a way."""
+    """Units a second that the device reached with as many processes and threads."""
     found = [
         each.median
         for each in group

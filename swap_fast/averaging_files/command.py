@@ -14,6 +14,7 @@ import tyro
 
 from swap_fast.averaging_files.report import BARRIER
 from swap_fast.choices import choose
+from swap_fast.options import parse_options
 
 if TYPE_CHECKING:
     import torch
@@ -84,11 +85,7 @@ class AverageOptions:
 
 def average(arguments: list[str]) -> int:
     """Average files as asked."""
-    options = tyro.cli(
-        AverageOptions,
-        args=arguments,
-        prog="python -m swap_fast average",
-    )
+    options = parse_options(AverageOptions, arguments, "python -m swap_fast average")
     import torch
 
     from swap_fast.averaging_files.report import show

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -134,6 +135,20 @@ def test_no_help_loads_what_is_slow_to_load() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--phase1.peak-lr" in done.stdout
+
+
+def test_an_option_s_text_flows_where_its_docstring_has_a_line_break(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["run", "cifar10_cpu", "--help"])
+    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+    start, end = (
+        lines.index("--resume, --no-resume") + 1,
+        lines.index("--phase2 {together,separate}"),
+    )
+    assert lines[start:end] == textwrap.wrap(" ".join(lines[start:end]), 70)
 
 
 def test_overrides_are_named_field_by_field() -> None:
