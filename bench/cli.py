@@ -78,7 +78,7 @@ def recipes(arguments: list[str]) -> int:
     parse_options(_nothing, arguments, "python -m bench recipes")
     for name, make in RECIPES.items():
         recipe = make()
-        needs = f"{recipe.phase1.gpus_per_model} GPUs" if recipe.paper_scale else "CPU"
+        needs = f"{recipe.phase1.gpus_per_model} GPUs" if recipe.width == 64 else "CPU"
         print(f"{name:<24} {needs:<7} {recipe.table:<48} {recipe.summary}")
     return 0
 

@@ -161,6 +161,10 @@ class JobOptions:
         require_counts(self, "gpus_per_node", least=0)
 
 
+MicroNet = Literal["resnet9", "speed_net"]
+"""Nets whose step is measured."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MicroOptions:
     """Measure a part of the work on this machine, in turns with other implementations."""
@@ -169,7 +173,11 @@ class MicroOptions:
     """What to measure: the training step; the input path; workers of phase 2 on one device, in
     turn and side by side; or all-reduces by message size."""
     width: int | None = None
-    """Channels of ResNet-9's first block; by default 64 on CUDA devices and 16 on CPUs."""
+    """Channels of the net's first block; by default 64 on CUDA devices and 16 on CPUs."""
+    net: MicroNet = "resnet9"
+    """step: the paper's net, or that of the speed recipes with its optimizer."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """step: of the forward pass; auto is fp16 on CUDA devices and fp32 on CPUs."""
     batch_size: int = 256
     """Images a step."""
     batch_sizes: tuple[int, ...] = ()
@@ -200,6 +208,12 @@ class MicroOptions:
         require_counts(
             self, "width", "batch_size", "images", "ranks", "largest", "rounds", "threads"
         )
+        plain = self.net == "resnet9" and self.precision == "auto"
+        if not plain and (self.what != "step" or self.peers):
+            raise ValueError(
+                f"net and precision: expected resnet9 and auto but for step without --peers, got "
+                f"{self.net} and {self.precision}"
+            )
         if any(size < 1 for size in self.batch_sizes):
             raise ValueError(f"batch_sizes: expected 1 or more each, got {self.batch_sizes}")
 

@@ -321,10 +321,13 @@ class RunRecord:
         return paper_scale and self.data["kind"] == "published" and not self.overrides
 
 
-def accuracy_of_target(of: EpochRow | RunRecord) -> float | None:
-    """What is held against the recipe's target: with mirrored test images where it has them."""
+def accuracy_of_target(of: EpochRow | RunRecord) -> float:
+    """What is held against the recipe's target: with mirrored test images where it has them.
+
+    Of an epoch that was not tested, 0.
+    """
     mirrored = of.mirrored_test_accuracy
-    return of.test_accuracy if mirrored is None else mirrored
+    return of.test_accuracy or 0.0 if mirrored is None else mirrored
 
 
 def plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """`python -m bench micro`: times a part of the work and other implementations of it, in one run."""
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,6 +45,8 @@ def measure(options: MicroOptions) -> int:
         what=options.what,
         created=now(),
         width=width,
+        net=options.net,
+        precision=options.precision,
         batch_size=(options.batch_sizes or (options.batch_size,))[0],
         threads=threads,
         rounds=options.rounds,
@@ -83,7 +86,10 @@ def _groups(
     if options.what == "workers":
         return worker_groups(device, threads, width, options.batch_size), []
     batch_sizes = options.batch_sizes or (options.batch_size,)
-    steps = step_groups(device, threads, width, batch_sizes)
+    default = default_execution(device)
+    if options.precision != "auto":
+        default = replace(default, precision=options.precision)
+    steps = step_groups(default, threads, width, batch_sizes, options.net)
     if not options.peers:
         return steps, []
     data = None if options.dataset == "synthetic" else locate_dataset("cifar10", options.data)

@@ -12,6 +12,7 @@ from bench.hardware.machine import has_compiler
 from bench.micro import data, step, workers
 from bench.micro.interleave import Cost, Variant
 from bench.micro.peak import peak_variants, step_cost
+from bench.options import MicroNet
 from swap_fast.config.execution import DTYPES, Execution, default_execution
 from swap_fast.config.recipe import LoaderName
 from swap_fast.models import ResNet9
@@ -100,13 +101,26 @@ def _stock_name(processes: int) -> str:
     return f"torchvision v2, DataLoader, {processes} process{'es' if processes > 1 else ''}"
 
 
-def step_groups(device: str, threads: int, width: int, batch_sizes: tuple[int, ...]) -> Groups:
-    """The step at each batch size; the loop around it; the batch-norm pass."""
+def step_groups(
+    default: Execution,
+    threads: int,
+    width: int,
+    batch_sizes: tuple[int, ...],
+    net: MicroNet = "resnet9",
+) -> Groups:
+    """The step at each batch size; of the paper's net also the loop around it and the batch-norm
+    pass.
+
+    Arguments:
+        default: the device's execution, in the precision asked for.
+    """
     groups = {
-        f"the step, batch {size}": list(_step_variants(device, threads, width, size))
+        f"the step, batch {size}": list(_step_variants(default, threads, width, size, net))
         for size in batch_sizes
     }
-    size = (default_execution(device), width, batch_sizes[0])
+    if net != "resnet9":
+        return groups
+    size = (default, width, batch_sizes[0])
     groups["the loop around it: input, schedule, metrics, clock"] = [
         Variant("the loop", step.our_loop, size, threads=threads, is_ours=True),
         Variant("ours", step.our_step, size, threads=threads, is_ours=True),
@@ -118,20 +132,28 @@ def step_groups(device: str, threads: int, width: int, batch_sizes: tuple[int, .
     return groups
 
 
-def _step_variants(device: str, threads: int, width: int, batch_size: int) -> Iterator[Variant]:
+def _step_variants(
+    default: Execution, threads: int, width: int, batch_size: int, net: MicroNet
+) -> Iterator[Variant]:
+    device = default.device_type
     shapes = _our_shapes(device, threads)
-    for kind, execution in _our_executions(device).items():
+
+    def cost(execution: Execution) -> Cost | None:
+        """GELU and frozen filters are not in the count of bytes."""
+        return _cost(width, batch_size, execution) if net == "resnet9" else None
+
+    for kind, execution in _our_executions(default).items():
         for processes, each in shapes:
             yield Variant(
                 f"ours, {kind}{_in_processes(processes)}",
                 step.our_step,
-                (execution, width, batch_size),
+                (execution, width, batch_size, net),
                 processes=processes,
                 threads=each,
-                cost=_cost(width, batch_size, execution),
+                cost=cost(execution),
                 is_ours=True,
             )
-    eager = replace(default_execution(device), capture=False)
+    eager = replace(default, capture=False)
     for compiled in (False, True) if has_compiler() else (False,):
         for execution, layout in (
             (replace(eager, compile=compiled, memory_format="contiguous"), "NCHW"),
@@ -140,19 +162,19 @@ def _step_variants(device: str, threads: int, width: int, batch_size: int) -> It
             yield Variant(
                 f"torch, {'compiled' if compiled else 'eager'}, {layout}",
                 step.torch_step,
-                (execution, width, batch_size),
+                (execution, width, batch_size, net),
                 threads=threads,
-                cost=_cost(width, batch_size, execution),
+                cost=cost(execution),
             )
     yield from peak_variants(device, eager.precision, shapes)
 
 
-def _our_executions(device: str) -> dict[str, Execution]:
+def _our_executions(default: Execution) -> dict[str, Execution]:
     """The executions of our step on a device, the default one first."""
-    executions = {"eager": replace(default_execution(device), capture=False)}
+    executions = {"eager": replace(default, capture=False)}
     if has_compiler():
         executions["compiled"] = replace(executions["eager"], compile=True)
-    if device == "cuda":
+    if default.device_type == "cuda":
         captured = {
             "captured" if name == "eager" else f"{name}, captured": replace(each, capture=True)
             for name, each in executions.items()
@@ -245,7 +267,7 @@ def _worker_variants(
         share = (default, width, batch_size, num_workers // threads)
         name = f"in turn{_in_processes(threads)}"
         yield Variant(name, workers.in_turn, share, processes=threads, is_ours=True)
-    for kind, execution in _our_executions(device).items():
+    for kind, execution in _our_executions(default).items():
         name = f"stacked: grouped convolutions, {kind}"
         yield Variant(name, workers.grouped, (execution, *size), threads=threads)
     vmapped, kind = replace(default, capture=False), "eager"

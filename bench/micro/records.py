@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.micro.interleave import Timing, Unit
+from bench.options import MicroNet
 from swap_fast.record import Code, Machine, read_folder, read_json_record, write_json_record
 
 SCHEMA_VERSION = 3
@@ -77,7 +78,10 @@ class MicroRecord:
     created: str
     """ISO 8601 with its time zone."""
     width: int
-    """Channels of ResNet-9's first block."""
+    """Channels of the net's first block."""
+    net: MicroNet = "resnet9"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: fp16 on CUDA devices, fp32 on CPUs."""
     batch_size: int
     """Images a step."""
     threads: int
@@ -102,15 +106,17 @@ class MicroRecord:
             raise ValueError("results: expected a way or more in each group, got none")
 
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> tuple[str, str, int, str, str]:
         """Of the records with one key, a report shows the newest."""
-        return self.what, self.machine["device_type"], 0 if self.what == "data" else self.width
+        width = 0 if self.what == "data" else self.width
+        return self.what, self.machine["device_type"], width, self.net, self.precision
 
     @property
     def name(self) -> str:
         """For the files of its tables and figures."""
-        what, device, width = self.key
-        return f"micro_{what}_{device}" + (f"_width{width}" if width else "")
+        what, device, width, net, precision = self.key
+        more = [f"width{width}"] * (width > 0) + [net] * (net != "resnet9")
+        return "_".join(["micro", what, device, *more, *[precision] * (precision != "auto")])
 
     @property
     def file(self) -> str:

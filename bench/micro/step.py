@@ -12,17 +12,19 @@ from torch.optim.swa_utils import update_bn
 from bench.micro.data import MEAN, PAD, STD, make_loader, random_split, stock_loader
 from bench.micro.interleave import Turn
 from bench.micro.peak import STEPS, observe, synchronize
+from bench.options import MicroNet
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Optimizer, Phase, triangle
 from swap_fast.data.cifar.dataset import Channels, Dataset, DatasetName, Split
 from swap_fast.data.cifar.files import load_dataset
 from swap_fast.distributed import ALONE
-from swap_fast.models import ResNet9
+from swap_fast.models import ResNet9, SpeedNet
+from swap_fast.recipes.speed import OPTIMIZER as SPEED_OPTIMIZER
 from swap_fast.training.batchnorm import recompute_statistics_
 from swap_fast.training.capture import keep_freed_memory
 from swap_fast.training.clock import Clock
 from swap_fast.training.loop import TrainStage, train_epochs
-from swap_fast.training.optimizer import MomentumSGD
+from swap_fast.training.optimizer import recipe_optimizer
 from swap_fast.training.state import Progress
 from swap_fast.training.step import Step
 from swap_fast.training.weights import Weights
@@ -30,25 +32,39 @@ from swap_fast.training.weights import Weights
 PEAK_LR = 0.1
 
 
+def make_net(net: MicroNet, width: int, num_classes: int = 10) -> nn.Module:
+    """The net with fresh weights; the whitening filters are random, which changes no time."""
+    if net == "resnet9":
+        return ResNet9(num_classes, width)
+    return SpeedNet(num_classes, width, torch.randn(12, 3, 2, 2))
+
+
 def make_step(
-    execution: Execution, width: int, batch_size: int, *, num_classes: int = 10
+    execution: Execution,
+    width: int,
+    batch_size: int,
+    *,
+    num_classes: int = 10,
+    net: MicroNet = "resnet9",
 ) -> tuple[Step, Phase]:
-    """The step of `swap_fast` in phase 2, not warmed up yet."""
+    """The step of `swap_fast` in phase 2, with the net's own optimizer, not warmed up yet."""
     device = torch.device(execution.device_type)
-    weights = Weights(execution.place(ResNet9(num_classes, width), device))
+    config = Optimizer() if net == "resnet9" else SPEED_OPTIMIZER
+    placed = execution.place(make_net(net, width, num_classes), device)
+    weights = Weights(placed, groups=config.groups)
     scaled = execution.precision == "fp16"
-    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=scaled)
+    optimizer = recipe_optimizer(weights, config, scale_gradients=scaled)
     phase = Phase(global_batch_size=batch_size, peak_lr=PEAK_LR, max_epochs=1)
     return Step(weights, optimizer, phase, ALONE, execution), phase
 
 
-def our_step(execution: Execution, width: int, batch_size: int) -> Turn:
+def our_step(execution: Execution, width: int, batch_size: int, net: MicroNet = "resnet9") -> Turn:
     """The step of `swap_fast` on one batch, repeated."""
     keep_freed_memory()
     made: list[Step] = []
 
     def make() -> Step:
-        made.append(make_step(execution, width, batch_size)[0])
+        made.append(make_step(execution, width, batch_size, net=net)[0])
         return made[0]
 
     def prepare() -> None:
@@ -103,22 +119,37 @@ def nesterov_sgd(parameters: Iterable[Tensor], *, fused: bool | None = None) -> 
     )
 
 
-def torch_step(execution: Execution, width: int, batch_size: int) -> Turn:
+def torch_step(
+    execution: Execution, width: int, batch_size: int, net: MicroNet = "resnet9"
+) -> Turn:
     """A plain step of torch's own parts in the precision of ours; compiled or eager."""
     device = torch.device(execution.device_type)
-    return observe(device, lambda: TorchStep(execution, width, batch_size), batch_size)
+    return observe(device, lambda: TorchStep(execution, width, batch_size, net), batch_size)
 
 
 class TorchStep:
-    """A step of torch's own parts on one batch: separate parameters, default SGD."""
+    """A step of torch's own parts on one batch: separate parameters, default SGD.
 
-    def __init__(self, execution: Execution, width: int, batch_size: int) -> None:
+    The filters of `speed_net` have torch's Muon, with as many iterations as ours.
+    """
+
+    def __init__(
+        self, execution: Execution, width: int, batch_size: int, net: MicroNet = "resnet9"
+    ) -> None:
         device = torch.device(execution.device_type)
-        self._model = execution.place(ResNet9(width=width), device)
+        self._model = execution.place(make_net(net, width), device)
         images = torch.randn(batch_size, 3, 32, 32, device=device)
         self._images = images.to(memory_format=execution.format)
         self._labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self._optimizer = nesterov_sgd(self._model.parameters())
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        # torch's Muon takes matrices: each filter bank is seen as one, in the order of its memory.
+        self._filters = [p for p in trained if p.dim() == 4 and net == "speed_net"]
+        self._matrices = [nn.Parameter(_as_matrix(p.detach())) for p in self._filters]
+        others = [p for p in trained if p.dim() != 4 or net != "speed_net"]
+        self._optimizers: list[torch.optim.Optimizer] = [nesterov_sgd(others)]
+        if self._matrices:
+            muon = torch.optim.Muon(self._matrices, lr=PEAK_LR, weight_decay=0.0, ns_steps=3)
+            self._optimizers.append(muon)
         scaled = execution.precision == "fp16"
         self._scaler = torch.amp.GradScaler(execution.device_type, enabled=scaled)
         self._execution = execution
@@ -129,10 +160,21 @@ class TorchStep:
             return nn.functional.cross_entropy(self._model(images).float(), labels)
 
     def __call__(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        self._model.zero_grad(set_to_none=True)
         self._scaler.scale(self._forward(self._images, self._labels)).backward()
-        self._scaler.step(self._optimizer)
+        for matrix, parameter in zip(self._matrices, self._filters, strict=True):
+            assert parameter.grad is not None, "the loss depends on every filter"
+            matrix.grad = _as_matrix(parameter.grad)
+        for optimizer in self._optimizers:
+            self._scaler.step(optimizer)
         self._scaler.update()
+
+
+def _as_matrix(filters: Tensor) -> Tensor:
+    """[n, c, h, w] as [n, c * h * w], a view; the columns are in the order of the memory."""
+    if filters.is_contiguous(memory_format=torch.channels_last):
+        return filters.permute(0, 2, 3, 1).flatten(1)
+    return filters.flatten(1)
 
 
 def batch_norm_pass(execution: Execution, width: int, batch_size: int, ours: bool) -> Turn:

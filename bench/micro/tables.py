@@ -217,8 +217,9 @@ def roofline_figure(record: MicroRecord, folder: Path) -> list[Path]:
         axes.set_ylabel("arithmetic (GFLOP/s)")
         axes.grid()
         figure.legend(loc="outside lower center", ncols=1, fontsize=7.5)
-        _, device, width = record.key
-        return save_figure(figure, folder, f"roofline-{device}-width{width}")
+        return save_figure(
+            figure, folder, record.name.replace("micro_step", "roofline").replace("_", "-")
+        )
 
 
 def has_roofline(record: MicroRecord) -> bool:
@@ -377,7 +378,9 @@ def _where(record: MicroRecord) -> str:
     machine, threads = record.machine, record.threads
     size = f"batch {record.batch_size}"
     if record.what not in ("data", "jpeg"):
-        size = f"ResNet-9 of width {record.width}, {size}"
+        net = {"resnet9": "ResNet-9", "speed_net": "SpeedNet"}[record.net]
+        precision = "" if record.precision == "auto" else f", {record.precision}"
+        size = f"{net} of width {record.width}{precision}, {size}"
     return (
         f"{machine['device']}, {counted(threads, 'thread')}, torch "
         f"{machine['libraries']['torch']}; {size}"

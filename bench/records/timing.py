@@ -87,9 +87,9 @@ def dawnbench_time(record: RunRecord) -> float | None:
     more = set(readings["dawnbench"]) - set(readings["paper"])
     before_s = total(record.times.laps_by_rank[0], more)
     for row in record.epochs:
-        if row.phase == 1 and (accuracy_of_target(row) or 0.0) >= target:
+        if row.phase == 1 and accuracy_of_target(row) >= target:
             return row.time_s + before_s
-    if (accuracy_of_target(record) or 0.0) >= target:
+    if accuracy_of_target(record) >= target:
         return record.times.readings_s["dawnbench"]
     return None
 

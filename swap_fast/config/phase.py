@@ -290,9 +290,9 @@ class Optimizer:
             return {"filters": filters, "norms_and_biases": apart, "others": others}
         if not self.decay_norms_and_biases:
             return {"others": others, "norms_and_biases": apart}
-        return (
-            {"others": others, "biases": apart} if self.bias_lr_factor != 1 else {"others": others}
-        )
+        if self.bias_lr_factor != 1:
+            return {"others": others, "biases": apart}
+        return {"others": others}
 
 
 # A phase in stages, each with its own image size and batch size (ImageNet).

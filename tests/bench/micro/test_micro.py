@@ -1,5 +1,6 @@
 """The measurements run from end to end, at the smallest size, and leave a record."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from bench.micro import step as micro_step
 from bench.micro.comparisons import data_groups, step_groups
 from bench.micro.peak import STEPS
 from bench.micro.records import read_micro_records
+from bench.options import MicroOptions
 from swap_fast.config.execution import Execution
 from swap_fast.data.imagenet.scan import scan_tree
 
@@ -46,7 +48,7 @@ def test_the_peak_variants_count_their_own_work() -> None:
 
 
 def test_each_variant_of_the_step_has_a_peak_of_its_own_shape() -> None:
-    groups = step_groups("cpu", 2, 4, (8, 16))
+    groups = step_groups(EAGER, 2, 4, (8, 16))
     for size in (8, 16):
         variants = groups[f"the step, batch {size}"]
         for unit in ("images", "FLOP", "bytes"):
@@ -54,6 +56,29 @@ def test_each_variant_of_the_step_has_a_peak_of_its_own_shape() -> None:
             assert shapes == {(2, 1), (1, 2)}
         assert variants[0].name == "ours, eager, 2 processes of 1 thread"
         assert all(v.cost is not None for v in variants if v.unit == "images")
+
+
+def test_the_speed_net_s_step_is_timed_beside_the_same_net_in_torch() -> None:
+    bf16 = replace(EAGER, precision="bf16")
+    groups = step_groups(bf16, 1, 4, (4,), "speed_net")
+    assert list(groups) == ["the step, batch 4"]
+    variants = [v for v in groups["the step, batch 4"] if "eager" in v.name]
+    assert [v.name for v in variants] == [
+        "ours, eager",
+        "torch, eager, NCHW",
+        "torch, eager, channels_last",
+    ]
+    for variant in variants:
+        assert variant.arguments[0].precision == "bf16"  # type: ignore[attr-defined]
+        assert variant.make(*variant.arguments)() == 4 * STEPS
+
+
+def test_a_net_and_a_precision_are_the_step_s() -> None:
+    message = r"^net and precision: expected resnet9 and auto but for step without --peers, got "
+    with pytest.raises(ValueError, match=message + "speed_net and auto$"):
+        MicroOptions(what="data", net="speed_net")
+    with pytest.raises(ValueError, match=message + "resnet9 and bf16$"):
+        MicroOptions(what="step", precision="bf16", peers=True)
 
 
 def test_the_input_variants_make_the_images_they_count(monkeypatch: pytest.MonkeyPatch) -> None:

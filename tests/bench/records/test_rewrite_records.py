@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from repository import TESTS
 from rewrite_records import KINDS, lost, main, run_of_today
 
@@ -62,3 +63,17 @@ def test_notes_of_old_runs_give_flags() -> None:
 def _first(records: list[MicroRecord], what: str) -> list[Any]:
     (record,) = (each for each in records if each.what == what)
     return next(iter(record.results.values()))
+
+
+def test_flips_are_named_and_mirrored_accuracies_are_refused() -> None:
+    path = next((OLD / "runs").glob("cifar10_sgd_small_cpu*"))
+    old = json.loads(path.read_text())
+    assert (old["schema_version"], run_of_today(old).settings.augmentation.flip) == (5, "random")
+    recipe = old["configuration"]["recipe"]
+    recipe["augmentation"]["flip"] = False
+    assert run_of_today(old).settings.augmentation.flip == "none"
+    recipe["mirrored_evaluation"] = True
+    with pytest.raises(
+        ValueError, match=r": expected a test accuracy without mirrored images, got"
+    ):
+        run_of_today(old)
