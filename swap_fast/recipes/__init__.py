@@ -1,1 +1,1 @@
-"""The paper's recipes as functions, named for data set and method; `cifar10.RECIPES` has all."""
+"""Recipes as functions, named for data set and method; `cifar10.RECIPES` has all."""

@@ -112,7 +112,7 @@ def test_nothing_happens_when_an_example_is_imported(
 def test_the_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (EXAMPLES.parent / "own_training.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 11
+    assert len(blocks) == 12
     # The same arithmetic in fewer epochs.
     monkeypatch.setattr(method, "MIN_UPDATES", 40)
     monkeypatch.setattr(method, "MIN_EPOCHS", 4)

@@ -19,7 +19,7 @@ from torch import nn
 from bench.cli import main
 from bench.export.onnx import check_images, final_model
 from bench.export.options import OnnxOptions
-from swap_fast.models import ResNet9, ResNet50, WhitenedResNet9
+from swap_fast.models import ResNet9, ResNet50, SpeedNet, WhitenedResNet9
 from swap_fast.record import RunRecord, read_record, write_record
 
 TREE = {
@@ -47,22 +47,24 @@ def _nets() -> list[tuple[RunRecord, nn.Module]]:
     small = {"width": 4}
     swap = with_recipe(make_record("cifar10_cpu"), **small)
     whitened = with_recipe(make_record("cifar10_sgd_small_cpu"), net="whitened_resnet9", **small)
+    speed = with_recipe(make_record("cifar10_sgd_small_cpu"), net="speed_net", **small)
     tree = with_recipe(make_record("imagenet_swap_cpu", data=TREE), width=8, blocks=[1, 1, 1, 1])
     return [
         (swap, ResNet9(10, 4)),
         (whitened, WhitenedResNet9(10, 4, torch.randn(27, 3, 3, 3))),
+        (speed, SpeedNet(10, 4, torch.randn(12, 3, 2, 2))),
         (tree, ResNet50(7, 8, blocks=(1, 1, 1, 1))),
     ]
 
 
-@pytest.mark.parametrize("number", range(3), ids=["resnet9", "whitened", "resnet50"])
+@pytest.mark.parametrize("number", range(4), ids=["resnet9", "whitened", "speed", "resnet50"])
 def test_the_final_model_is_rebuilt_from_the_record(number: int, tmp_path: Path) -> None:
     record, net = _nets()[number]
     for tensor in net.state_dict().values():  # statistics as training leaves them, not 0 and 1
         if tensor.is_floating_point():
             tensor.add_(0.1 * torch.rand_like(tensor))
     again = final_model(record, _keep(record, net, tmp_path))
-    images = torch.randn(2, 3, 64, 64) if number == 2 else torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 64, 64) if number == 3 else torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(again(images), net.eval()(images))
 

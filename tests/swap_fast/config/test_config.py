@@ -60,6 +60,13 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (Optimizer(), {"momentum": 1.0}, "momentum"),
     (Optimizer(), {"weight_decay": -1e-4}, "weight_decay"),
     (Optimizer(), {"bias_lr_factor": 0.0}, "bias_lr_factor"),
+    (Optimizer(), {"kind": "adam"}, "kind"),
+    (Optimizer(), {"head_lr_factor": 2.0}, "head_lr_factor"),
+    (Optimizer(), {"sgd_momentum": 0.8}, "sgd_momentum"),
+    (Optimizer(kind="muon"), {"sgd_momentum": 1.0}, "sgd_momentum"),
+    (Optimizer(kind="muon"), {"head_lr_factor": math.inf}, "head_lr_factor"),
+    (Optimizer(kind="muon"), {"nesterov": False}, "nesterov"),
+    (Augmentation(), {"flip": "mirror"}, "flip"),
     (SGD, {"label_smoothing": 1.0}, "label_smoothing"),
     (SGD, {"label_smoothing": -0.1}, "label_smoothing"),
     (SGD, {"width": 0}, "width"),
@@ -146,7 +153,7 @@ def test_a_tree_of_files_refuses_what_only_resident_images_have(
         replace(imagenet_swap_cpu(), **change)
 
 
-@pytest.mark.parametrize("net", ["resnet9", "whitened_resnet9"])
+@pytest.mark.parametrize("net", ["resnet9", "whitened_resnet9", "speed_net"])
 def test_blocks_of_a_net_that_has_none_are_refused(net: Any) -> None:
     message = rf"^blocks: expected \(3, 4, 6, 3\), .* not {net}'s, got \(1, 1, 1, 1\)$"
     with pytest.raises(ValueError, match=message):
