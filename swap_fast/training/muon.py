@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
             "fp32": fp32,
         }
         super().__init__(params, defaults)
-        # GradScaler then sets the attributes `grad_scale` and `found_inf`, and reads neither.
+        # So GradScaler sets `grad_scale` and `found_inf` for a step, tensors read on the device.
         self._step_supports_amp_scaling = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -136,40 +136,40 @@ def test_imagenet_s_stages() -> None:
         )
 
 
-# recipe, phase, batch, epochs, replicas, horizon
+# recipe, width, devices, the small batch, the large one
 SPEED = [
-    ("cifar10_speed", 1, 500, 9, 2, 12),
-    ("cifar10_speed", 2, 250, 3, 1, None),
-    ("cifar10_speed_8", 1, 2000, 9, 8, 12),
-    ("cifar10_speed_8", 2, 250, 3, 1, None),
-    ("cifar10_speed_sgd_small", 1, 250, 12, 1, None),
-    ("cifar10_speed_sgd_large", 1, 500, 12, 2, None),
+    ("cifar10_speed", 64, 2, 250, 500),
+    ("cifar10_speed_8", 64, 8, 250, 2000),
+    ("cifar10_speed_half", 32, 2, 250, 500),
+    ("cifar10_speed_sgd_small", 64, 1, 250, 250),
+    ("cifar10_speed_sgd_large", 64, 2, 250, 500),
 ]
 
 
-@pytest.mark.parametrize(("name", "number", "batch", "epochs", "replicas", "horizon"), SPEED)
-def test_speed_recipes(
-    name: str, number: int, batch: int, epochs: int, replicas: int, horizon: int | None
-) -> None:
+@pytest.mark.parametrize(("name", "width", "devices", "small", "large"), SPEED)
+def test_speed_recipes(name: str, width: int, devices: int, small: int, large: int) -> None:
     recipe: Any = RECIPES[name]()
-    phase = getattr(recipe, f"phase{number}")
-    assert (phase.global_batch_size, phase.max_epochs) == (batch, epochs)
-    assert (phase.gpus_per_model, phase.horizon_epochs) == (replicas, horizon)
-    assert phase.warmup_epochs == 0
-    assert (recipe.net, recipe.width, recipe.paper_scale) == ("speed_net", 64, False)
-    assert (recipe.label_smoothing, recipe.target_accuracy) == (0.2, 0.94)
+    first = recipe.phase1
+    assert (first.global_batch_size, first.gpus_per_model) == (large, devices)
+    assert first.warmup_epochs == 0
+    if isinstance(recipe, SWAPRecipe):
+        second = recipe.phase2
+        assert (second.global_batch_size, recipe.num_workers) == (small, devices)
+        # Phase 1 is left on its way to 0 at the epoch at which phase 2 ends.
+        assert first.horizon_epochs == first.max_epochs + second.max_epochs
+    assert (recipe.net, recipe.width, recipe.paper_scale) == ("speed_net", width, False)
+    assert recipe.label_smoothing == 0.2
     assert recipe.augmentation == Augmentation(pad=2, flip="alternating", cutout=0)
 
 
 def test_the_speed_recipes_optimizer_is_the_public_one_s_on_the_mean_loss() -> None:
-    # Theirs: at 2000 images, of the summed loss, 0.24 for filters, 0.053 for biases, 0.67 for the
-    # head; and a decay of 2e-6 * 2000 of the weights in an update.
-    config = RECIPES["cifar10_speed"]().optimizer
-    groups = config.groups
+    # Theirs, of the summed loss: 0.053 for biases, 0.67 for the head, and in an update a decay of
+    # 2e-6 of the weights an image. A mean over 250 images is a 250th of the sum.
+    recipe = RECIPES["cifar10_speed_sgd_small"]()
+    groups, peak = recipe.optimizer.groups, recipe.phase1.peak_lr
     filters = groups["filters"]
     assert (filters.orthogonalize, filters.momentum, filters.weight_decay) == (True, 0.6, 0.0)
-    for name, rate in (("norms_and_biases", 0.053), ("others", 0.67)):
-        group: Any = groups[name]  # type: ignore[index]
-        assert 0.24 * group.lr_factor == pytest.approx(rate * 2000)
-        assert 0.24 * group.lr_factor * group.weight_decay == pytest.approx(2e-6 * 2000)
+    for group, rate in ((groups["norms_and_biases"], 0.053), (groups["others"], 0.67)):
+        assert peak * group.lr_factor == pytest.approx(250 * rate)
+        assert peak * group.lr_factor * group.weight_decay == pytest.approx(250 * 2e-6)
         assert (group.momentum, group.orthogonalize) == (0.85, False)
