@@ -1,6 +1,6 @@
 """Rewrites records of earlier schema versions in place: `python tests/rewrite_records.py RESULTS`.
 
-Every record below RESULTS is rewritten: of runs (versions 1 to 4, a search's too), of measurements
+Every record below RESULTS is rewritten: of runs (versions 1 to 5, a search's too), of measurements
 (1 and 2) and of landscapes (1). What was decided by the text of a note, a name or a title before
 is a field of the new record. Files of the present version stay as they are.
 """

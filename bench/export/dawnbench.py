@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.export.options import DawnbenchOptions, caveats_of
-from bench.records.grouping import device_type, host_of, recipe_of
+from bench.records.grouping import host_of, recipe_of
 from swap_fast.record import RunRecord
 from swap_fast.training.clock import total
 
@@ -139,24 +139,17 @@ def percent(fraction: float) -> float:
 
 def hardware_of(record: RunRecord) -> str:
     """Devices, memory and CPU cores in a line, as entries give them."""
-    machine, devices = record.machine, _num_devices(record)
+    machine = record.machine
     return (
-        f"{devices} x {machine['device']} / {machine['memory_gib']:g} GiB / "
+        f"{record.num_devices} x {machine['device']} / {machine['memory_gib']:g} GiB / "
         f"{machine['cpu_count']} CPU"
     )
 
 
-def _num_devices(record: RunRecord) -> int:
-    """GPUs that the run used, or CPU cores of the machine."""
-    if device_type(record) == "cuda":
-        return record.world_size
-    return int(record.machine["device_count"])
-
-
 def _hardware_tag(record: RunRecord) -> str:
-    if device_type(record) == "cpu":
-        return f"{_num_devices(record)}cpu"
-    return f"{_num_devices(record)}{record.machine['device']}"
+    machine = record.machine
+    model = "cpu" if machine["device_type"] == "cpu" else machine["device"]
+    return f"{record.num_devices}{model}"
 
 
 def _word(text: str) -> str:
