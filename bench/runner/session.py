@@ -194,21 +194,21 @@ def processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[in
 def choose_cores(options: RunOptions, device_type: str) -> tuple[int, ...]:
     """The CPU cores that a run's processes choose from; none where they may run on any.
 
-    That is so with several threads each, and where the platform cannot pin a thread to a core.
-
     Raises:
-        ValueError: chosen ones that this process may not use, or chosen beside a CUDA device.
+        ValueError: cores that this process may not use, a CUDA device, or a platform that cannot
+            pin a thread to a core.
     """
-    available = core_numbers()
-    if isinstance(options.cores, tuple):
-        if device_type == "cuda":
-            raise ValueError("cores: expected none with CUDA devices; use --device cpu")
-        if unknown := sorted(set(options.cores) - available):
-            usable = ", ".join(map(str, sorted(available)))
-            raise ValueError(f"cores: expected some of {usable}, got {unknown[0]}")
-        return options.cores
-    is_alone = device_type == "cpu" and options.cores == "auto" and (options.threads or 1) == 1
-    return tuple(sorted(available)) if is_alone and hasattr(os, "sched_setaffinity") else ()
+    if options.cores == "any":
+        return ()
+    if device_type == "cuda" or not hasattr(os, "sched_setaffinity"):
+        has = "a CUDA device" if device_type == "cuda" else "no way to pin a thread here"
+        raise ValueError(f"cores: expected any with {has}, got {options.cores}")
+    available = tuple(sorted(core_numbers()))
+    wanted = available if options.cores == "own" else options.cores
+    if unknown := sorted(set(wanted) - set(available)):
+        usable = ", ".join(map(str, available))
+        raise ValueError(f"cores: expected some of {usable}, got {unknown[0]}")
+    return wanted
 
 
 def _check_writable(out: Path) -> None:

@@ -64,21 +64,22 @@ def test_what_is_started_within_stays_on_the_core() -> None:
     assert core_numbers() == before
 
 
-def test_no_core_is_asked_for_where_none_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_core_can_be_pinned_runs_go_on_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_setaffinity")
-    assert session.choose_cores(RunOptions(), "cpu") == ()
-    with on_own_core(()) as has_core:
+    with on_own_core(session.choose_cores(RunOptions(), "cpu")) as has_core:
         assert not has_core
+    with pytest.raises(ValueError, match="cores: expected any with no way to pin a thread here"):
+        session.choose_cores(RunOptions(cores="own"), "cpu")
 
 
 @pytest.mark.parametrize(
     ("recipe", "options", "expected"),
     [
-        ("cifar10_cpu", {}, ((2, 1), (4, 6))),  # four workers take turns
+        ("cifar10_cpu", {}, ((2, 1), ())),  # four workers take turns
+        ("cifar10_cpu", {"cores": "own"}, ((2, 1), (4, 6))),
         ("cifar10_cpu", {"cores": (6,)}, ((1, 1), (6,))),
-        ("cifar10_cpu", {"cores": "none"}, ((2, 1), ())),
         ("cifar10_cpu", {"threads": 2, "ranks": 1}, ((1, 2), ())),
-        ("cifar100_sgd_small", {}, ((1, 1), (4, 6))),  # one device of two
+        ("cifar100_sgd_small", {"cores": "own"}, ((1, 1), (4, 6))),  # one device of two
     ],
 )
 def test_a_device_is_a_process_of_one_thread(
@@ -91,15 +92,14 @@ def test_a_device_is_a_process_of_one_thread(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "device_type", "message"),
     [
-        ({"cores": (0, 0)}, "cores: expected different numbers of 0 or more, got 0, 0"),
-        ({"cores": (0,), "threads": 2}, "threads: expected 1 on chosen cores, got 2"),
-        ({"cores": (0, 99_999)}, "cores: expected some of .*, got 99999"),
+        ({"cores": (0, 0)}, "cpu", "cores: expected different numbers of 0 or more, got 0, 0"),
+        ({"cores": "own", "threads": 2}, "cpu", "threads: expected 1 on cores of its own, got 2"),
+        ({"cores": (0, 99_999)}, "cpu", "cores: expected some of .*, got 99999"),
+        ({"cores": "own"}, "cuda", "cores: expected any with a CUDA device, got own"),
     ],
 )
-def test_cores_that_cannot_be_are_one_line(options: dict, message: str) -> None:
+def test_cores_that_cannot_be_are_one_line(options: dict, device_type: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        session.choose_cores(RunOptions(**options), "cpu")
-    with pytest.raises(ValueError, match="cores: expected none with CUDA devices"):
-        session.choose_cores(RunOptions(cores=(0,)), "cuda")
+        session.choose_cores(RunOptions(**options), device_type)
