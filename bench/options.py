@@ -89,10 +89,10 @@ class RunOptions:
         if self.json and self.quiet:
             raise ValueError("json: expected without quiet, which prints nothing, got both")
         require_counts(self, "runs", "ranks", "threads", "min_workers")
-        if isinstance(self.cores, tuple):
-            if not self.cores or min(self.cores) < 0 or len(set(self.cores)) < len(self.cores):
-                given = ", ".join(map(str, self.cores)) or "none"
-                raise ValueError(f"cores: expected different numbers of 0 or more, got {given}")
+        chosen = self.cores if isinstance(self.cores, tuple) else (0,)
+        if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
+            given = ", ".join(map(str, chosen)) or "none"
+            raise ValueError(f"cores: expected different numbers of 0 or more, got {given}")
         if self.cores != "any" and (self.threads or 1) > 1:
             raise ValueError(f"threads: expected 1 on cores of its own, got {self.threads}")
         if self.min_workers is not None and self.phase2 == "together":

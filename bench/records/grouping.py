@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from bench.document.table import CORES_HEAD, GPUS_HEAD
+from bench.document.table import CORES, GPUS
 from bench.statistics import Summary, summarize
 from swap_fast.config.recipe import AveragingRecipe, Recipe
 from swap_fast.record import DeviceType, Machine, RunRecord, count_devices, flatten
@@ -35,9 +35,14 @@ class Host:
     """Such as "2.10"."""
 
     @property
+    def devices_name(self) -> str:
+        """What `MachineKey.devices_cell` counts."""
+        return CORES if self.device_type == "cpu" else GPUS
+
+    @property
     def devices_head(self) -> str:
-        """The head of a column of `MachineKey.devices_cell`."""
-        return CORES_HEAD if self.device_type == "cpu" else GPUS_HEAD
+        """The head of a column of it."""
+        return self.devices_name[0].upper() + self.devices_name[1:]
 
     @property
     def label(self) -> str:
