@@ -39,8 +39,12 @@ class RunOptions:
     """Where to run; auto takes CUDA devices where there are any."""
     ranks: int | None = None
     """Processes; by default one a device, or one a CPU core, as many as the recipe can use."""
+    cores: Literal["any", "own"] | tuple[int, ...] = "any"
+    """On CPUs, where a device is a process of one thread. own: pin each process to a core that no
+    other run has, for times on a quiet machine; beside other work it would wait for that core.
+    Numbers: choose these from among them, as --cores 0 for a run on one device."""
     threads: int | None = None
-    """CPU threads a process; by default the cores divided by the processes."""
+    """CPU threads a process; by default 1 on CPUs, on GPUs the cores divided by the processes."""
     precision: Literal["fp16", "bf16", "fp32"] | None = None
     """Type of the matrix work; by default fp16 on CUDA devices and fp32 on CPUs."""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
@@ -85,6 +89,12 @@ class RunOptions:
         if self.json and self.quiet:
             raise ValueError("json: expected without quiet, which prints nothing, got both")
         require_counts(self, "runs", "ranks", "threads", "min_workers")
+        chosen = self.cores if isinstance(self.cores, tuple) else (0,)
+        if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
+            given = ", ".join(map(str, chosen)) or "none"
+            raise ValueError(f"cores: expected different numbers of 0 or more, got {given}")
+        if self.cores != "any" and (self.threads or 1) > 1:
+            raise ValueError(f"threads: expected 1 on cores of its own, got {self.threads}")
         if self.min_workers is not None and self.phase2 == "together":
             raise ValueError("min_workers: expected --phase2 separate beside it, got together")
         if not 0 < self.timeout_s < 1e6:
@@ -326,7 +336,9 @@ class TableOptions:
     ranks: int | None = None
     """Processes; by default one a device, or one a CPU core, as many as a recipe can use."""
     threads: int | None = None
-    """CPU threads a process; by default the cores divided by the processes."""
+    """CPU threads a process; by default 1 on CPUs, on GPUs the cores divided by the processes."""
+    cores: Literal["any", "own"] | tuple[int, ...] = "any"
+    """On CPUs. own: pin each process to a core that no other run has; numbers: to one of these."""
     keep_epochs: bool = False
     """Keep the weights of every epoch, for Figure 4."""
     quiet: bool = False

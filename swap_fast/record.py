@@ -240,6 +240,8 @@ class RunRecord:
     """Processes."""
     threads: int
     """CPU threads a process."""
+    is_pinned: bool = False
+    """Whether each process ran on a CPU core that no other run had; False of CUDA devices."""
     flags: list[Flag] = field(default_factory=list)
     emulated_workers: bool
     """Whether fewer processes than the recipe's devices did their work, some of it in turn."""
@@ -315,19 +317,20 @@ class RunRecord:
         )
 
     @property
+    def num_devices(self) -> int:
+        """Devices that the run used, of the model `machine["device"]`: GPUs, or CPU cores."""
+        return count_devices(self.machine["device_type"], self.world_size, self.threads)
+
+    @property
     def comparable(self) -> bool:
         """Whether net, data and epochs are the paper's, as far as the record can tell."""
         paper_scale = self.settings.paper_scale
         return paper_scale and self.data["kind"] == "published" and not self.overrides
 
 
-def accuracy_of_target(of: EpochRow | RunRecord) -> float:
-    """What is held against the recipe's target: with mirrored test images where it has them.
-
-    Of an epoch that was not tested, 0.
-    """
-    mirrored = of.mirrored_test_accuracy
-    return of.test_accuracy or 0.0 if mirrored is None else mirrored
+def count_devices(device_type: DeviceType, processes: int, threads: int) -> int:
+    """A GPU is a process's; on CPUs a device is a core, and runs one thread."""
+    return processes if device_type == "cuda" else processes * threads
 
 
 def plain(value: Any) -> Any:

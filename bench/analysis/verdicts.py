@@ -1,9 +1,7 @@
 """Ours beside the paper's: a verdict by Welch's test, and which runs may be compared. No torch."""
 
-import re
 from collections.abc import Sequence
 
-from bench.records.grouping import replicas_of
 from bench.records.paper import PaperValue
 from bench.statistics import Difference, Summary, welch
 from swap_fast.record import RunRecord
@@ -55,12 +53,11 @@ def is_comparable(records: Sequence[RunRecord], published: PaperValue) -> bool:
         return False
     if published.units == "percent":
         return True
-    named = re.search(r"(one machine with )?(\d+) NVIDIA Tesla V100", published.hardware)
-    assert named is not None, published.hardware
-    is_shared, devices = named[1] is not None, int(named[2])
+    devices = published.devices
     return all(
-        "V100" in str(record.machine.get("device"))
-        and record.world_size == (min(devices, replicas_of(record)) if is_shared else devices)
+        published.device in record.machine["device"]
+        and record.num_devices
+        == (min(devices, record.settings.num_replicas) if published.is_shared else devices)
         and not record.emulated_workers
         for record in records
     )

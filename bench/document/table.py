@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-CORES_HEAD, GPUS_HEAD = "Cores (processes x threads)", "GPUs"
-"""Heads of the columns that say how many devices a row used."""
+CORES, GPUS = "cores (processes x threads)", "GPUs"
+"""What a column counts that says how many devices a row used."""
 
 NOTHING = "—"
 """A cell that has no value."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.export.options import DawnbenchOptions, caveats_of
-from bench.records.grouping import device_type, host_of, recipe_of
-from swap_fast.record import RunRecord, accuracy_of_target
+from bench.records.grouping import host_of, recipe_of
+from swap_fast.record import RunRecord
 from swap_fast.training.clock import total
 
 TASKS = {"cifar10": ("CIFAR10", 94.0), "imagenet": ("ImageNet", 93.0)}
@@ -110,7 +110,7 @@ def rows_of(record: RunRecord) -> tuple[Row, ...]:
         Row(
             epoch=row.epoch,
             hours=(row.time_s + before_s) / 3600,
-            top1=percent(accuracy_of_target(row)),
+            top1=percent(row.test_accuracy),
             top5=None if row.test_top5_accuracy is None else percent(row.test_top5_accuracy),
         )
         for row in record.epochs
@@ -125,7 +125,7 @@ def rows_of(record: RunRecord) -> tuple[Row, ...]:
             Row(
                 epoch=record.phase1_epochs + phase2_epochs,
                 hours=record.times.readings_s["dawnbench"] / 3600,
-                top1=percent(accuracy_of_target(record)),
+                top1=percent(record.test_accuracy),
                 top5=None if top5 is None else percent(top5),
             )
         )
@@ -139,24 +139,17 @@ def percent(fraction: float) -> float:
 
 def hardware_of(record: RunRecord) -> str:
     """Devices, memory and CPU cores in a line, as entries give them."""
-    machine, devices = record.machine, _num_devices(record)
+    machine = record.machine
     return (
-        f"{devices} x {machine['device']} / {machine['memory_gib']:g} GiB / "
+        f"{record.num_devices} x {machine['device']} / {machine['memory_gib']:g} GiB / "
         f"{machine['cpu_count']} CPU"
     )
 
 
-def _num_devices(record: RunRecord) -> int:
-    """GPUs that the run used, or CPU cores of the machine."""
-    if device_type(record) == "cuda":
-        return record.world_size
-    return int(record.machine["device_count"])
-
-
 def _hardware_tag(record: RunRecord) -> str:
-    if device_type(record) == "cpu":
-        return f"{_num_devices(record)}cpu"
-    return f"{_num_devices(record)}{record.machine['device']}"
+    machine = record.machine
+    model = "cpu" if machine["device_type"] == "cpu" else machine["device"]
+    return f"{record.num_devices}{model}"
 
 
 def _word(text: str) -> str:
@@ -185,7 +178,6 @@ def _misc(record: RunRecord, caveats: list[str]) -> dict[str, Any]:
         **({"workers": recipe["num_workers"]} if "num_workers" in recipe else {}),
         "optimizer": recipe["optimizer"],
         "labelSmoothing": recipe.get("label_smoothing", 0.0),
-        "mirroredEvaluation": recipe.get("mirrored_evaluation", False),
         "precision": execution["precision"],
         "libraries": record.machine["libraries"],
         "commit": record.code.get("commit"),

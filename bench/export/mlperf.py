@@ -13,7 +13,7 @@ from typing import Any, Literal
 from bench.export.options import MlperfOptions, caveats_of
 from bench.records.grouping import machine_key, recipe_of, replicas_of
 from bench.records.timing import laps_of_slowest_rank
-from swap_fast.record import EpochRow, RunRecord, accuracy_of_target
+from swap_fast.record import EpochRow, RunRecord
 from swap_fast.training.clock import total
 
 TOKEN = ":::MLLOG"
@@ -229,7 +229,7 @@ def _run(record: RunRecord, timeline: Timeline) -> Iterator[Event]:
         yield Event(at_s=end_s, type=END, key="block_stop", metadata=block)
     last = first - 1 + max((row.epoch for row in record.epochs if row.phase == 2), default=0)
     target = QUALITY if is_resnet50(record) else float(recipe["target_accuracy"])
-    status = "success" if accuracy_of_target(record) >= target else "aborted"
+    status = "success" if record.test_accuracy >= target else "aborted"
     at = {"epoch_num": last}
     if timeline.is_averaged:
         began_s = timeline.end_s - timeline.final_test_s

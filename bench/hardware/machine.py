@@ -8,6 +8,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from bench.hardware.cores import core_numbers
 from bench.hardware.telemetry import driver_version
 from swap_fast.record import Code, DeviceType, Machine
 
@@ -40,10 +41,8 @@ def describe_machine(device_type: DeviceType) -> Machine:
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many CPU cores this process may use."""
+    return len(core_numbers())
 
 
 def has_compiler() -> bool:

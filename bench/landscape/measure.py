@@ -136,13 +136,10 @@ def runs_of(results: Path, recipe: str) -> list[RunRecord]:
 
 
 def image_s(record: RunRecord) -> float | None:
-    """Seconds that one thread or device took for one image in the run's batch-norm pass."""
+    """Seconds that one device took for one image in the run's batch-norm pass."""
     seconds = max(laps.get("batch_norm", 0.0) for laps in record.times.laps_by_rank)
-    units = record.world_size
-    if record.machine["device_type"] == "cpu":
-        units *= record.threads
     images = record.data["train_images"]
-    return seconds * units / images if seconds > 0 else None
+    return seconds * record.num_devices / images if seconds > 0 else None
 
 
 def recipe_again(record: RunRecord) -> SWAPRecipe:

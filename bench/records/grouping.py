@@ -8,10 +8,10 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from bench.document.table import CORES_HEAD, GPUS_HEAD
+from bench.document.table import CORES, GPUS
 from bench.statistics import Summary, summarize
 from swap_fast.config.recipe import AveragingRecipe, Recipe
-from swap_fast.record import Machine, RunRecord, flatten
+from swap_fast.record import DeviceType, Machine, RunRecord, count_devices, flatten
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -25,8 +25,8 @@ def count_reaching(accuracies: Iterable[float], target: float) -> int:
 class Host:
     """A kind of machine, however many of its devices a run uses: what one table is of."""
 
-    device_type: str
-    """"cpu" or "cuda"."""
+    device_type: DeviceType
+    """The kind of device."""
     device: str
     """The device's model."""
     device_count: int
@@ -35,9 +35,14 @@ class Host:
     """Such as "2.10"."""
 
     @property
+    def devices_name(self) -> str:
+        """What `MachineKey.devices_cell` counts."""
+        return CORES if self.device_type == "cpu" else GPUS
+
+    @property
     def devices_head(self) -> str:
-        """The head of a column of `MachineKey.devices_cell`."""
-        return CORES_HEAD if self.device_type == "cpu" else GPUS_HEAD
+        """The head of a column of it."""
+        return self.devices_name[0].upper() + self.devices_name[1:]
 
     @property
     def label(self) -> str:
@@ -56,22 +61,17 @@ class MachineKey:
 
     host: Host
     """The kind of machine."""
+    devices: int
+    """GPUs that the run used, or CPU cores."""
     processes: int
-    """Of the run; on CUDA each has a device of its own."""
-    threads: int | None
-    """CPU threads a process; None on CUDA, where the devices do the work."""
-
-    @property
-    def devices(self) -> int:
-        """GPUs that the run used, or CPU cores: processes times threads."""
-        return self.processes * (self.threads or 1)
+    """Of the run."""
 
     @property
     def devices_cell(self) -> str:
         """For a table of one host: "8" GPUs, or cores as "2 (2 x 1)"."""
-        if self.threads is None:
+        if self.host.device_type == "cuda":
             return str(self.devices)
-        return f"{self.devices} ({self.processes} x {self.threads})"
+        return f"{self.devices} ({self.processes} x {self.devices // self.processes})"
 
     @property
     def used(self) -> str:
@@ -84,11 +84,11 @@ class MachineKey:
     @property
     def label(self) -> str:
         """All of it, for a caption."""
-        if self.threads is None:
+        if self.host.device_type == "cuda":
             return self.host.labelled(self.used)
         processes = f"{self.processes} process{_plural(self.processes, 'es')}"
-        threads = f"{self.threads} thread{_plural(self.threads)}"
-        return f"{self.host.labelled(self.used)}, {processes} of {threads}"
+        threads = self.devices // self.processes
+        return f"{self.host.labelled(self.used)}, {processes} of {threads} thread{_plural(threads)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +125,8 @@ def kind_of_machine(machine: Machine, world_size: int, threads: int) -> MachineK
         device_count=machine["device_count"],
         torch_minor=".".join(torch_version.split("+")[0].split(".")[:2]),
     )
-    return MachineKey(
-        host=host, processes=world_size, threads=None if host.device_type == "cuda" else threads
-    )
+    devices = count_devices(host.device_type, world_size, threads)
+    return MachineKey(host=host, devices=devices, processes=world_size)
 
 
 def accuracy_key(record: RunRecord) -> AccuracyKey:

@@ -39,8 +39,22 @@ class PaperValue:
     """Runs."""
     units: str
     """"percent", "seconds" or "minutes"."""
-    hardware: str
-    """What it was measured on."""
+    device: str
+    """The GPU's model, as a part of the name that CUDA gives it."""
+    devices: int
+    """GPUs that it was measured on; where `is_shared`, that the machine had."""
+    is_shared: bool
+    """Whether one machine is named for all rows, of which each used what it could."""
+
+    @property
+    def hardware(self) -> str:
+        """What it was measured on, in words."""
+        return f"{'one machine with ' * self.is_shared}{self.devices} NVIDIA {self.device}"
+
+    @property
+    def devices_cell(self) -> str:
+        """The GPUs, for a table."""
+        return f"{'up to ' * self.is_shared}{self.devices}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from bench.document.table import NOTHING, Table, percent
 from bench.records.grouping import group_by, recipe_of, scale_note, target_of
-from swap_fast.record import RunRecord, accuracy_of_target
+from swap_fast.record import RunRecord
 from swap_fast.training.clock import LAPS, total
 
 READING_TITLES = {"paper": "paper", "dawnbench": "DAWNBench", "mlperf": "MLPerf"}
@@ -87,9 +87,9 @@ def dawnbench_time(record: RunRecord) -> float | None:
     more = set(readings["dawnbench"]) - set(readings["paper"])
     before_s = total(record.times.laps_by_rank[0], more)
     for row in record.epochs:
-        if row.phase == 1 and accuracy_of_target(row) >= target:
+        if row.phase == 1 and (row.test_accuracy or 0.0) >= target:
             return row.time_s + before_s
-    if accuracy_of_target(record) >= target:
+    if record.test_accuracy >= target:
         return record.times.readings_s["dawnbench"]
     return None
 

@@ -100,9 +100,10 @@ def warning(content: Content) -> str:
     lines = []
     if cpu:
         lines.append(cpu_warning(cpu))
-    machines = sorted({machine_key(r).used for r in full if "V100" not in host_of(r).device})
+    device = content.paper.values[0].device
+    machines = sorted({machine_key(r).used for r in full if device not in host_of(r).device})
     if machines:
-        lines.append(f"Not the paper's hardware, NVIDIA Tesla V100: {' and '.join(machines)}.")
+        lines.append(f"Not the paper's hardware, NVIDIA {device}: {' and '.join(machines)}.")
     if not content.records:
         lines.append("There are no runs yet.")
     elif not standing:

@@ -11,6 +11,7 @@ from functools import partial
 from bench.analysis.verdicts import NOT_COMPARED, VERDICT_NOTE, is_comparable, verdict
 from bench.document.table import (
     EMULATED,
+    GPUS,
     NOTHING,
     SHARED,
     UNSTABLE,
@@ -46,12 +47,12 @@ from bench.records.paper_tables import (
 )
 from bench.records.timing import dawnbench_time
 from bench.statistics import Summary, share_interval, summarize, t_interval
-from swap_fast.record import RunRecord, accuracy_of_target
+from swap_fast.record import RunRecord
 
 UNITS = {"seconds": ("s", 1.0), "minutes": ("min", 1 / 60)}
 """Of the paper's times: as printed, and how many of them a second is."""
 INTERVAL, N, AT_TARGET = "Ours: 95% interval (%)", "n", "Runs at target"
-PHASE1_EPOCHS, VERDICT = "Phase 1 (mean epochs)", "Verdict"
+PHASE1_EPOCHS, PAPER_GPUS, VERDICT = "Phase 1 (mean epochs)", f"Paper: {GPUS}", "Verdict"
 """Heads of columns."""
 
 
@@ -107,7 +108,7 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
             *start_notes(dealt),
             *configurations,
         ),
-        details=(INTERVAL, N, PHASE1_EPOCHS, host.devices_head, VERDICT),
+        details=(INTERVAL, N, PHASE1_EPOCHS, PAPER_GPUS, f"Ours: {host.devices_name}", VERDICT),
         more_details=(AT_TARGET,),
     )
 
@@ -128,7 +129,8 @@ def columns_of(table: RunTable, unit: str, host: Host) -> tuple[str, ...]:
         N,
         AT_TARGET,
         *([PHASE1_EPOCHS] if table.counts_phase1 else []),
-        host.devices_head,
+        PAPER_GPUS,
+        f"Ours: {host.devices_name}",
         VERDICT,
     )
 
@@ -153,8 +155,9 @@ def _row(table: RunTable, runs: RowRuns, host: Host, paper: Paper) -> tuple[str,
     published = paper.value(table.name, row.label, "train_time")
     time_of_paper = plus_minus(published.mean, published.sd)
     if runs.machine is None:
-        missing = [NOTHING] * (len(columns_of(table, unit, host)) - len(accuracies) - 2)
-        return (runs.label, *accuracies, time_of_paper, *missing)
+        missing = [NOTHING] * (len(columns_of(table, unit, host)) - len(accuracies) - 5)
+        gpus = published.devices_cell
+        return (runs.label, *accuracies, time_of_paper, *missing, gpus, NOTHING, NOTHING)
     time, modelled = (
         pooled and pooled.scaled(factor)
         for pooled in (pool_times(records, row.time_s), pool_times(records, row.modelled_s))
@@ -171,6 +174,7 @@ def _row(table: RunTable, runs: RowRuns, host: Host, paper: Paper) -> tuple[str,
         str(len(records)),
         _at_target(records, partial(row.accuracy, table.target)),
         *([epochs] if table.counts_phase1 else []),
+        published.devices_cell,
         runs.machine.devices_cell,
         _verdict_cell(records, judged),
     )
@@ -238,8 +242,7 @@ def time_to_target(records: Sequence[RunRecord], paper: Paper) -> Table:
     by_machine = sorted(ours.items(), key=lambda item: (item[0][0], item[1][0].recipe))
     for (machine, _), group in by_machine:
         reached = [t for t in map(dawnbench_time, group) if t is not None]
-        final = pool_accuracies(group, accuracy_of_target)
-        shown = " with mirrored test images" * (group[0].mirrored_test_accuracy is not None)
+        final = pool_accuracies(group, lambda record: record.test_accuracy)
         rows.append(
             (
                 f"Ours: {group[0].recipe}",
@@ -247,7 +250,7 @@ def time_to_target(records: Sequence[RunRecord], paper: Paper) -> Table:
                 _short_percent(target_of(group[0])),
                 machine.used,
                 f"machine {numbers[machine.host]}",
-                f"{len(reached)} of {len(group)} runs; final {summary_cell(final, 100)}%{shown}",
+                f"{len(reached)} of {len(group)} runs; final {summary_cell(final, 100)}%",
             )
         )
     return Table(

@@ -127,6 +127,7 @@ def run_options(options: TableOptions, seed: int = 0) -> RunOptions:
         device=options.device,
         ranks=options.ranks,
         threads=options.threads,
+        cores=options.cores,
         share_phase1=True,
         keep_epochs=options.keep_epochs,
         quiet=options.quiet,

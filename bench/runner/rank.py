@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.hardware.cores import on_own_core
 from bench.hardware.machine import (
     describe_machine,
     device_uuid,
@@ -78,7 +79,8 @@ def run_rank(spec: RunSpec) -> Path | None:
     keep_freed_memory()
     torch.backends.cudnn.benchmark = True  # shapes repeat; kernel warm-up tries the kernels
     device = torch.device(spec.execution.device_type)
-    with _connected(spec) as comm, ExitStack() as stack:
+    # The core first: threads and processes stay on the core of the thread that starts them.
+    with on_own_core(spec.cores) as has_core, _connected(spec) as comm, ExitStack() as stack:
         # In no lap that counts: CUDA's start, and the hundreds of modules of torch's compiler that
         # torch imports with the first optimizer.
         torch.zeros(1, device=device)
@@ -107,6 +109,9 @@ def run_rank(spec: RunSpec) -> Path | None:
         missing = missing_line(comm.gather(sampler.missing))
         if missing is not None and spec.first:
             say(missing)
+        is_pinned = all(comm.gather(has_core))
+        if spec.cores and not is_pinned:
+            say("other runs have the CPU cores: not each process has one of its own")
         description = describe_run(spec, data.description, comm.world_size)
         place: RunDir = comm.on_first(lambda: find_place(spec, description))
         if place.record is not None:
@@ -174,6 +179,7 @@ def run_rank(spec: RunSpec) -> Path | None:
                 data.description,
                 place,
                 folder,
+                is_pinned=is_pinned,
                 interruptions=attempt.interruptions() if attempt else None,
                 telemetry=sampler.finish(),
             )
@@ -379,6 +385,7 @@ def make_record(
     place: RunDir,
     folder: RunFolder,
     *,
+    is_pinned: bool,
     interruptions: Interruptions | None,
     telemetry: Telemetry | None,
 ) -> RunRecord:
@@ -417,6 +424,7 @@ def make_record(
         machine=describe_machine(spec.execution.device_type),
         world_size=comm.world_size,
         threads=spec.threads,
+        is_pinned=is_pinned,
         emulated_workers=is_swap and comm.world_size < recipe.num_replicas,
         stopped_by=result.phase1.progress.stopped_by or "",
         phase1_epochs=sum(row.phase == 1 for row in rows),

@@ -42,6 +42,8 @@ class RunSpec:
     """How the arithmetic is done."""
     threads: int
     """CPU threads a process."""
+    cores: tuple[int, ...] = ()
+    """The CPU cores of which each process takes one for itself; empty: all run on any."""
     code: Code
     """Version and commit, looked up before the run: files may change under a long one."""
     started: float

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bench.hardware.cores import core_numbers
 from bench.hardware.machine import available_cores, choose_device, describe_code, has_compiler
 from bench.options import RunOptions
 from bench.runner.launch import end_with_parent, launch, under_torchrun
@@ -85,6 +86,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
     """
     started = time.time()
     device_type = choose_device(options.device)
+    cores = choose_cores(options, device_type)
     ranks, threads = processes(options, recipe, device_type)
     loader: LoaderName
     if recipe.dataset == "imagenet":
@@ -134,6 +136,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
         out=options.out,
         execution=execution,
         threads=threads,
+        cores=cores,
         code=describe_code(),
         started=started,
         skip_bad_files=options.skip_bad_files,
@@ -158,11 +161,13 @@ def differences(original: dict[str, Any], changed: dict[str, Any]) -> list[str]:
 def processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[int, int]:
     """Processes, and CPU threads of each.
 
-    On a CPU, processes of one thread each share out a convolution's work better than one process
-    of several threads does: 18% more images/s on two cores, at the width of the CPU recipes.
+    On a CPU a device is a process of one thread, so that times on one and on two devices compare
+    as the paper's do. Such processes also share out a convolution's work better than one process of
+    several threads does: 18% more images/s on two cores, at the width of the CPU recipes.
     """
-    cores = available_cores()
-    units = torch.cuda.device_count() if device_type == "cuda" else cores
+    is_cuda = device_type == "cuda"
+    chosen = len(options.cores) if isinstance(options.cores, tuple) else available_cores()
+    units = torch.cuda.device_count() if is_cuda else chosen
     replicas = recipe.num_replicas
     workers = recipe.num_workers if isinstance(recipe, SWAPRecipe) else 1
     ranks = int(os.environ["WORLD_SIZE"]) if under_torchrun() else options.ranks
@@ -181,9 +186,29 @@ def processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[in
             f"{recipe.name}, got {ranks}"
         )
     here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if under_torchrun() else ranks
-    if device_type == "cuda" and here > units:
+    if is_cuda and here > units:
         raise ValueError(f"ranks: expected at most one a CUDA device, {units}, got {here}")
-    return ranks, options.threads or max(1, cores // here)
+    return ranks, options.threads or (max(1, available_cores() // here) if is_cuda else 1)
+
+
+def choose_cores(options: RunOptions, device_type: str) -> tuple[int, ...]:
+    """The CPU cores that a run's processes choose from; none where they may run on any.
+
+    Raises:
+        ValueError: cores that this process may not use, a CUDA device, or a platform that cannot
+            pin a thread to a core.
+    """
+    if options.cores == "any":
+        return ()
+    if device_type == "cuda" or not hasattr(os, "sched_setaffinity"):
+        has = "a CUDA device" if device_type == "cuda" else "no way to pin a thread here"
+        raise ValueError(f"cores: expected any with {has}, got {options.cores}")
+    available = tuple(sorted(core_numbers()))
+    wanted = available if options.cores == "own" else options.cores
+    if unknown := sorted(set(wanted) - set(available)):
+        usable = ", ".join(map(str, available))
+        raise ValueError(f"cores: expected some of {usable}, got {unknown[0]}")
+    return wanted
 
 
 def _check_writable(out: Path) -> None:

@@ -65,7 +65,7 @@ def cifar10_speed() -> SWAPRecipe:
         net=small.net,
         num_workers=2,
         phase1=replace(LARGE, max_epochs=12, horizon_epochs=16),
-        phase2=Phase(global_batch_size=250, peak_lr=0.02, max_epochs=4),
+        phase2=Phase(global_batch_size=250, peak_lr=0.01, max_epochs=4),
         optimizer=OPTIMIZER,
         augmentation=small.augmentation,
         label_smoothing=small.label_smoothing,

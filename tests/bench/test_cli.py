@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
+from bench.hardware import cores
 from bench.runner.session import differences
+from swap_fast.record import read_record
 from swap_fast.tasks import cifar as loaders
 
 pytestmark = pytest.mark.usefixtures("small_cifar")
@@ -155,6 +157,25 @@ def test_overrides_are_named_field_by_field() -> None:
     original = {"width": 16, "phase1": {"peak_lr": 1.0, "max_epochs": 7}}
     changed = {"width": 8, "phase1": {"peak_lr": 1.5, "max_epochs": 7}}
     assert differences(original, changed) == ["width=8", "phase1.peak_lr=1.5"]
+
+
+@pytest.mark.parametrize("is_free", [True, False])
+def test_a_run_on_one_core_says_whether_it_had_it_alone(
+    is_free: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cores, "_take", lambda core, stack: is_free)
+    before, core = cores.core_numbers(), str(min(cores.core_numbers()))
+    out, phase2 = ["--out", str(tmp_path)], ["--phase2.max-epochs", "1"]
+    assert main(["run", "cifar10_cpu", "--cores", core, *out, *phase2, *SMALL]) == 0
+    (path,) = (tmp_path / "runs").glob("*.json")
+    record = read_record(path)
+    assert (record.world_size, record.num_devices) == (1, 1)  # of its four
+    assert (record.is_pinned, record.emulated_workers) == (is_free, True)
+    assert ("other runs have the CPU cores" in capsys.readouterr().out) is not is_free
+    assert cores.core_numbers() == before
 
 
 @pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.slow)])

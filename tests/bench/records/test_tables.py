@@ -35,7 +35,7 @@ from bench.report.paper_tables import all_run_tables, columns_of, run_tables, ti
 from bench.report.run_lists import machines_table, other_runs, runs_table
 from swap_fast.record import RunRecord
 
-CORES = "Cores (processes x threads)"
+CORES = "Ours: cores (processes x threads)"
 SWAP = "SWAP (after averaging)"
 SLOWER = {"before_averaging_s": 390.0, "after_averaging_s": 400.0}
 HOSTILE = "<script>|_%&$\\"
@@ -73,6 +73,7 @@ def test_cpu_table_by_hand() -> None:
                 "3",
                 "0 of 3 ≥ 80% (0 to 56%)",
                 "5.0",
+                "8",
                 "2 (1 x 2)",
                 "other hardware, net or data: not compared",
             ),
@@ -100,7 +101,7 @@ def test_full_size_and_cpu_size_never_share_a_table() -> None:
     (cpu,) = run_tables(TABLE_1, "cpu", records, paper)
     assert _cells(full, "SWAP (after averaging)")["n"] == "2"
     assert _cells(full, "SGD (small-batch)")["Ours: test accuracy (%)"] == "—"
-    assert _cells(full, "SWAP (after averaging)")["GPUs"] == "8"
+    assert _cells(full, "SWAP (after averaging)")["Ours: GPUs"] == "8"
     assert "Not the paper's" not in full.caption
     assert "†" not in to_markdown(full)
     assert _cells(cpu, "SWAP (after averaging)")["n"] == "3"
@@ -140,8 +141,13 @@ def test_rows_on_two_and_on_eight_devices_of_a_machine_stand_in_one_table() -> N
     assert table.title == "Table 1, machine 1"
     assert "Ours: machine 1, 8 Tesla V100-SXM2-16GB, torch 2.10." in table.caption
     small, after = (_cells(table, label) for label in ("SGD (small-batch)", SWAP))
-    assert (small["GPUs"], small["n"], after["GPUs"], after["n"]) == ("2", "3", "8", "2")
-    assert _cells(table, "SGD (large-batch)")["GPUs"] == "—"
+    assert (small["Ours: GPUs"], small["n"], after["Ours: GPUs"], after["n"]) == (
+        "2",
+        "3",
+        "8",
+        "2",
+    )
+    assert _cells(table, "SGD (large-batch)")["Ours: GPUs"] == "—"
     # The paper's SGD of small batches is on two V100, its SWAP on eight: both times are judged.
     assert "not compared" not in small["Verdict"] + after["Verdict"]
 
@@ -154,7 +160,7 @@ def test_times_on_unlike_numbers_of_devices_are_rows_of_their_own() -> None:
     ]
     (table,) = run_tables(TABLE_1, "paper", [*eight, *two], load_paper())
     rows = [_cells(table, f"{SWAP} [{i}]") for i in (1, 2)]
-    assert [(row["GPUs"], row["n"], row["Ours: time (s), measured"]) for row in rows] == [
+    assert [(row["Ours: GPUs"], row["n"], row["Ours: time (s), measured"]) for row in rows] == [
         ("2", "3", "400.00 ± 0.00"),
         ("8", "2", "98.50 ± 0.71"),
     ]
@@ -227,6 +233,7 @@ def test_table_4_by_hand() -> None:
         "n": "3",
         "Runs at target": "0 of 3 ≥ 80% (0 to 56%)",
         "Phase 1 (mean epochs)": "5.0",
+        "Paper: GPUs": "up to 8",
         CORES: "2 (1 x 2)",
         "Verdict": "other hardware, net or data: not compared",
     }
@@ -453,3 +460,16 @@ def test_figures_stand_right_and_words_left() -> None:
 def test_plus_minus() -> None:
     assert plus_minus(95.2, 0.085) == "95.20 ± 0.09"
     assert plus_minus(95.2, None) == "95.20"
+
+
+def test_times_on_one_and_on_two_cores_are_measured_side_by_side() -> None:
+    swap = make_record("cifar10_cpu", world_size=2, threads=1, emulated_workers=False)
+    laps = replace(swap.times, modelled_after_averaging_s=swap.times.after_averaging_s)
+    small = make_record("cifar10_sgd_small_cpu", threads=1)
+    records = [small, replace(swap, times=laps)]
+    (table,) = run_tables(TABLE_1, "cpu", records, load_paper())
+    one, two = _cells(table, "SGD (small-batch)"), _cells(table, SWAP)
+    assert (one[CORES], two[CORES]) == ("1 (1 x 1)", "2 (2 x 1)")
+    assert (one["Paper: GPUs"], two["Paper: GPUs"]) == ("2", "8")
+    times = [float(row["Ours: time (s), measured"]) for row in (one, two)]  # without a mark
+    assert times == [small.times.after_averaging_s, swap.times.after_averaging_s]

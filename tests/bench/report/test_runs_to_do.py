@@ -134,7 +134,7 @@ def test_agreement_is_of_what_is_known() -> None:
 
 def test_each_recipe_is_looked_for_on_the_machine_that_it_would_run_on() -> None:
     def machine(recipe: Any) -> MachineKey:
-        return replace(HERE, threads=1 if recipe.name == "cifar10_cpu" else HERE.threads)
+        return replace(HERE, devices=1) if recipe.name == "cifar10_cpu" else HERE
 
     there = [_made("cifar10_cpu"), _made("cifar10_sgd_large_cpu")]
     jobs = {job.recipe: job.record for job in jobs_of(TABLE_1, "cpu", 1, there, machine, DATA)}
