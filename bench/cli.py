@@ -78,7 +78,8 @@ def recipes(arguments: list[str]) -> int:
     parse_options(_nothing, arguments, "python -m bench recipes")
     for name, make in RECIPES.items():
         recipe = make()
-        needs = f"{recipe.phase1.gpus_per_model} GPUs" if recipe.width == 64 else "CPU"
+        many = recipe.phase1.gpus_per_model
+        needs = f"{many} {recipe.devices if many > 1 else recipe.devices.rstrip('s')}"
         print(f"{name:<24} {needs:<7} {recipe.table:<48} {recipe.summary}")
     return 0
 

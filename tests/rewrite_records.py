@@ -19,6 +19,7 @@ from bench.landscape.records import CosineRecord, PlaneRecord
 from bench.micro.records import SCHEMA_VERSION as MICRO_VERSION
 from bench.micro.records import MicroRecord
 from swap_fast.config.recipe import RECIPE_KINDS, checked, recipe_from
+from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import SCHEMA_VERSION as RUN_VERSION
 from swap_fast.record import RunRecord, plain, write_json_record
 
@@ -26,7 +27,14 @@ EXECUTION = {"capture": False, "all_reduce": "fp32", "loader": "tensor"}
 """What versions did that had no choice of it yet."""
 
 
-FLIPS = {True: "random", False: "none"}
+RENAMED = {"images_per_s": "per_s", "decay_norms_and_biases": "without_decay"}
+"""Fields by their old names."""
+
+VALUES = {
+    "flip": {True: "random", False: "none"},
+    "decay_norms_and_biases": {True: "nothing", False: "norms_and_biases"},
+}
+"""What stands for an old value, by the field's old name."""
 
 
 def run_of_today(old: dict[str, Any]) -> RunRecord:
@@ -42,9 +50,12 @@ def run_of_today(old: dict[str, Any]) -> RunRecord:
             f"{old['run_id']}: expected a test accuracy without mirrored images, got one with "
             "them; run the recipe again"
         )
-    augmentation = settings.get("augmentation", {})
-    flip = augmentation.get("flip", True)
-    settings["augmentation"] = {**augmentation, "flip": FLIPS.get(flip, flip)}
+    for part in ("augmentation", "optimizer"):
+        settings[part] = {
+            RENAMED.get(name, name): VALUES.get(name, {}).get(value, value)
+            for name, value in settings.get(part, {}).items()
+        }
+    settings.setdefault("devices", RECIPES[settings["name"].partition("-")[0]]().devices)
     recipe = recipe_from(settings, RECIPE_KINDS[old["method"]], old["run_id"])
     begins = [f for f in ("degraded", "profiled") if any(n.startswith(f) for n in old["notes"])]
     new = {
@@ -79,7 +90,7 @@ def micro_of_today(old: dict[str, Any]) -> MicroRecord:
             or (title.startswith("augmented") and title.endswith(threads))
         )
         others = unit == "images" and not name.startswith(("ours", "floor"))
-        renamed = {"per_s" if k == "images_per_s" else k: v for k, v in values.items()}
+        renamed = {RENAMED.get(k, k): v for k, v in values.items()}
         return renamed | {"is_ours": is_ours, "is_headline": is_shown and others}
 
     results = {t: [timing(t, each) for each in group] for t, group in old["results"].items()}
@@ -107,11 +118,12 @@ KINDS: dict[str, tuple[int, Callable[[dict[str, Any]], Any]]] = {
 def lost(old: Any, new: Any, at: str = "") -> list[str]:
     """Where a value of the old record is not in the new one."""
     if isinstance(old, dict) and isinstance(new, dict):
-        names = {k: "per_s" if k == "images_per_s" else k for k in old if k != "schema_version"}
+        names = {k: RENAMED.get(k, k) for k in old if k != "schema_version"}
         return [each for k, n in names.items() for each in lost(old[k], new.get(n), f"{at}.{k}")]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [each for pair in zip(old, new, strict=True) for each in lost(*pair, f"{at}[]")]
-    same = old == new or old != old or (at.endswith(".flip") and FLIPS.get(old) == new)
+    named = VALUES.get(at.rpartition(".")[2], {})
+    same = old == new or old != old or (isinstance(old, bool) and named.get(old) == new)
     return [] if same else [at]
 
 

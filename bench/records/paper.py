@@ -67,6 +67,10 @@ class PaperSetting:
     """What it is, as printed, such as "Batch-size"."""
     column: str
     """Whose, as printed, such as "SWAP (Phase 1)"."""
+    run: str
+    """The row of Table 1 or 2 that was run with it."""
+    phase: int
+    """Of that run: 1 or 2."""
     value: float
     """As printed."""
 
@@ -107,6 +111,8 @@ class Inconsistency:
 
     source: str
     """Which tables, sections or lines."""
+    tables: tuple[str, ...]
+    """Those tables."""
     statement: str
     """What they say."""
 
@@ -184,7 +190,10 @@ def load_paper(results: Path = CHECKOUT) -> Paper:
             claim=PublishedTime(**content["claim"]),
             peers=tuple(PublishedTime(**each) for each in content["peers"]),
             phase1_means=tuple(PhaseOneMean(**each) for each in content["phase1_means"]),
-            inconsistencies=tuple(Inconsistency(**each) for each in content["inconsistencies"]),
+            inconsistencies=tuple(
+                Inconsistency(**each | {"tables": tuple(each["tables"])})
+                for each in content["inconsistencies"]
+            ),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(

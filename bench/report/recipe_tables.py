@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from bench.document.table import Table
-from bench.records.paper import Paper
-from bench.records.paper_tables import RUN_TABLES, Size
+from bench.records.paper import Paper, PaperSetting
+from bench.records.paper_tables import RUN_TABLES, RunTable, Size
 from swap_fast.config.phase import Phase
 from swap_fast.recipes.cifar10 import RECIPES
 
@@ -40,10 +40,11 @@ def recipe_table(number: int, paper: Paper, size: Size = "paper") -> Table:
         size: whose recipes stand beside the paper's values.
     """
     runs, name = RUN_TABLES[RUNS_OF[number]], f"Table {number}"
-    cells = {(each.row, each.column): each.value for each in paper.settings if each.table == name}
+    settings = [each for each in paper.settings if each.table == name]
+    cells = {(each.row, each.column): each.value for each in settings}
     labels = list(dict.fromkeys(row for row, _ in cells))
-    columns = list(dict.fromkeys(column for _, column in cells))
-    phases = {column: phase_of(number, column, size) for column in columns}
+    phases = {each.column: phase_of(runs, each, size) for each in settings}
+    columns = list(phases)
     rows: list[tuple[str, ...]] = []
     for label in labels:
         published = [f"{cells[label, column]:g}" for column in columns]
@@ -57,7 +58,7 @@ def recipe_table(number: int, paper: Paper, size: Size = "paper") -> Table:
     notes = [
         f"{DIFFERS} Not the paper's value. {each.statement}"
         for each in paper.inconsistencies
-        if each.source.startswith(name)
+        if name in each.tables
     ]
     recipes = ", ".join(runs.recipes(size))
     is_cpu = size == "cpu"
@@ -76,12 +77,9 @@ def recipe_table(number: int, paper: Paper, size: Size = "paper") -> Table:
     )
 
 
-def phase_of(number: int, column: str, size: Size) -> Phase:
-    """The phase of our recipes whose settings a column of Table 5 or 6 lists."""
-    method, is_swap, phase = column.partition(" (Phase ")
-    wanted = f"{method} (after averaging)" if is_swap else column
-    (row,) = (row for row in RUN_TABLES[RUNS_OF[number]].rows if row.label == wanted)
-    recipe = RECIPES[row.recipes[size]]()
-    found = getattr(recipe, f"phase{phase.rstrip(')')}") if is_swap else recipe.phase1
-    assert isinstance(found, Phase), column
-    return found
+def phase_of(runs: RunTable, setting: PaperSetting, size: Size) -> Phase:
+    """The phase of our recipe that a setting of Table 5 or 6 is for."""
+    (row,) = (row for row in runs.rows if row.label == setting.run)
+    phase = getattr(RECIPES[row.recipes[size]](), f"phase{setting.phase}")
+    assert isinstance(phase, Phase), setting
+    return phase

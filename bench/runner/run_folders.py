@@ -150,7 +150,7 @@ def find_place(request: RunSpec, info: RunInfo) -> RunDir:
 
 _NOT_OF_PHASE_1 = frozenset(
     {
-        *("name", "summary", "table", "paper_scale", "target_accuracy", "loader"),
+        *("name", "summary", "table", "paper_scale", "devices", "target_accuracy", "loader"),
         *("phase2", "num_workers", "keep_momentum"),
         *("batch_norm_batch_size", "batch_norm_augmented"),
     }

@@ -211,7 +211,7 @@ class Augmentation:
         check(self, "cutout", 0 <= self.cutout <= 32, "0 to 32 pixels")
 
 
-GroupName = Literal["filters", "biases", "norms_and_biases", "others"]
+GroupName = Literal["filters", "biases", "norms", "norms_and_biases", "others"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,8 +242,8 @@ class Optimizer:
     """Nesterov's momentum, which CIFAR's recipes have and ImageNet's do not."""
     weight_decay: float = 5e-4
     """L2 on all parameters, batch norm's included; Muon's filters have none."""
-    decay_norms_and_biases: bool = True
-    """Off: no weight decay of batch norm's parameters and biases, as for ImageNet."""
+    without_decay: Literal["nothing", "norms", "norms_and_biases"] = "nothing"
+    """What has no weight decay: of ImageNet's nets batch norm's parameters."""
     bias_lr_factor: float = 1.0
     """Factor on the learning rate of biases, whose weight decay is divided by it; with Muon also
     of batch norm's weights."""
@@ -265,9 +265,12 @@ class Optimizer:
         check(self, "weight_decay", 0 <= decay < math.inf, "a finite number >= 0")
         for name in ("bias_lr_factor", "head_lr_factor"):
             check(self, name, 0 < getattr(self, name) < math.inf, "a finite number > 0")
-        expected = "1 where norms and biases are not decayed"
-        fits = self.decay_norms_and_biases or self.bias_lr_factor == 1
-        check(self, "bias_lr_factor", fits, expected)
+        known = self.without_decay in ("nothing", "norms", "norms_and_biases")
+        check(self, "without_decay", known, "nothing, norms or norms_and_biases")
+        fits = self.without_decay != "norms" or not is_muon
+        check(self, "without_decay", fits, "nothing or norms_and_biases for kind muon")
+        fits = self.without_decay == "nothing" or self.bias_lr_factor == 1
+        check(self, "bias_lr_factor", fits, "1 where parameters have no weight decay")
         check(self, "head_lr_factor", self.head_lr_factor == 1 or is_muon, "1 for kind sgd")
         check(self, "loss_scale", 1 <= scale < math.inf, "a finite number of 1 or more")
 
@@ -282,14 +285,14 @@ class Optimizer:
             return ParameterGroup(lr_factor=factor, weight_decay=decay, momentum=momentum)
 
         apart = group(self.bias_lr_factor)
-        if not self.decay_norms_and_biases:
+        if self.without_decay != "nothing":
             apart = replace(apart, weight_decay=0.0)
         others = group(self.head_lr_factor)
         if self.kind == "muon":
             filters = ParameterGroup(weight_decay=0.0, momentum=self.momentum, orthogonalize=True)
             return {"filters": filters, "norms_and_biases": apart, "others": others}
-        if not self.decay_norms_and_biases:
-            return {"others": others, "norms_and_biases": apart}
+        if self.without_decay != "nothing":
+            return {"others": others, self.without_decay: apart}
         if self.bias_lr_factor != 1:
             return {"others": others, "biases": apart}
         return {"others": others}

@@ -45,6 +45,8 @@ class SGDRecipe:
     """Blocks in each of ResNet-50's groups; other nets have none."""
     paper_scale: Annotated[bool, Suppress] = True
     """Whether net, data and epochs are the paper's, so that its figures may be compared."""
+    devices: Annotated[Literal["GPUs", "cores"], Suppress] = "GPUs"
+    """What `gpus_per_model` counts: CPU cores in forms for a CPU."""
     target_accuracy: float = 0.94
     """Test accuracy (a fraction) for time-to-accuracy and the share of runs that reach it."""
     phase1: Phase

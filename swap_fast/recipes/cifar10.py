@@ -87,8 +87,9 @@ def cifar10_large_18() -> SGDRecipe:
 
     The numbers are those of their code in terms of the mean loss: peak 1.5 at epoch 3.6, 0.15
     from epoch 16 on, weight decay 7.5e-4, and for biases 64 times the learning rate. Their
-    partition of the data among the GPUs was fixed; ours is drawn again in each epoch. Their 94% are
-    with mirrored test images, which the record has as a value of its own.
+    partition of the data among the GPUs was fixed; ours is drawn again in each epoch. Their
+    velocity has the learning rate in it (v = m v + a g), ours has not: they differ as it changes.
+    Their 94% are with mirrored test images, which the record has as a value of its own.
     """
     return SGDRecipe(
         name="cifar10_large_18",
@@ -123,6 +124,7 @@ def cifar10_cpu() -> SWAPRecipe:
         summary="SWAP on two CPU cores: width 16; 1024 to 73% train accuracy, then 4 workers, 128",
         table="Table 1, SWAP, at CPU size",
         paper_scale=False,
+        devices="cores",
         target_accuracy=0.80,
         width=CPU_WIDTH,
         num_workers=4,
@@ -145,6 +147,7 @@ def cifar10_sgd_small_cpu() -> SGDRecipe:
         summary="SGD with small batches on two CPU cores: width 16, 128, 6 epochs",
         table="Table 1, SGD (small-batch), at CPU size",
         paper_scale=False,
+        devices="cores",
         target_accuracy=0.80,
         width=CPU_WIDTH,
         phase1=Phase(
@@ -173,6 +176,7 @@ def cifar10_quick() -> SWAPRecipe:
         summary="SWAP for a first look in a minute: a net of width 8, 8,192 images, 4 workers",
         table="none: a first look",
         paper_scale=False,
+        devices="cores",
         target_accuracy=0.50,
         train_images=8192,
         width=8,

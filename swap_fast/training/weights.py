@@ -236,6 +236,7 @@ def _groups(model: nn.Module, groups: Iterable[GroupName]) -> dict[str, GroupNam
     members: dict[GroupName, set[str]] = {
         "filters": {name for name, p in parameters.items() if p.dim() > 2},
         "biases": biases,
+        "norms": norms,
         "norms_and_biases": biases | norms,
     }
     asked = [group for group in groups if group != "others"]

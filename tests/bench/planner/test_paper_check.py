@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench.document.table import to_markdown
-from bench.planner.check import check_paper, check_table, mean_error
+from bench.planner.check import LEFT_OUT, check_paper, check_table, mean_error
 from bench.planner.model import phase_rate, predict, read_rates
 from bench.planner.workload import workload_of
 from bench.records.paper import Paper, load_paper
@@ -26,13 +26,13 @@ READ = {
 }
 
 
-def test_the_rate_model_is_within_6_percent() -> None:
+def test_the_rate_model_is_within_2_percent_of_the_eight_rows_that_it_predicts() -> None:
     rows = check_paper(PAPER)
-    assert mean_error(rows) <= 0.06
+    assert mean_error(rows) <= 0.021
     counted = [row for row in rows if row.counts]
-    assert len(counted) == 10
+    assert len(counted) == 8
     by_hand = [abs(row.rate_s / row.published_s - 1) for row in counted if row.rate_s is not None]
-    assert mean_error(rows) == pytest.approx(sum(by_hand) / 10)
+    assert mean_error(rows) == pytest.approx(sum(by_hand) / 8)
 
 
 def test_every_row_of_the_tables_is_read_predicted_or_left_out() -> None:
@@ -40,8 +40,14 @@ def test_every_row_of_the_tables_is_read_predicted_or_left_out() -> None:
     printed = {f"{v.table}, {v.row}" for v in PAPER.values}
     assert rows.keys() == printed | {"Section 5.1, 27 seconds"}
     assert {where for where, row in rows.items() if row.rate_s is None} == READ
-    (out,) = (w for w, row in rows.items() if row.rate_s is not None and not row.counts)
-    assert out == "Table 4, Large-batch SWA"
+    out = {w for w, row in rows.items() if row.rate_s is not None and not row.counts}
+    assert out == {f"{table}, {row}" for table, row in LEFT_OUT}
+
+
+def test_averaging_stands_by_itself() -> None:
+    # By hand: a third of the rate of Table 1's phase 2 epoch is 0.80 s; 169.20 - 167.57 = 1.63 s.
+    (note,) = (n for n in check_table(PAPER).footnotes if n.startswith("Averaging"))
+    assert "0.80 s of 1.63 s published (Table 1)" in note
 
 
 def _with_predicted_times_doubled(paper: Paper) -> Paper:
@@ -111,9 +117,9 @@ def test_imagenet_s_stages() -> None:
 
 def test_the_table_says_what_is_left_out() -> None:
     text = to_markdown(check_table(PAPER))
-    assert "mean absolute error 1.7% over 10 rows" in text
+    assert "mean absolute error 2.0% over 8 rows" in text
     assert "Large-batch SWA \\*\\*" in text
-    assert "it takes 178 s" in text
+    assert "Large-batch SWA: by the rate of Table 2, row 2, it takes half the time" in text
 
 
 @pytest.mark.parametrize("name", ["cifar10_swap", "cifar100_swap"])

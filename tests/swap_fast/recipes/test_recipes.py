@@ -130,7 +130,7 @@ def test_imagenet_s_stages() -> None:
             momentum=0.9,
             nesterov=False,
             weight_decay=1e-4,
-            decay_norms_and_biases=False,
+            without_decay="norms",
             loss_scale=1024.0,
             loss_scale_grows=False,
         )
