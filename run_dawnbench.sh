@@ -9,7 +9,7 @@ if [[ ${1-} == --help || ${1-} == -h ]]; then
     echo 'usage: ./run_dawnbench.sh [RECIPE] [OPTION...]'
     echo
     echo 'Installs into .venv (the first call only), runs RECIPE, then writes and prints the report.'
-    echo 'Without RECIPE: cifar10_dawnbench on CUDA devices, cifar10_cpu where there are none.'
+    echo 'Without RECIPE: cifar10_dawnbench on CUDA devices, cifar10_speed_half where there are none.'
     echo 'OPTIONs go to `python -m bench run`; --quick is a first look, kept in results/quick.'
     if ! is_installed; then
         echo 'Nothing is installed yet: after a first call this also lists the recipes and options.'

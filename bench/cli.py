@@ -95,14 +95,14 @@ def run(arguments: list[str]) -> int:
             "usage: python -m bench run RECIPE [OPTIONS]\n\n"
             "`run RECIPE --help` shows the options, and the recipe's own fields, each of which\n"
             "can be overridden: --phase1.peak-lr 1.5. RECIPE is `auto` (cifar10_dawnbench with\n"
-            "CUDA devices, else cifar10_cpu, or cifar10_quick after --quick) or one of\n"
+            "CUDA devices, else cifar10_speed_half, or cifar10_quick after --quick) or one of\n"
         )
         recipes([])
         return 0 if arguments else 2
     given, words = choose("recipe", arguments[0], [*RECIPES, "auto"]), arguments[1:]
     name = given
     if given == "auto" and ("-h" in words or "--help" in words):
-        name = "cifar10_cpu"
+        name = "cifar10_speed_half"
     elif given == "auto":
         from bench.runner.session import automatic_recipe
 

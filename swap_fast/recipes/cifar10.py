@@ -11,6 +11,7 @@ from swap_fast.config.phase import Augmentation, Optimizer, Phase
 from swap_fast.config.recipe import Recipe, SGDRecipe, SWAPRecipe
 from swap_fast.recipes.cifar100 import CIFAR100_RECIPES, SWA_RECIPES
 from swap_fast.recipes.imagenet import IMAGENET_RECIPES
+from swap_fast.recipes.narrow import NARROW_RECIPES
 from swap_fast.recipes.speed import SPEED_RECIPES
 
 
@@ -209,6 +210,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         *CIFAR100_RECIPES,
         *IMAGENET_RECIPES,
         *SWA_RECIPES,
+        *NARROW_RECIPES,
     )
 }
 """All recipes by name."""
