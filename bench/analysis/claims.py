@@ -20,7 +20,6 @@ from bench.records.grouping import (
     group_by,
     host_of,
     machine_key,
-    recipe_of,
 )
 from bench.records.paper import Paper, PaperValue
 from bench.records.paper_tables import (
@@ -236,7 +235,7 @@ def pairs_of(claim: Claim, records: Sequence[RunRecord], size: Size) -> Iterator
 def _conditions(record: RunRecord) -> tuple[object, ...]:
     """What must be equal for runs of two recipes to be compared."""
     key = accuracy_key(record)
-    return (key.precision, key.data_hash, recipe_of(record).get("train_images"))
+    return (key.precision, key.data_hash, record.settings.train_images)
 
 
 def values_of(claim: Claim, pair: Pair, *, modelled: bool = False) -> tuple[Values, Values]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from bench.export.options import MlperfOptions, caveats_of
-from bench.records.grouping import machine_key, recipe_of, replicas_of
+from bench.records.grouping import machine_key, recipe_of
 from bench.records.timing import laps_of_slowest_rank
 from swap_fast.record import EpochRow, RunRecord
 from swap_fast.training.clock import total
@@ -141,7 +141,7 @@ class Timeline:
 
 def is_resnet50(record: RunRecord) -> bool:
     """Whether the run is of the net that MLPerf's image classification trains."""
-    return bool(recipe_of(record)["net"] == "resnet50")
+    return record.settings.net == "resnet50"
 
 
 def _remarks(record: RunRecord) -> list[str]:
@@ -192,7 +192,7 @@ def _settings(record: RunRecord, at_s: float) -> Iterator[Event]:
         "train_samples": recipe.get("train_images") or record.data["train_images"],
         "eval_samples": record.data["test_images"],
         "global_batch_size": phase1["global_batch_size"],
-        "gradient_accumulation_steps": max(1, replicas_of(record) // record.world_size),
+        "gradient_accumulation_steps": max(1, record.settings.num_replicas // record.world_size),
         "opt_name": "sgd",
         "opt_base_learning_rate": phase1["peak_lr"],
         "opt_learning_rate_warmup_epochs": phase1["warmup_epochs"],

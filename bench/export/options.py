@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from bench.records.grouping import device_type, recipe_of, why_not_comparable
+from bench.records.grouping import recipe_of, why_not_comparable
 from swap_fast.record import RunRecord
 
 
@@ -121,7 +121,7 @@ def caveats_of(record: RunRecord) -> list[str]:
         found.append(f"{recipe['net']} of width {recipe['width']}, a form for a CPU")
     if held_out := record.data.get("held_out"):
         found.append(f"tested on {held_out} held-out training images")
-    if device_type(record) == "cpu":
+    if record.machine["device_type"] == "cpu":
         found.append("run on a CPU")
     if record.start is not None:
         found.append(f"phase 1 and its time are those of {record.start['run_id']}")

@@ -8,7 +8,6 @@ from typing import Any
 from bench.analysis.energy import energy_j
 from bench.document.table import csv_text, to_latex
 from bench.export.options import caveats_of
-from bench.records.grouping import recipe_of
 from bench.records.paper import load_paper
 from bench.records.timing import dawnbench_time, laps_of_slowest_rank
 from bench.report.paper_tables import all_run_tables
@@ -50,7 +49,7 @@ def _run(record: RunRecord) -> Cells:
     laps_seen = {name for rank in record.telemetry or () for name in rank.laps}
     first = {
         **{name: values.pop(name) for name in ("run_id", "recipe", "method", "seed", "created")},
-        "dataset": recipe_of(record)["dataset"],
+        "dataset": record.settings.dataset,
         "comparable": record.comparable,
         "caveats": caveats_of(record),
         "time_to_target_s": dawnbench_time(record),

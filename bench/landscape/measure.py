@@ -166,7 +166,7 @@ def swap_recipe(name: str) -> SWAPRecipe:
 def _check(figure: int, record: RunRecord) -> None:
     if record.method != "swap":
         raise ValueError(f"run: expected one of SWAP, got {record.run_id} of {record.method}")
-    if figure > 1 and recipe_of(record)["dataset"] == "imagenet":
+    if figure > 1 and record.settings.dataset == "imagenet":
         raise ValueError(
             f"run: figure {figure} is of CIFAR's images in memory, got {record.run_id} of a tree"
         )

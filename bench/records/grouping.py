@@ -146,21 +146,6 @@ def recipe_of(record: RunRecord) -> dict[str, Any]:
     return recipe
 
 
-def target_of(record: RunRecord) -> float:
-    """The recipe's target test accuracy, a fraction."""
-    return record.settings.target_accuracy
-
-
-def replicas_of(record: RunRecord) -> int:
-    """Devices that the recipe can use at once."""
-    return record.settings.num_replicas
-
-
-def device_type(record: RunRecord) -> str:
-    """ "cpu" or "cuda"."""
-    return record.machine["device_type"]
-
-
 def why_not_comparable(record: RunRecord, kinds: Sequence[str] = ("published",)) -> str | None:
     """Why a run may stand in no table beside published figures; None where it may.
 

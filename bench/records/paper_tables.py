@@ -15,7 +15,6 @@ from bench.records.grouping import (
     group_by,
     host_of,
     machine_key,
-    recipe_of,
     why_not_comparable,
 )
 from swap_fast.record import RunRecord
@@ -279,7 +278,7 @@ def places_of(record: RunRecord) -> tuple[str, ...]:
     """The tables that a run belongs in: `RunTable.place`, TIME_TO_TARGET, or OTHER alone."""
     holding = _tables_of(record)
     places = tuple(t.place(size) for t, size in holding if _why_not_in(record, t, size) is None)
-    is_cifar10 = recipe_of(record)["dataset"] == "cifar10"
+    is_cifar10 = record.settings.dataset == "cifar10"
     if not holding and record.comparable and is_cifar10 and why_not_comparable(record) is None:
         places = (TIME_TO_TARGET,)
     return places or (OTHER,)

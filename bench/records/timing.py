@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bench.document.table import NOTHING, Table, percent
-from bench.records.grouping import group_by, recipe_of, scale_note, target_of
+from bench.records.grouping import group_by, recipe_of, scale_note
 from swap_fast.record import RunRecord
 from swap_fast.training.clock import LAPS, total
 
@@ -67,7 +67,7 @@ def images_per_second(record: RunRecord, phase: int) -> float | None:
     """
     settings = recipe_of(record).get(f"phase{phase}")
     seconds = max(laps.get(f"phase{phase}", 0.0) for laps in record.times.laps_by_rank)
-    num_images = recipe_of(record).get("train_images") or record.data.get("train_images")
+    num_images = record.settings.train_images or record.data.get("train_images")
     if settings is None or not num_images or seconds <= 0:
         return None
     batch = settings["global_batch_size"]
@@ -82,7 +82,7 @@ def dawnbench_time(record: RunRecord) -> float | None:
     The rows are phase 1's epochs and, for SWAP, the averaged model at the end. A worker of
     phase 2 is not what the run returns, so that its rows do not count. None: never reached.
     """
-    target, readings = target_of(record), record.times.reading_laps
+    target, readings = record.settings.target_accuracy, record.times.reading_laps
     # An epoch's row holds the paper's reading; DAWNBench's adds laps that end before phase 1.
     more = set(readings["dawnbench"]) - set(readings["paper"])
     before_s = total(record.times.laps_by_rank[0], more)

@@ -30,7 +30,6 @@ from bench.records.grouping import (
     pool_accuracies,
     pool_times,
     recipe_of,
-    target_of,
 )
 from bench.records.paper import Paper, PaperValue, PublishedTime
 from bench.records.paper_tables import (
@@ -87,7 +86,7 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
     if group.size == "cpu":
         caption = f"{cpu_caption(dealt, table.dataset)} {caption}"
     unit, _ = time_unit(table, paper)
-    dataset = str(recipe_of(group.records[0])["dataset"])
+    dataset = group.records[0].settings.dataset
     return Table(
         name=group.name,
         title=group.title,
@@ -208,7 +207,7 @@ def time_cell(summary: Summary | None, marks: str) -> str:
 
 
 def _at_target(records: Sequence[RunRecord], accuracy: Callable[[RunRecord], float | None]) -> str:
-    target = target_of(records[0])
+    target = records[0].settings.target_accuracy
     present = [value for value in map(accuracy, records) if value is not None]
     count = count_reaching(present, target)
     interval = interval_cell(share_interval(count, len(records)), 100, decimals=0)
@@ -247,7 +246,7 @@ def time_to_target(records: Sequence[RunRecord], paper: Paper) -> Table:
             (
                 f"Ours: {group[0].recipe}",
                 time_cell(summarize(reached) if reached else None, marks_of(group)),
-                _short_percent(target_of(group[0])),
+                _short_percent(group[0].settings.target_accuracy),
                 machine.used,
                 f"machine {numbers[machine.host]}",
                 f"{len(reached)} of {len(group)} runs; final {summary_cell(final, 100)}%",
@@ -333,7 +332,7 @@ def _nets(records: Iterable[RunRecord]) -> list[str]:
     """Such as "ResNet-9 of width 8 or 16", a net each."""
     texts = []
     for (_, net, blocks), runs in sorted(group_by(records, _net).items(), key=lambda item: item[0]):
-        widths = {recipe_of(run)["width"] for run in runs}
+        widths = {run.settings.width for run in runs}
         text = f"{net} of width {' or '.join(map(str, sorted(widths)))}"
         texts.append(text + (f" with {', '.join(map(str, blocks))} blocks" if blocks else ""))
     return texts
@@ -383,5 +382,5 @@ def _data(record: RunRecord, dataset: str) -> str:
         return f"a tree of images that is not {dataset}, {counts}{classes} (content {content})"
     if data["kind"] == "subset":
         return f"a part of {dataset}, not the whole, {counts} (content {content})"
-    first = "the first " if recipe_of(record).get("train_images") else ""
+    first = "the first " if record.settings.train_images else ""
     return f"{first}{counts} of {dataset}"

@@ -186,7 +186,7 @@ def eta(
         return Eta(shares=shares, seconds=images / images_per_s(rows), by=by)
     if size == "paper":
         return _planned(recipe, machine, paper, shares=shares)
-    nets = [r for r in here if recipe.net == "resnet9" == recipe_of(r).get("net", "resnet9")]
+    nets = [r for r in here if recipe.net == "resnet9" == r.settings.net]
     if nets:
         by = f"by the arithmetic of {_runs(nets)} of other nets here, roughly{note}"
         return Eta(
@@ -223,7 +223,7 @@ def images_of(recipe: Recipe, phase1: float, records: Sequence[RunRecord]) -> fl
     sizes = [
         int(record.data["train_images"])
         for record in records
-        if recipe_of(record)["dataset"] == recipe.dataset
+        if record.settings.dataset == recipe.dataset
     ]
     each = recipe.train_images or (sizes[-1] if sizes else TRAIN_IMAGES[recipe.dataset])
     epochs = phase1
@@ -245,7 +245,7 @@ def images_per_s(records: Sequence[RunRecord]) -> float:
 
 def flop_per_s(records: Sequence[RunRecord]) -> float:
     """Operations of these runs of ResNet-9 over all their time."""
-    flop = sum(images_by(r) * image_flop(int(recipe_of(r)["width"])) for r in records)
+    flop = sum(images_by(r) * image_flop(r.settings.width) for r in records)
     return flop / sum(record.times.wall_s for record in records)
 
 

@@ -5,7 +5,7 @@ from functools import partial
 
 from bench.analysis.verdicts import NOT_COMPARED, VERDICT_NOTE, difference_from, is_comparable
 from bench.document.table import NOTHING, Table, interval_cell, mark_notes, plus_minus, summary_cell
-from bench.records.grouping import count_reaching, pool_accuracies, pool_times, target_of
+from bench.records.grouping import count_reaching, pool_accuracies, pool_times
 from bench.records.paper import Paper, PaperValue
 from bench.records.paper_tables import RowRuns, RunTable, TableGroup, deal, table_groups
 from bench.records.timing import dawnbench_time
@@ -78,7 +78,7 @@ def _rows_of(table: RunTable, runs: RowRuns, paper: Paper) -> list[tuple[str, ..
         cells = _ours(f"time ({unit}), measured", ours, time_cell(ours, marks))
         rows.append((*cells, *_beside_paper(ours, records, published)))
     if row.is_final:
-        target = target_of(records[0])
+        target = records[0].settings.target_accuracy
         at_target = pool_accuracies(records, partial(row.accuracy, table.target))
         rows.append(_share(at_target, target))
         reached = [t for t in map(dawnbench_time, records) if t is not None]
