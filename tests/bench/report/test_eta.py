@@ -119,7 +119,7 @@ def test_images_and_epochs() -> None:
     swap = RECIPES["cifar100_swap"]()
     assert images_of(swap, 3.0, []) == 50_000 * (3 + 8 * 10)
     tree = replace(make_record(), data={"kind": "own", "train_images": 77})
-    tree = with_recipe(tree, dataset="imagenet")
+    tree = with_recipe(tree, dataset="imagenet", net="resnet50")
     sgd = RECIPES["imagenet_sgd_small_cpu"]()
     assert images_of(sgd, sgd.phase1.max_epochs, [tree]) == 77 * sgd.phase1.max_epochs
     assert phase1_epochs(RECIPES["cifar100_sgd_large"](), []) == (150.0, "")
