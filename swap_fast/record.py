@@ -297,6 +297,9 @@ class RunRecord:
         Raises:
             ValueError: which, and why.
         """
+        for name in ("world_size", "threads"):
+            if (count := getattr(self, name)) < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {count}")
         recipe, ranks = self.settings, len(self.times.laps_by_rank)
         if not isinstance(recipe, AveragingRecipe) and "degraded" in self.flags:
             raise ValueError("flags: expected degraded of a run that averages models alone")

@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+import time
 
 
 def alive_in_group(group: int) -> list[int]:
@@ -14,6 +15,16 @@ def alive_in_group(group: int) -> list[int]:
     )
     rows = [line.split() for line in done.stdout.splitlines()]
     return [int(pid) for pgid, pid, stat in rows if int(pgid) == group and not stat.startswith("Z")]
+
+
+def all_end(group: int, *, within_s: float = 20.0) -> bool:
+    """Whether a group's processes end by themselves: Python's own helpers end after its parent."""
+    deadline = time.monotonic() + within_s
+    while alive_in_group(group):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def free_port() -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import alive_in_group
+from processes import all_end
 from repository import TESTS
 from safetensors.torch import load_file
 from same_bits import write_cifar
@@ -239,7 +239,7 @@ def test_a_killed_rank_is_named(cuda_stand_in: StandIn, cifar: Path, tmp_path: P
         _, error = process.communicate(timeout=120)
         assert process.returncode == 1
         assert "rank 1 was ended by SIGKILL in phase 1 after epoch" in error
-        assert alive_in_group(process.pid) == []
+        assert all_end(process.pid)
 
 
 def test_a_rank_that_hangs_inside_a_graph_s_collective_is_named(
@@ -250,7 +250,7 @@ def test_a_rank_that_hangs_inside_a_graph_s_collective_is_named(
         _, error = process.communicate(timeout=200)
         assert process.returncode == 1
         assert "no update was done for 10 s: no sign of life from rank 1" in error
-        assert alive_in_group(process.pid) == []
+        assert all_end(process.pid)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -101,6 +101,11 @@ def test_json_that_is_no_record_is_refused(tmp_path: Path, content: str) -> None
     assert "schema version" in refusal(path)
 
 
+@pytest.mark.parametrize("name", ["world_size", "threads"])
+def test_a_run_has_a_process_and_a_thread(tmp_path: Path, name: str) -> None:
+    assert f"{name}: expected 1 or more, got 0" in refusal(written(tmp_path, **{name: 0}))
+
+
 def test_unknown_and_missing_fields_are_named(tmp_path: Path) -> None:
     assert "unknown fields $.extra" in refusal(written(tmp_path, extra=1))
     (tmp_path / f"{RECORD.run_id}.json").unlink()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import alive_in_group
+from processes import all_end
 from repository import ROOT
 
 from bench.runner.launch import launch
@@ -75,10 +75,7 @@ def test_an_interrupt_ends_all_ranks_in_one_line(tmp_path: Path) -> None:
     assert last.endswith("); the same command with --resume goes on")
     assert "Traceback" not in error
     assert not list((tmp_path / "runs").glob("*.json"))
-    deadline = time.monotonic() + 30
-    while alive_in_group(process.pid):
-        assert time.monotonic() < deadline, "an orphan was left"
-        time.sleep(0.2)
+    assert all_end(process.pid), "an orphan was left"
 
 
 def leave_on_rank_1() -> None:
@@ -142,7 +139,4 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
         time.sleep(1.0)  # it has come to where it lingers
         process.kill()
         process.wait()
-        deadline = time.monotonic() + 30
-        while alive_in_group(process.pid):
-            assert time.monotonic() < deadline, "an orphan was left"
-            time.sleep(0.1)
+        assert all_end(process.pid), "an orphan was left"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import alive_in_group, free_port
+from processes import all_end, free_port
 from safetensors.torch import load_file
 
 from bench.cli import main
@@ -108,10 +108,7 @@ def kill_one_process_at(out: Path, checkpoint: str) -> tuple[Path, str]:
         os.kill(first, signal.SIGKILL)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 1
-    deadline = time.monotonic() + 20
-    while alive_in_group(process.pid):
-        assert time.monotonic() < deadline, "an orphan was left"
-        time.sleep(0.1)
+    assert all_end(process.pid), "an orphan was left"
     assert not is_running(folder)
     return folder, error.strip().splitlines()[-1]
 
