@@ -76,11 +76,15 @@ def asks_for_usage(arguments: list[str]) -> bool:
 def recipes(arguments: list[str]) -> int:
     """List the recipes."""
     parse_options(_nothing, arguments, "python -m bench recipes")
+    rows = []
     for name, make in RECIPES.items():
         recipe = make()
         many = recipe.phase1.gpus_per_model
         needs = f"{many} {recipe.devices if many > 1 else recipe.devices.rstrip('s')}"
-        print(f"{name:<24} {needs:<7} {recipe.table:<48} {recipe.summary}")
+        rows.append((name, needs, recipe.table, recipe.summary))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
     return 0
 
 

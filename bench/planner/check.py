@@ -20,8 +20,6 @@ LEFT_OUT = {
 AVERAGED = {"Table 1": "cifar10_swap", "Table 2": "cifar100_swap", "Table 3": "imagenet_swap"}
 """Tables with SWAP's time before and after averaging, and our recipes of it."""
 
-WHEN = ("before", "after")
-
 IMAGENET_TABLE = "Table 3"
 
 
@@ -168,7 +166,8 @@ def _averaging(paper: Paper) -> str:
     """The time from before to after averaging, predicted and published."""
     rates, parts = read_rates(paper), []
     for table, recipe in AVERAGED.items():
-        before, after = (paper.time_s(table, f"SWAP ({when} averaging)") for when in WHEN)
+        before = paper.time_s(table, "SWAP (before averaging)")
+        after = paper.time_s(table, "SWAP (after averaging)")
         predicted = predict(rates, workload_of(RECIPES[recipe](), paper)).averaging_s
         parts.append(f"{predicted:.2f} s of {after - before:.2f} s published ({table})")
     return ", ".join(parts)

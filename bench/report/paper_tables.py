@@ -298,7 +298,7 @@ def cpu_caption(dealt: Sequence[RowRuns], dataset: str) -> str:
 
 
 def paper_caption(paper: Paper, table: RunTable) -> str:
-    """Which table of the paper stands beside ours, and what it was measured on."""
+    """Which table of the paper ours is compared with, and what it was measured on."""
     values = [value for value in paper.values if value.table == table.name]
     rows: dict[str, dict[str, None]] = {}  # of each hardware, each once, in order
     for value in values:

@@ -37,7 +37,7 @@ def recipe_table(number: int, paper: Paper, size: Size = "paper") -> Table:
     """Table 5 or 6: each published value, and behind it the recipe's own.
 
     Arguments:
-        size: whose recipes stand beside the paper's values.
+        size: the recipes to compare with the paper's values.
     """
     runs, name = RUN_TABLES[RUNS_OF[number]], f"Table {number}"
     settings = [each for each in paper.settings if each.table == name]

@@ -31,7 +31,7 @@ def runs_table(records: Sequence[RunRecord]) -> Table:
 
 
 def other_runs(records: Sequence[RunRecord]) -> Table:
-    """Runs that may not stand beside published figures, and why."""
+    """Runs that may not be compared with published figures, and why."""
     return _list_of_runs(
         [record for record in records if place_of(record) == OTHER],
         {"Why": why_other},

@@ -19,7 +19,7 @@ LINE = "#1b3a5c"
 """The line's colour; the best point has its own mark, not its own colour."""
 
 SPREAD_OF_LOG = 8.0
-"""The axis is logarithmic where the largest value is at least so many times the smallest."""
+"""The axis is logarithmic where the largest value is at least this multiple of the smallest."""
 
 
 def search_table(outcomes: Sequence[Outcome], *, recipe: str, held_out: int, seeds: int) -> Table:

@@ -127,7 +127,7 @@ class Phase:
     stop: Literal["accuracy", "auto"] = "accuracy"
     """What ends the phase before `max_epochs`: the accuracy above, or the gradient's noise."""
     stopping_noise_ratio: float = 2.0
-    """With `stop` auto: the phase ends where an epoch's gradient noise scale is above so many
+    """With `stop` auto: the phase ends where an epoch's gradient noise scale is above this many
     global batches."""
     gpus_per_model: int = 1
     """Replicas that share one update, each with its slice of the batch ("GPUs used per model")."""

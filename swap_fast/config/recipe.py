@@ -35,7 +35,7 @@ class SGDRecipe:
     dataset: Literal["cifar10", "cifar100", "synthetic", "imagenet"] = "cifar10"
     """Which images; imagenet is any tree of image files, a folder a class."""
     train_images: int | None = None
-    """Train on the first so many images of the data's order; None: all."""
+    """Train on only this many images, the first in the data's order; None: all."""
     net: Literal["resnet9", "whitened_resnet9", "speed_net", "resnet50"] = "resnet9"
     """The paper's ResNet-9, its authors' later one with whitened input, the net of the public
     speed runs, or ResNet-50."""
@@ -59,7 +59,7 @@ class SGDRecipe:
     """Share of the target that is divided evenly over all classes."""
     mirrored_evaluation: bool = False
     """Whether test accuracy is measured a second time, by the mean logits of an image and its
-    mirror image; the time to `target_accuracy` then counts this one."""
+    mirror image. It has a column of its own; `target_accuracy` is of the first."""
     loader: Annotated[LoaderName | None, Suppress] = None
     """What `--loader auto` takes on GPUs; None: the fastest."""
 

@@ -34,7 +34,7 @@ ROWS: tuple[Row, ...] = (
 
 
 def scaled(rows: tuple[Row, ...], devices: int, *, base: int) -> tuple[Stage, ...]:
-    """Rows as stages of so many devices, with rates in proportion to them.
+    """Rows as stages of `devices` devices, with rates in proportion to them.
 
     The last stage is tested on rectangles.
 
@@ -57,7 +57,7 @@ def scaled(rows: tuple[Row, ...], devices: int, *, base: int) -> tuple[Stage, ..
 
 
 def stages(gpus: int) -> tuple[Stage, ...]:
-    """The table's stages on so many devices."""
+    """The table's stages on `gpus` devices."""
     return scaled(ROWS, gpus, base=8)
 
 
@@ -118,7 +118,7 @@ CPU_ROWS: tuple[Row, ...] = (
 
 
 def cpu_stages(replicas: int) -> tuple[Stage, ...]:
-    """The stages of a CPU on so many replicas."""
+    """The stages of a CPU on `replicas` replicas."""
     return scaled(CPU_ROWS, replicas, base=2)
 
 

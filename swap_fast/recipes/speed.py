@@ -4,7 +4,8 @@ Net, optimizer and augmentation are those of Keller Jordan's airbench94_muon: 8 
 Muon's peak 0.24, momentum 0.6, and for the other parameters Nesterov SGD with momentum 0.85 and
 learning rates of 0.053 (biases) and 0.67 (head) on the loss summed over the batch. Ours are on the
 mean loss of 250 images, 250 times as large, and stand as factors on the filters' rate. Batches,
-epochs and peak rates are our choice, by short runs at half the width on held-out training images.
+epochs and peak rates are our choice; those of small batches and of phase 2 are from short runs at
+half the width on held-out training images.
 """
 
 from dataclasses import replace
@@ -13,7 +14,7 @@ from swap_fast.config.phase import Augmentation, Optimizer, Phase
 from swap_fast.config.recipe import SGDRecipe, SWAPRecipe
 
 SMALL = Phase(global_batch_size=250, peak_lr=0.08, max_epochs=16)
-"""One device. Of 0.04, 0.08, 0.11 and 0.16 the best after 4 epochs at half the width."""
+"""One device. Of 0.04, 0.08 and 0.16 the best after 4 epochs at half the width."""
 
 LARGE = Phase(global_batch_size=500, peak_lr=0.11, max_epochs=16, gpus_per_model=2)
 """Two devices with as many images each: the small batch's rate times the root of 2."""
@@ -56,7 +57,10 @@ def cifar10_speed_sgd_large() -> SGDRecipe:
 
 
 def cifar10_speed() -> SWAPRecipe:
-    """Two devices: 12 epochs together, 4 apart, and the mean."""
+    """Two devices: 12 epochs together, 4 apart, and the mean.
+
+    Phase 2's peak: at half the width, 9 and 3 epochs, 0.01 had 91.8% and 0.02 91.7% held out.
+    """
     small = cifar10_speed_sgd_small()
     return SWAPRecipe(
         name="cifar10_speed",

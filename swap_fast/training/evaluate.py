@@ -106,11 +106,11 @@ def image_evaluator(
 
     def count(batch: Batch) -> Count:
         logits, labels = model(batch.images), batch.labels
-        both = logits + model(batch.images.flip(3)) if mirrored else None
-        right, also = (
-            0 if given is None else (given.argmax(1) == labels).sum() for given in (logits, both)
-        )
-        return right, also, len(labels)
+        right = (logits.argmax(1) == labels).sum()
+        if not mirrored:
+            return right, 0, len(labels)
+        both = logits + model(batch.images.flip(3))
+        return right, (both.argmax(1) == labels).sum(), len(labels)
 
     into = Batch.empty(batch_size, IMAGE_SIZE, execution, device)
     batches = partial(one_pass, images, pass_plan(images, None), into)

@@ -61,8 +61,7 @@ class Muon(torch.optim.Optimizer):
             "fp32": fp32,
         }
         super().__init__(params, defaults)
-        # So GradScaler sets `grad_scale` and `found_inf` for a step, tensors read on the device.
-        self._step_supports_amp_scaling = True
+        self._step_supports_amp_scaling = True  # see `_amp`
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, with its momentum: made in a step, it would not survive a replay."""
@@ -88,27 +87,29 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update from the gradients."""
         assert closure is None, "a gradient is taken once an update"
-        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for group in self.param_groups:
             trained = [p for p in group["params"] if p.grad is not None]
             if not group["orthogonalize"]:
-                self._sgd(group, trained, scale, found_inf)
+                self._sgd(group, trained)
                 continue
             alike = defaultdict(list)
             for parameter in trained:
                 alike[parameter.shape, parameter.dtype, parameter.device].append(parameter)
             for parameters in alike.values():
-                self._muon(group, parameters, scale, found_inf)
+                self._muon(group, parameters)
 
-    def _sgd(
-        self,
-        group: dict[str, Any],
-        parameters: list[Tensor],
-        scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
+    @property
+    def _amp(self) -> tuple[Tensor | None, Tensor | None]:
+        """The loss's scale and whether a gradient overflowed, tensors that the device reads.
+
+        GradScaler makes both attributes of the optimizer for the time of a step.
+        """
+        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+
+    def _sgd(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         if not parameters:
             return
+        scale, found_inf = self._amp
         sgd(
             parameters,
             [p.grad for p in parameters if p.grad is not None],
@@ -124,15 +125,10 @@ class Muon(torch.optim.Optimizer):
             found_inf=found_inf,
         )
 
-    def _muon(
-        self,
-        group: dict[str, Any],
-        parameters: list[Tensor],
-        scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
+    def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         """Update parameters of one shape together: each product is one batched kernel."""
         momentum, shape = group["momentum"], parameters[0].shape
+        scale, found_inf = self._amp
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         gradient = torch.stack([p.grad for p in parameters if p.grad is not None]).flatten(2)
         old_weight, old_velocity = (torch.stack(t).flatten(2) for t in (parameters, buffers))
