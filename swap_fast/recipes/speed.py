@@ -5,7 +5,8 @@ Muon's peak 0.24, momentum 0.6, and for the other parameters Nesterov SGD with m
 learning rates of 0.053 (biases) and 0.67 (head) on the loss summed over the batch. Ours are on the
 mean loss of 250 images, 250 times as large, and stand as factors on the filters' rate. Batches,
 epochs and peak rates are our choice; those of small batches and of phase 2 are from short runs at
-half the width on held-out training images.
+half the width on held-out training images. So is cutout, of which airbench has none: after 16
+epochs at the full width a side of 8 pixels had 93.5% held out, one of 12 had 92.6%.
 """
 
 from dataclasses import replace
@@ -13,10 +14,10 @@ from dataclasses import replace
 from swap_fast.config.phase import Augmentation, Optimizer, Phase
 from swap_fast.config.recipe import SGDRecipe, SWAPRecipe
 
-SMALL = Phase(global_batch_size=250, peak_lr=0.08, max_epochs=16)
+SMALL = Phase(global_batch_size=250, peak_lr=0.08, max_epochs=18)
 """One device. Of 0.04, 0.08 and 0.16 the best after 4 epochs at half the width."""
 
-LARGE = Phase(global_batch_size=500, peak_lr=0.11, max_epochs=16, gpus_per_model=2)
+LARGE = Phase(global_batch_size=500, peak_lr=0.11, max_epochs=18, gpus_per_model=2)
 """Two devices with as many images each: the small batch's rate times the root of 2."""
 
 OPTIMIZER = Optimizer(
@@ -33,14 +34,14 @@ def cifar10_speed_sgd_small() -> SGDRecipe:
     """One device, small batches: as many epochs as a model of `cifar10_speed` sees."""
     return SGDRecipe(
         name="cifar10_speed_sgd_small",
-        summary="Muon with small batches for 94%: 250 on one device, 16 epochs",
+        summary="Muon with small batches for 94%: 250 on one device, 18 epochs",
         table="none: the paper's comparison on a modern base",
         paper_scale=False,
         devices="cores",
         net="speed_net",
         phase1=SMALL,
         optimizer=OPTIMIZER,
-        augmentation=Augmentation(pad=2, flip="alternating", cutout=0),
+        augmentation=Augmentation(pad=2, flip="alternating", cutout=8),
         label_smoothing=0.2,
         mirrored_evaluation=True,
     )
@@ -51,27 +52,28 @@ def cifar10_speed_sgd_large() -> SGDRecipe:
     return replace(
         cifar10_speed_sgd_small(),
         name="cifar10_speed_sgd_large",
-        summary="Muon with large batches for 94%: 500 on 2 devices, 16 epochs",
+        summary="Muon with large batches for 94%: 500 on 2 devices, 18 epochs",
         phase1=LARGE,
     )
 
 
 def cifar10_speed() -> SWAPRecipe:
-    """Two devices: 12 epochs together, 4 apart, and the mean.
+    """Two devices: 13 epochs together, 5 apart, and the mean.
 
-    Phase 2's peak: at half the width, 9 and 3 epochs, 0.01 had 91.8% and 0.02 91.7% held out.
+    Phase 2's peak: at half the width, 9 and 3 epochs, 0.01 had 91.8% and 0.02 91.7% held out,
+    and of these two the workers of 0.02 differ more.
     """
     small = cifar10_speed_sgd_small()
     return SWAPRecipe(
         name="cifar10_speed",
-        summary="SWAP for 94%: 12 epochs at 500, then 2 workers, 4 epochs at 250",
+        summary="SWAP for 94%: 13 epochs at 500, then 2 workers, 5 epochs at 250",
         table=small.table,
         paper_scale=False,
         devices="cores",
         net=small.net,
         num_workers=2,
-        phase1=replace(LARGE, max_epochs=12, horizon_epochs=16),
-        phase2=Phase(global_batch_size=250, peak_lr=0.01, max_epochs=4),
+        phase1=replace(LARGE, max_epochs=13, horizon_epochs=18),
+        phase2=Phase(global_batch_size=250, peak_lr=0.02, max_epochs=5),
         optimizer=OPTIMIZER,
         augmentation=small.augmentation,
         label_smoothing=small.label_smoothing,
@@ -84,16 +86,16 @@ def cifar10_speed_8() -> SWAPRecipe:
     return replace(
         cifar10_speed(),
         name="cifar10_speed_8",
-        summary="SWAP for 94%: 12 epochs at 2000, then 8 workers, 4 epochs at 250",
+        summary="SWAP for 94%: 13 epochs at 2000, then 8 workers, 5 epochs at 250",
         num_workers=8,
         phase1=Phase(
-            global_batch_size=2000, peak_lr=0.24, max_epochs=12, horizon_epochs=16, gpus_per_model=8
+            global_batch_size=2000, peak_lr=0.24, max_epochs=13, horizon_epochs=18, gpus_per_model=8
         ),
     )
 
 
 def cifar10_speed_half() -> SWAPRecipe:
-    """`cifar10_speed` for some minutes of two CPU cores: half the width, a third of the epochs."""
+    """`cifar10_speed` for some minutes of two CPU cores: half the width, some of the epochs."""
     return replace(
         cifar10_speed(),
         name="cifar10_speed_half",
@@ -102,6 +104,7 @@ def cifar10_speed_half() -> SWAPRecipe:
         width=32,
         phase1=replace(LARGE, max_epochs=4, horizon_epochs=5),
         phase2=Phase(global_batch_size=250, peak_lr=0.02, max_epochs=1),
+        augmentation=Augmentation(pad=2, flip="alternating", cutout=0),
     )
 
 

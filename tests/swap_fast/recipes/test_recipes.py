@@ -159,7 +159,8 @@ def test_speed_recipes(name: str, width: int, devices: int, small: int, large: i
         assert first.horizon_epochs == first.max_epochs + second.max_epochs
     assert (recipe.net, recipe.width, recipe.paper_scale) == ("speed_net", width, False)
     assert recipe.label_smoothing == 0.2
-    assert recipe.augmentation == Augmentation(pad=2, flip="alternating", cutout=0)
+    cutout = 0 if name == "cifar10_speed_half" else 8  # in 5 epochs nothing is overfitted
+    assert recipe.augmentation == Augmentation(pad=2, flip="alternating", cutout=cutout)
 
 
 def test_the_speed_recipes_optimizer_is_the_public_one_s_on_the_mean_loss() -> None:
