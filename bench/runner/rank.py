@@ -49,6 +49,7 @@ from swap_fast.record import (
     RunRecord,
     Start,
     Telemetry,
+    flatten,
     plain,
     write_record,
 )
@@ -201,7 +202,9 @@ def run_rank(spec: RunSpec) -> Path | None:
 @contextmanager
 def _connected(spec: RunSpec) -> Iterator[Comm]:
     """The ranks. After a failure they are not closed: that would wait for ranks that are gone."""
-    comm = connect(spec.execution.device_type, timeout_s=spec.timeout_s)
+    comm = connect(
+        spec.execution.device_type, timeout_s=spec.timeout_s, settings=common_settings(spec)
+    )
     try:
         yield comm
     except FloatingPointError as error:
@@ -211,6 +214,22 @@ def _connected(spec: RunSpec) -> Iterator[Comm]:
             comm.close()
         raise
     comm.close()
+
+
+def common_settings(spec: RunSpec) -> dict[str, Any]:
+    """What every rank has to be started with, by name: all that decides the weights, and the code.
+
+    Of the data the ranks compare the content, once it is read.
+    """
+    settings = {
+        "recipe": asdict(spec.recipe),
+        "seed": spec.seed,
+        "held_out": spec.held_out,
+        "execution": asdict(spec.execution),
+        "code": spec.code,
+        "libraries": describe_machine(spec.execution.device_type)["libraries"],
+    }
+    return flatten(plain(settings))
 
 
 def _meters(sampler: Sampler, profiler: Profiler | None) -> Callable[[str], Any]:
@@ -313,15 +332,12 @@ def load_run_data(spec: RunSpec, comm: Comm, say: Callable[[str], None]) -> RunD
     dataset = load_dataset(spec.recipe.dataset, spec.data)
     if spec.held_out:
         dataset = hold_out(dataset, spec.held_out)
-    if len(set(comm.gather(dataset.sha256))) > 1:
-        raise ValueError(
-            f"{spec.recipe.dataset}: expected the same data on every rank, got sets of "
-            "different content; give all of them --data DIR"
-        )
+    description = _describe_dataset(dataset, spec)
+    comm.require_same(flatten({"data": description}))
     return RunData(
         source=CifarSource(spec.recipe, dataset),
         make_model=net_maker(spec.recipe, dataset),
-        description=_describe_dataset(dataset, spec),
+        description=description,
     )
 
 

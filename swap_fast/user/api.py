@@ -21,7 +21,7 @@ from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, pr
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Phase, Schedule, require
 from swap_fast.distributed import ALONE, Comm, connect
-from swap_fast.record import EpochRow, now, plain
+from swap_fast.record import EpochRow, flatten, now, plain
 from swap_fast.training.batchnorm import BatchNormRecompute, is_compiled
 from swap_fast.training.callback import Callback
 from swap_fast.training.clock import Clock
@@ -207,10 +207,6 @@ def swap(
             model = make_net(make_model, seed, where)
             weights = Weights(bare(model))
             refuse_synchronized(weights.norms)
-            comm.broadcast_(weights.theta.detach())
-            if len(weights.statistics):
-                comm.broadcast_(weights.statistics)
-            weights.load_(weights.theta.detach(), weights.statistics)
             own_optimizer = UserOptimizer(
                 weights,
                 optimizer or default_optimizer,
@@ -233,9 +229,6 @@ def swap(
                 f"processes: expected 1 to {replicas}, one a worker's device, got "
                 f"{comm.world_size}; start fewer, or raise `workers`"
             )
-        group = comm.worker_group(workers)
-        phases = [(method.phase1, comm), (method.phase2, group.inside)]
-        execution = Execution(device_type=kind, precision=precision, memory_format="contiguous")
         data = {
             "train_examples": num_examples(train),
             "test_examples": None if test is None else num_examples(test),
@@ -261,6 +254,17 @@ def swap(
             settings=plain(settings | data),
             machine=describe_environment(where) | {"world_size": comm.world_size},
         )
+        environment = {name: info.machine[name] for name in ("python", "libraries")}
+        comm.require_same(flatten(info.settings | environment))
+        with clock.lap("model_init"):
+            comm.broadcast_(weights.theta.detach())
+            if len(weights.statistics):
+                comm.broadcast_(weights.statistics)
+            weights.load_(weights.theta.detach(), weights.statistics)
+            own_optimizer.reset_()  # a new one, should it hold a copy of the weights
+        group = comm.worker_group(workers)
+        phases = [(method.phase1, comm), (method.phase2, group.inside)]
+        execution = Execution(device_type=kind, precision=precision, memory_format="contiguous")
         place, run_folder = None if folder is None else Path(folder), None
         attempt = None if place is None else open_folder(place, info, comm, resume=resume)
         shutdown = NEVER if place is None else GracefulShutdown(synchronize)
