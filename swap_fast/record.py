@@ -126,6 +126,8 @@ class EpochRow:
     noise_scale: float | None = None
     """The epoch's gradient noise scale in images; None where it was not measured, which it is in a
     phase that ends by it, or where the noise hid the gradient."""
+    skipped_updates: int = 0
+    """The epoch's updates that were left out, since their gradient overflowed fp16."""
 
 
 @dataclass(frozen=True, kw_only=True)
