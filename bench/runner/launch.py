@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from swap_fast.files import write_file
 from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
 from swap_fast.training.watchdog import end_process
 
@@ -203,6 +204,4 @@ def _report(error: Exception) -> None:
     assert _NOTES is not None, "a rank that was started here"
     rank = os.environ["RANK"]
     line = f"{time.time_ns()} {rank} {type(error).__name__} {' '.join(str(error).split())}"
-    part = _NOTES / f"{rank}.part"
-    part.write_text(line)
-    part.rename(_NOTES / f"{rank}.txt")
+    write_file(_NOTES / f"{rank}.txt", line.encode())

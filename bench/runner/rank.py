@@ -32,6 +32,7 @@ from swap_fast.data.cifar.dataset import Dataset, hold_out
 from swap_fast.data.cifar.files import load_dataset
 from swap_fast.data.imagenet.scan import ImageTree, scan_tree
 from swap_fast.distributed import Comm, connect
+from swap_fast.files import remove_parts
 from swap_fast.models import make_tree_net, net_maker
 from swap_fast.outcome import (
     average_by_cycle,
@@ -123,6 +124,7 @@ def run_rank(spec: RunSpec) -> Path | None:
         if comm.rank == 0:
             info = replace(description, created=place.created)
             attempt = stack.enter_context(enter_folder(place.folder, info, part=part_of(spec)))
+            remove_parts(spec.out / "runs", f"{place.folder.name}.json")
 
         # The trainer and its callbacks.
         with make_logger(spec, comm, clock, place.folder, data.source.num_images) as logger:

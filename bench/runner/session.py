@@ -10,6 +10,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -26,7 +27,8 @@ from swap_fast.checkpoint.run_folder import last_of
 from swap_fast.config.execution import default_execution
 from swap_fast.config.recipe import LoaderName, Recipe, SWAPRecipe
 from swap_fast.data.cifar.files import locate_dataset, locate_tree
-from swap_fast.record import flatten, read_record
+from swap_fast.files import write_file
+from swap_fast.record import flatten, read_record, write_json_record
 from swap_fast.tasks.cifar import choose_decoder, choose_loader
 from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
 
@@ -212,11 +214,13 @@ def choose_cores(options: RunOptions, device_type: str) -> tuple[int, ...]:
 
 
 def _check_writable(out: Path) -> None:
-    """Fail before the training, not after it."""
-    probe = out / "runs" / f".probe-{os.getpid()}"
+    """Fail before the training, not after it: write as a run does, where it does."""
+    name = f".probe-{uuid4().hex}"
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
+        write_json_record({}, out / "runs", name).unlink()
+        probe = out / "checkpoints" / name
+        for content in (b"former", b"new"):
+            write_file(probe, content)
         probe.unlink()
     except OSError as error:
         raise ValueError(f"out: expected a folder that can be written to, got {error}") from None

@@ -23,8 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from swap_fast.checkpoint.files import write_file
 from swap_fast.choices import choose
+from swap_fast.files import write_file
 
 WRAPPERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "module"),

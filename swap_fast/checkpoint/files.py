@@ -1,13 +1,11 @@
 """Checkpoints on disk: safetensors files with the model's own names, proven by a manifest.
 
-A checkpoint is whole when its manifest is there: that is written last. Every file is written under
-another name, synced and renamed, so that none is ever half there. A JSON file has a schema version
-and a checksum of itself, and is read into a typed dataclass.
+A checkpoint is whole when its manifest is there: that is written last. A JSON file has a schema
+version and a checksum of itself, and is read into a typed dataclass.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from swap_fast.files import write_file
 from swap_fast.record import EpochRow
 from swap_fast.training.state import Progress
 from swap_fast.training.weights import Weights
@@ -79,28 +78,6 @@ class Manifest:
     sha256_by_ending: dict[str, str]
     """Of STEM.safetensors and STEM.state.safetensors."""
     about: CheckpointInfo
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: aside, synced, then renamed.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written to; a former file is untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        # Its number and its words, with what a reader needs to make room.
-        text = f"{error.strerror}: {len(content):,} bytes of {path.name} could not be written"
-        raise type(error)(error.errno, text, str(path.parent)) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from swap_fast.checkpoint.attempts import Attempt
+from swap_fast.checkpoint.attempts import Attempt, is_running
 from swap_fast.checkpoint.files import (
     MANIFEST,
     MODEL,
@@ -30,6 +30,7 @@ from swap_fast.checkpoint.files import (
     write_checkpoint,
     write_json,
 )
+from swap_fast.files import remove_parts
 from swap_fast.record import EpochRow, flatten
 from swap_fast.training.clock import TRAINING, Clock, total
 from swap_fast.training.state import Progress, TrainingState
@@ -93,6 +94,8 @@ def enter_folder(folder: Path, info: RunInfo, *, resume: bool = True, part: str 
         require_same(folder, found, info)
         info = replace(info, created=found.created)
     attempt = Attempt(folder, part)
+    if not is_running(folder, without=part):
+        remove_litter(folder)
     if info != found:
         write_json(folder / RUN_FILE, info)
     return attempt
@@ -328,6 +331,19 @@ def _saved(folder: Path, phase: int, worker: int) -> list[str]:
     return [name for _, _, name in sorted(found)]
 
 
+def remove_litter(folder: Path) -> None:
+    """Delete what killed processes left: half-written files, and states without a manifest.
+
+    The weights after an epoch need none: a later manifest knows them.
+    """
+    remove_parts(folder)
+    for path in folder.glob(f"*{MODEL}"):  # STATE ends so too
+        stem = path.name.removesuffix(STATE).removesuffix(MODEL)
+        is_epoch = path.name == stem + MODEL and "-step" not in stem
+        if not is_epoch and not file_of(folder / stem, MANIFEST).exists():
+            path.unlink(missing_ok=True)
+
+
 def prune(folder: Path, *, every: int | None = None, resumable: bool = False) -> None:
     """Of a run that is done keep the ends of phase 1 and of each worker, and the result.
 
@@ -348,8 +364,9 @@ def prune(folder: Path, *, every: int | None = None, resumable: bool = False) ->
         is_kept = is_last or (is_model and every is not None and epoch % every == 0)
         if not is_kept or not (is_model or resumable):
             path.unlink(missing_ok=True)
-    for path in [*folder.glob("attempt*"), *folder.glob("*.part")]:
+    for path in folder.glob("attempt*"):
         path.unlink(missing_ok=True)
+    remove_litter(folder)
 
 
 def last_of(folder: Path, *, phase: int, worker: int = 0) -> Progress | None:

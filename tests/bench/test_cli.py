@@ -100,6 +100,22 @@ def test_a_results_folder_that_cannot_be_written_is_found_before_training(
     assert "out: expected a folder that can be written to" in capsys.readouterr().err
 
 
+def test_a_file_system_that_cannot_do_what_a_run_does_is_found_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.replace
+
+    def refuse(source: Path, target: Path) -> Path:
+        if target.exists() and target.parent.name == "checkpoints":
+            raise OSError(95, "Operation not supported")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert main(["run", "cifar10_quick", "--out", str(tmp_path)]) == 2
+    assert "Operation not supported: 3 bytes of .probe-" in capsys.readouterr().err
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
 def test_recipes_names_every_recipe_with_its_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from swap_fast.algorithm import sgd, swa, swap
 from swap_fast.checkpoint import files
+from swap_fast.checkpoint.attempts import Attempt
 from swap_fast.checkpoint.files import read_manifest, write_json
-from swap_fast.checkpoint.run_folder import RunFolder, prune
+from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import Recipe, SWAPRecipe
 from swap_fast.distributed import ALONE, Comm
@@ -294,3 +295,22 @@ def test_the_number_of_ranks_may_change_between_phases_alone(tmp_path: Path) -> 
         run(SWAP_3, tmp_path / "phase1")
     done = run(SWAP_3, tmp_path / "phase2")
     assert [worker.worker for worker in done.result.workers] == [0, 1]
+
+
+def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    litter = [".phase1.json.12ab.part", "phase1-epoch2.state.safetensors"]
+    litter += [f"phase1-epoch2-step5{ending}" for ending in (".safetensors", ".state.safetensors")]
+    kept = [f"phase1-epoch1-step3{e}" for e in (".safetensors", ".state.safetensors", ".json")]
+    kept += ["worker0-epoch1.safetensors", "attempt-run-0001.json"]
+    for name in litter + kept:
+        (tmp_path / name).touch()
+    info = RunInfo(created="now", settings={}, machine={})
+
+    def names() -> set[str]:
+        return {path.name for path in tmp_path.iterdir()}
+
+    # Another part of the run may be writing its own files.
+    with Attempt(tmp_path, "worker1"), enter_folder(tmp_path, info):
+        assert set(litter + kept) < names()
+    with enter_folder(tmp_path, info):
+        assert names() & set(litter + kept) == set(kept)
