@@ -203,5 +203,5 @@ def _report(error: Exception) -> None:
     """Write the error that ends this rank for the launching process."""
     assert _NOTES is not None, "a rank that was started here"
     rank = os.environ["RANK"]
-    line = f"{time.time_ns()} {rank} {type(error).__name__} {' '.join(str(error).split())}"
+    line = f"{time.monotonic_ns():020} {rank} {type(error).__name__} {' '.join(str(error).split())}"
     write_file(_NOTES / f"{rank}.txt", line.encode())

@@ -87,7 +87,7 @@ def run_rank(spec: RunSpec) -> Path | None:
         # torch imports with the first optimizer.
         torch.zeros(1, device=device)
         importlib.import_module("torch._dynamo")
-        imports_s = time.time() - spec.started
+        imports_s = time.monotonic() - spec.started
 
         # The clock, and what watches this process. The stack resets the CUDA graphs before the
         # process group is closed, after an error too: see `Captures`.

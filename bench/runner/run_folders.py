@@ -47,7 +47,8 @@ class RunSpec:
     code: Code
     """Version and commit, looked up before the run: files may change under a long one."""
     started: float
-    """`time.time()` when the run was asked for, to know what starting and importing took."""
+    """`time.monotonic()`, which a machine's processes share, when the run was asked for: to know
+    what starting and importing took."""
     notes: tuple[str, ...] = ()
     """What the record's reader should know."""
     flags: tuple[Flag, ...] = ()

@@ -57,7 +57,7 @@ def run_session(
         spec = replace(spec, resume="if_same")
     for number in range(options.runs):
         if number > 0:
-            spec = replace(spec, seed=spec.seed + 1, first=False, started=time.time())
+            spec = replace(spec, seed=spec.seed + 1, first=False, started=time.monotonic())
         say(f"run {number + 1} of {options.runs}, seed {spec.seed}")
         if options.phase2 == "separate":
             path = run_separately(spec, options.min_workers, prepared.num_ranks, say)
@@ -86,7 +86,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
     Raises:
         ValueError: one of them is not available.
     """
-    started = time.time()
+    started = time.monotonic()
     device_type = choose_device(options.device)
     cores = choose_cores(options, device_type)
     ranks, threads = processes(options, recipe, device_type)
@@ -275,7 +275,7 @@ def run_separately(
     assert place is not None, "the launching process has rank 0's answer"
     if place.suffix == ".json":
         return place  # the record of a run that is done
-    spec = replace(spec, folder=place, started=time.time())
+    spec = replace(spec, folder=place, started=time.monotonic())
     workers = range(recipe.num_workers)
     missing = [w for w in workers if not _is_done(place, w)]
     with follow_run(place, spec.progress):

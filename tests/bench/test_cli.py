@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -269,7 +270,10 @@ def test_a_loader_that_cannot_be_had_is_replaced_and_noted(
     assert record["configuration"]["execution"]["loader"] == "tensor"
 
 
-def test_an_sgd_run_has_no_workers(tmp_path: Path) -> None:
+def test_an_sgd_run_has_no_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The machine's time is set back all the while: no duration is measured by it.
+    set_back = count(2e9, -3600.0)
+    monkeypatch.setattr("time.time", lambda: next(set_back))
     run = ["run", "cifar10_sgd_small_cpu", "--out", str(tmp_path), "--ranks", "1", "--quiet"]
     assert main([*run, *SMALL, "--dataset", "synthetic"]) == 0
     (path,) = (tmp_path / "runs").glob("*.json")
@@ -280,6 +284,9 @@ def test_an_sgd_run_has_no_workers(tmp_path: Path) -> None:
     assert record["accuracy_before_averaging"] is None
     assert record["test_accuracy"] == record["epochs"][-1]["test_accuracy"]
     assert record["times"]["before_averaging_s"] is None
+    (laps,) = record["times"]["laps_by_rank"]
+    assert 0 < sum(laps.values()) <= record["times"]["wall_s"] < 600
+    assert min(laps.values()) >= 0
 
 
 def test_a_run_that_diverges_ends_with_exit_1_and_leaves_no_record(
