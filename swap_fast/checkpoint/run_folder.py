@@ -19,6 +19,7 @@ from swap_fast.checkpoint.files import (
     CheckpointInfo,
     DamagedError,
     Laps,
+    Proof,
     file_of,
     load_state_,
     load_theta,
@@ -226,6 +227,9 @@ class RunFolder:
         laps_by_rank = state.comm.gather(self._laps_of(key))
         sums_by_rank = state.comm.gather(progress.sums)
         if state.is_first:
+            if progress.phase == 1 and progress.stopped_by and self._keep_epochs:
+                name = f"phase1-epoch{progress.epoch}"
+                self._sha256[key][name] = save_weights(state.weights, self.path / f"{name}{MODEL}")
             about = CheckpointInfo(
                 progress=replace(progress, sums=()),
                 origin=self.origin,
@@ -238,8 +242,6 @@ class RunFolder:
             checkpoint = Checkpoint(model=model_state(state.weights), state=tensors, about=about)
             about = write_checkpoint(self.path / _stem(progress), checkpoint)
             self._sha256[key] = about.weights_sha256
-            if progress.phase == 1 and progress.stopped_by and self._keep_epochs:
-                save_weights(state.weights, self.path / f"phase1-epoch{progress.epoch}{MODEL}")
             self._prune(progress)
             if self._attempt is not None:
                 self._attempt.keep(total(self._clock.laps, TRAINING) - self.restored_s)
@@ -257,6 +259,8 @@ class RunFolder:
         # On the rank that saved it and, of a resumed worker, on every rank of the worker.
         sha256 = self._sha256.get((2, worker), {}).get(stem)
         try:
+            if sha256 is None:
+                raise DamagedError(f"{stem}{MODEL}: expected its sha256 in a manifest, got none")
             return load_theta(self._weights, self.path / f"{stem}{MODEL}", sha256)
         except DamagedError as error:
             raise ValueError(
@@ -265,8 +269,9 @@ class RunFolder:
             ) from None
 
     def save_final(self, weights: Weights) -> None:
-        """Save the run's result."""
-        save_weights(weights, self.path / f"final{MODEL}")
+        """Save the run's result, and its proof."""
+        sha256 = save_weights(weights, self.path / f"final{MODEL}")
+        write_json(self.path / f"final{MANIFEST}", Proof(sha256_by_ending={MODEL: sha256}))
 
     def _newest(self, phase: int, worker: int) -> tuple[Path, Checkpoint] | None:
         """The last checkpoint that is whole."""
@@ -347,9 +352,11 @@ def remove_litter(folder: Path) -> None:
 def prune(folder: Path, *, every: int | None = None, resumable: bool = False) -> None:
     """Of a run that is done keep the ends of phase 1 and of each worker, and the result.
 
+    Their manifests stay: they prove the weights of the earlier epochs too.
+
     Arguments:
         every: keep the weights of each epoch that this divides too.
-        resumable: keep the manifests and states with which the run gives its result again.
+        resumable: keep the states with which the run gives its result again.
     """
     named = re.compile(r"(worker\d+|phase1)-epoch(\d+)")
     last: dict[str, int] = {}
@@ -361,8 +368,9 @@ def prune(folder: Path, *, every: int | None = None, resumable: bool = False) ->
         epoch = int(match[2])
         is_last = match[1] != "phase1" and epoch == last.get(match[1])
         is_model = path.name == match[0] + MODEL
-        is_kept = is_last or (is_model and every is not None and epoch % every == 0)
-        if not is_kept or not (is_model or resumable):
+        is_proof = path.name == match[0] + MANIFEST
+        is_kept = is_last and (is_model or is_proof or resumable)
+        if not is_kept and not (is_model and every is not None and epoch % every == 0):
             path.unlink(missing_ok=True)
     for path in folder.glob("attempt*"):
         path.unlink(missing_ok=True)

@@ -217,9 +217,10 @@ def test_a_whole_small_run_leaves_a_record_and_a_report(
     assert min(record["pairwise_distances"][0][1:]) > 0
     assert "width=4" in record["overrides"]
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("*/*"))
-    workers = [f"worker{w}-epoch2.safetensors" for w in range(4)]
+    workers = [f"worker{w}-epoch2.{ending}" for w in range(4) for ending in ("json", "safetensors")]
     phase1 = ["phase1.json", "phase1.safetensors", "phase1.state.safetensors"]
-    assert kept == ["events.jsonl", "final.safetensors", *phase1, "run.json", *workers]
+    final = ["final.json", "final.safetensors"]
+    assert kept == ["events.jsonl", *final, *phase1, "run.json", *workers]
     capsys.readouterr()
     assert main(["report", "--results", out]) == 0
     assert "cifar10 (subset)" in (tmp_path / "report.md").read_text()

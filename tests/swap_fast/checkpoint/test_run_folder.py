@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from torch import Tensor
 from swap_fast.algorithm import sgd, swa, swap
 from swap_fast.checkpoint import files
 from swap_fast.checkpoint.attempts import Attempt
-from swap_fast.checkpoint.files import read_manifest, write_json
+from swap_fast.checkpoint.files import known_sha256, read_manifest, write_json
 from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import Recipe, SWAPRecipe
@@ -215,6 +216,27 @@ def test_a_damaged_sample_of_an_earlier_cycle_is_refused(saves: int, tmp_path: P
     for path in tmp_path.glob("worker0-*"):
         path.unlink()
     assert_same(run(recipe, tmp_path), run(recipe, tmp_path / "whole"))
+
+
+def test_a_sample_that_no_manifest_knows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CutError):
+        run(CYCLES, tmp_path, saves=7)
+    manifest = read_manifest(tmp_path / "worker0-epoch4")
+    about = replace(manifest.about, weights_sha256={})
+    write_json(tmp_path / "worker0-epoch4.json", replace(manifest, about=about))
+    with pytest.raises(ValueError, match=r"^worker0-epoch2.*: expected its sha256 in a manifest"):
+        run(CYCLES, tmp_path)
+
+
+def test_a_run_that_is_done_knows_the_bytes_of_all_its_models(tmp_path: Path) -> None:
+    run(SWAP_3, tmp_path)
+    for name in ("phase1", "worker0-epoch2", "worker1-epoch2", "final"):
+        path = tmp_path / f"{name}.safetensors"
+        assert known_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    epochs = [known_sha256(tmp_path / f"worker0-epoch{n}.safetensors") for n in (1, 2)]
+    assert None not in epochs
+    assert epochs[0] != epochs[1]
+    assert known_sha256(tmp_path / "worker0-epoch3.safetensors") is None
 
 
 def test_a_checkpoint_of_a_later_version_ends_the_run(tmp_path: Path) -> None:
