@@ -65,7 +65,10 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
         InterruptedRunError: a signal ended the processes.
     """
     if num_ranks == 1 or under_torchrun():
-        return function(*arguments)
+        try:
+            return function(*arguments)
+        except (FileNotFoundError, PermissionError) as error:
+            raise RuntimeError(str(error)) from error  # as of a rank's: the command was right
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

@@ -374,8 +374,8 @@ def _check(
     require(device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda", device)
     available = device != "cuda" or _has_cuda()
     require(available, "device", "a CUDA device, or device='cpu'", device)
-    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
-    require(is_whole, "seed", "a whole number of 0 or more", seed)
+    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
+    require(is_whole, "seed", "a whole number from 0 to 2**63 - 1", seed)
     norm = clip_gradient_norm
     require(norm is None or norm > 0, "clip_gradient_norm", "a number > 0, or None", norm)
     require(loader_processes >= 0, "loader_processes", "0 or more", loader_processes)

@@ -62,6 +62,9 @@ def test_a_wrong_field_gets_did_you_mean_and_exit_2(capsys: pytest.CaptureFixtur
         (["--phase1.global-batch-size", "1023"], "multiple of gpus_per_model = 4"),
         (["--phase1.peak-lr", "-1"], "peak_lr: expected a finite number > 0, got -1.0"),
         (["--runs", "0"], "runs: expected 1 or more, got 0"),
+        (["--threads", "100000"], "or less, got 100000"),
+        (["--seed", "-1"], "seed: expected 0 or more, got -1"),
+        (["--seed", str(2**64)], "seed: expected 9223372036854775807 or less, got 18446744073"),
         (["--phase1.stop", "auto"], "(--phase1.stopping-accuracy None), got 0.73"),
     ],
 )
