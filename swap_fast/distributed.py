@@ -347,6 +347,10 @@ def _silent_stdout() -> Iterator[None]:
         os.close(nowhere)
 
 
+_CONNECTIONS = count()
+"""Each has keys of its own: torchrun keeps the store from one run of a session to the next."""
+
+
 def connect(
     device_type: str, *, timeout_s: float = 300.0, settings: Mapping[str, Any] | None = None
 ) -> Comm:
@@ -367,7 +371,7 @@ def connect(
         torch.cuda.set_device(local_rank)
     if world_size == 1:
         return ALONE
-    timeout = timedelta(seconds=timeout_s)
+    timeout, number = timedelta(seconds=timeout_s), next(_CONNECTIONS)
 
     def join() -> Comm:
         if device_type == "cuda":
@@ -375,12 +379,12 @@ def connect(
         # Of one rank, so that the store waits for nobody: `require_same` says who is missing.
         store, _, _ = next(rendezvous("env://", rank, 1, timeout=timeout))
         store.set_timeout(timeout)
-        own = Store(dist.PrefixStore("swap_fast", store), timeout_s)
+        own = Store(dist.PrefixStore(f"swap_fast/{number}", store), timeout_s)
         comm = Comm(rank=rank, local_rank=local_rank, world_size=world_size, store=own)
         comm.require_same({"device": device_type, "world_size": world_size, **(settings or {})})
         dist.init_process_group(
             "nccl" if device_type == "cuda" else "gloo",
-            store=dist.PrefixStore("group", store),
+            store=dist.PrefixStore(f"group/{number}", store),
             rank=rank,
             world_size=world_size,
             timeout=timeout,

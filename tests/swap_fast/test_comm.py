@@ -178,6 +178,18 @@ def test_a_rank_that_does_not_answer_is_named(
     assert "\n" not in error
 
 
+def run_twice(comm: Comm, folder: Path) -> None:
+    comm.close()
+    again = connect("cpu", timeout_s=30, settings={"seed": 1})
+    again.barrier()
+    (folder / f"done{again.rank}").touch()
+
+
+def test_a_second_run_reads_nothing_of_the_first_s(tmp_path: Path) -> None:
+    run_processes(run_twice, 2, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"done0", "done1"}
+
+
 def compared(*settings: dict[str, object], world_size: int | None = None) -> list[str]:
     """What each of these ranks says when all compare their settings, in threads over one store."""
     shared = dist.HashStore()
