@@ -29,10 +29,17 @@ from swap_fast.training.shutdown import NEVER, GracefulShutdown
 from swap_fast.training.state import NoCheckpoints
 from swap_fast.training.trainer import assemble
 from swap_fast.training.weights import Weights, refuse_synchronized
-from swap_fast.user.data import Augment, Collate, generators_kept, num_examples, open_data
+from swap_fast.user.data import (
+    Augment,
+    Collate,
+    Placement,
+    generators_kept,
+    num_examples,
+    open_data,
+)
 from swap_fast.user.method import describe_method, name_of, user_method
 from swap_fast.user.optimizer import Groups, Make, UserOptimizer
-from swap_fast.user.parts import UserSource, bare, make_net
+from swap_fast.user.parts import UserSource, bare, make_net, refuse_lone_examples
 from swap_fast.user.result import SwapResult, describe_environment, make_result
 from swap_fast.user.step import Loss, Metric, Objective, UserStep
 
@@ -262,6 +269,10 @@ def swap(
                 comm.broadcast_(weights.statistics)
             weights.load_(weights.theta.detach(), weights.statistics)
             own_optimizer.reset_()  # a new one, should it hold a copy of the weights
+        objective = Objective(model, loss)
+        here = Placement(device=where, seed=seed, augment=augment)
+        for name, phase in (("phase1", method.phase1), ("phase2", method.phase2)):
+            refuse_lone_examples(phase, name, weights, objective, train, here)
         group = comm.worker_group(workers)
         phases = [(method.phase1, comm), (method.phase2, group.inside)]
         execution = Execution(device_type=kind, precision=precision, memory_format="contiguous")
@@ -301,7 +312,6 @@ def swap(
                 machine=info.machine,
                 resumed=attempt is not None and attempt.resumed,
             )
-            objective = Objective(model, loss)
             parts = assemble(
                 UserSource(
                     model,

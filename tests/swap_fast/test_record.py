@@ -36,7 +36,7 @@ def test_every_record_of_the_project_is_read_and_holds_what_its_file_holds() -> 
         content = json.loads(path.read_text())
         content["epochs"] = [
             {"skipped_updates": 0} | row for row in content["epochs"]
-        ]  # since 11-28
+        ]  # which they lack
         assert plain(asdict(read_record(path))) == content, path.name
 
 

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from own_nets import PHASE1, PHASE2, assert_same_bits, bits, blobs, plain_net, small_swap
+from small_trainer import calling
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from swap_fast.config.phase import Phase
+from swap_fast.record import EpochRow
 from swap_fast.user.data import MicroBatch, Placement, one_pass, open_data, phase_batches
 from swap_fast.user.method import UserMethod, user_method
 from swap_fast.user.step import Objective
@@ -449,6 +451,17 @@ def test_what_cannot_be_is_refused_in_one_line(said: dict[str, Any], message: st
     with pytest.raises(ValueError, match=f"^{message}") as refused:
         small_swap(**copy.copy(said))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("of_phase", ["phase1", "phase2"])
+def test_batch_norm_of_one_example_is_refused_before_training(of_phase: str) -> None:
+    rows: list[EpochRow] = []
+    batch = {"phase1": 2, "phase2": 1}[of_phase]  # of two devices, and of one
+    said = {of_phase: Phase(global_batch_size=batch, peak_lr=0.1, max_epochs=1)}
+    with pytest.raises(ValueError, match=rf"^{of_phase}.global_batch_size: expected 2 examples or"):
+        small_swap(**said, callbacks=[calling(on_epoch_end=rows.append)])
+    assert rows == []
+    small_swap(plain_net, **said)  # without batch norm it can be trained
 
 
 def test_half_precision_rounds_inputs_but_no_indices() -> None:
