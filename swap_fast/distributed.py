@@ -208,7 +208,7 @@ class Comm:
                     f"{self.store.timeout_s:g} s, in which it has to start too"
                 )
             here = json.loads(text)
-            first = first or here
+            first = here if rank == 0 else first
             names = [n for n in sorted(first | here) if first.get(n) != here.get(n)]
             if not names:
                 continue
