@@ -272,6 +272,7 @@ except RuntimeError as error:
 """
 
 
+@pytest.mark.slow
 def test_after_the_network_is_cut_each_side_names_the_other(tmp_path: Path) -> None:
     namespace = ["unshare", "--map-root-user", "--net"]
     if not (which("unshare") and which("ip")) or subprocess.run([*namespace, "true"]).returncode:
