@@ -1,5 +1,6 @@
 """The options of the commands, beside a recipe's own fields."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,17 +10,22 @@ from tyro.conf import Positional, UseAppendAction
 
 from swap_fast.callbacks.trackers import TrackerName
 
+_MOST = {"threads": max(256, os.cpu_count() or 1), "seed": 2**63 - 1}
+"""More threads than any machine has cores end the process; torch's generators take 64 bits."""
+
 
 def require_counts(options: object, *names: str, least: int = 1) -> None:
-    """Refuse options below `least`; None is not checked.
+    """Refuse options below `least`, or above what can be; None is not checked.
 
     Raises:
-        ValueError: one is below.
+        ValueError: one is.
     """
     for name in names:
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"{name}: expected {least} or more, got {value}")
+        if value is not None and value > _MOST.get(name, value):
+            raise ValueError(f"{name}: expected {_MOST[name]} or less, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +105,7 @@ class RunOptions:
             raise ValueError("min_workers: expected --phase2 separate beside it, got together")
         if not 0 < self.timeout_s < 1e6:
             raise ValueError(f"timeout_s: expected seconds above 0, got {self.timeout_s:g}")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected 0 or more, got {self.seed}")
+        require_counts(self, "seed", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)

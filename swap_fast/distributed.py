@@ -1,13 +1,17 @@
 """Ranks and collectives. One process alone takes the same path: collectives are the identity."""
 
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from itertools import count
+from threading import Thread
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,7 +19,73 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 GRACE_S = 2.0
-"""After a failed collective, how long a rank waits for the others to say that theirs failed too."""
+"""After a failure, how long a rank waits for the others to say that theirs failed too."""
+STORE_S = 5.0
+"""How long a call of the store may last."""
+POLL_S = 0.05
+"""From one look for a key that is not there yet to the next."""
+T = TypeVar("T")
+
+
+def within(timeout_s: float, call: Callable[..., T], *arguments: Any) -> T:
+    """Call a function of torch that may wait for ever, in a thread that is given up then.
+
+    Raises:
+        TimeoutError: no result in time.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future.result(timeout_s)
+
+
+class LostStoreError(RuntimeError):
+    """Rank 0's machine, which keeps the store, does not answer."""
+
+
+class Store:
+    """Texts that the ranks share by key; rank 0's machine keeps them.
+
+    torch's store waits for ever for a machine that the network no longer reaches, whatever its own
+    time limit. Here every call ends within `STORE_S`.
+
+    Arguments:
+        store: torch's.
+        timeout_s: how long one rank waits for another.
+    """
+
+    def __init__(self, store: dist.Store, timeout_s: float = 300.0) -> None:
+        self._store, self.timeout_s = store, timeout_s
+        self.comparisons = count()  # of the ranks' settings: each has keys of its own
+
+    def set(self, key: str, text: str) -> None:
+        """Set a key's text."""
+        self._call(self._store.set, key, text)
+
+    def get(self, key: str) -> str | None:
+        """A key's text; None where no rank has set it."""
+        if not self._call(self._store.check, [key]):
+            return None
+        return self._call(self._store.get, key).decode()
+
+    def wait_for(self, key: str, timeout_s: float) -> str | None:
+        """A key's text as soon as a rank has set it; None where none does in this time."""
+        limit = time.monotonic() + timeout_s
+        while (text := self.get(key)) is None and time.monotonic() < limit:
+            time.sleep(POLL_S)
+        return text
+
+    def _call(self, call: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return within(STORE_S, call, *arguments)
+        except TimeoutError:
+            raise LostStoreError(f"rank 0's machine gives no answer within {STORE_S:g} s") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +101,7 @@ class Comm:
     world_size: int = 1
     group: dist.ProcessGroup | None = None
     """The processes meant; None: all of them."""
-    store: dist.Store | None = None
+    store: Store | None = None
     """Where ranks say that a collective failed, for the others to know who did not."""
 
     def replicas(self, num_replicas: int) -> range:
@@ -104,12 +174,60 @@ class Comm:
         assert self.store is not None, "ranks that were connected have a store"
         ranks = dist.get_process_group_ranks(self.group)
         own = f"shutdown/{where}/{dist.get_rank()}"
-        if not self.store.check([own]):
+        if self.store.get(own) is None:
             self.store.set(own, str(step))
-        keys = [f"shutdown/{where}/{rank}" for rank in ranks]
-        if not self.store.check(keys):
-            return None
-        return max(int(self.store.get(key)) for key in keys)
+        steps = [self.store.get(f"shutdown/{where}/{rank}") for rank in ranks]
+        known = [int(text) for text in steps if text is not None]
+        return max(known) if len(known) == len(ranks) else None
+
+    def require_same(self, settings: Mapping[str, Any]) -> None:
+        """Refuse ranks that were started with different settings; every rank must call.
+
+        By the store: ranks of unlike devices, or of another number, make no process group.
+
+        Arguments:
+            settings: plain values by name.
+
+        Raises:
+            ValueError: names each setting that differs, with both values and ranks; the same line
+                on every rank.
+            RuntimeError: names the ranks that did not come.
+        """
+        if self.world_size == 1:
+            return
+        assert self.store is not None, "ranks that were connected have a store"
+        place, ranks = f"settings/{next(self.store.comparisons)}", range(self.world_size)
+        self.store.set(f"{place}/{self.rank}", json.dumps(settings))
+        first: dict[str, Any] = {}
+        for rank in ranks:
+            text = self.store.wait_for(f"{place}/{rank}", self.store.timeout_s)
+            if text is None:
+                missing = [r for r in ranks if self.store.get(f"{place}/{r}") is None]
+                raise RuntimeError(
+                    f"no answer from rank {', '.join(map(str, missing))} within "
+                    f"{self.store.timeout_s:g} s, in which it has to start too"
+                )
+            here = json.loads(text)
+            first = here if rank == 0 else first
+            names = [n for n in sorted(first | here) if first.get(n) != here.get(n)]
+            if not names:
+                continue
+            self._wait_until_read(place)
+            got = [f"{n} {first.get(n)!r} on rank 0, {here.get(n)!r} on rank {rank}" for n in names]
+            more = f"; and {len(got) - 3} more" if len(got) > 3 else ""
+            raise ValueError(
+                f"ranks: expected the same settings on all, got {'; '.join(got[:3])}{more}; start "
+                "all with the same command"
+            )
+
+    def _wait_until_read(self, place: str) -> None:
+        """Let every rank read what is in the store before this one ends, which may keep it."""
+        assert self.store is not None, "ranks that were connected have a store"
+        self.store.set(f"{place}/read/{self.rank}", "")
+        limit = time.monotonic() + GRACE_S
+        with suppress(RuntimeError):  # rank 0 has ended
+            for rank in range(self.world_size):
+                self.store.wait_for(f"{place}/read/{rank}", limit - time.monotonic())
 
     def barrier(self) -> None:
         """Wait for every rank."""
@@ -186,7 +304,9 @@ class Comm:
         try:
             self.store.set(f"failed/{dist.get_rank()}", what)
             time.sleep(GRACE_S)
-            return [rank for rank in ranks if not self.store.check([f"failed/{rank}"])]
+            return [rank for rank in ranks if self.store.get(f"failed/{rank}") is None]
+        except LostStoreError:
+            return [0]
         except RuntimeError:  # the store's process has ended too
             return []
 
@@ -227,29 +347,61 @@ def _silent_stdout() -> Iterator[None]:
         os.close(nowhere)
 
 
-def connect(device_type: str, *, timeout_s: float = 300.0) -> Comm:
+_CONNECTIONS = count()
+"""Each has keys of its own: torchrun keeps the store from one run of a session to the next."""
+
+
+def connect(
+    device_type: str, *, timeout_s: float = 300.0, settings: Mapping[str, Any] | None = None
+) -> Comm:
     """Join the process group that torchrun's environment names; without one, be alone.
 
     Collectives run over NCCL on CUDA devices and gloo on CPUs, and fail after `timeout_s`.
+
+    Arguments:
+        settings: what all ranks have to be started with, as plain values by name.
+
+    Raises:
+        ValueError: ranks were started with different settings.
+        RuntimeError: other ranks did not come; names them, or where rank 0 was looked for.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     if device_type == "cuda":
         torch.cuda.set_device(local_rank)
     if world_size == 1:
         return ALONE
-    timeout = timedelta(seconds=timeout_s)
-    with _silent_stdout():
-        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    timeout, number = timedelta(seconds=timeout_s), next(_CONNECTIONS)
+
+    def join() -> Comm:
+        if device_type == "cuda":
+            torch.cuda.set_device(local_rank)  # of this thread
+        # Of one rank, so that the store waits for nobody: `require_same` says who is missing.
+        store, _, _ = next(rendezvous("env://", rank, 1, timeout=timeout))
         store.set_timeout(timeout)
+        own = Store(dist.PrefixStore(f"swap_fast/{number}", store), timeout_s)
+        comm = Comm(rank=rank, local_rank=local_rank, world_size=world_size, store=own)
+        comm.require_same({"device": device_type, "world_size": world_size, **(settings or {})})
         dist.init_process_group(
             "nccl" if device_type == "cuda" else "gloo",
-            store=dist.PrefixStore("group", store),
+            store=dist.PrefixStore(f"group/{number}", store),
             rank=rank,
             world_size=world_size,
             timeout=timeout,
             device_id=torch.device("cuda", local_rank) if device_type == "cuda" else None,
         )
         dist.barrier()
-    own = dist.PrefixStore("swap_fast", store)
-    return Comm(rank=rank, local_rank=local_rank, world_size=world_size, store=own)
+        return comm
+
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        with _silent_stdout():
+            return within(timeout_s + STORE_S, join)
+    except TimeoutError:
+        raise RuntimeError(
+            f"rendezvous: expected rank 0 at {place}, got no answer within {timeout_s:g} s; see "
+            "that its machine can be reached, and that no other program has this port"
+        ) from None
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RuntimeError(f"rendezvous at {place}: {reason}") from error

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swap_fast.checkpoint.files import write_file
+from swap_fast.files import write_file
 
 INPUT, OUTPUT = "images", "logits"
 """The default names of input and output in the file."""

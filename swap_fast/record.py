@@ -5,7 +5,6 @@ module needs no torch, so that a report can be drawn anywhere.
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,9 +12,9 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar
-from uuid import uuid4
 
 from swap_fast.config.recipe import RECIPE_KINDS, AveragingRecipe, Recipe, checked, recipe_from
+from swap_fast.files import write_file
 
 SCHEMA_VERSION = 6
 
@@ -126,6 +125,8 @@ class EpochRow:
     noise_scale: float | None = None
     """The epoch's gradient noise scale in images; None where it was not measured, which it is in a
     phase that ends by it, or where the noise hid the gradient."""
+    skipped_updates: int = 0
+    """The epoch's updates that were left out, since their gradient overflowed fp16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,21 +359,8 @@ def write_json_record(
         FileExistsError: a record of that name is there, and is not to be replaced.
         OSError: the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    part = folder / f".{name}.{uuid4().hex}.part"
-    try:
-        with open(part, "x", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            part.replace(path)
-        else:
-            os.link(part, path)  # fails where the name is taken
-    finally:
-        part.unlink(missing_ok=True)
+    write_file(path, (json.dumps(content, indent=1) + "\n").encode(), new=not replace)
     return path
 
 

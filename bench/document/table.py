@@ -144,10 +144,23 @@ def to_markdown(table: Table) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A CSV file's text: the heads, then the rows."""
+    """A CSV file's text: the heads, then the rows.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe before it.
+    """
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    cells = ([_inert(cell) for cell in row] for row in (columns, *rows))
+    csv.writer(text, lineterminator="\n").writerows(cells)
     return text.getvalue()
+
+
+_NUMBERS = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?%?( \w+ [-+]?[\d.,]+%?)?")
+"""A number, or an interval."""
+
+
+def _inert(cell: str) -> str:
+    is_formula = cell.startswith(tuple("=+-@\t\r")) and not _NUMBERS.fullmatch(cell)
+    return f"'{cell}" if is_formula else cell
 
 
 def to_csv(table: Table) -> str:

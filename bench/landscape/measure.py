@@ -20,7 +20,7 @@ from bench.landscape.records import (
     folder_of,
 )
 from bench.records.grouping import recipe_of
-from swap_fast.checkpoint.files import load_theta
+from swap_fast.checkpoint.files import known_sha256, load_theta
 from swap_fast.config.execution import Execution
 from swap_fast.config.recipe import SWAPRecipe, recipe_from
 from swap_fast.data.cifar.dataset import Dataset
@@ -262,7 +262,7 @@ class PlaneTask:
     def open_(self, rank: int) -> Callable[[int], Values]:
         """Load the models, and move the images to this rank's device."""
         run, weights = self.run, self.run.weights(rank)
-        thetas = [load_theta(weights, path) for path in self.files]
+        thetas = [load_theta(weights, path, known_sha256(path)) for path in self.files]
         plane = plane_through(*thetas[:3])
         landscape = Landscape(
             run.recipe, run.dataset, weights, run.execution, self.counts, seed=run.seed
@@ -296,10 +296,11 @@ class CosineTask:
         batch = FixedBatch(
             run.recipe, run.dataset, weights, seed=run.seed, num_images=self.num_images
         )
-        swap = load_theta(weights, self.files[-1])
+        swap = load_theta(weights, self.files[-1], known_sha256(self.files[-1]))
 
         def evaluate(number: int) -> Values:
-            theta = load_theta(weights, self.files[number])
+            path = self.files[number]
+            theta = load_theta(weights, path, known_sha256(path))
             gradient, towards = batch.gradient(theta), swap - theta
             return [cosine(-gradient, towards), float(gradient.norm()), float(towards.norm())]
 
@@ -311,7 +312,7 @@ def measure_plane(figure: int, subject: Subject, counts: Counts, grid: int) -> P
     models = saved_models(figure, subject.record, subject.results)
     files = tuple(model.path for model in models)
     weights = Weights(make_net(subject.recipe, subject.dataset))
-    thetas = [load_theta(weights, path) for path in files]
+    thetas = [load_theta(weights, path, known_sha256(path)) for path in files]
     plane = plane_through(*thetas[:3])
     places = [plane.coordinates(theta) for theta in thetas]
     alphas, betas = grid_around([(place.alpha, place.beta) for place in places], grid)

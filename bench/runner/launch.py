@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from swap_fast.files import write_file
 from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
 from swap_fast.training.watchdog import end_process
 
@@ -64,7 +65,10 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
         InterruptedRunError: a signal ended the processes.
     """
     if num_ranks == 1 or under_torchrun():
-        return function(*arguments)
+        try:
+            return function(*arguments)
+        except (FileNotFoundError, PermissionError) as error:
+            raise RuntimeError(str(error)) from error  # as of a rank's: the command was right
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -202,7 +206,5 @@ def _report(error: Exception) -> None:
     """Write the error that ends this rank for the launching process."""
     assert _NOTES is not None, "a rank that was started here"
     rank = os.environ["RANK"]
-    line = f"{time.time_ns()} {rank} {type(error).__name__} {' '.join(str(error).split())}"
-    part = _NOTES / f"{rank}.part"
-    part.write_text(line)
-    part.rename(_NOTES / f"{rank}.txt")
+    line = f"{time.monotonic_ns():020} {rank} {type(error).__name__} {' '.join(str(error).split())}"
+    write_file(_NOTES / f"{rank}.txt", line.encode())

@@ -32,6 +32,7 @@ from swap_fast.data.cifar.dataset import Dataset, hold_out
 from swap_fast.data.cifar.files import load_dataset
 from swap_fast.data.imagenet.scan import ImageTree, scan_tree
 from swap_fast.distributed import Comm, connect
+from swap_fast.files import remove_parts
 from swap_fast.models import make_tree_net, net_maker
 from swap_fast.outcome import (
     average_by_cycle,
@@ -49,6 +50,7 @@ from swap_fast.record import (
     RunRecord,
     Start,
     Telemetry,
+    flatten,
     plain,
     write_record,
 )
@@ -85,7 +87,7 @@ def run_rank(spec: RunSpec) -> Path | None:
         # torch imports with the first optimizer.
         torch.zeros(1, device=device)
         importlib.import_module("torch._dynamo")
-        imports_s = time.time() - spec.started
+        imports_s = time.monotonic() - spec.started
 
         # The clock, and what watches this process. The stack resets the CUDA graphs before the
         # process group is closed, after an error too: see `Captures`.
@@ -122,6 +124,7 @@ def run_rank(spec: RunSpec) -> Path | None:
         if comm.rank == 0:
             info = replace(description, created=place.created)
             attempt = stack.enter_context(enter_folder(place.folder, info, part=part_of(spec)))
+            remove_parts(spec.out / "runs", f"{place.folder.name}.json")
 
         # The trainer and its callbacks.
         with make_logger(spec, comm, clock, place.folder, data.source.num_images) as logger:
@@ -201,7 +204,9 @@ def run_rank(spec: RunSpec) -> Path | None:
 @contextmanager
 def _connected(spec: RunSpec) -> Iterator[Comm]:
     """The ranks. After a failure they are not closed: that would wait for ranks that are gone."""
-    comm = connect(spec.execution.device_type, timeout_s=spec.timeout_s)
+    comm = connect(
+        spec.execution.device_type, timeout_s=spec.timeout_s, settings=common_settings(spec)
+    )
     try:
         yield comm
     except FloatingPointError as error:
@@ -211,6 +216,22 @@ def _connected(spec: RunSpec) -> Iterator[Comm]:
             comm.close()
         raise
     comm.close()
+
+
+def common_settings(spec: RunSpec) -> dict[str, Any]:
+    """What every rank has to be started with, by name: all that decides the weights, and the code.
+
+    Of the data the ranks compare the content, once it is read.
+    """
+    settings = {
+        "recipe": asdict(spec.recipe),
+        "seed": spec.seed,
+        "held_out": spec.held_out,
+        "execution": asdict(spec.execution),
+        "code": spec.code,
+        "libraries": describe_machine(spec.execution.device_type)["libraries"],
+    }
+    return flatten(plain(settings))
 
 
 def _meters(sampler: Sampler, profiler: Profiler | None) -> Callable[[str], Any]:
@@ -313,15 +334,12 @@ def load_run_data(spec: RunSpec, comm: Comm, say: Callable[[str], None]) -> RunD
     dataset = load_dataset(spec.recipe.dataset, spec.data)
     if spec.held_out:
         dataset = hold_out(dataset, spec.held_out)
-    if len(set(comm.gather(dataset.sha256))) > 1:
-        raise ValueError(
-            f"{spec.recipe.dataset}: expected the same data on every rank, got sets of "
-            "different content; give all of them --data DIR"
-        )
+    description = _describe_dataset(dataset, spec)
+    comm.require_same(flatten({"data": description}))
     return RunData(
         source=CifarSource(spec.recipe, dataset),
         make_model=net_maker(spec.recipe, dataset),
-        description=_describe_dataset(dataset, spec),
+        description=description,
     )
 
 

@@ -47,7 +47,8 @@ class RunSpec:
     code: Code
     """Version and commit, looked up before the run: files may change under a long one."""
     started: float
-    """`time.time()` when the run was asked for, to know what starting and importing took."""
+    """`time.monotonic()`, which a machine's processes share, when the run was asked for: to know
+    what starting and importing took."""
     notes: tuple[str, ...] = ()
     """What the record's reader should know."""
     flags: tuple[Flag, ...] = ()
@@ -143,7 +144,7 @@ def find_place(request: RunSpec, info: RunInfo) -> RunDir:
             folder = out / "checkpoints" / run_id(name, seed, info.created)
     elif (found := read_run_info(folder)) is not None:
         require_same(folder, found, info)
-        record = _record_of(out, folder) if _record_of(out, folder).exists() else None
+        record = _record_of(out, folder)
         info = found
     return RunDir(folder=folder, created=info.created, start=start, record=record)
 
@@ -196,7 +197,7 @@ def find_unfinished(
         ValueError: a run.json is damaged.
     """
     for folder in reversed(_folders_of(out, name, seed)):
-        if _record_of(out, folder).exists() or is_running(folder):
+        if _record_of(out, folder) or is_running(folder):
             continue
         found = read_run_info(folder)
         if found and not (only_same and differences(found, only_same)):
@@ -208,7 +209,7 @@ def _find_finished(out: Path, info: RunInfo) -> Path | None:
     """The oldest run with these settings that has a record."""
     settings = info.settings
     for folder in _folders_of(out, settings["recipe"]["name"], settings["seed"]):
-        if _record_of(out, folder).exists():
+        if _record_of(out, folder):
             found = read_run_info(folder)
             if found and not differences(found, info):
                 return folder
@@ -223,5 +224,7 @@ def _folders_of(out: Path, name: str, seed: int) -> list[Path]:
     )
 
 
-def _record_of(out: Path, folder: Path) -> Path:
-    return out / "runs" / f"{folder.name}.json"
+def _record_of(out: Path, folder: Path) -> Path | None:
+    """The record of a run that is done; an empty file, as a killed process leaves it, is none."""
+    path = out / "runs" / f"{folder.name}.json"
+    return path if path.is_file() and path.stat().st_size else None

@@ -10,6 +10,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -26,7 +27,8 @@ from swap_fast.checkpoint.run_folder import last_of
 from swap_fast.config.execution import default_execution
 from swap_fast.config.recipe import LoaderName, Recipe, SWAPRecipe
 from swap_fast.data.cifar.files import locate_dataset, locate_tree
-from swap_fast.record import flatten, read_record
+from swap_fast.files import write_file
+from swap_fast.record import flatten, read_record, write_json_record
 from swap_fast.tasks.cifar import choose_decoder, choose_loader
 from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
 
@@ -55,7 +57,7 @@ def run_session(
         spec = replace(spec, resume="if_same")
     for number in range(options.runs):
         if number > 0:
-            spec = replace(spec, seed=spec.seed + 1, first=False, started=time.time())
+            spec = replace(spec, seed=spec.seed + 1, first=False, started=time.monotonic())
         say(f"run {number + 1} of {options.runs}, seed {spec.seed}")
         if options.phase2 == "separate":
             path = run_separately(spec, options.min_workers, prepared.num_ranks, say)
@@ -84,7 +86,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
     Raises:
         ValueError: one of them is not available.
     """
-    started = time.time()
+    started = time.monotonic()
     device_type = choose_device(options.device)
     cores = choose_cores(options, device_type)
     ranks, threads = processes(options, recipe, device_type)
@@ -212,11 +214,13 @@ def choose_cores(options: RunOptions, device_type: str) -> tuple[int, ...]:
 
 
 def _check_writable(out: Path) -> None:
-    """Fail before the training, not after it."""
-    probe = out / "runs" / f".probe-{os.getpid()}"
+    """Fail before the training, not after it: write as a run does, where it does."""
+    name = f".probe-{uuid4().hex}"
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
+        write_json_record({}, out / "runs", name).unlink()
+        probe = out / "checkpoints" / name
+        for content in (b"former", b"new"):
+            write_file(probe, content)
         probe.unlink()
     except OSError as error:
         raise ValueError(f"out: expected a folder that can be written to, got {error}") from None
@@ -271,7 +275,7 @@ def run_separately(
     assert place is not None, "the launching process has rank 0's answer"
     if place.suffix == ".json":
         return place  # the record of a run that is done
-    spec = replace(spec, folder=place, started=time.time())
+    spec = replace(spec, folder=place, started=time.monotonic())
     workers = range(recipe.num_workers)
     missing = [w for w in workers if not _is_done(place, w)]
     with follow_run(place, spec.progress):

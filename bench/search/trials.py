@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from bench.runner.launch import launch
 from bench.runner.rank import run_rank
 from bench.runner.run_folders import RunSpec
 from bench.runner.session import differences
 from bench.search.grid import TAU, Grid, Point, Scores, recipe_at
-from swap_fast.checkpoint.files import MODEL, read_checkpoint, write_checkpoint
+from swap_fast.checkpoint.files import MODEL, read_checkpoint, read_tensors, write_checkpoint
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SGDRecipe
 from swap_fast.record import RunRecord, plain, read_record, read_records
 from swap_fast.training.evaluate import Accuracies
@@ -188,8 +187,8 @@ def write_start(run: Path, tau: float | None, start: Path) -> None:
         tau: at most the longer phase's own; None: to its last epoch.
 
     Raises:
-        ValueError: a damaged checkpoint.
-        OSError: an epoch's weights are missing, or the folder cannot be written to.
+        ValueError: a damaged checkpoint, or an epoch's weights are missing.
+        OSError: the folder cannot be written to.
     """
     whole = read_checkpoint(run / "phase1")
     rows = whole.about.rows
@@ -217,7 +216,8 @@ def write_start(run: Path, tau: float | None, start: Path) -> None:
         for name, tensor in whole.state.items()
         if name.startswith("optimizer.")
     }
-    model = load_file(run / f"phase1-epoch{epochs}{MODEL}")
+    path = run / f"phase1-epoch{epochs}{MODEL}"
+    model = read_tensors(path, whole.about.weights_sha256.get(path.name.removesuffix(MODEL)))
     write_checkpoint(start / "phase1", replace(whole, model=model, state=state, about=about))
 
 

@@ -11,9 +11,9 @@ from bench.hardware.machine import choose_device, describe_code, describe_machin
 from bench.micro.records import time_stamp
 from bench.verify import data, loop, ranks, runs, speed, step
 from bench.verify.check import Check, CheckProcess, Form, UnavailableError
-from swap_fast.checkpoint.files import write_file
 from swap_fast.choices import choose
 from swap_fast.data.cifar.files import locate_dataset
+from swap_fast.files import write_file
 from swap_fast.record import now
 
 

@@ -90,7 +90,7 @@ def average(arguments: list[str]) -> int:
 
     from swap_fast.averaging_files.report import show
     from swap_fast.averaging_files.soups import average_files
-    from swap_fast.checkpoint.files import write_file
+    from swap_fast.files import write_file
 
     kind = options.device
     if kind == "auto":

@@ -3,11 +3,12 @@
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from swap_fast.averaging_files.weight_files import WeightFile, read_weights, require_alike
-from swap_fast.checkpoint.files import MANIFEST, MODEL, read_manifest
+from swap_fast.checkpoint.files import MODEL, known_sha256, read_manifest
 from swap_fast.checkpoint.run_folder import RUN_FILE, read_run_info
 
 _OF_A_RUN = re.compile(rf"(worker(\d+)-epoch(\d+)|final|phase1){re.escape(MODEL)}")
@@ -144,21 +145,16 @@ def find_start(
 
 
 def _origin_of(file: WeightFile) -> str | None:
-    stem = file.path.with_suffix("")
-    try:
-        expected = read_manifest(stem).sha256_by_ending[MODEL]
-    except ValueError:
-        expected = None
-    if expected is None:
-        if not _OF_A_RUN.fullmatch(file.path.name):
-            return None
-        stem = file.path.parent / "phase1"  # a run that is done keeps phase 1's manifest alone
-    elif expected != file.sha256:
+    expected = known_sha256(file.path)
+    if expected is not None and expected != file.sha256:
         raise ValueError(
-            f"{file.path}: expected the bytes with sha256 {expected[:12]}, as {stem.name}"
-            f"{MANIFEST} says, got {file.sha256[:12]}: it was damaged or changed"
+            f"{file.path}: expected the bytes with sha256 {expected[:12]}, as the run's manifests "
+            f"say, got {file.sha256[:12]}: it was damaged or changed"
         )
-    try:
-        return read_manifest(stem).about.origin
-    except ValueError:
-        return None
+    stems = [file.path.with_suffix("")]
+    if _OF_A_RUN.fullmatch(file.path.name):
+        stems.append(file.path.parent / "phase1")  # whose manifest each run keeps
+    for stem in stems:
+        with suppress(ValueError):
+            return read_manifest(stem).about.origin
+    return None

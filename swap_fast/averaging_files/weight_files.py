@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from swap_fast.checkpoint.files import write_file
 from swap_fast.choices import choose
+from swap_fast.files import write_file
 
 WRAPPERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "module"),
@@ -159,7 +160,8 @@ def _torch_file(path: Path, head: bytes) -> object:
             warnings.simplefilter("ignore")
             # What many training scripts keep of their command line: names and values, no code.
             with torch.serialization.safe_globals([argparse.Namespace]):
-                return torch.load(path, "cpu", weights_only=True, mmap=head.startswith(b"PK"))
+                mapped = head.startswith(b"PK") and _is_stored(path)
+                return torch.load(path, "cpu", weights_only=True, mmap=mapped)
     except UnpicklingError as error:
         # torch's own words are many lines, which advise to run it.
         wanted = re.search(r"(?:GLOBAL|class(?:es)?) ['\"<]*([\w.]+)", str(error))
@@ -178,6 +180,12 @@ def _torch_file(path: Path, head: bytes) -> object:
         raise ValueError(
             f"{path}: expected a file of torch or safetensors, got {_line(error)}"
         ) from None
+
+
+def _is_stored(path: Path) -> bool:
+    """Whether no entry of a zip is compressed: torch maps those as if they were not."""
+    with ZipFile(path) as archive:
+        return all(entry.compress_type == ZIP_STORED for entry in archive.infolist())
 
 
 def _line(error: object) -> str:

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from swap_fast.files import write_file
+
 SCHEMA = 1
 """Of the lines."""
 
@@ -127,12 +129,8 @@ def merge_events(folder: Path) -> None:
     paths = sorted(folder.glob("events-*.jsonl"))
     if not paths:
         return
-    part = folder / f"{MERGED}.{os.getpid()}.part"
-    try:
-        part.write_text("".join(f"{to_line(event)}\n" for event in read_events(folder)))
-        part.replace(folder / MERGED)
-    finally:
-        part.unlink(missing_ok=True)
+    lines = "".join(f"{to_line(event)}\n" for event in read_events(folder))
+    write_file(folder / MERGED, lines.encode())
     for path in paths:
         path.unlink(missing_ok=True)
 

@@ -353,6 +353,7 @@ def _epoch_line(event: Event, view: RunView) -> str:
     epochs = f"/{num_epochs(view.phase(model))}" if model is not None else ""
     names = ("train_accuracy", "test_accuracy", "noise_scale", "images_per_s")
     train, test, noise, rate = (event[name] for name in names)
+    skipped = event.get("skipped_updates")  # older events have none
     parts = [
         f"{who(event['phase'], event['worker']):<17} epoch {event['epoch']:>3}{epochs}",
         f"lr {event['learning_rate']:.4f}",
@@ -360,6 +361,7 @@ def _epoch_line(event: Event, view: RunView) -> str:
         *([] if train is None else [f"train {train:7.2%}"]),
         *([] if test is None else [tested(test, view, width=7)]),
         *([] if noise is None else [f"noise scale {noise:,.0f}"]),
+        *([f"{skipped} updates skipped"] if skipped else []),
         f"{event['time_s']:7.1f} s",
         *([] if rate is None else [f"{rate:,.0f} images/s"]),
     ]

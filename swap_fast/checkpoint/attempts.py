@@ -9,6 +9,7 @@ import os
 import time
 from pathlib import Path
 
+from swap_fast.files import write_file
 from swap_fast.record import Interruptions
 from swap_fast.training.callback import Callback
 
@@ -73,9 +74,7 @@ class Attempt(Callback):
     def keep(self, seconds: float) -> None:
         """Note how many seconds of its training are in checkpoints."""
         content = {"started": self._started, "kept_s": seconds, "process": os.getpid()}
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps(content) + "\n")
-        part.replace(self._path)
+        write_file(self._path, (json.dumps(content) + "\n").encode())
 
     def interruptions(self) -> Interruptions | None:
         """How many attempts at any part ended badly, and the seconds lost; None where none did."""
@@ -85,9 +84,15 @@ class Attempt(Callback):
         return {"count": len(others), "lost_s": sum(map(_lost_s, others))}
 
 
-def is_running(folder: Path) -> bool:
-    """Whether a process is at this run, or at a part of it; needs no right to write."""
+def is_running(folder: Path, *, without: str | None = None) -> bool:
+    """Whether a process is at this run, or at a part of it; needs no right to write.
+
+    Arguments:
+        without: a part that does not count: the caller's own.
+    """
     for path in folder.glob(LOCK.format("*")):
+        if path.name == LOCK.format(without):
+            continue
         try:
             with open(path) as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,14 +1,13 @@
 """Checkpoints on disk: safetensors files with the model's own names, proven by a manifest.
 
-A checkpoint is whole when its manifest is there: that is written last. Every file is written under
-another name, synced and renamed, so that none is ever half there. A JSON file has a schema version
-and a checksum of itself, and is read into a typed dataclass.
+A checkpoint is whole when its manifest is there: that is written last. A JSON file has a schema
+version and a checksum of itself, and is read into a typed dataclass.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from swap_fast.files import write_file
 from swap_fast.record import EpochRow
 from swap_fast.training.state import Progress
 from swap_fast.training.weights import Weights
@@ -73,34 +73,18 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """STEM.json: proves the checkpoint's other files."""
+class Proof:
+    """STEM.json of a run's result: proves its weights."""
 
     sha256_by_ending: dict[str, str]
-    """Of STEM.safetensors and STEM.state.safetensors."""
+    """Of STEM.safetensors and, of a checkpoint, STEM.state.safetensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Proof):
+    """STEM.json of a checkpoint: proves its other files."""
+
     about: CheckpointInfo
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: aside, synced, then renamed.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written to; a former file is untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        # Its number and its words, with what a reader needs to make room.
-        text = f"{error.strerror}: {len(content):,} bytes of {path.name} could not be written"
-        raise type(error)(error.errno, text, str(path.parent)) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -157,13 +141,15 @@ def model_state(weights: Weights) -> dict[str, Tensor]:
     }
 
 
-def save_weights(weights: Weights, path: Path) -> None:
-    """Write the model's state alone, as a safetensors file.
+def save_weights(weights: Weights, path: Path) -> str:
+    """Write the model's state alone, as a safetensors file; its sha256.
 
     Raises:
         OSError: as `write_file`.
     """
-    write_file(path, save(model_state(weights)))
+    content = save(model_state(weights))
+    write_file(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_state_(weights: Weights, saved: Mapping[str, Tensor], name: str) -> None:
@@ -192,11 +178,49 @@ def load_theta(weights: Weights, path: Path, sha256: str | None = None) -> Tenso
         ValueError: a damaged file, or names and shapes that are not the model's; the model is
             then as it was.
     """
-    content = path.read_bytes()
-    if sha256 is not None:
-        _require_sha256(path.name, content, sha256)
-    load_state_(weights, _tensors(path.name, content), path.name)
+    load_state_(weights, read_tensors(path, sha256), path.name)
     return weights.theta.detach().clone()
+
+
+def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Arguments:
+        sha256: of the file, where it is known.
+
+    Raises:
+        DamagedError: no file, or another one.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DamagedError(f"{path.name}: expected a file, got {error.strerror}") from None
+    got = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and sha256 != got:
+        raise DamagedError(
+            f"{path.name}: expected the bytes with sha256 {sha256[:12]}, got {len(content):,} "
+            f"bytes with {got[:12]}"
+        )
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise DamagedError(f"{path.name}: expected a safetensors file, got {error}") from None
+
+
+def known_sha256(path: Path) -> str | None:
+    """What a run's manifests say of a model's file; None where none knows it."""
+    stem = path.name.removesuffix(MODEL)
+    try:
+        return read_json(path.with_name(stem + MANIFEST), Proof).sha256_by_ending[MODEL]
+    except DamagedError:  # of an earlier epoch: a later manifest of the model knows it
+        model = stem.partition("-")[0]
+    for manifest in path.parent.glob(f"*{MANIFEST}"):
+        if manifest.name.startswith(model):
+            with suppress(DamagedError):
+                known = read_json(manifest, Manifest).about.weights_sha256
+                if stem in known:
+                    return known[stem]
+    return None
 
 
 def write_checkpoint(stem: Path, checkpoint: Checkpoint) -> CheckpointInfo:
@@ -227,16 +251,12 @@ def read_checkpoint(stem: Path) -> Checkpoint:
         DamagedError: no manifest, one that is damaged, or files that are not what it says.
         ValueError: another schema version.
     """
-    manifest, tensors = read_manifest(stem), {}
-    for ending in (MODEL, STATE):
-        path = file_of(stem, ending)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DamagedError(f"{path.name}: expected a file, got {error.strerror}") from None
-        _require_sha256(path.name, content, manifest.sha256_by_ending[ending])
-        tensors[ending] = _tensors(path.name, content)
-    return Checkpoint(model=tensors[MODEL], state=tensors[STATE], about=manifest.about)
+    manifest = read_manifest(stem)
+    model, state = (
+        read_tensors(file_of(stem, ending), manifest.sha256_by_ending[ending])
+        for ending in (MODEL, STATE)
+    )
+    return Checkpoint(model=model, state=state, about=manifest.about)
 
 
 def read_manifest(stem: Path) -> Manifest:
@@ -251,19 +271,3 @@ def read_manifest(stem: Path) -> Manifest:
 def file_of(stem: Path, ending: str) -> Path:
     """A file of a checkpoint; its name may have dots."""
     return stem.with_name(stem.name + ending)
-
-
-def _require_sha256(name: str, content: bytes, expected: str) -> None:
-    got = hashlib.sha256(content).hexdigest()
-    if got != expected:
-        raise DamagedError(
-            f"{name}: expected the bytes with sha256 {expected[:12]}, got {len(content):,} bytes "
-            f"with {got[:12]}"
-        )
-
-
-def _tensors(name: str, content: bytes) -> dict[str, Tensor]:
-    try:
-        return load(content)
-    except SafetensorError as error:
-        raise DamagedError(f"{name}: expected a safetensors file, got {error}") from None

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from swap_fast.checkpoint.attempts import Attempt
+from swap_fast.checkpoint.attempts import Attempt, is_running
 from swap_fast.checkpoint.files import (
     MANIFEST,
     MODEL,
@@ -19,6 +19,7 @@ from swap_fast.checkpoint.files import (
     CheckpointInfo,
     DamagedError,
     Laps,
+    Proof,
     file_of,
     load_state_,
     load_theta,
@@ -30,6 +31,7 @@ from swap_fast.checkpoint.files import (
     write_checkpoint,
     write_json,
 )
+from swap_fast.files import remove_parts
 from swap_fast.record import EpochRow, flatten
 from swap_fast.training.clock import TRAINING, Clock, total
 from swap_fast.training.state import Progress, TrainingState
@@ -93,6 +95,8 @@ def enter_folder(folder: Path, info: RunInfo, *, resume: bool = True, part: str 
         require_same(folder, found, info)
         info = replace(info, created=found.created)
     attempt = Attempt(folder, part)
+    if not is_running(folder, without=part):
+        remove_litter(folder)
     if info != found:
         write_json(folder / RUN_FILE, info)
     return attempt
@@ -223,6 +227,9 @@ class RunFolder:
         laps_by_rank = state.comm.gather(self._laps_of(key))
         sums_by_rank = state.comm.gather(progress.sums)
         if state.is_first:
+            if progress.phase == 1 and progress.stopped_by and self._keep_epochs:
+                name = f"phase1-epoch{progress.epoch}"
+                self._sha256[key][name] = save_weights(state.weights, self.path / f"{name}{MODEL}")
             about = CheckpointInfo(
                 progress=replace(progress, sums=()),
                 origin=self.origin,
@@ -235,8 +242,6 @@ class RunFolder:
             checkpoint = Checkpoint(model=model_state(state.weights), state=tensors, about=about)
             about = write_checkpoint(self.path / _stem(progress), checkpoint)
             self._sha256[key] = about.weights_sha256
-            if progress.phase == 1 and progress.stopped_by and self._keep_epochs:
-                save_weights(state.weights, self.path / f"phase1-epoch{progress.epoch}{MODEL}")
             self._prune(progress)
             if self._attempt is not None:
                 self._attempt.keep(total(self._clock.laps, TRAINING) - self.restored_s)
@@ -254,6 +259,8 @@ class RunFolder:
         # On the rank that saved it and, of a resumed worker, on every rank of the worker.
         sha256 = self._sha256.get((2, worker), {}).get(stem)
         try:
+            if sha256 is None:
+                raise DamagedError(f"{stem}{MODEL}: expected its sha256 in a manifest, got none")
             return load_theta(self._weights, self.path / f"{stem}{MODEL}", sha256)
         except DamagedError as error:
             raise ValueError(
@@ -262,8 +269,9 @@ class RunFolder:
             ) from None
 
     def save_final(self, weights: Weights) -> None:
-        """Save the run's result."""
-        save_weights(weights, self.path / f"final{MODEL}")
+        """Save the run's result, and its proof."""
+        sha256 = save_weights(weights, self.path / f"final{MODEL}")
+        write_json(self.path / f"final{MANIFEST}", Proof(sha256_by_ending={MODEL: sha256}))
 
     def _newest(self, phase: int, worker: int) -> tuple[Path, Checkpoint] | None:
         """The last checkpoint that is whole."""
@@ -328,12 +336,27 @@ def _saved(folder: Path, phase: int, worker: int) -> list[str]:
     return [name for _, _, name in sorted(found)]
 
 
+def remove_litter(folder: Path) -> None:
+    """Delete what killed processes left: half-written files, and states without a manifest.
+
+    The weights after an epoch need none: a later manifest knows them.
+    """
+    remove_parts(folder)
+    for path in folder.glob(f"*{MODEL}"):  # STATE ends so too
+        stem = path.name.removesuffix(STATE).removesuffix(MODEL)
+        is_epoch = path.name == stem + MODEL and "-step" not in stem
+        if not is_epoch and not file_of(folder / stem, MANIFEST).exists():
+            path.unlink(missing_ok=True)
+
+
 def prune(folder: Path, *, every: int | None = None, resumable: bool = False) -> None:
     """Of a run that is done keep the ends of phase 1 and of each worker, and the result.
 
+    Their manifests stay: they prove the weights of the earlier epochs too.
+
     Arguments:
         every: keep the weights of each epoch that this divides too.
-        resumable: keep the manifests and states with which the run gives its result again.
+        resumable: keep the states with which the run gives its result again.
     """
     named = re.compile(r"(worker\d+|phase1)-epoch(\d+)")
     last: dict[str, int] = {}
@@ -345,11 +368,13 @@ def prune(folder: Path, *, every: int | None = None, resumable: bool = False) ->
         epoch = int(match[2])
         is_last = match[1] != "phase1" and epoch == last.get(match[1])
         is_model = path.name == match[0] + MODEL
-        is_kept = is_last or (is_model and every is not None and epoch % every == 0)
-        if not is_kept or not (is_model or resumable):
+        is_proof = path.name == match[0] + MANIFEST
+        is_kept = is_last and (is_model or is_proof or resumable)
+        if not is_kept and not (is_model and every is not None and epoch % every == 0):
             path.unlink(missing_ok=True)
-    for path in [*folder.glob("attempt*"), *folder.glob("*.part")]:
+    for path in folder.glob("attempt*"):
         path.unlink(missing_ok=True)
+    remove_litter(folder)
 
 
 def last_of(folder: Path, *, phase: int, worker: int = 0) -> Progress | None:

@@ -69,7 +69,7 @@ def train_epochs(
 
     Raises:
         InterruptedRunError: a signal ended the run, and its progress is saved.
-        FloatingPointError: the loss of an epoch is not finite.
+        FloatingPointError: the loss of an epoch is not finite, or fp16 overflows for ever.
     """
     number, worker, schedule = begin.phase, begin.worker, phase.schedule
     for stage in stages:
@@ -102,12 +102,22 @@ def train_epochs(
             if done < steps:
                 save(replace(begin, epoch=epoch, step=done, sums=step.read_sums()))
                 raise InterruptedRunError(f"after step {done} of epoch {epoch + 1}", together=True)
+            where = (
+                f"phase {number}, worker {worker}, epoch {epoch + 1} (updates {epoch * steps + 1} "
+                f"to {(epoch + 1) * steps})"
+            )
             if not math.isfinite(metrics.loss):
                 raise FloatingPointError(
-                    f"phase {number}, worker {worker}, epoch {epoch + 1} (updates "
-                    f"{epoch * steps + 1} to {(epoch + 1) * steps}): the loss is {metrics.loss}, "
-                    f"expected a finite one; lower the learning rate (now {learning_rate:g}, the "
-                    f"phase's peak {phase.peak_lr:g})"
+                    f"{where}: the loss is {metrics.loss}, expected a finite one; lower the "
+                    f"learning rate (now {learning_rate:g}, the phase's peak {phase.peak_lr:g})"
+                )
+            # A first epoch of few updates may skip them all until the scale of the loss fits.
+            is_last = epoch + 1 == phase.max_epochs
+            if metrics.loss_scale < 1 or (is_last and metrics.skipped_updates == steps):
+                raise FloatingPointError(
+                    f"{where}: {metrics.skipped_updates} of {steps} updates were skipped, since "
+                    f"their gradients overflow fp16 at a loss scale of {metrics.loss_scale:g}; "
+                    "lower the learning rate, or use precision bf16 or fp32"
                 )
             row = EpochRow(
                 phase=number,
@@ -118,6 +128,7 @@ def train_epochs(
                 train_accuracy=metrics.accuracy,
                 time_s=clock.reading(),
                 noise_scale=None if metrics.noise is None else metrics.noise.scale,
+                skipped_updates=metrics.skipped_updates,
             )
             yield row, metrics
         del batches  # a stage's loader is gone before the next one is opened

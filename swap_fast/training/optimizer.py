@@ -35,8 +35,11 @@ class ScaledOptimizer(ABC):
         self._weights, self._torch, self._ratios = weights, optimizer, ratios
         self.scaler = scaler
         # The scaler's tensors are made on first use: here, not inside a captured step.
-        scaler.scale(torch.zeros((), device=weights.theta.device))
+        self._one = torch.ones((), device=weights.theta.device)
+        scaler.scale(self._one)
         self._first_scale = scaler.state_dict()
+        # On the device: updates left out since the last reading.
+        self.skipped = torch.zeros((), dtype=torch.float64, device=weights.theta.device)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the next updates; where it is a tensor, on the device."""
@@ -51,9 +54,12 @@ class ScaledOptimizer(ABC):
         return self.scaler.scale(loss)
 
     def step(self) -> None:
-        """One update of the weights from `weights.gradient`."""
+        """One update of the weights from `weights.gradient`, left out where that is not finite."""
+        before = self.scale(self._one)
         self.scaler.step(self._torch)
         self.scaler.update()
+        if self.scaler.is_enabled():
+            self.skipped += self.scale(self._one) < before  # it is halved then, and only then
 
     @abstractmethod
     def reset_(self) -> None:

@@ -29,6 +29,10 @@ class Metrics(NamedTuple):
     """The share that was right; NaN where the loss counts none."""
     noise: GradientNoise | None = None
     """Of the gradients, where the phase's end depends on it."""
+    skipped_updates: int = 0
+    """In fp16, left out since their gradient was not finite."""
+    loss_scale: float = 1.0
+    """Of fp16, after them."""
 
 
 class Forward(NamedTuple):
@@ -156,35 +160,46 @@ class BaseStep(ABC):
         return tuple(self._sums().tolist())
 
     def _sums(self) -> Tensor:
-        seen = self.loss_sum.new_tensor(self._seen)
-        sums = torch.stack([self.loss_sum, self.correct, self.counted, seen])
-        return sums if self.noise_meter is None else torch.cat([sums, self.noise_meter.sums])
+        seen, skipped = self.loss_sum.new_tensor(self._seen), self._optimizer.skipped
+        noise = () if self.noise_meter is None else self.noise_meter.sums
+        return torch.stack([self.loss_sum, self.correct, self.counted, seen, *noise, skipped])
 
     def add_sums_(self, sums: tuple[float, ...]) -> None:
         """Count what an interrupted epoch had done before; nothing, where there are no sums."""
         if not sums:
             return
-        loss, correct, counted, seen, *noise = sums
+        loss, correct, counted, seen, *others = sums
         self.loss_sum += loss
         self.correct += correct
         self.counted += counted
         self._seen += int(seen)
         if self.noise_meter is not None:
+            noise, others = others[:4], others[4:]
             self.noise_meter.sums += self.noise_meter.sums.new_tensor(noise)
+        self._optimizer.skipped += sum(others)  # older checkpoints have no count
 
     def read_metrics(self) -> Metrics:
         """Metrics of all images since the last reading, over all ranks.
 
         Waits for the device: an epoch's only synchronisation.
         """
-        loss, correct, counted, seen, *noise = self._comm.all_reduce_(self._sums()).tolist()
-        for each in (self.loss_sum, self.correct, self.counted):
+        scale = self._optimizer.scale(torch.ones_like(self.loss_sum))
+        sums = self._comm.all_reduce_(torch.cat([self._sums(), scale[None]])).tolist()
+        loss, correct, counted, seen, *noise, skipped, loss_scale = sums
+        for each in (self.loss_sum, self.correct, self.counted, self._optimizer.skipped):
             each.zero_()
         self._seen, estimate = 0, None
         if self.noise_meter is not None:
             estimate = self.noise_meter.estimate(noise)
             self.noise_meter.sums.zero_()
-        return Metrics(loss / seen, correct / counted if counted else math.nan, estimate)
+        ranks = self._comm.world_size  # each left out the same updates
+        return Metrics(
+            loss / seen,
+            correct / counted if counted else math.nan,
+            estimate,
+            skipped_updates=round(skipped / ranks),
+            loss_scale=loss_scale / ranks,
+        )
 
 
 class Step(BaseStep):

@@ -9,11 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import torch.distributed as dist
-
-from swap_fast.distributed import Comm
+from swap_fast.distributed import Comm, LostStoreError
 from swap_fast.record import EpochRow
 from swap_fast.training.callback import Callback
 
@@ -54,7 +53,7 @@ class Watchdog(Callback):
         interval_s: float = 1.0,
     ) -> None:
         assert comm.store is not None, "ranks that were connected have a store"
-        self._store: dist.Store = comm.store
+        self._store = comm.store
         self._rank, self._world_size = comm.rank, comm.world_size
         self._timeout_s, self._on_hang, self._interval_s = timeout_s, on_hang, interval_s
         self._count = self._signs = 0
@@ -107,42 +106,44 @@ class Watchdog(Callback):
         while not self._stopping.wait(self._interval_s):
             signs += 1
             try:
-                self._store.set(f"beat/{self._rank}", f"{signs} {self._count}")
+                with suppress(LostStoreError):  # it hangs with the updates, or answers again
+                    self._store.set(f"beat/{self._rank}", f"{signs} {self._count}")
                 now = time.monotonic()
                 if not self._watching or self._signs != seen:
                     seen, since = self._signs, now
                 elif now - since > self._timeout_s:
-                    return self._on_hang(self._who_hangs())
+                    return self._on_hang(
+                        f"no update was done for {self._timeout_s:g} s: {self._who_hangs()}"
+                    )
             except RuntimeError:  # the process that keeps the store has ended, and the run with it
                 return
 
     def _who_hangs(self) -> str:
-        """One line; takes some seconds, in which this rank gives signs of life too."""
-        before = self._read()
-        for sign in range(int(GRACE_S / self._interval_s) + 1):
-            time.sleep(self._interval_s)
-            self._store.set(f"beat/{self._rank}", f"waits{sign} {self._count}")
-        after = self._read()
+        """In words; takes some seconds, in which this rank gives signs of life too."""
+        try:
+            before = self._read()
+            for sign in range(int(GRACE_S / self._interval_s) + 1):
+                time.sleep(self._interval_s)
+                self._store.set(f"beat/{self._rank}", f"waits{sign} {self._count}")
+            after = self._read()
+        except LostStoreError as error:
+            return str(error)
         others = [rank for rank in range(self._world_size) if rank != self._rank]
         silent = [r for r in others if before[r] == after[r]]
         furthest = max(count for _, count in after)
         behind = [r for r in range(self._world_size) if after[r][1] < furthest]
-        text = f"no update was done for {self._timeout_s:g} s: "
         if silent:
-            return f"{text}no sign of life from rank {_list(silent)}, which hangs or has ended"
+            return f"no sign of life from rank {_list(silent)}, which hangs or has ended"
         if behind:
             at = ", ".join(f"rank {r} at update {after[r][1]}" for r in behind)
-            return f"{text}{at}, the others at {furthest}"
-        return f"{text}all ranks are at update {furthest}; a device, or what links them, hangs"
+            return f"{at}, the others at {furthest}"
+        return f"all ranks are at update {furthest}; a device, or what links them, hangs"
 
     def _read(self) -> list[tuple[str, int]]:
         """Of each rank: its last sign of life, and how many updates it had started."""
         found = []
         for rank in range(self._world_size):
-            key = f"beat/{rank}"
-            sign, count = "none", "0"
-            if self._store.check([key]):
-                sign, count = self._store.get(key).decode().split()
+            sign, count = (self._store.get(f"beat/{rank}") or "none 0").split()
             found.append((sign, int(count)))
         return found
 

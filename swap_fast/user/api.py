@@ -21,7 +21,7 @@ from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, pr
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Phase, Schedule, require
 from swap_fast.distributed import ALONE, Comm, connect
-from swap_fast.record import EpochRow, now, plain
+from swap_fast.record import EpochRow, flatten, now, plain
 from swap_fast.training.batchnorm import BatchNormRecompute, is_compiled
 from swap_fast.training.callback import Callback
 from swap_fast.training.clock import Clock
@@ -29,10 +29,17 @@ from swap_fast.training.shutdown import NEVER, GracefulShutdown
 from swap_fast.training.state import NoCheckpoints
 from swap_fast.training.trainer import assemble
 from swap_fast.training.weights import Weights, refuse_synchronized
-from swap_fast.user.data import Augment, Collate, generators_kept, num_examples, open_data
+from swap_fast.user.data import (
+    Augment,
+    Collate,
+    Placement,
+    generators_kept,
+    num_examples,
+    open_data,
+)
 from swap_fast.user.method import describe_method, name_of, user_method
 from swap_fast.user.optimizer import Groups, Make, UserOptimizer
-from swap_fast.user.parts import UserSource, bare, make_net
+from swap_fast.user.parts import UserSource, bare, make_net, refuse_lone_examples
 from swap_fast.user.result import SwapResult, describe_environment, make_result
 from swap_fast.user.step import Loss, Metric, Objective, UserStep
 
@@ -207,10 +214,6 @@ def swap(
             model = make_net(make_model, seed, where)
             weights = Weights(bare(model))
             refuse_synchronized(weights.norms)
-            comm.broadcast_(weights.theta.detach())
-            if len(weights.statistics):
-                comm.broadcast_(weights.statistics)
-            weights.load_(weights.theta.detach(), weights.statistics)
             own_optimizer = UserOptimizer(
                 weights,
                 optimizer or default_optimizer,
@@ -233,9 +236,6 @@ def swap(
                 f"processes: expected 1 to {replicas}, one a worker's device, got "
                 f"{comm.world_size}; start fewer, or raise `workers`"
             )
-        group = comm.worker_group(workers)
-        phases = [(method.phase1, comm), (method.phase2, group.inside)]
-        execution = Execution(device_type=kind, precision=precision, memory_format="contiguous")
         data = {
             "train_examples": num_examples(train),
             "test_examples": None if test is None else num_examples(test),
@@ -261,6 +261,21 @@ def swap(
             settings=plain(settings | data),
             machine=describe_environment(where) | {"world_size": comm.world_size},
         )
+        environment = {name: info.machine[name] for name in ("python", "libraries")}
+        comm.require_same(flatten(info.settings | environment))
+        with clock.lap("model_init"):
+            comm.broadcast_(weights.theta.detach())
+            if len(weights.statistics):
+                comm.broadcast_(weights.statistics)
+            weights.load_(weights.theta.detach(), weights.statistics)
+            own_optimizer.reset_()  # a new one, should it hold a copy of the weights
+        objective = Objective(model, loss)
+        here = Placement(device=where, seed=seed, augment=augment)
+        for name, phase in (("phase1", method.phase1), ("phase2", method.phase2)):
+            refuse_lone_examples(phase, name, weights, objective, train, here)
+        group = comm.worker_group(workers)
+        phases = [(method.phase1, comm), (method.phase2, group.inside)]
+        execution = Execution(device_type=kind, precision=precision, memory_format="contiguous")
         place, run_folder = None if folder is None else Path(folder), None
         attempt = None if place is None else open_folder(place, info, comm, resume=resume)
         shutdown = NEVER if place is None else GracefulShutdown(synchronize)
@@ -297,7 +312,6 @@ def swap(
                 machine=info.machine,
                 resumed=attempt is not None and attempt.resumed,
             )
-            objective = Objective(model, loss)
             parts = assemble(
                 UserSource(
                     model,
@@ -370,8 +384,8 @@ def _check(
     require(device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda", device)
     available = device != "cuda" or _has_cuda()
     require(available, "device", "a CUDA device, or device='cpu'", device)
-    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
-    require(is_whole, "seed", "a whole number of 0 or more", seed)
+    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
+    require(is_whole, "seed", "a whole number from 0 to 2**63 - 1", seed)
     norm = clip_gradient_norm
     require(norm is None or norm > 0, "clip_gradient_norm", "a number > 0, or None", norm)
     require(loader_processes >= 0, "loader_processes", "0 or more", loader_processes)

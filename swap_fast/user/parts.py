@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 from weakref import WeakSet
 
@@ -62,6 +63,30 @@ def bare(model: nn.Module) -> nn.Module:
     inner = getattr(model, "_orig_mod", model)
     assert isinstance(inner, nn.Module), "torch's own name of what it compiles"
     return inner
+
+
+def refuse_lone_examples(
+    phase: Phase, name: str, weights: Weights, objective: Objective, data: Data, place: Placement
+) -> None:
+    """Try the net on one example, where a phase's devices get one each, before anything is trained.
+
+    Raises:
+        ValueError: its batch norm has one value a channel then, of which there is no variance.
+    """
+    if phase.micro_batch_size > 1 or not weights.norms:
+        return
+    before = weights.copy()
+    (batch, *_) = islice(one_pass(data, place, batch_size=1, shuffled=False), 1)
+    try:
+        with torch.no_grad():
+            objective(batch)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}.global_batch_size: expected 2 examples or more for each device, got 1, on "
+            f"which the net fails: {error}"
+        ) from None
+    finally:
+        weights.load_(*before)
 
 
 class UserSource:

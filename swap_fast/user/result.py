@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from swap_fast.checkpoint.files import write_file
+from swap_fast.files import write_file
 from swap_fast.outcome import gather_rows, gather_times, workers_on_first
 from swap_fast.record import EpochRow, Times, now
 from swap_fast.training.state import Result

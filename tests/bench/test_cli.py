@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,9 @@ def test_a_wrong_field_gets_did_you_mean_and_exit_2(capsys: pytest.CaptureFixtur
         (["--phase1.global-batch-size", "1023"], "multiple of gpus_per_model = 4"),
         (["--phase1.peak-lr", "-1"], "peak_lr: expected a finite number > 0, got -1.0"),
         (["--runs", "0"], "runs: expected 1 or more, got 0"),
+        (["--threads", "100000"], "or less, got 100000"),
+        (["--seed", "-1"], "seed: expected 0 or more, got -1"),
+        (["--seed", str(2**64)], "seed: expected 9223372036854775807 or less, got 18446744073"),
         (["--phase1.stop", "auto"], "(--phase1.stopping-accuracy None), got 0.73"),
     ],
 )
@@ -98,6 +102,22 @@ def test_a_results_folder_that_cannot_be_written_is_found_before_training(
     (tmp_path / "file").write_text("not a folder")
     assert main(["run", "cifar10_quick", "--out", str(tmp_path / "file")]) == 2
     assert "out: expected a folder that can be written to" in capsys.readouterr().err
+
+
+def test_a_file_system_that_cannot_do_what_a_run_does_is_found_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.replace
+
+    def refuse(source: Path, target: Path) -> Path:
+        if target.exists() and target.parent.name == "checkpoints":
+            raise OSError(95, "Operation not supported")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert main(["run", "cifar10_quick", "--out", str(tmp_path)]) == 2
+    assert "Operation not supported: 3 bytes of .probe-" in capsys.readouterr().err
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_recipes_names_every_recipe_with_its_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,9 +220,10 @@ def test_a_whole_small_run_leaves_a_record_and_a_report(
     assert min(record["pairwise_distances"][0][1:]) > 0
     assert "width=4" in record["overrides"]
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("*/*"))
-    workers = [f"worker{w}-epoch2.safetensors" for w in range(4)]
+    workers = [f"worker{w}-epoch2.{ending}" for w in range(4) for ending in ("json", "safetensors")]
     phase1 = ["phase1.json", "phase1.safetensors", "phase1.state.safetensors"]
-    assert kept == ["events.jsonl", "final.safetensors", *phase1, "run.json", *workers]
+    final = ["final.json", "final.safetensors"]
+    assert kept == ["events.jsonl", *final, *phase1, "run.json", *workers]
     capsys.readouterr()
     assert main(["report", "--results", out]) == 0
     assert "cifar10 (subset)" in (tmp_path / "report.md").read_text()
@@ -253,7 +274,10 @@ def test_a_loader_that_cannot_be_had_is_replaced_and_noted(
     assert record["configuration"]["execution"]["loader"] == "tensor"
 
 
-def test_an_sgd_run_has_no_workers(tmp_path: Path) -> None:
+def test_an_sgd_run_has_no_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The machine's time is set back all the while: no duration is measured by it.
+    set_back = count(2e9, -3600.0)
+    monkeypatch.setattr("time.time", lambda: next(set_back))
     run = ["run", "cifar10_sgd_small_cpu", "--out", str(tmp_path), "--ranks", "1", "--quiet"]
     assert main([*run, *SMALL, "--dataset", "synthetic"]) == 0
     (path,) = (tmp_path / "runs").glob("*.json")
@@ -264,6 +288,9 @@ def test_an_sgd_run_has_no_workers(tmp_path: Path) -> None:
     assert record["accuracy_before_averaging"] is None
     assert record["test_accuracy"] == record["epochs"][-1]["test_accuracy"]
     assert record["times"]["before_averaging_s"] is None
+    (laps,) = record["times"]["laps_by_rank"]
+    assert 0 < sum(laps.values()) <= record["times"]["wall_s"] < 600
+    assert min(laps.values()) >= 0
 
 
 def test_a_run_that_diverges_ends_with_exit_1_and_leaves_no_record(

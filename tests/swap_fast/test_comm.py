@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from shutil import which
 
 import pytest
 import torch
 import torch.distributed as dist
+from repository import ROOT
 from small_trainer import SWAP, make_dataset, run_processes, small_trainer
 
-from swap_fast.distributed import ALONE, Comm, connect
+from swap_fast import distributed
+from swap_fast.distributed import ALONE, Comm, Store, connect
 
 
 @pytest.mark.parametrize("num_replicas", [1, 4, 7, 8])
@@ -170,3 +177,115 @@ def test_a_rank_that_does_not_answer_is_named(
     error = (tmp_path / "error").read_text()
     assert error.startswith("all-reduce: no answer from rank 1, which hangs or has ended (")
     assert "\n" not in error
+
+
+def run_twice(comm: Comm, folder: Path) -> None:
+    comm.close()
+    again = connect("cpu", timeout_s=30, settings={"seed": 1})
+    again.barrier()
+    (folder / f"done{again.rank}").touch()
+
+
+def test_a_second_run_reads_nothing_of_the_first_s(tmp_path: Path) -> None:
+    run_processes(run_twice, 2, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"done0", "done1"}
+
+
+def compared(*settings: dict[str, object], world_size: int | None = None) -> list[str]:
+    """What each of these ranks says when all compare their settings, in threads over one store."""
+    shared = dist.HashStore()
+
+    def compare(rank: int) -> str:
+        store, size = Store(shared, timeout_s=1.0), world_size or len(settings)
+        try:
+            Comm(rank=rank, world_size=size, store=store).require_same(settings[rank])
+        except (ValueError, RuntimeError) as error:
+            return f"{type(error).__name__}: {error}"
+        return "the same"
+
+    with ThreadPoolExecutor(len(settings)) as ranks:
+        return list(ranks.map(compare, range(len(settings))))
+
+
+def test_ranks_with_different_settings_are_refused_by_the_same_line() -> None:
+    same: dict[str, object] = {"seed": 3, "phase1.peak_lr": 0.1, "net": "resnet9", "a": 1, "b": 2}
+    assert compared(same, same, same) == ["the same"] * 3
+    assert compared(same, same, same | {"seed": 4}) == 3 * [
+        "ValueError: ranks: expected the same settings on all, got seed 3 on rank 0, 4 on rank 2; "
+        "start all with the same command"
+    ]
+    assert compared({"seed": 1}, same)[1].endswith(
+        "got a None on rank 0, 1 on rank 1; b None on rank 0, 2 on rank 1; net None on rank 0, "
+        "'resnet9' on rank 1; and 2 more; start all with the same command"
+    )
+
+
+def test_a_rank_that_does_not_start_is_named() -> None:
+    (said,) = compared({}, world_size=3)
+    assert said.startswith("RuntimeError: no answer from rank 1, 2 within 1 s")
+
+
+def test_a_silent_program_on_the_port_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "STORE_S", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        environment = {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        expected = (
+            rf"^rendezvous: expected rank 0 at 127\.0\.0\.1:{port}, got no answer within 0\.5 s"
+        )
+        with pytest.raises(RuntimeError, match=expected):
+            connect("cpu", timeout_s=0.5)
+
+
+TWO_NODES = """
+ip link set lo up
+unshare --net sleep 60 & node=$!
+while [ /proc/$node/ns/net -ef /proc/self/ns/net ]; do sleep 0.1; done
+ip link add near type veth peer name far netns $node
+ip address add 10.9.8.1/24 dev near; ip link set near up
+nsenter --net=/proc/$node/ns/net sh -c '
+    ip link set lo up; ip address add 10.9.8.2/24 dev far; ip link set far up'
+export WORLD_SIZE=2 MASTER_ADDR=10.9.8.1 MASTER_PORT=29500
+RANK=0 GLOO_SOCKET_IFNAME=near "$@" & first=$!
+RANK=1 GLOO_SOCKET_IFNAME=far nsenter --net=/proc/$node/ns/net "$@" & second=$!
+while [ ! -e joined0 ] || [ ! -e joined1 ]; do sleep 0.1; done
+ip link set near down
+wait $first; wait $second; kill $node
+"""
+"""Two network namespaces with one link, which is cut once their ranks work together."""
+
+A_RANK = """
+import os, pathlib, torch
+from swap_fast.distributed import connect
+comm = connect("cpu", timeout_s=3.0)
+comm.barrier()
+pathlib.Path(f"joined{comm.rank}").touch()
+try:
+    while True:
+        comm.all_reduce_(torch.zeros(1))
+except RuntimeError as error:
+    pathlib.Path(f"said{comm.rank}").write_text(str(error))
+"""
+
+
+@pytest.mark.slow
+def test_after_the_network_is_cut_each_side_names_the_other(tmp_path: Path) -> None:
+    namespace = ["unshare", "--map-root-user", "--net"]
+    if not (which("unshare") and which("ip")) or subprocess.run([*namespace, "true"]).returncode:
+        pytest.skip("no network namespaces")
+    command = [*namespace, "sh", "-euc", TWO_NODES, "sh"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [*command, sys.executable, "-c", A_RANK],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        timeout=100,
+    )
+    said = [(tmp_path / f"said{rank}").read_text() for rank in (0, 1)]
+    assert said[0].startswith("all-reduce: no answer from rank 1, which hangs or has ended (")
+    assert said[1].startswith("all-reduce: no answer from rank 0, which hangs or has ended (")

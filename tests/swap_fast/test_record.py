@@ -33,7 +33,11 @@ def test_round_trip_with_telemetry(tmp_path: Path) -> None:
 
 def test_every_record_of_the_project_is_read_and_holds_what_its_file_holds() -> None:
     for path in RECORDED_RUNS.glob("*.json"):
-        assert plain(asdict(read_record(path))) == json.loads(path.read_text()), path.name
+        content = json.loads(path.read_text())
+        content["epochs"] = [
+            {"skipped_updates": 0} | row for row in content["epochs"]
+        ]  # which they lack
+        assert plain(asdict(read_record(path))) == content, path.name
 
 
 def test_a_record_is_never_written_over(tmp_path: Path) -> None:

@@ -271,6 +271,10 @@ def _contents(layout: _Layout, path: Path) -> Iterator[tuple[str, str, bytes]]:
         yield file, str(path / file), content
 
 
+_MOST_BYTES = 2**28
+"""Of a file in an archive; the largest published one, CIFAR-100's of training, has 155 million."""
+
+
 def _archive_contents(layout: _Layout, path: Path) -> Iterator[tuple[str, str, bytes]]:
     try:
         with (
@@ -285,6 +289,10 @@ def _archive_contents(layout: _Layout, path: Path) -> Iterator[tuple[str, str, b
                 stream = archive.extractfile(member) if member.isreg() else None
                 if stream is None:
                     raise ValueError(f"{where}: expected a regular file, got a link or a device")
+                if member.size > _MOST_BYTES:
+                    raise ValueError(
+                        f"{where}: expected {_MOST_BYTES:,} bytes or less, got {member.size:,}"
+                    )
                 yield file, where, stream.read()
             while unzipped.read(1 << 20):  # to the end, where gzip checks its CRC
                 pass

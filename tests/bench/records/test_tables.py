@@ -13,6 +13,7 @@ from record_factory import CPU, DATA, V100, cpu_runs, make_record, with_recipe
 
 from bench.document.table import (
     Table,
+    csv_text,
     escape_latex,
     escape_markdown,
     plus_minus,
@@ -441,6 +442,13 @@ def test_csv_gives_back_every_cell() -> None:
     assert list(csv.reader(io.StringIO(to_csv(table)))) == [
         list(row) for row in (table.columns, *table.rows)
     ]
+
+
+def test_text_that_a_spreadsheet_would_run_is_made_text() -> None:
+    numbers = ["-1.5", "+0.8", "-5.25 to -1.65", "-1,024", "+3%", "-1e-05", "a=b"]
+    formulas = ["=1+1", "+A1", "-2+3+cmd|' /C calc'!A0", "@SUM(A1)", "\t=1"]
+    (_, *rows) = csv.reader(io.StringIO(csv_text(["c"], [[c] for c in numbers + formulas])))
+    assert [cell for row in rows for cell in row] == [*numbers, *(f"'{c}" for c in formulas)]
 
 
 def test_hostile_names_of_runs_come_out_escaped() -> None:

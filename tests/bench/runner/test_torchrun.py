@@ -58,6 +58,27 @@ def test_two_nodes_make_one_run(tmp_path: Path) -> None:
     assert len(record.times.laps_by_rank) == 2
 
 
+@pytest.mark.slow
+def test_ranks_of_different_commands_all_end_with_the_same_line(tmp_path: Path) -> None:
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", *RUN, *SMALL, "--out", str(tmp_path)]
+    ranks = [
+        subprocess.Popen(
+            [*command, "--phase1.peak-lr", rate],
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, rate in (("0", "0.1"), ("1", "0.2"))
+    ]
+    said = [rank.communicate(timeout=100)[1].splitlines()[-1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert said == 2 * [
+        "bench: ranks: expected the same settings on all, got recipe.phase1.peak_lr 0.1 on rank 0, "
+        "0.2 on rank 1; start all with the same command"
+    ]
+
+
 def stop_on_rank_1() -> None:
     """Rank 1 stops, as on a node that hangs, while rank 0 waits for it."""
     comm = connect("cpu", timeout_s=5)

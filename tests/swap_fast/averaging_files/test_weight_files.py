@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -28,13 +29,19 @@ def is_state(found: dict[str, torch.Tensor]) -> bool:
     return found.keys() == STATE.keys() and all(torch.equal(found[k], STATE[k]) for k in STATE)
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "compressed zip", "legacy"])
 def test_every_kind_of_file_gives_the_same(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "model"
     if kind == "safetensors":
         save_file(STATE, path)
     else:
-        torch.save(STATE, path, _use_new_zipfile_serialization=kind == "zip")
+        torch.save(STATE, path, _use_new_zipfile_serialization=kind != "legacy")
+    if kind == "compressed zip":
+        with ZipFile(path) as archive:
+            entries = {name: archive.read(name) for name in archive.namelist()}
+        with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content)
     assert is_state(read_weights(path).tensors)
 
 

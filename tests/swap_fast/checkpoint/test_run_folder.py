@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -24,8 +25,9 @@ from torch import Tensor
 
 from swap_fast.algorithm import sgd, swa, swap
 from swap_fast.checkpoint import files
-from swap_fast.checkpoint.files import read_manifest, write_json
-from swap_fast.checkpoint.run_folder import RunFolder, prune
+from swap_fast.checkpoint.attempts import Attempt
+from swap_fast.checkpoint.files import known_sha256, read_manifest, write_json
+from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import Recipe, SWAPRecipe
 from swap_fast.distributed import ALONE, Comm
@@ -216,6 +218,27 @@ def test_a_damaged_sample_of_an_earlier_cycle_is_refused(saves: int, tmp_path: P
     assert_same(run(recipe, tmp_path), run(recipe, tmp_path / "whole"))
 
 
+def test_a_sample_that_no_manifest_knows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CutError):
+        run(CYCLES, tmp_path, saves=7)
+    manifest = read_manifest(tmp_path / "worker0-epoch4")
+    about = replace(manifest.about, weights_sha256={})
+    write_json(tmp_path / "worker0-epoch4.json", replace(manifest, about=about))
+    with pytest.raises(ValueError, match=r"^worker0-epoch2.*: expected its sha256 in a manifest"):
+        run(CYCLES, tmp_path)
+
+
+def test_a_run_that_is_done_knows_the_bytes_of_all_its_models(tmp_path: Path) -> None:
+    run(SWAP_3, tmp_path)
+    for name in ("phase1", "worker0-epoch2", "worker1-epoch2", "final"):
+        path = tmp_path / f"{name}.safetensors"
+        assert known_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    epochs = [known_sha256(tmp_path / f"worker0-epoch{n}.safetensors") for n in (1, 2)]
+    assert None not in epochs
+    assert epochs[0] != epochs[1]
+    assert known_sha256(tmp_path / "worker0-epoch3.safetensors") is None
+
+
 def test_a_checkpoint_of_a_later_version_ends_the_run(tmp_path: Path) -> None:
     """It is no damage: to train over it would lose what a later version has done."""
     with pytest.raises(CutError):
@@ -294,3 +317,22 @@ def test_the_number_of_ranks_may_change_between_phases_alone(tmp_path: Path) -> 
         run(SWAP_3, tmp_path / "phase1")
     done = run(SWAP_3, tmp_path / "phase2")
     assert [worker.worker for worker in done.result.workers] == [0, 1]
+
+
+def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    litter = [".phase1.json.12ab.part", "phase1-epoch2.state.safetensors"]
+    litter += [f"phase1-epoch2-step5{ending}" for ending in (".safetensors", ".state.safetensors")]
+    kept = [f"phase1-epoch1-step3{e}" for e in (".safetensors", ".state.safetensors", ".json")]
+    kept += ["worker0-epoch1.safetensors", "attempt-run-0001.json"]
+    for name in litter + kept:
+        (tmp_path / name).touch()
+    info = RunInfo(created="now", settings={}, machine={})
+
+    def names() -> set[str]:
+        return {path.name for path in tmp_path.iterdir()}
+
+    # Another part of the run may be writing its own files.
+    with Attempt(tmp_path, "worker1"), enter_folder(tmp_path, info):
+        assert set(litter + kept) < names()
+    with enter_folder(tmp_path, info):
+        assert names() & set(litter + kept) == set(kept)

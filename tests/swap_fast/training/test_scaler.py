@@ -98,6 +98,9 @@ def test_every_update_is_the_reference_s(precision: Literal["fp16", "bf16"]) -> 
     if reference.scaled:  # the run had updates that were left out, and growth: it could have failed
         assert reference.left_out > 0
         assert any(b == 2 * a for a, b in pairwise(scales))
+    metrics = step.read_metrics()
+    expected = (reference.left_out, reference.scale if reference.scaled else 1.0)
+    assert (metrics.skipped_updates, metrics.loss_scale) == expected
 
 
 def test_an_update_left_out_keeps_weights_and_velocity_to_the_bit() -> None:

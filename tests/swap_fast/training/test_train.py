@@ -218,6 +218,34 @@ def test_rows_say_what_happened() -> None:
     assert clock.laps == {"phase2": 12.0}  # three updates of 2 s twice; what came between is out
 
 
+def skipping(*scales: float) -> Script:
+    """Epochs without an update: the loss scale that each ends with."""
+    script = Script([0.1] * len(scales))
+    script.metrics = [
+        metrics._replace(skipped_updates=3, loss_scale=scale)
+        for metrics, scale in zip(script.metrics, scales, strict=True)
+    ]
+    return script
+
+
+@pytest.mark.parametrize(("scales", "epoch"), [((64.0, 8.0, 1.0), 3), ((4.0, 0.5, 0.25), 2)])
+def test_fp16_that_overflows_for_ever_stops_the_run(scales: Any, epoch: int) -> None:
+    script = skipping(*scales)
+    expected = (
+        rf"^phase 1, worker 0, epoch {epoch} .*: 3 of 3 updates were skipped, since .*; lower"
+    )
+    with pytest.raises(FloatingPointError, match=expected):
+        script.run(phase(3))
+    assert script.events.count("after") == epoch - 1
+
+
+def test_rows_count_the_skipped_updates() -> None:
+    script = skipping(64.0, 8.0)
+    script.metrics[1] = script.metrics[1]._replace(skipped_updates=2)
+    _, rows, _ = script.run(phase(2))
+    assert [row.skipped_updates for row in rows] == [3, 2]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run(bad: float) -> None:
     script = Script([0.1, 0.9, 0.9], [2.0, bad, 1.0])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch.distributed as dist
 
-from swap_fast.distributed import Comm
+from swap_fast.distributed import Comm, Store
 from swap_fast.training import watchdog as module
 from swap_fast.training.watchdog import Watchdog
 
@@ -30,7 +30,7 @@ def pair(timeout_s: float) -> tuple[list[Watchdog], list[str], threading.Event]:
         said.append(message)
         heard.set()
 
-    store = dist.HashStore()
+    store = Store(dist.HashStore())
     dogs = [
         Watchdog(
             Comm(rank=rank, world_size=2, store=store),
@@ -65,7 +65,7 @@ def test_a_rank_without_a_sign_of_life_is_named() -> None:
         with second:
             first.on_step(1)
             second.on_step(1)
-            until(lambda: second._store.check(["beat/1"]))
+            until(lambda: second._store.get("beat/1") is not None)
         assert heard.wait(20)  # the second's thread has ended, as that of a stopped process
     assert said[0].endswith("no sign of life from rank 1, which hangs or has ended")
 

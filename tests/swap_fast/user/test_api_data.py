@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from own_nets import PHASE1, PHASE2, assert_same_bits, bits, blobs, plain_net, small_swap
+from small_trainer import calling
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from swap_fast.config.phase import Phase
+from swap_fast.record import EpochRow
 from swap_fast.user.data import MicroBatch, Placement, one_pass, open_data, phase_batches
 from swap_fast.user.method import UserMethod, user_method
 from swap_fast.user.step import Objective
@@ -436,7 +438,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a schedule": ({"schedule1": 0.1}, "schedule: expected a function of the position in epochs"),
     "precision": ({"precision": "int8"}, "precision: expected fp32, bf16 or fp16, got 'int8'"),
     "device": ({"device": "tpu"}, "device: expected auto, cpu or cuda, got 'tpu'"),
-    "seed": ({"seed": -1}, "seed: expected a whole number of 0 or more, got -1"),
+    "seed": ({"seed": -1}, r"seed: expected a whole number from 0 to 2\*\*63 - 1, got -1"),
+    "long seed": ({"seed": 2**63}, r"seed: expected a whole number from 0 to 2\*\*63 - 1, got 92"),
     "clipping": ({"clip_gradient_norm": 0.0}, "clip_gradient_norm: expected a number > 0, or None"),
     "loaders": ({"loader_processes": -1}, "loader_processes: expected 0 or more, got -1"),
     "resume": ({"resume": True}, "resume: expected a folder= to go on from, got True"),
@@ -448,6 +451,17 @@ def test_what_cannot_be_is_refused_in_one_line(said: dict[str, Any], message: st
     with pytest.raises(ValueError, match=f"^{message}") as refused:
         small_swap(**copy.copy(said))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("of_phase", ["phase1", "phase2"])
+def test_batch_norm_of_one_example_is_refused_before_training(of_phase: str) -> None:
+    rows: list[EpochRow] = []
+    batch = {"phase1": 2, "phase2": 1}[of_phase]  # of two devices, and of one
+    said = {of_phase: Phase(global_batch_size=batch, peak_lr=0.1, max_epochs=1)}
+    with pytest.raises(ValueError, match=rf"^{of_phase}.global_batch_size: expected 2 examples or"):
+        small_swap(**said, callbacks=[calling(on_epoch_end=rows.append)])
+    assert rows == []
+    small_swap(plain_net, **said)  # without batch norm it can be trained
 
 
 def test_half_precision_rounds_inputs_but_no_indices() -> None:

@@ -344,3 +344,32 @@ def test_processes_of_torchrun_give_what_one_gives(processes: int, tmp_path: Pat
 def test_more_processes_than_workers_devices_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"processes: expected 1 to 2, one a worker's device"):
         run_script(tmp_path, 3)
+
+
+DIFFERENT = """
+import os
+from own_nets import small_swap
+try:
+    small_swap(seed=int(os.environ["RANK"]), clip_gradient_norm=1.0, timeout_s=60)
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_processes_with_different_settings_are_refused_by_the_same_line() -> None:
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared["PYTHONPATH"] = f"{TESTS}{os.pathsep}{TESTS.parent}"
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", DIFFERENT],
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    assert [rank.communicate(timeout=100)[0] for rank in ranks] == 2 * [
+        "ranks: expected the same settings on all, got seed 0 on rank 0, 1 on rank 1; start all "
+        "with the same command\n"
+    ]

@@ -1,5 +1,6 @@
 """Reading CIFAR: every layout gives the same set, and every damage one line that names the file."""
 
+import gzip
 import hashlib
 import io
 import pickle
@@ -178,6 +179,16 @@ def test_a_link_in_an_archive_is_refused_and_nothing_is_written(tmp_path: Path) 
     with pytest.raises(ValueError, match="got a link or a device"):
         read_cifar("cifar10", path)
     assert sorted(p.name for p in tmp_path.rglob("*")) == [path.name, "in", "secret"]
+
+
+def test_a_member_larger_than_any_of_the_data_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    huge = tarfile.TarInfo("cifar-10-batches-bin/test_batch.bin")
+    huge.size = 2**40
+    with gzip.open(path, "wb") as tar:
+        tar.write(huge.tobuf())
+    with pytest.raises(ValueError, match=r"expected 268,435,456 bytes or less, got 1,099,511,627"):
+        read_cifar("cifar10", path)
 
 
 def test_find_looks_at_names_only(tmp_path: Path) -> None:

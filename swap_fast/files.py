@@ -1,0 +1,63 @@
+"""Files that are written whole or not at all."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+
+def write_file(path: Path, content: bytes, *, new: bool = False) -> None:
+    """Write a file aside, sync it, rename it, and sync its folder.
+
+    Needs no hard links, which some network file systems do not have.
+
+    Arguments:
+        new: the name may not be taken; an empty file, as a killed process leaves it, is free.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: the disk is full or the folder cannot be written to; a former file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        with open(part, "xb") as file:  # a new file: never through a link that is there
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            _take(path)
+        part.replace(path)
+        _sync(path.parent)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        # Its number and its words, with what a reader needs to make room.
+        text = f"{error.strerror}: {len(content):,} bytes of {path.name} could not be written"
+        raise type(error)(error.errno, text, str(path.parent)) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path, name: str = "*") -> None:
+    """Delete what killed processes left of files that they were writing; others may write none."""
+    for part in folder.glob(f".{name}.*.part"):
+        part.unlink(missing_ok=True)
+
+
+def _take(path: Path) -> None:
+    try:
+        open(path, "x").close()
+    except FileExistsError:
+        if path.stat().st_size:
+            raise
+
+
+def _sync(folder: Path) -> None:
+    """Put the renamed entry on the disk, where the file system can."""
+    with suppress(OSError):
+        entries = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(entries)
+        finally:
+            os.close(entries)
