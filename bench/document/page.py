@@ -13,12 +13,10 @@ from bench.document.table import Table, escape_markdown, figure_columns, one_lin
 
 @dataclass(frozen=True, kw_only=True)
 class Paragraph:
-    """Sentences."""
+    """Sentences, printed strong where they must not be overlooked."""
 
     text: str
-    """Plain, not yet escaped."""
     strong: bool = False
-    """Whether it must not be overlooked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,29 +24,23 @@ class Bullets:
     """A list without an order of its own."""
 
     items: tuple[str, ...]
-    """Plain, not yet escaped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A drawn figure and what it shows."""
+    """A drawn figure and what it shows; a PNG for what shows no SVG."""
 
     caption: str
-    """Plain, not yet escaped."""
     svg: Path
-    """The drawing."""
     png: Path
-    """The same, for what shows no SVG."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folded:
-    """A table that few readers want: one line until it is opened."""
+    """A table that few readers want: one line, the summary, until it is opened."""
 
     summary: str
-    """That line: plain, not yet escaped."""
     table: Table
-    """What it opens to."""
 
 
 Block = Paragraph | Bullets | Figure | Folded | Table
@@ -59,9 +51,7 @@ class Section:
     """What stands under one heading."""
 
     title: str
-    """Of one line."""
     blocks: tuple[Block, ...]
-    """In the order of reading."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +59,9 @@ class Document:
     """A whole report."""
 
     title: str
-    """Of one line."""
     opening: tuple[Paragraph | Bullets, ...]
     """What stands before the first heading, and before the contents."""
     sections: tuple[Section, ...]
-    """In the order of reading."""
 
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -95,21 +83,13 @@ def document_to_html(document: Document) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["one_line"] = one_line
-    environment.globals |= {"kind": _kind, "data_uri": _data_uri, "figure_columns": figure_columns}
+    environment.globals |= {
+        "kind": lambda block: type(block).__name__.lower(),
+        "data_uri": _data_uri,
+        "figure_columns": figure_columns,
+    }
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(document=document)
-
-
-def _kind(block: Block) -> str:
-    """Which of the template's forms a block takes."""
-    kinds = {
-        Paragraph: "paragraph",
-        Bullets: "bullets",
-        Figure: "figure",
-        Folded: "folded",
-        Table: "table",
-    }
-    return kinds[type(block)]
 
 
 def _data_uri(svg: Path) -> str:

@@ -86,35 +86,22 @@ def _rate_at_start(phase: Phase, epoch: int) -> float:
     return phase.peak_lr if phase.cycles > 1 else phase.schedule(epoch)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Line:
-    """A recipe as it is drawn."""
+    """A recipe as it is drawn: colors of unlike lightness for grey print, lower lines wider."""
 
     recipe: str
     label: str
     color: str
-    """Each of another lightness, so that grey print will do."""
     style: str
     width: float
-    """In points: the lower lines are wider, so that none hides another."""
+    """In points."""
 
 
 IMAGENET_LINES = (
-    Line(
-        recipe="imagenet_sgd_large",
-        label="SGD, large batches",
-        color="#a9c7e3",
-        style="-",
-        width=4.5,
-    ),
-    Line(
-        recipe="imagenet_sgd_small",
-        label="SGD, small batches",
-        color="#e0a878",
-        style="-",
-        width=4.5,
-    ),
-    Line(recipe="imagenet_swap", label="SWAP", color="#000000", style="--", width=1.4),
+    Line("imagenet_sgd_large", "SGD, large batches", "#a9c7e3", "-", 4.5),
+    Line("imagenet_sgd_small", "SGD, small batches", "#e0a878", "-", 4.5),
+    Line("imagenet_swap", "SWAP", "#000000", "--", 1.4),
 )
 """Figure 5's three recipes; their forms for a CPU are drawn alike."""
 
@@ -162,7 +149,7 @@ SWA_PANELS = (
     ("c", "SWAP, 10 small-batch epochs", "cifar100_swap"),
     ("d", "SWAP, 40 small-batch epochs", "cifar100_swap_40"),
 )
-"""Figure 6's two, and SWAP's beside them."""
+"""Figure 6's two, and SWAP's two to compare them with."""
 
 
 def figure_6(folder: Path, name: str = "figure6") -> list[Path]:

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.records.grouping import host_of, machine_key, recipe_of
 from bench.records.paper_tables import OTHER, place_of
-from bench.records.timing import counted_by, laps_of_slowest_rank, unattributed_s
+from bench.records.timing import counted_by, in_clock_order, laps_of_slowest_rank, unattributed_s
 from swap_fast.config.phase import Schedule, cyclic, triangle
 from swap_fast.record import AverageRow, RunRecord
-from swap_fast.training.clock import LAPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -237,46 +236,45 @@ def _draw_accuracies(axes: Axes, record: RunRecord, num_ticks: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     border = record.phase1_epochs
-    shared = [
-        (row.epoch, 100 * row.test_accuracy)
-        for row in record.epochs
-        if row.phase == 1 and row.test_accuracy is not None
-    ]
-    axes.plot(
-        *_columns(shared),
+
+    def points(phase: int, worker: int = 0) -> list[tuple[float, float]]:
+        before = border if phase == 2 else 0
+        return [
+            (before + row.epoch, 100 * row.test_accuracy)
+            for row in record.epochs
+            if (row.phase, row.worker) == (phase, worker) and row.test_accuracy is not None
+        ]
+
+    def draw(line: list[tuple[float, float]], count: int, **style: Any) -> None:
+        # At most some 15 markers a line.
+        every = max(1, math.ceil(count / 15))
+        axes.plot([x for x, _ in line], [y for _, y in line], markevery=every, **style)
+
+    shared = points(1)
+    draw(
+        shared,
+        len(shared),
         color=SHARED,
         linewidth=1.4,
         marker="s",
         markersize=3,
-        markevery=_marker_step(len(shared)),
         zorder=3,  # over the workers, which start from its end
         label="all workers, one model (phase 1)",
     )
     for i, worker in enumerate(sorted({row.worker for row in record.epochs if row.phase == 2})):
-        own = [
-            (border + row.epoch, 100 * row.test_accuracy)
-            for row in record.epochs
-            if (row.phase, row.worker) == (2, worker) and row.test_accuracy is not None
-        ]
-        axes.plot(
-            *_columns(shared[-1:] + own),
-            color=WORKER,
-            linewidth=1.0,
-            linestyle="--",
-            marker="x",
-            markersize=4,
-            markevery=_marker_step(len(own)),
-            label="each worker (phase 2)" if i == 0 else None,
-        )
+        own = points(2, worker)
+        label = "each worker (phase 2)" if i == 0 else None
+        style = {"color": WORKER, "linewidth": 1.0, "linestyle": "--", "label": label}
+        draw(shared[-1:] + own, len(own), marker="x", markersize=4, **style)
     average = [(border + row.epoch, 100 * row.test_accuracy) for row in averages_shown(record)]
-    axes.plot(
-        *_columns(average),
+    draw(
+        average,
+        len(average),
         color=AVERAGE,
         linewidth=2.0,
         marker="o",
         markersize=4.5,
         zorder=4,
-        markevery=_marker_step(len(average)),
         label="average of the workers,\nwere phase 2 to stop here",
     )
     axes.set_xlabel("epoch")
@@ -305,15 +303,6 @@ def _mark_border(axes: Axes, record: RunRecord) -> None:
     axes.axvline(record.phase1_epochs, color="0.45", linewidth=0.9, linestyle=":")
 
 
-def _marker_step(count: int) -> int:
-    """At most some 15 markers a line."""
-    return max(1, math.ceil(count / 15))
-
-
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
-
-
 def _bar_parts(record: RunRecord) -> dict[str, float]:
     # Laps that began before the clock did can make the rest a little less than nothing.
     rest = max(0.0, unattributed_s(record))
@@ -329,8 +318,7 @@ def _lap_styles(records: Sequence[RunRecord]) -> dict[str, tuple[str, str | None
             totals[lap] = totals.get(lap, 0.0) + seconds
             if "paper" in counted_by(record, lap):
                 counted.add(lap)
-    order = {lap: i for i, lap in enumerate([*LAPS, *sorted(set(totals) - set(LAPS))])}
-    present = sorted((lap for lap in totals if totals[lap] > 0), key=lambda lap: order[lap])
+    present = [lap for lap in in_clock_order(totals) if totals[lap] > 0]
     by_length = sorted(present, key=lambda lap: -totals[lap])
     solid = [lap for lap in by_length if lap in counted]
     hatched = [lap for lap in by_length if lap not in counted]

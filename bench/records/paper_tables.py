@@ -4,13 +4,14 @@ Each table is told once, by its rows, its columns and the recipes of each size; 
 what it lacks and what its statistics are follow from that.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.records.grouping import (
     Host,
     MachineKey,
+    Measure,
     accuracy_key,
     group_by,
     host_of,
@@ -25,9 +26,6 @@ Size = Literal["paper", "cpu"]
 SIZES: tuple[Size, ...] = ("paper", "cpu")
 """Every table has both; no run stands in a table of the other size."""
 
-Figure = Callable[[RunRecord], float | None]
-"""A figure of a run; None where the run has none."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
@@ -39,9 +37,9 @@ class Column:
     """As printed, with its unit."""
     short: str
     """As a verdict names it."""
-    final: Figure
+    final: Measure
     """Of what the run returns, a fraction."""
-    before: Figure
+    before: Measure
     """Of the mean of the workers, in a row before averaging, a fraction."""
 
 
@@ -79,20 +77,17 @@ class PaperRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RunTable:
-    """One of the paper's tables of measured runs."""
+    """One of the paper's tables of measured runs, its rows and columns in the paper's order."""
 
     number: int
-    """The paper's."""
     dataset: str
     """As the first column's head prints it."""
     accuracies: tuple[Column, ...]
-    """In the paper's order."""
     target: Column
     """The one of them that is held against the recipe's target."""
     rows: tuple[PaperRow, ...]
-    """In the paper's order."""
     cpu_data: tuple[str, ...]
-    """Kinds of data on which runs of CPU size may stand in the table; of paper size, published."""
+    """Kinds of data that the table takes of runs of CPU size; of paper size, published data."""
     counts_phase1: bool = True
     """Whether the epochs of phase 1 differ from run to run, and are shown."""
 
@@ -152,22 +147,27 @@ AFTER = replace(
     short="after averaging",
 )
 
-CIFAR100_SGD_SMALL = _forms("cifar100_sgd_small")
-CIFAR100_SGD_LARGE = _forms("cifar100_sgd_large")
-CIFAR100_SWAP = _forms("cifar100_swap")
-"""In Table 2, and in Table 4: as a row, and as what other rows begin from."""
+SGD_SMALL, SGD_LARGE = "SGD (small-batch)", "SGD (large-batch)"
+SWAP_BEFORE, SWAP_AFTER = "SWAP (before averaging)", "SWAP (after averaging)"
+SWA_LARGE, SWA_LARGE_SMALL = "Large-batch SWA", "Large-batch followed by small-batch SWA"
+SWA_SMALL = "Small-batch SWA"
+SWAP_10, SWAP_40 = "SWAP (10 small-batch epochs)", "SWAP (40 small-batch epochs)"
+"""Labels of rows, as the paper prints them."""
 
 
-def _sgd_and_swap(
-    small: Mapping[Size, str], large: Mapping[Size, str], swap: Mapping[Size, str]
-) -> tuple[PaperRow, ...]:
+def _sgd_and_swap(name: str, swap: Mapping[Size, str] | None = None) -> tuple[PaperRow, ...]:
     """The four rows of Tables 1 to 3."""
+    swap = swap or _forms(f"{name}_swap")
     return (
-        PaperRow(label="SGD (small-batch)", recipes=small),
-        PaperRow(label="SGD (large-batch)", recipes=large),
-        PaperRow(label="SWAP (before averaging)", recipes=swap, is_final=False),
-        PaperRow(label="SWAP (after averaging)", recipes=swap),
+        PaperRow(label=SGD_SMALL, recipes=_forms(f"{name}_sgd_small")),
+        PaperRow(label=SGD_LARGE, recipes=_forms(f"{name}_sgd_large")),
+        PaperRow(label=SWAP_BEFORE, recipes=swap, is_final=False),
+        PaperRow(label=SWAP_AFTER, recipes=swap),
     )
+
+
+def _row_of_table_4(label: str, recipe: str, start: str | None = None) -> PaperRow:
+    return PaperRow(label=label, recipes=_forms(recipe), start=_forms(start) if start else None)
 
 
 TABLE_1 = RunTable(
@@ -175,11 +175,7 @@ TABLE_1 = RunTable(
     dataset="CIFAR-10",
     accuracies=(ACCURACY,),
     target=ACCURACY,
-    rows=_sgd_and_swap(
-        _forms("cifar10_sgd_small"),
-        _forms("cifar10_sgd_large"),
-        {"paper": "cifar10_swap", "cpu": "cifar10_cpu"},
-    ),
+    rows=_sgd_and_swap("cifar10", {"paper": "cifar10_swap", "cpu": "cifar10_cpu"}),
     cpu_data=("published",),
 )
 TABLE_2 = RunTable(
@@ -187,7 +183,7 @@ TABLE_2 = RunTable(
     dataset="CIFAR-100",
     accuracies=(ACCURACY,),
     target=ACCURACY,
-    rows=_sgd_and_swap(CIFAR100_SGD_SMALL, CIFAR100_SGD_LARGE, CIFAR100_SWAP),
+    rows=_sgd_and_swap("cifar100"),
     cpu_data=("published", "subset"),
 )
 TABLE_3 = RunTable(
@@ -195,9 +191,7 @@ TABLE_3 = RunTable(
     dataset="ImageNet",
     accuracies=(TOP_1, TOP_5),
     target=TOP_1,
-    rows=_sgd_and_swap(
-        _forms("imagenet_sgd_small"), _forms("imagenet_sgd_large"), _forms("imagenet_swap")
-    ),
+    rows=_sgd_and_swap("imagenet"),
     cpu_data=("published", "own"),
     counts_phase1=False,
 )
@@ -207,27 +201,11 @@ TABLE_4 = RunTable(
     accuracies=(BEFORE, AFTER),
     target=AFTER,
     rows=(
-        PaperRow(
-            label="Large-batch SWA",
-            recipes=_forms("cifar100_swa_large"),
-            start=CIFAR100_SGD_LARGE,
-        ),
-        PaperRow(
-            label="Large-batch followed by small-batch SWA",
-            recipes=_forms("cifar100_swa_large_small"),
-            start=CIFAR100_SWAP,
-        ),
-        PaperRow(
-            label="Small-batch SWA",
-            recipes=_forms("cifar100_swa_small"),
-            start=CIFAR100_SGD_SMALL,
-        ),
-        PaperRow(label="SWAP (10 small-batch epochs)", recipes=CIFAR100_SWAP),
-        PaperRow(
-            label="SWAP (40 small-batch epochs)",
-            recipes=_forms("cifar100_swap_40"),
-            start=CIFAR100_SWAP,
-        ),
+        _row_of_table_4(SWA_LARGE, "cifar100_swa_large", "cifar100_sgd_large"),
+        _row_of_table_4(SWA_LARGE_SMALL, "cifar100_swa_large_small", "cifar100_swap"),
+        _row_of_table_4(SWA_SMALL, "cifar100_swa_small", "cifar100_sgd_small"),
+        _row_of_table_4(SWAP_10, "cifar100_swap"),
+        _row_of_table_4(SWAP_40, "cifar100_swap_40", "cifar100_swap"),
     ),
     cpu_data=("published", "subset"),
 )
@@ -241,7 +219,6 @@ class RowRuns:
     """The runs that one row of a table puts together."""
 
     row: PaperRow
-    """Which row, and which of the runs' figures."""
     label: str
     """The row's; with a number where runs of its recipe may not all be put together."""
     records: list[RunRecord]
@@ -267,11 +244,10 @@ def deal(table: RunTable, size: Size, records: Sequence[RunRecord]) -> list[RowR
     return dealt
 
 
-# Which tables a run belongs in, and the number of the machine that it ran on. No torch.
-
+# Which tables a run belongs in, and the number of the machine that it ran on.
 
 TIME_TO_TARGET, OTHER = "time_to_target", "other"
-"""The times to an accuracy; and no table beside published figures."""
+"""The times to an accuracy; and no table with published figures."""
 
 
 def places_of(record: RunRecord) -> tuple[str, ...]:

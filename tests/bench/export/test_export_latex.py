@@ -18,8 +18,7 @@ from bench.cli import main
 from bench.document.table import Table, latex_text, to_latex
 from bench.export.tables import latex
 from bench.records.paper import load_paper
-from bench.report.paper_tables import all_run_tables
-from bench.report.recipe_tables import recipe_tables
+from bench.report.paper_tables import all_run_tables, recipe_tables
 
 RESULTS = ROOT / "results"
 

@@ -6,7 +6,7 @@ import pytest
 
 from bench.records.paper import PaperSetting, load_paper
 from bench.records.paper_tables import RUN_TABLES
-from bench.report.recipe_tables import RUNS_OF, SETTINGS, phase_of, recipe_table
+from bench.report.paper_tables import RUNS_OF, SETTINGS, phase_of, recipe_table
 
 PAPER = load_paper()
 # The text, Table 4 and the times say 10; see the paper's inconsistencies.

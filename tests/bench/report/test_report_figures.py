@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from landscape_factory import make_cosines, make_plane
 from bench.landscape.plots import error_levels
 from bench.landscape.records import read_all_cosines, read_planes, write_landscape
 from bench.plots.schedules import parts_of
-from bench.report.figures import paper_figures
+from bench.report.content import Content, collect
+from bench.report.sections import draw_figures
 from swap_fast.config.phase import StagedPhase
 from swap_fast.recipes.cifar10 import RECIPES
 
@@ -31,20 +33,26 @@ def _results(folder: Path) -> Path:
     return folder
 
 
+def _content(results: Path) -> Content:
+    """All that is there, as if every landscape were of a run of the folder."""
+    (planes, _), (cosines, _) = read_planes(results), read_all_cosines(results)
+    return replace(collect(results), planes=planes, cosines=cosines)
+
+
 @pytest.mark.slow
 def test_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     results = _results(tmp_path)
-    (planes, _), (cosines, _) = read_planes(results), read_all_cosines(results)
     built = []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        figures = paper_figures([], planes, cosines, folder, None)
+        figures = draw_figures(_content(results), folder, None)
         assert [(name, len(drawn)) for name, drawn in figures.items()] == [
             *(("Figure 1", 0), ("Figure 2", 2), ("Figure 3", 1)),
             *(("Figure 4", 1), ("Figure 5", 1), ("Figure 6", 1)),
+            *(("Laps", 0), ("Speed", 0), ("Scaling", 2)),
         ]
         paths = [path for drawn in figures.values() for files in drawn.values() for path in files]
         assert {path.suffix for path in paths} == {".svg", ".png"}
-        assert len({*paths}) == 12
+        assert len({*paths}) == 2 * 8
         built.append([path.read_bytes() for path in paths])
     assert built[0] == built[1]
     for path in (tmp_path / "a").glob("*.svg"):
@@ -54,8 +62,8 @@ def test_same_records_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_without_records_only_the_schedules_are_drawn(tmp_path: Path) -> None:
-    figures = paper_figures([], [], [], tmp_path / "plots", None)
-    assert [name for name, drawn in figures.items() if drawn] == ["Figure 5", "Figure 6"]
+    figures = draw_figures(_content(tmp_path), tmp_path / "plots", None)
+    assert [name for name, drawn in figures.items() if drawn] == ["Figure 5", "Figure 6", "Scaling"]
 
 
 def test_levels_go_from_the_lowest_error_to_the_highest_and_are_close_at_the_floor() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from record_factory import make_record
 
-from bench.analysis.stability import stability_table
 from bench.records.paper import load_paper
 from bench.report.content import Content
+from bench.report.run_lists import stability_table
 from bench.report.sections import summary
 
 
