@@ -105,19 +105,18 @@ def escape_markdown(text: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """The text as it stands, on one line, in LaTeX's text mode."""
+    """The text as it stands, on one line, in LaTeX's text mode.
+
+    A character that no usual font has is shown by its number.
+    """
     # Two hyphens would join to a dash.
     apart = re.sub(r"-(?=-)", "-\0", one_line(text))
     # A row's end takes what follows it for its own, be it in the next row.
     guard = "{}" if apart.lstrip()[:1] in ("[", "*") else ""
-    return guard + "".join(_LATEX.get(character, character) for character in apart)
-
-
-def latex_text(text: str) -> str:
-    """As `escape_latex`; a character that no usual font has is shown by its number."""
-    return "".join(
-        character if ord(character) < 0x180 else f"(U+{ord(character):04X})"
-        for character in escape_latex(text)
+    return guard + "".join(
+        _LATEX.get(character)
+        or (character if character < "\u0180" else f"(U+{ord(character):04X})")
+        for character in apart
     )
 
 
@@ -162,13 +161,12 @@ def to_latex(table: Table, *, full_page: bool = False) -> str:
     """A `table` environment, for an input encoding of UTF-8.
 
     Arguments:
-        full_page: as wide as the text with its notes below, in characters of usual fonts; this
-            needs the packages booktabs and graphicx, the plain form needs none.
+        full_page: as wide as the text, with its notes below; this needs the packages booktabs and
+            graphicx, the plain form needs none.
     """
-    escape = latex_text if full_page else escape_latex
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(escape(cell) for cell in cells) + r" \\"
+        return " & ".join(map(escape_latex, cells)) + r" \\"
 
     top, middle, bottom = (
         (r"\toprule", r"\midrule", r"\bottomrule") if full_page else (r"\hline",) * 3
@@ -182,7 +180,7 @@ def to_latex(table: Table, *, full_page: bool = False) -> str:
         *(line(row) for row in table.rows),
         bottom,
     ]
-    title, notes = escape(table.title), [escape(s) for s in (table.caption, *table.footnotes)]
+    title, *notes = map(escape_latex, (table.title, table.caption, *table.footnotes))
     if full_page:
         lines = [
             r"\begin{table}[p]",

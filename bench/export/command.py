@@ -125,10 +125,7 @@ def find_runs(names: Sequence[str], results: Path) -> list[ExportedRun]:
 
 
 def _taken(
-    runs: list[ExportedRun],
-    options: ExportOptions,
-    fits: Callable[[ExportedRun], bool],
-    what: str,
+    runs: list[ExportedRun], options: ExportOptions, fits: Callable[[ExportedRun], bool], what: str
 ) -> list[ExportedRun]:
     """The runs that a format can be written of.
 

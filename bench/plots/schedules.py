@@ -8,82 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.document.table import counted
-from bench.plots.training import figure_style, save_figure
+from bench.plots.training import figure_style, parts_of, save_figure
 from bench.records.paper import load_paper
-from swap_fast.config.phase import Phase, StagedPhase
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
 from swap_fast.recipes.cifar10 import RECIPES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-POINTS_AN_EPOCH = 20
-"""Of a drawn learning rate, whose corners may lie between epochs."""
-
-Curve = tuple[list[float], list[float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """Epochs of a recipe with one straight or bent piece of learning rate, and one batch."""
-
-    epochs: tuple[float, ...]
-    """Positions in the recipe, rising."""
-    rates: tuple[float, ...]
-    """The learning rate at each."""
-    batch_size: int
-    """Images in one update of one model."""
-    phase: int
-    """1 or 2, at each of whose ends a model is sampled."""
-
-
-def parts_of(recipe: Recipe, phase1_epochs: int | None = None) -> list[Part]:
-    """A recipe's schedules: a part a stage, a cycle, or a phase without either.
-
-    Arguments:
-        phase1_epochs: after which phase 1, without stages, is left; None: all that it may take.
-    """
-    parts: list[Part] = []
-    start = 0
-    phases = [recipe.phase1, *([recipe.phase2] if isinstance(recipe, AveragingRecipe) else [])]
-    for number, phase in enumerate(phases, start=1):
-        lengths, before = _lengths(phase), start
-        if number == 1 and phase1_epochs is not None:
-            lengths = [(phase1_epochs, phase.global_batch_size)]
-        for length, batch_size in lengths:
-            at = start - before
-            steps = range(length * POINTS_AN_EPOCH + 1)
-            inside = [at + i / POINTS_AN_EPOCH for i in steps]
-            rates = [phase.schedule(x) for x in inside]
-            # A schedule gives a position between two pieces to the first of them.
-            rates[0] = _rate_at_start(phase, at)
-            parts.append(
-                Part(
-                    epochs=tuple(start + i / POINTS_AN_EPOCH for i in steps),
-                    rates=tuple(rates),
-                    batch_size=batch_size,
-                    phase=number,
-                )
-            )
-            start += length
-    return parts
-
-
-def _lengths(phase: Phase) -> list[tuple[int, int]]:
-    """Epochs and batch of each part."""
-    if isinstance(phase, StagedPhase):
-        return [(stage.epochs, stage.global_batch_size) for stage in phase.stages]
-    return [(phase.cycle_epochs, phase.global_batch_size)] * phase.cycles
-
-
-def _rate_at_start(phase: Phase, epoch: int) -> float:
-    if isinstance(phase, StagedPhase):
-        start = 0
-        for stage in phase.stages:
-            if start == epoch:
-                return stage.first_lr
-            start += stage.epochs
-    return phase.peak_lr if phase.cycles > 1 else phase.schedule(epoch)
 
 
 @dataclass(frozen=True)

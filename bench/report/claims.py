@@ -13,14 +13,7 @@ from typing import Literal
 from bench.document.table import EMULATED, NOTHING, Table, interval_cell, mark_notes
 from bench.landscape.records import Basin, CosineRecord, PlaneRecord, basin, on_other_sides
 from bench.plots.training import averages_against_workers
-from bench.records.grouping import (
-    Host,
-    accuracy_key,
-    data_of,
-    group_by,
-    host_of,
-    machine_key,
-)
+from bench.records.grouping import Host, accuracy_key, data_of, group_by, host_of, machine_key
 from bench.records.paper import ACCURACY_MARGIN, TIME_MARGIN, Paper, PaperValue
 from bench.records.paper_tables import (
     ACCURACY,

@@ -38,15 +38,7 @@ from bench.records.timing import (
     laps_of_slowest_rank,
     unattributed_s,
 )
-from bench.statistics import (
-    Interval,
-    Summary,
-    Values,
-    contrast,
-    exponential,
-    logarithms,
-    summarize,
-)
+from bench.statistics import Interval, Summary, Values, contrast, exponential, logarithms, summarize
 from swap_fast.record import RunRecord
 
 TEST_ACCURACY, TRAIN_TIME = "test accuracy (%)", "train time (s), measured"

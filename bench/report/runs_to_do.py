@@ -80,11 +80,7 @@ def starts_of(table: RunTable, size: Size) -> dict[str, str | None]:
 
 
 def find_run(
-    recipe: Recipe,
-    seed: int,
-    machine: MachineKey,
-    records: Iterable[RunRecord],
-    data: str | None,
+    recipe: Recipe, seed: int, machine: MachineKey, records: Iterable[RunRecord], data: str | None
 ) -> RunRecord | None:
     """A run of the recipe as it is now that a table takes and that is what would be run here.
 

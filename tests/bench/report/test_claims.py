@@ -16,7 +16,7 @@ from bench.report.claims import (
     ACCURACY_CLAIMS,
     TIME_CLAIMS,
     Claim,
-    Side,
+    PaperCell,
     claims_tables,
 )
 from swap_fast.record import AverageRow, RunRecord
@@ -27,7 +27,7 @@ SEEDS = (0, 1, 2)
 
 
 def _runs(
-    side: Side, value: float, *, before: float = 0.7, machine: dict[str, object] | None = None
+    side: PaperCell, value: float, *, before: float = 0.7, machine: dict[str, object] | None = None
 ) -> list[RunRecord]:
     """Three CPU-size runs of a side's row, with that accuracy (a fraction) or time (seconds)."""
     recipe = side.row.recipes["cpu"]
