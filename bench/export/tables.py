@@ -1,4 +1,4 @@
-"""Runs as CSV, and the paper's tables beside ours as one LaTeX document. No torch."""
+"""Runs as CSV, and the paper's tables with ours as one LaTeX document. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields

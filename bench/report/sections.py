@@ -52,7 +52,7 @@ Drawn = dict[str, list[Path]]
 """The files of each figure, SVG first, by what it shows."""
 
 TIMING, SPEED, SCALING = "Laps", "Speed", "Scaling"
-"""The report's figures beside the paper's: where each second went, of the measurements of single
+"""The report's own figures: where each second went, of the measurements of single
 parts, and phase 1 on more and more devices, as planned."""
 
 SHOWN = {

@@ -58,7 +58,7 @@ def test_table_6_marks_where_the_paper_contradicts_itself() -> None:
     assert table.footnotes[-1].startswith("* Not the paper's value. Table 6 says 30 epochs")
 
 
-def test_forms_for_a_cpu_stand_beside_without_marks() -> None:
+def test_forms_for_a_cpu_have_no_marks() -> None:
     table = recipe_table(5, PAPER, "cpu")
     ours = {row[0]: row[2:] for row in table.rows if row[1] == "ours"}
     assert ours["Batch-size"] == ("128", "1024", "1024", "128")

@@ -1,4 +1,4 @@
-"""Section 4.1: independent runs beside one run's samples, by hand."""
+"""Section 4.1: independent runs compared with one run's samples, by hand."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def _table(folder: Path) -> Table | None:
     return speed_table(read_micro_records(folder)[0])
 
 
-def test_whole_training_and_batches_of_all_threads_stand_beside_others_ways(tmp_path: Path) -> None:
+def test_whole_training_and_batches_of_all_threads_are_compared(tmp_path: Path) -> None:
     write(tmp_path, "a.json", DATA)
     write(tmp_path, "b.json", STEP)
     table = _table(tmp_path)

@@ -14,7 +14,7 @@ from bench.report.sections import summary
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_the_final_accuracies_stand_beside_the_paper_s(count: int) -> None:
+def test_the_final_accuracies_and_the_paper_s(count: int) -> None:
     subset = {"name": "cifar100", "kind": "subset", "sha256": "cd" * 32}
     data = subset | {"train_images": 10_000, "test_images": 2_000}
     recipes = ("cifar100_swap_cpu", "cifar10_cpu")
