@@ -163,7 +163,7 @@ def readings_table(records: Sequence[RunRecord]) -> Table:
         "Phase 2 (images/s)": lambda run: number_cell(images_per_second(run, 2), 0),
         "Peak host memory (GiB a process)": lambda run: number_cell(run.peak_memory_gib),
     }
-    device_note = []
+    device_note: list[str] = []
     if any(record.peak_device_reserved_gib is not None for record in records):
         columns["Peak device memory (GiB)"] = lambda run: number_cell(run.peak_device_reserved_gib)
         device_note = ["Peak device memory: what torch reserved of a process's device."]

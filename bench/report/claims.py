@@ -232,9 +232,11 @@ def values_of(claim: Claim, pair: Pair, *, modelled: bool = False) -> tuple[Valu
     """Each side's figures; by run where both are of the same runs, else by seed."""
 
     def of(cell: PaperCell, runs: Sequence[RunRecord]) -> Values:
-        found = ((run, cell.value(run, modelled=modelled)) for run in runs)
-        key = (lambda run: run.run_id) if claim.is_of_one_row else (lambda run: run.seed)
-        return [(key(run), value) for run, value in found if value is not None]
+        return [
+            (run.run_id if claim.is_of_one_row else run.seed, value)
+            for run in runs
+            if (value := cell.value(run, modelled=modelled)) is not None
+        ]
 
     return of(claim.first, pair.first), of(claim.second, pair.second)
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from swap_fast.choices import choose
-from swap_fast.record import RunRecord, read_record
 
 if TYPE_CHECKING:
     from bench.report.comparison import Comparison, Side
+    from swap_fast.record import RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,8 @@ def pair_sides(first: str, second: str, results: Path) -> list[tuple[Side, Side]
 
 def _runs_of(name: str, results: Path) -> list[RunRecord]:
     """The runs that a name, a path or a folder stands for."""
+    from swap_fast.record import read_record
+
     path = Path(name)
     if path.is_dir():
         return _records_in(path)

@@ -164,8 +164,8 @@ def _quantity(name: str, sides: Sides, of: Measure) -> Quantity:
         first=_summary(a),
         second=_summary(b),
         is_ratio=False,
-        change=found and found.mean,
-        interval=found and found.interval,
+        change=None if found is None else found.mean,
+        interval=None if found is None else found.interval,
     )
 
 
@@ -179,8 +179,8 @@ def _ratio(name: str, sides: Sides, of: Measure, *, formed: bool) -> Quantity:
         first=_summary(a),
         second=_summary(b),
         is_ratio=True,
-        change=found and math.exp(found.mean),
-        interval=found and exponential(found.interval),
+        change=None if found is None else math.exp(found.mean),
+        interval=None if found is None else exponential(found.interval),
     )
 
 
@@ -363,8 +363,8 @@ def pair_tables(records: Sequence[RunRecord]) -> list[Table]:
 
 
 def _pair_table(group: TableGroup) -> Table:
-    def sides(cell: Callable[[Side], str], word: str = " and ") -> Callable[[Comparison], str]:
-        return lambda found: word.join(cell(side) for side in (found.first, found.second))
+    def sides(cell: Callable[[Side], str]) -> Callable[[Comparison], str]:
+        return lambda found: f"{cell(found.first)} and {cell(found.second)}"
 
     def of(name: str, cell: Callable[[Quantity], str]) -> Callable[[Comparison], str]:
         return lambda found: cell(next(q for q in found.quantities if q.name == name))
