@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,23 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True)
-class Line:
-    """A recipe as it is drawn: colors of unlike lightness for grey print, lower lines wider."""
-
-    recipe: str
-    label: str
-    color: str
-    style: str
-    width: float
-    """In points."""
-
-
-IMAGENET_LINES = (
-    Line("imagenet_sgd_large", "SGD, large batches", "#a9c7e3", "-", 4.5),
-    Line("imagenet_sgd_small", "SGD, small batches", "#e0a878", "-", 4.5),
-    Line("imagenet_swap", "SWAP", "#000000", "--", 1.4),
-)
+LARGE = {"label": "SGD, large batches", "color": "#a9c7e3", "linewidth": 4.5}
+SMALL = {"label": "SGD, small batches", "color": "#e0a878", "linewidth": 4.5}
+SWAP = {"label": "SWAP", "color": "#000000", "linewidth": 1.4, "linestyle": "--"}
+"""Of unlike lightness, for grey print; the lower lines are wider, so that none hides another."""
+IMAGENET_LINES = {"imagenet_sgd_large": LARGE, "imagenet_sgd_small": SMALL, "imagenet_swap": SWAP}
 """Figure 5's three recipes; their forms for a CPU are drawn alike."""
 
 
@@ -51,11 +37,13 @@ def figure_5(folder: Path, name: str = "figure5") -> list[Path]:
         panels = figure.subplots(2, 2, sharex="col")
         for column, (form, title) in enumerate((("", "the paper's size"), ("_cpu", "CPU size"))):
             rates, batches = panels[0][column], panels[1][column]
-            for line in IMAGENET_LINES:
-                parts = parts_of(RECIPES[line.recipe + form]())
-                _draw_pieces(rates, [(part.epochs, part.rates) for part in parts], line)
-                ends = [((p.epochs[0], p.epochs[-1]), (p.batch_size, p.batch_size)) for p in parts]
-                _draw_pieces(batches, ends, line)
+            for recipe, style in IMAGENET_LINES.items():
+                parts = parts_of(RECIPES[recipe + form]())
+                # One line through all parts: steps where they do not meet.
+                epochs = [x for part in parts for x in part.epochs]
+                rates.plot(epochs, [rate for part in parts for rate in part.rates], **style)
+                ends = [x for part in parts for x in (part.epochs[0], part.epochs[-1])]
+                batches.plot(ends, [p.batch_size for p in parts for _ in range(2)], **style)
             swap = RECIPES[f"imagenet_swap{form}"]()
             for axes in (rates, batches):
                 _mark_border(axes, swap.phase1.max_epochs)
@@ -162,20 +150,6 @@ def _draw_samples(axes: Axes, recipe: Recipe, stopped_after: int) -> None:
         va="top",
         fontsize=8,
         color="0.25",
-    )
-
-
-def _draw_pieces(
-    axes: Axes, pieces: Sequence[tuple[Sequence[float], Sequence[float]]], line: Line
-) -> None:
-    """One line through all pieces: steps where they do not meet."""
-    axes.plot(
-        [x for epochs, _ in pieces for x in epochs],
-        [y for _, values in pieces for y in values],
-        color=line.color,
-        linestyle=line.style,
-        linewidth=line.width,
-        label=line.label,
     )
 
 
