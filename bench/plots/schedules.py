@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.document.table import counted
 from bench.plots.training import figure_style, parts_of, save_figure
@@ -19,7 +19,11 @@ LARGE = {"label": "SGD, large batches", "color": "#a9c7e3", "linewidth": 4.5}
 SMALL = {"label": "SGD, small batches", "color": "#e0a878", "linewidth": 4.5}
 SWAP = {"label": "SWAP", "color": "#000000", "linewidth": 1.4, "linestyle": "--"}
 """Of unlike lightness, for grey print; the lower lines are wider, so that none hides another."""
-IMAGENET_LINES = {"imagenet_sgd_large": LARGE, "imagenet_sgd_small": SMALL, "imagenet_swap": SWAP}
+IMAGENET_LINES: dict[str, dict[str, Any]] = {
+    "imagenet_sgd_large": LARGE,
+    "imagenet_sgd_small": SMALL,
+    "imagenet_swap": SWAP,
+}
 """Figure 5's three recipes; their forms for a CPU are drawn alike."""
 
 

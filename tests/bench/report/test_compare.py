@@ -161,7 +161,7 @@ def test_compare_needs_no_torch(tmp_path: Path) -> None:
         cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "2 of the runs stand on both sides" in done.stdout
+    assert "2 of the runs are on both sides" in done.stdout
 
 
 def test_the_report_pairs_a_tables_recipes() -> None:
