@@ -48,7 +48,7 @@ Block = Paragraph | Bullets | Figure | Folded | Table
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """What stands under one heading."""
+    """What is under one heading."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -60,7 +60,7 @@ class Document:
 
     title: str
     opening: tuple[Paragraph | Bullets, ...]
-    """What stands before the first heading, and before the contents."""
+    """What comes before the first heading, and before the contents."""
     sections: tuple[Section, ...]
 
 
@@ -101,7 +101,7 @@ def document_to_markdown(document: Document, folder: Path) -> str:
     """The document as the text of a file, its figures as links.
 
     Arguments:
-        folder: where the file is to stand, from which its links lead.
+        folder: where the file will be, from which its links lead.
     """
     parts = [f"# {escape_markdown(document.title)}\n"]
     parts += [_block(block, folder) for block in document.opening]

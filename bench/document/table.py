@@ -99,13 +99,13 @@ def rows_of(
 
 
 def escape_markdown(text: str) -> str:
-    """The text as it stands, on one line, in a Markdown cell or sentence."""
+    """The text as it is, on one line, in a Markdown cell or sentence."""
     text = "".join(_MARKDOWN_ENTITIES.get(character, character) for character in one_line(text))
     return _MARKDOWN_BACKSLASHED.sub(r"\\\1", text)
 
 
 def escape_latex(text: str) -> str:
-    """The text as it stands, on one line, in LaTeX's text mode.
+    """The text as it is, on one line, in LaTeX's text mode.
 
     A character that no usual font has is shown by its number.
     """

@@ -148,7 +148,7 @@ def _hardware_tag(record: RunRecord) -> str:
 
 
 def _word(text: str) -> str:
-    """Text as a part of an entry's name, where `_` stands between the parts."""
+    """Text as a part of an entry's name, where `_` is between the parts."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "unnamed"
 
 

@@ -95,7 +95,7 @@ _END = "\\end{document}\n"
 
 
 def latex(records: Sequence[RunRecord], results: Path, *, fragment: bool) -> str:
-    """Tables 1 to 4 that these runs stand in, then Tables 5 and 6 from the recipes.
+    """Tables 1 to 4 that these runs are in, then Tables 5 and 6 from the recipes.
 
     Arguments:
         results: may hold published figures of its own.

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 4: whose runs stand in each row, and which of their figures. No torch.
+"""The paper's Tables 1 to 4: whose runs are in each row, and which of their figures. No torch.
 
 Each table is told once, by its rows, its columns and the recipes of each size; how it is drawn,
 what it lacks and what its statistics are follow from that.
@@ -24,7 +24,7 @@ Size = Literal["paper", "cpu"]
 """The paper's net and data, or forms of them for a CPU."""
 
 SIZES: tuple[Size, ...] = ("paper", "cpu")
-"""Every table has both; no run stands in a table of the other size."""
+"""Every table has both; no run is in a table of the other size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class RunTable:
         return self.name + (" at CPU size" if size == "cpu" else "")
 
     def recipes(self, size: Size) -> list[str]:
-        """Whose runs stand in the table, each once, in the order of its rows."""
+        """Whose runs are in the table, each once, in the order of its rows."""
         return list(dict.fromkeys(row.recipes[size] for row in self.rows))
 
     def data_kinds(self, size: Size) -> Sequence[str]:
@@ -266,7 +266,7 @@ def place_of(record: RunRecord) -> str:
 
 
 def why_other(record: RunRecord) -> str:
-    """Why a run stands in the list of other runs."""
+    """Why a run is in the list of other runs."""
     reasons = [_why_not_in(record, table, size) for table, size in _tables_of(record)]
     found = next((reason for reason in reasons if reason), why_not_comparable(record))
     return found or "the paper has no such run"
@@ -288,7 +288,7 @@ def _tables_of(record: RunRecord) -> list[tuple[RunTable, Size]]:
 
 
 def _why_not_in(record: RunRecord, table: RunTable, size: Size) -> str | None:
-    """Why a run may not stand in a table that has a row for its recipe; None where it may."""
+    """Why a run is in no row of a table that has one for its recipe; None where it is."""
     reason = why_not_comparable(record, table.data_kinds(size))
     if reason is None and size == "paper" and not record.comparable:
         return "not the paper's net, data and epochs"
@@ -297,7 +297,7 @@ def _why_not_in(record: RunRecord, table: RunTable, size: Size) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class TableGroup:
-    """The runs of one kind of machine that stand in one of Tables 1 to 4, at one size."""
+    """The runs of one kind of machine that are in one of Tables 1 to 4, at one size."""
 
     table: RunTable
     size: Size

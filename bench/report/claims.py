@@ -75,7 +75,7 @@ class PaperCell:
         return paper.value(RUN_TABLES[self.table].name, self.label, column)
 
     def has(self, record: RunRecord, size: Size) -> bool:
-        """Whether the run stands in this row."""
+        """Whether the run is in this row."""
         table = RUN_TABLES[self.table]
         return record.recipe == self.row.recipes[size] and table.place(size) in places_of(record)
 

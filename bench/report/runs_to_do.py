@@ -42,7 +42,7 @@ def jobs_of(
 ) -> list[RunToDo]:
     """All runs of a table, those with a common start behind it, one seed after another.
 
-    A start that stands in another table is among them only where a run that needs it is missing.
+    A start that is in another table is among them only where a run that needs it is missing.
 
     Arguments:
         runs: of each row, with seeds from 0.

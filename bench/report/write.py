@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Pages that are written by hand but for what is between two markers.
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-"""What stands between these lines of a README is generated."""
+"""What is between these lines of a README is generated."""
 SPEED_BEGIN, SPEED_END = "<!-- speed:begin -->", "<!-- speed:end -->"
 """Likewise, of a README that has them."""
 MICRO_BEGIN, MICRO_END = "<!-- micro:begin -->", "<!-- micro:end -->"
