@@ -83,13 +83,14 @@ def document_to_html(document: Document) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["one_line"] = one_line
-    environment.globals |= {
-        "kind": lambda block: type(block).__name__.lower(),
-        "data_uri": _data_uri,
-        "figure_columns": figure_columns,
-    }
+    environment.globals.update(kind=_kind, data_uri=_data_uri, figure_columns=figure_columns)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(document=document)
+
+
+def _kind(block: Block) -> str:
+    """Which of the template's forms a block takes."""
+    return type(block).__name__.lower()
 
 
 def _data_uri(svg: Path) -> str:

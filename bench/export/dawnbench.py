@@ -161,7 +161,7 @@ def _misc(record: RunRecord, caveats: list[str]) -> dict[str, Any]:
         "warmupEpochs": "warmup_epochs",
         "maxEpochs": "max_epochs",
     }
-    phases = {
+    phases: dict[str, Any] = {
         phase: {theirs: recipe[phase][ours] for theirs, ours in fields.items()}
         for phase in ("phase1", "phase2")
         if phase in recipe

@@ -285,7 +285,7 @@ def _draw_accuracies(axes: Axes, record: RunRecord, num_ticks: int) -> None:
             if (row.phase, row.worker) == (phase, worker) and row.test_accuracy is not None
         ]
 
-    def draw(line: list[tuple[float, float]], count: int, **style: Any) -> None:
+    def draw(line: Sequence[tuple[float, float]], count: int, **style: Any) -> None:
         # At most some 15 markers a line.
         every = max(1, math.ceil(count / 15))
         axes.plot([x for x, _ in line], [y for _, y in line], markevery=every, **style)

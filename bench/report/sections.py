@@ -271,7 +271,7 @@ def speed_table(records: Sequence[MicroRecord]) -> Table | None:
 
 
 def _speed_rows(record: MicroRecord) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for title, ways in record.results.items():
         first = (title, _machine(record), f"{ways[0].median:,.0f}")
         for way in (way for way in ways if way.is_headline):
