@@ -10,10 +10,11 @@ from statistics import fmean
 
 from bench.document.page import Block, Paragraph
 from bench.document.table import NOTHING, Table, interval_cell, percent, summary_cell
-from bench.records.grouping import Host, accuracy_key, group_by, host_of, recipe_of
+from bench.records.grouping import Host, accuracy_key, group_by, host_of
 from bench.records.paper_tables import SIZES, SWA_LARGE_SMALL, SWAP_10, Size
 from bench.report.claims import PaperCell
 from bench.statistics import contrast, summarize
+from swap_fast.config.recipe import AveragingRecipe
 from swap_fast.record import RunRecord
 
 PARALLEL, SEQUENTIAL = PaperCell(4, SWAP_10), PaperCell(4, SWA_LARGE_SMALL)
@@ -47,17 +48,44 @@ def sampled(record: RunRecord) -> Sampled:
     """
     if record.accuracy_before_averaging is None:
         raise ValueError(f"{record.run_id}: expected a run that averages models, got one of SGD")
-    recipe = recipe_of(record)
-    cycles = recipe["phase2"].get("cycles", 1)
+    recipe = record.settings
+    assert isinstance(recipe, AveragingRecipe), "only these have an accuracy before averaging"
     return Sampled(
-        models=recipe.get("num_workers", 1) * cycles,  # SWA has one worker
-        epochs=recipe["phase2"]["max_epochs"] / cycles,
+        models=recipe.num_workers * recipe.phase2.cycles,
+        epochs=recipe.phase2.cycle_epochs,
         before=record.accuracy_before_averaging,
         after=record.test_accuracy,
         distance=_mean_of_pairs(record.pairwise_distances),
         norm=fmean(record.displacement_norms) if record.displacement_norms else None,
         cosine=_mean_of_pairs(record.displacement_cosines),
     )
+
+
+def _mean(
+    of: Callable[[Sampled], float | None], decimals: int
+) -> Callable[[Sequence[Sampled]], str]:
+    """The cell of a quantity: its mean over the runs, or nothing where a run lacks it."""
+
+    def cell(runs: Sequence[Sampled]) -> str:
+        present = [value for value in map(of, runs) if value is not None]
+        is_whole = len(present) == len(runs)
+        return summary_cell(summarize(present) if is_whole else None, decimals=decimals)
+
+    return cell
+
+
+COLUMNS: dict[str, Callable[[Sequence[Sampled]], str]] = {
+    "n models": lambda runs: " or ".join(map(str, sorted({run.models for run in runs}))),
+    "Epochs a sample": lambda runs: " or ".join(
+        f"{epochs:g}" for epochs in sorted({run.epochs for run in runs})
+    ),
+    "Before averaging (%)": _mean(lambda run: 100 * run.before, 2),
+    "After averaging (%)": _mean(lambda run: 100 * run.after, 2),
+    "Distance": _mean(lambda run: run.distance, 3),
+    "Displacement norm": _mean(lambda run: run.norm, 3),
+    "Cosine of displacements": _mean(lambda run: run.cosine, 3),
+}
+"""The cells of one or more runs."""
 
 
 def sampling_blocks(records: Sequence[RunRecord]) -> list[Block]:
@@ -94,17 +122,7 @@ def _table(
             f"and models from {sequential[0].recipe}, both from a phase 1 that ends alike. "
             "Distances, norms and cosines are means over the models or their pairs."
         ),
-        columns=(
-            "Models",
-            "Seed",
-            "n models",
-            "Epochs a sample",
-            "Before averaging (%)",
-            "After averaging (%)",
-            "Distance",
-            "Displacement norm",
-            "Cosine of displacements",
-        ),
+        columns=("Models", "Seed", *COLUMNS),
         rows=tuple(rows),
         footnotes=(
             "Displacement: theta_w - theta_T, from the end of phase 1 to each averaged model. "
@@ -115,22 +133,7 @@ def _table(
 
 
 def _row(label: str, seed: str, runs: Sequence[Sampled]) -> tuple[str, ...]:
-    def cell(of: Callable[[Sampled], float | None], decimals: int) -> str:
-        present = [value for value in map(of, runs) if value is not None]
-        is_whole = len(present) == len(runs)
-        return summary_cell(summarize(present) if is_whole else None, decimals=decimals)
-
-    return (
-        label,
-        seed,
-        " or ".join(map(str, sorted({run.models for run in runs}))),
-        " or ".join(f"{epochs:g}" for epochs in sorted({run.epochs for run in runs})),
-        cell(lambda run: 100 * run.before, 2),
-        cell(lambda run: 100 * run.after, 2),
-        cell(lambda run: run.distance, 3),
-        cell(lambda run: run.norm, 3),
-        cell(lambda run: run.cosine, 3),
-    )
+    return (label, seed, *(cell(runs) for cell in COLUMNS.values()))
 
 
 def _sentence(parallel: Sequence[RunRecord], sequential: Sequence[RunRecord]) -> str:
