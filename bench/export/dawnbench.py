@@ -41,7 +41,6 @@ class Entry:
     name: str
     """Of both files, without their endings."""
     about: dict[str, Any]
-    """The content of the JSON file."""
     rows: tuple[EntryRow, ...]
     """Of the TSV file."""
     caveats: list[str]

@@ -72,7 +72,6 @@ class Part:
     epochs: tuple[float, ...]
     """Positions in the recipe, rising."""
     rates: tuple[float, ...]
-    """The learning rate at each."""
     batch_size: int
     """Images in one update of one model."""
     phase: int

@@ -34,7 +34,6 @@ class PaperValue:
     column: str
     """Such as "test_accuracy" or "train_time"."""
     mean: float
-    """As printed, in `units`."""
     sd: float
     """What the paper prints after the plus-minus sign, in `units`."""
     n: int
@@ -73,7 +72,6 @@ class PaperSetting:
     phase: int
     """Of that run: 1 or 2."""
     value: float
-    """As printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +79,11 @@ class PublishedTime:
     """A published time to an accuracy on CIFAR-10."""
 
     name: str
-    """Whose."""
     time_s: float
     target_accuracy: float
     """A fraction."""
     hardware: str
     source: str
-    """Where it was published."""
     note: str
     """What else was said of it; may be empty."""
 
@@ -110,9 +106,7 @@ class Inconsistency:
     source: str
     """Which tables, sections or lines."""
     tables: tuple[str, ...]
-    """Those tables."""
     statement: str
-    """What they say."""
 
 
 @dataclass(frozen=True, kw_only=True)

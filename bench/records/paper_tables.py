@@ -48,7 +48,6 @@ class PaperRow:
     """One row of a table: whose runs, and which of their figures."""
 
     label: str
-    """As the paper prints it."""
     recipes: Mapping[Size, str]
     """Whose runs, by size."""
     start: Mapping[Size, str] | None = None

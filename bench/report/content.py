@@ -28,7 +28,6 @@ class Content:
     """What a results folder holds, read and checked once."""
 
     results: Path
-    """The folder."""
     paper: Paper
     records: list[RunRecord]
     """By recipe, seed and time."""

@@ -36,7 +36,6 @@ class TableData:
     sha256: str
     """Of the content, as a record keeps it."""
     text: str
-    """All of it in one line."""
 
 
 def run_table(options: TableOptions) -> int:
