@@ -11,6 +11,10 @@ from repository import ROOT
 from bench.report.content import collect
 from bench.report.write import update_performance, update_readme, write_report
 
+MAKE_AGAIN = (
+    "run python -m bench report --readme README.md --performance docs/performance.md, and commit "
+    "what changes"
+)
 PAGES = {"README.md": update_readme, "docs/performance.md": update_performance}
 
 
@@ -35,8 +39,5 @@ def test_nobody_forgot_to_make_the_report_again(
         shutil.copy(ROOT / page, tmp_path / page)
         update(tmp_path / page, content)
     made, committed = _texts(tmp_path), _texts(ROOT)
-    assert made.keys() == committed.keys()
-    differing = [name for name in made if made[name] != committed[name]]
-    assert differing == [], (
-        "run: python -m bench report --readme README.md, and commit what changes"
-    )
+    assert made.keys() == committed.keys(), MAKE_AGAIN
+    assert [name for name in made if made[name] != committed[name]] == [], MAKE_AGAIN
