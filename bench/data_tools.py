@@ -240,6 +240,7 @@ CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
+"""CIFAR-10's, in the order of their labels."""
 RATIOS = (3 / 4, 4 / 3)  # least and greatest width over height, as rectangular tests need
 
 

@@ -16,7 +16,7 @@ RESAMPLES = 9999
 BOOTSTRAP_SEED = 0
 """Fixed, so that the same records give the same report."""
 HELD, DID_NOT_HOLD, NO_RUNS = "held", "did not hold", "no runs"
-"""Outcomes of a claim, beside `not_distinguishable`."""
+"""Outcomes of a claim; the other one is "not distinguishable at n = N"."""
 
 Values = Sequence[tuple[Hashable, float]]
 """One (key, value) a run; runs of two rows with the same key are paired."""
@@ -69,10 +69,6 @@ class Interval:
 
     low: float
     high: float
-
-    def lies_within(self, low: float, high: float) -> bool:
-        """Whether no part of it is outside."""
-        return low <= self.low and self.high <= high
 
 
 def t_quantile(degrees: float) -> float:
@@ -173,7 +169,7 @@ class Contrast:
     """95%; None where there are too few runs for one."""
     n: str
     """Runs; of each row where they are not paired."""
-    paired_by: str | None
+    paired_by: str | None = None
     """What pairs the runs; None: nothing does, and the test is Welch's."""
 
     @property
@@ -206,7 +202,6 @@ def contrast(first: Values, second: Values, *, paired_by: str = "seed") -> Contr
         mean=left.mean - right.mean,
         interval=None if found is None else found.interval,
         n=f"{left.n} and {right.n}",
-        paired_by=None,
     )
 
 
@@ -222,12 +217,7 @@ def outcome(found: Contrast, *, least: float = 0.0, enough: float = 0.0) -> str:
         return HELD
     if found.interval is not None and found.interval.high < enough:
         return DID_NOT_HOLD
-    return not_distinguishable(found.n)
-
-
-def not_distinguishable(n: str) -> str:
-    """The outcome where the interval is too wide."""
-    return f"not distinguishable at n = {n}"
+    return f"not distinguishable at n = {found.n}"
 
 
 def logarithms(values: Values) -> Values:

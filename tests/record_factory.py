@@ -59,6 +59,8 @@ DATA = {
     "train_images": 50_000,
     "test_images": 10_000,
 }
+IMAGENET = {**DATA, "name": "imagenet", "train_images": 1_281_167, "test_images": 50_000}
+IMAGENET |= {"classes": 1000}
 LAPS = {
     "data_loading": 2.0,
     "data_preparation": 1.0,

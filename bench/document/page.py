@@ -13,12 +13,10 @@ from bench.document.table import Table, escape_markdown, figure_columns, one_lin
 
 @dataclass(frozen=True, kw_only=True)
 class Paragraph:
-    """Sentences."""
+    """Sentences, printed strong where they must not be overlooked."""
 
     text: str
-    """Plain, not yet escaped."""
     strong: bool = False
-    """Whether it must not be overlooked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,29 +24,23 @@ class Bullets:
     """A list without an order of its own."""
 
     items: tuple[str, ...]
-    """Plain, not yet escaped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A drawn figure and what it shows."""
+    """A drawn figure and what it shows; a PNG for what shows no SVG."""
 
     caption: str
-    """Plain, not yet escaped."""
     svg: Path
-    """The drawing."""
     png: Path
-    """The same, for what shows no SVG."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folded:
-    """A table that few readers want: one line until it is opened."""
+    """A table that few readers want: one line, the summary, until it is opened."""
 
     summary: str
-    """That line: plain, not yet escaped."""
     table: Table
-    """What it opens to."""
 
 
 Block = Paragraph | Bullets | Figure | Folded | Table
@@ -56,12 +48,10 @@ Block = Paragraph | Bullets | Figure | Folded | Table
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """What stands under one heading."""
+    """What is under one heading."""
 
     title: str
-    """Of one line."""
     blocks: tuple[Block, ...]
-    """In the order of reading."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +59,9 @@ class Document:
     """A whole report."""
 
     title: str
-    """Of one line."""
     opening: tuple[Paragraph | Bullets, ...]
-    """What stands before the first heading, and before the contents."""
+    """What comes before the first heading, and before the contents."""
     sections: tuple[Section, ...]
-    """In the order of reading."""
 
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -95,21 +83,14 @@ def document_to_html(document: Document) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["one_line"] = one_line
-    environment.globals |= {"kind": _kind, "data_uri": _data_uri, "figure_columns": figure_columns}
+    environment.globals.update(kind=_kind, data_uri=_data_uri, figure_columns=figure_columns)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(document=document)
 
 
 def _kind(block: Block) -> str:
     """Which of the template's forms a block takes."""
-    kinds = {
-        Paragraph: "paragraph",
-        Bullets: "bullets",
-        Figure: "figure",
-        Folded: "folded",
-        Table: "table",
-    }
-    return kinds[type(block)]
+    return type(block).__name__.lower()
 
 
 def _data_uri(svg: Path) -> str:
@@ -121,7 +102,7 @@ def document_to_markdown(document: Document, folder: Path) -> str:
     """The document as the text of a file, its figures as links.
 
     Arguments:
-        folder: where the file is to stand, from which its links lead.
+        folder: where the file will be, from which its links lead.
     """
     parts = [f"# {escape_markdown(document.title)}\n"]
     parts += [_block(block, folder) for block in document.opening]

@@ -8,16 +8,17 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bench.statistics import Interval, Summary
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+T = TypeVar("T")
 
 CORES, GPUS = "cores (processes x threads)", "GPUs"
 """What a column counts that says how many devices a row used."""
@@ -27,15 +28,13 @@ NOTHING = "—"
 
 EMULATED, UNSTABLE, SHARED = "†", "‡", "§"
 """Marks behind a time."""
-
-EMULATED_NOTE = (
-    f"{EMULATED} emulated_workers: fewer processes than the recipe's devices, taking turns."
-)
-SHARED_NOTE = (
-    f"{SHARED} shared phase 1: taken from another run of the same seed, its time added as it was "
-    "measured there."
-)
-UNSTABLE_NOTE = f"{UNSTABLE} unstable: the standard deviation is 10% of the mean or more."
+MARKS = {
+    EMULATED: "emulated_workers: fewer processes than the recipe's devices, taking turns.",
+    SHARED: "shared phase 1: taken from another run of the same seed, its time added as it was "
+    "measured there.",
+    UNSTABLE: "unstable: the standard deviation is 10% of the mean or more.",
+}
+"""What each says, in the order of the footnotes."""
 
 # Backslash first: what follows adds backslashes of its own.
 _MARKDOWN_BACKSLASHED = re.compile(r"([\\|_*`$~#\[\]])")
@@ -76,13 +75,11 @@ class Table:
     name: str
     """The name of its files."""
     title: str
-    """One line."""
     caption: str
     """What a reader must know before the figures."""
     columns: tuple[str, ...]
     """Heads, with units."""
     rows: tuple[tuple[str, ...], ...]
-    """Cells, as many a row as there are columns."""
     footnotes: tuple[str, ...] = ()
     """What the cells' marks mean."""
     details: tuple[str, ...] = ()
@@ -91,30 +88,35 @@ class Table:
     """Columns that it leaves out too where the longest words of the others are too wide."""
 
     def __post_init__(self) -> None:
-        """Hold the shape."""
         assert all(len(row) == len(self.columns) for row in self.rows), self.name
 
 
+def rows_of(
+    columns: Mapping[str, Callable[[T], str]], items: Iterable[T]
+) -> tuple[tuple[str, ...], ...]:
+    """A row an item: each column says how its cell is made."""
+    return tuple(tuple(cell(item) for cell in columns.values()) for item in items)
+
+
 def escape_markdown(text: str) -> str:
-    """The text as it stands, on one line, in a Markdown cell or sentence."""
+    """The text as it is, on one line, in a Markdown cell or sentence."""
     text = "".join(_MARKDOWN_ENTITIES.get(character, character) for character in one_line(text))
     return _MARKDOWN_BACKSLASHED.sub(r"\\\1", text)
 
 
 def escape_latex(text: str) -> str:
-    """The text as it stands, on one line, in LaTeX's text mode."""
+    """The text as it is, on one line, in LaTeX's text mode.
+
+    A character that no usual font has is shown by its number.
+    """
     # Two hyphens would join to a dash.
     apart = re.sub(r"-(?=-)", "-\0", one_line(text))
     # A row's end takes what follows it for its own, be it in the next row.
     guard = "{}" if apart.lstrip()[:1] in ("[", "*") else ""
-    return guard + "".join(_LATEX.get(character, character) for character in apart)
-
-
-def latex_text(text: str) -> str:
-    """As `escape_latex`; a character that no usual font has is shown by its number."""
-    return "".join(
-        character if ord(character) < 0x180 else f"(U+{ord(character):04X})"
-        for character in escape_latex(text)
+    return guard + "".join(
+        _LATEX.get(character)
+        or (character if character < "\u0180" else f"(U+{ord(character):04X})")
+        for character in apart
     )
 
 
@@ -164,7 +166,7 @@ def _inert(cell: str) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """The heads and the rows alone."""
+    """The heads and the rows, without title, caption and footnotes."""
     return csv_text(table.columns, table.rows)
 
 
@@ -172,13 +174,12 @@ def to_latex(table: Table, *, full_page: bool = False) -> str:
     """A `table` environment, for an input encoding of UTF-8.
 
     Arguments:
-        full_page: as wide as the text with its notes below, in characters of usual fonts; this
-            needs the packages booktabs and graphicx, the plain form needs none.
+        full_page: as wide as the text, with its notes below; this needs the packages booktabs and
+            graphicx, the plain form needs none.
     """
-    escape = latex_text if full_page else escape_latex
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(escape(cell) for cell in cells) + r" \\"
+        return " & ".join(map(escape_latex, cells)) + r" \\"
 
     top, middle, bottom = (
         (r"\toprule", r"\midrule", r"\bottomrule") if full_page else (r"\hline",) * 3
@@ -192,7 +193,7 @@ def to_latex(table: Table, *, full_page: bool = False) -> str:
         *(line(row) for row in table.rows),
         bottom,
     ]
-    title, notes = escape(table.title), [escape(s) for s in (table.caption, *table.footnotes)]
+    title, *notes = map(escape_latex, (table.title, table.caption, *table.footnotes))
     if full_page:
         lines = [
             r"\begin{table}[p]",
@@ -223,9 +224,9 @@ RENDERINGS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
 """Each form by the ending of its files."""
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, ending: str = "s") -> str:
     """ "1 thread", "2 threads"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number} {noun}{'' if number == 1 else ending}"
 
 
 def percent(fraction: float, decimals: int = 2) -> str:
@@ -239,9 +240,9 @@ def plus_minus(mean: float, std: float | None, decimals: int = 2) -> str:
     return text if std is None else f"{text} ± {std:.{decimals}f}"
 
 
-def number_cell(value: float | None, decimals: int = 2) -> str:
-    """A number, or NOTHING."""
-    return NOTHING if value is None else f"{value:.{decimals}f}"
+def number_cell(value: float | None, decimals: int = 2, *, factor: float = 1) -> str:
+    """A number times the factor, or NOTHING."""
+    return NOTHING if value is None else f"{factor * value:.{decimals}f}"
 
 
 def summary_cell(summary: Summary | None, factor: float = 1, decimals: int = 2) -> str:
@@ -255,8 +256,7 @@ def summary_cell(summary: Summary | None, factor: float = 1, decimals: int = 2) 
 def mark_notes(rows: Iterable[Sequence[str]]) -> list[str]:
     """The footnotes of those marks that the rows hold."""
     text = "".join(cell for row in rows for cell in row)
-    notes = {EMULATED: EMULATED_NOTE, SHARED: SHARED_NOTE, UNSTABLE: UNSTABLE_NOTE}
-    return [note for mark, note in notes.items() if mark in text]
+    return [f"{mark} {note}" for mark, note in MARKS.items() if mark in text]
 
 
 def interval_cell(interval: Interval | None, factor: float = 1, decimals: int = 2) -> str:
@@ -269,10 +269,16 @@ def interval_cell(interval: Interval | None, factor: float = 1, decimals: int = 
 
 def figure_columns(table: Table) -> list[bool]:
     """Which columns hold figures alone, and are set to the right."""
-    return [
-        bool(table.rows) and all(_FIGURE.fullmatch(row[i]) for row in table.rows)
-        for i in range(len(table.columns))
-    ]
+    return [_is_of_figures(column[1:]) for column in _columns(table)]
+
+
+def _columns(table: Table) -> list[tuple[str, ...]]:
+    """Each head with the cells below it."""
+    return list(zip(table.columns, *table.rows, strict=True))
+
+
+def _is_of_figures(cells: Sequence[str]) -> bool:
+    return bool(cells) and all(map(_FIGURE.fullmatch, cells))
 
 
 def one_line(text: str) -> str:
@@ -290,28 +296,41 @@ def show_table(table: Table, console: Console) -> None:
     from rich.table import Table as ScreenTable
     from rich.text import Text
 
+    left_out = table.details if console.width < WIDE else ()
+    shown = [column for column in _columns(table) if column[0] not in left_out]
+    if _whole_width(map(_longest_word, shown)) > console.width:
+        shown = [column for column in shown if column[0] not in table.more_details]
     # Text, not str: a name with brackets is no markup.
     screen = ScreenTable(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD)
-    left_out = table.details if console.width < WIDE else ()
-    kept = [i for i, column in enumerate(table.columns) if column not in left_out]
-    cells = [[column[i] for column in (table.columns, *table.rows)] for i in kept]
-    if sum(_longest_word(each) + 2 for each in cells) > console.width:
-        kept = [i for i in kept if table.columns[i] not in table.more_details]
-        cells = [[column[i] for column in (table.columns, *table.rows)] for i in kept]
-    tight = sum(max(map(len, each)) + 2 for each in cells) > console.width
-    for i, each in zip(kept, cells, strict=True):
-        screen.add_column(
-            Text(table.columns[i]),
-            justify="left" if i == 0 else "right",
-            # Where not all fits, lines break between words, and within none but long names.
-            width=min(_longest_word(each), 40 if i == 0 else 12) if tight else None,
-            overflow="fold",
-        )
-    for row in table.rows:
-        screen.add_row(*(Text(row[i]) for i in kept))
+    for column, width in zip(shown, _widths(shown, console.width), strict=True):
+        justify: Literal["left", "right"] = "right" if _is_of_figures(column[1:]) else "left"
+        screen.add_column(Text(column[0]), justify=justify, width=width, overflow="fold")
+    for row in zip(*(column[1:] for column in shown), strict=True):
+        screen.add_row(*map(Text, row))
     console.print(screen)
     for note in table.footnotes:
         console.print(Text(note))
+
+
+def _widths(columns: Sequence[Sequence[str]], screen: int) -> list[int | None]:
+    """Each column's width in characters; None, as wide as its text, where all columns fit.
+
+    Where they do not, lines break between words, and within none but long names. The column that
+    lacks the most gets the room that is left.
+    """
+    full = [max(map(len, column)) for column in columns]
+    if _whole_width(full) <= screen:
+        return [None] * len(columns)
+    widths = [min(_longest_word(each), 40 if i == 0 else 12) for i, each in enumerate(columns)]
+    lacking = [most - width for most, width in zip(full, widths, strict=True)]
+    widest = lacking.index(max(lacking))
+    widths[widest] += max(0, min(screen - _whole_width(widths), lacking[widest]))
+    return list(widths)
+
+
+def _whole_width(widths: Iterable[int]) -> int:
+    """Of a table on the screen: three characters are between two columns, two at each end."""
+    return sum(width + 3 for width in widths) + 1
 
 
 def _longest_word(texts: Iterable[str]) -> int:

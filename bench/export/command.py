@@ -28,7 +28,6 @@ class ExportedRun:
     """A run, and where it is from."""
 
     record: RunRecord
-    """Its record."""
     results: Path
     """The results folder, which may hold its weights."""
 
@@ -60,10 +59,10 @@ def run_export(options: ExportOptions) -> int:
         )
         _write(options.out or options.results / "exports" / "tables.tex", text)
     elif isinstance(options, DawnbenchOptions):
-        from bench.export.dawnbench import TASKS, make_entry
+        from bench.export.dawnbench import TARGETS, make_entry
 
         taken = _taken(
-            runs, options, lambda run: run.record.data["name"] in TASKS, "on cifar10 or imagenet"
+            runs, options, lambda run: run.record.data["name"] in TARGETS, "on cifar10 or imagenet"
         )
         for run in taken:
             entry = _of_whole([run], lambda records: make_entry(records[0], options))
@@ -126,10 +125,7 @@ def find_runs(names: Sequence[str], results: Path) -> list[ExportedRun]:
 
 
 def _taken(
-    runs: list[ExportedRun],
-    options: ExportOptions,
-    fits: Callable[[ExportedRun], bool],
-    what: str,
+    runs: list[ExportedRun], options: ExportOptions, fits: Callable[[ExportedRun], bool], what: str
 ) -> list[ExportedRun]:
     """The runs that a format can be written of.
 

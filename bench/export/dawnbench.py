@@ -11,19 +11,18 @@ from typing import Any
 
 from bench.export.options import DawnbenchOptions, caveats_of
 from bench.records.grouping import host_of, recipe_of
+from bench.records.timing import before_phase1_s
 from swap_fast.record import RunRecord
-from swap_fast.training.clock import total
 
-TASKS = {"cifar10": ("CIFAR10", 94.0), "imagenet": ("ImageNet", 93.0)}
-"""By data set: the folder of the entries, and what they must reach in percent: top-1 accuracy on
-CIFAR-10, top-5 on ImageNet."""
+TARGETS = {"cifar10": 94.0, "imagenet": 93.0}
+"""Percent that an entry must reach, by data set: top-1 accuracy on CIFAR-10, top-5 on ImageNet."""
 
 VERSION = "v1.0"
 """Of the competition; its only one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class EntryRow:
     """The model after an epoch; accuracies in percent."""
 
     epoch: int
@@ -42,8 +41,7 @@ class Entry:
     name: str
     """Of both files, without their endings."""
     about: dict[str, Any]
-    """The content of the JSON file."""
-    rows: tuple[Row, ...]
+    rows: tuple[EntryRow, ...]
     """Of the TSV file."""
     caveats: list[str]
     """Why it is no official result; empty for one that may be submitted."""
@@ -68,7 +66,7 @@ def make_entry(record: RunRecord, options: DawnbenchOptions) -> Entry:
     not what the run returns, and the average was measured once, at the end.
     """
     rows = rows_of(record)
-    _, target = TASKS[record.data["name"]]
+    target = TARGETS[record.data["name"]]
     best = max((row.top1 if row.top5 is None else row.top5) for row in rows)
     caveats = caveats_of(record)
     if best < target:
@@ -99,15 +97,11 @@ def make_entry(record: RunRecord, options: DawnbenchOptions) -> Entry:
     )
 
 
-def rows_of(record: RunRecord) -> tuple[Row, ...]:
+def rows_of(record: RunRecord) -> tuple[EntryRow, ...]:
     """Phase 1's epochs, and after a phase 2 the averaged model; of ImageNet those with top-5."""
-    readings = record.times.reading_laps
-    # An epoch's row holds the paper's reading; DAWNBench's adds laps that end before phase 1.
-    more = set(readings["dawnbench"]) - set(readings["paper"])
-    before_s = total(record.times.laps_by_rank[0], more)
-    is_imagenet = record.data["name"] == "imagenet"
+    before_s, is_imagenet = before_phase1_s(record), record.data["name"] == "imagenet"
     rows = [
-        Row(
+        EntryRow(
             epoch=row.epoch,
             hours=(row.time_s + before_s) / 3600,
             top1=percent(row.test_accuracy),
@@ -122,7 +116,7 @@ def rows_of(record: RunRecord) -> tuple[Row, ...]:
     phase2_epochs = max((row.epoch for row in record.epochs if row.phase == 2), default=0)
     if phase2_epochs or not rows:
         rows.append(
-            Row(
+            EntryRow(
                 epoch=record.phase1_epochs + phase2_epochs,
                 hours=record.times.readings_s["dawnbench"] / 3600,
                 top1=percent(record.test_accuracy),
@@ -153,23 +147,29 @@ def _hardware_tag(record: RunRecord) -> str:
 
 
 def _word(text: str) -> str:
-    """Text as a part of an entry's name, where `_` stands between the parts."""
+    """Text as a part of an entry's name, where `_` is between the parts."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "unnamed"
 
 
 def _misc(record: RunRecord, caveats: list[str]) -> dict[str, Any]:
     """What a reader of the entry should know of how the run was made."""
     recipe, execution = recipe_of(record), record.configuration["execution"]
-    phases: dict[str, Any] = {
-        name: {
-            "batchSize": recipe[name]["global_batch_size"],
-            "peakLearningRate": recipe[name]["peak_lr"],
-            "warmupEpochs": recipe[name]["warmup_epochs"],
-            "maxEpochs": recipe[name]["max_epochs"],
-        }
-        for name in ("phase1", "phase2")
-        if name in recipe
+    fields = {
+        "batchSize": "global_batch_size",
+        "peakLearningRate": "peak_lr",
+        "warmupEpochs": "warmup_epochs",
+        "maxEpochs": "max_epochs",
     }
+    phases: dict[str, Any] = {
+        phase: {theirs: recipe[phase][ours] for theirs, ours in fields.items()}
+        for phase in ("phase1", "phase2")
+        if phase in recipe
+    }
+    rows = "every epoch"
+    if record.method != "sgd":
+        rows = "epochs of phase 1, then the average of the workers; a worker's epochs have no row"
+    if record.data["name"] == "imagenet":
+        rows += "; an epoch whose top-5 accuracy is not known has none"
     return {
         "runId": record.run_id,
         "method": record.method,
@@ -182,16 +182,7 @@ def _misc(record: RunRecord, caveats: list[str]) -> dict[str, Any]:
         "libraries": record.machine["libraries"],
         "commit": record.code.get("commit"),
         "data": {key: record.data.get(key) for key in ("name", "kind", "sha256", "train_images")},
-        "rows": (
-            "epochs of phase 1, then the average of the workers; a worker's epochs have no row"
-            if record.method != "sgd"
-            else "every epoch"
-        )
-        + (
-            "; an epoch whose top-5 accuracy is not known has none"
-            if record.data["name"] == "imagenet"
-            else ""
-        ),
+        "rows": rows,
         "notCounted": "testing, checkpoints, imports, kernel warm-up on synthetic data",
         "emulatedWorkers": record.emulated_workers,
         "notes": record.notes,

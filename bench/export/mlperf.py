@@ -84,14 +84,8 @@ class Timeline:
     def epoch(self, row: EpochRow) -> tuple[float, float, float]:
         """Start, end, and the end of the test after it; never after the training's own end."""
         rank = self.rank_of(row)
-        rows = self._rows[rank]
-        place = rows.index(row)
-        if place > 0:
-            start_s = self._after(rank, place - 1)
-        elif row.phase == 1:
-            start_s = self.first_epoch_s
-        else:
-            start_s = self.phase1_end_s
+        place = self._rows[rank].index(row)
+        start_s = self._after(rank, place - 1) if place > 0 else self.first_epoch_s
         if row.phase == 2:
             start_s = max(start_s, self.phase1_end_s)
         end_s = self._reading(rank, place)
@@ -125,14 +119,16 @@ class Timeline:
 
     def _reading(self, rank: int, place: int) -> float:
         """MLPerf's reading at the end of a rank's epoch, before its test."""
-        kept = self._share(rank, "evaluation") + self._share(rank, "checkpoint")
         loading_s = self._laps[rank].get("data_loading", 0.0)
-        return loading_s + self._rows[rank][place].time_s + place * kept
+        return loading_s + self._rows[rank][place].time_s + place * self._kept(rank)
 
     def _after(self, rank: int, place: int) -> float:
         """MLPerf's reading when that epoch was tested and kept."""
-        kept = self._share(rank, "evaluation") + self._share(rank, "checkpoint")
-        return self._reading(rank, place) + kept
+        return self._reading(rank, place) + self._kept(rank)
+
+    def _kept(self, rank: int) -> float:
+        """One epoch's test and checkpoint."""
+        return self._share(rank, "evaluation") + self._share(rank, "checkpoint")
 
     def _share(self, rank: int, lap: str) -> float:
         """One epoch's part of a rank's lap."""
@@ -180,6 +176,10 @@ def _submission(record: RunRecord, options: MlperfOptions, at_s: float) -> Itera
         "cache_clear": False,
     }
     yield Event(at_s=at_s, type=START, key="init_start")
+    yield from _facts(values, at_s)
+
+
+def _facts(values: dict[str, Any], at_s: float) -> Iterator[Event]:
     for key, value in values.items():
         yield Event(at_s=at_s, type=POINT, key=key, value=value)
 
@@ -200,8 +200,7 @@ def _settings(record: RunRecord, at_s: float) -> Iterator[Event]:
         "sgd_opt_momentum": optimizer["momentum"],
         "sgd_opt_nesterov": optimizer.get("nesterov", True),
     }
-    for key, value in values.items():
-        yield Event(at_s=at_s, type=POINT, key=key, value=value)
+    yield from _facts(values, at_s)
     yield Event(at_s=0.0, type=END, key="init_stop")
 
 

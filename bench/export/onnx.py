@@ -1,6 +1,7 @@
 """A run's final model as an ONNX file: the net from its record, the weights from its folder."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bench.data_tools import CLASSES
 from bench.export.options import OnnxOptions
 from bench.records.grouping import recipe_of
 from swap_fast.data.cifar.dataset import IMAGE_SIDE, normalisation_of, num_classes_of
@@ -17,12 +19,6 @@ from swap_fast.data.imagenet.scan import IMAGENET_MEAN, IMAGENET_STD
 from swap_fast.models import ResNet9, ResNet50, SpeedNet, WhitenedResNet9
 from swap_fast.onnx_export import export_onnx
 from swap_fast.record import RunRecord
-
-CIFAR10_CLASSES = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
-)
-"""In the order of their labels."""
 
 
 def export_final_model(record: RunRecord, weights: Path, path: Path, options: OnnxOptions) -> str:
@@ -45,18 +41,17 @@ def final_model(record: RunRecord, weights: Path) -> nn.Module:
     Raises:
         ValueError: not a safetensors file, or another net's weights.
     """
-    recipe = recipe_of(record)
-    width, classes = recipe["width"], _num_classes(record)
-    model: nn.Module
-    if recipe["net"] == "resnet50":
-        model = ResNet50(classes, width, blocks=tuple(recipe["blocks"]))
-    elif recipe["net"] == "whitened_resnet9":
-        # Its filters are saved with its weights.
-        model = WhitenedResNet9(classes, width, torch.zeros(27, 3, 3, 3))
-    elif recipe["net"] == "speed_net":
-        model = SpeedNet(classes, width, torch.zeros(12, 3, 2, 2))
-    else:
-        model = ResNet9(classes, width)
+    recipe, name = recipe_of(record), record.data["name"]
+    width = recipe["width"]
+    classes = int(record.data["classes"]) if name == "imagenet" else num_classes_of(name)
+    # The filters of whitening are saved with the weights.
+    nets: dict[str, Callable[[], nn.Module]] = {
+        "resnet9": lambda: ResNet9(classes, width),
+        "resnet50": lambda: ResNet50(classes, width, blocks=tuple(recipe["blocks"])),
+        "whitened_resnet9": lambda: WhitenedResNet9(classes, width, torch.zeros(27, 3, 3, 3)),
+        "speed_net": lambda: SpeedNet(classes, width, torch.zeros(12, 3, 2, 2)),
+    }
+    model = nets[recipe["net"]]()
     try:
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
@@ -98,11 +93,5 @@ def about(record: RunRecord) -> dict[str, Any]:
         "mean": mean,
         "std": std,
         "output": "logits [batch, classes]; the class is the place of the largest",
-        **({"class_names": CIFAR10_CLASSES} if name == "cifar10" else {}),
+        **({"class_names": CLASSES} if name == "cifar10" else {}),
     }
-
-
-def _num_classes(record: RunRecord) -> int:
-    if record.data["name"] == "imagenet":
-        return int(record.data["classes"])
-    return num_classes_of(record.data["name"])

@@ -75,7 +75,7 @@ class CsvOptions(ExportOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LatexOptions(ExportOptions):
-    """Write the paper's Tables 1 to 6 beside these runs as one LaTeX document."""
+    """Write the paper's Tables 1 to 6 with these runs as one LaTeX document."""
 
     fragment: bool = False
     """Only the tables, for a document of one's own that has booktabs and graphicx."""
@@ -100,7 +100,7 @@ FORMATS: dict[str, tuple[type[ExportOptions], str]] = {
     "dawnbench": (DawnbenchOptions, "an entry of DAWNBench: a JSON and a TSV file a run"),
     "mlperf": (MlperfOptions, "an MLPerf training log a run"),
     "csv": (CsvOptions, "all runs in one table; with --epochs all epochs"),
-    "latex": (LatexOptions, "the paper's tables beside ours"),
+    "latex": (LatexOptions, "the paper's tables with ours"),
     "onnx": (OnnxOptions, "the final model of a run, checked with onnxruntime"),
 }
 """Each format's options, and what it is."""

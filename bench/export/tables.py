@@ -1,17 +1,15 @@
-"""Runs as CSV, and the paper's tables beside ours as one LaTeX document. No torch."""
+"""Runs as CSV, and the paper's tables with ours as one LaTeX document. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from bench.analysis.energy import energy_j
 from bench.document.table import csv_text, to_latex
 from bench.export.options import caveats_of
 from bench.records.paper import load_paper
-from bench.records.timing import dawnbench_time, laps_of_slowest_rank
-from bench.report.paper_tables import all_run_tables
-from bench.report.recipe_tables import recipe_tables
+from bench.records.timing import dawnbench_time, energy_j, laps_of_slowest_rank
+from bench.report.paper_tables import all_run_tables, recipe_tables
 from swap_fast.record import EpochRow, RunRecord, flatten
 
 # CSV: accuracies are fractions; units are in the names; what a run does not have is empty.
@@ -97,7 +95,7 @@ _END = "\\end{document}\n"
 
 
 def latex(records: Sequence[RunRecord], results: Path, *, fragment: bool) -> str:
-    """Tables 1 to 4 that these runs stand in, then Tables 5 and 6 from the recipes.
+    """Tables 1 to 4 that these runs are in, then Tables 5 and 6 from the recipes.
 
     Arguments:
         results: may hold published figures of its own.

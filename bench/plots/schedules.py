@@ -2,120 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.document.table import counted
-from bench.plots.training import figure_style, save_figure
+from bench.plots.training import figure_style, parts_of, save_figure
 from bench.records.paper import load_paper
-from swap_fast.config.phase import Phase, StagedPhase
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
 from swap_fast.recipes.cifar10 import RECIPES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POINTS_AN_EPOCH = 20
-"""Of a drawn learning rate, whose corners may lie between epochs."""
 
-Curve = tuple[list[float], list[float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """Epochs of a recipe with one straight or bent piece of learning rate, and one batch."""
-
-    epochs: tuple[float, ...]
-    """Positions in the recipe, rising."""
-    rates: tuple[float, ...]
-    """The learning rate at each."""
-    batch_size: int
-    """Images in one update of one model."""
-    phase: int
-    """1 or 2, at each of whose ends a model is sampled."""
-
-
-def parts_of(recipe: Recipe, phase1_epochs: int | None = None) -> list[Part]:
-    """A recipe's schedules: a part a stage, a cycle, or a phase without either.
-
-    Arguments:
-        phase1_epochs: after which phase 1, without stages, is left; None: all that it may take.
-    """
-    parts: list[Part] = []
-    start = 0
-    phases = [recipe.phase1, *([recipe.phase2] if isinstance(recipe, AveragingRecipe) else [])]
-    for number, phase in enumerate(phases, start=1):
-        lengths, before = _lengths(phase), start
-        if number == 1 and phase1_epochs is not None:
-            lengths = [(phase1_epochs, phase.global_batch_size)]
-        for length, batch_size in lengths:
-            at = start - before
-            steps = range(length * POINTS_AN_EPOCH + 1)
-            inside = [at + i / POINTS_AN_EPOCH for i in steps]
-            rates = [phase.schedule(x) for x in inside]
-            # A schedule gives a position between two pieces to the first of them.
-            rates[0] = _rate_at_start(phase, at)
-            parts.append(
-                Part(
-                    epochs=tuple(start + i / POINTS_AN_EPOCH for i in steps),
-                    rates=tuple(rates),
-                    batch_size=batch_size,
-                    phase=number,
-                )
-            )
-            start += length
-    return parts
-
-
-def _lengths(phase: Phase) -> list[tuple[int, int]]:
-    """Epochs and batch of each part."""
-    if isinstance(phase, StagedPhase):
-        return [(stage.epochs, stage.global_batch_size) for stage in phase.stages]
-    return [(phase.cycle_epochs, phase.global_batch_size)] * phase.cycles
-
-
-def _rate_at_start(phase: Phase, epoch: int) -> float:
-    if isinstance(phase, StagedPhase):
-        start = 0
-        for stage in phase.stages:
-            if start == epoch:
-                return stage.first_lr
-            start += stage.epochs
-    return phase.peak_lr if phase.cycles > 1 else phase.schedule(epoch)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A recipe as it is drawn."""
-
-    recipe: str
-    label: str
-    color: str
-    """Each of another lightness, so that grey print will do."""
-    style: str
-    width: float
-    """In points: the lower lines are wider, so that none hides another."""
-
-
-IMAGENET_LINES = (
-    Line(
-        recipe="imagenet_sgd_large",
-        label="SGD, large batches",
-        color="#a9c7e3",
-        style="-",
-        width=4.5,
-    ),
-    Line(
-        recipe="imagenet_sgd_small",
-        label="SGD, small batches",
-        color="#e0a878",
-        style="-",
-        width=4.5,
-    ),
-    Line(recipe="imagenet_swap", label="SWAP", color="#000000", style="--", width=1.4),
-)
+LARGE = {"label": "SGD, large batches", "color": "#a9c7e3", "linewidth": 4.5}
+SMALL = {"label": "SGD, small batches", "color": "#e0a878", "linewidth": 4.5}
+SWAP = {"label": "SWAP", "color": "#000000", "linewidth": 1.4, "linestyle": "--"}
+"""Of unlike lightness, for grey print; the lower lines are wider, so that none hides another."""
+IMAGENET_LINES: dict[str, dict[str, Any]] = {
+    "imagenet_sgd_large": LARGE,
+    "imagenet_sgd_small": SMALL,
+    "imagenet_swap": SWAP,
+}
 """Figure 5's three recipes; their forms for a CPU are drawn alike."""
 
 
@@ -133,11 +41,13 @@ def figure_5(folder: Path, name: str = "figure5") -> list[Path]:
         panels = figure.subplots(2, 2, sharex="col")
         for column, (form, title) in enumerate((("", "the paper's size"), ("_cpu", "CPU size"))):
             rates, batches = panels[0][column], panels[1][column]
-            for line in IMAGENET_LINES:
-                parts = parts_of(RECIPES[line.recipe + form]())
-                _draw_pieces(rates, [(part.epochs, part.rates) for part in parts], line)
-                ends = [((p.epochs[0], p.epochs[-1]), (p.batch_size, p.batch_size)) for p in parts]
-                _draw_pieces(batches, ends, line)
+            for recipe, style in IMAGENET_LINES.items():
+                parts = parts_of(RECIPES[recipe + form]())
+                # One line through all parts: steps where they do not meet.
+                epochs = [x for part in parts for x in part.epochs]
+                rates.plot(epochs, [rate for part in parts for rate in part.rates], **style)
+                ends = [x for part in parts for x in (part.epochs[0], part.epochs[-1])]
+                batches.plot(ends, [p.batch_size for p in parts for _ in range(2)], **style)
             swap = RECIPES[f"imagenet_swap{form}"]()
             for axes in (rates, batches):
                 _mark_border(axes, swap.phase1.max_epochs)
@@ -162,7 +72,7 @@ SWA_PANELS = (
     ("c", "SWAP, 10 small-batch epochs", "cifar100_swap"),
     ("d", "SWAP, 40 small-batch epochs", "cifar100_swap_40"),
 )
-"""Figure 6's two, and SWAP's beside them."""
+"""Figure 6's two, and SWAP's two to compare them with."""
 
 
 def figure_6(folder: Path, name: str = "figure6") -> list[Path]:
@@ -244,20 +154,6 @@ def _draw_samples(axes: Axes, recipe: Recipe, stopped_after: int) -> None:
         va="top",
         fontsize=8,
         color="0.25",
-    )
-
-
-def _draw_pieces(
-    axes: Axes, pieces: Sequence[tuple[Sequence[float], Sequence[float]]], line: Line
-) -> None:
-    """One line through all pieces: steps where they do not meet."""
-    axes.plot(
-        [x for epochs, _ in pieces for x in epochs],
-        [y for _, values in pieces for y in values],
-        color=line.color,
-        linestyle=line.style,
-        linewidth=line.width,
-        label=line.label,
     )
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.records.grouping import host_of, machine_key, recipe_of
 from bench.records.paper_tables import OTHER, place_of
-from bench.records.timing import counted_by, laps_of_slowest_rank, unattributed_s
-from swap_fast.config.phase import Schedule, cyclic, triangle
+from bench.records.timing import counted_by, in_clock_order, laps_of_slowest_rank, unattributed_s
+from swap_fast.config.phase import Phase, StagedPhase
+from swap_fast.config.recipe import AveragingRecipe, Recipe
 from swap_fast.record import AverageRow, RunRecord
-from swap_fast.training.clock import LAPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,8 +59,75 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-POINTS_AN_EPOCH = 50
-"""Of the drawn learning rate, whose corners may lie between epochs."""
+# The learning rate over the epochs.
+
+POINTS_AN_EPOCH = 20
+"""Of a drawn learning rate, whose corners may lie between epochs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Epochs of a recipe with one straight or bent piece of learning rate, and one batch."""
+
+    epochs: tuple[float, ...]
+    """Positions in the recipe, rising."""
+    rates: tuple[float, ...]
+    batch_size: int
+    """Images in one update of one model."""
+    phase: int
+    """1 or 2, at each of whose ends a model is sampled."""
+
+
+def parts_of(recipe: Recipe, phase1_epochs: int | None = None) -> list[Part]:
+    """A recipe's schedules: a part a stage, a cycle, or a phase without either.
+
+    Arguments:
+        phase1_epochs: after which a phase 1 without stages is left; None: all that it may take.
+    """
+    parts: list[Part] = []
+    start = 0
+    phases = [recipe.phase1, *([recipe.phase2] if isinstance(recipe, AveragingRecipe) else [])]
+    for number, phase in enumerate(phases, start=1):
+        lengths, before = _lengths(phase), start
+        if number == 1 and phase1_epochs is not None and not isinstance(phase, StagedPhase):
+            lengths = [(phase1_epochs, phase.global_batch_size)]
+        for length, batch_size in lengths:
+            at = start - before
+            steps = range(length * POINTS_AN_EPOCH + 1)
+            inside = [at + i / POINTS_AN_EPOCH for i in steps]
+            rates = [phase.schedule(x) for x in inside]
+            # A schedule gives a position between two pieces to the first of them.
+            rates[0] = _rate_at_start(phase, at)
+            parts.append(
+                Part(
+                    epochs=tuple(start + i / POINTS_AN_EPOCH for i in steps),
+                    rates=tuple(rates),
+                    batch_size=batch_size,
+                    phase=number,
+                )
+            )
+            start += length
+    return parts
+
+
+def _lengths(phase: Phase) -> list[tuple[int, int]]:
+    """Epochs and batch of each part."""
+    if isinstance(phase, StagedPhase):
+        return [(stage.epochs, stage.global_batch_size) for stage in phase.stages]
+    return [(phase.cycle_epochs, phase.global_batch_size)] * phase.cycles
+
+
+def _rate_at_start(phase: Phase, epoch: int) -> float:
+    if isinstance(phase, StagedPhase):
+        start = 0
+        for stage in phase.stages:
+            if start == epoch:
+                return stage.first_lr
+            start += stage.epochs
+    return phase.peak_lr if phase.cycles > 1 else phase.schedule(epoch)
+
+
+# Figure 1, and the laps.
 
 AVERAGE, SHARED, WORKER = "#a03000", "#000000", "#5b8db8"
 """The average's, phase 1's and the workers' lines: of unlike lightness, so that grey will do."""
@@ -156,28 +224,6 @@ def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timin
         return save_figure(figure, folder, name)
 
 
-def learning_rate_curves(record: RunRecord) -> list[tuple[list[float], list[float]]]:
-    """Figure 1's upper panel: positions in epochs of the run, and learning rates.
-
-    The recipe's schedules, finely sampled, a curve a phase, or a stage of one; phase 2 begins
-    where phase 1 ended.
-    """
-    border = record.phase1_epochs
-    curves = []
-    for phase, start, count in (("phase1", 0, border), ("phase2", border, _phase2_epochs(record))):
-        configured = recipe_of(record)[phase]
-        if "stages" in configured:
-            for stage in configured["stages"]:  # a straight piece each, which need not meet
-                end = start + stage["epochs"]
-                curves.append(([start, end], [stage["first_lr"], stage["last_lr"]]))
-                start = end
-            continue
-        schedule = _schedule(configured)
-        positions = [i / POINTS_AN_EPOCH for i in range(count * POINTS_AN_EPOCH + 1)]
-        curves.append(([start + x for x in positions], [schedule(x) for x in positions]))
-    return curves
-
-
 def averages_shown(record: RunRecord) -> list[AverageRow]:
     """The running average where its size of test images is that of the workers': the last stage's.
 
@@ -200,21 +246,13 @@ def averages_against_workers(record: RunRecord) -> list[float]:
     ]
 
 
-def _schedule(phase: dict[str, Any]) -> Schedule:
-    # Records of before phases had cycles hold none.
-    if (cycles := phase.get("cycles", 1)) > 1:
-        return cyclic(phase["peak_lr"], phase["max_epochs"] / cycles, phase["final_lr"])
-    horizon = phase["horizon_epochs"] or phase["max_epochs"]
-    return triangle(phase["peak_lr"], phase["warmup_epochs"], horizon, phase["final_lr"])
-
-
 def _phase2_epochs(record: RunRecord) -> int:
     return max((row.epoch for row in record.epochs if row.phase == 2), default=0)
 
 
 def _draw_learning_rate(axes: Axes, record: RunRecord) -> None:
-    for epochs, rates in learning_rate_curves(record):
-        axes.plot(epochs, rates, color=SHARED, linewidth=1.4)
+    for part in parts_of(record.settings, record.phase1_epochs):
+        axes.plot(part.epochs, part.rates, color=SHARED, linewidth=1.4)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("learning rate")
     axes.tick_params(labelbottom=False)
@@ -237,46 +275,45 @@ def _draw_accuracies(axes: Axes, record: RunRecord, num_ticks: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     border = record.phase1_epochs
-    shared = [
-        (row.epoch, 100 * row.test_accuracy)
-        for row in record.epochs
-        if row.phase == 1 and row.test_accuracy is not None
-    ]
-    axes.plot(
-        *_columns(shared),
+
+    def points(phase: int, worker: int = 0) -> list[tuple[float, float]]:
+        before = border if phase == 2 else 0
+        return [
+            (before + row.epoch, 100 * row.test_accuracy)
+            for row in record.epochs
+            if (row.phase, row.worker) == (phase, worker) and row.test_accuracy is not None
+        ]
+
+    def draw(line: Sequence[tuple[float, float]], count: int, **style: Any) -> None:
+        # At most some 15 markers a line.
+        every = max(1, math.ceil(count / 15))
+        axes.plot([x for x, _ in line], [y for _, y in line], markevery=every, **style)
+
+    shared = points(1)
+    draw(
+        shared,
+        len(shared),
         color=SHARED,
         linewidth=1.4,
         marker="s",
         markersize=3,
-        markevery=_marker_step(len(shared)),
         zorder=3,  # over the workers, which start from its end
         label="all workers, one model (phase 1)",
     )
     for i, worker in enumerate(sorted({row.worker for row in record.epochs if row.phase == 2})):
-        own = [
-            (border + row.epoch, 100 * row.test_accuracy)
-            for row in record.epochs
-            if (row.phase, row.worker) == (2, worker) and row.test_accuracy is not None
-        ]
-        axes.plot(
-            *_columns(shared[-1:] + own),
-            color=WORKER,
-            linewidth=1.0,
-            linestyle="--",
-            marker="x",
-            markersize=4,
-            markevery=_marker_step(len(own)),
-            label="each worker (phase 2)" if i == 0 else None,
-        )
+        own = points(2, worker)
+        label = "each worker (phase 2)" if i == 0 else None
+        style = {"color": WORKER, "linewidth": 1.0, "linestyle": "--", "label": label}
+        draw(shared[-1:] + own, len(own), marker="x", markersize=4, **style)
     average = [(border + row.epoch, 100 * row.test_accuracy) for row in averages_shown(record)]
-    axes.plot(
-        *_columns(average),
+    draw(
+        average,
+        len(average),
         color=AVERAGE,
         linewidth=2.0,
         marker="o",
         markersize=4.5,
         zorder=4,
-        markevery=_marker_step(len(average)),
         label="average of the workers,\nwere phase 2 to stop here",
     )
     axes.set_xlabel("epoch")
@@ -305,15 +342,6 @@ def _mark_border(axes: Axes, record: RunRecord) -> None:
     axes.axvline(record.phase1_epochs, color="0.45", linewidth=0.9, linestyle=":")
 
 
-def _marker_step(count: int) -> int:
-    """At most some 15 markers a line."""
-    return max(1, math.ceil(count / 15))
-
-
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
-
-
 def _bar_parts(record: RunRecord) -> dict[str, float]:
     # Laps that began before the clock did can make the rest a little less than nothing.
     rest = max(0.0, unattributed_s(record))
@@ -329,8 +357,7 @@ def _lap_styles(records: Sequence[RunRecord]) -> dict[str, tuple[str, str | None
             totals[lap] = totals.get(lap, 0.0) + seconds
             if "paper" in counted_by(record, lap):
                 counted.add(lap)
-    order = {lap: i for i, lap in enumerate([*LAPS, *sorted(set(totals) - set(LAPS))])}
-    present = sorted((lap for lap in totals if totals[lap] > 0), key=lambda lap: order[lap])
+    present = [lap for lap in in_clock_order(totals) if totals[lap] > 0]
     by_length = sorted(present, key=lambda lap: -totals[lap])
     solid = [lap for lap in by_length if lap in counted]
     hatched = [lap for lap in by_length if lap not in counted]

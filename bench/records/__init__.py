@@ -1,1 +1,1 @@
-"""Run records: which may be put together, the paper's published figures, Tables 1 to 4."""
+"""Run records: which may be put together, the paper's figures and Tables 1 to 4, times, energy."""

@@ -8,12 +8,15 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from bench.document.table import CORES, GPUS
+from bench.document.table import CORES, GPUS, counted
 from bench.statistics import Summary, summarize
 from swap_fast.config.recipe import AveragingRecipe, Recipe
 from swap_fast.record import DeviceType, Machine, RunRecord, count_devices, flatten
 
 Key = TypeVar("Key", bound=Hashable)
+
+Measure = Callable[[RunRecord], float | None]
+"""A value of a run, such as an accuracy or a time; None where the run has none."""
 
 
 def count_reaching(accuracies: Iterable[float], target: float) -> int:
@@ -26,9 +29,8 @@ class Host:
     """A kind of machine, however many of its devices a run uses: what one table is of."""
 
     device_type: DeviceType
-    """The kind of device."""
     device: str
-    """The device's model."""
+    """The model."""
     device_count: int
     """GPUs, or CPU cores, that the machine has."""
     torch_minor: str
@@ -60,11 +62,9 @@ class MachineKey:
     """What must be equal for times to be pooled: the kind of machine, and what a run used of it."""
 
     host: Host
-    """The kind of machine."""
     devices: int
     """GPUs that the run used, or CPU cores."""
     processes: int
-    """Of the run."""
 
     @property
     def devices_cell(self) -> str:
@@ -86,24 +86,23 @@ class MachineKey:
         """All of it, for a caption."""
         if self.host.device_type == "cuda":
             return self.host.labelled(self.used)
-        processes = f"{self.processes} process{_plural(self.processes, 'es')}"
-        threads = self.devices // self.processes
-        return f"{self.host.labelled(self.used)}, {processes} of {threads} thread{_plural(threads)}"
+        processes = counted(self.processes, "process", "es")
+        threads = counted(self.devices // self.processes, "thread")
+        return f"{self.host.labelled(self.used)}, {processes} of {threads}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyKey:
     """What must be equal for accuracies to be pooled."""
 
-    device_type: str
-    """"cpu" or "cuda"."""
+    device_type: DeviceType
     precision: str
     """Of the matrix work."""
     data_hash: str
-    """The data set's content."""
+    """Of the data set's content."""
     recipe: Recipe
     overrides: tuple[str, ...]
-    """What the command line changed in it."""
+    """What the command line changed in the recipe."""
 
 
 def machine_key(record: RunRecord) -> MachineKey:
@@ -147,9 +146,9 @@ def recipe_of(record: RunRecord) -> dict[str, Any]:
 
 
 def why_not_comparable(record: RunRecord, kinds: Sequence[str] = ("published",)) -> str | None:
-    """Why a run may stand in no table beside published figures; None where it may.
+    """Why a run cannot be compared with published figures in any table; None where it can.
 
-    A form of a recipe for a CPU may, in a table of its own: this does not ask for its size.
+    A form of a recipe for a CPU can, in a table of its own: this does not ask for its size.
 
     Arguments:
         kinds: of data that the table takes.
@@ -188,52 +187,41 @@ def group_by(
     return groups
 
 
-def pool_times(
-    records: Sequence[RunRecord], time: Callable[[RunRecord], float | None]
-) -> Summary | None:
+def pool_times(records: Sequence[RunRecord], time: Measure) -> Summary | None:
     """The runs' times together; None where a run has none.
 
     Raises:
         ValueError: runs on more than one kind of machine or number of devices, or no runs.
     """
-    keys = [machine_key(record) for record in records]
-    _require_one(keys, "times", "kind of machine and number of devices")
-    return _summary_of_all([time(record) for record in records])
+    one = "kind of machine and number of devices"
+    return _pool(records, time, machine_key, f"times are pooled over one {one}")
 
 
-def pool_accuracies(
-    records: Sequence[RunRecord], accuracy: Callable[[RunRecord], float | None]
-) -> Summary | None:
+def pool_accuracies(records: Sequence[RunRecord], accuracy: Measure) -> Summary | None:
     """The runs' accuracies (fractions) together; None where a run has none.
 
     Raises:
         ValueError: runs of more than one recipe, data set, precision or device type, or no runs.
     """
-    keys = [accuracy_key(record) for record in records]
-    _require_one(keys, "accuracies", "recipe, data set, precision and device type")
-    return _summary_of_all([accuracy(record) for record in records])
+    one = "recipe, data set, precision and device type"
+    return _pool(records, accuracy, accuracy_key, f"accuracies are pooled over one {one}")
 
 
-def _require_one(keys: Sequence[Hashable], what: str, of: str) -> None:
-    found = len(set(keys))
-    if found != 1:
-        raise ValueError(f"{what} are pooled over one {of}, got {found}; group the runs first")
-
-
-def _summary_of_all(values: Sequence[float | None]) -> Summary | None:
-    present = [value for value in values if value is not None]
-    return summarize(present) if len(present) == len(values) else None
+def _pool(
+    records: Sequence[RunRecord], of: Measure, key: Callable[[RunRecord], Hashable], rule: str
+) -> Summary | None:
+    kinds = len({key(record) for record in records})
+    if kinds != 1:
+        raise ValueError(f"{rule}, got {kinds}; group the runs first")
+    present = [value for value in map(of, records) if value is not None]
+    return summarize(present) if len(present) == len(records) else None
 
 
 def _devices(host: Host, count: str, of: int) -> str:
     """So many of a host's devices, in words; `of` decides the plural."""
-    return (
-        f"{count} CPU core{_plural(of)}" if host.device_type == "cpu" else f"{count} {host.device}"
-    )
-
-
-def _plural(count: int, ending: str = "s") -> str:
-    return "" if count == 1 else ending
+    if host.device_type == "cuda":
+        return f"{count} {host.device}"
+    return f"{count} CPU core{'' if of == 1 else 's'}"
 
 
 def values_by_field(

@@ -1,8 +1,13 @@
-"""The published figures, to compare ours with: results/paper.json, typed. No torch."""
+"""The published figures, results/paper.json, typed; and how far ours are from them. No torch."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from bench.statistics import Difference, Summary, welch
+from swap_fast.config.recipe import checked
+from swap_fast.record import RunRecord
 
 FILE = "paper.json"
 CHECKOUT = Path(__file__).resolve().parents[2] / "results"
@@ -11,14 +16,11 @@ CHECKOUT = Path(__file__).resolve().parents[2] / "results"
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """One of the paper's tables."""
+    """One of the paper's tables: its number as "Table 1", its caption, the section about it."""
 
     table: str
-    """Such as "Table 1"."""
     title: str
-    """Its caption."""
     source: str
-    """The section that describes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +32,8 @@ class PaperValue:
     row: str
     """The row's label, as printed."""
     column: str
-    """What it is, such as "test_accuracy" or "train_time"."""
+    """Such as "test_accuracy" or "train_time"."""
     mean: float
-    """As printed, in `units`."""
     sd: float
     """What the paper prints after the plus-minus sign, in `units`."""
     n: int
@@ -62,9 +63,8 @@ class PaperSetting:
     """One cell of Tables 5 and 6, which list hyper-parameters."""
 
     table: str
-    """Such as "Table 5"."""
     row: str
-    """What it is, as printed, such as "Batch-size"."""
+    """As printed, such as "Batch-size"."""
     column: str
     """Whose, as printed, such as "SWAP (Phase 1)"."""
     run: str
@@ -72,7 +72,6 @@ class PaperSetting:
     phase: int
     """Of that run: 1 or 2."""
     value: float
-    """As printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +79,11 @@ class PublishedTime:
     """A published time to an accuracy on CIFAR-10."""
 
     name: str
-    """Whose."""
     time_s: float
-    """Seconds to `target_accuracy`."""
     target_accuracy: float
     """A fraction."""
     hardware: str
-    """What it was measured on."""
     source: str
-    """Where it was published."""
     note: str
     """What else was said of it; may be empty."""
 
@@ -100,7 +95,6 @@ class PhaseOneMean:
     dataset: str
     """"cifar10" or "cifar100"."""
     epochs: float
-    """The mean."""
     source: str
     """The section that says so."""
 
@@ -112,9 +106,7 @@ class Inconsistency:
     source: str
     """Which tables, sections or lines."""
     tables: tuple[str, ...]
-    """Those tables."""
     statement: str
-    """What they say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +116,6 @@ class Paper:
     source: str
     """Authors and title."""
     tables: tuple[PaperTable, ...]
-    """Tables 1 to 6."""
     values: tuple[PaperValue, ...]
     """The cells of Tables 1 to 4."""
     settings: tuple[PaperSetting, ...]
@@ -181,21 +172,72 @@ def load_paper(results: Path = CHECKOUT) -> Paper:
             f"copy results/{FILE} of the source there"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Paper(
-            source=content["source"],
-            tables=tuple(PaperTable(**each) for each in content["tables"]),
-            values=tuple(PaperValue(**each) for each in content["values"]),
-            settings=tuple(PaperSetting(**each) for each in content["settings"]),
-            claim=PublishedTime(**content["claim"]),
-            peers=tuple(PublishedTime(**each) for each in content["peers"]),
-            phase1_means=tuple(PhaseOneMean(**each) for each in content["phase1_means"]),
-            inconsistencies=tuple(
-                Inconsistency(**each | {"tables": tuple(each["tables"])})
-                for each in content["inconsistencies"]
-            ),
-        )
-    except (ValueError, TypeError, KeyError) as error:
+        return checked(json.loads(path.read_text(encoding="utf-8")), Paper, path.name)
+    except ValueError as error:
         raise ValueError(
-            f"{path.name}: expected the published figures, got {error!r}; restore the file"
+            f"{path.name}: expected the published figures, got {error}; restore the file"
         ) from None
+
+
+# Ours compared with the paper's: a verdict by Welch's test, and which runs may be compared.
+
+ACCURACY_MARGIN = 0.3
+"""Points of percent within which an accuracy counts as reproduced."""
+TIME_MARGIN = 0.05
+"""Share of the published time within which a time does."""
+
+REPRODUCED, LOWER, HIGHER = "reproduced", "lower", "higher"
+NOT_DISTINGUISHABLE = "not distinguishable"
+NOT_COMPARED = "other hardware, net or data: not compared"
+
+VERDICT_NOTE = (
+    f"Verdict: {REPRODUCED}: the 95% interval of the difference from the paper (Welch) lies within "
+    f"{ACCURACY_MARGIN:g} points, of times within {TIME_MARGIN:.0%}; {LOWER}, {HIGHER}: else, it "
+    f"excludes 0; {NOT_DISTINGUISHABLE}: neither."
+)
+
+
+def difference_from(ours: Summary, published: PaperValue) -> Difference | None:
+    """How far ours, in the paper's units, is from the published; None for a single run."""
+    return welch((ours.mean, ours.std, ours.n), (published.mean, published.sd, published.n))
+
+
+def verdict(ours: Summary, published: PaperValue) -> str:
+    """What can be said of ours, in the paper's units, against the published figure."""
+    difference = difference_from(ours, published)
+    if difference is None:
+        return NOT_DISTINGUISHABLE
+    interval = difference.interval
+    is_accuracy = published.units == "percent"
+    margin = ACCURACY_MARGIN if is_accuracy else TIME_MARGIN * published.mean
+    if -margin <= interval.low and interval.high <= margin:
+        return REPRODUCED
+    if interval.high < 0:
+        return LOWER
+    return HIGHER if interval.low > 0 else NOT_DISTINGUISHABLE
+
+
+def is_comparable(records: Sequence[RunRecord], published: PaperValue) -> bool:
+    """Whether the runs may be compared with the published figure.
+
+    All need the paper's net, data and epochs; times also its hardware: as many V100 as the paper
+    names, one process on each. Where it names a machine for all of a table's rows (Table 4), those
+    of them that the recipe can use.
+    """
+    if not all(record.comparable for record in records):
+        return False
+    if published.units == "percent":
+        return True
+    devices = published.devices
+    return all(
+        published.device in record.machine["device"]
+        and record.num_devices
+        == (min(devices, record.settings.num_replicas) if published.is_shared else devices)
+        and not record.emulated_workers
+        for record in records
+    )
+
+
+def judge(ours: Summary, published: PaperValue, records: Sequence[RunRecord]) -> str:
+    """The verdict on a figure of these runs, in the paper's units."""
+    return verdict(ours, published) if is_comparable(records, published) else NOT_COMPARED

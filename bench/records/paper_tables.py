@@ -1,16 +1,17 @@
-"""The paper's Tables 1 to 4: whose runs stand in each row, and which of their figures. No torch.
+"""The paper's Tables 1 to 4: whose runs are in each row, and which of their figures. No torch.
 
 Each table is told once, by its rows, its columns and the recipes of each size; how it is drawn,
 what it lacks and what its statistics are follow from that.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.records.grouping import (
     Host,
     MachineKey,
+    Measure,
     accuracy_key,
     group_by,
     host_of,
@@ -23,10 +24,7 @@ Size = Literal["paper", "cpu"]
 """The paper's net and data, or forms of them for a CPU."""
 
 SIZES: tuple[Size, ...] = ("paper", "cpu")
-"""Every table has both; no run stands in a table of the other size."""
-
-Figure = Callable[[RunRecord], float | None]
-"""A figure of a run; None where the run has none."""
+"""Every table has both; no run is in a table of the other size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +37,9 @@ class Column:
     """As printed, with its unit."""
     short: str
     """As a verdict names it."""
-    final: Figure
+    final: Measure
     """Of what the run returns, a fraction."""
-    before: Figure
+    before: Measure
     """Of the mean of the workers, in a row before averaging, a fraction."""
 
 
@@ -50,7 +48,6 @@ class PaperRow:
     """One row of a table: whose runs, and which of their figures."""
 
     label: str
-    """As the paper prints it."""
     recipes: Mapping[Size, str]
     """Whose runs, by size."""
     start: Mapping[Size, str] | None = None
@@ -79,20 +76,17 @@ class PaperRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RunTable:
-    """One of the paper's tables of measured runs."""
+    """One of the paper's tables of measured runs, its rows and columns in the paper's order."""
 
     number: int
-    """The paper's."""
     dataset: str
     """As the first column's head prints it."""
     accuracies: tuple[Column, ...]
-    """In the paper's order."""
     target: Column
     """The one of them that is held against the recipe's target."""
     rows: tuple[PaperRow, ...]
-    """In the paper's order."""
     cpu_data: tuple[str, ...]
-    """Kinds of data on which runs of CPU size may stand in the table; of paper size, published."""
+    """Kinds of data that the table takes of runs of CPU size; of paper size, published data."""
     counts_phase1: bool = True
     """Whether the epochs of phase 1 differ from run to run, and are shown."""
 
@@ -110,7 +104,7 @@ class RunTable:
         return self.name + (" at CPU size" if size == "cpu" else "")
 
     def recipes(self, size: Size) -> list[str]:
-        """Whose runs stand in the table, each once, in the order of its rows."""
+        """Whose runs are in the table, each once, in the order of its rows."""
         return list(dict.fromkeys(row.recipes[size] for row in self.rows))
 
     def data_kinds(self, size: Size) -> Sequence[str]:
@@ -152,22 +146,27 @@ AFTER = replace(
     short="after averaging",
 )
 
-CIFAR100_SGD_SMALL = _forms("cifar100_sgd_small")
-CIFAR100_SGD_LARGE = _forms("cifar100_sgd_large")
-CIFAR100_SWAP = _forms("cifar100_swap")
-"""In Table 2, and in Table 4: as a row, and as what other rows begin from."""
+SGD_SMALL, SGD_LARGE = "SGD (small-batch)", "SGD (large-batch)"
+SWAP_BEFORE, SWAP_AFTER = "SWAP (before averaging)", "SWAP (after averaging)"
+SWA_LARGE, SWA_LARGE_SMALL = "Large-batch SWA", "Large-batch followed by small-batch SWA"
+SWA_SMALL = "Small-batch SWA"
+SWAP_10, SWAP_40 = "SWAP (10 small-batch epochs)", "SWAP (40 small-batch epochs)"
+"""Labels of rows, as the paper prints them."""
 
 
-def _sgd_and_swap(
-    small: Mapping[Size, str], large: Mapping[Size, str], swap: Mapping[Size, str]
-) -> tuple[PaperRow, ...]:
+def _sgd_and_swap(name: str, swap: Mapping[Size, str] | None = None) -> tuple[PaperRow, ...]:
     """The four rows of Tables 1 to 3."""
+    swap = swap or _forms(f"{name}_swap")
     return (
-        PaperRow(label="SGD (small-batch)", recipes=small),
-        PaperRow(label="SGD (large-batch)", recipes=large),
-        PaperRow(label="SWAP (before averaging)", recipes=swap, is_final=False),
-        PaperRow(label="SWAP (after averaging)", recipes=swap),
+        PaperRow(label=SGD_SMALL, recipes=_forms(f"{name}_sgd_small")),
+        PaperRow(label=SGD_LARGE, recipes=_forms(f"{name}_sgd_large")),
+        PaperRow(label=SWAP_BEFORE, recipes=swap, is_final=False),
+        PaperRow(label=SWAP_AFTER, recipes=swap),
     )
+
+
+def _row_of_table_4(label: str, recipe: str, start: str | None = None) -> PaperRow:
+    return PaperRow(label=label, recipes=_forms(recipe), start=_forms(start) if start else None)
 
 
 TABLE_1 = RunTable(
@@ -175,11 +174,7 @@ TABLE_1 = RunTable(
     dataset="CIFAR-10",
     accuracies=(ACCURACY,),
     target=ACCURACY,
-    rows=_sgd_and_swap(
-        _forms("cifar10_sgd_small"),
-        _forms("cifar10_sgd_large"),
-        {"paper": "cifar10_swap", "cpu": "cifar10_cpu"},
-    ),
+    rows=_sgd_and_swap("cifar10", {"paper": "cifar10_swap", "cpu": "cifar10_cpu"}),
     cpu_data=("published",),
 )
 TABLE_2 = RunTable(
@@ -187,7 +182,7 @@ TABLE_2 = RunTable(
     dataset="CIFAR-100",
     accuracies=(ACCURACY,),
     target=ACCURACY,
-    rows=_sgd_and_swap(CIFAR100_SGD_SMALL, CIFAR100_SGD_LARGE, CIFAR100_SWAP),
+    rows=_sgd_and_swap("cifar100"),
     cpu_data=("published", "subset"),
 )
 TABLE_3 = RunTable(
@@ -195,9 +190,7 @@ TABLE_3 = RunTable(
     dataset="ImageNet",
     accuracies=(TOP_1, TOP_5),
     target=TOP_1,
-    rows=_sgd_and_swap(
-        _forms("imagenet_sgd_small"), _forms("imagenet_sgd_large"), _forms("imagenet_swap")
-    ),
+    rows=_sgd_and_swap("imagenet"),
     cpu_data=("published", "own"),
     counts_phase1=False,
 )
@@ -207,27 +200,11 @@ TABLE_4 = RunTable(
     accuracies=(BEFORE, AFTER),
     target=AFTER,
     rows=(
-        PaperRow(
-            label="Large-batch SWA",
-            recipes=_forms("cifar100_swa_large"),
-            start=CIFAR100_SGD_LARGE,
-        ),
-        PaperRow(
-            label="Large-batch followed by small-batch SWA",
-            recipes=_forms("cifar100_swa_large_small"),
-            start=CIFAR100_SWAP,
-        ),
-        PaperRow(
-            label="Small-batch SWA",
-            recipes=_forms("cifar100_swa_small"),
-            start=CIFAR100_SGD_SMALL,
-        ),
-        PaperRow(label="SWAP (10 small-batch epochs)", recipes=CIFAR100_SWAP),
-        PaperRow(
-            label="SWAP (40 small-batch epochs)",
-            recipes=_forms("cifar100_swap_40"),
-            start=CIFAR100_SWAP,
-        ),
+        _row_of_table_4(SWA_LARGE, "cifar100_swa_large", "cifar100_sgd_large"),
+        _row_of_table_4(SWA_LARGE_SMALL, "cifar100_swa_large_small", "cifar100_swap"),
+        _row_of_table_4(SWA_SMALL, "cifar100_swa_small", "cifar100_sgd_small"),
+        _row_of_table_4(SWAP_10, "cifar100_swap"),
+        _row_of_table_4(SWAP_40, "cifar100_swap_40", "cifar100_swap"),
     ),
     cpu_data=("published", "subset"),
 )
@@ -241,7 +218,6 @@ class RowRuns:
     """The runs that one row of a table puts together."""
 
     row: PaperRow
-    """Which row, and which of the runs' figures."""
     label: str
     """The row's; with a number where runs of its recipe may not all be put together."""
     records: list[RunRecord]
@@ -267,11 +243,10 @@ def deal(table: RunTable, size: Size, records: Sequence[RunRecord]) -> list[RowR
     return dealt
 
 
-# Which tables a run belongs in, and the number of the machine that it ran on. No torch.
-
+# Which tables a run belongs in, and the number of the machine that it ran on.
 
 TIME_TO_TARGET, OTHER = "time_to_target", "other"
-"""The times to an accuracy; and no table beside published figures."""
+"""The times to an accuracy; and no table with published figures."""
 
 
 def places_of(record: RunRecord) -> tuple[str, ...]:
@@ -290,7 +265,7 @@ def place_of(record: RunRecord) -> str:
 
 
 def why_other(record: RunRecord) -> str:
-    """Why a run stands in the list of other runs."""
+    """Why a run is in the list of other runs."""
     reasons = [_why_not_in(record, table, size) for table, size in _tables_of(record)]
     found = next((reason for reason in reasons if reason), why_not_comparable(record))
     return found or "the paper has no such run"
@@ -312,7 +287,7 @@ def _tables_of(record: RunRecord) -> list[tuple[RunTable, Size]]:
 
 
 def _why_not_in(record: RunRecord, table: RunTable, size: Size) -> str | None:
-    """Why a run may not stand in a table that has a row for its recipe; None where it may."""
+    """Why a run is in no row of a table that has one for its recipe; None where it is."""
     reason = why_not_comparable(record, table.data_kinds(size))
     if reason is None and size == "paper" and not record.comparable:
         return "not the paper's net, data and epochs"
@@ -321,7 +296,7 @@ def _why_not_in(record: RunRecord, table: RunTable, size: Size) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class TableGroup:
-    """The runs of one kind of machine that stand in one of Tables 1 to 4, at one size."""
+    """The runs of one kind of machine that are in one of Tables 1 to 4, at one size."""
 
     table: RunTable
     size: Size

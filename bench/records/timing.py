@@ -1,10 +1,11 @@
-"""Where each second of a run went, and when it reached its target. No torch."""
+"""Where each second and each joule of a run went, and when it reached its target. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
 
-from bench.document.table import NOTHING, Table, percent
+from bench.document.table import NOTHING, Table, number_cell, percent, rows_of
 from bench.records.grouping import group_by, recipe_of, scale_note
-from swap_fast.record import RunRecord
+from swap_fast.record import LapTelemetry, RunRecord
 from swap_fast.training.clock import LAPS, total
 
 READING_TITLES = {"paper": "paper", "dawnbench": "DAWNBench", "mlperf": "MLPerf"}
@@ -19,12 +20,14 @@ def laps_of_slowest_rank(record: RunRecord) -> dict[str, float]:
     Laps that this version of the clock does not know come last, by name.
     """
     counted, reading_s = record.times.reading_laps["paper"], record.times.readings_s["paper"]
-    laps = min(
-        record.times.laps_by_rank,
-        key=lambda rank: abs(total(rank, counted) - reading_s),
-    )
-    known = [name for name in LAPS if name in laps]
-    return {name: laps[name] for name in [*known, *sorted(set(laps) - set(LAPS))]}
+    laps = min(record.times.laps_by_rank, key=lambda rank: abs(total(rank, counted) - reading_s))
+    return {name: laps[name] for name in in_clock_order(laps)}
+
+
+def in_clock_order(laps: Iterable[str]) -> list[str]:
+    """The names of laps in the clock's order; unknown ones last, by name."""
+    present = set(laps)
+    return [*(name for name in LAPS if name in present), *sorted(present - set(LAPS))]
 
 
 def counted_by(record: RunRecord, lap: str) -> list[str]:
@@ -76,62 +79,61 @@ def images_per_second(record: RunRecord, phase: int) -> float | None:
     return epochs * (num_images // batch) * batch / seconds
 
 
+def before_phase1_s(record: RunRecord) -> float:
+    """What DAWNBench's reading adds to the paper's, which an epoch's row holds: earlier laps."""
+    readings = record.times.reading_laps
+    return total(record.times.laps_by_rank[0], set(readings["dawnbench"]) - set(readings["paper"]))
+
+
 def dawnbench_time(record: RunRecord) -> float | None:
     """DAWNBench's time in seconds to the recipe's target, read at the first row at or over it.
 
     The rows are phase 1's epochs and, for SWAP, the averaged model at the end. A worker of
     phase 2 is not what the run returns, so that its rows do not count. None: never reached.
     """
-    target, readings = record.settings.target_accuracy, record.times.reading_laps
-    # An epoch's row holds the paper's reading; DAWNBench's adds laps that end before phase 1.
-    more = set(readings["dawnbench"]) - set(readings["paper"])
-    before_s = total(record.times.laps_by_rank[0], more)
+    target = record.settings.target_accuracy
     for row in record.epochs:
         if row.phase == 1 and (row.test_accuracy or 0.0) >= target:
-            return row.time_s + before_s
-    if record.test_accuracy >= target:
-        return record.times.readings_s["dawnbench"]
-    return None
+            return row.time_s + before_phase1_s(record)
+    return record.times.readings_s["dawnbench"] if record.test_accuracy >= target else None
 
 
 def lap_table(record: RunRecord) -> Table:
     """Every lap of one run: seconds, share of the wall clock, and who counts it."""
-    sums = [
-        f"{READING_TITLES.get(name, name)}: {record.times.readings_s[name]:.2f} s"
-        f" = {' + '.join(laps)}."
-        for name, laps in record.times.reading_laps.items()
-    ]
+    ranks = f"{len(record.times.laps_by_rank)} rank(s); the slowest one's laps."
     return Table(
         name="laps",
         title=f"Laps of {record.run_id}",
-        caption=f"{len(record.times.laps_by_rank)} rank(s); the slowest one's laps."
-        + scale_note([record]),
+        caption=ranks + scale_note([record]),
         columns=LAP_COLUMNS,
         rows=tuple(lap_rows(record)),
-        footnotes=tuple(sums),
+        footnotes=tuple(
+            f"{READING_TITLES.get(name, name)}: {record.times.readings_s[name]:.2f} s"
+            f" = {' + '.join(laps)}."
+            for name, laps in record.times.reading_laps.items()
+        ),
     )
 
 
 def lap_rows(record: RunRecord) -> list[tuple[str, ...]]:
     """The rows of a run's table of laps."""
     wall_s, harness_s = record.times.wall_s, unattributed_s(record)
-    rows = [
-        (name, f"{seconds:.2f}", _share(seconds, wall_s), _counted(record, name))
+    laps = [
+        (name, seconds, ", ".join(counted_by(record, name)) or "none")
         for name, seconds in laps_of_slowest_rank(record).items()
     ]
-    rows.append(("unattributed (harness)", f"{harness_s:.2f}", _share(harness_s, wall_s), "none"))
-    return [*rows, ("wall", f"{wall_s:.2f}", _share(wall_s, wall_s), NOTHING)]
+    laps += [("unattributed (harness)", harness_s, "none"), ("wall", wall_s, NOTHING)]
+    return [(name, f"{s:.2f}", _share(s, wall_s), counted) for name, s, counted in laps]
 
 
 def all_laps_table(records: Sequence[RunRecord]) -> Table:
     """The laps of every run, one a line."""
-    rows = [(record.run_id, *row) for record in records for row in lap_rows(record)]
     return Table(
         name="laps",
         title="Laps",
         caption="The slowest rank's laps of every run." + scale_note(records),
         columns=("Run", *LAP_COLUMNS),
-        rows=tuple(rows),
+        rows=tuple((record.run_id, *row) for record in records for row in lap_rows(record)),
     )
 
 
@@ -140,8 +142,31 @@ def readings_table(records: Sequence[RunRecord]) -> Table:
 
     The device's memory has a column where any run has it.
     """
-    device_column = any(record.peak_device_reserved_gib is not None for record in records)
-    device_note = "Peak device memory: what torch reserved of a process's device."
+
+    def reading(name: str) -> Callable[[RunRecord], str]:
+        return lambda run: number_cell(run.times.readings_s.get(name))
+
+    columns: dict[str, Callable[[RunRecord], str]] = {
+        "Run": lambda run: run.run_id,
+        "Paper (s)": reading("paper"),
+        "DAWNBench (s)": reading("dawnbench"),
+        "MLPerf (s)": reading("mlperf"),
+        "Modelled parallel (s), not measured": lambda run: number_cell(
+            run.times.modelled_after_averaging_s if run.method == "swap" else None
+        ),
+        "To target (s)": lambda run: number_cell(dawnbench_time(run)),
+        "Wall (s)": lambda run: number_cell(run.times.wall_s),
+        "Unattributed (s)": lambda run: number_cell(unattributed_s(run)),
+        "Unattributed (%)": lambda run: _share(unattributed_s(run), run.times.wall_s),
+        "Checkpoints (%)": lambda run: _share(checkpoint_s(run), run.times.wall_s),
+        "Phase 1 (images/s)": lambda run: number_cell(images_per_second(run, 1), 0),
+        "Phase 2 (images/s)": lambda run: number_cell(images_per_second(run, 2), 0),
+        "Peak host memory (GiB a process)": lambda run: number_cell(run.peak_memory_gib),
+    }
+    device_note: list[str] = []
+    if any(record.peak_device_reserved_gib is not None for record in records):
+        columns["Peak device memory (GiB)"] = lambda run: number_cell(run.peak_device_reserved_gib)
+        device_note = ["Peak device memory: what torch reserved of a process's device."]
     return Table(
         name="timing",
         title="Readings of the clock",
@@ -151,70 +176,136 @@ def readings_table(records: Sequence[RunRecord]) -> Table:
             "the first row of phase 1, or the final model, at or over the recipe's target."
             + scale_note(records)
         ),
-        columns=(
-            "Run",
-            "Paper (s)",
-            "DAWNBench (s)",
-            "MLPerf (s)",
-            "Modelled parallel (s), not measured",
-            "To target (s)",
-            "Wall (s)",
-            "Unattributed (s)",
-            "Unattributed (%)",
-            "Checkpoints (%)",
-            "Phase 1 (images/s)",
-            "Phase 2 (images/s)",
-            "Peak host memory (GiB a process)",
-            *(["Peak device memory (GiB)"] if device_column else []),
-        ),
-        rows=tuple(
-            _readings_row(record) + ((_device_memory(record),) if device_column else ())
-            for record in records
-        ),
+        columns=tuple(columns),
+        rows=rows_of(columns, records),
         footnotes=(
             "Modelled parallel: the paper's reading, had all workers of phase 2 run at once; "
             "phase 1 as measured.",
             "Images/s: those of all ranks together over the phase's lap.",
             "Unattributed and checkpoints: shares of the wall clock.",
-            *([device_note] if device_column else []),
+            *device_note,
             *checkpoint_notes(records),
         ),
     )
 
 
-def _device_memory(record: RunRecord) -> str:
-    reserved = record.peak_device_reserved_gib
-    return NOTHING if reserved is None else f"{reserved:.2f}"
+def _share(part: float, whole: float) -> str:
+    return percent(part / whole) if whole > 0 else NOTHING
 
 
-def _readings_row(record: RunRecord) -> tuple[str, ...]:
-    times, harness_s = record.times, unattributed_s(record)
-    modelled = times.modelled_after_averaging_s if record.method == "swap" else None
-    return (
-        record.run_id,
-        *(_seconds(times.readings_s.get(reading)) for reading in READING_TITLES),
-        _seconds(modelled),
-        _seconds(dawnbench_time(record)),
-        f"{times.wall_s:.2f}",
-        f"{harness_s:.2f}",
-        _share(harness_s, times.wall_s),
-        _share(checkpoint_s(record), times.wall_s),
-        *(_rate(images_per_second(record, phase)) for phase in (1, 2)),
-        f"{record.peak_memory_gib:.2f}",
+# Where each joule went, and what held the devices back.
+
+IN_PAPER = "all that the paper's reading counts"
+"""The row that adds a run's laps up."""
+
+
+def energy_j(record: RunRecord, laps: Sequence[str]) -> float | None:
+    """Joules of all ranks' devices together in the laps named; None where a part is not known.
+
+    A lap that no rank ran counts nothing.
+    """
+    parts = [lap.energy_j for name in laps for lap in _lap_by_rank(record, name).values()]
+    known = [part for part in parts if part is not None]
+    return sum(known) if parts and len(known) == len(parts) else None
+
+
+def mean_power_w(record: RunRecord, lap: str) -> float | None:
+    """Watts of one device during a lap, mean over the ranks; None where not known.
+
+    The energy over the time, where the device counts energy; else the mean of the samples.
+    """
+    spent_j, by_rank = energy_j(record, [lap]), _lap_by_rank(record, lap)
+    seconds = sum(record.times.laps_by_rank[rank].get(lap, 0.0) for rank in by_rank)
+    if spent_j is not None and seconds > 0:
+        return spent_j / seconds
+    return _over_samples(list(by_rank.values()), "mean_power_w")
+
+
+def throttle_shares(record: RunRecord, lap: str) -> dict[str, float]:
+    """Share of the samples of all ranks in which each reason held; most frequent first."""
+    counts: dict[str, float] = {}
+    samples = 0
+    for each in _lap_by_rank(record, lap).values():
+        if each.throttle_reasons is not None:
+            samples += each.samples
+            for word, share in each.throttle_reasons.items():
+                counts[word] = counts.get(word, 0.0) + share * each.samples
+    ordered = sorted(counts, key=lambda word: (-counts[word], word))
+    return {word: counts[word] / samples for word in ordered}
+
+
+ENERGY_COLUMNS: dict[str, Callable[[RunRecord, str], str]] = {
+    "Energy (J)": lambda run, lap: number_cell(energy_j(run, [lap]), 0),
+    "Mean power (W)": lambda run, lap: number_cell(mean_power_w(run, lap), 0),
+    "Mean SM clock (MHz)": lambda run, lap: number_cell(
+        _over_samples(_laps(run, lap), "mean_sm_clock_mhz"), 0
+    ),
+    "Lowest SM clock (MHz)": lambda run, lap: number_cell(
+        min(_known(_laps(run, lap), "lowest_sm_clock_mhz"), default=None), 0
+    ),
+    "Utilization (%)": lambda run, lap: number_cell(
+        _over_samples(_laps(run, lap), "mean_utilization"), 0, factor=100
+    ),
+    "Highest temperature (C)": lambda run, lap: number_cell(
+        max(_known(_laps(run, lap), "peak_temperature_c"), default=None), 0
+    ),
+    "Clocks held down by (% of samples)": lambda run, lap: (
+        ", ".join(f"{word} {percent(s, 0)}" for word, s in throttle_shares(run, lap).items())
+        or NOTHING
+    ),
+}
+"""The cells of a lap of a run."""
+
+
+def energy_table(records: Sequence[RunRecord]) -> Table:
+    """One line a lap of every run whose devices told anything; without any, no lines."""
+    shown = [record for record in records if record.telemetry]
+    return Table(
+        name="energy",
+        title="Energy, power and clocks",
+        caption=(
+            "Of all ranks' devices: the energy together, the rest a device. Energy is the devices' "
+            "own counter, read at both ends of a lap; it moves in steps, so that laps of much less "
+            "than a second are rough." + scale_note(shown)
+        ),
+        columns=("Run", "Lap", *ENERGY_COLUMNS),
+        rows=tuple(row for record in shown for row in _energy_rows(record)),
+        footnotes=("Power: energy over time, or where no energy is counted the mean of samples.",),
     )
 
 
-def _counted(record: RunRecord, lap: str) -> str:
-    return ", ".join(counted_by(record, lap)) or "none"
+def _energy_rows(record: RunRecord) -> list[tuple[str, ...]]:
+    names = in_clock_order({name for rank in record.telemetry or [] for name in rank.laps})
+    rows = [
+        (record.run_id, name, *(cell(record, name) for cell in ENERGY_COLUMNS.values()))
+        for name in names
+    ]
+    told = [row for row in rows if set(row[2:]) != {NOTHING}]
+    in_paper_j = energy_j(record, record.times.reading_laps["paper"])
+    if in_paper_j is not None:
+        nothing = [NOTHING] * (len(ENERGY_COLUMNS) - 1)
+        told.append((record.run_id, IN_PAPER, f"{in_paper_j:.0f}", *nothing))
+    return told
 
 
-def _seconds(seconds: float | None) -> str:
-    return NOTHING if seconds is None else f"{seconds:.2f}"
+def _lap_by_rank(record: RunRecord, name: str) -> dict[int, LapTelemetry]:
+    """A lap of each rank that ran it."""
+    ranks = enumerate(record.telemetry or [])
+    return {number: rank.laps[name] for number, rank in ranks if name in rank.laps}
 
 
-def _rate(rate: float | None) -> str:
-    return NOTHING if rate is None else f"{rate:.0f}"
+def _laps(record: RunRecord, name: str) -> list[LapTelemetry]:
+    return list(_lap_by_rank(record, name).values())
 
 
-def _share(part: float, whole: float) -> str:
-    return percent(part / whole) if whole > 0 else NOTHING
+def _known(laps: Sequence[LapTelemetry], quantity: str) -> list[float]:
+    values = (getattr(lap, quantity) for lap in laps)
+    return [value for value in values if value is not None]
+
+
+def _over_samples(laps: Sequence[LapTelemetry], quantity: str) -> float | None:
+    """The mean over ranks, each with the weight of its samples."""
+    known = [lap for lap in laps if getattr(lap, quantity) is not None]
+    if not known:
+        return None
+    return fmean(_known(known, quantity), [lap.samples for lap in known])

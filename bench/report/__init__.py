@@ -1,1 +1,1 @@
-"""The report: its tables, sections, pages, and the runs that a table still lacks."""
+"""The report: tables, claims, comparisons, sections, pages, and the runs that a table lacks."""

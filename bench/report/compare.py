@@ -1,8 +1,9 @@
-"""Compares two groups of runs: recipes, runs, records or results folders. No torch."""
+"""`python -m bench compare A B`: which runs they are, and where the comparison goes. No torch."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ import tyro
 from swap_fast.choices import choose
 
 if TYPE_CHECKING:
-    from bench.analysis.comparison import Side
+    from bench.report.comparison import Comparison, Side
     from swap_fast.record import RunRecord
 
 
@@ -42,26 +43,11 @@ def compare_runs(options: CompareOptions) -> int:
     Raises:
         ValueError: no such runs, or runs that cannot be put together.
     """
-    from bench.analysis.comparison import compare, comparison_json, comparison_tables, sides_line
+    from bench.report.comparison import compare, comparison_json, comparison_tables, sides_line
 
     found = [compare(a, b) for a, b in pair_sides(options.first, options.second, options.results)]
     if options.html is not None:
-        from bench.document.page import Document, Paragraph, Section, document_to_html
-
-        sections = tuple(
-            Section(
-                title=f"{each.first.name} and {each.second.name}",
-                blocks=(
-                    *(Paragraph(text=caution, strong=True) for caution in each.cautions),
-                    *comparison_tables(each),
-                ),
-            )
-            for each in found
-        )
-        title = f"{options.first} and {options.second}"
-        page = document_to_html(Document(title=title, opening=(), sections=sections))
-        options.html.parent.mkdir(parents=True, exist_ok=True)
-        options.html.write_text(page, encoding="utf-8", newline="\n")
+        _write_page(found, f"{options.first} and {options.second}", options.html)
     if options.json:
         print(json.dumps([comparison_json(each) for each in found], indent=1))
         return 0
@@ -82,13 +68,27 @@ def compare_runs(options: CompareOptions) -> int:
     return 0
 
 
+def _write_page(found: Sequence[Comparison], title: str, path: Path) -> None:
+    from bench.document.page import Document, Paragraph, Section, document_to_html
+    from bench.report.comparison import comparison_tables
+
+    sections = []
+    for each in found:
+        cautions = (Paragraph(text=caution, strong=True) for caution in each.cautions)
+        names = f"{each.first.name} and {each.second.name}"
+        sections.append(Section(title=names, blocks=(*cautions, *comparison_tables(each))))
+    page = document_to_html(Document(title=title, opening=(), sections=tuple(sections)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8", newline="\n")
+
+
 def pair_sides(first: str, second: str, results: Path) -> list[tuple[Side, Side]]:
     """The pairs to compare: one, or one for each recipe that two folders share.
 
     Raises:
         ValueError: no such runs, or no recipe that both have.
     """
-    from bench.analysis.comparison import Side
+    from bench.report.comparison import Side
 
     sides = [(name, Path(name).is_dir(), _runs_of(name, results)) for name in (first, second)]
     if not any(is_folder for _, is_folder, _ in sides):
@@ -120,9 +120,8 @@ def _runs_of(name: str, results: Path) -> list[RunRecord]:
     if path.is_file():
         return [read_record(path)]
     records = _records_in(results)
-    recipes = [run.recipe for run in records]
-    names = [run.run_id for run in records]
-    chosen = choose("run or recipe", name, dict.fromkeys([*recipes, *names]))
+    names = [run.recipe for run in records] + [run.run_id for run in records]
+    chosen = choose("run or recipe", name, dict.fromkeys(names))
     return [run for run in records if chosen in (run.recipe, run.run_id)]
 
 

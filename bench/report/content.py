@@ -28,15 +28,12 @@ class Content:
     """What a results folder holds, read and checked once."""
 
     results: Path
-    """The folder."""
     paper: Paper
-    """The published figures."""
     records: list[RunRecord]
     """By recipe, seed and time."""
     planes: list[PlaneRecord]
-    """Of runs among the records, in the order of their names."""
+    """Of runs among the records, as `cosines`, in the order of their names."""
     cosines: list[CosineRecord]
-    """Likewise."""
     micro: list[MicroRecord]
     """The newest of each kind."""
     skipped: list[str]
@@ -94,9 +91,9 @@ def _of_runs(
 
 def warning(content: Content) -> str:
     """The report's first line: how far its figures are from the paper's setting."""
-    standing = [record for record in content.records if place_of(record) != OTHER]
-    cpu = [record for record in standing if not record.comparable]
-    full = [record for record in standing if record.comparable]
+    shown = [record for record in content.records if place_of(record) != OTHER]
+    cpu = [record for record in shown if not record.comparable]
+    full = [record for record in shown if record.comparable]
     lines = []
     if cpu:
         lines.append(cpu_warning(cpu))
@@ -106,7 +103,7 @@ def warning(content: Content) -> str:
         lines.append(f"Not the paper's hardware, NVIDIA {device}: {' and '.join(machines)}.")
     if not content.records:
         lines.append("There are no runs yet.")
-    elif not standing:
-        lines.append("No run here may stand beside published figures; the list of runs says why.")
+    elif not shown:
+        lines.append("No run here can be compared with published figures; the list says why.")
         lines.append(scale_note(content.records).strip())
     return " ".join(filter(None, lines)) or "On the paper's hardware."

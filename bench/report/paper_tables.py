@@ -1,14 +1,14 @@
-"""Tables from records: the paper's Tables 1 to 4, and the seconds to an accuracy. No torch.
+"""The paper's Tables 1 to 6 with our figures, and the seconds to an accuracy. No torch.
 
-Nothing measured on one kind of machine stands in another's table; rows on one, two or eight devices
-of a machine stand in one, each with how many it used. Runs that differ from the published setting
-are in none (`bench.report.run_lists` has them).
+Tables 1 to 4 are one for each kind of machine; rows on one, two or eight devices of a machine are
+in one table, each with how many it used. Runs that differ from the published setting are in none
+(`bench.report.run_lists` has them).
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from statistics import fmean
 
-from bench.analysis.verdicts import NOT_COMPARED, VERDICT_NOTE, is_comparable, verdict
 from bench.document.table import (
     EMULATED,
     GPUS,
@@ -23,6 +23,7 @@ from bench.document.table import (
 )
 from bench.records.grouping import (
     Host,
+    Measure,
     accuracy_key,
     count_reaching,
     group_by,
@@ -31,8 +32,17 @@ from bench.records.grouping import (
     pool_times,
     recipe_of,
 )
-from bench.records.paper import Paper, PaperValue, PublishedTime
+from bench.records.paper import (
+    NOT_COMPARED,
+    VERDICT_NOTE,
+    Paper,
+    PaperSetting,
+    PaperValue,
+    PublishedTime,
+    judge,
+)
 from bench.records.paper_tables import (
+    RUN_TABLES,
     TIME_TO_TARGET,
     TOP_5,
     RowRuns,
@@ -46,6 +56,8 @@ from bench.records.paper_tables import (
 )
 from bench.records.timing import dawnbench_time
 from bench.statistics import Summary, share_interval, summarize, t_interval
+from swap_fast.config.phase import Phase
+from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import RunRecord
 
 UNITS = {"seconds": ("s", 1.0), "minutes": ("min", 1 / 60)}
@@ -75,7 +87,8 @@ def run_tables(
 def _run_table(group: TableGroup, paper: Paper) -> Table:
     table, host = group.table, group.host
     dealt = deal(table, group.size, group.records)
-    rows = [_row(table, each, host, paper) for each in dealt]
+    cells = [_cells(table, each, host, paper) for each in dealt]
+    rows = [tuple(each.values()) for each in cells]
     configurations = [
         f"{each.label}: {', '.join(record.run_id for record in each.records)}; "
         "not the same recipe, data or number of devices."
@@ -85,13 +98,12 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
     caption = f"Ours: machine {group.number}, {host.label}. {paper_caption(paper, table)}"
     if group.size == "cpu":
         caption = f"{cpu_caption(dealt, table.dataset)} {caption}"
-    unit, _ = time_unit(table, paper)
     dataset = group.records[0].settings.dataset
     return Table(
         name=group.name,
         title=group.title,
         caption=caption,
-        columns=columns_of(table, unit, host),
+        columns=tuple(cells[0]),
         rows=tuple(rows),
         footnotes=(
             "mean ± sample standard deviation over n runs; accuracy of the last epoch; times "
@@ -112,90 +124,56 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
     )
 
 
-def columns_of(table: RunTable, unit: str, host: Host) -> tuple[str, ...]:
-    """The heads, in the order of a row's cells."""
-    accuracies = []
-    for column in table.accuracies:
-        accuracies += [f"Paper: {column.title}", f"Ours: {column.title}"]
-        if column is table.target:
-            accuracies.append(INTERVAL)
-    return (
-        table.dataset,
-        *accuracies,
-        f"Paper: time ({unit})",
-        f"Ours: time ({unit}), measured",
-        f"Ours: parallel time ({unit}), modelled",
-        N,
-        AT_TARGET,
-        *([PHASE1_EPOCHS] if table.counts_phase1 else []),
-        PAPER_GPUS,
-        f"Ours: {host.devices_name}",
-        VERDICT,
-    )
-
-
 def time_unit(table: RunTable, paper: Paper) -> tuple[str, float]:
     """The paper's unit of a table's times as printed, and how many of them a second is."""
     return UNITS[paper.value(table.name, table.rows[0].label, "train_time").units]
 
 
-def _row(table: RunTable, runs: RowRuns, host: Host, paper: Paper) -> tuple[str, ...]:
+def _cells(table: RunTable, runs: RowRuns, host: Host, paper: Paper) -> dict[str, str]:
+    """A row's cells by the heads of their columns, in the table's order."""
     row, records = runs.row, runs.records
-    unit, factor = time_unit(table, paper)
-    accuracies: list[str] = []
+    cells = {table.dataset: runs.label}
     judged: list[tuple[str, Summary | None, PaperValue]] = []
     for column in table.accuracies:
         published = paper.value(table.name, row.label, column.name)
         pooled = pool_accuracies(records, partial(row.accuracy, column)) if records else None
-        accuracies += [plus_minus(published.mean, published.sd), summary_cell(pooled, 100)]
-        if column is table.target:
-            accuracies.append(interval_cell(t_interval(pooled) if pooled else None, 100))
         judged.append((column.short, pooled and pooled.scaled(100), published))
+        cells[f"Paper: {column.title}"] = plus_minus(published.mean, published.sd)
+        cells[f"Ours: {column.title}"] = summary_cell(pooled, 100)
+        if column is table.target:
+            cells[INTERVAL] = interval_cell(t_interval(pooled) if pooled else None, 100)
     published = paper.value(table.name, row.label, "train_time")
-    time_of_paper = plus_minus(published.mean, published.sd)
-    if runs.machine is None:
-        missing = [NOTHING] * (len(columns_of(table, unit, host)) - len(accuracies) - 5)
-        gpus = published.devices_cell
-        return (runs.label, *accuracies, time_of_paper, *missing, gpus, NOTHING, NOTHING)
+    unit, factor = time_unit(table, paper)
     time, modelled = (
         pooled and pooled.scaled(factor)
-        for pooled in (pool_times(records, row.time_s), pool_times(records, row.modelled_s))
+        for of in (row.time_s, row.modelled_s)
+        for pooled in [pool_times(records, of) if records else None]
     )
     judged.append(("time", time, published))
-    marks = marks_of(records)
-    epochs = f"{summarize(record.phase1_epochs for record in records).mean:.1f}"
-    return (
-        runs.label,
-        *accuracies,
-        time_of_paper,
-        time_cell(time, marks),
-        time_cell(modelled, marks.replace(EMULATED, "")),
-        str(len(records)),
-        _at_target(records, partial(row.accuracy, table.target)),
-        *([epochs] if table.counts_phase1 else []),
-        published.devices_cell,
-        runs.machine.devices_cell,
-        _verdict_cell(records, judged),
-    )
-
-
-def judge(ours: Summary, published: PaperValue, records: Sequence[RunRecord]) -> str:
-    """The verdict on a figure of these runs, in the paper's units."""
-    return verdict(ours, published) if is_comparable(records, published) else NOT_COMPARED
+    marks, machine = marks_of(records), runs.machine
+    cells[f"Paper: time ({unit})"] = plus_minus(published.mean, published.sd)
+    cells[f"Ours: time ({unit}), measured"] = time_cell(time, marks)
+    not_in_turn = marks.replace(EMULATED, "")
+    cells[f"Ours: parallel time ({unit}), modelled"] = time_cell(modelled, not_in_turn)
+    cells[N] = str(len(records)) if records else NOTHING
+    cells[AT_TARGET] = _at_target(records, partial(row.accuracy, table.target))
+    if table.counts_phase1:
+        epochs = [record.phase1_epochs for record in records]
+        cells[PHASE1_EPOCHS] = f"{fmean(epochs):.1f}" if epochs else NOTHING
+    cells[PAPER_GPUS] = published.devices_cell
+    cells[f"Ours: {host.devices_name}"] = machine.devices_cell if machine else NOTHING
+    cells[VERDICT] = _verdict_cell(records, judged)
+    return cells
 
 
 def _verdict_cell(
     records: Sequence[RunRecord], judged: Sequence[tuple[str, Summary | None, PaperValue]]
 ) -> str:
     """Of each accuracy and of the time, or once where none is compared."""
-    verdicts = {
-        name: judge(ours, published, records)
-        for name, ours, published in judged
-        if ours is not None
-    }
-    if set(verdicts.values()) == {NOT_COMPARED}:
+    verdicts = [(name, judge(ours, of, records)) for name, ours, of in judged if ours is not None]
+    if {verdict for _, verdict in verdicts} == {NOT_COMPARED}:
         return NOT_COMPARED
-    return "; ".join(f"{name}: {of_it}" for name, of_it in verdicts.items())
+    return "; ".join(f"{name}: {verdict}" for name, verdict in verdicts) or NOTHING
 
 
 def time_cell(summary: Summary | None, marks: str) -> str:
@@ -206,7 +184,9 @@ def time_cell(summary: Summary | None, marks: str) -> str:
     return summary_cell(summary) + (f" {marks}" if marks else "")
 
 
-def _at_target(records: Sequence[RunRecord], accuracy: Callable[[RunRecord], float | None]) -> str:
+def _at_target(records: Sequence[RunRecord], accuracy: Measure) -> str:
+    if not records:
+        return NOTHING
     target = records[0].settings.target_accuracy
     present = [value for value in map(accuracy, records) if value is not None]
     count = count_reaching(present, target)
@@ -225,11 +205,11 @@ def _short_percent(fraction: float) -> str:
     return f"{100 * fraction:.10g}"
 
 
-# Seconds to an accuracy.
+# Seconds to an accuracy on CIFAR-10.
 
 
 def time_to_target(records: Sequence[RunRecord], paper: Paper) -> Table:
-    """Seconds to an accuracy on CIFAR-10: published ones, then ours by DAWNBench's reading."""
+    """Published seconds, then ours by DAWNBench's reading."""
     ours = group_by(
         (record for record in records if place_of(record) == TIME_TO_TARGET),
         lambda record: (machine_key(record), accuracy_key(record)),
@@ -272,7 +252,6 @@ def _published_row(name: str, time: PublishedTime) -> tuple[str, ...]:
 
 
 # What a reader must know before a table's figures: hardware, net, epochs, data.
-
 
 NETS = {"resnet9": "ResNet-9", "resnet50": "ResNet-50"}
 """As printed."""
@@ -384,3 +363,78 @@ def _data(record: RunRecord, dataset: str) -> str:
         return f"a part of {dataset}, not the whole, {counts} (content {content})"
     first = "the first " if record.settings.train_images else ""
     return f"{first}{counts} of {dataset}"
+
+
+# Tables 5 and 6: our recipes' settings and the published values.
+
+RUNS_OF = {5: 1, 6: 2}
+"""Table 5 lists the settings of Table 1's runs, Table 6 those of Table 2's."""
+
+SETTINGS: dict[str, Callable[[Phase], float]] = {
+    "Batch-size": lambda phase: phase.global_batch_size,
+    "Learning-rate Peak": lambda phase: phase.peak_lr,
+    "Maximum Epochs": lambda phase: phase.max_epochs,
+    "Total Epochs": lambda phase: phase.max_epochs,
+    "Warm-up Epochs": lambda phase: phase.warmup_epochs,
+    "GPUs used per model": lambda phase: phase.gpus_per_model,
+    "Stopping Accuracy (%)": lambda phase: (
+        100 * (1.0 if phase.stopping_accuracy is None else phase.stopping_accuracy)
+    ),
+}
+"""A recipe's value of each row; Table 6 calls "Total" what Table 5 calls "Maximum"."""
+
+DIFFERS = "*"
+"""Mark behind a value of ours that is not the paper's."""
+
+
+def recipe_tables(paper: Paper, size: Size = "paper") -> list[Table]:
+    """Tables 5 and 6."""
+    return [recipe_table(number, paper, size) for number in RUNS_OF]
+
+
+def recipe_table(number: int, paper: Paper, size: Size = "paper") -> Table:
+    """Table 5 or 6: each published value, and below it that of our recipe of that size."""
+    runs, name = RUN_TABLES[RUNS_OF[number]], f"Table {number}"
+    settings = [each for each in paper.settings if each.table == name]
+    cells = {(each.row, each.column): each.value for each in settings}
+    labels = list(dict.fromkeys(row for row, _ in cells))
+    phases = {each.column: phase_of(runs, each, size) for each in settings}
+    columns = list(phases)
+    rows: list[tuple[str, ...]] = []
+    for label in labels:
+        published = [f"{cells[label, column]:g}" for column in columns]
+        # By their text: a hundred times a fraction is a whole number only when printed.
+        ours = [f"{SETTINGS[label](phases[column]):g}" for column in columns]
+        marked = [
+            mine if size == "cpu" or mine == theirs else f"{mine} {DIFFERS}"
+            for mine, theirs in zip(ours, published, strict=True)
+        ]
+        rows += [(label, "paper", *published), (label, "ours", *marked)]
+    notes = [
+        f"{DIFFERS} Not the paper's value. {each.statement}"
+        for each in paper.inconsistencies
+        if name in each.tables
+    ]
+    recipes = ", ".join(runs.recipes(size))
+    is_cpu = size == "cpu"
+    forms = ": forms for a CPU, with other nets and settings than the paper's"
+    return Table(
+        name=f"table{number}" + "_cpu" * is_cpu,
+        title=name + " at CPU size" * is_cpu,
+        caption=f"Settings of the runs of {runs.name}. Ours are read from the recipes {recipes}"
+        + f"{forms * is_cpu}.",
+        columns=(runs.dataset, "Whose", *columns),
+        rows=tuple(rows),
+        footnotes=(
+            "Stopping accuracy 100%: all epochs are trained.",
+            *(notes if any(DIFFERS in cell for row in rows for cell in row) else []),
+        ),
+    )
+
+
+def phase_of(runs: RunTable, setting: PaperSetting, size: Size) -> Phase:
+    """The phase of our recipe that a setting of Table 5 or 6 is for."""
+    (row,) = (row for row in runs.rows if row.label == setting.run)
+    phase = getattr(RECIPES[row.recipes[size]](), f"phase{setting.phase}")
+    assert isinstance(phase, Phase), setting
+    return phase

@@ -1,9 +1,19 @@
-"""Lists of a report: the runs, the machines, the whole configurations. No torch."""
+"""Lists of a report: runs, machines, whole configurations, and warnings. No torch."""
 
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 
 from bench.document.page import Folded
-from bench.document.table import EMULATED, NOTHING, Table, counted, mark_notes, number_cell, percent
+from bench.document.table import (
+    EMULATED,
+    NOTHING,
+    Table,
+    counted,
+    mark_notes,
+    number_cell,
+    percent,
+    rows_of,
+)
 from bench.records.grouping import (
     Host,
     accuracy_key,
@@ -14,11 +24,15 @@ from bench.records.grouping import (
     values_by_field,
 )
 from bench.records.paper_tables import OTHER, number_machines, place_of, why_other
+from bench.statistics import UNSTABLE_SHARE, summarize
 from swap_fast.record import RunRecord
+
+Columns = dict[str, Callable[[RunRecord], str]]
+"""How each column's cell is made of a run."""
 
 
 def runs_table(records: Sequence[RunRecord]) -> Table:
-    """Every run that stands in another table, one a line, so that no mean hides its values."""
+    """Every run that is in another table, one a line, so that no mean hides its values."""
     return _list_of_runs(
         [record for record in records if place_of(record) != OTHER],
         {"Workers (%), lowest to highest": _workers, "Best epoch (%)": _best_epoch},
@@ -31,48 +45,56 @@ def runs_table(records: Sequence[RunRecord]) -> Table:
 
 
 def other_runs(records: Sequence[RunRecord]) -> Table:
-    """Runs that may not be compared with published figures, and why."""
+    """Runs that cannot be compared with published figures, and why."""
     return _list_of_runs(
         [record for record in records if place_of(record) == OTHER],
         {"Why": why_other},
         number_machines(records),
         name="other_runs",
         title="Other runs",
-        caption="These stand beside no published figure, and are in no mean.",
+        caption="These are compared with no published figure, and are in no mean.",
+        details=("Before averaging (%)",),
     )
 
 
 def _list_of_runs(
     runs: Sequence[RunRecord],
-    more: dict[str, Callable[[RunRecord], str]],
+    more: Columns,
     numbers: dict[Host, int],
     *,
     name: str,
     title: str,
     caption: str,
+    details: tuple[str, ...] = (),
 ) -> Table:
     """One line a run.
 
     Arguments:
         more: the columns that only this list has.
         numbers: of the machines.
+        details: columns that a narrow screen leaves out of this list, too.
     """
-    columns: dict[str, Callable[[RunRecord], str]] = {
+    mirrored: Columns = {
+        "With mirrored test images (%)": lambda run: number_cell(
+            run.mirrored_test_accuracy, factor=100
+        )
+    }
+    columns: Columns = {
         "Run": lambda run: run.run_id,
         "Recipe": lambda run: run.recipe,
         "Phase 1 ended by": lambda run: run.stopped_by,
         "Phase 1 (epochs)": lambda run: str(run.phase1_epochs),
-        "Before averaging (%)": lambda run: _percent(run.accuracy_before_averaging),
+        "Before averaging (%)": lambda run: number_cell(run.accuracy_before_averaging, factor=100),
         "Final test accuracy (%)": lambda run: percent(run.test_accuracy),
         "Time (s), measured": lambda run: (
             number_cell(run.times.after_averaging_s) + EMULATED * run.emulated_workers
         ),
-        **({MIRRORED: mirrored} if any(r.mirrored_test_accuracy is not None for r in runs) else {}),
+        **(mirrored if any(run.mirrored_test_accuracy is not None for run in runs) else {}),
         **more,
         "Machine": lambda run: str(numbers[host_of(run)]),
         "Devices": lambda run: machine_key(run).used,
     }
-    rows = tuple(tuple(cell(run) for cell in columns.values()) for run in runs)
+    rows = rows_of(columns, runs)
     return Table(
         name=name,
         title=title,
@@ -80,20 +102,8 @@ def _list_of_runs(
         columns=tuple(columns),
         rows=rows,
         footnotes=tuple(mark_notes(rows)),
-        details=("Recipe", "Phase 1 ended by", "Phase 1 (epochs)", "Machine", "Devices"),
+        details=(*details, "Recipe", "Phase 1 ended by", "Phase 1 (epochs)", "Machine", "Devices"),
     )
-
-
-MIRRORED = "With mirrored test images (%)"
-
-
-def mirrored(run: RunRecord) -> str:
-    """The final accuracy by the mean logits of an image and its mirror image."""
-    return _percent(run.mirrored_test_accuracy)
-
-
-def _percent(fraction: float | None) -> str:
-    return NOTHING if fraction is None else percent(fraction)
 
 
 def _workers(run: RunRecord) -> str:
@@ -106,7 +116,7 @@ def _workers(run: RunRecord) -> str:
 def _best_epoch(run: RunRecord) -> str:
     rows = run.average_by_epoch or run.epochs  # SGD has no average
     seen = [row.test_accuracy for row in rows if row.test_accuracy is not None]
-    return _percent(max(seen, default=None))
+    return number_cell(max(seen, default=None), factor=100)
 
 
 def machines_table(records: Sequence[RunRecord]) -> Table:
@@ -149,13 +159,9 @@ def _configuration(runs: Sequence[RunRecord]) -> Table:
         runs,
         lambda run: {
             **run.configuration,
-            "seed": run.seed,
-            "world_size": run.world_size,
-            "threads": run.threads,
+            **{name: getattr(run, name) for name in ("seed", "world_size", "threads")},
             "overrides": ", ".join(run.overrides) or None,
-            "data": run.data,
-            "machine": run.machine,
-            "code": run.code,
+            **{name: getattr(run, name) for name in ("data", "machine", "code")},
         },
     )
     return Table(
@@ -165,3 +171,116 @@ def _configuration(runs: Sequence[RunRecord]) -> Table:
         columns=("Field", "Value"),
         rows=tuple((name, "; ".join(values)) for name, values in facts.items()),
     )
+
+
+# Warnings: what makes figures less sure than they look, and what to do.
+
+FEWEST_RUNS = 3
+"""Below this many, an interval is too wide or absent."""
+OUTLIER = 3.5
+"""Modified z-score (Iglewicz and Hoaglin) above which a time is an outlier."""
+FEWEST_FOR_OUTLIERS = 5
+"""A median absolute deviation of fewer runs says too little."""
+HARMLESS_THROTTLING = frozenset({"idle", "application clocks", "display clocks"})
+"""Reasons for lower clocks that do not slow a training."""
+THROTTLED_SHARE = 0.05
+"""Of a lap's samples; a smaller share is not reported."""
+
+
+def stability_table(records: Sequence[RunRecord]) -> Table:
+    """A line a warning: spread, few runs, unlike runs, throttling, interruptions, outliers."""
+    numbers = number_machines(records)
+    rows: list[tuple[str, str, str]] = []
+    for (recipe, machine), runs in group_by(records, lambda r: (r.recipe, machine_key(r))).items():
+        where = f"{recipe}, machine {numbers[machine.host]}, {machine.used}"
+        rows += [(where, what, remedy) for what, remedy in _of_group(runs)]
+        for run in _outliers(runs):
+            what = f"its {run.times.after_averaging_s:.2f} s stand apart from the other runs' times"
+            rows.append((run.run_id, what, "look at its laps; repeat it rather than leave it out"))
+    for recipe, runs in group_by(records, lambda run: run.recipe).items():
+        machines = sorted({numbers[host_of(run)] for run in runs})
+        if len(machines) > 1:
+            which = ", ".join(map(str, machines))
+            what = f"ran on machines {which}: their times are never pooled"
+            rows.append((recipe, what, "compare times within one machine only"))
+    rows += [(run.run_id, what, remedy) for run in records for what, remedy in _of_run(run)]
+    return Table(
+        name="stability",
+        title="Stability warnings",
+        caption=(
+            f"Spread: the standard deviation of the times is {UNSTABLE_SHARE:.0%} of their mean or "
+            f"more. Outlier: of {FEWEST_FOR_OUTLIERS} runs or more, a modified z-score above "
+            f"{OUTLIER:g}. "
+            "A record does not know what else ran on its machine."
+        ),
+        columns=("Runs", "What", "What to do"),
+        rows=tuple(rows),
+    )
+
+
+def _of_group(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str]]:
+    """Warnings of one recipe's runs on one machine, each with what to do."""
+    kinds = len({accuracy_key(run) for run in runs})
+    if kinds > 1:
+        yield (
+            f"{len(runs)} runs of {kinds} configurations, data sets or overrides",
+            "they are not pooled; repeat them alike, or keep them in folders of their own",
+        )
+    commits = len({run.code.get("commit") for run in runs})
+    if commits > 1:
+        yield (
+            f"runs of {commits} commits in one mean",
+            "repeat them at one commit, if the code between them changed what is timed",
+        )
+    if any(run.code.get("changed") for run in runs):
+        yield "the code had changes that its commit does not hold", "commit, and repeat the runs"
+    if kinds > 1:
+        return  # neither spread nor number says anything of unlike runs
+    times = summarize(run.times.after_averaging_s for run in runs)
+    if times.n < FEWEST_RUNS:
+        yield (
+            f"n = {times.n}, fewer than {FEWEST_RUNS}",
+            f"--runs {FEWEST_RUNS} or more, with seeds of their own",
+        )
+    if times.unstable and times.std is not None:
+        yield (
+            f"time {times.mean:.2f} ± {times.std:.2f} s: the deviation is "
+            f"{times.std / times.mean:.0%} of the mean",
+            "leave the machine to the run, and repeat it",
+        )
+
+
+def _outliers(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """Runs whose time has a modified z-score, 0.6745 |x - median| / MAD, above the bound."""
+    if len(runs) < FEWEST_FOR_OUTLIERS or len({accuracy_key(run) for run in runs}) > 1:
+        return []
+    times = [run.times.after_averaging_s for run in runs]
+    median = statistics.median(times)
+    deviation = statistics.median(abs(time - median) for time in times)
+    return [
+        run
+        for run, time in zip(runs, times, strict=True)
+        if deviation > 0 and 0.6745 * abs(time - median) / deviation > OUTLIER
+    ]
+
+
+def _of_run(run: RunRecord) -> Iterator[tuple[str, str]]:
+    """Warnings of one run, each with what to do."""
+    if run.interruptions:
+        counts = ", ".join(f"{name} {value}" for name, value in run.interruptions.items())
+        yield (
+            f"was interrupted and went on ({counts})",
+            "its clock counts what was kept; for a time to publish, run it in one piece",
+        )
+    for rank, telemetry in enumerate(run.telemetry or []):
+        throttled = "; ".join(
+            f"{lap}: {reason} in {share:.0%} of the samples"
+            for lap, seen in telemetry.laps.items()
+            for reason, share in (seen.throttle_reasons or {}).items()
+            if reason not in HARMLESS_THROTTLING and share >= THROTTLED_SHARE
+        )
+        if throttled:
+            yield (
+                f"the device of rank {rank} was throttled ({throttled})",
+                "look after its cooling or power limit, and repeat the run",
+            )

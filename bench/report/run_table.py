@@ -15,8 +15,7 @@ from bench.records.grouping import MachineKey, kind_of_machine
 from bench.records.paper import load_paper
 from bench.records.paper_tables import RUN_TABLES, RunTable, Size
 from bench.report.content import Content, collect, warning
-from bench.report.paper_tables import run_tables
-from bench.report.recipe_tables import RUNS_OF, recipe_table
+from bench.report.paper_tables import RUNS_OF, recipe_table, run_tables
 from bench.report.runs_to_do import Eta, RunToDo, eta, jobs_of, starts_of
 from bench.report.write import write_report
 from bench.runner.launch import under_torchrun
@@ -37,7 +36,6 @@ class TableData:
     sha256: str
     """Of the content, as a record keeps it."""
     text: str
-    """All of it in one line."""
 
 
 def run_table(options: TableOptions) -> int:
@@ -136,16 +134,11 @@ def run_options(options: TableOptions, seed: int = 0) -> RunOptions:
 
 def begins_from_another(job: RunToDo, jobs: Sequence[RunToDo], out: Path) -> bool:
     """Whether a phase 1 for the run is kept already, or will be before its turn comes."""
-    if job.start is None:
-        return False
-    for other in jobs:
-        if (other.recipe, other.seed) == (job.start, job.seed):
-            return other.record is None or _keeps_phase1(other.record, out)
-    return False
-
-
-def _keeps_phase1(record: RunRecord, out: Path) -> bool:
-    return any((out / "checkpoints" / record.run_id).glob("phase1.*"))
+    starts = (other for other in jobs if (other.recipe, other.seed) == (job.start, job.seed))
+    return any(
+        each.record is None or any((out / "checkpoints" / each.record.run_id).glob("phase1.*"))
+        for each in starts
+    )
 
 
 def plan_lines(
@@ -204,7 +197,7 @@ def data_at_hand(table: RunTable, size: Size, data: Path | None) -> TableData | 
 def require_data(table: RunTable, size: Size, data: Path | None) -> TableData | None:
     """The data, downloaded if need be; None of a tree of images, which need only be there.
 
-    Refuses, before hours of training, data whose runs may not stand in the table.
+    Refuses, before hours of training, data whose runs the table does not take.
 
     Raises:
         ValueError: there is none of the data set, or not the kind that the table takes.

@@ -42,7 +42,7 @@ def jobs_of(
 ) -> list[RunToDo]:
     """All runs of a table, those with a common start behind it, one seed after another.
 
-    A start that stands in another table is among them only where a run that needs it is missing.
+    A start that is in another table is among them only where a run that needs it is missing.
 
     Arguments:
         runs: of each row, with seeds from 0.
@@ -80,13 +80,9 @@ def starts_of(table: RunTable, size: Size) -> dict[str, str | None]:
 
 
 def find_run(
-    recipe: Recipe,
-    seed: int,
-    machine: MachineKey,
-    records: Iterable[RunRecord],
-    data: str | None,
+    recipe: Recipe, seed: int, machine: MachineKey, records: Iterable[RunRecord], data: str | None
 ) -> RunRecord | None:
-    """A run of the recipe as it is now that may stand in a table and is what would be run here.
+    """A run of the recipe as it is now that a table takes and that is what would be run here.
 
     It was made on that kind of machine with as many of its devices, on data of that content. Where
     the content is not known (a set that is yet to be downloaded, a tree of images, which takes
@@ -174,28 +170,28 @@ def eta(
     here = [record for record in records if machine_key(record) == machine]
     same = [record for record in records if is_run_of(record, recipe)]
     alike = [r for r in same if r in here and (r.start is not None) == shares]
+    rows = [r for r in here if r.recipe in others and is_run_of(r, RECIPES[r.recipe]())]
+    nets = [r for r in here if recipe.net == "resnet9" == r.settings.net]
+    epochs, bound = (0.0, "") if shares else phase1_epochs(recipe, records)
+    images = images_of(recipe, epochs, records)
+    seconds: float | None
     if alike:
         seconds = fmean(record.times.wall_s for record in alike)
-        return Eta(shares=shares, seconds=seconds, by=f"by the mean of {_runs(alike)} of it here")
-    epochs, bound = phase1_epochs(recipe, records)
-    images = images_of(recipe, 0.0 if shares else epochs, records)
-    note = "" if shares else bound
-    rows = [r for r in here if r.recipe in others and is_run_of(r, RECIPES[r.recipe]())]
-    if rows:
-        by = f"by the images/s of {_runs(rows)} of {_names(rows)} here{note}"
-        return Eta(shares=shares, seconds=images / images_per_s(rows), by=by)
-    if size == "paper":
-        return _planned(recipe, machine, paper, shares=shares)
-    nets = [r for r in here if recipe.net == "resnet9" == r.settings.net]
-    if nets:
-        by = f"by the arithmetic of {_runs(nets)} of other nets here, roughly{note}"
-        return Eta(
-            shares=shares, seconds=images * image_flop(recipe.width) / flop_per_s(nets), by=by
-        )
-    if same:
-        by = f"by the images/s of {_runs(same)} of it on other machines{note}"
-        return Eta(shares=shares, seconds=images / images_per_s(same), by=by)
-    return Eta(shares=shares, seconds=None, by="there is no run of a like net yet")
+        by = f"by the mean of {_runs(alike)} of it here"
+    elif rows:
+        seconds = images / images_per_s(rows)
+        by = f"by the images/s of {_runs(rows)} of {_names(rows)} here{bound}"
+    elif size == "paper":
+        seconds, by = _planned(recipe, machine, paper, shares=shares)
+    elif nets:
+        seconds = images * image_flop(recipe.width) / flop_per_s(nets)
+        by = f"by the arithmetic of {_runs(nets)} of other nets here, roughly{bound}"
+    elif same:
+        seconds = images / images_per_s(same)
+        by = f"by the images/s of {_runs(same)} of it on other machines{bound}"
+    else:
+        seconds, by = None, "there is no run of a like net yet"
+    return Eta(seconds=seconds, by=by, shares=shares)
 
 
 def phase1_epochs(recipe: Recipe, records: Sequence[RunRecord]) -> tuple[float, str]:
@@ -254,7 +250,9 @@ def image_flop(width: int) -> float:
     return resnet9(width, 10).train_flop
 
 
-def _planned(recipe: Recipe, machine: MachineKey, paper: Paper, *, shares: bool) -> Eta:
+def _planned(
+    recipe: Recipe, machine: MachineKey, paper: Paper, *, shares: bool
+) -> tuple[float, str]:
     """By the planner: on these devices, or, where there is none that it knows, on the paper's."""
     name = machine.host.device.lower()
     found = next((known for part, known in PLANNED_AS.items() if part in name), None)
@@ -262,16 +260,11 @@ def _planned(recipe: Recipe, machine: MachineKey, paper: Paper, *, shares: bool)
     plan = make_plan(recipe, modelled(found or "v100", None, paper), gpus, paper)
     seconds = plan.expected.total_s
     if shares:
-        seconds -= sum(
-            phase_s
-            for phase, phase_s in zip(plan.work.phases, plan.expected.phases_s, strict=True)
-            if phase.number == 1
-        )
+        phases = zip(plan.work.phases, plan.expected.phases_s, strict=True)
+        seconds -= sum(phase_s for phase, phase_s in phases if phase.number == 1)
     where = "" if found else ", not this machine"
     hardware = plan.speed.hardware.name.partition(" (")[0]
-    return Eta(
-        shares=shares, seconds=seconds, by=f"by the planner, {plan.gpus} x {hardware}{where}"
-    )
+    return seconds, f"by the planner, {plan.gpus} x {hardware}{where}"
 
 
 def _names(records: Sequence[RunRecord]) -> str:

@@ -1,50 +1,127 @@
-"""What the report says: its summary, its tables, and the sections that they stand in. No torch.
+"""What the report says: its summary, its figures and tables, and their sections. No torch.
 
 The same records give the same document: nothing holds the present time, and the order is fixed.
+matplotlib is an extra: without it there are no figures, and the report says so.
 """
 
+import importlib.util
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-from bench.analysis.claims import claims_tables
-from bench.analysis.comparison import pair_tables
-from bench.analysis.energy import energy_table
-from bench.analysis.sampling import sampling_blocks
-from bench.analysis.stability import stability_table
-from bench.document.page import Block, Bullets, Document, Folded, Paragraph, Section
+from bench.document.page import Block, Bullets, Document, Figure, Folded, Paragraph, Section
 from bench.document.table import Table, counted, plus_minus, summary_cell
+from bench.landscape.plots import cosine_figure, plane_figure
+from bench.landscape.records import LandscapeRecord
 from bench.micro.records import MicroRecord
-from bench.micro.tables import micro_tables
+from bench.micro.tables import micro_figures, micro_tables
 from bench.planner.check import check_table
 from bench.planner.command import scalings
-from bench.planner.scaling import scaling_table
-from bench.records.grouping import data_of, pool_accuracies
-from bench.records.paper_tables import TIME_TO_TARGET, deal, number_machines, table_groups
-from bench.records.timing import all_laps_table, lap_table, readings_table
+from bench.planner.scaling import scaling_figure, scaling_table
+from bench.plots.schedules import figure_5, figure_6
+from bench.plots.training import figure_1, timing_figure
+from bench.records.grouping import data_of, group_by, host_of, machine_key, pool_accuracies
+from bench.records.paper import judge
+from bench.records.paper_tables import (
+    OTHER,
+    TIME_TO_TARGET,
+    deal,
+    number_machines,
+    place_of,
+    table_groups,
+    why_other,
+)
+from bench.records.timing import all_laps_table, energy_table, lap_table, readings_table
+from bench.report.claims import claims_tables
+from bench.report.comparison import pair_tables
 from bench.report.content import Content, warning
-from bench.report.figures import Drawn, figure_blocks
-from bench.report.paper_tables import judge, time_to_target
-from bench.report.recipe_tables import recipe_tables
-from bench.report.run_lists import configurations, machines_table, other_runs, runs_table
+from bench.report.paper_tables import recipe_tables, time_to_target
+from bench.report.run_lists import (
+    configurations,
+    machines_table,
+    other_runs,
+    runs_table,
+    stability_table,
+)
+from bench.report.sampling import sampling_blocks
 from bench.report.statistics_table import statistics_tables
+from swap_fast.record import RunRecord
+
+Drawn = dict[str, list[Path]]
+"""The files of each figure, SVG first, by what it shows."""
+
+TIMING, SPEED, SCALING = "Laps", "Speed", "Scaling"
+"""The report's own figures: where each second went, of the measurements of single
+parts, and phase 1 on more and more devices, as planned."""
+
+SHOWN = {
+    2: "train and test error on the plane through LB, SGD and SWAP",
+    3: "train and test error on the plane through three workers",
+    4: "cosine of -g and the direction to the output of SWAP",
+}
+"""What the figures of landscapes show."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportFigures:
-    """All figures of a report."""
+def draw_figures(content: Content, folder: Path, figure_run: str | None) -> dict[str, Drawn]:
+    """Draw all figures: the paper's by number in its order, then the report's own."""
+    paper = [f"Figure {number}" for number in range(1, 7)]
+    if importlib.util.find_spec("matplotlib") is None:
+        return {what: {} for what in (*paper, TIMING, SPEED, SCALING)}
+    numbers, records = number_machines(content.records), content.records
+    drawn = {"Figure 1": _figures_1(records, folder, figure_run)}
+    for number in (2, 3):
+        planes = [plane for plane in content.planes if plane.figure == number]
+        drawn[f"Figure {number}"] = {_of_run(each): plane_figure(each, folder) for each in planes}
+    drawn["Figure 4"] = {_of_run(path): cosine_figure(path, folder) for path in content.cosines}
+    drawn["Figure 5"] = {"ImageNet's schedules, from the recipes": figure_5(folder)}
+    drawn["Figure 6"] = {"schedules of SWA and SWAP, from the recipes": figure_6(folder)}
+    drawn[TIMING] = {
+        f"machine {numbers[host]}": timing_figure(group, folder, f"timing-machine{numbers[host]}")
+        for host, group in group_by(records, host_of).items()
+    }
+    drawn[SPEED] = micro_figures(content.micro, folder)
+    drawn[SCALING] = {
+        f"phase 1 of {each.work.name}, modelled": scaling_figure(each, folder)
+        for each in scalings(content.paper)
+    }
+    return drawn
 
-    paper: dict[str, Drawn]
-    """The paper's, by their numbers."""
-    timing: Drawn
-    """Where each second went."""
-    speed: Drawn
-    """Of the measurements of single parts."""
-    scaling: Drawn
-    """Phase 1 on more and more devices, as planned."""
+
+def figure_blocks(what: str, drawn: Drawn) -> list[Block]:
+    """Each figure with a caption that says what it is; or a line that says why there is none."""
+    if not drawn:
+        why = "no figure (no run of its kind, or matplotlib is not installed)"
+        return [Paragraph(text=f"{what}: {why}.")]
+    return [
+        Figure(caption=f"{what}: {title}", svg=svg, png=png) for title, (svg, png) in drawn.items()
+    ]
 
 
-def build_document(content: Content, figures: ReportFigures) -> tuple[Document, list[Table]]:
+def _of_run(record: LandscapeRecord) -> str:
+    return f"{SHOWN[record.figure]}, {record.run_id}"
+
+
+def _figures_1(records: Sequence[RunRecord], folder: Path, figure_run: str | None) -> Drawn:
+    """Figure 1 for each SWAP recipe and machine."""
+    figures: Drawn = {}
+    numbers = number_machines(records)
+    swap = [record for record in records if record.method == "swap"]
+    for (recipe, host, other), group in group_by(
+        swap, lambda r: (r.recipe, host_of(r), place_of(r) == OTHER)
+    ).items():
+        shown = next((r for r in group if r.run_id == figure_run), group[0])
+        name = f"figure1-{re.sub(r'[^A-Za-z0-9_-]', '-', recipe)}-machine{numbers[host]}"
+        why = f" ({why_other(shown)})" if other else ""
+        title = f"{shown.run_id}{why}, {machine_key(shown).label}"
+        figures[title] = figure_1(shown, folder, f"{name}-other" if other else name)
+    return figures
+
+
+# The document.
+
+
+def build_document(content: Content, figures: dict[str, Drawn]) -> tuple[Document, list[Table]]:
     """Every section of a results folder's report, and every table that gets files of its own.
 
     These are the sections' own, and those that they have no room for.
@@ -52,65 +129,47 @@ def build_document(content: Content, figures: ReportFigures) -> tuple[Document, 
     records, skipped = content.records, content.skipped
     headline, warned = speed_table(content.micro), stability_table(records)
     runs, others, laps = runs_table(records), other_runs(records), all_laps_table(records)
-    published = [table for table in content.main if table.name == TIME_TO_TARGET]
-    beside = [*content.main, *([] if published else [time_to_target(records, content.paper)])]
+    main = content.main
+    if not any(table.name == TIME_TO_TARGET for table in main):
+        main = [*main, time_to_target(records, content.paper)]
     energy = energy_table(records)
-    figures_of_paper = [
-        block for what, drawn in figures.paper.items() for block in figure_blocks(what, drawn)
-    ]
-    sections = [
-        _section("Beside the paper", [*beside, *statistics_tables(records, content.paper)]),
-        _section(
-            "The paper's claims",
-            claims_tables(records, content.paper, content.planes, content.cosines),
+    drawn = {what: figure_blocks(what, figures[what]) for what in figures}
+    sections: dict[str, Sequence[Block]] = {
+        "Compared with the paper": [*main, *statistics_tables(records, content.paper)],
+        "The paper's claims": claims_tables(
+            records, content.paper, content.planes, content.cosines
         ),
-        _section("Independent runs or one (Section 4.1)", sampling_blocks(records)),
-        _section("The paper's figures", figures_of_paper),
-        _section("The paper's settings", recipe_tables(content.paper)),
-        _section("Comparisons", pair_tables(records)),
-        _section("Stability", _stability(content, warned)),
-        _section("Runs", [table for table in (runs, others) if table.rows]),
-        _section(
-            "Timing: where each second went",
-            [
-                *figure_blocks("Laps", figures.timing),
-                readings_table(records),
-                *([energy] if energy.rows else []),
-                *(Folded(summary=r.run_id, table=lap_table(r)) for r in records),
-            ],
-        ),
-        _section(
-            "Speed of the parts",
-            [
-                *([] if headline is None else [headline]),
-                *micro_tables(content.micro),
-                *(figure_blocks("Speed", figures.speed) if figures.speed else []),
-            ],
-        ),
-        _section(
-            "Planned, not measured",
-            [
-                check_table(content.paper),
-                *(scaling_table(each) for each in scalings(content.paper)),
-                *(figure_blocks("Scaling", figures.scaling) if figures.scaling else []),
-            ],
-        ),
-        _section("Machines", [machines_table(records)]),
-        _section("Configuration", configurations(records)),
-        Section(
-            title=f"Records left out: {len(skipped)}",
-            blocks=(Bullets(items=tuple(skipped)),) if skipped else (),
-        ),
-        _section(
-            "What does not agree in the paper",
-            [
-                Bullets(
-                    items=tuple(
-                        f"{each.source}: {each.statement}" for each in content.paper.inconsistencies
-                    )
-                )
-            ],
-        ),
+        "Independent runs or one (Section 4.1)": sampling_blocks(records),
+        "The paper's figures": [
+            block for what in drawn if what.startswith("Figure ") for block in drawn[what]
+        ],
+        "The paper's settings": recipe_tables(content.paper),
+        "Comparisons": pair_tables(records),
+        "Stability": _stability(content, warned),
+        "Runs": [table for table in (runs, others) if table.rows],
+        "Timing: where each second went": [
+            *drawn[TIMING],
+            readings_table(records),
+            *([energy] if energy.rows else []),
+            *(Folded(summary=r.run_id, table=lap_table(r)) for r in records),
+        ],
+        "Speed of the parts": [
+            *([] if headline is None else [headline]),
+            *micro_tables(content.micro),
+            *(drawn[SPEED] if figures[SPEED] else []),
+        ],
+        "Planned, not measured": [
+            check_table(content.paper),
+            *(scaling_table(each) for each in scalings(content.paper)),
+            *(drawn[SCALING] if figures[SCALING] else []),
+        ],
+        "Machines": [machines_table(records)],
+        "Configuration": configurations(records),
+    }
+    left_out = f"Records left out: {len(skipped)}"
+    sections[left_out] = [Bullets(items=tuple(skipped))] if skipped else []
+    sections["What does not agree in the paper"] = [
+        Bullets(items=tuple(f"{it.source}: {it.statement}" for it in content.paper.inconsistencies))
     ]
     document = Document(
         title="Results",
@@ -122,7 +181,11 @@ def build_document(content: Content, figures: ReportFigures) -> tuple[Document, 
                 f"{len(skipped)} left out. The same records give the same report."
             ),
         ),
-        sections=tuple(each for each in sections if each is not None),
+        sections=tuple(
+            Section(title=title, blocks=tuple(blocks))
+            for title, blocks in sections.items()
+            if blocks or title == left_out
+        ),
     )
     shown = [b for section in document.sections for b in section.blocks if isinstance(b, Table)]
     files = {table.name: table for table in [*shown, runs, others, laps]}
@@ -133,11 +196,6 @@ def _stability(content: Content, warned: Table) -> list[Block]:
     if warned.rows or not content.records:
         return [warned] if warned.rows else []
     return [Paragraph(text=f"No warnings. {warned.caption}")]
-
-
-def _section(title: str, blocks: Sequence[Block]) -> Section | None:
-    """A section; None where it would be empty."""
-    return Section(title=title, blocks=tuple(blocks)) if blocks else None
 
 
 # The summary: what was measured, on what, the verdicts, and how sure they are.
@@ -163,7 +221,7 @@ def summary(content: Content, warned: Table) -> Bullets:
 
 
 def _verdicts(content: Content) -> list[str]:
-    """SWAP's final accuracy in each table that has runs of it, beside the published one."""
+    """SWAP's final accuracy in each table that has runs of it, and the published one."""
     lines = []
     for group in table_groups(content.records):
         table, column = group.table, group.table.target
@@ -193,9 +251,8 @@ WHATS = ("step", "data", "jpeg")
 
 def speed_table(records: Sequence[MicroRecord]) -> Table | None:
     """Whole training and batch making, ours and others'; None where neither was measured."""
-    rows = [
-        row for what in WHATS for record in records if record.what == what for row in _rows(record)
-    ]
+    ordered = [record for what in WHATS for record in records if record.what == what]
+    rows = tuple(row for record in ordered for row in _speed_rows(record))
     if not rows:
         return None
     return Table(
@@ -206,32 +263,22 @@ def speed_table(records: Sequence[MicroRecord]) -> Table | None:
             "median and the range of the rounds."
         ),
         columns=(
-            "Work",
-            "Machine",
-            "Ours (images/s)",
-            "Compared with",
-            "Images/s",
-            "Times as fast",
+            *("Work", "Machine", "Ours (images/s)"),
+            *("Compared with", "Images/s", "Times as fast"),
         ),
-        rows=tuple(rows),
+        rows=rows,
     )
 
 
-def _rows(record: MicroRecord) -> list[tuple[str, ...]]:
+def _speed_rows(record: MicroRecord) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for title, ways in record.results.items():
-        others = [way for way in ways if way.is_headline]
-        for number, way in enumerate(others):
+        first = (title, _machine(record), f"{ways[0].median:,.0f}")
+        for way in (way for way in ways if way.is_headline):
             least, median, most = way.ratio
-            rows.append(
-                (
-                    *((title, _machine(record)) if number == 0 else ("", "")),
-                    f"{ways[0].median:,.0f}" if number == 0 else "",
-                    way.name,
-                    f"{way.median:,.0f}",
-                    f"{median:.2f} ({least:.2f} to {most:.2f})",
-                )
-            )
+            times = f"{median:.2f} ({least:.2f} to {most:.2f})"
+            rows.append((*first, way.name, f"{way.median:,.0f}", times))
+            first = ("", "", "")
     return rows
 
 

@@ -3,13 +3,20 @@
 from collections.abc import Sequence
 from functools import partial
 
-from bench.analysis.verdicts import NOT_COMPARED, VERDICT_NOTE, difference_from, is_comparable
 from bench.document.table import NOTHING, Table, interval_cell, mark_notes, plus_minus, summary_cell
 from bench.records.grouping import count_reaching, pool_accuracies, pool_times
-from bench.records.paper import Paper, PaperValue
+from bench.records.paper import (
+    NOT_COMPARED,
+    VERDICT_NOTE,
+    Paper,
+    PaperValue,
+    difference_from,
+    is_comparable,
+    judge,
+)
 from bench.records.paper_tables import RowRuns, RunTable, TableGroup, deal, table_groups
 from bench.records.timing import dawnbench_time
-from bench.report.paper_tables import judge, marks_of, time_cell, time_unit
+from bench.report.paper_tables import marks_of, time_cell, time_unit
 from bench.statistics import (
     BOOTSTRAP_SEED,
     RESAMPLES,
@@ -69,14 +76,14 @@ def _rows_of(table: RunTable, runs: RowRuns, paper: Paper) -> list[tuple[str, ..
             ours = accuracy.scaled(100)
             published = paper.value(table.name, row.label, column.name)
             cells = _ours(column.title, ours, summary_cell(ours))
-            rows.append((*cells, *_beside_paper(ours, records, published)))
+            rows.append((*cells, *_against_paper(ours, records, published)))
     unit, factor = time_unit(table, paper)
     time, marks = pool_times(records, row.time_s), marks_of(records)
     if time is not None:
         ours = time.scaled(factor)
         published = paper.value(table.name, row.label, "train_time")
         cells = _ours(f"time ({unit}), measured", ours, time_cell(ours, marks))
-        rows.append((*cells, *_beside_paper(ours, records, published)))
+        rows.append((*cells, *_against_paper(ours, records, published)))
     if row.is_final:
         target = records[0].settings.target_accuracy
         at_target = pool_accuracies(records, partial(row.accuracy, table.target))
@@ -95,7 +102,7 @@ def _ours(name: str, ours: Summary, cell: str) -> tuple[str, ...]:
     return (name, str(ours.n), cell, interval_cell(t_interval(ours)), bca)
 
 
-def _beside_paper(
+def _against_paper(
     ours: Summary, records: Sequence[RunRecord], published: PaperValue
 ) -> tuple[str, ...]:
     """The last four: the published figure, and ours against it where it is comparable."""

@@ -11,29 +11,27 @@ from typing import TYPE_CHECKING
 
 from bench.document.page import document_to_html, document_to_markdown
 from bench.document.table import (
-    RENDERINGS,
     Table,
     escape_markdown,
     mark_notes,
     show_table,
     to_markdown,
+    write_table,
 )
 from bench.micro.tables import micro_tables
 from bench.report.content import Content, warning
-from bench.report.figures import paper_figures, planned_figures, speed_figures, timing_figures
 from bench.report.paper_tables import N
 from bench.report.run_lists import other_runs
-from bench.report.sections import ReportFigures, build_document, speed_table
+from bench.report.sections import build_document, draw_figures, speed_table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-# Pages that are written by hand but for what stands between two markers. No torch.
-
+# Pages that are written by hand but for what is between two markers.
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-"""What stands between these lines of a README is generated."""
+"""What is between these lines of a README is generated."""
 SPEED_BEGIN, SPEED_END = "<!-- speed:begin -->", "<!-- speed:end -->"
 """Likewise, of a README that has them."""
 MICRO_BEGIN, MICRO_END = "<!-- micro:begin -->", "<!-- micro:end -->"
@@ -101,9 +99,6 @@ def _replace_between(page: Path, begin: str, end: str, lines: list[str]) -> None
     page.write_bytes((text[:start] + generated + text[stop:]).encode("utf-8"))
 
 
-# What the screen shows of a results folder after a report: its main tables. No torch.
-
-
 def print_summary(content: Content, console: Console | None = None) -> None:
     """Print the main tables on the screen; without one, the list of other runs."""
     import rich.console
@@ -117,10 +112,11 @@ def print_summary(content: Content, console: Console | None = None) -> None:
 
 
 _GENERATED = re.compile(
-    r"(table\d|statistics|time_to_target|claims|sampling|micro|runs|other_runs|timing|laps|energy|"
-    r"machines|stability|pairs_table\d|figure\d|roofline|collective|plan_check_paper|scaling_(?:cifar10|imagenet)_swap)[\w-]*"
-    r"\.(md|csv|tex|svg|png)"
+    r"(table\d|statistics|time_to_target|claims|sampling|micro|runs|other_runs|timing|laps|energy"
+    r"|machines|stability|pairs_table\d|figure\d|roofline|collective|plan_check_paper"
+    r"|scaling_(?:cifar10|imagenet)_swap)[\w-]*\.(md|csv|tex|svg|png)"
 )
+"""Names of files that a report writes."""
 
 
 def write_report(content: Content, figure_run: str | None = None) -> Path:
@@ -140,21 +136,10 @@ def write_report(content: Content, figure_run: str | None = None) -> Path:
     results = content.results
     if figure_run is not None and figure_run not in {r.run_id for r in content.records}:
         raise ValueError(f"figure: expected a run of {results / 'runs'}, got {figure_run!r}")
-    plots = results / "plots"
-    figures = ReportFigures(
-        paper=paper_figures(content.records, content.planes, content.cosines, plots, figure_run),
-        timing=timing_figures(content.records, plots),
-        speed=speed_figures(content.micro, plots),
-        scaling=planned_figures(content.paper, plots),
-    )
+    figures = draw_figures(content, results / "plots", figure_run)
     document, tables = build_document(content, figures)
-    written = [
-        _write(results / "tables" / f"{table.name}.{ending}", render(table))
-        for table in tables
-        for ending, render in RENDERINGS.items()
-    ]
-    for drawn in (*figures.paper.values(), figures.timing, figures.speed, figures.scaling):
-        written += [path for paths in drawn.values() for path in paths]
+    written = [path for table in tables for path in write_table(table, results / "tables")]
+    written += [path for drawn in figures.values() for paths in drawn.values() for path in paths]
     _remove_stale(results, written)
     _write(results / "report.html", document_to_html(document))
     return _write(results / "report.md", document_to_markdown(document, results))

@@ -1,16 +1,14 @@
 """The runs of one point of a search, one for each seed; points may share a phase 1."""
 
-import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from bench.runner.launch import launch
 from bench.runner.rank import run_rank
@@ -60,9 +58,8 @@ class SearchRuns:
     original: Recipe
     """The recipe without changes, to list the overrides."""
     data: str
-    """The data's sha256, which all runs must have."""
+    """The SHA-256 of the data, which all runs must have."""
     num_ranks: int
-    """Processes of a run."""
     seeds: tuple[int, ...]
     taus: tuple[Any, ...]
     """All values of tau in the grid."""
@@ -105,8 +102,9 @@ class SearchRuns:
         key = _key(one)
         folder = self.request.out / "phase1"
         folder.mkdir(exist_ok=True)
-        with _lock(folder / f"{key}-seed{seed}.lock") as note:
-            if note.read_text() == "diverged":
+        diverged = folder / f"{key}-seed{seed}.diverged"
+        with FileLock(diverged.with_suffix(".lock")):
+            if diverged.exists():
                 return None
             record = self._find(one, seed)
             if record is None or not self._weights_of(record).is_dir():
@@ -115,7 +113,7 @@ class SearchRuns:
                     record = self._launch(replace(one, name=name), seed, keep_epochs=True)
                 except FloatingPointError:
                     # This tau may have been reached before that, so the run trains its own.
-                    note.write_text("diverged")
+                    diverged.touch()
                     return None
             start = folder / str(tau) / record.run_id
             write_start(self._weights_of(record), tau, start)
@@ -140,11 +138,10 @@ class SearchRuns:
     def _find(self, recipe: Recipe, seed: int) -> RunRecord | None:
         """The record of a run of this recipe on these data."""
         records, _ = read_records(self.request.out / "runs")
+        wanted = (_labelless(recipe), seed, self.data)
         for record in records:
-            found = record.configuration["recipe"]
-            if {name: found[name] for name in found if name not in LABELS} == _labelless(
-                recipe
-            ) and (record.seed, record.data["sha256"]) == (seed, self.data):
+            found = _without_labels(record.configuration["recipe"])
+            if (found, record.seed, record.data["sha256"]) == wanted:
                 return record
         return None
 
@@ -154,21 +151,16 @@ class SearchRuns:
 
 def _labelless(recipe: Recipe) -> dict[str, Any]:
     """A recipe as its record has it, without the labels."""
-    values = plain(asdict(recipe))
+    return _without_labels(plain(asdict(recipe)))
+
+
+def _without_labels(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in LABELS}
 
 
 def _key(recipe: Recipe) -> str:
     text = json.dumps(_labelless(recipe), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[Path]:
-    """Exclusive among the processes of this machine; the system frees it if one is killed."""
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield path
 
 
 # A phase 1 with a lower tau, made from the epochs of a longer one. Orders and augmentation of an

@@ -18,10 +18,10 @@ from repository import ROOT
 # sampler's thread must have no way to touch it.
 WITHOUT_TORCH = (
     *("bench.report.paper_tables", "bench.plots.training", "bench.report.write"),
-    *("bench.records.grouping", "bench.analysis.energy", "bench.hardware.telemetry"),
-    *("bench.hardware.telemetry", "bench.report.figures", "bench.landscape.records"),
+    *("bench.records.timing", "bench.report.sections", "bench.report.compare"),
+    *("bench.hardware.telemetry", "bench.landscape.records"),
     *("bench.landscape.parallel_points", "bench.export.command", "bench.export.tables"),
-    *("bench.export.dawnbench", "bench.export.mlperf", "bench.export.tables"),
+    *("bench.export.dawnbench", "bench.export.mlperf"),
     *("bench.runner.watch", "swap_fast.__main__", "swap_fast.averaging_files.report"),
     *("swap_fast.record", "swap_fast.callbacks.emitter", "swap_fast.callbacks.progress"),
     "swap_fast.callbacks.trackers",

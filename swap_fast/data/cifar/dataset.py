@@ -123,7 +123,7 @@ class Dataset:
     name: DatasetName
 
     kind: DatasetKind
-    """Only figures from a "published" set may stand beside published figures."""
+    """Only figures from a "published" set can be compared with published figures."""
 
     train: Split
 

@@ -395,7 +395,7 @@ def locate_dataset(
     if found is None:
         announce(
             f"{title_of(name)} was not found: the built-in synthetic images stand in for it, and "
-            "their figures never stand beside published ones; to use it, give --data DIR"
+            "their figures are never compared with published ones; to use it, give --data DIR"
         )
     return found
 

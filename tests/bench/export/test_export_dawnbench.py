@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from record_factory import V100, make_record
+from record_factory import IMAGENET, V100, make_record
 from repository import ROOT
 
 from bench.cli import main
@@ -97,14 +97,7 @@ def _imagenet() -> RunRecord:
         world_size=8,
         test_accuracy=0.765,
         test_top5_accuracy=0.934,
-        data={
-            "name": "imagenet",
-            "kind": "published",
-            "train_images": 1_281_167,
-            "test_images": 50_000,
-            "classes": 1000,
-            "sha256": "cd" * 32,
-        },
+        data=IMAGENET,
     )
     rows = [
         replace(row, test_top5_accuracy=(row.test_accuracy or 0) + 0.1) for row in record.epochs

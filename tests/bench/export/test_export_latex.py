@@ -15,11 +15,10 @@ from record_factory import make_record
 from repository import ROOT
 
 from bench.cli import main
-from bench.document.table import Table, latex_text, to_latex
+from bench.document.table import Table, escape_latex, to_latex
 from bench.export.tables import latex
 from bench.records.paper import load_paper
-from bench.report.paper_tables import all_run_tables
-from bench.report.recipe_tables import recipe_tables
+from bench.report.paper_tables import all_run_tables, recipe_tables
 
 RESULTS = ROOT / "results"
 
@@ -126,7 +125,7 @@ def test_any_text_is_typeset_as_it_stands(text: str) -> None:
     known = set(MATH.values()) | {"§", "—", '"'}
     expected = "".join(c if ord(c) < 0x180 or c in known else f"(U+{ord(c):04X})" for c in shown)
     # Two straight single quotes look like a double one, and are one to the reader above.
-    assert typeset(latex_text(text)) == expected.replace("''", '"')
+    assert typeset(escape_latex(text)) == expected.replace("''", '"')
 
 
 def test_a_hostile_table_stays_a_table() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from mlperf_logging.compliance_checker import mlp_compliance, mlp_parser
 from mlperf_logging.mllog import mllog
-from record_factory import V100, make_record
+from record_factory import IMAGENET, V100, make_record
 from repository import ROOT
 
 from bench.cli import main
@@ -50,15 +50,7 @@ def _only(lines: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
 
 
 def _resnet50(**changed: Any) -> RunRecord:
-    data = {
-        "name": "imagenet",
-        "kind": "published",
-        "sha256": "cd" * 32,
-        "train_images": 1_281_167,
-        "test_images": 50_000,
-        "classes": 1000,
-    }
-    values = {"machine": V100, "world_size": 8, "data": data, "test_accuracy": 0.765, **changed}
+    values = {"machine": V100, "world_size": 8, "data": IMAGENET, "test_accuracy": 0.765, **changed}
     return make_record("imagenet_swap", **values)
 
 

@@ -8,47 +8,64 @@ from pathlib import Path
 import pytest
 from record_factory import V100, make_record, with_recipe
 
-from bench.plots.training import averages_shown, figure_1, learning_rate_curves, timing_figure
+from bench.plots.training import averages_shown, figure_1, parts_of, timing_figure
+from swap_fast.config.phase import StagedPhase
+from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import AverageRow
 
 
-def test_learning_rate_by_hand() -> None:
-    # Phase 1: up to 1.0 at 1.5 epochs, then towards 0 at 8; left at 5. Phase 2: 0.1 to 0 in 2.
-    record = with_recipe(
-        make_record(),
-        phase1={"peak_lr": 1.0, "warmup_epochs": 1.5, "horizon_epochs": None, "max_epochs": 8,
-                "final_lr": 0.0},
-        phase2={"peak_lr": 0.1, "warmup_epochs": 0.0, "horizon_epochs": None, "max_epochs": 2,
-                "final_lr": 0.0},
-    )  # fmt: skip
-    (first, first_rates), (second, second_rates) = learning_rate_curves(record)
-    assert (first[0], first[-1], second[0], second[-1]) == (0.0, 5.0, 5.0, 7.0)
-    assert first_rates[0] == 0.0
-    assert first_rates[first.index(0.5)] == pytest.approx(1 / 3)
-    assert first_rates[first.index(1.5)] == 1.0
-    assert first_rates[-1] == pytest.approx(3 / 6.5)
-    assert second_rates[0] == 0.1
-    assert second_rates[second.index(6.0)] == pytest.approx(0.05)
-    assert second_rates[-1] == 0.0
-    assert len(first) > 100
+def test_parts_of_staged_recipes_are_their_stages() -> None:
+    parts = parts_of(RECIPES["imagenet_swap"]())
+    # Protocol: 22 epochs at the large batches, then 6 at the small ones.
+    assert [(p.phase, p.epochs[0], p.epochs[-1]) for p in parts] == [
+        *((1, 0, 7), (1, 7, 13), (1, 13, 22), (2, 22, 25), (2, 25, 28))
+    ]
+    assert [p.batch_size for p in parts] == [8192, 8192, 3584, 1792, 1024]
+    ends = [(p.rates[0], p.rates[-1]) for p in parts]
+    assert ends == [
+        pytest.approx(pair)
+        for pair in ((2, 4), (4, 0.5), (0.875, 0.0875), (0.04375, 0.004375), (0.0025, 0.00025))
+    ]
 
 
-def test_cycles_begin_at_the_peak_again() -> None:
-    # Two cycles of one epoch, each from 0.1 to 0.
-    phase2 = {**make_record().configuration["recipe"]["phase2"], "peak_lr": 0.1, "cycles": 2}
-    _, (epochs, rates) = learning_rate_curves(with_recipe(make_record(), phase2=phase2))
-    start = epochs[0]
-    assert [rates[epochs.index(start + x)] for x in (0, 0.5, 1.0, 1.5, 2.0)] == pytest.approx(
-        [0.1, 0.05, 0.0, 0.05, 0.0]
-    )
+def test_parts_of_cycles_go_from_the_peak_to_zero() -> None:
+    recipe = RECIPES["cifar100_swa_large"]()
+    first, *cycles = parts_of(recipe)
+    assert (first.epochs[-1], max(first.rates)) == (150, pytest.approx(1.2))
+    assert [(c.epochs[0], c.epochs[-1]) for c in cycles] == [
+        (start, start + 10) for start in range(150, 230, 10)
+    ]
+    assert all((c.rates[0], c.rates[-1]) == (1.2, pytest.approx(0)) for c in cycles)
+    assert cycles[3].rates[len(cycles[3].rates) // 2] == pytest.approx(0.6)
 
 
-def test_horizon_beyond_the_last_epoch_is_kept() -> None:
-    record = make_record("cifar10_dawnbench")
-    (epochs, rates), _ = learning_rate_curves(replace(record, phase1_epochs=28))
+def test_a_stopped_phase_1_is_left_where_it_stops() -> None:
+    first, second = parts_of(RECIPES["cifar100_swap"](), 112)
+    # From 1.2 at epoch 45 to 0 at 150, left at 112; phase 2 from 0.05 to 0 in ten epochs.
+    assert (first.epochs[-1], first.rates[-1]) == (112, pytest.approx(1.2 * 38 / 105))
+    assert (second.epochs[0], second.epochs[-1]) == (112, 122)
+    assert (second.rates[0], second.rates[-1]) == (pytest.approx(0.05), pytest.approx(0))
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_parts_follow_every_recipes_own_schedule(name: str) -> None:
+    recipe = RECIPES[name]()
+    parts = [part for part in parts_of(recipe) if part.phase == 1]
+    for part in parts:
+        for epoch, rate in list(zip(part.epochs, part.rates, strict=True))[1:]:
+            assert rate == recipe.phase1.schedule(epoch)
+    stages = recipe.phase1.stages if isinstance(recipe.phase1, StagedPhase) else ()
+    assert len(parts) == max(len(stages), 1)
+
+
+def test_a_horizon_beyond_the_last_epoch_is_kept() -> None:
+    first, _ = parts_of(RECIPES["cifar10_dawnbench"](), 28)
     # From 1.2 at 5.6 towards 0 at 30, left at 28.
-    assert epochs[-1] == 28.0
-    assert rates[-1] == pytest.approx(1.2 * 2 / 24.4)
+    assert (first.epochs[0], first.rates[0], first.epochs[-1]) == (0, 0, 28)
+    assert (max(first.rates), first.rates[-1]) == (
+        pytest.approx(1.2),
+        pytest.approx(1.2 * 2 / 24.4),
+    )
 
 
 def test_other_records_give_another_figure(tmp_path: Path) -> None:
@@ -82,26 +99,12 @@ def test_style_of_the_process_is_left_alone(tmp_path: Path) -> None:
     assert dict(matplotlib.rcParams) == before
 
 
-def test_stages_have_a_straight_piece_each_and_averages_of_the_last_size_only() -> None:
-    def stage(epochs: int, size: int, first: float, last: float) -> dict[str, float]:
-        return {"epochs": epochs, "image_size": size, "first_lr": first, "last_lr": last}
-
+def test_of_stages_the_averages_of_the_last_size_alone_are_shown() -> None:
     base = make_record()
-    recipe = base.configuration["recipe"]
-    first, second = (
-        recipe["phase1"] | {"stages": [stage(2, 48, 0.1, 0.4), stage(3, 64, 0.2, 0.1)]},
-        recipe["phase2"] | {"stages": [stage(1, 64, 0.05, 0.02), stage(2, 72, 0.02, 0.01)]},
-    )
+    stages = [{"epochs": 1, "image_size": 64}, {"epochs": 2, "image_size": 72}]
     record = replace(
-        with_recipe(base, phase1=first, phase2=second),
-        phase1_epochs=5,
+        with_recipe(base, phase2=base.configuration["recipe"]["phase2"] | {"stages": stages}),
         average_by_epoch=[AverageRow(epoch=e, test_accuracy=0.5 + e / 100) for e in (1, 2, 3)],
     )
-    assert learning_rate_curves(record) == [
-        ([0, 2], [0.1, 0.4]),
-        ([2, 5], [0.2, 0.1]),
-        ([5, 6], [0.05, 0.02]),
-        ([6, 8], [0.02, 0.01]),
-    ]
     assert [row.epoch for row in averages_shown(record)] == [2, 3]
     assert averages_shown(base) == base.average_by_epoch

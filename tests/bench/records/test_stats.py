@@ -146,7 +146,7 @@ def test_accuracies_of_unlike_runs_are_refused() -> None:
         ({"overrides": ["a=1", "b=2"]}, "overrides: a=1, b=2"),
     ],
 )
-def test_what_stands_beside_no_published_figure(changed: dict, why: str | None) -> None:
+def test_what_is_compared_with_no_published_figure(changed: dict, why: str | None) -> None:
     assert stats.why_not_comparable(make_record(**changed)) == why
 
 

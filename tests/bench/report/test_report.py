@@ -34,6 +34,11 @@ def _tree(folder: Path) -> dict[str, bytes]:
     }
 
 
+def _report(results: Path) -> str:
+    """The text of report.md, made from the folder."""
+    return write_report(collect(results)).read_text(encoding="utf-8")
+
+
 def test_report_of_cpu_runs(tmp_path: Path) -> None:
     path = write_report(collect(write_results(tmp_path, cpu_runs())))
     assert path == tmp_path / "report.md"
@@ -102,7 +107,7 @@ def test_records_that_cannot_be_used_are_left_out_with_a_count(tmp_path: Path) -
     (runs / "hollow.json").write_text(json.dumps({**whole, "configuration": {}}), encoding="utf-8")
     (runs / "list.json").write_text("[1, 2]", encoding="utf-8")
     (runs / "twin.json").write_text(json.dumps(asdict(cpu_runs()[0])), encoding="utf-8")
-    text = write_report(collect(results)).read_text(encoding="utf-8")
+    text = _report(results)
     assert "Made from 6 records" in text
     left_out = text.partition("## Records left out: 5\n")[2]
     for part in ("half.json", "got 99", "hollow.json", "got None", "got another"):
@@ -112,25 +117,25 @@ def test_records_that_cannot_be_used_are_left_out_with_a_count(tmp_path: Path) -
 def test_energy_is_shown_where_there_is_any(tmp_path: Path) -> None:
     watched = make_record("cifar10_swap", machine=V100, telemetry=[make_telemetry()])
     results = write_results(tmp_path, [watched, make_record()])
-    text = write_report(collect(results)).read_text(encoding="utf-8")
+    text = _report(results)
     table = (results / "tables/energy.md").read_text(encoding="utf-8")
     assert table in text
     assert "cifar10\\_cpu-seed0" not in table
     (results / "runs" / f"{watched.run_id}.json").unlink()
-    assert "Energy" not in write_report(collect(results)).read_text(encoding="utf-8")
+    assert "Energy" not in _report(results)
     assert not list((results / "tables").glob("energy.*"))
 
 
 def test_report_without_records(tmp_path: Path) -> None:
-    text = write_report(collect(tmp_path)).read_text(encoding="utf-8")
+    text = _report(tmp_path)
     assert text.splitlines()[2] == "**There are no runs yet.**"
 
 
-def test_report_of_runs_that_stand_beside_nothing(tmp_path: Path) -> None:
+def test_report_of_runs_that_are_compared_with_nothing(tmp_path: Path) -> None:
     synthetic = replace(make_record(), data={**make_record().data, "kind": "synthetic"})
-    text = write_report(collect(write_results(tmp_path, [synthetic]))).read_text(encoding="utf-8")
+    text = _report(write_results(tmp_path, [synthetic]))
     first = text.splitlines()[2]
-    assert "No run here may stand beside published figures" in first
+    assert "No run here can be compared with published figures" in first
     assert "Not the paper's hardware or net: cifar10\\_cpu." in first
     assert "Table 1 at CPU size" not in text
     assert "**Other runs**" in text
@@ -142,10 +147,7 @@ def test_first_line_says_where_the_hardware_is_not_the_papers(tmp_path: Path) ->
     first = []
     for name, machine in (("v100", V100), ("h200", other)):
         record = make_record("cifar10_swap", machine=machine)
-        text = write_report(collect(write_results(tmp_path / name, [record]))).read_text(
-            encoding="utf-8"
-        )
-        first.append(text.splitlines()[2])
+        first.append(_report(write_results(tmp_path / name, [record])).splitlines()[2])
     assert first == [
         "**On the paper's hardware.**",
         "**Not the paper's hardware, NVIDIA Tesla V100: 1 NVIDIA H200.**",
@@ -180,7 +182,7 @@ def test_report_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    text = write_report(collect(write_results(tmp_path, cpu_runs()))).read_text(encoding="utf-8")
+    text = _report(write_results(tmp_path, cpu_runs()))
     assert "matplotlib is not installed" in text
     assert "Table 1 at CPU size" in text
     assert not (tmp_path / "plots").exists()
@@ -206,7 +208,7 @@ def test_summary_of_other_runs_alone(tmp_path: Path) -> None:
     print_summary(collect(results), Console(file=screen, width=80))
     assert "Other runs" in screen.getvalue()
     assert "stopping_accuracy" not in screen.getvalue()  # a narrow screen has fewer columns
-    assert "paper" in screen.getvalue().partition("Why")[2]
+    assert "the paper has no" in screen.getvalue().partition("Why")[2]
 
 
 def test_readme_changes_between_its_markers_alone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,10 +12,8 @@ from landscape_factory import make_cosines, make_plane
 
 from bench.landscape.plots import error_levels
 from bench.landscape.records import read_all_cosines, read_planes, write_landscape
-from bench.plots.schedules import parts_of
-from bench.report.figures import paper_figures
-from swap_fast.config.phase import StagedPhase
-from swap_fast.recipes.cifar10 import RECIPES
+from bench.report.content import Content, collect
+from bench.report.sections import draw_figures
 
 TWO = {"LB": (-2.0, 0.0), "SGD": (2.0, 0.0), "SWAP": (0.5, 1.0)}
 THREE = {"SGD1": (-2.0, 0.0), "SGD2": (2.0, 0.0), "SGD3": (0.0, 2.0), "SWAP": (0.0, 0.5)}
@@ -31,20 +30,26 @@ def _results(folder: Path) -> Path:
     return folder
 
 
+def _content(results: Path) -> Content:
+    """All that is there, as if every landscape were of a run of the folder."""
+    (planes, _), (cosines, _) = read_planes(results), read_all_cosines(results)
+    return replace(collect(results), planes=planes, cosines=cosines)
+
+
 @pytest.mark.slow
 def test_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     results = _results(tmp_path)
-    (planes, _), (cosines, _) = read_planes(results), read_all_cosines(results)
     built = []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        figures = paper_figures([], planes, cosines, folder, None)
+        figures = draw_figures(_content(results), folder, None)
         assert [(name, len(drawn)) for name, drawn in figures.items()] == [
             *(("Figure 1", 0), ("Figure 2", 2), ("Figure 3", 1)),
             *(("Figure 4", 1), ("Figure 5", 1), ("Figure 6", 1)),
+            *(("Laps", 0), ("Speed", 0), ("Scaling", 2)),
         ]
         paths = [path for drawn in figures.values() for files in drawn.values() for path in files]
         assert {path.suffix for path in paths} == {".svg", ".png"}
-        assert len({*paths}) == 12
+        assert len({*paths}) == 2 * 8
         built.append([path.read_bytes() for path in paths])
     assert built[0] == built[1]
     for path in (tmp_path / "a").glob("*.svg"):
@@ -54,8 +59,8 @@ def test_same_records_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_without_records_only_the_schedules_are_drawn(tmp_path: Path) -> None:
-    figures = paper_figures([], [], [], tmp_path / "plots", None)
-    assert [name for name, drawn in figures.items() if drawn] == ["Figure 5", "Figure 6"]
+    figures = draw_figures(_content(tmp_path), tmp_path / "plots", None)
+    assert [name for name, drawn in figures.items() if drawn] == ["Figure 5", "Figure 6", "Scaling"]
 
 
 def test_levels_go_from_the_lowest_error_to_the_highest_and_are_close_at_the_floor() -> None:
@@ -63,47 +68,3 @@ def test_levels_go_from_the_lowest_error_to_the_highest_and_are_close_at_the_flo
     assert levels == pytest.approx([5, 7.5, 15, 27.5, 45])
     flat = error_levels([[0.25, 0.25]])
     assert all(a < b for a, b in pairwise(flat))
-
-
-def test_parts_of_staged_recipes_are_their_stages() -> None:
-    parts = parts_of(RECIPES["imagenet_swap"]())
-    # Protocol: 22 epochs at the large batches, then 6 at the small ones.
-    assert [(p.phase, p.epochs[0], p.epochs[-1]) for p in parts] == [
-        *((1, 0, 7), (1, 7, 13), (1, 13, 22), (2, 22, 25), (2, 25, 28))
-    ]
-    assert [p.batch_size for p in parts] == [8192, 8192, 3584, 1792, 1024]
-    ends = [(p.rates[0], p.rates[-1]) for p in parts]
-    assert ends == [
-        pytest.approx(pair)
-        for pair in ((2, 4), (4, 0.5), (0.875, 0.0875), (0.04375, 0.004375), (0.0025, 0.00025))
-    ]
-
-
-def test_parts_of_cycles_go_from_the_peak_to_zero() -> None:
-    recipe = RECIPES["cifar100_swa_large"]()
-    first, *cycles = parts_of(recipe)
-    assert (first.epochs[-1], max(first.rates)) == (150, pytest.approx(1.2))
-    assert [(c.epochs[0], c.epochs[-1]) for c in cycles] == [
-        (start, start + 10) for start in range(150, 230, 10)
-    ]
-    assert all((c.rates[0], c.rates[-1]) == (1.2, pytest.approx(0)) for c in cycles)
-    assert cycles[3].rates[len(cycles[3].rates) // 2] == pytest.approx(0.6)
-
-
-def test_a_stopped_phase_1_is_left_where_it_stops() -> None:
-    first, second = parts_of(RECIPES["cifar100_swap"](), 112)
-    # From 1.2 at epoch 45 to 0 at 150, left at 112; phase 2 from 0.05 to 0 in ten epochs.
-    assert (first.epochs[-1], first.rates[-1]) == (112, pytest.approx(1.2 * 38 / 105))
-    assert (second.epochs[0], second.epochs[-1]) == (112, 122)
-    assert (second.rates[0], second.rates[-1]) == (pytest.approx(0.05), pytest.approx(0))
-
-
-@pytest.mark.parametrize("name", sorted(RECIPES))
-def test_parts_follow_every_recipes_own_schedule(name: str) -> None:
-    recipe = RECIPES[name]()
-    parts = [part for part in parts_of(recipe) if part.phase == 1]
-    for part in parts:
-        for epoch, rate in list(zip(part.epochs, part.rates, strict=True))[1:]:
-            assert rate == recipe.phase1.schedule(epoch)
-    stages = recipe.phase1.stages if isinstance(recipe.phase1, StagedPhase) else ()
-    assert len(parts) == max(len(stages), 1)

@@ -32,37 +32,28 @@ def cifar(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of what runs: to draw the report takes most of their time."""
-    monkeypatch.setattr(module, "write_report", lambda content: content.results / "report.md")
-
-
 class Session:
     """Stands for `run_session`: writes the record of each run, and keeps what it was asked."""
 
-    def __init__(
-        self, locate: Callable[..., Path | None] = locate_dataset, fail_at: int | None = None
-    ) -> None:
-        self._locate = locate
+    def __init__(self) -> None:
+        self.locate: Callable[..., Path | None] = locate_dataset
+        self.fail_at: int | None = None
         self.asked: list[tuple[str, int]] = []
-        self.shared: list[bool] = []
-        self._fail_at = fail_at
 
     def __call__(
         self, options: RunOptions, recipe: Recipe, original: Recipe, *, resume: bool
     ) -> int:
         assert resume  # with a run that was interrupted
-        if len(self.asked) == self._fail_at:
+        assert options.share_phase1
+        if len(self.asked) == self.fail_at:
             raise KeyboardInterrupt
         assert recipe == original
         assert options.runs == 1
         self.asked.append((recipe.name, options.seed))
-        self.shared.append(options.share_phase1)
         ranks, threads = processes(options, recipe, "cpu")
         record = make_record(recipe.name, options.seed, machine=describe_machine("cpu"))
         record = with_recipe(record, **plain(asdict(recipe)))
-        dataset = load_dataset("cifar100", self._locate("cifar100", options.data))
+        dataset = load_dataset("cifar100", self.locate("cifar100", options.data))
         data = {"kind": dataset.kind, "sha256": dataset.sha256, "train_images": 10_000}
         data = record.data | data
         record = replace(record, data=data, world_size=ranks, threads=threads)
@@ -73,23 +64,38 @@ class Session:
         return 0
 
 
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> Session:
+    made = Session()
+    monkeypatch.setattr(module, "run_session", made)
+    return made
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what runs: to draw the report takes most of their time."""
+    monkeypatch.setattr(module, "write_report", lambda content: content.results / "report.md")
+
+
+@pytest.fixture
+def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache, and no SWAP_DATA."""
+    monkeypatch.delenv("SWAP_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def _fill(number: int, out: Path, **changed: Any) -> int:
     standard: dict[str, Any] = {"number": number, "size": "cpu", "runs": 1, "device": "cpu"}
     return run_table(TableOptions(**{**standard, "out": out, "quiet": True, **changed}))
 
 
 def test_a_table_is_filled_drawn_and_not_filled_again(
-    tmp_path: Path,
-    cifar: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, cifar: Path, session: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    session, out = Session(), tmp_path / "out"
-    monkeypatch.setattr(module, "run_session", session)
+    out = tmp_path / "out"
     assert _fill(2, out, runs=2, data=cifar) == 0
     rows = ("cifar100_sgd_small_cpu", "cifar100_sgd_large_cpu", "cifar100_swap_cpu")
     assert session.asked == [(recipe, seed) for seed in (0, 1) for recipe in rows]
-    assert all(session.shared)
     text = capsys.readouterr().out
     assert "Table 2 at CPU size: 6 of 6 runs to make" in text
     assert "Table 2 at CPU size, machine 1" in text
@@ -102,90 +108,64 @@ def test_a_table_is_filled_drawn_and_not_filled_again(
     # Table 4 has SWAP already, and needs the small- and large-batch models only for new runs.
     assert _fill(4, out, data=cifar) == 0
     assert [recipe for recipe, _ in session.asked[6:]] == [
-        "cifar100_swa_large_cpu",
-        "cifar100_swa_large_small_cpu",
-        "cifar100_swa_small_cpu",
-        "cifar100_swap_40_cpu",
+        *("cifar100_swa_large_cpu", "cifar100_swa_large_small_cpu"),
+        *("cifar100_swa_small_cpu", "cifar100_swap_40_cpu"),
     ]
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_table_that_was_cut_short_goes_on(
-    tmp_path: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, out = Session(fail_at=2), tmp_path / "out"
-    monkeypatch.setattr(module, "run_session", first)
+def test_a_table_that_was_cut_short_goes_on(tmp_path: Path, cifar: Path, session: Session) -> None:
+    session.fail_at = 2
     with pytest.raises(KeyboardInterrupt):
-        _fill(2, out, data=cifar)
-    second = Session()
-    monkeypatch.setattr(module, "run_session", second)
-    assert _fill(2, out, data=cifar) == 0
-    assert second.asked == [("cifar100_swap_cpu", 0)]
+        _fill(2, tmp_path, data=cifar)
+    session.fail_at = None
+    assert _fill(2, tmp_path, data=cifar) == 0
+    assert session.asked[2:] == [("cifar100_swap_cpu", 0)]
 
 
 @pytest.mark.usefixtures("no_report")
 def test_runs_on_other_data_are_not_those_of_a_table(
-    tmp_path: Path,
-    cifar: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, cifar: Path, session: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, other = tmp_path / "out", tmp_path / "other"
     fake_cifar("cifar100", seed=1).write_binary(other)
-    monkeypatch.setattr(module, "run_session", Session())
     assert _fill(2, out, data=cifar) == 0
-    session = Session()
-    monkeypatch.setattr(module, "run_session", session)
     capsys.readouterr()
     assert _fill(2, out, data=other, dry_run=True) == 0
     line = capsys.readouterr().out.splitlines()[0]
     told = load_dataset("cifar100", other).describe()
     assert line == f"Table 2 at CPU size: 3 of 3 runs to make; data: {told}"
-    assert _fill(2, out, data=other) == 0
-    assert len(session.asked) == 3
-    assert _fill(2, out, data=other) == _fill(2, out, data=cifar) == 0
-    assert len(session.asked) == 3
+    for data in (other, other, cifar):
+        assert _fill(2, out, data=data) == 0
+        assert len(session.asked) == 3 + 3
 
 
-@pytest.mark.usefixtures("no_report")
+@pytest.mark.usefixtures("no_report", "no_data")
 def test_a_set_that_is_downloaded_only_then_is_compared_before_the_runs(
     tmp_path: Path,
     cifar: Path,
+    session: Session,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out, other = tmp_path / "out", tmp_path / "other"
-    first = Session()
-    monkeypatch.setattr(module, "run_session", first)
+    out = tmp_path / "out"
     assert _fill(2, out, data=cifar) == 0
-    folder = fake_cifar("cifar100", seed=1).write_binary(other)
-    _without_data(tmp_path, monkeypatch)
+    folder = fake_cifar("cifar100", seed=1).write_binary(tmp_path / "other")
     monkeypatch.setattr(module, "locate_dataset", lambda name, data: folder)  # downloads it
-    second = Session(lambda name, data: folder)
-    monkeypatch.setattr(module, "run_session", second)
+    session.locate = lambda name, data: folder
     # Seed 0 of the first data stands in for the unknown, until seed 1 asks for the data.
     assert _fill(2, out, runs=2) == 0
-    assert len(second.asked) == 6
+    assert len(session.asked) == 3 + 6
     lines = [line for line in capsys.readouterr().out.splitlines() if " runs to make; " in line]
-    assert [line.partition(": ")[2].partition(" runs")[0] for line in lines] == [
-        "3 of 3",
-        "3 of 6",
-        "6 of 6",
-    ]
+    counts = [line.partition(": ")[2].partition(" runs")[0] for line in lines]
+    assert counts == ["3 of 3", "3 of 6", "6 of 6"]
 
 
-def _without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty cache, and no SWAP_DATA."""
-    monkeypatch.delenv("SWAP_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
+@pytest.mark.usefixtures("no_data")
 def test_a_dry_run_says_what_would_run_and_runs_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, session: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    session, out = Session(), tmp_path / "out"
-    monkeypatch.setattr(module, "run_session", session)
-    _without_data(tmp_path, monkeypatch)
+    out = tmp_path / "out"
     assert _fill(4, out, size="paper", dry_run=True) == 0
     assert session.asked == []
     assert not out.exists()
@@ -221,10 +201,8 @@ def test_settings_are_printed_at_once(number: int, capsys: pytest.CaptureFixture
 
 
 def test_data_whose_runs_may_not_stand_there_are_refused_before_training(
-    tmp_path: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cifar: Path, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = Session()
-    monkeypatch.setattr(module, "run_session", session)
     with pytest.raises(ValueError, match=r"expected CIFAR-100, published, for Table 2, got subset"):
         _fill(2, tmp_path / "out", size="paper", data=cifar)
     monkeypatch.setattr(module, "locate_dataset", lambda name, data: None)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from bench.document.table import write_table
+from bench.search.command import best_line, search_figure, search_table
 from bench.search.grid import Outcome, Scores, ranked
-from bench.search.report import best_line, search_figure, search_table
 
 
 def _outcome(accuracies: tuple[float, ...], time_s: float, **point: float | str) -> Outcome:

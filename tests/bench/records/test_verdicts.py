@@ -10,16 +10,17 @@ import pytest
 from record_factory import CPU, V100, make_record
 from scipy.stats import ttest_ind_from_stats
 
-from bench.analysis.verdicts import (
+from bench.records.paper import (
     HIGHER,
     LOWER,
     NOT_DISTINGUISHABLE,
     REPRODUCED,
+    PaperValue,
     difference_from,
     is_comparable,
+    load_paper,
     verdict,
 )
-from bench.records.paper import PaperValue, load_paper
 from bench.statistics import Summary, summarize
 
 PAPER = load_paper()

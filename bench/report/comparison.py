@@ -19,9 +19,11 @@ from bench.document.table import (
     interval_cell,
     mark_notes,
     number_cell,
+    rows_of,
     summary_cell,
 )
 from bench.records.grouping import (
+    Measure,
     accuracy_key,
     group_by,
     host_of,
@@ -29,21 +31,15 @@ from bench.records.grouping import (
     scale_note,
     values_by_field,
 )
-from bench.records.paper_tables import table_groups
-from bench.records.timing import dawnbench_time, laps_of_slowest_rank, unattributed_s
-from bench.statistics import (
-    Interval,
-    Summary,
-    contrast,
-    exponential,
-    logarithms,
-    summarize,
+from bench.records.paper_tables import TableGroup, table_groups
+from bench.records.timing import (
+    dawnbench_time,
+    in_clock_order,
+    laps_of_slowest_rank,
+    unattributed_s,
 )
+from bench.statistics import Interval, Summary, Values, contrast, exponential, logarithms, summarize
 from swap_fast.record import RunRecord
-from swap_fast.training.clock import LAPS
-
-Measure = Callable[[RunRecord], float | None]
-"""A figure of a run; None where the run has none."""
 
 TEST_ACCURACY, TRAIN_TIME = "test accuracy (%)", "train time (s), measured"
 ACCURACIES: dict[str, Measure] = {
@@ -99,9 +95,8 @@ class Quantity:
     name: str
     """With its unit."""
     first: Summary | None
-    """Of A; None where a run of it has no such value."""
+    """Of A; None where a run of it has no such value; `second` is B's."""
     second: Summary | None
-    """Of B."""
     is_ratio: bool
     """Whether B is divided by A; else A is subtracted from B."""
     change: float | None
@@ -121,7 +116,6 @@ class Comparison:
     first: Side
     second: Side
     quantities: tuple[Quantity, ...]
-    """Accuracies, then times."""
     laps_s: dict[str, tuple[float | None, float | None]]
     """A's and B's seconds of each lap of the slowest rank, mean over the runs; "unattributed" is
     the harness's own time."""
@@ -132,11 +126,6 @@ class Comparison:
     cautions: tuple[str, ...]
     """What a reader must know before the figures."""
 
-    @property
-    def sides(self) -> dict[str, Side]:
-        """By their letters."""
-        return {"A": self.first, "B": self.second}
-
 
 def compare(first: Side, second: Side) -> Comparison:
     """B against A, from their records alone."""
@@ -144,20 +133,17 @@ def compare(first: Side, second: Side) -> Comparison:
     alike = len({host_of(run) for run in (*first.runs, *second.runs)}) == 1 and all(
         len(side.machines) == 1 for side in (first, second)
     )
-    quantities = [_quantity(name, first, second, of, 100) for name, of in ACCURACIES.items()]
-    quantities += [
-        _quantity(name, first, second, of, is_ratio=True, formed=alike)
-        for name, of in TIMES.items()
-    ]
-    laps = [_laps(side) for side in (first, second)]
-    known = [name for name in LAPS if any(name in each for each in laps)]
+    sides = (first, second)
+    quantities = [_quantity(name, sides, of) for name, of in ACCURACIES.items()]
+    quantities += [_ratio(name, sides, of, formed=alike) for name, of in TIMES.items()]
+    laps = [_laps(side) for side in sides]
     return Comparison(
         first=first,
         second=second,
         quantities=tuple(q for q in quantities if q.first or q.second),
         laps_s={
             name: (laps[0].get(name), laps[1].get(name))
-            for name in dict.fromkeys([*known, *laps[0], *laps[1]])
+            for name in in_clock_order([*laps[0], *laps[1]])
         },
         configuration=_differing(first, second, _settings),
         machine=_differing(first, second, lambda run: {"machine": run.machine, "code": run.code}),
@@ -165,44 +151,49 @@ def compare(first: Side, second: Side) -> Comparison:
     )
 
 
-def _quantity(
-    name: str,
-    first: Side,
-    second: Side,
-    of: Measure,
-    factor: float = 1,
-    *,
-    is_ratio: bool = False,
-    formed: bool = True,
-) -> Quantity:
-    """A figure of both sides, B against A by Welch's test; not compared unless `formed`."""
-    # The keys keep runs of one seed from being paired.
-    values = [
-        [(f"{i} of side {number}", factor * value) for i, value in enumerate(side_values)]
-        for number, side_values in enumerate(_values(side, of) for side in (first, second))
-    ]
-    summaries = [summarize(value for _, value in each) if each else None for each in values]
-    change, interval = None, None
-    if formed and all(values):
-        if not is_ratio:
-            found = contrast(values[1], values[0])
-            change, interval = found.mean, found.interval
-        elif all(value > 0 for each in values for _, value in each):
-            found = contrast(logarithms(values[1]), logarithms(values[0]))
-            change, interval = math.exp(found.mean), exponential(found.interval)
+Sides = tuple[Side, Side]
+"""A and B."""
+
+
+def _quantity(name: str, sides: Sides, of: Measure) -> Quantity:
+    """An accuracy of both sides in percent, B less A by Welch's test."""
+    a, b = (_values(side, of, 100) for side in sides)
+    found = contrast(b, a) if a and b else None
     return Quantity(
         name=name,
-        first=summaries[0],
-        second=summaries[1],
-        is_ratio=is_ratio,
-        change=change,
-        interval=interval,
+        first=_summary(a),
+        second=_summary(b),
+        is_ratio=False,
+        change=None if found is None else found.mean,
+        interval=None if found is None else found.interval,
     )
 
 
-def _values(side: Side, of: Measure) -> list[float]:
-    """Of every run, or none where one lacks it: a mean over some would mislead."""
-    found = [value for value in map(of, side.runs) if value is not None]
+def _ratio(name: str, sides: Sides, of: Measure, *, formed: bool) -> Quantity:
+    """A time of both sides, B over A by Welch's test; not compared unless `formed`."""
+    a, b = (_values(side, of) for side in sides)
+    formed = formed and bool(a and b) and all(value > 0 for _, value in (*a, *b))
+    found = contrast(logarithms(b), logarithms(a)) if formed else None
+    return Quantity(
+        name=name,
+        first=_summary(a),
+        second=_summary(b),
+        is_ratio=True,
+        change=None if found is None else math.exp(found.mean),
+        interval=None if found is None else exponential(found.interval),
+    )
+
+
+def _summary(values: Values) -> Summary | None:
+    return summarize(value for _, value in values) if values else None
+
+
+def _values(side: Side, of: Measure, factor: float = 1) -> Values:
+    """Of every run, or none where one lacks it: a mean over some would mislead.
+
+    The keys, one a run, keep runs of one seed from being paired.
+    """
+    found = [(object(), factor * value) for run in side.runs if (value := of(run)) is not None]
     return found if len(found) == len(side.runs) else []
 
 
@@ -250,9 +241,7 @@ def _cautions(first: Side, second: Side, alike: bool) -> list[str]:
         )
     shared = {run.run_id for run in first.runs} & {run.run_id for run in second.runs}
     if shared:
-        cautions.append(
-            f"{len(shared)} of the runs stand on both sides: the two are not independent."
-        )
+        cautions.append(f"{len(shared)} of the runs are on both sides: they are not independent.")
     if first.runs[0].data.get("sha256") != second.runs[0].data.get("sha256"):
         cautions.append("The data differ, so that the accuracies are of different tests.")
     emulated = {run.emulated_workers for run in (*first.runs, *second.runs)}
@@ -310,8 +299,8 @@ def comparison_tables(found: Comparison) -> list[Table]:
 
 def sides_line(found: Comparison) -> str:
     """What A and B are."""
-    sides = (f"{letter}: {s.name} (n = {len(s.runs)})" for letter, s in found.sides.items())
-    return "; ".join(sides) + "."
+    a, b = (f"{side.name} (n = {len(side.runs)})" for side in (found.first, found.second))
+    return f"A: {a}; B: {b}."
 
 
 def comparison_json(found: Comparison) -> dict[str, Any]:
@@ -320,15 +309,13 @@ def comparison_json(found: Comparison) -> dict[str, Any]:
     def by_side(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
         return {name: {"A": a, "B": b} for name, (a, b) in pairs.items()}
 
+    def about(side: Side) -> dict[str, Any]:
+        runs = [run.run_id for run in side.runs]
+        return {"name": side.name, "runs": runs, "machines": list(side.machines)}
+
     return {
-        **{
-            letter: {
-                "name": side.name,
-                "runs": [run.run_id for run in side.runs],
-                "machines": list(side.machines),
-            }
-            for letter, side in found.sides.items()
-        },
+        "A": about(found.first),
+        "B": about(found.second),
         "cautions": list(found.cautions),
         "quantities": [
             {
@@ -353,26 +340,14 @@ def _quantity_row(quantity: Quantity) -> tuple[str, ...]:
         is_marked = summary is not None and quantity.is_ratio and summary.unstable
         return summary_cell(summary) + f" {UNSTABLE}" * is_marked
 
-    change = number_cell(quantity.change)
-    return (
-        quantity.name,
-        cell(quantity.first),
-        cell(quantity.second),
-        NOTHING if quantity.is_ratio else change,
-        change if quantity.is_ratio else NOTHING,
-        interval_cell(quantity.interval),
-    )
+    change = (NOTHING, number_cell(quantity.change))
+    both = (cell(quantity.first), cell(quantity.second))
+    interval = interval_cell(quantity.interval)
+    return (quantity.name, *both, *(change if quantity.is_ratio else change[::-1]), interval)
 
 
 def _summary_json(summary: Summary | None) -> dict[str, Any] | None:
-    if summary is None:
-        return None
-    return {
-        "n": summary.n,
-        "mean": summary.mean,
-        "std": summary.std,
-        "values": list(summary.values),
-    }
+    return None if summary is None else {"n": summary.n, **asdict(summary)}
 
 
 # The pairs of a report's tables.
@@ -383,46 +358,39 @@ def pair_tables(records: Sequence[RunRecord]) -> list[Table]:
 
     Runs of one recipe on other numbers of its devices are a side of their own.
     """
-    return [
-        Table(
-            name=f"pairs_{group.name}",
-            title=f"Pairs of {group.title}",
-            caption=f"Any two: python -m bench compare A B. On {group.host.label}."
-            + scale_note(group.records),
-            columns=(
-                "A",
-                "B",
-                "Runs",
-                group.host.devices_head,
-                "Accuracy, B - A (points)",
-                "its 95% interval",
-                "Time, measured, B / A",
-                "its 95% interval (ratio)",
-            ),
-            rows=rows,
-            footnotes=(METHOD_NOTE,),
-        )
-        for group in table_groups(records)
-        if (rows := tuple(_pair_row(a, b) for a, b in combinations(_sides_of(group.records), 2)))
-    ]
+    tables = [_pair_table(group) for group in table_groups(records)]
+    return [table for table in tables if table.rows]
+
+
+def _pair_table(group: TableGroup) -> Table:
+    def sides(cell: Callable[[Side], str]) -> Callable[[Comparison], str]:
+        return lambda found: f"{cell(found.first)} and {cell(found.second)}"
+
+    def of(name: str, cell: Callable[[Quantity], str]) -> Callable[[Comparison], str]:
+        return lambda found: cell(next(q for q in found.quantities if q.name == name))
+
+    columns: dict[str, Callable[[Comparison], str]] = {
+        "A": lambda found: found.first.name,
+        "B": lambda found: found.second.name,
+        "Runs": sides(lambda side: str(len(side.runs))),
+        group.host.devices_head: sides(lambda side: machine_key(side.runs[0]).devices_cell),
+        "Accuracy, B - A (points)": of(TEST_ACCURACY, lambda q: number_cell(q.change)),
+        "its 95% interval": of(TEST_ACCURACY, lambda q: interval_cell(q.interval)),
+        "Time, measured, B / A": of(TRAIN_TIME, lambda q: number_cell(q.change)),
+        "its 95% interval (ratio)": of(TRAIN_TIME, lambda q: interval_cell(q.interval)),
+    }
+    return Table(
+        name=f"pairs_{group.name}",
+        title=f"Pairs of {group.title}",
+        caption=f"Any two: python -m bench compare A B. On {group.host.label}."
+        + scale_note(group.records),
+        columns=tuple(columns),
+        rows=rows_of(columns, (compare(*two) for two in combinations(_sides_of(group.records), 2))),
+        footnotes=(METHOD_NOTE,),
+    )
 
 
 def _sides_of(runs: Sequence[RunRecord]) -> list[Side]:
     """A side a recipe; a recipe whose runs do not agree in all has one for each kind."""
     groups = group_by(runs, lambda run: (run.recipe, accuracy_key(run), machine_key(run)))
     return [Side(name=group[0].recipe, runs=tuple(group)) for group in groups.values()]
-
-
-def _pair_row(a: Side, b: Side) -> tuple[str, ...]:
-    by_name = {quantity.name: quantity for quantity in compare(a, b).quantities}
-    accuracy, time = by_name[TEST_ACCURACY], by_name[TRAIN_TIME]
-    return (
-        a.name,
-        b.name,
-        f"{len(a.runs)} and {len(b.runs)}",
-        " and ".join(machine_key(side.runs[0]).devices_cell for side in (a, b)),
-        number_cell(accuracy.change),
-        interval_cell(accuracy.interval),
-        number_cell(time.change),
-        interval_cell(time.interval),
-    )

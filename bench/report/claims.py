@@ -7,27 +7,29 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from statistics import fmean
 from typing import Literal
 
-from bench.analysis.verdicts import ACCURACY_MARGIN, TIME_MARGIN
 from bench.document.table import EMULATED, NOTHING, Table, interval_cell, mark_notes
 from bench.landscape.records import Basin, CosineRecord, PlaneRecord, basin, on_other_sides
 from bench.plots.training import averages_against_workers
-from bench.records.grouping import (
-    Host,
-    accuracy_key,
-    data_of,
-    group_by,
-    host_of,
-    machine_key,
-)
-from bench.records.paper import Paper, PaperValue
+from bench.records.grouping import Host, accuracy_key, data_of, group_by, host_of, machine_key
+from bench.records.paper import ACCURACY_MARGIN, TIME_MARGIN, Paper, PaperValue
 from bench.records.paper_tables import (
     ACCURACY,
     AFTER,
     BEFORE,
     RUN_TABLES,
+    SGD_LARGE,
+    SGD_SMALL,
     SIZES,
+    SWA_LARGE,
+    SWA_LARGE_SMALL,
+    SWA_SMALL,
+    SWAP_10,
+    SWAP_40,
+    SWAP_AFTER,
+    SWAP_BEFORE,
     TOP_1,
     Column,
     PaperRow,
@@ -51,21 +53,13 @@ from swap_fast.record import RunRecord
 Rule = Literal["higher", "at least as high", "longer by a factor"]
 """How the first side of a claim is said to compare with the second."""
 
-SMALL, LARGE = "SGD (small-batch)", "SGD (large-batch)"
-SWAP_BEFORE, SWAP_AFTER = "SWAP (before averaging)", "SWAP (after averaging)"
-SWA_LARGE, SWA_LARGE_SMALL = "Large-batch SWA", "Large-batch followed by small-batch SWA"
-SWA_SMALL = "Small-batch SWA"
-SWAP_10, SWAP_40 = "SWAP (10 small-batch epochs)", "SWAP (40 small-batch epochs)"
-"""Rows, as the paper prints them."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Side:
-    """One quantity of one row of one of the paper's tables."""
+@dataclass(frozen=True)
+class PaperCell:
+    """A cell of one of the paper's tables, in the row of that label."""
 
     table: int
     label: str
-    """The row, as the paper prints it."""
     column: Column | None = None
     """Which accuracy; None: the time."""
 
@@ -81,7 +75,7 @@ class Side:
         return paper.value(RUN_TABLES[self.table].name, self.label, column)
 
     def has(self, record: RunRecord, size: Size) -> bool:
-        """Whether the run stands in this row."""
+        """Whether the run is in this row."""
         table = RUN_TABLES[self.table]
         return record.recipe == self.row.recipes[size] and table.place(size) in places_of(record)
 
@@ -93,16 +87,16 @@ class Side:
         return self.row.time_s(record) if modelled_s is None else modelled_s
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Claim:
-    """The paper says that the first quantity is higher than the second, or as high, or longer."""
+    """The paper says that the first figure is higher than the second, or as high, or longer."""
 
+    rule: Rule
+    first: PaperCell
+    second: PaperCell
+    source: str
     says: str
     """In the paper's words."""
-    source: str
-    first: Side
-    second: Side
-    rule: Rule
 
     @property
     def is_of_one_row(self) -> bool:
@@ -115,34 +109,31 @@ class Claim:
         return self.first.column is None
 
 
-def _claim(rule: Rule, first: Side, second: Side, source: str, says: str) -> Claim:
-    return Claim(says=says, source=f"Section {source}", first=first, second=second, rule=rule)
-
-
-def _side(table: int, label: str, column: Column | None = None) -> Side:
-    return Side(table=table, label=label, column=column)
-
-
-def _claims_of(table: int, section: str, column: Column, *, large: str, swap: str) -> list[Claim]:
+def _claims_of(
+    table: int,
+    section: str,
+    column: Column,
+    *,
+    large: str = "Training with small batches achieves higher testing accuracy than with large "
+    "batches",
+    swap: str = "SWAP achieves accuracies on par with small-batch training, or better",
+) -> list[Claim]:
     """The three claims that the paper makes of Tables 1, 2 and 3 alike."""
-    source = f"{section}, Table {table}"
+    source = f"Section {section}, Table {table}"
     averaging = "Test accuracy improves when the models are averaged"
     small, big, before, after = (
-        _side(table, label, column) for label in (SMALL, LARGE, SWAP_BEFORE, SWAP_AFTER)
+        PaperCell(table, label, column) for label in (SGD_SMALL, SGD_LARGE, SWAP_BEFORE, SWAP_AFTER)
     )
     return [
-        _claim("higher", after, before, source, averaging),
-        _claim("at least as high", after, small, source, swap),
-        _claim("higher", small, big, source, large),
+        Claim("higher", after, before, source, averaging),
+        Claim("at least as high", after, small, source, swap),
+        Claim("higher", small, big, source, large),
     ]
 
 
-_LARGE = "Training with small batches achieves higher testing accuracy than with large batches"
-_SWAP = "SWAP achieves accuracies on par with small-batch training, or better"
-
 ACCURACY_CLAIMS = (
-    *_claims_of(1, "5.1", ACCURACY, large=_LARGE, swap=_SWAP),
-    *_claims_of(2, "5.1", ACCURACY, large=_LARGE, swap=_SWAP),
+    *_claims_of(1, "5.1", ACCURACY),
+    *_claims_of(2, "5.1", ACCURACY),
     *_claims_of(
         3,
         "5.2",
@@ -150,32 +141,32 @@ ACCURACY_CLAIMS = (
         large="Doubling the batch size reduces the test accuracy of the small-batch run",
         swap="SWAP recovers the generalization performance of the small-batch run",
     ),
-    _claim(
+    Claim(
         "at least as high",
-        _side(4, SWA_LARGE, BEFORE),
-        _side(4, SWA_LARGE, AFTER),
-        "5.3, Table 4",
+        PaperCell(4, SWA_LARGE, BEFORE),
+        PaperCell(4, SWA_LARGE, AFTER),
+        "Section 5.3, Table 4",
         "SWA was unable to improve a large-batch run: before averaging it is as high",
     ),
-    _claim(
+    Claim(
         "at least as high",
-        _side(4, SWA_LARGE_SMALL, AFTER),
-        _side(2, SMALL, ACCURACY),
-        "5.3, Tables 4 and 2",
+        PaperCell(4, SWA_LARGE_SMALL, AFTER),
+        PaperCell(2, SGD_SMALL, ACCURACY),
+        "Section 5.3, Tables 4 and 2",
         "Large-batch followed by small-batch SWA reaches the test accuracy of a small-batch run",
     ),
-    _claim(
+    Claim(
         "higher",
-        _side(4, SWA_SMALL, AFTER),
-        _side(4, SWAP_10, AFTER),
-        "5.3, Table 4",
+        PaperCell(4, SWA_SMALL, AFTER),
+        PaperCell(4, SWAP_10, AFTER),
+        "Section 5.3, Table 4",
         "Small-batch SWA achieves better accuracy than SWAP (by around 0.9%)",
     ),
-    _claim(
+    Claim(
         "at least as high",
-        _side(4, SWAP_40, AFTER),
-        _side(4, SWA_SMALL, AFTER),
-        "5.3, Table 4",
+        PaperCell(4, SWAP_40, AFTER),
+        PaperCell(4, SWA_SMALL, AFTER),
+        "Section 5.3, Table 4",
         "SWAP with two longer cycles and two models a worker reaches the precision of small-batch "
         "SWA",
     ),
@@ -183,11 +174,10 @@ ACCURACY_CLAIMS = (
 """Of test accuracies, in the paper's order."""
 
 TIME_CLAIMS = tuple(
-    _claim("longer by a factor", _side(4, slow), _side(4, fast), "5.3, Table 4", says)
-    for slow, fast, says in (
+    Claim("longer by a factor", PaperCell(4, slow), PaperCell(4, fast), "Section 5.3, Table 4", it)
+    for slow, fast, it in (
         (
-            SWA_LARGE_SMALL,
-            SWAP_10,
+            *(SWA_LARGE_SMALL, SWAP_10),
             "Large-batch followed by small-batch SWA requires more than three times longer than "
             "SWAP",
         ),
@@ -215,8 +205,8 @@ class Pair:
 def pairs_of(claim: Claim, records: Sequence[RunRecord], size: Size) -> Iterator[Pair]:
     """Every two groups of runs that may be compared; an empty pair without any."""
     sides = []
-    for side in (claim.first, claim.second):
-        runs = [record for record in records if side.has(record, size)]
+    for cell in (claim.first, claim.second):
+        runs = [record for record in records if cell.has(record, size)]
         sides.append(list(group_by(runs, lambda r: (accuracy_key(r), machine_key(r))).values()))
     if claim.is_of_one_row:
         fitting = [(group, group) for group in sides[0]]
@@ -241,11 +231,11 @@ def _conditions(record: RunRecord) -> tuple[object, ...]:
 def values_of(claim: Claim, pair: Pair, *, modelled: bool = False) -> tuple[Values, Values]:
     """Each side's figures; by run where both are of the same runs, else by seed."""
 
-    def of(side: Side, runs: Sequence[RunRecord]) -> Values:
+    def of(cell: PaperCell, runs: Sequence[RunRecord]) -> Values:
         return [
-            (record.run_id if claim.is_of_one_row else record.seed, value)
-            for record in runs
-            if (value := side.value(record, modelled=modelled)) is not None
+            (run.run_id if claim.is_of_one_row else run.seed, value)
+            for run in runs
+            if (value := cell.value(run, modelled=modelled)) is not None
         ]
 
     return of(claim.first, pair.first), of(claim.second, pair.second)
@@ -254,63 +244,61 @@ def values_of(claim: Claim, pair: Pair, *, modelled: bool = False) -> tuple[Valu
 # The claims of the loss's landscape, which planes and cosines show.
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Fact:
     """A claim that each plane or path of a landscape shows to hold or not."""
 
-    says: str
     source: str
+    says: str
     shown: list[tuple[str, bool]]
     """Of each plane or path: its figures, and whether the claim holds."""
 
 
 def landscape_facts(planes: Sequence[PlaneRecord], cosines: Sequence[CosineRecord]) -> list[Fact]:
     """The paper's claims of Figures 2 to 4, each over all planes or paths that there are."""
-    second, third = ([(p, basin(p)) for p in planes if p.figure == number] for number in (2, 3))
-    crossed = [on_other_sides(plane, "LB", "SGD") for plane, _ in second]
+    second, third = ([plane for plane in planes if plane.figure == number] for number in (2, 3))
+    crossed = [on_other_sides(plane, "LB", "SGD") for plane in second]
     return [
         Fact(
-            says="The final model (SWAP) is closer to the center of the training error's basin "
+            "Section 4, Figure 2",
+            "The final model (SWAP) is closer to the center of the training error's basin "
             "than the output of phase 1 and a worker",
-            source="Section 4, Figure 2",
-            shown=[(_distances(found), found.nearest == "SWAP") for _, found in second],
+            [_is_swap_nearest(basin(plane)) for plane in second],
         ),
         Fact(
-            says="During phase 2 the model traversed to a different side of the basin",
-            source="Section 4, Figure 2",
-            shown=[(f"LB and SGD on {'unlike sides' if c else 'one side'}", c) for c in crossed],
+            "Section 4, Figure 2",
+            "During phase 2 the model traversed to a different side of the basin",
+            [(f"LB and SGD on {'unlike sides' if c else 'one side'}", c) for c in crossed],
         ),
         Fact(
-            says="SWAP is closer to the center than three workers",
-            source="Section 4, Figure 3",
-            shown=[(_distances(found), found.nearest == "SWAP") for _, found in third],
+            "Section 4, Figure 3",
+            "SWAP is closer to the center than three workers",
+            [_is_swap_nearest(basin(plane)) for plane in third],
         ),
         Fact(
-            says="The cosine similarity of -g and the direction to the output of SWAP decreases as "
+            "Section 4.2, Figure 4",
+            "The cosine similarity of -g and the direction to the output of SWAP decreases as "
             "the training enters its later stages",
-            source="Section 4.2, Figure 4",
-            shown=[
-                (
-                    f"mean of the first third of the epochs {first:.3f}, of the last {last:.3f}",
-                    last < first,
-                )
-                for first, last in map(thirds, cosines)
-            ],
+            [_is_falling(path) for path in cosines],
         ),
     ]
 
 
-def thirds(record: CosineRecord) -> tuple[float, float]:
+def _is_falling(path: CosineRecord) -> tuple[str, bool]:
     """The mean cosine over the first and over the last third of a path's epochs, or one of each."""
-    values = [row.cosine for row in record.rows]
+    values = [row.cosine for row in path.rows]
     count = max(1, len(values) // 3)
-    return summarize(values[:count]).mean, summarize(values[-count:]).mean
+    first, last = fmean(values[:count]), fmean(values[-count:])
+    return (
+        f"mean of the first third of the epochs {first:.3f}, of the last {last:.3f}",
+        last < first,
+    )
 
 
-def _distances(found: Basin) -> str:
+def _is_swap_nearest(found: Basin) -> tuple[str, bool]:
     each = ", ".join(f"{name} {distance:.2f}" for name, distance in found.distances.items())
     cut_off = "; the basin reaches the grid's border" if found.cut_off else ""
-    return f"from the center: {each}{cut_off}"
+    return f"from the center: {each}{cut_off}", found.nearest == "SWAP"
 
 
 # The tables.
@@ -348,11 +336,11 @@ def claims_tables(
         planes: errors around some of the runs' models (Figures 2 and 3).
         cosines: of gradients along some of the runs (Figure 4).
     """
-    sides = [side for claim in ACCURACY_CLAIMS for side in (claim.first, claim.second)]
+    cells = [cell for claim in ACCURACY_CLAIMS for cell in (claim.first, claim.second)]
     tables = []
     for size in SIZES:
-        standing = (r for r in records if any(side.has(r, size) for side in sides))
-        groups = group_by(standing, host_of)
+        claimed = (r for r in records if any(cell.has(r, size) for cell in cells))
+        groups = group_by(claimed, host_of)
         for number, host in enumerate(sorted(groups), start=1):
             ids = {record.run_id for record in groups[host]}
             facts = landscape_facts(
@@ -410,7 +398,7 @@ def _table(
 def _claim_row(
     claim: Claim, pair: Pair, paper: Paper, *, modelled: bool = False
 ) -> tuple[str, ...]:
-    first_paper, second_paper = (side.published(paper) for side in (claim.first, claim.second))
+    first_paper, second_paper = (cell.published(paper) for cell in (claim.first, claim.second))
     published = f"{first_paper.mean:.2f} against {second_paper.mean:.2f} (n = {first_paper.n})"
     ratio = first_paper.mean / second_paper.mean
     if claim.is_of_times:
@@ -420,31 +408,24 @@ def _claim_row(
         return (claim.says, claim.source, published, *NO_FIGURES)
     if claim.is_of_times:
         found = contrast(logarithms(first), logarithms(second))
-        how = "modelled" if modelled else "measured"
         emulated = any(record.emulated_workers for record in (*pair.first, *pair.second))
-        mark = f" {EMULATED}" if emulated and not modelled else ""
-        ours = f"{how}: {_mean(first)} against {_mean(second)}{mark}{pair.mark}"
-        figures = (
-            f"{math.exp(found.mean):.2f}",
-            interval_cell(exponential(found.interval)),
-            f"{found.test}, of logarithms",
-            outcome(found, least=math.log((1 - TIME_MARGIN) * ratio), enough=math.log(ratio)),
-        )
+        how = "modelled" if modelled else "measured"
+        ours = f"{how}: {_means(first, second)}" + f" {EMULATED}" * (emulated and not modelled)
+        figure, interval = f"{math.exp(found.mean):.2f}", interval_cell(exponential(found.interval))
+        test = f"{found.test}, of logarithms"
+        least, enough = math.log((1 - TIME_MARGIN) * ratio), math.log(ratio)
     else:
         found = contrast(first, second, paired_by="run" if claim.is_of_one_row else "seed")
-        ours = f"{_mean(first, 100)} against {_mean(second, 100)}{pair.mark}"
-        if found.paired_by is not None:
-            other = dict(second)
-            count = sum(value > other[key] for key, value in first)
-            ours += f"; higher in {count} of {len(first)}"
-        least = 0.0 if claim.rule == "higher" else -ACCURACY_MARGIN / 100
-        figures = (
-            f"{100 * found.mean:.2f}",
-            interval_cell(found.interval, 100),
-            found.test,
-            outcome(found, least=least),
-        )
-    return (claim.says, claim.source, published, ours, found.n, *figures)
+        ours = _means(first, second, 100)
+        figure, interval = f"{100 * found.mean:.2f}", interval_cell(found.interval, 100)
+        test = found.test
+        least, enough = 0.0 if claim.rule == "higher" else -ACCURACY_MARGIN / 100, 0.0
+    ours += pair.mark
+    if found.paired_by is not None and not claim.is_of_times:
+        other = dict(second)
+        ours += f"; higher in {sum(v > other[key] for key, v in first)} of {len(first)}"
+    held = outcome(found, least=least, enough=enough)
+    return (claim.says, claim.source, published, ours, found.n, figure, interval, test, held)
 
 
 def _figure_1_row(records: Sequence[RunRecord], size: Size) -> tuple[str, ...]:
@@ -454,9 +435,8 @@ def _figure_1_row(records: Sequence[RunRecord], size: Size) -> tuple[str, ...]:
         "Section 3, Figure 1",
         "at every epoch of the one run shown",
     )
-    side = Side(table=1, label=SWAP_AFTER, column=ACCURACY)
-    leads = [averages_against_workers(record) for record in records if side.has(record, size)]
-    leads = [lead for lead in leads if lead]
+    runs = [r for r in records if PaperCell(1, SWAP_AFTER).has(r, size)]
+    leads = [lead for lead in map(averages_against_workers, runs) if lead]
     if not leads:
         return (*cells, *NO_FIGURES)
     ahead, epochs = sum(each > 0 for lead in leads for each in lead), sum(map(len, leads))
@@ -490,8 +470,9 @@ def _fact_row(fact: Fact) -> tuple[str, ...]:
     )
 
 
-def _mean(values: Values, factor: float = 1) -> str:
-    return f"{factor * summarize(value for _, value in values).mean:.2f}"
+def _means(first: Values, second: Values, factor: float = 1) -> str:
+    means = (factor * fmean(value for _, value in values) for values in (first, second))
+    return " against ".join(f"{mean:.2f}" for mean in means)
 
 
 def _pair_note(pair: Pair) -> str:

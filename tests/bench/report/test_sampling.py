@@ -1,4 +1,4 @@
-"""Section 4.1: independent runs beside one run's samples, by hand."""
+"""Section 4.1: independent runs compared with one run's samples, by hand."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from record_factory import make_record, with_recipe
 
-from bench.analysis.sampling import sampled, sampling_blocks
 from bench.document.page import Paragraph
 from bench.document.table import Table
+from bench.report.sampling import sampled, sampling_blocks
 from swap_fast.record import RunRecord
 
 TRIPLE = [[1.0, 0.3, 0.5], [0.3, 1.0, 0.1], [0.5, 0.1, 1.0]]

@@ -15,7 +15,10 @@ from record_factory import V100, cpu_runs, make_record, write_results
 from repository import ROOT
 from scipy.stats import ttest_ind
 
-from bench.analysis.comparison import (
+from bench.cli import main
+from bench.document.table import NOTHING
+from bench.report.compare import pair_sides
+from bench.report.comparison import (
     Comparison,
     Quantity,
     Side,
@@ -24,9 +27,6 @@ from bench.analysis.comparison import (
     comparison_tables,
     pair_tables,
 )
-from bench.cli import main
-from bench.document.table import NOTHING
-from bench.report.compare import pair_sides
 from swap_fast.record import RunRecord
 
 
@@ -161,7 +161,7 @@ def test_compare_needs_no_torch(tmp_path: Path) -> None:
         cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "2 of the runs stand on both sides" in done.stdout
+    assert "2 of the runs are on both sides" in done.stdout
 
 
 def test_the_report_pairs_a_tables_recipes() -> None:

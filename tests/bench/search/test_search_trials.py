@@ -1,4 +1,4 @@
-"""A start cut from a longer phase 1, against runs of their own with each tau: equal to the bit."""
+"""Which points share a phase 1, and a start cut from a longer one: equal to the bit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,50 @@ import torch
 from small_trainer import SGD, SWA, SWAP, small_trainer
 from torch import Tensor
 
-from bench.search.trials import phase_one, write_start
+from bench.search.grid import parse_grid
+from bench.search.trials import phase_one, shares_phase1, write_start
 from swap_fast.algorithm import sgd, swa, swap
 from swap_fast.checkpoint.files import read_checkpoint
 from swap_fast.checkpoint.run_folder import RunFolder
-from swap_fast.config.recipe import Recipe, SWAPRecipe, SWARecipe
+from swap_fast.config.recipe import Recipe, SGDRecipe, SWAPRecipe, SWARecipe
+from swap_fast.recipes.cifar10 import cifar10_cpu, cifar10_sgd_small_cpu
 from swap_fast.training.clock import Clock
 from swap_fast.training.state import Result
+
+RECIPE = cifar10_cpu()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "texts", "shares"),
+    [
+        (RECIPE, ["peak_lr=0.5,1"], False),
+        (RECIPE, ["stopping_accuracy=0.6,0.7"], True),
+        (RECIPE, ["peak_lr=0.5,1", "stopping_accuracy=0.6,0.7"], True),
+        (RECIPE, ["phase2.peak_lr=0.05,0.1"], True),
+        (RECIPE, ["phase2.peak_lr=0.05,0.1", "keep_momentum=true"], False),
+        (RECIPE, ["stopping_accuracy=0.6"], False),
+        (cifar10_sgd_small_cpu(), ["stopping_accuracy=0.6,0.7"], True),
+        (cifar10_sgd_small_cpu(), ["peak_lr=0.5,1"], False),
+    ],
+)
+def test_points_share_a_phase_1_where_only_its_end_and_what_follows_differ(
+    recipe: Recipe, texts: list[str], shares: bool
+) -> None:
+    assert shares_phase1(recipe, parse_grid(recipe, texts)) is shares
+
+
+def test_a_grid_over_tau_is_refused_where_momentum_is_kept() -> None:
+    texts = ["stopping_accuracy=0.6,0.7", "keep_momentum=true"]
+    with pytest.raises(ValueError, match=r"^--grid phase1.stopping_accuracy: expected keep_mom"):
+        shares_phase1(RECIPE, parse_grid(RECIPE, texts))
+
+
+def test_phase_1_alone_is_a_recipe_of_sgd() -> None:
+    one = phase_one(RECIPE, 0.7)
+    assert type(one) is SGDRecipe
+    assert (one.phase1.stopping_accuracy, one.phase1.max_epochs) == (0.7, RECIPE.phase1.max_epochs)
+    assert (one.width, one.num_replicas) == (RECIPE.width, RECIPE.num_replicas)
+
 
 EPOCHS = 6
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from record_factory import CPU, V100, make_record, make_telemetry
 
-from bench.analysis.stability import stability_table
+from bench.report.run_lists import stability_table
 from swap_fast.record import RunRecord
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from record_factory import make_record, make_telemetry
 
-from bench.analysis import energy
+from bench.records import timing as energy
 from swap_fast.record import RunRecord, Telemetry
 
 

@@ -8,17 +8,17 @@ import pytest
 from landscape_factory import bowl, cosine_path
 from record_factory import V100, make_record
 
-from bench.analysis.claims import (
-    ACCURACY_CLAIMS,
-    TIME_CLAIMS,
-    Claim,
-    Side,
-    claims_tables,
-)
 from bench.document.table import Table
 from bench.landscape.records import CosineRecord, PlaneRecord
 from bench.plots.training import averages_against_workers
 from bench.records.paper import load_paper
+from bench.report.claims import (
+    ACCURACY_CLAIMS,
+    TIME_CLAIMS,
+    Claim,
+    PaperCell,
+    claims_tables,
+)
 from swap_fast.record import AverageRow, RunRecord
 
 PAPER = load_paper()
@@ -27,7 +27,7 @@ SEEDS = (0, 1, 2)
 
 
 def _runs(
-    side: Side, value: float, *, before: float = 0.7, machine: dict[str, object] | None = None
+    side: PaperCell, value: float, *, before: float = 0.7, machine: dict[str, object] | None = None
 ) -> list[RunRecord]:
     """Three CPU-size runs of a side's row, with that accuracy (a fraction) or time (seconds)."""
     recipe = side.row.recipes["cpu"]

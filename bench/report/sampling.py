@@ -1,22 +1,23 @@
-"""Section 4.1: the average of independent runs beside that of one run's samples. No torch.
+"""Section 4.1: the average of independent runs compared with that of one run's samples. No torch.
 
 SWAP's workers each give one model; SWA's one worker gives as many in sequence, as many epochs
 apart. Both begin from the same phase 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from bench.analysis.claims import SWA_LARGE_SMALL, SWAP_10, Side
 from bench.document.page import Block, Paragraph
 from bench.document.table import NOTHING, Table, interval_cell, percent, summary_cell
-from bench.records.grouping import Host, accuracy_key, group_by, host_of, recipe_of
-from bench.records.paper_tables import SIZES, Size
-from bench.statistics import Values, contrast, summarize
+from bench.records.grouping import Host, accuracy_key, group_by, host_of
+from bench.records.paper_tables import SIZES, SWA_LARGE_SMALL, SWAP_10, Size
+from bench.report.claims import PaperCell
+from bench.statistics import contrast, summarize
+from swap_fast.config.recipe import AveragingRecipe
 from swap_fast.record import RunRecord
 
-PARALLEL, SEQUENTIAL = Side(table=4, label=SWAP_10), Side(table=4, label=SWA_LARGE_SMALL)
+PARALLEL, SEQUENTIAL = PaperCell(4, SWAP_10), PaperCell(4, SWA_LARGE_SMALL)
 """The rows of Table 4 whose runs average independent workers, and samples of one run."""
 
 
@@ -25,7 +26,6 @@ class Sampled:
     """What one run averaged."""
 
     models: int
-    """How many."""
     epochs: float
     """Of phase 2, from one sample of a worker to its next."""
     before: float
@@ -48,11 +48,11 @@ def sampled(record: RunRecord) -> Sampled:
     """
     if record.accuracy_before_averaging is None:
         raise ValueError(f"{record.run_id}: expected a run that averages models, got one of SGD")
-    recipe = recipe_of(record)
-    cycles = recipe["phase2"].get("cycles", 1)
+    recipe = record.settings
+    assert isinstance(recipe, AveragingRecipe), "only these have an accuracy before averaging"
     return Sampled(
-        models=recipe.get("num_workers", 1) * cycles,  # SWA has one worker
-        epochs=recipe["phase2"]["max_epochs"] / cycles,
+        models=recipe.num_workers * recipe.phase2.cycles,
+        epochs=recipe.phase2.cycle_epochs,
         before=record.accuracy_before_averaging,
         after=record.test_accuracy,
         distance=_mean_of_pairs(record.pairwise_distances),
@@ -61,19 +61,45 @@ def sampled(record: RunRecord) -> Sampled:
     )
 
 
+def _mean(
+    of: Callable[[Sampled], float | None], decimals: int
+) -> Callable[[Sequence[Sampled]], str]:
+    """The cell of a quantity: its mean over the runs, or nothing where a run lacks it."""
+
+    def cell(runs: Sequence[Sampled]) -> str:
+        present = [value for value in map(of, runs) if value is not None]
+        is_whole = len(present) == len(runs)
+        return summary_cell(summarize(present) if is_whole else None, decimals=decimals)
+
+    return cell
+
+
+COLUMNS: dict[str, Callable[[Sequence[Sampled]], str]] = {
+    "n models": lambda runs: " or ".join(map(str, sorted({run.models for run in runs}))),
+    "Epochs a sample": lambda runs: " or ".join(
+        f"{epochs:g}" for epochs in sorted({run.epochs for run in runs})
+    ),
+    "Before averaging (%)": _mean(lambda run: 100 * run.before, 2),
+    "After averaging (%)": _mean(lambda run: 100 * run.after, 2),
+    "Distance": _mean(lambda run: run.distance, 3),
+    "Displacement norm": _mean(lambda run: run.norm, 3),
+    "Cosine of displacements": _mean(lambda run: run.cosine, 3),
+}
+"""The cells of one or more runs."""
+
+
 def sampling_blocks(records: Sequence[RunRecord]) -> list[Block]:
     """A table and a sentence for each size and machine that has runs of both kinds."""
     blocks: list[Block] = []
     for size in SIZES:
-        number = 0
-        standing = (r for r in records if PARALLEL.has(r, size) or SEQUENTIAL.has(r, size))
-        for group in group_by(standing, _setting).values():
+        runs = (r for r in records if PARALLEL.has(r, size) or SEQUENTIAL.has(r, size))
+        for group in group_by(runs, _setting).values():
             parallel, sequential = (
-                [record for record in group if side.has(record, size)]
-                for side in (PARALLEL, SEQUENTIAL)
+                [record for record in group if row.has(record, size)]
+                for row in (PARALLEL, SEQUENTIAL)
             )
             if parallel and sequential:
-                number += 1
+                number = 1 + sum(isinstance(b, Table) and f"_{size}_" in b.name for b in blocks)
                 blocks.append(_table(size, number, parallel, sequential))
                 blocks.append(Paragraph(text=_sentence(parallel, sequential)))
     return blocks
@@ -93,20 +119,10 @@ def _table(
         title=f"Sampling from independent runs or from one, {at}",
         caption=(
             f"Section 4.1, on {host_of(parallel[0]).label}: models from {parallel[0].recipe} "
-            f"beside models from {sequential[0].recipe}, both from a phase 1 that ends alike. "
+            f"and models from {sequential[0].recipe}, both from a phase 1 that ends alike. "
             "Distances, norms and cosines are means over the models or their pairs."
         ),
-        columns=(
-            "Models",
-            "Seed",
-            "n models",
-            "Epochs a sample",
-            "Before averaging (%)",
-            "After averaging (%)",
-            "Distance",
-            "Displacement norm",
-            "Cosine of displacements",
-        ),
+        columns=("Models", "Seed", *COLUMNS),
         rows=tuple(rows),
         footnotes=(
             "Displacement: theta_w - theta_T, from the end of phase 1 to each averaged model. "
@@ -117,62 +133,40 @@ def _table(
 
 
 def _row(label: str, seed: str, runs: Sequence[Sampled]) -> tuple[str, ...]:
-    def cell(values: Sequence[float | None], decimals: int) -> str:
-        present = [value for value in values if value is not None]
-        return summary_cell(
-            summarize(present) if len(present) == len(runs) else None, decimals=decimals
-        )
-
-    return (
-        label,
-        seed,
-        " or ".join(map(str, sorted({run.models for run in runs}))),
-        " or ".join(f"{epochs:g}" for epochs in sorted({run.epochs for run in runs})),
-        cell([100 * run.before for run in runs], 2),
-        cell([100 * run.after for run in runs], 2),
-        cell([run.distance for run in runs], 3),
-        cell([run.norm for run in runs], 3),
-        cell([run.cosine for run in runs], 3),
-    )
+    return (label, seed, *(cell(runs) for cell in COLUMNS.values()))
 
 
 def _sentence(parallel: Sequence[RunRecord], sequential: Sequence[RunRecord]) -> str:
     """Which of the two gave the higher accuracy, computed."""
-    one, other = sampled(parallel[0]), sampled(sequential[0])
-    if len({accuracy_key(r) for r in parallel}) + len({accuracy_key(r) for r in sequential}) > 2:
+    both = (parallel, sequential)
+    if any(len({accuracy_key(run) for run in runs}) > 1 for runs in both):
         return "Runs of unlike recipes or precision are not put together: no mean is compared."
-    first, second = _accuracies(parallel), _accuracies(sequential)
+    first, second = ([(run.seed, run.test_accuracy) for run in runs] for runs in both)
     found = contrast(first, second)
-    after = [percent(summarize(v for _, v in values).mean) for values in (first, second)]
+    ours, theirs = (percent(fmean(value for _, value in each)) for each in (first, second))
     if found.interval is None or found.interval.low <= 0 <= found.interval.high:
         word = f"not distinguishable from that of one run's samples at n = {found.n}"
     else:
-        word = ("higher" if found.mean > 0 else "lower") + " than that of one run's samples"
-    equal = (one.models, one.epochs) == (other.models, other.epochs)
-    epochs = (
-        f"at equal epochs, {one.models} models of {one.epochs:g} epochs each"
-        if equal
-        else f"not at equal epochs ({one.models} models of {one.epochs:g} epochs, and "
-        f"{other.models} of {other.epochs:g})"
-    )
-    interval = (
-        f", 95% interval {interval_cell(found.interval, 100)} ({found.test})"
-        if found.interval is not None
-        else ""
-    )
+        word = f"{'higher' if found.mean > 0 else 'lower'} than that of one run's samples"
+    one, other = sampled(parallel[0]), sampled(sequential[0])
+    if (one.models, one.epochs) == (other.models, other.epochs):
+        epochs = f"At equal epochs, {one.models} models of {one.epochs:g} epochs each"
+    else:
+        epochs = (
+            f"Not at equal epochs ({one.models} models of {one.epochs:g} epochs, and "
+            f"{other.models} of {other.epochs:g})"
+        )
+    interval = ""
+    if found.interval is not None:
+        interval = f", 95% interval {interval_cell(found.interval, 100)} ({found.test})"
     return (
-        f"{epochs[0].upper()}{epochs[1:]}: the accuracy of the average of independent workers is "
-        f"{word}: {after[0]}% against {after[1]}%, a difference of {100 * found.mean:.2f} points"
-        f"{interval}."
+        f"{epochs}: the accuracy of the average of independent workers is {word}: {ours}% against "
+        f"{theirs}%, a difference of {100 * found.mean:.2f} points{interval}."
     )
-
-
-def _accuracies(records: Sequence[RunRecord]) -> Values:
-    return [(record.seed, record.test_accuracy) for record in records]
 
 
 def _setting(record: RunRecord) -> tuple[Host, str, str]:
-    """What must be equal for runs of the two ways to stand in one table."""
+    """What must be equal for runs of the two kinds to be in one table."""
     key = accuracy_key(record)
     return host_of(record), key.precision, key.data_hash
 
