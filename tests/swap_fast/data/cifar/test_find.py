@@ -70,7 +70,7 @@ def test_without_a_network_the_synthetic_set_is_announced(
     said: list[str] = []
     assert locate_dataset("cifar10", announce=said.append) is None
     assert "the download failed: no route to host" in said[1]
-    assert "never stand beside published ones" in said[2]
+    assert "never compared with published ones" in said[2]
     assert all("\n" not in line for line in said)
 
 
