@@ -98,6 +98,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, images: slice) -> "Split":
+        return Split(images=self.images[images], labels=self.labels[images])
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
@@ -224,12 +227,11 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
             f"held_out: expected 1 to {len(dataset.train) - 1:,} of the training images, "
             f"got {count:,}"
         )
-    images, labels = dataset.train.images, dataset.train.labels
     name = f"{dataset.sha256} without its test images, tested on the last {count}"
     return replace(
         dataset,
         kind="held-out",
-        train=Split(images=images[:left], labels=labels[:left]),
-        test=Split(images=images[left:], labels=labels[left:]),
+        train=dataset.train[:left],
+        test=dataset.train[left:],
         sha256=hashlib.sha256(name.encode()).hexdigest(),
     )
