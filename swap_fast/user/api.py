@@ -14,8 +14,8 @@ from torch import nn
 
 from swap_fast.algorithm import swap as run_algorithm
 from swap_fast.callbacks.emitter import EventLogger
-from swap_fast.callbacks.events import EventFile, Listener, merge_events
-from swap_fast.callbacks.progress import make_plan, progress_listener
+from swap_fast.callbacks.events import Listener, merge_events
+from swap_fast.callbacks.progress import Form, make_plan, progress_listener
 from swap_fast.checkpoint.attempts import Attempt
 from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune
 from swap_fast.config.execution import Execution
@@ -266,9 +266,9 @@ def swap(
         shutdown = NEVER if place is None else GracefulShutdown(synchronize)
         rows = Rows()
         # Each rank prints the lines of its own workers; rank 0 alone draws bars.
-        shown = progress_listener(("auto" if comm.rank == 0 else "lines") if progress else "none")
+        form: Form = ("auto" if comm.rank == 0 else "lines") if progress else "none"
         logger = EventLogger(
-            [*([] if shown is None else [shown]), *(listeners if comm.rank == 0 else ())],
+            [progress_listener(form), *(listeners if comm.rank == 0 else ())],
             make_plan(
                 (method.phase1, method.phase2),
                 workers,
@@ -277,7 +277,7 @@ def swap(
             ),
             reading=clock.reading,
             rank=comm.rank,
-            file=None if place is None else EventFile(place, part="run", rank=comm.rank),
+            folder=place,
         )
         if place is not None:
             run_folder = RunFolder(
