@@ -21,7 +21,7 @@ from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, pr
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Phase, Schedule, require
 from swap_fast.distributed import ALONE, Comm, connect
-from swap_fast.record import EpochRow, now, plain
+from swap_fast.record import now, plain
 from swap_fast.training.batchnorm import BatchNormRecompute, is_compiled
 from swap_fast.training.callback import Callback
 from swap_fast.training.clock import Clock
@@ -32,9 +32,8 @@ from swap_fast.training.weights import Weights, refuse_synchronized
 from swap_fast.user.data import Augment, Collate, generators_kept, num_examples, open_data
 from swap_fast.user.method import describe_method, name_of, user_method
 from swap_fast.user.optimizer import Groups, Make, UserOptimizer
-from swap_fast.user.parts import UserSource, bare, make_net
+from swap_fast.user.parts import Loss, Metric, Objective, UserSource, UserStep, bare, make_net
 from swap_fast.user.result import SwapResult, describe_environment, make_result
-from swap_fast.user.step import Loss, Metric, Objective, UserStep
 
 # The run's folder.
 
@@ -89,17 +88,6 @@ def _connected(device_type: str, timeout_s: float) -> Comm:
     comm = connect(device_type, timeout_s=timeout_s)
     atexit.register(comm.close)
     return comm
-
-
-class Rows(Callback):
-    """Keeps the epochs of this rank."""
-
-    def __init__(self) -> None:
-        self.all: list[EpochRow] = []
-
-    def on_epoch_end(self, row: EpochRow) -> None:
-        """Keep it."""
-        self.all.append(row)
 
 
 def swap(
@@ -261,10 +249,9 @@ def swap(
             settings=plain(settings | data),
             machine=describe_environment(where) | {"world_size": comm.world_size},
         )
-        place, run_folder = None if folder is None else Path(folder), None
+        place = None if folder is None else Path(folder)
         attempt = None if place is None else open_folder(place, info, comm, resume=resume)
         shutdown = NEVER if place is None else GracefulShutdown(synchronize)
-        rows = Rows()
         # Each rank prints the lines of its own workers; rank 0 alone draws bars.
         form: Form = ("auto" if comm.rank == 0 else "lines") if progress else "none"
         logger = EventLogger(
@@ -279,8 +266,9 @@ def swap(
             rank=comm.rank,
             folder=place,
         )
+        checkpoints: RunFolder | NoCheckpoints = NoCheckpoints()
         if place is not None:
-            run_folder = RunFolder(
+            checkpoints = RunFolder(
                 place,
                 clock,
                 attempt=attempt,
@@ -324,8 +312,8 @@ def swap(
                 comm=comm,
                 group=group,
                 clock=clock,
-                callbacks=[rows, logger, *callbacks, *([] if attempt is None else [attempt])],
-                checkpoints=run_folder or NoCheckpoints(),
+                callbacks=[logger, *callbacks, *([] if attempt is None else [attempt])],
+                checkpoints=checkpoints,
                 shutdown=shutdown,
             )
             # The script or notebook around this run may continue after a signal.
@@ -333,8 +321,8 @@ def swap(
             handled = nullcontext() if place is None else shutdown.installed(always_uninstall=True)
             with handled:
                 done = run_algorithm(method, parts)
-            every = run_folder.rows if run_folder else rows.all
-            result = make_result(parts, done, every, model, settings=settings, data=data)
+            rows = checkpoints.rows
+            result = make_result(parts, done, rows, model, settings=settings, data=data)
             if comm.rank == 0:
                 logger.emit_done(
                     done,
