@@ -177,7 +177,7 @@ def dali_imagenet(form: Form) -> str:
         random = plan_crops(
             tree.train.sizes, px=PX, min_scale=MIN_SCALE, seed=2, phase=1, worker=0, epoch=0
         )
-        whole = list(evaluation_batches(tree.test.sizes, px=PX, batch_size=FILES, rectangular=True))
+        whole = evaluation_batches(tree.test.sizes, px=PX, batch_size=FILES, rectangular=True)
         assert whole[0].size[0] != whole[0].size[1], "expected a batch that is not square"
         for kind, split, batches in (
             ("random", tree.train, [random]),

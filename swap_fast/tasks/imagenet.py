@@ -45,9 +45,7 @@ def tree_evaluator(
         rectangular: see `evaluation_batches`.
         batch_size: images a forward pass.
     """
-    crops = list(
-        evaluation_batches(split.sizes, px=px, batch_size=batch_size, rectangular=rectangular)
-    )
+    crops = evaluation_batches(split.sizes, px=px, batch_size=batch_size, rectangular=rectangular)
 
     def batches(comm: Comm) -> Iterator[tuple[Tensor, Crops]]:
         return one_pass(decoder, crops, pass_buffer(crops, execution, device), execution, comm)

@@ -5,7 +5,6 @@ any number of processes and any device, makes the same crops in the same order.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -129,9 +128,7 @@ def _largest_within_ratios(
     )
 
 
-def evaluation_batches(
-    sizes: Ints, *, px: int, batch_size: int, rectangular: bool
-) -> Iterator[Crops]:
+def evaluation_batches(sizes: Ints, *, px: int, batch_size: int, rectangular: bool) -> list[Crops]:
     """Centre crops of all images in batches, the shorter side resized to int(1.14 * px).
 
     Arguments:
@@ -142,12 +139,14 @@ def evaluation_batches(
     """
     ratios = sizes[:, 1] / sizes[:, 0]
     order = np.argsort(ratios, kind="stable") if rectangular else np.arange(len(sizes))
+    batches = []
     for start in range(0, len(order), batch_size):
         rows, size = order[start : start + batch_size], (px, px)
         if rectangular:
             mean = round(float(ratios[rows].mean()), 5)
             size = (int(px / mean) // 8 * 8, px) if mean < 1 else (px, int(px * mean) // 8 * 8)
-        yield _centre(rows, sizes[rows], px, size)
+        batches.append(_centre(rows, sizes[rows], px, size))
+    return batches
 
 
 def _centre(image: NDArray[np.int64], sizes: Ints, px: int, size: tuple[int, int]) -> Crops:

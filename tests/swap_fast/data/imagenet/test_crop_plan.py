@@ -148,7 +148,7 @@ def one_crop(content: bytes, crops: Crops, row: int = 0) -> np.ndarray:
 def test_rectangular_batches_follow_the_originals_rule() -> None:
     random = np.random.default_rng(0)
     sizes = random.integers(200, 600, size=(101, 2)).astype(np.int32)
-    batches = list(evaluation_batches(sizes, px=288, batch_size=16, rectangular=True))
+    batches = evaluation_batches(sizes, px=288, batch_size=16, rectangular=True)
     together = np.concatenate([crops.image for crops in batches])
     assert sorted(together) == list(range(101))
     ratios = sizes[together, 1] / sizes[together, 0]
