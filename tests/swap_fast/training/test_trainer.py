@@ -93,7 +93,7 @@ def test_phase_2_runs_alone_with_its_own_batch() -> None:
 
 
 def test_steps_are_warm_before_dali_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What is captured must not meet the threads of a pipeline: see `data/dali_cifar.py`.
+    # What is captured must not meet the threads of a pipeline: see `data/cifar/dali.py`.
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     from swap_fast.data.cifar import dali as dali_cifar
 
