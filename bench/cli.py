@@ -7,7 +7,7 @@ Modules that are slow to load are imported when the arguments are known to be ri
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -32,12 +32,18 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if asks_for_usage(arguments):
         print("usage: python -m bench COMMAND ...\n")
-        for name, (_, summary) in COMMANDS.items():
-            print(f"  {name:<11} {summary}")
+        _print_summaries(COMMANDS)
         return 0 if arguments else 2
     try:
-        command, _ = COMMANDS[choose("command", arguments[0], COMMANDS)]
-        return command(arguments[1:])
+        name, rest = choose("command", arguments[0], COMMANDS), arguments[1:]
+        if name in USAGE and asks_for_usage(rest):
+            print(f"usage: python -m bench {name} {USAGE[name]}")
+            if name in ("run", "submit"):
+                recipes([])
+            elif name == "export":
+                _print_summaries(FORMATS)
+            return 0 if rest else 2
+        return COMMANDS[name][0](rest)
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -70,6 +76,36 @@ def asks_for_usage(arguments: list[str]) -> bool:
     return not arguments or arguments[0] in ("-h", "--help")
 
 
+def _print_summaries(names: Mapping[str, tuple[Any, str]]) -> None:
+    for name, (_, summary) in names.items():
+        print(f"  {name:<11} {summary}")
+
+
+USAGE = {
+    "run": """RECIPE [OPTIONS]
+
+`run RECIPE --help` shows the options, and the recipe's own fields, each of which
+can be overridden: --phase1.peak-lr 1.5. RECIPE is `auto` (cifar10_dawnbench with
+CUDA devices, else cifar10_speed_half, or cifar10_quick after --quick) or one of
+""",
+    "submit": """RECIPE [OPTIONS]
+
+Runs RECIPE as jobs of SLURM, by submitit: phase 1, an array of phase 2's workers,
+and phase 3 after them. `submit RECIPE --help` shows the options; RECIPE is one of
+""",
+    "search": """RECIPE --grid NAME=VALUE,VALUE [OPTIONS]
+
+`search RECIPE --help` shows the options, and the recipe's own fields, each of which
+can be overridden for all runs. RECIPE is any of CIFAR's that `recipes` lists.""",
+    "export": """FORMAT [RUN ...] [-o FILE]
+
+RUN is a record's path, a run id, or a recipe for all of its runs; without any, all
+of --results. `export FORMAT --help` shows the options; FORMAT is one of
+""",
+}
+"""Of the commands that need a name first."""
+
+
 # Commands with a recipe. Its fields are options too.
 
 
@@ -94,24 +130,14 @@ def _nothing() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a recipe as often as asked."""
-    if asks_for_usage(arguments):
-        print(
-            "usage: python -m bench run RECIPE [OPTIONS]\n\n"
-            "`run RECIPE --help` shows the options, and the recipe's own fields, each of which\n"
-            "can be overridden: --phase1.peak-lr 1.5. RECIPE is `auto` (cifar10_dawnbench with\n"
-            "CUDA devices, else cifar10_speed_half, or cifar10_quick after --quick) or one of\n"
-        )
-        recipes([])
-        return 0 if arguments else 2
     given, words = choose("recipe", arguments[0], [*RECIPES, "auto"]), arguments[1:]
     name = given
-    if given == "auto" and ("-h" in words or "--help" in words):
-        name = "cifar10_speed_half"
-    elif given == "auto":
-        from bench.runner.session import automatic_recipe
-
-        name = automatic_recipe(quick="--quick" in words)
     if given == "auto":
+        name = "cifar10_speed_half"
+        if "-h" not in words and "--help" not in words:
+            from bench.runner.session import automatic_recipe
+
+            name = automatic_recipe(quick="--quick" in words)
         words = [word for word in words if word != "--quick"]
     recipe = RECIPES[name]()
     form = parse("run", given, recipe, words)
@@ -122,14 +148,6 @@ def run(arguments: list[str]) -> int:
 
 def submit(arguments: list[str]) -> int:
     """Submit a recipe's jobs to a cluster."""
-    if asks_for_usage(arguments):
-        print(
-            "usage: python -m bench submit RECIPE [OPTIONS]\n\n"
-            "Runs RECIPE as jobs of SLURM, by submitit: phase 1, an array of phase 2's workers,\n"
-            "and phase 3 after them. `submit RECIPE --help` shows the options; RECIPE is one of\n"
-        )
-        recipes([])
-        return 0 if arguments else 2
     name = choose("recipe", arguments[0], RECIPES)
     recipe = RECIPES[name]()
     form = parse("submit", name, recipe, arguments[1:])
@@ -140,13 +158,6 @@ def submit(arguments: list[str]) -> int:
 
 def search(arguments: list[str]) -> int:
     """Search a recipe's settings on held-out training images."""
-    if asks_for_usage(arguments):
-        print(
-            "usage: python -m bench search RECIPE --grid NAME=VALUE,VALUE [OPTIONS]\n\n"
-            "`search RECIPE --help` shows the options, and the recipe's own fields, each of which\n"
-            "can be overridden for all runs. RECIPE is any of CIFAR's that `recipes` lists."
-        )
-        return 0 if arguments else 2
     name = choose("recipe", arguments[0], RECIPES)
     recipe = RECIPES[name]()
     form = parse("search", name, recipe, arguments[1:])
@@ -237,15 +248,6 @@ def report(arguments: list[str]) -> int:
 
 def export(arguments: list[str]) -> int:
     """Write runs in a format of others."""
-    if asks_for_usage(arguments):
-        print(
-            "usage: python -m bench export FORMAT [RUN ...] [-o FILE]\n\n"
-            "RUN is a record's path, a run id, or a recipe for all of its runs; without any, all\n"
-            "of --results. `export FORMAT --help` shows the options; FORMAT is one of\n"
-        )
-        for name, (_, summary) in FORMATS.items():
-            print(f"  {name:<10} {summary}")
-        return 0 if arguments else 2
     name = choose("format", arguments[0], FORMATS)
     form, _ = FORMATS[name]
     options = parse_options(form, arguments[1:], f"python -m bench export {name}")

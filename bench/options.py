@@ -29,28 +29,49 @@ def require_counts(options: object, *names: str, least: int = 1) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a recipe is run; its own fields are options too."""
+class _DeviceOptions:
+    """Where recipes are run, and what is kept and shown."""
 
-    runs: int = 1
-    """Runs, with seeds SEED, SEED + 1, ..."""
-    seed: int = 0
-    """Seed of the first run: of weights, orders and augmentation."""
+    runs: int
     data: Path | None = None
     """Folder that holds the data set; else SWAP_DATA, and for CIFAR the cache, the download,
     synthetic images."""
     out: Path = Path("results")
-    """Results folder: records go to OUT/runs, weights to OUT/checkpoints."""
+    """Results folder: records go to OUT/runs, weights to OUT/checkpoints, the report to OUT."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes CUDA devices where there are any."""
     ranks: int | None = None
-    """Processes; by default one a device, or one a CPU core, as many as the recipe can use."""
+    """Processes; by default one a device, or one a CPU core, as many as a recipe can use."""
     cores: Literal["any", "own"] | tuple[int, ...] = "any"
     """On CPUs, where a device is a process of one thread. own: pin each process to a core that no
     other run has, for times on a quiet machine; beside other work it would wait for that core.
     Numbers: choose these from among them, as --cores 0 for a run on one device."""
     threads: int | None = None
     """CPU threads a process; by default 1 on CPUs, on GPUs the cores divided by the processes."""
+    keep_epochs: bool = False
+    """Keep the weights of every epoch, for Figure 4; else those at the ends of the phases."""
+    quiet: bool = False
+    """Print no progress."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below one, and cores that cannot be."""
+        require_counts(self, "runs", "ranks", "threads")
+        chosen = self.cores if isinstance(self.cores, tuple) else (0,)
+        if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
+            given = ", ".join(map(str, chosen)) or "none"
+            raise ValueError(f"cores: expected different numbers of 0 or more, got {given}")
+        if self.cores != "any" and (self.threads or 1) > 1:
+            raise ValueError(f"threads: expected 1 on cores of its own, got {self.threads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(_DeviceOptions):
+    """How a recipe is run; its own fields are options too."""
+
+    runs: int = 1
+    """Runs, with seeds SEED, SEED + 1, ..."""
+    seed: int = 0
+    """Seed of the first run: of weights, orders and augmentation."""
     precision: Literal["fp16", "bf16", "fp32"] | None = None
     """Type of the matrix work; by default fp16 on CUDA devices and fp32 on CPUs."""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
@@ -76,14 +97,10 @@ class RunOptions:
     share_phase1: bool = False
     """Begin where an earlier run in OUT ended the same phase 1 (same seed, data and machine); its
     time counts."""
-    keep_epochs: bool = False
-    """Keep the weights of every epoch, for Figure 4; else those at the ends of the phases."""
     profile: bool = False
     """Trace some steps of each phase into OUT/profiles, for Perfetto; the run is in no table."""
     timeout_s: float = 300.0
     """Seconds after which a process that no longer answers the others ends the run."""
-    quiet: bool = False
-    """Print no progress."""
     json: bool = False
     """Print events as lines of JSON, and nothing else."""
     track: UseAppendAction[tuple[TrackerName, ...]] = ()
@@ -94,13 +111,8 @@ class RunOptions:
         """Refuse counts below one."""
         if self.json and self.quiet:
             raise ValueError("json: expected without quiet, which prints nothing, got both")
-        require_counts(self, "runs", "ranks", "threads", "min_workers")
-        chosen = self.cores if isinstance(self.cores, tuple) else (0,)
-        if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
-            given = ", ".join(map(str, chosen)) or "none"
-            raise ValueError(f"cores: expected different numbers of 0 or more, got {given}")
-        if self.cores != "any" and (self.threads or 1) > 1:
-            raise ValueError(f"threads: expected 1 on cores of its own, got {self.threads}")
+        super().__post_init__()
+        require_counts(self, "min_workers")
         if self.min_workers is not None and self.phase2 == "together":
             raise ValueError("min_workers: expected --phase2 separate beside it, got together")
         if not 0 < self.timeout_s < 1e6:
@@ -317,7 +329,7 @@ class SmallTreeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions:
+class TableOptions(_DeviceOptions):
     """A table of the paper: run what is missing of it, then draw it and the report.
 
     Runs that are there, made on this kind of machine, are not made again. Tables 5 and 6 list the
@@ -330,28 +342,8 @@ class TableOptions:
     """The paper's net and data, or forms for a CPU; auto takes the paper's with CUDA devices."""
     runs: int = 3
     """Runs of each row, with seeds from 0."""
-    data: Path | None = None
-    """Folder that holds the data set; else SWAP_DATA, and for CIFAR the cache, the download."""
-    out: Path = Path("results")
-    """Results folder: records in OUT/runs, weights in OUT/checkpoints, the report in OUT."""
     dry_run: bool = False
     """Only say what would run, and how long each run and all of them are expected to take."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run; auto takes CUDA devices where there are any."""
-    ranks: int | None = None
-    """Processes; by default one a device, or one a CPU core, as many as a recipe can use."""
-    threads: int | None = None
-    """CPU threads a process; by default 1 on CPUs, on GPUs the cores divided by the processes."""
-    cores: Literal["any", "own"] | tuple[int, ...] = "any"
-    """On CPUs. own: pin each process to a core that no other run has; numbers: to one of these."""
-    keep_epochs: bool = False
-    """Keep the weights of every epoch, for Figure 4."""
-    quiet: bool = False
-    """Print no progress."""
-
-    def __post_init__(self) -> None:
-        """Refuse counts below one."""
-        require_counts(self, "runs", "ranks", "threads")
 
 
 @dataclass(frozen=True, kw_only=True)

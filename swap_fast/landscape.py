@@ -16,7 +16,7 @@ from swap_fast.config.execution import Execution
 from swap_fast.config.recipe import AveragingRecipe
 from swap_fast.data.cifar.augment import plan_epoch
 from swap_fast.data.cifar.batches import Batch, one_pass, pass_plan
-from swap_fast.data.cifar.dataset import Dataset, Split
+from swap_fast.data.cifar.dataset import Dataset
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.training.batchnorm import BatchNormRecompute
 from swap_fast.training.evaluate import image_evaluator
@@ -109,7 +109,7 @@ def grid_around(
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many images are used for each part of an error: the first in the data's order."""
+    """How many images are used for each part of an error: the first, since the order is random."""
 
     batch_norm_images: int
     """Training images of the pass that computes batch-norm statistics."""
@@ -168,9 +168,7 @@ class Landscape:
         self._weights = weights
         device = weights.theta.device
         on_device = partial(DeviceImages, mean=dataset.mean, std=dataset.std, device=device)
-        passed = on_device(
-            first_of(dataset.train, counts.batch_norm_images), pad=recipe.augmentation.pad
-        )
+        passed = on_device(dataset.train[: counts.batch_norm_images], pad=recipe.augmentation.pad)
         self._statistics_pass = BatchNormRecompute(weights, execution.autocast)
         augmentation = recipe.augmentation if recipe.batch_norm_augmented else None
         self._batches = partial(
@@ -180,11 +178,8 @@ class Landscape:
             Batch.empty(recipe.batch_norm_batch_size, 32, execution, device),
         )
         self._on_train, self._on_test = (
-            image_evaluator(weights, on_device(first_of(split, count)), execution)
-            for split, count in (
-                (dataset.train, counts.train_images),
-                (dataset.test, counts.test_images),
-            )
+            image_evaluator(weights, on_device(split), execution)
+            for split in (dataset.train[: counts.train_images], dataset.test[: counts.test_images])
         )
 
     def errors(self, theta: Tensor) -> Errors:
@@ -215,16 +210,13 @@ class FixedBatch:
         micro_batch_size: int = GRADIENT_MICRO_BATCH,
     ) -> None:
         self._weights, self._label_smoothing = weights, recipe.label_smoothing
-        device, split = weights.theta.device, first_of(dataset.train, num_images)
+        device, split = weights.theta.device, dataset.train[:num_images]
+        augmentation = recipe.augmentation
         images = DeviceImages(
-            split,
-            mean=dataset.mean,
-            std=dataset.std,
-            device=device,
-            pad=recipe.augmentation.pad,
+            split, mean=dataset.mean, std=dataset.std, device=device, pad=augmentation.pad
         )
         plan = plan_epoch(
-            len(split), recipe.augmentation, seed=seed, phase=GRADIENT_PLAN, worker=0, epoch=0
+            len(split), augmentation, seed=seed, phase=GRADIENT_PLAN, worker=0, epoch=0
         )
         size, self.num_images = min(micro_batch_size, len(split)), len(split)
         # float32 on every device: the small gradients of late epochs then need no loss scale.
@@ -257,15 +249,6 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return float(torch.dot(a.double(), b.double()) / (a.double().norm() * b.double().norm()))
 
 
-def first_of(split: Split, count: int) -> Split:
-    """The first images of a split: a fair sample, since its order is random."""
-    return Split(images=split.images[:count], labels=split.labels[:count])
-
-
 def cut(dataset: Dataset, train_images: int, test_images: int) -> Dataset:
     """The first images of both splits; the hash is still that of the whole set."""
-    return replace(
-        dataset,
-        train=first_of(dataset.train, train_images),
-        test=first_of(dataset.test, test_images),
-    )
+    return replace(dataset, train=dataset.train[:train_images], test=dataset.test[:test_images])

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from bench.data_tools import CLASSES
 from bench.export.options import OnnxOptions
 from bench.records.grouping import recipe_of
-from swap_fast.data.cifar.dataset import IMAGE_SIDE, normalisation_of, num_classes_of
+from swap_fast.data.cifar.augment import IMAGE_SIZE
+from swap_fast.data.cifar.dataset import KNOWN
 from swap_fast.data.cifar.files import load_dataset, locate_dataset
 from swap_fast.data.imagenet.scan import IMAGENET_MEAN, IMAGENET_STD
 from swap_fast.models import ResNet9, ResNet50, SpeedNet, WhitenedResNet9
@@ -43,7 +44,7 @@ def final_model(record: RunRecord, weights: Path) -> nn.Module:
     """
     recipe, name = recipe_of(record), record.data["name"]
     width = recipe["width"]
-    classes = int(record.data["classes"]) if name == "imagenet" else num_classes_of(name)
+    classes = int(record.data["classes"]) if name == "imagenet" else KNOWN[name].num_classes
     # The filters of whitening are saved with the weights.
     nets: dict[str, Callable[[], nn.Module]] = {
         "resnet9": lambda: ResNet9(classes, width),
@@ -69,9 +70,9 @@ def check_images(record: RunRecord, options: OnnxOptions) -> tuple[Tensor, str]:
     if name in ("cifar10", "cifar100") and has_data:
         test = load_dataset(name, locate_dataset(name, options.data)).test
         pixels = torch.from_numpy(test.images[: options.images].copy()).float()
-        mean, std = (torch.tensor(values) for values in normalisation_of(name))
+        mean, std = (torch.tensor(values) for values in (KNOWN[name].mean, KNOWN[name].std))
         return ((pixels - mean) / std).permute(0, 3, 1, 2).contiguous(), f"test images of {name}"
-    side = IMAGE_SIDE
+    side = IMAGE_SIZE
     if name == "imagenet":
         last = recipe["phase2"] if "phase2" in recipe else recipe["phase1"]
         side = last["stages"][-1]["image_size"]
@@ -82,7 +83,9 @@ def check_images(record: RunRecord, options: OnnxOptions) -> tuple[Tensor, str]:
 def about(record: RunRecord) -> dict[str, Any]:
     """What the file says of itself: what goes in, what comes out, and the run."""
     name = record.data["name"]
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if name == "imagenet" else normalisation_of(name)
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if name != "imagenet":
+        mean, std = KNOWN[name].mean, KNOWN[name].std
     return {
         "run_id": record.run_id,
         "recipe": record.recipe,

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,9 @@ def bare_dali(device_type: str, batch_size: int, dtype: str, threads: int) -> Tu
         labels = split.labels[here].astype(np.int64)
         flip = part.flip.astype(np.int32)
         ready.append((padded[here], labels, crop[0], crop[1], flip, corner))
+    batches = cycle(ready)
     pipeline = define_pipeline(
-        lambda batch: ready[batch.iteration % len(ready)],
+        lambda: next(batches),
         batch_size=batch_size,
         pad=PAD,
         cutout=8,

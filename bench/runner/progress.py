@@ -10,7 +10,7 @@ from threading import Event, Thread
 from bench.hardware.machine import describe_machine
 from bench.runner.run_folders import RunDir, RunSpec
 from swap_fast.callbacks.emitter import SCREEN_TICK_S, EventLogger
-from swap_fast.callbacks.events import EventFile, Listener, Tail, make_event, read_events
+from swap_fast.callbacks.events import Listener, Tail, make_event, read_events
 from swap_fast.callbacks.progress import (
     Form,
     JsonLines,
@@ -49,29 +49,20 @@ def make_logger(
         folder: the run's.
         num_images: trained on.
     """
-    part = part_of(spec)
-    try:
-        file = EventFile(folder, part=part, rank=comm.rank)
-    except OSError as error:
-        warn(f"no events of this run are kept: {error}")
-        file = None
-    listeners: list[Listener] = []
-    tail = None
+    listeners: list[Listener | None] = []
     if comm.rank == 0:
-        if (shown := progress_listener(spec.progress)) is not None:
-            listeners.append(shown)
-        listeners += [make_tracking(name, spec.out, warn) for name in spec.track]
-        if listeners and spec.part != "workers":
-            tail = Tail(folder, without=f"events-{part}-rank0.jsonl", from_end=True)
+        trackers = (make_tracking(name, spec.out, warn) for name in spec.track)
+        listeners = [progress_listener(spec.progress), *trackers]
+    leads = comm.rank == 0 and spec.part != "workers"
     return EventLogger(
         listeners,
         plan_of(spec.recipe, num_images),
         reading=clock.reading,
-        part=part,
+        part=part_of(spec),
         rank=comm.rank,
-        logs_phase1=comm.rank == 0 and spec.part != "workers",
-        file=file,
-        tail=tail,
+        logs_phase1=leads,
+        folder=folder,
+        follows=leads,
         warn=warn,
     )
 

@@ -23,10 +23,9 @@ from swap_fast.data.cifar.batches import Batch
 from swap_fast.data.cifar.dataset import Channels, Split
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.data.imagenet import batches as tree_batches
-from swap_fast.data.imagenet.crops import Crops, plan_crops
+from swap_fast.data.imagenet.crops import Crops, evaluation_batches, plan_crops
 from swap_fast.data.imagenet.scan import IMAGENET_STD, ImageSplit, scan_tree
 from swap_fast.tasks.cifar import missing_for_dali
-from swap_fast.tasks.imagenet import evaluation_batches
 
 IMAGES, BATCH = 96, 32
 TOLERANCES = {"fp32": 2e-6, "fp16": 2e-3}
@@ -178,7 +177,7 @@ def dali_imagenet(form: Form) -> str:
         random = plan_crops(
             tree.train.sizes, px=PX, min_scale=MIN_SCALE, seed=2, phase=1, worker=0, epoch=0
         )
-        whole = list(evaluation_batches(tree.test, px=PX, batch_size=FILES, rectangular=True))
+        whole = evaluation_batches(tree.test.sizes, px=PX, batch_size=FILES, rectangular=True)
         assert whole[0].size[0] != whole[0].size[1], "expected a batch that is not square"
         for kind, split, batches in (
             ("random", tree.train, [random]),

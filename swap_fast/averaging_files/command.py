@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -119,7 +119,7 @@ def average(arguments: list[str]) -> int:
         overwrite=options.force,
         say=say,
     )
-    text = json.dumps(made.report.as_json(), indent=1, allow_nan=False)
+    text = json.dumps(asdict(made.report), indent=1, allow_nan=False)
     if options.json_file is not None:
         write_file(options.json_file, (text + "\n").encode())
     if options.json:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 BARRIER = 0.02
 """Accuracy (a fraction) below the straight line from which on two models lie apart: Frankle et al.
@@ -62,10 +61,6 @@ class SoupReport:
     """The file that was written."""
     sha256: str | None = None
     """Of its bytes."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def barrier(accuracies: Sequence[float]) -> float:

@@ -10,10 +10,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from swap_fast.callbacks.events import ENDINGS, Event, EventFile, Listener, Tail, make_event
+from swap_fast.callbacks.events import (
+    ENDINGS,
+    Event,
+    EventFile,
+    Listener,
+    Tail,
+    file_name,
+    make_event,
+)
 from swap_fast.callbacks.progress import Plan, Screen, images_until
 from swap_fast.record import EpochRow
 from swap_fast.training.callback import Callback
@@ -43,39 +52,47 @@ class EventLogger(Callback):
     training goes on.
 
     Arguments:
-        listeners: called with this rank's events, and with those that `tail` reads.
+        listeners: called with this rank's events; None among them is left out.
         plan: what the run does at most.
         reading: the paper's reading of this rank's clock.
         part: of the run that this process does.
-        rank: of this process.
         logs_phase1: whether this rank logs phase 1, which is the same on every rank; None: rank 0
             does.
-        file: where this rank's own events are kept.
-        tail: the events of the run's other processes.
+        folder: where this rank's own events are kept; None: nowhere.
+        follows: call the listeners with the events of the folder's other processes too.
         tick_s: the period of the thread; None: as short as the listeners need it.
         warn: prints a warning.
     """
 
     def __init__(
         self,
-        listeners: Iterable[Listener],
+        listeners: Iterable[Listener | None],
         plan: Plan,
         *,
         reading: Callable[[], float],
         part: str = "run",
         rank: int = 0,
         logs_phase1: bool | None = None,
-        file: EventFile | None = None,
-        tail: Tail | None = None,
+        folder: Path | None = None,
+        follows: bool = False,
         tick_s: float | None = None,
         warn: Callable[[str], None] = _warn,
     ) -> None:
-        self._listeners, self._plan, self._reading = list(listeners), plan, reading
-        self._part, self._rank, self._file, self._tail = part, rank, file, tail
+        self._listeners = [listener for listener in listeners if listener is not None]
+        self._plan, self._reading = plan, reading
+        self._part, self._rank, self._warn = part, rank, warn
         self._logs_phase1 = rank == 0 if logs_phase1 is None else logs_phase1
         shows_bars = any(isinstance(each, Screen) for each in self._listeners)
         self._tick_s = tick_s or (SCREEN_TICK_S if shows_bars else TICK_S)
-        self._warn = warn
+        self._file: EventFile | None = None
+        self._tail: Tail | None = None
+        if folder is not None:
+            try:
+                self._file = EventFile(folder, part=part, rank=rank)
+            except OSError as error:
+                warn(f"no events of this run are kept: {error}")
+            if follows and self._listeners:
+                self._tail = Tail(folder, without=file_name(part, rank), from_end=True)
         self._lock = threading.RLock()
         self._model: tuple[int, int] | None = None  # phase and worker that this rank logs now
         self._epoch = self._step = 0
@@ -129,11 +146,9 @@ class EventLogger(Callback):
         )
 
     def on_step(self, images: int) -> None:
-        """Count an update."""
         self._step += 1
 
     def on_epoch_end(self, row: EpochRow) -> None:
-        """Emit `epoch`."""
         if self._model is None:
             return
         with self._lock:
@@ -148,12 +163,10 @@ class EventLogger(Callback):
         self.emit("epoch", **{name: _finite(value) for name, value in values.items()})
 
     def on_save(self, progress: "Progress") -> None:
-        """Emit `checkpoint`."""
         where = {"phase": progress.phase, "worker": progress.worker}
         self.emit("checkpoint", **where, epoch=progress.epoch, step=progress.step)
 
     def on_end(self, progress: "Progress") -> None:
-        """Emit `phase_end`."""
         self._emit_of_model(
             "phase_end",
             epoch=progress.epoch,

@@ -36,6 +36,11 @@ def make_event(kind: str, *, part: str = "run", rank: int = 0, **values: Any) ->
     return {"schema": SCHEMA, "time": now, "part": part, "rank": rank, "event": kind, **values}
 
 
+def file_name(part: str, rank: int) -> str:
+    """Of one process's events."""
+    return f"events-{part}-rank{rank}.jsonl"
+
+
 def seconds_of(event: Event) -> float:
     """When it happened, in seconds since 1970."""
     return datetime.fromisoformat(event["time"]).timestamp()
@@ -58,18 +63,16 @@ class EventFile:
 
     def __init__(self, folder: Path, *, part: str, rank: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"events-{part}-rank{rank}.jsonl"
+        path = folder / file_name(part, rank)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":
             os.write(self._file, b"\n")  # a former process was killed within a line
 
     def __call__(self, event: Event) -> None:
-        """Append it."""
         os.write(self._file, f"{to_line(event)}\n".encode())
 
     def close(self) -> None:
-        """Write no more."""
         os.close(self._file)
 
 

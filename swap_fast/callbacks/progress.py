@@ -76,11 +76,9 @@ class ModelView:
     """The state of one model: phase 1's, or a worker's."""
 
     phase: int
-    """1 or 2."""
     worker: int
     """From 0; 0 in phase 1."""
     state: Literal["waiting", "running", "ended"] = "waiting"
-    """Whether it is trained."""
     epoch: int = 0
     """Epochs done."""
     step: int = 0
@@ -88,11 +86,9 @@ class ModelView:
     images_per_s: float | None = None
     """Of the last updates, by all ranks that share it."""
     train_accuracy: float | None = None
-    """Of its last epoch."""
+    """Of its last epoch, as is the next one."""
     test_accuracy: float | None = None
-    """After its last epoch."""
     stopped_by: str | None = None
-    """What ended it."""
     begun: tuple[float, int] = (0.0, 0)
     """When its process started or resumed it, and the images that were done by then."""
     seen: tuple[float, int] = (0.0, 0)
@@ -110,13 +106,11 @@ class RunView:
     """The state of a run; a listener."""
 
     run: str = ""
-    """Its name."""
     recipe: str = ""
-    """The recipe's."""
+    """The recipe's name."""
     began: Event | None = None
     """Its last `began` event."""
     plan: Plan = field(default_factory=lambda: {"workers": 0, "phases": []})
-    """What it does at most."""
     models: dict[tuple[int, int], ModelView] = field(default_factory=dict)
     """By phase and worker."""
     averaging: bool = False
@@ -124,10 +118,8 @@ class RunView:
     parts: dict[str, Event | None] = field(default_factory=dict)
     """For each part of it that was started, its last event once it has ended."""
     last: Event | None = None
-    """Its last event."""
 
     def __call__(self, event: Event) -> None:
-        """Update the state."""
         kind, self.last = event["event"], event
         if kind == "began":
             self._begin(event)
@@ -254,10 +246,9 @@ def progress_listener(form: Form = "auto") -> "Screen | Lines | JsonLines | None
 
 
 class JsonLines:
-    """Prints each event as a line of JSON."""
+    """Prints each event as a line of JSON, whole."""
 
     def __call__(self, event: Event) -> None:
-        """Print it, whole."""
         sys.stdout.write(f"{to_line(event)}\n")
         sys.stdout.flush()
 
@@ -273,7 +264,6 @@ class Lines:
         self._say, self.view = say, RunView()
 
     def __call__(self, event: Event) -> None:
-        """Print its line, if it has one."""
         self.view(event)
         if (line := line_of(event, self.view)) is not None:
             self._say(line)
@@ -295,10 +285,14 @@ class Screen:
         self._live: Live | None = None
 
     def __call__(self, event: Event) -> None:
-        """Print its line, if it has one, and draw the bars again."""
         self.view(event)
         if self._live is None:
-            self._live = self._begin()
+            from rich.console import Console
+            from rich.live import Live
+
+            console = self._console or Console()
+            self._live = Live(console=console, auto_refresh=False, transient=True)
+            self._live.start()
         if (line := line_of(event, self.view)) is not None:
             self._live.console.print(line, highlight=False, markup=False, soft_wrap=True)
         self._live.update(bars(self.view), refresh=True)
@@ -308,14 +302,6 @@ class Screen:
         if self._live is not None:
             self._live.stop()
             self._live = None
-
-    def _begin(self) -> "Live":
-        from rich.console import Console
-        from rich.live import Live
-
-        live = Live(console=self._console or Console(), auto_refresh=False, transient=True)
-        live.start()
-        return live
 
 
 def who(phase: int, worker: int) -> str:
@@ -419,8 +405,7 @@ def bars(view: RunView) -> "RenderableType":
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
-    shown = shown_models(view)
-    for model in shown:
+    for model in shown_models(view):
         done, total = view.images(model)
         share = f"{done / total:>4.0%}" if total else ""
         bar = ProgressBar(total=max(total, 1), completed=done, width=24)

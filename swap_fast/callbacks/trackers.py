@@ -26,7 +26,12 @@ EPOCH_VALUES = (
     *("train_loss", "train_accuracy", "test_accuracy"),
     *("learning_rate", "noise_scale", "images_per_s", "time_s"),
 )
-"""What trackers get of each epoch."""
+FINAL_VALUES = (
+    *("test_accuracy", "accuracy_before_averaging"),
+    *("phase1_epochs", "training_time_s"),
+)
+CONFIGURATION = ("recipe", "seed", "world_size", "machine")
+"""What trackers get of each epoch, of a run's last event, and of its first one."""
 
 
 class Tracker(Protocol):
@@ -36,7 +41,7 @@ class Tracker(Protocol):
         """Start a run, or resume it."""
 
     def log(self, group: str, values: Mapping[str, float], step: int, time_s: float) -> None:
-        """Keep values of "phase1", "phase2/worker3" or "final" at an epoch."""
+        """Keep values, named GROUP/NAME, of "phase1", "phase2/worker3" or "final" at an epoch."""
 
     def end(self, *, well: bool) -> None:
         """End the run."""
@@ -53,7 +58,6 @@ class TensorBoard:
         self._folder = folder
 
     def begin(self, run: str, configuration: dict[str, Any]) -> None:
-        """Open a file of events."""
         import json
 
         from torch.utils.tensorboard import SummaryWriter
@@ -63,13 +67,11 @@ class TensorBoard:
         self._writer.add_text("configuration", "    " + text.replace("\n", "\n    "))
 
     def log(self, group: str, values: Mapping[str, float], step: int, time_s: float) -> None:
-        """Add scalars named GROUP/NAME."""
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step, walltime=time_s)
         self._writer.flush()
 
     def end(self, *, well: bool) -> None:
-        """Close the file."""
         self._writer.close()
 
 
@@ -84,7 +86,6 @@ class WandB:
         self._folder = folder
 
     def begin(self, run: str, configuration: dict[str, Any]) -> None:
-        """Start the run of this name, or resume it."""
         import os
 
         import wandb
@@ -113,7 +114,6 @@ class WandB:
         )
 
     def end(self, *, well: bool) -> None:
-        """End the run."""
         self._run.finish(exit_code=0 if well else 1)
 
 
@@ -121,7 +121,6 @@ class MLflow:
     """A run of MLflow, at MLFLOW_TRACKING_URI or MLflow's default place."""
 
     def begin(self, run: str, configuration: dict[str, Any]) -> None:
-        """Start the run of this name, or resume it."""
         import os
 
         from mlflow import MlflowClient
@@ -141,12 +140,10 @@ class MLflow:
         self._client.update_run(self._id, status="RUNNING")
 
     def log(self, group: str, values: Mapping[str, float], step: int, time_s: float) -> None:
-        """Log metrics named GROUP/NAME."""
         for name, value in values.items():
             self._client.log_metric(self._id, f"{group}/{name}", value, int(time_s * 1000), step)
 
     def end(self, *, well: bool) -> None:
-        """End the run."""
         self._client.set_terminated(self._id, "FINISHED" if well else "FAILED")
 
 
@@ -192,7 +189,8 @@ class Tracking:
     def _pass_on(self, event: Event) -> None:
         kind = event["event"]
         if kind == "began":
-            self._tracker.begin(event["run"], configuration_of(event))
+            configuration = {name: event[name] for name in CONFIGURATION}
+            self._tracker.begin(event["run"], configuration)
             self._ready.set()
         elif kind == "epoch":
             group = "phase1" if event["phase"] == 1 else f"phase2/worker{event['worker']}"
@@ -200,19 +198,9 @@ class Tracking:
             self._tracker.log(group, values, event["epoch"], seconds_of(event))
         else:
             if kind == "done":
-                self._tracker.log("final", final_of(event), 0, seconds_of(event))
+                values = {name: event[name] for name in FINAL_VALUES if event[name] is not None}
+                self._tracker.log("final", values, 0, seconds_of(event))
             self._tracker.end(well=kind in ("done", "part_done"))
-
-
-def configuration_of(event: Event) -> dict[str, Any]:
-    """What a tracker keeps of a run's first event."""
-    return {name: event[name] for name in ("recipe", "seed", "world_size", "machine")}
-
-
-def final_of(event: Event) -> dict[str, float]:
-    """What a tracker keeps of a run's last event."""
-    names = ("test_accuracy", "accuracy_before_averaging", "phase1_epochs", "training_time_s")
-    return {name: event[name] for name in names if event[name] is not None}
 
 
 def require_trackers(names: tuple[TrackerName, ...]) -> None:
@@ -235,9 +223,9 @@ def make_tracking(name: TrackerName, folder: Path, warn: Callable[[str], None]) 
     Arguments:
         folder: where the tracker keeps its files: FOLDER/tensorboard, FOLDER/wandb.
     """
-    tracker: Tracker
-    if name == "tensorboard":
-        tracker = TensorBoard(folder / "tensorboard")
-    else:
-        tracker = WandB(folder) if name == "wandb" else MLflow()
-    return Tracking(tracker, name, warn)
+    make: dict[str, Callable[[], Tracker]] = {
+        "tensorboard": lambda: TensorBoard(folder / "tensorboard"),
+        "wandb": lambda: WandB(folder),
+        "mlflow": MLflow,
+    }
+    return Tracking(make[name](), name, warn)

@@ -129,15 +129,13 @@ def _checksum(plain: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def model_state(weights: Weights) -> dict[str, Tensor]:
-    """The model's state on the host, with its own names."""
+def on_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state on the host, each tensor in memory of its own."""
     # safetensors refuses tensors that share memory, as views of one vector do. Counts of batches
     # depend on how the replicas were dealt out to processes, and nothing reads them: they become 0.
     return {
         name: torch.zeros_like(t) if name.endswith("num_batches_tracked") else t.clone()
-        for name, t in (
-            (name, t.detach().cpu().contiguous()) for name, t in weights.state_dict().items()
-        )
+        for name, t in ((name, t.detach().cpu().contiguous()) for name, t in state.items())
     }
 
 
@@ -147,7 +145,7 @@ def save_weights(weights: Weights, path: Path) -> str:
     Raises:
         OSError: as `write_file`.
     """
-    content = save(model_state(weights))
+    content = save(on_host(weights.state_dict()))
     write_file(path, content)
     return hashlib.sha256(content).hexdigest()
 

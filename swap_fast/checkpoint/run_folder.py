@@ -23,7 +23,7 @@ from swap_fast.checkpoint.files import (
     file_of,
     load_state_,
     load_theta,
-    model_state,
+    on_host,
     read_checkpoint,
     read_json,
     read_manifest,
@@ -239,7 +239,9 @@ class RunFolder:
                 rows=self._rows[key],
                 weights_sha256=self._sha256[key],
             )
-            checkpoint = Checkpoint(model=model_state(state.weights), state=tensors, about=about)
+            checkpoint = Checkpoint(
+                model=on_host(state.weights.state_dict()), state=tensors, about=about
+            )
             about = write_checkpoint(self.path / _stem(progress), checkpoint)
             self._sha256[key] = about.weights_sha256
             self._prune(progress)

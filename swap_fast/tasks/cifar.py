@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,11 +40,9 @@ def choose_loader(
     named = of_recipe if asked == "auto" else asked
     if named is None or named == "tensor":
         return "tensor", None
-    missing = None
-    if named == "dali":
-        missing = missing_for_dali(device_type)
-        if asked == "auto" and device_type != "cuda":
-            missing = missing or "no CUDA device, for which the recipe names it"
+    missing = missing_for_dali(device_type) if named == "dali" else None
+    if named == "dali" and asked == "auto" and device_type != "cuda":
+        missing = missing or "no CUDA device, for which the recipe names it"
     if missing is None:
         return named, None
     return "tensor", f"loader {named}: {missing}; the tensor backend makes the batches"
@@ -111,27 +109,17 @@ def loader_maker(
     """
     if execution.loader == "tensor":
         return partial(Batches, images)
-    pad, cutout, threads = augmentation.pad, augmentation.cutout, torch.get_num_threads()
+    options: dict[str, Any] = {
+        **{"mean": mean, "std": std, "pad": augmentation.pad, "cutout": augmentation.cutout},
+        **{"device": device, "threads": torch.get_num_threads()},
+    }
     if execution.loader == "torchvision":
         from swap_fast.data.cifar.torchvision import TorchvisionImages
 
-        baseline = TorchvisionImages(
-            split, mean=mean, std=std, pad=pad, cutout=cutout, device=device, threads=threads
-        )
-        return partial(StreamedBatches, baseline)
+        return partial(StreamedBatches, TorchvisionImages(split, **options))
     from swap_fast.data.cifar.dali import DaliImages
 
-    stream = DaliImages(
-        split,
-        mean=mean,
-        std=std,
-        pad=pad,
-        cutout=cutout,
-        execution=execution,
-        device=device,
-        threads=threads,
-    )
-    return partial(StreamedBatches, stream)
+    return partial(StreamedBatches, DaliImages(split, execution=execution, **options))
 
 
 # A run's CIFAR images on this rank.
@@ -164,7 +152,7 @@ class CifarSource:
         self._dataset: Dataset | None = dataset
 
     def warm_up(self, weights: Weights, execution: Execution) -> None:
-        """Gather an image in each of the run's ways, import the loader, evaluate black images."""
+        """Gather an image by each kind of plan, import the loader, evaluate black images."""
         assert self._dataset is not None, "a source is warmed up before it is opened"
         device, tests = weights.theta.device, len(self._dataset.test)
         split = black(1)
@@ -189,8 +177,8 @@ class CifarSource:
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Move the data to the weights' device, and forget what is not needed on the host."""
         assert self._dataset is not None, "a source is opened once"
-        dataset, device, size = self._dataset, weights.theta.device, self.num_images
-        train = Split(images=dataset.train.images[:size], labels=dataset.train.labels[:size])
+        dataset, device = self._dataset, weights.theta.device
+        train = dataset.train[: self.num_images]
         mean, std, pad = dataset.mean, dataset.std, self._recipe.augmentation.pad
         self._images = DeviceImages(train, mean=mean, std=std, device=device, pad=pad)
         test = DeviceImages(dataset.test, mean=mean, std=std, device=device)
@@ -210,7 +198,6 @@ class CifarSource:
     def batches(
         self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Batch
     ) -> Loader:
-        """Makes the phase's batches with the execution's backend."""
         share = ShardSpec(
             num_images=self.num_images,
             augmentation=self._recipe.augmentation,
@@ -231,7 +218,6 @@ class CifarSource:
         return (batch.images for batch in one_pass(self._images, plan, into, comm))
 
     def evaluator(self, shape: BatchShape) -> Evaluator:
-        """Top-1 accuracy, the same in all epochs."""
         return self._evaluator
 
 

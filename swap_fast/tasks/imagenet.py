@@ -1,5 +1,6 @@
 """ImageNet's data of a run on this rank: files, decoded as they are needed."""
 
+import importlib
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -12,33 +13,17 @@ from swap_fast.data.imagenet.batches import (
     Decoder,
     DecoderName,
     TreeBatches,
-    decoder_class,
     make_decoder,
     one_pass,
     pass_buffer,
 )
-from swap_fast.data.imagenet.crops import Crops, centre_crops, plan_crops, rectangular_batches
+from swap_fast.data.imagenet.crops import Crops, evaluation_batches, plan_crops
 from swap_fast.data.imagenet.scan import ImageSplit, ImageTree
 from swap_fast.distributed import Comm
 from swap_fast.training.evaluate import Count, Evaluator
 from swap_fast.training.weights import Weights
 
 TEST_BATCH_SIZE = 128
-
-
-def evaluation_batches(
-    split: ImageSplit, *, px: int, batch_size: int, rectangular: bool
-) -> list[Crops]:
-    """All test images: resized to a shorter side of int(1.14 * px), the centre cut out.
-
-    Arguments:
-        rectangular: sort by aspect ratio and cut each batch to its mean ratio, as the original
-            does at 288 px; else all crops are px by px.
-    """
-    if rectangular:
-        return list(rectangular_batches(split.sizes, px=px, batch_size=batch_size))
-    crops = centre_crops(split.sizes, px=px)
-    return [crops[start : start + batch_size] for start in range(0, len(crops), batch_size)]
 
 
 def tree_evaluator(
@@ -57,9 +42,10 @@ def tree_evaluator(
     Arguments:
         decoder: decodes the batches; made for this split, `centred`.
         px: the crop's side, or its shorter one.
+        rectangular: see `evaluation_batches`.
         batch_size: images a forward pass.
     """
-    crops = evaluation_batches(split, px=px, batch_size=batch_size, rectangular=rectangular)
+    crops = evaluation_batches(split.sizes, px=px, batch_size=batch_size, rectangular=rectangular)
 
     def batches(comm: Comm) -> Iterator[tuple[Tensor, Crops]]:
         return one_pass(decoder, crops, pass_buffer(crops, execution, device), execution, comm)
@@ -96,7 +82,7 @@ class TreeSource:
 
     def warm_up(self, weights: Weights, execution: Execution) -> None:
         """Import the decoder; what it builds on the device it builds when a stage begins."""
-        decoder_class(self._loader)
+        importlib.import_module(f"swap_fast.data.imagenet.{self._loader}")
 
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Note where the images go, and make the decoder of test images, which all stages share."""
@@ -107,7 +93,6 @@ class TreeSource:
     def batches(
         self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Batch
     ) -> TreeBatches:
-        """Decodes and crops a stage's batches."""
         return TreeBatches(
             self._tree.train,
             self._decoder(len(into.labels)),
@@ -138,7 +123,6 @@ class TreeSource:
         return (images for images, _ in shown)
 
     def evaluator(self, shape: BatchShape) -> Evaluator:
-        """Top-1 and top-5 accuracy at the size of a stage."""
         return tree_evaluator(
             self._weights.model,
             self._tree.test,

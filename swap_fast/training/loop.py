@@ -3,29 +3,15 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from swap_fast.config.phase import Phase
+from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.record import EpochRow
 from swap_fast.training.clock import Clock
 from swap_fast.training.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import Progress
 from swap_fast.training.step import BaseStep, Metrics
-
-
-class Batches(Protocol):
-    """The batches of one rank in a stage."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Updates of an epoch."""
-
-    def start_epoch(self, worker: int, epoch: int) -> None:
-        """Go to an epoch."""
-
-    def load(self, step: int) -> None:
-        """Give the step its part of update `step`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +22,7 @@ class TrainStage:
     """Of the phase, from 0."""
     step: BaseStep
     """One update."""
-    open_batches: Callable[[], Batches]
+    open_batches: Callable[[], Loader]
     """Gives what makes its batches, when the stage begins and those before it are gone."""
 
 

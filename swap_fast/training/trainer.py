@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
-from swap_fast.data.cifar.batches import require_a_batch
+from swap_fast.data.cifar.batches import Loader, require_a_batch
 from swap_fast.distributed import ALONE, Comm, WorkerGroup
 from swap_fast.record import EpochRow
 from swap_fast.training.batchnorm import BatchNormRecompute
@@ -20,7 +20,7 @@ from swap_fast.training.callback import Callback, Callbacks
 from swap_fast.training.capture import Captures
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
-from swap_fast.training.loop import Batches, TrainStage, train_epochs
+from swap_fast.training.loop import TrainStage, train_epochs
 from swap_fast.training.optimizer import ScaledOptimizer, recipe_optimizer
 from swap_fast.training.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import (
@@ -46,7 +46,7 @@ class Source(Protocol):
 
     def batches(
         self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Any
-    ) -> Batches:
+    ) -> Loader:
         """What fills the step's batch in a stage of phase `number`, for this rank's replicas."""
 
     def batch_norm_batches(self, buffer: Any, shape: BatchShape, comm: Comm) -> Iterable[Any]:

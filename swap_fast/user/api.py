@@ -14,14 +14,14 @@ from torch import nn
 
 from swap_fast.algorithm import swap as run_algorithm
 from swap_fast.callbacks.emitter import EventLogger
-from swap_fast.callbacks.events import EventFile, Listener, merge_events
-from swap_fast.callbacks.progress import make_plan, progress_listener
+from swap_fast.callbacks.events import Listener, merge_events
+from swap_fast.callbacks.progress import Form, make_plan, progress_listener
 from swap_fast.checkpoint.attempts import Attempt
 from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Phase, Schedule, require
 from swap_fast.distributed import ALONE, Comm, connect
-from swap_fast.record import EpochRow, flatten, now, plain
+from swap_fast.record import flatten, now, plain
 from swap_fast.training.batchnorm import BatchNormRecompute, is_compiled
 from swap_fast.training.callback import Callback
 from swap_fast.training.clock import Clock
@@ -39,9 +39,17 @@ from swap_fast.user.data import (
 )
 from swap_fast.user.method import describe_method, name_of, user_method
 from swap_fast.user.optimizer import Groups, Make, UserOptimizer
-from swap_fast.user.parts import UserSource, bare, make_net, refuse_lone_examples
+from swap_fast.user.parts import (
+    Loss,
+    Metric,
+    Objective,
+    UserSource,
+    UserStep,
+    bare,
+    make_net,
+    refuse_lone_examples,
+)
 from swap_fast.user.result import SwapResult, describe_environment, make_result
-from swap_fast.user.step import Loss, Metric, Objective, UserStep
 
 # The run's folder.
 
@@ -96,17 +104,6 @@ def _connected(device_type: str, timeout_s: float) -> Comm:
     comm = connect(device_type, timeout_s=timeout_s)
     atexit.register(comm.close)
     return comm
-
-
-class Rows(Callback):
-    """Keeps the epochs of this rank."""
-
-    def __init__(self) -> None:
-        self.all: list[EpochRow] = []
-
-    def on_epoch_end(self, row: EpochRow) -> None:
-        """Keep it."""
-        self.all.append(row)
 
 
 def swap(
@@ -276,14 +273,13 @@ def swap(
         group = comm.worker_group(workers)
         phases = [(method.phase1, comm), (method.phase2, group.inside)]
         execution = Execution(device_type=kind, precision=precision, memory_format="contiguous")
-        place, run_folder = None if folder is None else Path(folder), None
+        place = None if folder is None else Path(folder)
         attempt = None if place is None else open_folder(place, info, comm, resume=resume)
         shutdown = NEVER if place is None else GracefulShutdown(synchronize)
-        rows = Rows()
         # Each rank prints the lines of its own workers; rank 0 alone draws bars.
-        shown = progress_listener(("auto" if comm.rank == 0 else "lines") if progress else "none")
+        form: Form = ("auto" if comm.rank == 0 else "lines") if progress else "none"
         logger = EventLogger(
-            [*([] if shown is None else [shown]), *(listeners if comm.rank == 0 else ())],
+            [progress_listener(form), *(listeners if comm.rank == 0 else ())],
             make_plan(
                 (method.phase1, method.phase2),
                 workers,
@@ -292,10 +288,11 @@ def swap(
             ),
             reading=clock.reading,
             rank=comm.rank,
-            file=None if place is None else EventFile(place, part="run", rank=comm.rank),
+            folder=place,
         )
+        checkpoints: RunFolder | NoCheckpoints = NoCheckpoints()
         if place is not None:
-            run_folder = RunFolder(
+            checkpoints = RunFolder(
                 place,
                 clock,
                 attempt=attempt,
@@ -338,8 +335,8 @@ def swap(
                 comm=comm,
                 group=group,
                 clock=clock,
-                callbacks=[rows, logger, *callbacks, *([] if attempt is None else [attempt])],
-                checkpoints=run_folder or NoCheckpoints(),
+                callbacks=[logger, *callbacks, *([] if attempt is None else [attempt])],
+                checkpoints=checkpoints,
                 shutdown=shutdown,
             )
             # The script or notebook around this run may continue after a signal.
@@ -347,8 +344,8 @@ def swap(
             handled = nullcontext() if place is None else shutdown.installed(always_uninstall=True)
             with handled:
                 done = run_algorithm(method, parts)
-            every = run_folder.rows if run_folder else rows.all
-            result = make_result(parts, done, every, model, settings=settings, data=data)
+            rows = checkpoints.rows
+            result = make_result(parts, done, rows, model, settings=settings, data=data)
             if comm.rank == 0:
                 logger.emit_done(
                     done,

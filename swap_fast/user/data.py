@@ -6,20 +6,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    default_collate,
+)
 
 from swap_fast.config.phase import Phase
+from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import ALONE, Comm
-from swap_fast.training.loop import Batches
 
 # Seeds: each follows from where its numbers are needed, and from nothing drawn before.
-
 
 FETCH, AUGMENT, FORWARD = 1, 2, 3
 """What a number is drawn for, behind (seed, phase, worker, epoch, step, replica)."""
@@ -122,17 +127,38 @@ class SampleRequest(NamedTuple):
     """Of these, in this order."""
 
 
-class Examples(Protocol):
-    """Data whose examples can be picked in any order."""
+class Examples(Dataset[Any]):
+    """Data whose examples can be picked in any order.
+
+    A batch is one item, so that its seed travels to the process that reads it.
+
+    Arguments:
+        read: makes a batch.
+        processes: that read batches ahead; 0: none but this one.
+    """
+
+    def __init__(
+        self, length: int, read: Callable[[SampleRequest], Any], processes: int = 0
+    ) -> None:
+        self._length, self._read, self._processes = length, read, processes
 
     def __len__(self) -> int:
-        """How many there are."""
+        return self._length
+
+    def __getitem__(self, request: SampleRequest) -> Any:
+        return self._read(request)
 
     def stream(self, requests: Iterable[SampleRequest]) -> Iterator[Any]:
-        """The batches asked for, in their order; some may be made ahead."""
+        """The batches asked for, in their order; processes read some ahead."""
+        if self._processes == 0:
+            return map(self._read, requests)
+        loader: DataLoader[Any] = DataLoader(
+            self, sampler=requests, batch_size=None, num_workers=self._processes
+        )
+        return iter(loader)
 
 
-class TensorExamples:
+def tensor_examples(tensors: Any, name: str, device: torch.device | None) -> Examples:
     """Tensors whose first dimension counts the examples: a tuple or a mapping of them, or one.
 
     Arguments:
@@ -141,70 +167,26 @@ class TensorExamples:
     Raises:
         ValueError: their lengths differ, or there is none.
     """
-
-    def __init__(self, tensors: Any, name: str, device: torch.device | None) -> None:
-        lengths = [len(tensor) if tensor.dim() else 0 for tensor in leaves(tensors)]
-        if len(set(lengths)) != 1 or 0 in lengths:
-            raise ValueError(
-                f"{name}: expected tensors of one length above 0, got lengths "
-                f"{', '.join(map(str, lengths))}"
-            )
-        self._length = lengths[0]
-        self._tensors = tensors if device is None else transformed(tensors, lambda t: t.to(device))
-
-    def __len__(self) -> int:
-        """How many examples there are."""
-        return self._length
-
-    def stream(self, requests: Iterable[SampleRequest]) -> Iterator[Any]:
-        """The batches asked for, in their order."""
-        for request in requests:
-            yield transformed(self._tensors, partial(_rows, torch.from_numpy(request.indices)))
-
-
-def _rows(indices: Tensor, tensor: Tensor) -> Tensor:
-    return tensor[indices.to(tensor.device)]
-
-
-class DatasetExamples:
-    """A map-style data set: whatever has a length and gives an example for each number.
-
-    Arguments:
-        processes: that read examples ahead; 0: none but this one.
-
-    Raises:
-        ValueError: it is empty.
-    """
-
-    def __init__(self, dataset: Any, name: str, collate: Collate | None, processes: int) -> None:
-        if len(dataset) == 0:
-            raise ValueError(f"{name}: expected examples, got none")
-        self._length, self._processes = len(dataset), processes
-        self._reader = _Reader(dataset, collate or default_collate)
-
-    def __len__(self) -> int:
-        """How many examples there are."""
-        return self._length
-
-    def stream(self, requests: Iterable[SampleRequest]) -> Iterator[Any]:
-        """The batches asked for, in their order; processes read some ahead."""
-        if self._processes == 0:
-            return map(self._reader.__getitem__, requests)
-        loader: DataLoader[Any] = DataLoader(
-            self._reader, sampler=requests, batch_size=None, num_workers=self._processes
+    lengths = [len(tensor) if tensor.dim() else 0 for tensor in leaves(tensors)]
+    if len(set(lengths)) != 1 or 0 in lengths:
+        raise ValueError(
+            f"{name}: expected tensors of one length above 0, got lengths "
+            f"{', '.join(map(str, lengths))}"
         )
-        return iter(loader)
+    if device is not None:
+        tensors = transformed(tensors, lambda tensor: tensor.to(device))
+
+    def read(request: SampleRequest) -> Any:
+        rows = torch.from_numpy(request.indices)
+        return transformed(tensors, lambda tensor: tensor[rows.to(tensor.device)])
+
+    return Examples(lengths[0], read)
 
 
-class _Reader(torch.utils.data.Dataset[Any]):
-    """A batch as one item, so that its seed travels to the process that reads it."""
-
-    def __init__(self, dataset: Any, collate: Collate) -> None:
-        self._dataset, self._collate = dataset, collate
-
-    def __getitem__(self, request: SampleRequest) -> Any:
-        seed_everything(request.seed)
-        return self._collate([self._dataset[int(index)] for index in request.indices])
+def _collated(dataset: Any, collate: Collate, request: SampleRequest) -> Any:
+    """A batch of a map-style data set: whatever gives an example for each number."""
+    seed_everything(request.seed)
+    return collate([dataset[int(index)] for index in request.indices])
 
 
 class BatchesAsGiven:
@@ -276,14 +258,16 @@ def open_data(
         ValueError: none of these, or such that no epoch can be made of them.
     """
     if (tensors := _as_tensors(data)) is not None:
-        return TensorExamples(tensors, name, device)
+        return tensor_examples(tensors, name, device)
     if isinstance(data, IterableDataset):
         raise ValueError(
             f"{name}: expected batches, got an IterableDataset, which gives single examples; wrap "
             "it in a DataLoader"
         )
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping):
-        return DatasetExamples(data, name, collate, processes)
+        if len(data) == 0:
+            raise ValueError(f"{name}: expected examples, got none")
+        return Examples(len(data), partial(_collated, data, collate or default_collate), processes)
     if hasattr(data, "__iter__") and not isinstance(data, Mapping):
         return BatchesAsGiven(data, name)
     raise ValueError(
@@ -307,7 +291,6 @@ def _as_tensors(data: Any) -> Any:
 
 
 # Batches of a phase, replica by replica, and of one pass over the data.
-
 
 Augment = Callable[[Any, torch.Generator], Any]
 """Given a batch on its device, and a generator to draw from: the batch to train on."""
@@ -352,7 +335,7 @@ def phase_batches(
     number: int,
     replicas: range,
     into: list[MicroBatch],
-) -> Batches:
+) -> Loader:
     """What puts the micro-batches of phase `number` into a list: one a replica of this rank."""
     if isinstance(data, BatchesAsGiven):
         return _Given(data, phase, place, number, replicas, into)
@@ -375,7 +358,6 @@ class _PhaseBatches:
         self._worker, self._epoch = 0, 0
 
     def start_epoch(self, worker: int, epoch: int) -> None:
-        """Go to an epoch."""
         self._worker, self._epoch = worker, epoch
 
 

@@ -82,26 +82,22 @@ def user_method(
         expected = "a swap_fast.Phase without stages, or None"
         is_plain = isinstance(phase, Phase) and not isinstance(phase, StagedPhase)
         require(phase is None or is_plain, name, expected, phase)
-    each = phase2.gpus_per_model if phase2 else 1
-    replicas = workers * each
+    replicas = workers * (phase2.gpus_per_model if phase2 else 1)
     given = data.batch_size if isinstance(data, BatchesAsGiven) else None
     examples = num_examples(data)
-    if phase2 is not None:
-        whole_batch = workers * phase2.global_batch_size
-    elif phase1 is not None:
-        whole_batch = phase1.global_batch_size
-    else:
-        whole_batch = workers * (given or default_micro_batch(examples, workers))
     if phase1 is None:
-        rate = learning_rate or RATE_PER_EXAMPLE * whole_batch
         if phase2 is not None:
-            rate = phase2.peak_lr * workers
+            batch_size, rate = workers * phase2.global_batch_size, workers * phase2.peak_lr
             epochs = math.ceil(phase2.max_epochs / PHASE2_SHARE)
         else:
-            updates = max(1, examples // whole_batch)
+            # B2: a power of 2 of 2 or more, where the data do not say it.
+            most = min(MAX_MICRO_BATCH, max(2, examples // (4 * workers)))
+            batch_size = workers * (given or 2 ** int(math.log2(most)))
+            rate = learning_rate or RATE_PER_EXAMPLE * batch_size
+            updates = max(1, examples // batch_size)
             epochs = min(max(MIN_EPOCHS, math.ceil(MIN_UPDATES / updates)), MAX_EPOCHS)
         phase1 = Phase(
-            global_batch_size=whole_batch,
+            global_batch_size=batch_size,
             peak_lr=rate,
             max_epochs=epochs,
             warmup_epochs=WARM_UP * epochs,
@@ -121,12 +117,6 @@ def user_method(
         phase2=phase2,
         keep_momentum=keep_momentum,
     )
-
-
-def default_micro_batch(examples: int, workers: int) -> int:
-    """B2 where nothing is said: a power of 2 of 2 or more."""
-    most = min(MAX_MICRO_BATCH, max(2, examples // (4 * workers)))
-    return 2 ** int(math.log2(most))
 
 
 def _with_replicas(phase1: Phase, replicas: int) -> Phase:

@@ -1,24 +1,36 @@
-"""The net and the data of a user's run."""
+"""What a user's run is made of: the net, the loss, the step, and the data."""
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 from weakref import WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swap_fast.config.execution import Execution
-from swap_fast.config.phase import BatchShape, Phase
+from swap_fast.config.phase import BatchShape, Phase, shapes
+from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import Comm
-from swap_fast.training.evaluate import Accuracies
-from swap_fast.training.loop import Batches
+from swap_fast.training.evaluate import Accuracies, Count, Evaluator
+from swap_fast.training.step import BaseStep, Forward
 from swap_fast.training.trainer import Evaluate
 from swap_fast.training.weights import Weights
-from swap_fast.user.data import Augment, Data, Placement, one_pass, phase_batches
-from swap_fast.user.step import Metric, Objective, user_evaluator
+from swap_fast.user.data import (
+    Augment,
+    Data,
+    MicroBatch,
+    Placement,
+    one_pass,
+    phase_batches,
+    seed_everything,
+)
+from swap_fast.user.optimizer import UserOptimizer
+
+# The net.
 
 _TRAINED: WeakSet[nn.Module] = WeakSet()
 """Nets that a run has trained: one may not be the start of another by mistake."""
@@ -33,21 +45,20 @@ def make_net(make_model: Callable[[], nn.Module], seed: int, device: torch.devic
     """
     if isinstance(make_model, nn.Module) or not callable(make_model):
         raise ValueError(
-            "make_model: expected a function that makes the net, got a "
-            f"{type(make_model).__name__}; pass the class, or lambda: Net(...)"
+            f"make_model: expected a function that makes the net, got {_kind(make_model)}; pass "
+            "the class, or lambda: Net(...)"
         )
     torch.manual_seed(seed)
     model = make_model()
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"make_model: expected a function that returns an nn.Module, got one that returns a "
-            f"{type(model).__name__}"
+            "make_model: expected a function that returns an nn.Module, got one that returns "
+            f"{_kind(model)}"
         )
-    wrapped = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    if isinstance(model, wrapped):
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ValueError(
-            f"make_model: expected the bare net, got it in a {type(model).__name__}; the processes "
-            "share the work by themselves"
+            f"make_model: expected the bare net, got it in {_kind(model)}; the processes share "
+            "the work by themselves"
         )
     if bare(model) in _TRAINED:
         raise ValueError(
@@ -63,6 +74,96 @@ def bare(model: nn.Module) -> nn.Module:
     inner = getattr(model, "_orig_mod", model)
     assert isinstance(inner, nn.Module), "torch's own name of what it compiles"
     return inner
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}"
+
+
+# The loss.
+
+Loss = Callable[[nn.Module, Any], Any]
+"""Given the model and a batch: the mean loss, or (the mean loss, how many were right, of how many).
+"""
+Metric = Callable[[nn.Module, Any], tuple[Any, Any]]
+"""Given the model and a test batch: a sum, and over how many."""
+
+
+class Measured(NamedTuple):
+    """What a forward pass says of a batch."""
+
+    loss: Tensor
+    """The mean, a scalar."""
+    correct: Tensor | float | None
+    """How many were right; None where the loss does not say."""
+    total: Tensor | float | None
+    """Of how many."""
+
+
+class Objective:
+    """The loss of a model on a batch, and how much of the batch was right.
+
+    Without a loss function a batch is (inputs..., targets): the model is called with the inputs and
+    gives logits [B, C] or [B, C, ...] for targets [B] or [B, ...] of class numbers. Inputs are
+    rounded to half precision where all of the model's parameters are of one such type.
+
+    Arguments:
+        loss: the user's; None: cross entropy.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss | None) -> None:
+        self._model, self._loss = model, loss
+        types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        (only,) = types if len(types) == 1 else (torch.float32,)
+        self._half = only if only.itemsize == 2 else None
+
+    def __call__(self, batch: Any) -> Measured:
+        """Run the model on a batch.
+
+        Raises:
+            ValueError: a batch, logits or a loss of another form.
+        """
+        if self._loss is None:
+            return self._cross_entropy(batch)
+        said = self._loss(self._model, batch)
+        loss, *counts = said if isinstance(said, tuple) else (said,)
+        if not isinstance(loss, Tensor) or loss.dim() != 0 or len(counts) not in (0, 2):
+            got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else _kind(loss)
+            expected = "a mean loss, or (a mean loss, how many were right, of how many)"
+            got += f" and {len(counts)} more values" if counts else ""
+            raise ValueError(f"loss: expected {expected}, got {got}; take the loss's mean()")
+        return Measured(loss, *(counts or (None, None)))
+
+    def _cross_entropy(self, batch: Any) -> Measured:
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            _refuse("batch", "(inputs, targets) for the cross entropy", _kind(batch))
+        *inputs, targets = batch
+        logits = self._model(*map(self._rounded, inputs))
+        if not isinstance(logits, Tensor) or logits.dim() < 2:
+            _refuse("model", "logits [B, C] for the cross entropy", _shape(logits))
+        shape = [len(logits), *logits.shape[2:]]
+        if not isinstance(targets, Tensor) or list(targets.shape) != shape:
+            expected = f"class numbers {shape} for logits {list(logits.shape)}"
+            _refuse("targets", expected, _shape(targets))
+        if targets.is_floating_point():
+            _refuse("targets", "class numbers", str(targets.dtype))
+        targets = targets.long()
+        exact = logits.float() if logits.dtype.itemsize == 2 else logits
+        loss = nn.functional.cross_entropy(exact, targets)
+        return Measured(loss, (logits.argmax(1) == targets).sum(), targets.numel())
+
+    def _rounded(self, given: Any) -> Any:
+        is_real = isinstance(given, Tensor) and given.is_floating_point()
+        return given.to(self._half) if is_real and self._half is not None else given
+
+
+def _refuse(what: str, expected: str, got: str) -> NoReturn:
+    remedy = "pass loss=, a function of the model and a batch"
+    raise ValueError(f"{what}: expected {expected}, got {got}; {remedy}")
+
+
+def _shape(value: Any) -> str:
+    return f"{list(value.shape)}" if isinstance(value, Tensor) else _kind(value)
 
 
 def refuse_lone_examples(
@@ -89,13 +190,72 @@ def refuse_lone_examples(
         weights.load_(*before)
 
 
+# The step.
+
+
+class UserStep(BaseStep):
+    """An update from a micro-batch of any kind for each replica of this rank.
+
+    What is drawn in a replica's forward pass, as for dropout, follows from the place of its
+    micro-batch, so that it is the same on any number of processes and after an interruption.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        optimizer: UserOptimizer,
+        phase: Phase,
+        comm: Comm,
+        execution: Execution,
+        objective: Objective,
+    ) -> None:
+        super().__init__(weights, optimizer, phase, comm, global_batch_size=phase.global_batch_size)
+        self._autocast, self._objective = execution.autocast, objective
+        self._needs_counts = phase.stopping_accuracy is not None
+        self.shape = shapes(phase, image_size=0)[0]
+        # What a loader fills: a micro-batch for each replica of this rank.
+        self.batch: list[MicroBatch] = []
+
+    @property
+    def num_images(self) -> int:
+        """Examples of this rank in the update."""
+        return sum(each.examples for each in self.batch)
+
+    def forward(self, replica: int) -> Forward:
+        """Run the model on a replica's micro-batch.
+
+        Raises:
+            ValueError: the loss or the batch is not what it should be.
+        """
+        batch, examples, seed = self.batch[replica]
+        seed_everything(seed)
+        with self._autocast():
+            loss, correct, total = self._objective(batch)
+        if not loss.requires_grad:
+            raise ValueError(
+                "loss: expected one that depends on the trainable parameters, got one without a "
+                "gradient; compute it from what the model returns, outside torch.no_grad()"
+            )
+        if correct is None or total is None:
+            if self._needs_counts:
+                raise ValueError(
+                    "loss: expected (the mean loss, how many were right, of how many), which "
+                    "phase 1's stopping_accuracy needs, got a loss alone; return all three, or set "
+                    "stopping_accuracy=None"
+                )
+            correct = total = 0
+        return Forward(loss, correct, total, examples)
+
+
+# The data.
+
+
 class UserSource:
     """The user's data, and how the model is measured on them.
 
     Arguments:
         model: the net, compiled or not.
         test: None: nothing is tested.
-        objective: the loss.
         metric: measured on the test data in place of the share that is right.
         augment: changes the batches that are trained on.
         batch_size: examples of phase 3's batches; a test batch has four times as many.
@@ -123,7 +283,7 @@ class UserSource:
 
     def batches(
         self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Any
-    ) -> Batches:
+    ) -> Loader:
         """Puts a phase's micro-batches into a step's list."""
         return phase_batches(
             self._train, phase, self._place, number=number, replicas=replicas, into=into
@@ -139,12 +299,27 @@ class UserSource:
         """Accuracy or metric on the test data as they are; NaN without any."""
         if self._test is None:
             return lambda comm: Accuracies(math.nan)
-        return user_evaluator(
-            self._model,
-            self._test,
-            replace(self._place, augment=None),
-            metric=self._metric,
-            autocast=self._autocast,
-            objective=self._objective,
-            batch_size=4 * self._batch_size,
+        place = replace(self._place, augment=None)
+        batches = partial(
+            one_pass, self._test, place, batch_size=4 * self._batch_size, shuffled=False
         )
+        return Evaluator(
+            self._model,
+            lambda comm: batches(comm=comm),
+            self._count,
+            self._autocast,
+            place.device,
+        )
+
+    def _count(self, batch: Any) -> Count:
+        if self._metric is None:
+            _, correct, total = self._objective(batch)
+        else:
+            said = self._metric(self._model, batch)
+            if not isinstance(said, tuple) or len(said) != 2:
+                raise ValueError(
+                    f"metric: expected (a sum, over how many), got {_kind(said)}; return both, so "
+                    "that batches can be added up"
+                )
+            correct, total = said
+        return (0, 0, 0) if correct is None or total is None else (correct, 0, total)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from swap_fast.checkpoint.files import on_host
 from swap_fast.files import write_file
 from swap_fast.outcome import gather_rows, gather_times, workers_on_first
 from swap_fast.record import EpochRow, Times, now
@@ -22,14 +23,12 @@ from swap_fast.user.parts import bare
 
 # The model card.
 
-
 PAPER = """@inproceedings{gupta2020swap,
   title     = {Stochastic Weight Averaging in Parallel: Large-Batch Training That Generalizes Well},
   author    = {Gupta, Vipul and Serrano, Santiago Akle and DeCoste, Dennis},
   booktitle = {International Conference on Learning Representations},
   year      = {2020}
 }"""
-
 
 ENDS = {
     "stopping_accuracy": "its stopping accuracy",
@@ -40,9 +39,28 @@ ENDS = {
 
 def model_card(record: dict[str, Any]) -> str:
     """A README for the folder that a result is saved in, from its record."""
-    settings, accuracies, data = record["settings"], record["accuracies"], record["data"]
-    net, times = settings["model"], record["times"]
-    workers = settings["num_workers"]
+    settings, data, times = record["settings"], record["data"], record["times"]
+    net, phases = settings["model"], (settings["phase1"], settings["phase2"])
+    workers, processes = settings["num_workers"], record["world_size"]
+    tau, tests = phases[0]["stopping_accuracy"], data["test_examples"]
+    files = "\n".join(f"| `worker{w}.safetensors` | worker {w}'s model |" for w in range(workers))
+    rates = [
+        "a schedule of its own" if "learning_rate" in phase else f"{phase['peak_lr']:g}"
+        for phase in phases
+    ]
+    epochs = f"{record['phase1_epochs']} of {phases[0]['max_epochs']}"
+    rows = [
+        ("batch size", *(f"{phase['global_batch_size']:,}" for phase in phases)),
+        ("peak learning rate", *rates),
+        ("epochs", epochs, phases[1]["max_epochs"]),
+        ("stopping train accuracy", "none" if tau is None else f"{tau:g}", "none"),
+    ]
+    settings_rows = "\n".join(f"| {name} | {one} | {two} |" for name, one, two in rows)
+    accuracies = {
+        name: "not measured" if value is None else f"{value:.4f}"
+        for name, value in record["accuracies"].items()
+        if name not in ("metric", "workers")
+    }
     return f"""---
 library_name: pytorch
 tags:
@@ -62,20 +80,24 @@ batches, phase 3 averages the copies and recomputes the batch-norm statistics.
 | file | holds |
 | --- | --- |
 | `averaged.safetensors` | the averaged model |
-{_worker_rows(workers)}
+{files}
 | `record.json` | every setting, epoch, time and version |
 
 ## Use
 
 ```python
-{_loading(net)}
+from safetensors.torch import load_file
+
+model = make_model()  # the function that swap_fast.swap was given: {net["made_by"]}
+model{"._orig_mod" if net["compiled"] else ""}.load_state_dict(load_file("averaged.safetensors"))
+model.eval()
 ```
 
 ## How it was made
 
 | | phase 1 | phase 2, each worker |
 | --- | ---: | ---: |
-{_phase_rows(record)}
+{settings_rows}
 
 Optimizer: {settings["optimizer"]["name"]}; loss: {settings["loss"]}; precision: \
 {settings["precision"]}; seed {settings["seed"]}; {data["train_examples"]:,} training examples. \
@@ -83,14 +105,15 @@ Phase 1 ended by {ENDS[record["stopped_by"]]}.
 
 ## Results
 
-| | test {accuracies["metric"]} | training time (s) |
+| | test {record["accuracies"]["metric"]} | training time (s) |
 | --- | ---: | ---: |
-| phase 1's model | {_figure(accuracies["phase1"])} | |
-| workers, mean | {_figure(accuracies["before_averaging"])} | {times["before_averaging_s"]:.1f} |
-| **averaged** | **{_figure(accuracies["averaged"])}** | {times["after_averaging_s"]:.1f} |
+| phase 1's model | {accuracies["phase1"]} | |
+| workers, mean | {accuracies["before_averaging"]} | {times["before_averaging_s"]:.1f} |
+| **averaged** | **{accuracies["averaged"]}** | {times["after_averaging_s"]:.1f} |
 
-{_test_line(data)} Times are those of {_processes(record)}, and count training, averaging and the \
-pass for batch-norm statistics, not tests and checkpoints.
+{"Nothing was tested." if tests is None else f"On {tests:,} test examples."} Times are those of \
+{processes} process{"es" if processes > 1 else ""} ({record["environment"]["device"]}), and count \
+training, averaging and the pass for batch-norm statistics, not tests and checkpoints.
 
 ## Licence
 
@@ -104,55 +127,7 @@ To be chosen by whoever publishes these weights.
 """
 
 
-def _worker_rows(workers: int) -> str:
-    return "\n".join(f"| `worker{w}.safetensors` | worker {w}'s model |" for w in range(workers))
-
-
-def _loading(net: dict[str, Any]) -> str:
-    target = "model._orig_mod" if net["compiled"] else "model"
-    return f"""from safetensors.torch import load_file
-
-model = make_model()  # the function that swap_fast.swap was given: {net["made_by"]}
-{target}.load_state_dict(load_file("averaged.safetensors"))
-model.eval()"""
-
-
-def _phase_rows(record: dict[str, Any]) -> str:
-    phases = [record["settings"]["phase1"], record["settings"]["phase2"]]
-    tau = phases[0]["stopping_accuracy"]
-    rates = [
-        "a schedule of its own" if "learning_rate" in phase else f"{phase['peak_lr']:g}"
-        for phase in phases
-    ]
-    rows = [
-        ("batch size", *(f"{phase['global_batch_size']:,}" for phase in phases)),
-        ("peak learning rate", *rates),
-        (
-            "epochs",
-            f"{record['phase1_epochs']} of {phases[0]['max_epochs']}",
-            phases[1]["max_epochs"],
-        ),
-        ("stopping train accuracy", "none" if tau is None else f"{tau:g}", "none"),
-    ]
-    return "\n".join(f"| {name} | {one} | {two} |" for name, one, two in rows)
-
-
-def _figure(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4f}"
-
-
-def _test_line(data: dict[str, Any]) -> str:
-    count = data["test_examples"]
-    return "Nothing was tested." if count is None else f"On {count:,} test examples."
-
-
-def _processes(record: dict[str, Any]) -> str:
-    count, where = record["world_size"], record["environment"]["device"]
-    return f"{count} process{'es' if count > 1 else ''} ({where})"
-
-
 # The environment, for the record.
-
 
 LIBRARIES = ("swap_fast", "torch", "numpy", "safetensors")
 
@@ -178,10 +153,9 @@ def _version(name: str) -> str | None:
         return None
 
 
+RECORD = "record.json"
 SCHEMA_VERSION = 1
 """Of `record.json`."""
-
-RECORD = "record.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,24 +225,13 @@ class SwapResult:
             for former in folder.glob("worker[0-9]*.safetensors"):
                 if former.stem.removeprefix("worker").isdigit():
                     former.unlink()
-        averaged = host_state(bare(self.model))
+        averaged = on_host(bare(self.model).state_dict())
         named = {f"worker{w}": state for w, state in enumerate(self.worker_states)}
         for name, state in {"averaged": averaged, **named}.items():
             write_file(folder / f"{name}.safetensors", save(state, {"format": "pt"}))
         write_file(folder / "README.md", model_card(self.record).encode())
         write_file(folder / RECORD, (json.dumps(self.record, indent=1) + "\n").encode())
         return folder
-
-
-def host_state(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state on the host, each tensor in memory of its own; counts of batches are 0."""
-    state = model.state_dict().items()
-    return {
-        name: torch.zeros_like(t, device="cpu")
-        if name.endswith("num_batches_tracked")
-        else t.detach().cpu().clone()
-        for name, t in state
-    }
 
 
 def make_result(
@@ -292,7 +255,7 @@ def make_result(
     for samples, statistics in workers_on_first(trainer, done):
         thetas.append(samples[-1])
         weights.load_(samples[-1], statistics)
-        states.append(host_state(weights.model))
+        states.append(on_host(weights.model.state_dict()))
     weights.load_(*final)
     norms, cosines = displacements(thetas, done.phase1.theta.cpu())
     weights.release_()

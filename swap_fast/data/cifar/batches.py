@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -40,8 +41,9 @@ class Loader(Protocol):
     time, and any step of it loaded, without those before it. In their order they are fast.
     """
 
-    steps_per_epoch: int
-    """Updates of an epoch."""
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates of an epoch."""
 
     def start_epoch(self, worker: int, epoch: int) -> None:
         """Go to an epoch: its plan says what the batches hold."""
@@ -88,7 +90,6 @@ class ShardSpec:
     """The replicas of this rank, among `phase.gpus_per_model`."""
 
     def __post_init__(self) -> None:
-        """Refuse a phase without a batch."""
         require_a_batch(self.number, self.phase.global_batch_size, self.num_images)
 
     @property
@@ -141,7 +142,6 @@ class Batches:
         self._plan = self._images.upload(self._share.plan(worker, epoch), self._plan)
 
     def load(self, step: int) -> None:
-        """Fill the step's batch with this rank's part of update `step`."""
         assert self._plan is not None, "an epoch is started first"
         self._images.load_(self._plan, self._positions[step], *self._into)
 
@@ -182,34 +182,26 @@ def one_pass(
 # Backends that make batches ahead of their use.
 
 
-class Sequence:
-    """All batches of one worker from a place on: the epoch's, then those of the epochs after it.
+Plans = Iterator[AugmentationPlan]
+"""Of one batch after another."""
 
-    A batch follows from its number alone, so that any may be asked for ahead, or twice.
-    """
 
-    def __init__(self, share: ShardSpec, worker: int, epoch: int, step: int) -> None:
-        self._share, self._worker = share, worker
-        self._first = epoch * share.steps_per_epoch + step
-        self.largest_batch = share.images_per_step
-        self._drawn: tuple[int, AugmentationPlan] | None = None
-
-    def __call__(self, i: int) -> AugmentationPlan:
-        """The plan of batch i, counted from the sequence's first."""
-        epoch, step = divmod(self._first + i, self._share.steps_per_epoch)
-        if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = (epoch, self._share.plan(self._worker, epoch))
-        return self._drawn[1].take(self._share.positions(step))
+def plans_from(share: ShardSpec, worker: int, epoch: int, step: int) -> Plans:
+    """The plans of a worker's batches from a step on: the epoch's, then the next epochs'."""
+    for later in count(epoch):
+        plan = share.plan(worker, later)
+        for i in range(step if later == epoch else 0, share.steps_per_epoch):
+            yield plan.take(share.positions(i))
 
 
 class Stream(Protocol):
-    """Makes the batches of one sequence in their order, some ahead. Both phases share it."""
+    """Makes batches in the order of their plans, some ahead. Both phases share it."""
 
-    sequence: Sequence | None
-    """What is being made."""
+    plans: Plans | None
+    """Those of the batches that are being made."""
 
-    def start(self, sequence: Sequence) -> None:
-        """Make `sequence(0)`, `sequence(1)`, ... in place of what was made before."""
+    def start(self, plans: Plans, batch_size: int) -> None:
+        """Make these batches in place of those that were made before."""
 
     def load_(self, images: Tensor, labels: Tensor) -> None:
         """Write the next batch into [B, 3, 32, 32] and [B] tensors."""
@@ -232,18 +224,16 @@ class StreamedBatches:
         self.steps_per_epoch = share.steps_per_epoch
         self._stream, self._share, self._into = stream, share, into
         self._worker, self._epoch = 0, 0
-        self._sequence: Sequence | None = None
+        self._plans: Plans | None = None
         self._next: tuple[int, int] | None = None  # (worker, batches from its epoch 0 on)
 
     def start_epoch(self, worker: int, epoch: int) -> None:
-        """Go to an epoch: its plan says what the batches hold."""
         self._worker, self._epoch = worker, epoch
 
     def load(self, step: int) -> None:
-        """Fill the step's batch with this rank's part of update `step`."""
         batch = self._epoch * self.steps_per_epoch + step
-        if self._stream.sequence is not self._sequence or self._next != (self._worker, batch):
-            self._sequence = Sequence(self._share, self._worker, self._epoch, step)
-            self._stream.start(self._sequence)
+        if self._stream.plans is not self._plans or self._next != (self._worker, batch):
+            self._plans = plans_from(self._share, self._worker, self._epoch, step)
+            self._stream.start(self._plans, self._share.images_per_step)
         self._stream.load_(*self._into)
         self._next = (self._worker, batch + 1)

@@ -2,14 +2,14 @@
 
 The pipeline's source gives it the images of a batch, padded once beforehand, and what the plan
 says of each; it crops, mirrors, normalises and erases, and what comes out is copied straight into
-the step's tensors. The source goes by the number of a batch alone, so that running ahead of the
-training changes nothing.
+the step's tensors.
 
 DALI cannot be captured, and its threads use the device: steps are captured before any pipeline for
 a GPU is built, which happens when the first batch is asked for.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from swap_fast.config.execution import Execution
 from swap_fast.data.cifar.augment import IMAGE_SIZE
-from swap_fast.data.cifar.batches import Sequence
+from swap_fast.data.cifar.batches import Plans
 from swap_fast.data.cifar.dataset import Channels, Split
 
 dali: Any = nvidia.dali  # its types forbid more than is wrong
@@ -31,7 +31,7 @@ QUEUE_DEPTH = 2
 
 
 class DaliImages:
-    """A split from which DALI makes the batches of one sequence at a time.
+    """A split from which DALI makes batches: a `Stream`.
 
     Arguments:
         split: uint8 images [N, 32, 32, 3] and labels [N].
@@ -60,20 +60,17 @@ class DaliImages:
         self._labels = split.labels.astype(np.int64)
         self._pad, self._cutout, self._mean, self._std = pad, cutout, mean, std
         self._execution, self._threads = execution, threads
-        self._device_id: int | None = None
-        if device.type == "cuda":
-            index = device.index
-            self._device_id = torch.cuda.current_device() if index is None else index
-        self._feeder: StaticFeeder | None = None
-        self.sequence: Sequence | None = None
+        self._device_id = device_id_of(device)
+        self._pipeline: Any = None
+        self.plans: Plans | None = None
 
-    def start(self, sequence: Sequence) -> None:
-        """Build a pipeline that makes `sequence(0)`, `sequence(1)`, ... and no other's batches."""
-        self._feeder = None  # the old pipeline goes before the new one comes
-        self.sequence = sequence
-        pipeline = define_pipeline(
-            Source(sequence, self._padded, self._labels, self._pad),
-            batch_size=sequence.largest_batch,
+    def start(self, plans: Plans, batch_size: int) -> None:
+        """Build a pipeline that makes these batches and no others."""
+        self._pipeline = None  # the old one goes before the new one comes
+        self.plans = plans
+        self._pipeline = define_pipeline(
+            Source(plans, self._padded, self._labels, self._pad),
+            batch_size=batch_size,
             pad=self._pad,
             cutout=self._cutout,
             mean=self._mean,
@@ -83,37 +80,35 @@ class DaliImages:
             device_id=self._device_id,
             threads=self._threads,
         )
-        self._feeder = StaticFeeder(pipeline, self._device_id)
+        self._pipeline.build()
+        self._pipeline.schedule_run()  # the first call fills the queue
 
     def load_(self, images: Tensor, labels: Tensor) -> None:
-        """Write the next batch into [B, 3, 32, 32] and [B] tensors."""
-        assert self._feeder is not None, "a sequence is started first"
         if self._execution.memory_format == "channels_last":
             images = images.permute(0, 2, 3, 1)
-        self._feeder.feed_(images, labels)
+        feed_(self._pipeline, (images, labels), self._device_id)
 
 
 class Source:
     """What a pipeline asks for the inputs of a batch. It holds no pipeline, which holds it.
 
     Arguments:
-        sequence: the plan of each batch.
         padded: uint8 [N, 32 + 2 * pad, 32 + 2 * pad, 3].
         labels: int64 [N].
         pad: pixels of border.
     """
 
     def __init__(
-        self, sequence: Sequence, padded: NDArray[np.uint8], labels: NDArray[np.int64], pad: int
+        self, plans: Plans, padded: NDArray[np.uint8], labels: NDArray[np.int64], pad: int
     ) -> None:
-        self._sequence, self._padded, self._labels = sequence, padded, labels
+        self._plans, self._padded, self._labels = plans, padded, labels
         self._places = max(2 * pad, 1)
         # On a CPU DALI reads these arrays themselves, until their batch is taken.
         self._in_use: deque[object] = deque(maxlen=QUEUE_DEPTH + 2)
 
-    def __call__(self, batch: Any) -> tuple[NDArray[Any], ...]:
+    def __call__(self) -> tuple[NDArray[Any], ...]:
         """Images, labels, crop row and column in 0..1, flip, and a cutout's first corner."""
-        plan = self._sequence(batch.iteration)
+        plan = next(self._plans)
         # DALI rounds a place in 0..1 to a pixel, so that the division loses nothing.
         crop = np.stack([plan.crop_y, plan.crop_x]).astype(np.float32) / self._places
         images, labels = self._padded[plan.order], self._labels[plan.order]
@@ -156,7 +151,6 @@ def define_pipeline(
             source=source,
             num_outputs=6 if cutout else 5,
             batch=True,
-            batch_info=True,
             no_copy=device_id is None,
             layout=["HWC", *[None] * (5 if cutout else 4)],
         )
@@ -185,7 +179,7 @@ def define_pipeline(
 def define_once() -> None:
     """Define a pipeline that is never built: DALI makes its operators' wrappers on first use."""
     define_pipeline(
-        lambda info: (),
+        lambda: (),
         batch_size=1,
         pad=1,
         cutout=1,
@@ -198,30 +192,31 @@ def define_once() -> None:
     )
 
 
-class StaticFeeder:
-    """Copies a pipeline's batches into tensors that stay in their place, as a captured step needs.
+def feed_(pipeline: Any, tensors: Sequence[Tensor], device_id: int | None) -> None:
+    """Copy a pipeline's next batch into tensors that stay in their place.
 
     One copy on the device and the current stream, no new tensor, and the host does not wait for
     it; the next batch is ordered as soon as one is taken.
+
+    Arguments:
+        tensors: contiguous, of the shapes of the pipeline's outputs.
     """
+    stream = None if device_id is None else torch.cuda.current_stream(device_id)
+    outputs = pipeline.share_outputs(stream)
+    for made, tensor in zip(outputs, tensors, strict=True):
+        assert tensor.is_contiguous(), "the images have the execution's memory format"
+        target = tensor
+        if tensor.dtype == torch.bfloat16:  # a type that DALI does not have
+            target = torch.empty(tensor.shape, device=tensor.device)
+        dali.plugin.pytorch.feed_ndarray(made.as_tensor(), target, cuda_stream=stream)
+        if target is not tensor:
+            tensor.copy_(target)
+    pipeline.release_outputs()
+    pipeline.schedule_run()
 
-    def __init__(self, pipeline: Any, device_id: int | None) -> None:
-        self._copy = dali.plugin.pytorch.feed_ndarray
-        self._pipeline, self._device_id = pipeline, device_id
-        pipeline.build()
-        pipeline.schedule_run()  # the first call fills the queue
 
-    def feed_(self, images: Tensor, labels: Tensor) -> None:
-        """Write the next batch into contiguous tensors of the pipeline's own shapes."""
-        assert images.is_contiguous(), "the images have the execution's memory format"
-        stream = None if self._device_id is None else torch.cuda.current_stream(self._device_id)
-        made, numbers = self._pipeline.share_outputs(stream)
-        target = images
-        if images.dtype == torch.bfloat16:  # a type that DALI does not have
-            target = torch.empty(images.shape, device=images.device)
-        self._copy(made.as_tensor(), target, cuda_stream=stream)
-        self._copy(numbers.as_tensor(), labels, cuda_stream=stream)
-        if target is not images:
-            images.copy_(target)
-        self._pipeline.release_outputs()
-        self._pipeline.schedule_run()
+def device_id_of(device: torch.device) -> int | None:
+    """The number by which DALI knows a device; None: the CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index

@@ -17,51 +17,51 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from swap_fast.data.cifar.augment import IMAGE_SIZE
+
 DatasetName = Literal["cifar10", "cifar100", "synthetic"]
 DatasetKind = Literal["published", "subset", "synthetic", "held-out"]
 Channels = tuple[float, float, float]
 ByteArray = npt.NDArray[np.uint8]
 
-IMAGE_SIDE = 32
-IMAGE_BYTES = 3 * IMAGE_SIDE * IMAGE_SIDE
+IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
 RECORD_BYTES = 1 + IMAGE_BYTES
 DIGEST_BYTES = 16
+FULL_COUNTS = (50_000, 10_000)
+"""Training and test images of each set, where it is whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Known:
-    """What is fixed by the name of a data set. `mean` and `std` are on the 0..255 scale."""
+class KnownSet:
+    """What is fixed by the name of a data set."""
 
     title: str
     num_classes: int
-    full_counts: tuple[int, int]
     mean: Channels
+    """Of each channel, on the 0..255 scale, like `std`."""
     std: Channels
     published_sha256: str | None
 
 
-_KNOWN: dict[DatasetName, _Known] = {
-    "cifar10": _Known(
+KNOWN: dict[DatasetName, KnownSet] = {
+    "cifar10": KnownSet(
         title="CIFAR-10",
         num_classes=10,
-        full_counts=(50_000, 10_000),
         mean=(125.31, 122.95, 113.87),
         std=(62.99, 62.09, 66.70),
         published_sha256="9ca8a68e595f26a51716116d398606b8eefde1e7eb795d6a285de5cff4c3bf07",
     ),
-    "cifar100": _Known(
+    "cifar100": KnownSet(
         title="CIFAR-100",
         num_classes=100,
-        full_counts=(50_000, 10_000),
         mean=(129.30, 124.07, 112.43),
         std=(68.17, 65.39, 70.42),
         # Of the binary files with the published SHA-256, which tests/test_cifar.py has.
         published_sha256="cb08878971c50009492feac3f9c92ac8879526dd8b39f19a3aecf64afd25714f",
     ),
-    "synthetic": _Known(
+    "synthetic": KnownSet(
         title="built-in synthetic set",
         num_classes=10,
-        full_counts=(50_000, 10_000),
         mean=(128.0, 115.7, 124.3),
         std=(70.3, 71.1, 69.9),
         published_sha256=None,
@@ -69,37 +69,21 @@ _KNOWN: dict[DatasetName, _Known] = {
 }
 
 
-def title_of(name: DatasetName) -> str:
-    """The name of a data set as it is written in text: "CIFAR-10"."""
-    return _KNOWN[name].title
-
-
-def num_classes_of(name: DatasetName) -> int:
-    """The number of classes that a data set's name stands for."""
-    return _KNOWN[name].num_classes
-
-
-def normalisation_of(name: DatasetName) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of each channel, on the 0..255 scale."""
-    return _KNOWN[name].mean, _KNOWN[name].std
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
     """The training or the test half of a data set.
 
-    Raises ValueError where the two arrays do not have the shapes and type below.
+    Raises:
+        ValueError: the two arrays do not have the shapes and type below.
     """
 
     images: ByteArray
     """uint8 [N, 32, 32, 3], height, width, then red, green, blue."""
-
     labels: ByteArray
     """uint8 [N]; the fine label for CIFAR-100."""
 
     def __post_init__(self) -> None:
-        """Check the shapes and the type."""
-        expected = (len(self.labels), IMAGE_SIDE, IMAGE_SIDE, 3)
+        expected = (len(self.labels), IMAGE_SIZE, IMAGE_SIZE, 3)
         if self.images.shape != expected or self.labels.ndim != 1:
             raise ValueError(
                 f"a split: expected images {expected} for one label an image, "
@@ -112,8 +96,10 @@ class Split:
             )
 
     def __len__(self) -> int:
-        """The number of images."""
         return len(self.labels)
+
+    def __getitem__(self, images: slice) -> "Split":
+        return Split(images=self.images[images], labels=self.labels[images])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,38 +107,27 @@ class Dataset:
     """A data set in its canonical order. Two are the same when their `sha256` are."""
 
     name: DatasetName
-
     kind: DatasetKind
     """Only figures from a "published" set can be compared with published figures."""
-
     train: Split
-
     test: Split
-
     num_classes: int
-
     sha256: str
     """64 hexadecimal digits: the content, whatever files it came from and in whatever order."""
-
     source: str
     """The folder or archive that was read, or the generator with its seed."""
-
     mean: Channels
-    """Mean of each channel, on the 0..255 scale, for normalisation."""
-
+    """Of each channel, on the 0..255 scale, for normalisation; so is `std`."""
     std: Channels
-    """Standard deviation of each channel, on the 0..255 scale, for normalisation."""
 
     def describe(self) -> str:
         """One short line: name, kind, counts and the start of the hash."""
-        known = _KNOWN[self.name]
-        counts = (len(self.train), len(self.test))
+        title, counts = KNOWN[self.name].title, (len(self.train), len(self.test))
         parts = [f"{counts[0]:,} + {counts[1]:,} images", f"sha256 {self.sha256[:12]}…"]
-        if self.kind == "subset" and counts == known.full_counts:
+        if self.kind == "subset" and counts == FULL_COUNTS:
             # All the images may well be here, but nothing shows that they are the published ones.
             parts.insert(1, "not verified as published")
-        named = known.title if self.kind == "synthetic" else f"{known.title}, {self.kind}"
-        return ", ".join([named, *parts])
+        return ", ".join([title if self.kind == "synthetic" else f"{title}, {self.kind}", *parts])
 
 
 def build_dataset(
@@ -166,9 +141,7 @@ def build_dataset(
     """Put records in canonical order and name what they are by their hash.
 
     Arguments:
-        name: the data set that the records belong to.
         train_records: blocks of records, each uint8 [n, 3073]; their order does not matter.
-        test_records: the same for the test images.
         source: where the records are from, for the run's record.
         verified: every published file was read and each had its published MD5 (pickles only).
 
@@ -176,7 +149,7 @@ def build_dataset(
         The data set; its kind is "published" where `verified` or where the hash is the published
         one, "synthetic" for the generated set, and "subset" for all else.
     """
-    known = _KNOWN[name]
+    known = KNOWN[name]
     train, train_digests = _canonical_split(train_records)
     test, test_digests = _canonical_split(test_records)
     sha256 = _content_sha256(name, known.num_classes, train_digests, test_digests)
@@ -211,17 +184,17 @@ def _canonical_split(blocks: Sequence[ByteArray]) -> tuple[Split, bytes]:
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
 
-    pixels = np.empty((len(order), IMAGE_SIDE * IMAGE_SIDE, 3), dtype=np.uint8)
+    pixels = np.empty((len(order), IMAGE_SIZE * IMAGE_SIZE, 3), dtype=np.uint8)
     labels = np.empty(len(order), dtype=np.uint8)
     start = 0
     for block in blocks:
         to = place[start : start + len(block)]
         labels[to] = block[:, 0]
-        planes = block[:, 1:].reshape(-1, 3, IMAGE_SIDE * IMAGE_SIDE)
+        planes = block[:, 1:].reshape(-1, 3, IMAGE_SIZE * IMAGE_SIZE)
         for channel in range(3):  # twice as fast as one transposed copy
             pixels[to, :, channel] = planes[:, channel]
         start += len(block)
-    images = pixels.reshape(-1, IMAGE_SIDE, IMAGE_SIDE, 3)
+    images = pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 3)
     return Split(images=images, labels=labels), words[order].tobytes()
 
 
@@ -254,12 +227,11 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
             f"held_out: expected 1 to {len(dataset.train) - 1:,} of the training images, "
             f"got {count:,}"
         )
-    images, labels = dataset.train.images, dataset.train.labels
     name = f"{dataset.sha256} without its test images, tested on the last {count}"
     return replace(
         dataset,
         kind="held-out",
-        train=Split(images=images[:left], labels=labels[:left]),
-        test=Split(images=images[left:], labels=labels[left:]),
+        train=dataset.train[:left],
+        test=dataset.train[left:],
         sha256=hashlib.sha256(name.encode()).hexdigest(),
     )

@@ -6,7 +6,6 @@ can lead anywhere. A pickle is checked by its MD5 before it is loaded.
 """
 
 import _codecs
-import contextlib
 import gzip
 import hashlib
 import io
@@ -16,23 +15,22 @@ import socket
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from swap_fast.data.cifar.dataset import (
     IMAGE_BYTES,
+    KNOWN,
     RECORD_BYTES,
     ByteArray,
     Dataset,
     DatasetName,
     build_dataset,
-    num_classes_of,
-    title_of,
 )
 from swap_fast.data.cifar.synthetic import generate_synthetic
 
@@ -41,8 +39,7 @@ from swap_fast.data.cifar.synthetic import generate_synthetic
 # bytes in the old protocols.
 
 
-# What numpy's own arrays name when they are pickled: the same function in every numpy, while the
-# module that it lives in was renamed.
+# The same function in every numpy, while the module that it lives in was renamed.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 
 _ALLOWED: dict[tuple[str, str], Any] = {
@@ -67,14 +64,11 @@ def load_arrays(content: bytes, where: str) -> dict[str, Any]:
     """The dictionary in a pickle of numpy arrays, lists, numbers and strings.
 
     Arguments:
-        content: the pickle, of Python 2 or 3.
+        content: the pickle, of Python 2 or 3; of either the keys become str.
         where: the file's name, for the error.
 
-    Returns:
-        The dictionary, with keys as str whichever Python wrote it.
-
-    Raises ValueError, in one line, where the pickle names anything else, is damaged or is not a
-    dictionary.
+    Raises:
+        ValueError: the pickle names anything else, is damaged or is not a dictionary.
     """
     try:
         loaded = _RestrictedUnpickler(io.BytesIO(content), encoding="bytes").load()
@@ -112,19 +106,17 @@ PUBLISHED_MD5: dict[CifarName, dict[str, str]] = {
 _NUM_COARSE_CLASSES = 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Layout:
-    """One form in which a set is published."""
+class _Layout(NamedTuple):
+    """One form in which a set is published: as Python pickles, or as binary files."""
 
     folder: str
     archive: str
-    train_files: tuple[str, ...]
-    test_file: str
-    pickled: bool
+    files: tuple[str, ...]
+    """The training files, and the test file."""
 
     @property
-    def files(self) -> tuple[str, ...]:
-        return (*self.train_files, self.test_file)
+    def pickled(self) -> bool:
+        return not self.files[0].endswith(".bin")
 
     def is_at(self, path: Path) -> bool:
         """Whether `path` is this layout's archive, or a folder with at least one of its files."""
@@ -134,38 +126,18 @@ class _Layout:
 
 
 # The pickled layouts come first: their MD5s show whether they are the published set.
-_LAYOUTS: dict[CifarName, tuple[_Layout, ...]] = {
+_LAYOUTS: dict[CifarName, tuple[_Layout, _Layout]] = {
     "cifar10": (
+        _Layout("cifar-10-batches-py", "cifar-10-python.tar.gz", tuple(PUBLISHED_MD5["cifar10"])),
         _Layout(
-            folder="cifar-10-batches-py",
-            archive="cifar-10-python.tar.gz",
-            train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
-            test_file="test_batch",
-            pickled=True,
-        ),
-        _Layout(
-            folder="cifar-10-batches-bin",
-            archive="cifar-10-binary.tar.gz",
-            train_files=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-            test_file="test_batch.bin",
-            pickled=False,
+            "cifar-10-batches-bin",
+            "cifar-10-binary.tar.gz",
+            tuple(f"{file}.bin" for file in PUBLISHED_MD5["cifar10"]),
         ),
     ),
     "cifar100": (
-        _Layout(
-            folder="cifar-100-python",
-            archive="cifar-100-python.tar.gz",
-            train_files=("train",),
-            test_file="test",
-            pickled=True,
-        ),
-        _Layout(
-            folder="cifar-100-binary",
-            archive="cifar-100-binary.tar.gz",
-            train_files=("train.bin",),
-            test_file="test.bin",
-            pickled=False,
-        ),
+        _Layout("cifar-100-python", "cifar-100-python.tar.gz", ("train", "test")),
+        _Layout("cifar-100-binary", "cifar-100-binary.tar.gz", ("train.bin", "test.bin")),
     ),
 }
 
@@ -176,7 +148,15 @@ def find_cifar(name: CifarName, root: Path) -> Path | None:
     Only names are looked at, so that this is cheap; `read_cifar` accepts what it returns.
     """
     found = _find_layout(name, root)
-    return None if found is None else found[1]
+    return None if found is None else found[0]
+
+
+def _find_layout(name: CifarName, root: Path) -> tuple[Path, _Layout] | None:
+    for layout in _LAYOUTS[name]:
+        for path in (root, root / layout.folder, root / layout.archive):
+            if layout.is_at(path):
+                return path, layout
+    return None
 
 
 def expected_names(name: CifarName) -> str:
@@ -191,24 +171,23 @@ def read_cifar(
     """Read a set from a folder, from an archive, or from a directory that holds one of them.
 
     Arguments:
-        name: "cifar10" or "cifar100".
-        root: the layout's folder, its archive, or a directory that holds either.
         python_md5: expected MD5 of each Python file by its name; the published ones by default.
 
     Returns:
         The set in canonical order, with the fine labels for CIFAR-100.
 
-    Raises ValueError, in one line with the file, where nothing is found, a file is missing, empty,
-    damaged, not a whole number of records or not the file of that MD5, or a label is out of range.
+    Raises:
+        ValueError: nothing is found, a file is missing, empty, damaged, not a whole number of
+            records or not the file of that MD5, or a label is out of range; with the file's name.
     """
     found = _find_layout(name, root)
     if found is None:
         got = "a path that does not exist" if not root.exists() else "none of them"
         raise ValueError(
-            f"{root}: expected {title_of(name)} as {expected_names(name)}, got {got}; "
+            f"{root}: expected {KNOWN[name].title} as {expected_names(name)}, got {got}; "
             f"name the folder that holds one"
         )
-    layout, path = found
+    path, layout = found
     expected_md5 = PUBLISHED_MD5[name] if python_md5 is None else python_md5
 
     records: dict[str, ByteArray] = {}
@@ -232,26 +211,14 @@ def read_cifar(
         else:
             records[file] = _binary_records(name, content, where)
 
-    train = [records[file] for file in layout.train_files if file in records]
+    *train_files, test_file = layout.files
+    train = [records[file] for file in train_files if file in records]
     if not train:
-        raise ValueError(f"{path}: expected {' or '.join(layout.train_files)}, got no such file")
-    if layout.test_file not in records:
-        raise ValueError(f"{path}: expected {layout.test_file}, got no such file")
-    return build_dataset(
-        name,
-        train,
-        [records[layout.test_file]],
-        source=str(path),
-        verified=published == set(layout.files),
-    )
-
-
-def _find_layout(name: CifarName, root: Path) -> tuple[_Layout, Path] | None:
-    for layout in _LAYOUTS[name]:
-        for path in (root, root / layout.folder, root / layout.archive):
-            if layout.is_at(path):
-                return layout, path
-    return None
+        raise ValueError(f"{path}: expected {' or '.join(train_files)}, got no such file")
+    if test_file not in records:
+        raise ValueError(f"{path}: expected {test_file}, got no such file")
+    verified = published == set(layout.files)
+    return build_dataset(name, train, [records[test_file]], source=str(path), verified=verified)
 
 
 def _contents(layout: _Layout, path: Path) -> Iterator[tuple[str, str, bytes]]:
@@ -316,7 +283,7 @@ def _binary_records(name: CifarName, content: bytes, where: str) -> ByteArray:
     if name == "cifar100":
         _check_labels(records[:, 0], _NUM_COARSE_CLASSES, "coarse label", where)
         records = records[:, 1:]
-    _check_labels(records[:, 0], num_classes_of(name), "label", where)
+    _check_labels(records[:, 0], KNOWN[name].num_classes, "label", where)
     return records
 
 
@@ -334,7 +301,7 @@ def _pickled_records(name: CifarName, content: bytes, where: str) -> ByteArray:
             f"{where}: expected `data` as uint8 {(len(labels), IMAGE_BYTES)} for its labels, "
             f"got {data.dtype} {data.shape}"
         )
-    _check_labels(np.asarray(labels), num_classes_of(name), "label", where)
+    _check_labels(np.asarray(labels), KNOWN[name].num_classes, "label", where)
     records = np.empty((len(labels), RECORD_BYTES), dtype=np.uint8)
     records[:, 0] = labels
     records[:, 1:] = data
@@ -362,8 +329,7 @@ def find_at_hand(name: DatasetName, data: Path | None = None) -> Path | None:
     """What `locate_dataset` gives without a download; None where it would download or raise."""
     if name == "synthetic":
         return None
-    named = data or os.environ.get("SWAP_DATA")
-    return find_cifar(name, Path(named) if named else _cache_folder())
+    return find_cifar(name, _named_folder(data)[1] or _cache_folder())
 
 
 def locate_dataset(
@@ -382,20 +348,17 @@ def locate_dataset(
     """
     if name == "synthetic":
         return None
-    named = ("--data", str(data)) if data else ("SWAP_DATA", os.environ.get("SWAP_DATA"))
-    found = find_at_hand(name, data)
-    if named[1]:
-        if found is None:
-            raise ValueError(
-                f"{named[0]}: expected {expected_names(name)} in {named[1]}, found none of them"
-            )
-        return found
-    if found is None:
-        found = _download(name, _cache_folder(), announce)
+    (option, folder), found = _named_folder(data), find_at_hand(name, data)
+    if found is None and folder is not None:
+        raise ValueError(
+            f"{option}: expected {expected_names(name)} in {folder}, found none of them"
+        )
+    found = found or _download(name, _cache_folder(), announce)
     if found is None:
         announce(
-            f"{title_of(name)} was not found: the built-in synthetic images stand in for it, and "
-            "their figures are never compared with published ones; to use it, give --data DIR"
+            f"{KNOWN[name].title} was not found: the built-in synthetic images stand in for "
+            "it, and their figures are never compared with published ones; to use it, give "
+            "--data DIR"
         )
     return found
 
@@ -406,15 +369,22 @@ def locate_tree(data: Path | None = None) -> Path:
     Raises:
         ValueError: neither is given, or it has no train/.
     """
-    named = ("--data", data) if data else ("SWAP_DATA", os.environ.get("SWAP_DATA"))
+    option, root = _named_folder(data)
     expected = "a folder with train/ and val/, in each a folder of images a class"
     remedy = "`python -m bench small-tree DEST` makes a small one"
-    if not named[1]:
+    if root is None:
         raise ValueError(f"--data: expected {expected}, got none; {remedy}")
-    root = Path(named[1])
     if not (root / "train").is_dir():
-        raise ValueError(f"{named[0]}: expected {expected}, found no train/ in {root}; {remedy}")
+        raise ValueError(f"{option}: expected {expected}, found no train/ in {root}; {remedy}")
     return root
+
+
+def _named_folder(data: Path | None) -> tuple[str, Path | None]:
+    """What names the folder of the data, and the folder; None: the user names none."""
+    if data is not None:
+        return "--data", data
+    named = os.environ.get("SWAP_DATA")
+    return "SWAP_DATA", Path(named) if named else None
 
 
 def load_dataset(name: DatasetName, path: Path | None) -> Dataset:
@@ -437,29 +407,20 @@ def _download(name: CifarName, cache: Path, announce: Callable[[str], object]) -
     """The official archive, fetched and checked by torchvision; None where that fails."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
-    announce(f"{title_of(name)}: downloading into {cache}")
+    announce(f"{KNOWN[name].title}: downloading into {cache}")
     try:
         cache.mkdir(parents=True, exist_ok=True)
         # Unpacked aside, then renamed: what is cut short never looks like a whole set.
-        with TemporaryDirectory(dir=cache) as aside:
-            with _socket_timeout(DOWNLOAD_TIMEOUT_S):
-                (CIFAR10 if name == "cifar10" else CIFAR100)(aside, download=True)
+        with TemporaryDirectory(dir=cache) as aside, ExitStack() as stack:
+            # A network that does not answer would be waited for without an end.
+            stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+            socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+            (CIFAR10 if name == "cifar10" else CIFAR100)(aside, download=True)
             unpacked = find_cifar(name, Path(aside))
             if unpacked is not None and find_cifar(name, cache) is None:
                 unpacked.rename(cache / unpacked.name)
     except (OSError, RuntimeError, HTTPException) as error:
         # Of ranks that torchrun started, another may have put the same set there meanwhile.
         if find_cifar(name, cache) is None:
-            announce(f"{title_of(name)}: the download failed: {error}")
+            announce(f"{KNOWN[name].title}: the download failed: {error}")
     return find_cifar(name, cache)
-
-
-@contextlib.contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Give up on a network that does not answer, instead of waiting for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -13,25 +13,26 @@ same bytes on every machine and with every numpy.
 import numpy as np
 import numpy.typing as npt
 
+from swap_fast.data.cifar.augment import IMAGE_SIZE
 from swap_fast.data.cifar.dataset import (
     IMAGE_BYTES,
-    IMAGE_SIDE,
+    KNOWN,
     RECORD_BYTES,
     ByteArray,
     Dataset,
     build_dataset,
-    num_classes_of,
 )
 
 SYNTHETIC_SEED = 20_200_110
 
+_NUM_CLASSES = KNOWN["synthetic"].num_classes
 _TEXTURES_PER_CLASS = 2
 _TEXTURE_SIDE = 12  # the period of a texture, in pixels; it divides the canvas
 _TEXTURE_CELL = 4  # a texture is smooth over cells of this many pixels
 _BACKGROUNDS = 20
 _BACKGROUND_CELL = 12
 _CANVAS_SIDE = 48  # a window of 32 on a canvas has 17 places along each axis
-_OFFSETS = _CANVAS_SIDE - IMAGE_SIDE + 1
+_OFFSETS = _CANVAS_SIDE - IMAGE_SIZE + 1
 _OWN_WEIGHT = (40, 64)  # least and greatest strength of each layer, in 64ths
 _OTHER_WEIGHT = (24, 40)
 _BACKGROUND_WEIGHT = (16, 40)
@@ -49,14 +50,11 @@ def generate_synthetic(
     """Generate the set; the first n images drawn are the same for every number of images.
 
     Arguments:
-        train_images: images in the training split; the classes differ by one image at most.
-        test_images: images in the test split.
+        train_images: of which the classes have as many each, give or take one.
         seed: of the patterns and of all images; the splits share the patterns only.
 
-    Returns:
-        The set, in canonical order, of kind "synthetic".
-
-    Raises ValueError where a number of images is below 1.
+    Raises:
+        ValueError: a number of images is below 1.
     """
     for what, count in (("train_images", train_images), ("test_images", test_images)):
         if count < 1:
@@ -78,7 +76,7 @@ def _raw_bytes(entropy: tuple[int, ...], count: int) -> ByteArray:
 
 def _draw_canvases(seed: int) -> Canvases:
     """The classes' textures, class by class, then the backgrounds: int16 [n, 3, 48, 48]."""
-    num_textures = num_classes_of("synthetic") * _TEXTURES_PER_CLASS
+    num_textures = _NUM_CLASSES * _TEXTURES_PER_CLASS
     textures = _draw_periodic(num_textures, _TEXTURE_SIDE, _TEXTURE_CELL, (seed, 0, 0))
     backgrounds = _draw_periodic(_BACKGROUNDS, _CANVAS_SIDE, _BACKGROUND_CELL, (seed, 0, 1))
     repeats = _CANVAS_SIDE // _TEXTURE_SIDE
@@ -108,18 +106,17 @@ def _draw_split(canvases: Canvases, num_images: int, entropy: tuple[int, int]) -
 
 def _draw_records(canvases: Canvases, entropy: tuple[int, ...]) -> ByteArray:
     """One chunk of records, uint8 [1000, 3073], its classes in turn."""
-    num_classes = num_classes_of("synthetic")
     drawn = _raw_bytes(entropy, _CHUNK * (2 * _NUMBERS_PER_IMAGE + 2 * IMAGE_BYTES))
     number_bytes = _CHUNK * 2 * _NUMBERS_PER_IMAGE
     # One row for each random property of an image: 0..65535, int32 [20, 1000].
     numbers = drawn[:number_bytes].view("<u2").astype(np.int32).reshape(-1, _CHUNK)
-    noise = drawn[number_bytes:].reshape(2, _CHUNK, 3, IMAGE_SIDE, IMAGE_SIDE)
+    noise = drawn[number_bytes:].reshape(2, _CHUNK, 3, IMAGE_SIZE, IMAGE_SIZE)
 
-    labels = np.arange(_CHUNK, dtype=np.int32) % num_classes
-    others = (labels + 1 + numbers[0] % (num_classes - 1)) % num_classes
+    labels = np.arange(_CHUNK, dtype=np.int32) % _NUM_CLASSES
+    others = (labels + 1 + numbers[0] % (_NUM_CLASSES - 1)) % _NUM_CLASSES
     own = labels * _TEXTURES_PER_CLASS + numbers[1] % _TEXTURES_PER_CLASS
     other = others * _TEXTURES_PER_CLASS + numbers[2] % _TEXTURES_PER_CLASS
-    background = num_classes * _TEXTURES_PER_CLASS + numbers[3] % _BACKGROUNDS
+    background = _NUM_CLASSES * _TEXTURES_PER_CLASS + numbers[3] % _BACKGROUNDS
 
     # Weights in 64ths, int32 [1000, 3]: each layer's strength, the own texture's also by channel.
     own_weight = _between(_OWN_WEIGHT, numbers[4]) * (64 + numbers[5:8].T % 33 - 16) // 64
@@ -127,7 +124,7 @@ def _draw_records(canvases: Canvases, entropy: tuple[int, ...]) -> ByteArray:
     background_weight = np.repeat(_between(_BACKGROUND_WEIGHT, numbers[9]), 3, axis=1)
     shade = 128 + numbers[10:13].T % 49 - 24
 
-    pixels = np.zeros((_CHUNK, 3, IMAGE_SIDE, IMAGE_SIDE), dtype=np.int16)
+    pixels = np.zeros((_CHUNK, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.int16)
     for chosen, weight, places in (
         (own, own_weight, numbers[13:15]),
         (other, other_weight, numbers[15:17]),
@@ -156,6 +153,6 @@ def _between(limits: tuple[int, int], numbers: Numbers) -> Numbers:
 def _windows(canvases: Canvases, chosen: Numbers, places: Numbers) -> Canvases:
     """The window of each chosen canvas at its row and column `places` [2, n]: [n, 3, 32, 32]."""
     windows = np.lib.stride_tricks.sliding_window_view(
-        canvases, (IMAGE_SIDE, IMAGE_SIDE), axis=(2, 3)
+        canvases, (IMAGE_SIZE, IMAGE_SIZE), axis=(2, 3)
     ).transpose(0, 2, 3, 1, 4, 5)  # [canvases, 17, 17, 3, 32, 32]
     return windows[chosen, places[0], places[1]]

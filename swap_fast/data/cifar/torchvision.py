@@ -4,7 +4,6 @@ Imported only where it is asked for: torchvision is slow to import.
 """
 
 from collections.abc import Iterator
-from itertools import count
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
 from swap_fast.data.cifar.augment import IMAGE_SIZE
-from swap_fast.data.cifar.batches import Sequence
+from swap_fast.data.cifar.batches import Plans
 from swap_fast.data.cifar.dataset import Channels, Split
 
 Entry = tuple[int, int, int, int, int, int]
@@ -20,9 +19,9 @@ Entry = tuple[int, int, int, int, int, int]
 
 
 class TorchvisionImages:
-    """A split from which a DataLoader makes the batches of one sequence at a time.
+    """A split from which a DataLoader makes batches: a `Stream`.
 
-    Its processes stay from one sequence to the next. They come from a server process and not from
+    Its processes stay from one start to the next. They come from a server process and not from
     this one: what is forked beside a GPU's or DALI's threads may hang.
 
     Arguments:
@@ -45,44 +44,34 @@ class TorchvisionImages:
         device: torch.device,
         threads: int,
     ) -> None:
-        self.sequence: Sequence | None = None
+        self.plans: Plans | None = None
         self._iterator: Iterator[tuple[Tensor, Tensor]] = iter(())
         processes = threads if threads > 1 else 0
         self._loader = DataLoader(
             _Samples(split, mean, std, pad, cutout),
-            batch_sampler=_Entries(self),
+            batch_sampler=self,
             num_workers=processes,
             persistent_workers=processes > 0,
             multiprocessing_context="forkserver" if processes else None,
             pin_memory=device.type == "cuda",
         )
 
-    def start(self, sequence: Sequence) -> None:
-        """Make `sequence(0)`, `sequence(1)`, ... in place of what was made before."""
-        self.sequence = sequence
+    def start(self, plans: Plans, batch_size: int) -> None:
+        self.plans = plans
         self._iterator = iter(self._loader)
 
-    def load_(self, images: Tensor, labels: Tensor) -> None:
-        """Write the next batch into [B, 3, 32, 32] and [B] tensors."""
-        made, numbers = next(self._iterator)
-        images.copy_(made, non_blocking=True)
-        labels.copy_(numbers, non_blocking=True)
-
-
-class _Entries:
-    """The entries of each batch: the plan travels to the loader's processes as indices."""
-
-    def __init__(self, images: TorchvisionImages) -> None:
-        self._images = images
-
     def __iter__(self) -> Iterator[list[Entry]]:
-        sequence = self._images.sequence
-        assert sequence is not None, "a sequence is started first"
-        for i in count():
-            plan = sequence(i)
+        """The entries of each batch: the plan travels to the loader's processes as indices."""
+        assert self.plans is not None, "plans are given first"
+        for plan in self.plans:
             crop, cutout = (plan.crop_y, plan.crop_x), (plan.cutout_y, plan.cutout_x)
             columns = (plan.order, *crop, plan.flip, *cutout)
             yield list(zip(*(column.tolist() for column in columns), strict=True))
+
+    def load_(self, images: Tensor, labels: Tensor) -> None:
+        made, numbers = next(self._iterator)
+        images.copy_(made, non_blocking=True)
+        labels.copy_(numbers, non_blocking=True)
 
 
 class _Samples(Dataset[tuple[Tensor, int]]):

@@ -1,7 +1,7 @@
 """A phase's batches of an image tree, replica by replica, and passes over each image once."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -27,36 +27,15 @@ class Decoder(Protocol):
 DecoderName = Literal["dali", "torchvision"]
 
 
-def decoder_class(name: DecoderName) -> Callable[..., Decoder]:
-    """The decoder's class; imports what it needs."""
+def make_decoder(name: DecoderName, split: ImageSplit, **options: Any) -> Decoder:
+    """A decoder of that name; its arguments are those of `DaliLoader`."""
     if name == "dali":
         from swap_fast.data.imagenet.dali import DaliLoader
 
-        return DaliLoader
+        return DaliLoader(split, **options)
     from swap_fast.data.imagenet.torchvision import TorchvisionLoader
 
-    return TorchvisionLoader
-
-
-def make_decoder(
-    name: DecoderName,
-    split: ImageSplit,
-    *,
-    batch_size: int,
-    execution: Execution,
-    device: torch.device,
-    threads: int,
-    centred: bool = False,
-) -> Decoder:
-    """A decoder of that name; its arguments are those of `DaliLoader`."""
-    return decoder_class(name)(
-        split,
-        batch_size=batch_size,
-        execution=execution,
-        device=device,
-        threads=threads,
-        centred=centred,
-    )
+    return TorchvisionLoader(split, **options)
 
 
 class TreeBatches:
@@ -152,13 +131,12 @@ def one_pass(
     decoder.start(mine)
     for crops in mine:
         (height, width), n = crops.size, len(crops)
-        if buffer.dim() == 4:
-            images = buffer[:n]
-        elif execution.memory_format == "channels_last":
+        images = buffer[:n]
+        if buffer.dim() == 1:
             used = buffer[: n * 3 * height * width]
-            images = used.view(n, height, width, 3).permute(0, 3, 1, 2)
-        else:
-            images = buffer[: n * 3 * height * width].view(n, 3, height, width)
+            images = used.view(n, 3, height, width)
+            if execution.memory_format == "channels_last":
+                images = used.view(n, height, width, 3).permute(0, 3, 1, 2)
         decoder.load_(images)
         yield images, crops
 

@@ -5,7 +5,6 @@ any number of processes and any device, makes the same crops in the same order.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -129,24 +128,25 @@ def _largest_within_ratios(
     )
 
 
-def centre_crops(sizes: Ints, *, px: int) -> Crops:
-    """Centre crops of all images in order, the shorter side resized to int(1.14 * px)."""
-    return _centre(np.arange(len(sizes)), sizes, px, (px, px))
+def evaluation_batches(sizes: Ints, *, px: int, batch_size: int, rectangular: bool) -> list[Crops]:
+    """Centre crops of all images in batches, the shorter side resized to int(1.14 * px).
 
-
-def rectangular_batches(sizes: Ints, *, px: int, batch_size: int) -> Iterator[Crops]:
-    """All images sorted by aspect ratio, in batches that are cropped to their mean ratio.
-
-    The crop's shorter side is px, its longer one px times the batch's mean ratio, rounded down to a
-    multiple of 8. So little of an image is cut off, and a batch is still one tensor.
+    Arguments:
+        rectangular: sort the images by aspect ratio, and crop each batch to its mean ratio, as the
+            original does at 288 px: the crop's shorter side is px, its longer one px times the
+            ratio, rounded down to a multiple of 8. So little of an image is cut off, and a batch
+            is still one tensor. Else all crops are px by px.
     """
     ratios = sizes[:, 1] / sizes[:, 0]
-    order = np.argsort(ratios, kind="stable")
+    order = np.argsort(ratios, kind="stable") if rectangular else np.arange(len(sizes))
+    batches = []
     for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        mean = round(float(ratios[rows].mean()), 5)
-        size = (int(px / mean) // 8 * 8, px) if mean < 1 else (px, int(px * mean) // 8 * 8)
-        yield _centre(rows, sizes[rows], px, size)
+        rows, size = order[start : start + batch_size], (px, px)
+        if rectangular:
+            mean = round(float(ratios[rows].mean()), 5)
+            size = (int(px / mean) // 8 * 8, px) if mean < 1 else (px, int(px * mean) // 8 * 8)
+        batches.append(_centre(rows, sizes[rows], px, size))
+    return batches
 
 
 def _centre(image: NDArray[np.int64], sizes: Ints, px: int, size: tuple[int, int]) -> Crops:

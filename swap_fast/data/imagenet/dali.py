@@ -14,23 +14,26 @@ from typing import Any
 
 import numpy as np
 import nvidia.dali
-import nvidia.dali.plugin.pytorch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from swap_fast.config.execution import Execution
+from swap_fast.data.cifar.dali import QUEUE_DEPTH, device_id_of, feed_
 from swap_fast.data.imagenet.crops import Crops
 from swap_fast.data.imagenet.scan import IMAGENET_MEAN, IMAGENET_STD, ImageSplit
 
 dali: Any = nvidia.dali  # its types refuse valid calls
 
 READERS = 8  # threads that wait for the disk
-QUEUE_DEPTH = 2
 
-# The largest sides in ImageNet, so that the GPU's decoder allocates once, before the run.
-_WIDTH_HINT, _HEIGHT_HINT = 5_980, 6_430
-_HARDWARE_DECODER_LOAD = 0.65  # the share of a batch for the JPEG unit of A100 and later
+_ON_GPU = {
+    # The largest sides in ImageNet, so that the GPU's decoder allocates once, before the run.
+    "preallocate_width_hint": 5_980,
+    "preallocate_height_hint": 6_430,
+    # The share of a batch for the JPEG unit of A100 and later.
+    "hw_decoder_load": 0.65,
+}
 
 Encoded = NDArray[np.uint8]
 
@@ -47,7 +50,6 @@ class DaliLoader:
         threads: of DALI, for decoding on the CPU.
         centred: the crops are cut from resized images, as in a test pass; else the resized window
             is the crop.
-        mean, std: of the three channels, on the scale 0..255.
     """
 
     def __init__(
@@ -59,26 +61,18 @@ class DaliLoader:
         device: torch.device,
         threads: int,
         centred: bool = False,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
-        self._feed, self._split = dali.plugin.pytorch.feed_ndarray, split
-        self._source = _Source(split, centred=centred)
+        self._split, self._source = split, _Source(split, centred=centred)
         self._channels_last = execution.memory_format == "channels_last"
-        device_id = None
-        if device.type == "cuda":
-            device_id = torch.cuda.current_device() if device.index is None else device.index
-        self._device_id = device_id
+        self._device_id = device_id_of(device)
         self._pipeline = define_pipeline(
             self._source,
             batch_size=batch_size,
             threads=threads,
-            device_id=device_id,
+            device_id=self._device_id,
             half=execution.dtype == torch.float16,
             channels_last=self._channels_last,
             centred=centred,
-            mean=mean,
-            std=std,
         )
         self._pipeline.build()
 
@@ -100,24 +94,13 @@ class DaliLoader:
         Raises:
             ValueError: a file is damaged or missing; its name and the reason, in one line.
         """
-        stream = None if self._device_id is None else torch.cuda.current_stream(self._device_id)
         crops = self._source.given.popleft()
+        target = images.permute(0, 2, 3, 1) if self._channels_last else images
         try:
-            outputs = self._pipeline.share_outputs(stream)
+            feed_(self._pipeline, [target], self._device_id)
         except RuntimeError:
             _raise_for_undecodable(self._split, crops)
             raise
-        batch = outputs[0].as_tensor()
-        target = images.permute(0, 2, 3, 1) if self._channels_last else images
-        assert target.is_contiguous(), "the images have the execution's memory format"
-        if images.dtype == torch.bfloat16:  # a type that DALI does not have
-            values = torch.empty(target.shape, device=images.device)
-            self._feed(batch, values, cuda_stream=stream)
-            target.copy_(values)
-        else:
-            self._feed(batch, target, cuda_stream=stream)
-        self._pipeline.release_outputs()
-        self._pipeline.schedule_run()
 
 
 def define_pipeline(
@@ -129,8 +112,6 @@ def define_pipeline(
     half: bool,
     channels_last: bool,
     centred: bool,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
 ) -> Any:
     """The pipeline from files to images, not built yet. It decodes on the GPU `device_id`, if any.
 
@@ -143,13 +124,6 @@ def define_pipeline(
         device_id=device_id,
         prefetch_queue_depth=QUEUE_DEPTH,
     )
-    on_gpu: dict[str, object] = {}
-    if device_id is not None:
-        on_gpu = {
-            "preallocate_width_hint": _WIDTH_HINT,
-            "preallocate_height_hint": _HEIGHT_HINT,
-            "hw_decoder_load": _HARDWARE_DECODER_LOAD,
-        }
     with pipeline:
         inputs = fn.external_source(source=source, num_outputs=7 if centred else 5, batch=True)
         encoded, corner, window, resized, flip = inputs[:5]
@@ -161,7 +135,7 @@ def define_pipeline(
             device="cpu" if device_id is None else "mixed",
             output_type=types.RGB,
             adjust_orientation=False,  # as Pillow and torchvision leave it
-            **on_gpu,
+            **({} if device_id is None else _ON_GPU),
         )
         images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR, antialias=True)
         if centred:
@@ -179,8 +153,8 @@ def define_pipeline(
             dtype=types.FLOAT16 if half else types.FLOAT,
             output_layout="HWC" if channels_last else "CHW",
             mirror=flip,
-            mean=list(mean),
-            std=list(std),
+            mean=list(IMAGENET_MEAN),
+            std=list(IMAGENET_STD),
         )
         pipeline.set_outputs(images)
     return pipeline

@@ -77,12 +77,8 @@ def common_classes(folders: Sequence[Path]) -> tuple[str, ...]:
     return tuple(train)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListedFile:
-    """A file of a class."""
-
-    name: str
-    label: int
+ListedFile = tuple[str, int]
+"""A file's path below train/ or val/, and the number of its class."""
 
 
 def list_files(
@@ -100,7 +96,7 @@ def list_files(
             _walk(root, folder, name, ()), key=lambda item: os.fsencode(item[0])
         ):
             if reason is None:
-                files.append(ListedFile(name=found, label=label))
+                files.append((found, label))
             else:
                 bad.append(BadFile(name=f"{folder.name}/{found}", reason=reason))
     return files, bad
@@ -249,22 +245,25 @@ def scan_tree(
     folders = [find_split(root, "train"), find_split(root, "val", "test")]
     classes = common_classes(folders)
     listed = [list_files(root, folder, classes) for folder in folders]
-    total, done = sum(len(files) for files, _ in listed), 0
-    splits, bad_files = [], []
+    num_files, num_links = (sum(map(len, column)) for column in zip(*listed, strict=True))
+    done, good_files, bad_files = 0, [], []
     for folder, (files, bad) in zip(folders, listed, strict=True):
-        split = _SplitScan(folder, bad)
+        good: list[tuple[ListedFile, Shape]] = []
         for file, found in zip(files, _inspect(folder, files, thorough), strict=True):
-            split.add(file, found)
+            if isinstance(found, str):
+                bad.append(BadFile(name=f"{folder.name}/{file[0]}", reason=found))
+            else:
+                good.append((file, found))
             done += 1
-            if done % 1_000 == 0 or done == total:
-                on_progress(done, total)
-        for bad_file in split.bad:
+            if done % 1_000 == 0 or done == num_files:
+                on_progress(done, num_files)
+        for bad_file in bad:
             on_bad_file(bad_file)
-        bad_files += split.bad
-        splits.append(split)
+        good_files.append(good)
+        bad_files += bad
     if bad_files and not skip_bad_files:
-        raise ValueError(_refusal(root, bad_files, total + sum(len(bad) for _, bad in listed)))
-    train, test = (split.finish(classes) for split in splits)
+        raise ValueError(_refusal(root, bad_files, num_files + num_links))
+    train, test = (_split(*each, classes) for each in zip(folders, good_files, strict=True))
     return ImageTree(
         root=root,
         classes=classes,
@@ -276,64 +275,48 @@ def scan_tree(
     )
 
 
-Found = tuple[int, int, int] | str
-"""Height, width and size in bytes of a usable file; the reason for a bad one."""
+Shape = tuple[int, int, int]
+"""A usable file's height, width and size in bytes."""
 
 
-def _inspect(folder: Path, files: Sequence[ListedFile], thorough: bool) -> Iterator[Found]:
-    """Inspect each file, in order."""
+def _inspect(folder: Path, files: Sequence[ListedFile], thorough: bool) -> Iterator[Shape | str]:
+    """The shape of each file, in order; of a bad one the reason."""
 
-    def inspect(chunk: Sequence[ListedFile]) -> list[Found]:
-        found: list[Found] = []
-        for file in chunk:
-            path = os.path.join(folder, file.name)
-            try:
-                header, size = inspect_image(path)
-                if thorough:
-                    read_image(path)
-                found.append((header.height, header.width, size))
-            except BadImageError as error:
-                found.append(str(error))
-        return found
+    def inspect(file: ListedFile) -> Shape | str:
+        path = os.path.join(folder, file[0])
+        try:
+            header, size = inspect_image(path)
+            if thorough:
+                read_image(path)
+        except BadImageError as error:
+            return str(error)
+        return header.height, header.width, size
 
     remaining = iter(files)
     chunks = iter(lambda: list(islice(remaining, _CHUNK)), [])
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        for chunk in pool.map(inspect, chunks):
-            yield from chunk
+        for found in pool.map(lambda chunk: list(map(inspect, chunk)), chunks):
+            yield from found
 
 
-class _SplitScan:
-    """The good and bad files of a split, added one after another."""
-
-    def __init__(self, folder: Path, bad: list[BadFile]) -> None:
-        self.folder, self.bad = folder, bad.copy()
-        self.good: list[ListedFile] = []
-        self.shapes: list[tuple[int, int, int]] = []
-
-    def add(self, file: ListedFile, found: Found) -> None:
-        if isinstance(found, str):
-            self.bad.append(BadFile(name=f"{self.folder.name}/{file.name}", reason=found))
-        else:
-            self.good.append(file)
-            self.shapes.append(found)
-
-    def finish(self, classes: Sequence[str]) -> ImageSplit:
-        labels = np.array([file.label for file in self.good], dtype=np.int64)
-        empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
-        if len(empty) > 0:
-            raise ValueError(
-                f"{self.folder}: expected at least one usable image a class, got none for class "
-                f"{classes[empty[0]]!r} ({len(empty)} of {len(classes)} classes are empty)"
-            )
-        shapes = np.array(self.shapes, dtype=np.int64)
-        return ImageSplit(
-            folder=self.folder,
-            names=tuple(file.name for file in self.good),
-            labels=labels,
-            sizes=shapes[:, :2].astype(np.int32),
-            file_bytes=shapes[:, 2].copy(),
+def _split(
+    folder: Path, good: Sequence[tuple[ListedFile, Shape]], classes: Sequence[str]
+) -> ImageSplit:
+    labels = np.array([label for (_, label), _ in good], dtype=np.int64)
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+    if len(empty) > 0:
+        raise ValueError(
+            f"{folder}: expected at least one usable image a class, got none for class "
+            f"{classes[empty[0]]!r} ({len(empty)} of {len(classes)} classes are empty)"
         )
+    shapes = np.array([shape for _, shape in good], dtype=np.int64)
+    return ImageSplit(
+        folder=folder,
+        names=tuple(name for (name, _), _ in good),
+        labels=labels,
+        sizes=shapes[:, :2].astype(np.int32),
+        file_bytes=shapes[:, 2].copy(),
+    )
 
 
 def _refusal(root: Path, bad_files: Sequence[BadFile], total: int) -> str:

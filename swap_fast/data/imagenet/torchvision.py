@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from swap_fast.config.execution import Execution
 from swap_fast.data.imagenet.crops import Crops
@@ -33,13 +33,11 @@ class TorchvisionLoader:
         device: torch.device,
         threads: int,
         centred: bool = False,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
         del batch_size, centred  # only DALI needs these
-        self._jobs = _Jobs()
-        self._mean = torch.tensor(mean, device=device)
-        self._std = torch.tensor(std, device=device)
+        self._mean = torch.tensor(IMAGENET_MEAN, device=device)
+        self._std = torch.tensor(IMAGENET_STD, device=device)
+        self._jobs = _Jobs()  # without a reference to this object, so that its processes end soon
         self._loader = DataLoader(
             _Decoded(split),
             batch_sampler=self._jobs,
@@ -50,7 +48,6 @@ class TorchvisionLoader:
             # A fork of a process with threads, which torch has, may deadlock.
             multiprocessing_context="forkserver" if threads > 0 else None,
         )
-        self._format = execution.format
         self._batches: Iterator[Tensor | str] = iter(())
 
     def start(self, batches: Iterable[Crops]) -> None:
@@ -71,11 +68,10 @@ class TorchvisionLoader:
         images.permute(0, 2, 3, 1).copy_(values.sub_(self._mean).div_(self._std))
 
 
-class _Jobs(Sampler[list[Job]]):
+class _Jobs:
     """The crops of each batch; it changes in each epoch, and the processes stay."""
 
-    def __init__(self) -> None:
-        self.batches: Iterable[Crops] = ()
+    batches: Iterable[Crops] = ()
 
     def __iter__(self) -> Iterator[list[Job]]:
         for crops in self.batches:

@@ -14,7 +14,7 @@ from small_trainer import SGD, SWAP, make_dataset, run_processes, small_trainer
 
 from swap_fast.algorithm import sgd, swap
 from swap_fast.callbacks.emitter import EventLogger
-from swap_fast.callbacks.events import EventFile, Tail, merge_events, read_events
+from swap_fast.callbacks.events import merge_events, read_events
 from swap_fast.callbacks.progress import Lines, RunView, plan_of
 from swap_fast.checkpoint.run_folder import RunFolder
 from swap_fast.config.recipe import SGDRecipe, SWAPRecipe
@@ -131,8 +131,7 @@ def test_a_tick_tells_how_far_it_is_and_how_fast() -> None:
 
 def test_a_file_keeps_progress_every_two_seconds_at_most(tmp_path: Path) -> None:
     heard: list[dict] = []
-    file = EventFile(tmp_path, part="run", rank=0)
-    with logger(heard.append, file=file) as tells:
+    with logger(heard.append, folder=tmp_path) as tells:
         tells.on_begin(Progress(phase=2))
         for tick in range(5):
             tells.on_step(8)
@@ -165,11 +164,10 @@ def test_a_listener_that_fails_is_said_once_and_training_goes_on() -> None:
 
 def test_a_full_disk_is_said_once_and_training_goes_on(tmp_path: Path) -> None:
     warnings: list[str] = []
-    file = EventFile(tmp_path, part="run", rank=0)
-    with logger(warn=warnings.append, file=file) as tells:
+    with logger(warn=warnings.append, folder=tmp_path) as tells:
         tells.note("one")
         full = os.open("/dev/full", os.O_WRONLY)
-        os.dup2(full, file._file)
+        os.dup2(full, tells._file._file)
         os.close(full)
         tells.note("two")
         tells.note("three")
@@ -203,10 +201,8 @@ def test_a_bad_end_is_told(error: Exception, expected: dict) -> None:
 
 def _rank(comm: Comm, folder: Path) -> None:
     clock, heard = Clock(), []
-    file = EventFile(folder, part="run", rank=comm.rank)
-    tail = Tail(folder, without="events-run-rank0.jsonl") if comm.rank == 0 else None
-    tells = logger(heard.append, reading=clock.reading, rank=comm.rank, file=file, tail=tail)
-    with tells:
+    about = {"rank": comm.rank, "folder": folder, "follows": comm.rank == 0}
+    with logger(heard.append, reading=clock.reading, **about) as tells:
         if comm.rank == 0:
             tells.emit_began("small", {"name": "small"}, world_size=2)
         swap(SWAP, small_trainer(dataset=DATA, clock=clock, comm=comm, callbacks=[tells]))

@@ -93,23 +93,23 @@ def test_phase_2_runs_alone_with_its_own_batch() -> None:
 
 
 def test_steps_are_warm_before_dali_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What is captured must not meet the threads of a pipeline: see `data/dali_cifar.py`.
+    # What is captured must not meet the threads of a pipeline: see `data/cifar/dali.py`.
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     from swap_fast.data.cifar import dali as dali_cifar
 
     events: list[str] = []
-    warm_up, build = Step.warm_up, dali_cifar.StaticFeeder.__init__
+    warm_up, start = Step.warm_up, dali_cifar.DaliImages.start
 
     def noted_warm_up(self: Step, **options: object) -> None:
         warm_up(self, **options)  # type: ignore[arg-type]
         events.append("warm")
 
-    def noted_build(*arguments: object) -> None:
-        build(*arguments)  # type: ignore[arg-type]
+    def noted_start(*arguments: object) -> None:
+        start(*arguments)  # type: ignore[arg-type]
         events.append("pipeline")
 
     monkeypatch.setattr(Step, "warm_up", noted_warm_up)
-    monkeypatch.setattr(dali_cifar.StaticFeeder, "__init__", noted_build)
+    monkeypatch.setattr(dali_cifar.DaliImages, "start", noted_start)
     parts = small_trainer(execution=Execution(loader="dali"))
     assert events == ["warm", "warm"]
     swap(SWAP, parts)

@@ -21,7 +21,7 @@ from swap_fast.config.phase import Phase
 from swap_fast.record import EpochRow
 from swap_fast.user.data import MicroBatch, Placement, one_pass, open_data, phase_batches
 from swap_fast.user.method import UserMethod, user_method
-from swap_fast.user.step import Objective
+from swap_fast.user.parts import Objective
 
 X, Y = blobs()
 

@@ -61,28 +61,24 @@ def test_another_pixel_is_another_hash(tmp_path: Path) -> None:
     assert read_cifar("cifar10", fake.write_binary(tmp_path / "b")).sha256 != before
 
 
-def test_a_part_of_a_record_is_refused_with_both_counts(tmp_path: Path) -> None:
-    folder = fake_cifar().write_binary(tmp_path)
-    file = folder / "data_batch_3.bin"
-    file.write_bytes(file.read_bytes()[:10_000])
-    with pytest.raises(ValueError, match="whole number of 3,073-byte records") as caught:
-        read_cifar("cifar10", tmp_path)
-    assert "data_batch_3.bin" in one_line(caught.value)
-    assert "10,000 bytes (3 records and 781 bytes over)" in str(caught.value)
+DAMAGE = {
+    "a part of a record": (
+        *("data_batch_3.bin", lambda file: file.write_bytes(file.read_bytes()[:10_000])),
+        r"data_batch_3\.bin: expected a whole number of 3,073-byte records, "
+        r"got 10,000 bytes \(3 records and 781 bytes over\)",
+    ),
+    "an empty file": (
+        *("data_batch_1.bin", lambda file: file.write_bytes(b"")),
+        r"data_batch_1\.bin: .*got an empty file",
+    ),
+    "no test file": ("test_batch.bin", Path.unlink, r"expected test_batch\.bin, got no such file"),
+}
 
 
-def test_an_empty_file_is_refused(tmp_path: Path) -> None:
-    folder = fake_cifar().write_binary(tmp_path)
-    (folder / "data_batch_1.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match="got an empty file") as caught:
-        read_cifar("cifar10", tmp_path)
-    assert "data_batch_1.bin" in one_line(caught.value)
-
-
-def test_a_missing_test_file_is_named(tmp_path: Path) -> None:
-    folder = fake_cifar().write_binary(tmp_path)
-    (folder / "test_batch.bin").unlink()
-    with pytest.raises(ValueError, match=r"expected test_batch\.bin, got no such file") as caught:
+@pytest.mark.parametrize(("file", "damage", "message"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_folder_is_refused_in_one_line(file, damage, message, tmp_path: Path) -> None:
+    damage(fake_cifar().write_binary(tmp_path) / file)
+    with pytest.raises(ValueError, match=message) as caught:
         read_cifar("cifar10", tmp_path)
     one_line(caught.value)
 

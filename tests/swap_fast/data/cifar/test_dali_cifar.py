@@ -6,7 +6,6 @@ import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from small_trainer import MEAN, STD, make_split
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import LoaderName
-from swap_fast.data.cifar.batches import Batch, Loader, Sequence, ShardSpec
+from swap_fast.data.cifar.batches import Batch, Loader, ShardSpec, plans_from
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.tasks.cifar import loader_maker
 
@@ -35,8 +34,8 @@ SHARE = ShardSpec(
 
 def source_from(worker: int, epoch: int, step: int) -> Any:
     padded = np.pad(SPLIT.images, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
-    sequence = Sequence(SHARE, worker, epoch, step)
-    return dali_cifar.Source(sequence, padded, SPLIT.labels.astype(np.int64), 4)
+    plans = plans_from(SHARE, worker, epoch, step)
+    return dali_cifar.Source(plans, padded, SPLIT.labels.astype(np.int64), 4)
 
 
 def pipeline_on(device_id: int | None, *, half: bool = False) -> Any:
@@ -67,27 +66,19 @@ def loader_of(name: LoaderName, batch_size: int) -> Loader:
     return make(replace(SHARE, num_images=len(split), phase=phase), batch)
 
 
-def ask(source: Any, number: int) -> list[bytes]:
-    return [
-        np.ascontiguousarray(part).tobytes() for part in source(SimpleNamespace(iteration=number))
-    ]
-
-
-def test_the_source_goes_by_the_batch_s_number_alone() -> None:
-    in_order = [ask(source, i) for source in [source_from(2, 1, 0)] for i in range(9)]
-    another = source_from(2, 1, 0)
-    for number in (8, 0, 3, 3, 7, 1):
-        assert ask(another, number) == in_order[number]
+def test_the_source_goes_on_from_any_step_through_the_epochs() -> None:
+    source = source_from(2, 1, 0)
+    batches = [[np.ascontiguousarray(part).tobytes() for part in source()] for _ in range(9)]
     # Four batches an epoch: the ninth is the first of the epoch after the next.
-    assert in_order[8] == ask(source_from(2, 3, 0), 0)
-    assert in_order[3] == ask(source_from(2, 1, 3), 0)
+    for number, later in ((3, source_from(2, 1, 3)), (8, source_from(2, 3, 0))):
+        assert [np.ascontiguousarray(part).tobytes() for part in later()] == batches[number]
 
 
 def test_what_dali_reads_is_kept_until_it_is_taken() -> None:
     # On a CPU it reads the source's arrays themselves, a queue of them at a time.
     source, given = source_from(0, 0, 0), []
-    for number in range(20):
-        given.append(source(SimpleNamespace(iteration=number)))
+    for _ in range(20):
+        given.append(source())
         kept = {id(part) for parts in source._in_use for part in parts}
         wanted = given[-dali_cifar.QUEUE_DEPTH - 1 :]
         assert {id(part) for parts in wanted for part in parts} <= kept
@@ -95,15 +86,16 @@ def test_what_dali_reads_is_kept_until_it_is_taken() -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_the_feeder_fills_the_same_tensors_as_run_returns(half: bool) -> None:
+def test_the_same_tensors_are_filled_as_run_returns(half: bool) -> None:
     plain, fed = pipeline_on(None, half=half), pipeline_on(None, half=half)
     plain.build()
-    feeder = dali_cifar.StaticFeeder(fed, None)
+    fed.build()
+    fed.schedule_run()
     dtype = torch.float16 if half else torch.float32
     images, labels = torch.empty(BATCH, 32, 32, 3, dtype=dtype), torch.empty(BATCH).long()
     addresses = images.data_ptr(), labels.data_ptr()
     for _ in range(10):
-        feeder.feed_(images, labels)
+        dali_cifar.feed_(fed, (images, labels), None)
         made, numbers = plain.run()
         assert np.array_equal(images.numpy(), made.as_array())
         assert np.array_equal(labels.numpy(), numbers.as_array())
@@ -123,11 +115,12 @@ def test_an_error_in_the_source_keeps_its_type() -> None:
         device_id=None,
         threads=1,
     )
+    pipeline.build()
     with pytest.raises(ValueError, match="no such image"):
-        dali_cifar.StaticFeeder(pipeline, None)
+        pipeline.schedule_run()
 
 
-def _fails(batch: Any) -> Any:
+def _fails() -> Any:
     raise ValueError("no such image")
 
 

@@ -13,10 +13,9 @@ from scipy import stats
 
 from swap_fast.data.imagenet.crops import (
     Crops,
-    centre_crops,
     draw_windows,
+    evaluation_batches,
     plan_crops,
-    rectangular_batches,
 )
 from swap_fast.data.imagenet.torchvision import decode_crop
 
@@ -132,7 +131,9 @@ def as_torchvision(image: Image.Image, px: int, size: tuple[int, int]) -> np.nda
 def test_centre_crops_are_torchvisions_pixel_for_pixel(shape: tuple[int, int], px: int) -> None:
     height, width = shape
     content = encoded(texture(0, 1, width, height), "PNG")
-    crops = centre_crops(sizes_of(1, height, width), px=px)
+    (crops,) = evaluation_batches(
+        sizes_of(1, height, width), px=px, batch_size=1, rectangular=False
+    )
     image = texture(0, 1, width, height)
     assert (one_crop(content, crops) == as_torchvision(image, px, (px, px))).all()
 
@@ -147,7 +148,7 @@ def one_crop(content: bytes, crops: Crops, row: int = 0) -> np.ndarray:
 def test_rectangular_batches_follow_the_originals_rule() -> None:
     random = np.random.default_rng(0)
     sizes = random.integers(200, 600, size=(101, 2)).astype(np.int32)
-    batches = list(rectangular_batches(sizes, px=288, batch_size=16))
+    batches = evaluation_batches(sizes, px=288, batch_size=16, rectangular=True)
     together = np.concatenate([crops.image for crops in batches])
     assert sorted(together) == list(range(101))
     ratios = sizes[together, 1] / sizes[together, 0]
@@ -168,7 +169,7 @@ def test_rectangular_crops_are_torchvisions_pixel_for_pixel(
     shapes: list[tuple[int, int]],
 ) -> None:
     sizes = np.array(shapes, dtype=np.int32)
-    (crops,) = rectangular_batches(sizes, px=64, batch_size=3)
+    (crops,) = evaluation_batches(sizes, px=64, batch_size=3, rectangular=True)
     for row, index in enumerate(crops.image):
         height, width = shapes[index]
         image = texture(1, 0, width, height)

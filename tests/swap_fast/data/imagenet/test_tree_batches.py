@@ -25,7 +25,7 @@ from swap_fast.data.imagenet.batches import (
     one_pass,
     pass_buffer,
 )
-from swap_fast.data.imagenet.crops import Crops, plan_crops
+from swap_fast.data.imagenet.crops import Crops, evaluation_batches, plan_crops
 from swap_fast.data.imagenet.scan import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -34,7 +34,6 @@ from swap_fast.data.imagenet.scan import (
     scan_tree,
 )
 from swap_fast.distributed import Comm
-from swap_fast.tasks.imagenet import evaluation_batches
 
 CPU = torch.device("cpu")
 LOADERS: tuple[DecoderName, ...] = ("dali", "torchvision")
@@ -137,7 +136,7 @@ def test_dali_shows_the_same_crops(tree: ImageTree, px: int) -> None:
 def test_dali_evaluates_as_torchvision_to_one_part_in_255(
     tree: ImageTree, px: int, rectangular: bool
 ) -> None:
-    batches = evaluation_batches(tree.test, px=px, batch_size=BATCH, rectangular=rectangular)
+    batches = evaluation_batches(tree.test.sizes, px=px, batch_size=BATCH, rectangular=rectangular)
     both = [loaded(loader_of(name, tree.test, centred=True), batches) for name in LOADERS]
     for dali, torchvision, crops in zip(*both, batches, strict=True):
         assert dali.shape == (len(crops), 3, *crops.size)
@@ -341,8 +340,6 @@ def test_the_graph_for_a_gpu_can_be_built_without_one(tree: ImageTree, centred: 
         half=True,
         channels_last=True,
         centred=centred,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
     )
     pipeline._build_graph()
     (images,) = pipeline._graph_out
