@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from swap_fast.models.convolution import Convolution
 from swap_fast.models.whitening import fixed_convolution
 
 
@@ -16,7 +17,7 @@ class Block(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, pool: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.conv = Convolution(in_channels, out_channels)
         self.bn = nn.BatchNorm2d(out_channels)
         self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
@@ -135,7 +136,7 @@ class WhitenedResNet9(nn.Module):
 
         def block(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
             return nn.Sequential(
-                nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
+                Convolution(inputs, outputs),
                 nn.MaxPool2d(2) if pool else nn.Identity(),
                 GhostBatchNorm(outputs, num_groups),
                 nn.CELU(0.3),

@@ -7,15 +7,16 @@ starts with an identity part instead.
 import torch
 from torch import Tensor, nn
 
+from swap_fast.models.convolution import Convolution
 from swap_fast.models.whitening import fixed_convolution
 
 FILTER_SIDE = 2
 EPSILON = 5e-4  # added to the eigenvalues of the whitening filters
 
 
-def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
+def _convolution(inputs: int, outputs: int) -> Convolution:
     """3x3 without bias; its first `inputs` output channels start as those of the input."""
-    convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
+    convolution = Convolution(inputs, outputs)
     nn.init.dirac_(convolution.weight.data[:inputs])
     return convolution
 
