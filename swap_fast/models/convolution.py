@@ -2,8 +2,8 @@
 
 In bfloat16 oneDNN takes 3 to 8 times as long for the weights' gradient as for the forward pass
 where the maps are small: it goes through a map row by row, and a row has too few pixels for the
-matrix unit. So the images are laid side by side in one wide map, with a column of zeros between two, and
-the gradient is that of the wide map: the same sum.
+matrix unit. So the images are laid side by side in one wide map, with a column of zeros between
+two, and the gradient is that of the wide map: the same sum.
 """
 
 from typing import Any
