@@ -19,6 +19,7 @@ from swap_fast.data.cifar.dataset import Channels, Dataset, DatasetName, Split
 from swap_fast.data.cifar.files import load_dataset
 from swap_fast.distributed import ALONE
 from swap_fast.models import ResNet9, SpeedNet
+from swap_fast.models.convolution import Convolution
 from swap_fast.recipes.speed import OPTIMIZER as SPEED_OPTIMIZER
 from swap_fast.training.batchnorm import recompute_statistics_
 from swap_fast.training.capture import keep_freed_memory
@@ -37,6 +38,19 @@ def make_net(net: MicroNet, width: int, num_classes: int = 10) -> nn.Module:
     if net == "resnet9":
         return ResNet9(num_classes, width)
     return SpeedNet(num_classes, width, torch.randn(12, 3, 2, 2))
+
+
+def with_torch_convolutions(net: nn.Module) -> nn.Module:
+    """The net as others have it, with torch's own 3x3 convolutions, which share the weights."""
+    for module in net.modules():
+        for name, child in module.named_children():
+            if isinstance(child, Convolution):
+                plain = nn.Conv2d(
+                    child.in_channels, child.out_channels, kernel_size=3, padding=1, bias=False
+                )
+                plain.weight = child.weight
+                setattr(module, name, plain)
+    return net
 
 
 def make_step(
@@ -137,7 +151,8 @@ class TorchStep:
         self, execution: Execution, width: int, batch_size: int, net: MicroNet = "resnet9"
     ) -> None:
         device = torch.device(execution.device_type)
-        self._model = execution.place(make_net(net, width), device)
+        model = with_torch_convolutions(make_net(net, width))
+        self._model = execution.place(model, device)
         images = torch.randn(batch_size, 3, 32, 32, device=device)
         self._images = images.to(memory_format=execution.format)
         self._labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
@@ -282,7 +297,7 @@ def stock_epoch(setup: Setup, loader_processes: int) -> Epoch:
         loader_processes=loader_processes,
         pin_memory=device.type == "cuda",
     )
-    model = ResNet9(dataset.num_classes, setup.width).to(device)
+    model = with_torch_convolutions(ResNet9(dataset.num_classes, setup.width)).to(device)
     optimizer, schedule = setup.optimizer(model, fused=False)
     scaler = torch.amp.GradScaler(device.type, enabled=execution.precision == "fp16")
 
@@ -319,7 +334,8 @@ def best_practice_epoch(setup: Setup, compile_mode: str | None) -> Epoch:
     images = _padded(split, device)
     labels = torch.from_numpy(split.labels).to(device, torch.int64)
     mean, std = (torch.tensor(each, device=device) for each in (dataset.mean, dataset.std))
-    model = execution.place(ResNet9(dataset.num_classes, setup.width), device)  # channels_last
+    net = with_torch_convolutions(ResNet9(dataset.num_classes, setup.width))
+    model = execution.place(net, device)  # channels_last
     optimizer, schedule = setup.optimizer(model, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=execution.precision == "fp16")
 

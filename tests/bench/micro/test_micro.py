@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bench.cli import main
 from bench.hardware.machine import has_compiler
@@ -14,9 +15,10 @@ from bench.micro import step as micro_step
 from bench.micro.comparisons import data_groups, step_groups
 from bench.micro.peak import STEPS
 from bench.micro.records import read_micro_records
-from bench.options import MicroOptions
+from bench.options import MicroNet, MicroOptions
 from swap_fast.config.execution import Execution
 from swap_fast.data.imagenet.scan import scan_tree
+from swap_fast.models.convolution import Convolution
 
 EAGER = Execution()
 NCHW = Execution(memory_format="contiguous")
@@ -27,6 +29,16 @@ def test_the_steps_take_the_images_they_count() -> None:
     assert micro_step.our_loop(EAGER, 2, 4)() == 4 * STEPS
     for execution in (EAGER, NCHW):
         assert micro_step.torch_step(execution, 2, 4)() == 4 * STEPS
+
+
+@pytest.mark.parametrize("name", ["resnet9", "speed_net"])
+def test_others_have_the_same_net_with_torch_s_convolutions(name: MicroNet) -> None:
+    net, images = micro_step.make_net(name, 4), torch.randn(2, 3, 32, 32)
+    before = net(images)
+    assert any(isinstance(module, Convolution) for module in net.modules())
+    other = micro_step.with_torch_convolutions(net)
+    assert not any(isinstance(module, Convolution) for module in other.modules())
+    assert torch.equal(other(images), before)
 
 
 @pytest.mark.slow
