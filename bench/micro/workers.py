@@ -14,7 +14,7 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from bench.micro.interleave import Turn
 from bench.micro.peak import observe
-from bench.micro.step import make_step, nesterov_sgd
+from bench.micro.step import make_step, nesterov_sgd, with_torch_convolutions
 from swap_fast.config.execution import Execution
 from swap_fast.models import ResNet9
 from swap_fast.training.capture import Captures, keep_freed_memory
@@ -149,13 +149,18 @@ def on_streams(execution: Execution, width: int, batch_size: int, workers: int) 
     return observe(device, lambda: update, workers * batch_size, prepare=prepare)
 
 
+def _torch_net(width: int) -> nn.Module:
+    """Neither groups nor `vmap` know our own weight gradient."""
+    return with_torch_convolutions(ResNet9(width=width))
+
+
 def grouped(execution: Execution, width: int, batch_size: int, workers: int) -> Turn:
     """All workers' updates at once, by grouped convolutions and one fused SGD."""
     keep_freed_memory()
     device = torch.device(execution.device_type)
 
     def make() -> Callable[[], None]:
-        model = execution.place(group([ResNet9(width=width) for _ in range(workers)]), device)
+        model = execution.place(group([_torch_net(width) for _ in range(workers)]), device)
         images, labels = _batches(execution, workers, batch_size)
         update = _Update(list(model.parameters()), execution)
 
@@ -198,7 +203,7 @@ def vmapped(execution: Execution, width: int, batch_size: int, workers: int) -> 
     device = torch.device(execution.device_type)
 
     def make() -> Callable[[], None]:
-        models = [execution.place(ResNet9(width=width), device) for _ in range(workers)]
+        models = [execution.place(_torch_net(width), device) for _ in range(workers)]
         parameters, buffers = stack_module_state(models)
         if execution.precision != "fp32":
             _normalise_in_float32(models[0], execution.dtype)

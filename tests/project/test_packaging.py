@@ -384,50 +384,38 @@ def _run_ci(ci: Checkout, *programs: str, apt_get: str = "") -> subprocess.Compl
     return _bash(ci.folder, ".ci/run", env={"PATH": path})
 
 
+# Program of a test, its package, and what is said where it cannot be had.
+NO = "no {}, and apt-get could not install {} (see above): "
+SKIP = NO + "the tests that need it will be skipped, which fails this run."
+NEEDED = {
+    "gcc": ("gcc libc6-dev", SKIP.format("C compiler", "one")),
+    "chromium": ("chromium", SKIP.format("Chromium", "it")),
+    "ip": ("iproute2", NO.format("ip", "it") + "the test will fail."),
+}
+
+
 @pytest.mark.parametrize("compiler", ["cc", "gcc", "clang"])
-def test_ci_installs_nothing_where_there_is_a_compiler(ci: Checkout, compiler: str) -> None:
-    done = _run_ci(ci, compiler, "chromium")
+def test_ci_installs_nothing_where_all_is_there(ci: Checkout, compiler: str) -> None:
+    done = _run_ci(ci, compiler, "chromium", "ip")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert ci.calls == ["run_tests.sh, CI=true"]
 
 
-def test_ci_installs_a_compiler_where_there_is_none(ci: Checkout) -> None:
-    done = _run_ci(ci, "chromium")
+@pytest.mark.parametrize("name", NEEDED)
+def test_ci_installs_a_program_that_is_missing(ci: Checkout, name: str) -> None:
+    done = _run_ci(ci, *(NEEDED.keys() - {name}))
     assert (done.returncode, done.stderr) == (0, "")
     assert ci.calls == [
         "apt-get update",
-        "apt-get install -y --no-install-recommends gcc libc6-dev",
+        f"apt-get install -y --no-install-recommends {NEEDED[name][0]}",
         "run_tests.sh, CI=true",
     ]
 
 
-def test_ci_says_so_where_no_compiler_can_be_had(ci: Checkout) -> None:
-    done = _run_ci(ci, "chromium", apt_get="echo are you root? >&2; exit 100")
+@pytest.mark.parametrize("name", NEEDED)
+def test_ci_says_so_where_a_program_cannot_be_had(ci: Checkout, name: str) -> None:
+    others = NEEDED.keys() - {name}
+    done = _run_ci(ci, *others, apt_get="echo are you root? >&2; exit 100")
     assert done.returncode == 0  # the tests run all the same, and their guard ends in an error
-    assert done.stderr.splitlines() == [
-        "are you root?",
-        ".ci/run: no C compiler, and apt-get could not install one (see above): "
-        "the tests that need it will be skipped, which fails this run.",
-    ]
-    assert ci.calls == ["apt-get update", "run_tests.sh, CI=true"]
-
-
-def test_ci_installs_a_browser_where_there_is_none(ci: Checkout) -> None:
-    done = _run_ci(ci, "gcc")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert ci.calls == [
-        "apt-get update",
-        "apt-get install -y --no-install-recommends chromium",
-        "run_tests.sh, CI=true",
-    ]
-
-
-def test_ci_says_so_where_no_browser_can_be_had(ci: Checkout) -> None:
-    done = _run_ci(ci, "gcc", apt_get="echo are you root? >&2; exit 100")
-    assert done.returncode == 0
-    assert done.stderr.splitlines() == [
-        "are you root?",
-        ".ci/run: no Chromium, and apt-get could not install it (see above): "
-        "the tests that need it will be skipped, which fails this run.",
-    ]
+    assert done.stderr.splitlines() == ["are you root?", f".ci/run: {NEEDED[name][1]}"]
     assert ci.calls == ["apt-get update", "run_tests.sh, CI=true"]
