@@ -1,11 +1,28 @@
 """The cost of a net's layers for one image: arithmetic, memory traffic, saved activations.
 
-Counted from the shapes, so that a plan needs no torch. `bench.micro.peak` counts on the net itself,
-and can take layers as fused; a test compares the two.
+Counted from the shapes, so that a plan and a report need no torch; tests compare the counts with
+torch's own over the nets. Each pass over a tensor is one read or one write of all its values, as if
+no cache kept any between two kernels. With a large cache or a small batch the real traffic is less.
+
+For each layer from x to y, with d for a gradient, w for weights:
+
+| layer | forward | backward |
+|---|---|---|
+| convolution, linear | read x, w; write y | read dy, w, write dx; read x, dy, write dw |
+| batch norm | read x; read x, write y | read x, dy; read x, dy, write dx |
+| ReLU in place | read, write y | read y, dy, write dx |
+| GELU | read x, write y | read x, dy, write dx |
+| max pool | read x, write y, places | read dy, places, write dx |
+| x + f(x) | read x, f, write y | read both gradients, write their sum |
+| norm, pool, ReLU (GELU), fused | read x; read x, write y | read x, dy; read x, dy, write dx |
+
+The image's gradient is not needed. Fused kernels, which a compiler can make, choose the pool's
+places again; the residual sum is in the last of them. The loss over 10 classes is left out, and so
+is the arithmetic of the update (Muon's matrix products too).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 INDEX_BYTES = 8
@@ -13,8 +30,8 @@ INDEX_BYTES = 8
 WEIGHT_BYTES = 4
 """Weights, gradients, velocities and communication are float32."""
 UPDATE_PASSES = 9
-"""Reads and writes of P values in an update: the gradient is zeroed and added to; the update reads
-three and writes two."""
+"""Reads and writes of P values in an update: write g = 0; read dw and g, write g; read theta, v, g,
+write theta, v."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +40,12 @@ class Layer:
 
     macs: int = 0
     """Multiplications with addition, forward."""
+    weights: int = 0
+    """Values of the filters or the matrix."""
     parameters: int = 0
     """Trained values."""
     forward_values: int = 0
-    """Activations read and written by the forward pass if no layers are fused."""
+    """Activations read and written by the forward pass."""
     backward_values: int = 0
     """The same for the backward pass, with gradients."""
     saved_values: int = 0
@@ -35,7 +54,7 @@ class Layer:
     """Positions of maxima saved for the backward pass."""
     backward_products: int = 2
     """Matrix products of the backward pass for each of the forward pass: 1 where the input needs no
-    gradient."""
+    gradient, 0 where the weights need none either."""
 
     @property
     def forward_flop(self) -> int:
@@ -73,13 +92,32 @@ class Net:
             layer.saved_indices for layer in self.layers
         )
 
+    def step_bytes(self, batch_size: int, activation_bytes: int) -> int:
+        """Memory traffic of a whole step over a batch, its update included.
 
-def resnet9(width: int, num_classes: int) -> Net:
+        Arguments:
+            activation_bytes: 4 in fp32, 2 in fp16 and bf16, where the weights are also read and
+                written in the narrow type.
+        """
+        values = sum(layer.forward_values + layer.backward_values for layer in self.layers)
+        indices = 2 * sum(layer.saved_indices for layer in self.layers)
+        weights = sum((1 + layer.backward_products) * layer.weights for layer in self.layers)
+        update = UPDATE_PASSES * WEIGHT_BYTES * self.parameters
+        if activation_bytes != WEIGHT_BYTES:
+            update += self.parameters * (WEIGHT_BYTES + activation_bytes)
+        per_image = values * activation_bytes + indices * INDEX_BYTES
+        return batch_size * per_image + weights * activation_bytes + update
+
+
+def resnet9(width: int, num_classes: int, *, fused: bool = False) -> Net:
     """The paper's ResNet-9 at 32 px: the layers of `swap_fast.models.ResNet9`."""
 
     def block(inputs: int, outputs: int, side: int, *, pool: int = 1) -> Iterator[Layer]:
         # The image needs no gradient.
         yield _convolution(inputs, outputs, 3, side, side, is_first=inputs == 3)
+        if fused:
+            yield _fused(outputs, side, side // pool)
+            return
         yield _batch_norm(outputs, side)
         if pool > 1:
             yield _max_pool(outputs, side, side // pool)
@@ -88,7 +126,8 @@ def resnet9(width: int, num_classes: int) -> Net:
     def residual(channels: int, side: int) -> Iterator[Layer]:
         yield from block(channels, channels, side)
         yield from block(channels, channels, side)
-        yield _addition(channels, side, saved=True)
+        y = channels * side**2
+        yield Layer(forward_values=y if fused else 3 * y, backward_values=3 * y, saved_values=y)
 
     layers = (
         *block(3, width, 32),
@@ -98,9 +137,43 @@ def resnet9(width: int, num_classes: int) -> Net:
         *block(4 * width, 8 * width, 8, pool=2),
         *residual(8 * width, 4),
         _max_pool(8 * width, 4, 1, saves="nothing"),
-        _linear(8 * width, num_classes, bias=False),
+        _linear(8 * width, num_classes),
     )
     return Net(layers=layers)
+
+
+def speed_net(width: int, num_classes: int, *, fused: bool = False) -> Net:
+    """The net of the CIFAR-10 speed runs at 32 px: the layers of `swap_fast.models.SpeedNet`."""
+
+    def norm(channels: int, side: int, end: int) -> Iterator[Layer]:
+        """A pool where the side changes, batch norm with a trained bias, GELU."""
+        if fused:
+            yield _fused(channels, side, end, trained=1)
+            return
+        if end < side:
+            yield _max_pool(channels, side, end)
+        yield _batch_norm(channels, end, trained=1)
+        yield _gelu(channels, end)
+
+    channels, side, wide = 24, 31, 4 * width
+    whiten = _convolution(3, channels, 2, 32, side, is_first=True)
+    # Fixed filters and a trained bias: only dy is read backward.
+    layers = [
+        replace(
+            whiten, parameters=channels, backward_values=channels * side**2, backward_products=0
+        ),
+        _gelu(channels, side),
+    ]
+    for outputs in (width, wide, wide):
+        layers += [
+            _convolution(channels, outputs, 3, side, side),
+            *norm(outputs, side, side // 2),
+            _convolution(outputs, outputs, 3, side // 2, side // 2),
+            *norm(outputs, side // 2, side // 2),
+        ]
+        channels, side = outputs, side // 2
+    layers += [_max_pool(wide, side, 1, saves="nothing"), _linear(wide, num_classes)]
+    return Net(layers=tuple(layers))
 
 
 def resnet50(
@@ -126,7 +199,8 @@ def resnet50(
         if stride == 2 or inputs != outputs:
             yield _convolution(inputs, outputs, 1, side, end)
             yield _batch_norm(outputs, end)
-        yield _addition(outputs, end, saved=False)
+        y = outputs * end**2  # the sum, which the ReLU saves
+        yield Layer(forward_values=3 * y, backward_values=3 * y)
         yield _relu(outputs, end)
 
     side = _halved(side)
@@ -140,7 +214,7 @@ def resnet50(
             channels = 4 * (width << group)
             side = _halved(side) if stride == 2 else side
     layers.append(Layer(forward_values=channels * side**2, backward_values=channels * side**2))
-    layers.append(_linear(channels, num_classes, bias=True))
+    layers.append(_linear(channels, num_classes, biases=num_classes))
     return Net(layers=tuple(layers))
 
 
@@ -153,21 +227,23 @@ def _convolution(
 ) -> Layer:
     """Saves its input only if it is the image; the layer before it saves any other one."""
     x, y, weights = inputs * side**2, outputs * end**2, inputs * outputs * kernel**2
+    products = 1 if is_first else 2
     return Layer(
         macs=weights * end**2,
+        weights=weights,
         parameters=weights,
         forward_values=x + y,
-        backward_values=(x + y) * (1 if is_first else 2),
+        backward_values=products * (x + y),
         saved_values=x if is_first else 0,
-        backward_products=1 if is_first else 2,
+        backward_products=products,
     )
 
 
-def _batch_norm(channels: int, side: int) -> Layer:
+def _batch_norm(channels: int, side: int, *, trained: int = 2) -> Layer:
     """Reads its input twice, for moments and result; backward reads input and gradient twice."""
     x = channels * side**2
     return Layer(
-        parameters=2 * channels, forward_values=3 * x, backward_values=5 * x, saved_values=x
+        parameters=trained * channels, forward_values=3 * x, backward_values=5 * x, saved_values=x
     )
 
 
@@ -175,6 +251,12 @@ def _relu(channels: int, side: int) -> Layer:
     """In place; saves its result, for itself and for the next layer."""
     y = channels * side**2
     return Layer(forward_values=2 * y, backward_values=3 * y, saved_values=y)
+
+
+def _gelu(channels: int, side: int) -> Layer:
+    """Saves its input, and its result for the next layer."""
+    y = channels * side**2
+    return Layer(forward_values=2 * y, backward_values=3 * y, saved_values=2 * y)
 
 
 def _max_pool(
@@ -190,16 +272,23 @@ def _max_pool(
     )
 
 
-def _addition(channels: int, side: int, *, saved: bool) -> Layer:
-    y = channels * side**2
-    return Layer(forward_values=3 * y, backward_values=3 * y, saved_values=y if saved else 0)
+def _fused(channels: int, side: int, end: int, *, trained: int = 2) -> Layer:
+    """Batch norm, pool, ReLU or GELU: a pass for moments or their gradients, then one for all."""
+    x, y = channels * side**2, channels * end**2
+    return Layer(
+        parameters=trained * channels,
+        forward_values=x + (x + y),
+        backward_values=(x + y) + (2 * x + y),
+        saved_values=x,
+    )
 
 
-def _linear(inputs: int, outputs: int, *, bias: bool) -> Layer:
+def _linear(inputs: int, outputs: int, *, biases: int = 0) -> Layer:
     weights = inputs * outputs
     return Layer(
         macs=weights,
-        parameters=weights + bias * outputs,
+        weights=weights,
+        parameters=weights + biases,
         forward_values=inputs + outputs,
         backward_values=2 * (inputs + outputs),
         saved_values=inputs,

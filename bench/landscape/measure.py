@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,82 +247,74 @@ class Run:
         return Weights(net, groups=self.recipe.optimizer.groups)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlaneTask:
-    """Errors of the marked models, points 0 to m - 1, and of the grid, row by row after them."""
+def plane_errors(
+    run: Run,
+    files: Sequence[Path],
+    counts: Counts,
+    alphas: Sequence[float],
+    betas: Sequence[float],
+    rank: int,
+) -> Callable[[int], Values]:
+    """Train and test error of the marked models, points 0 to m - 1, and of the grid, row by row.
 
-    run: Run
-    files: tuple[Path, ...]
-    """Of the marked models; the first three span the plane."""
-    counts: Counts
-    alphas: tuple[float, ...]
-    """The grid's columns."""
-    betas: tuple[float, ...]
-    """The grid's rows."""
+    Arguments:
+        files: of the m marked models; the first three span the plane.
+        alphas: the grid's columns.
+        betas: the grid's rows.
+        rank: chooses the device, to which the models and images are moved.
+    """
+    weights = run.weights(rank)
+    thetas = [load_theta(weights, path, known_sha256(path)) for path in files]
+    plane = plane_through(*thetas[:3])
+    landscape = Landscape(run.recipe, run.dataset, weights, run.execution, counts, seed=run.seed)
 
-    def open_(self, rank: int) -> Callable[[int], Values]:
-        """Load the models, and move the images to this rank's device."""
-        run, weights = self.run, self.run.weights(rank)
-        thetas = [load_theta(weights, path, known_sha256(path)) for path in self.files]
-        plane = plane_through(*thetas[:3])
-        landscape = Landscape(
-            run.recipe, run.dataset, weights, run.execution, self.counts, seed=run.seed
-        )
+    def evaluate(number: int) -> Values:
+        if number < len(thetas):
+            theta = thetas[number]
+        else:
+            row, column = divmod(number - len(thetas), len(alphas))
+            theta = plane.at(alphas[column], betas[row])
+        errors = landscape.errors(theta)
+        return [errors.train, errors.test]
 
-        def evaluate(number: int) -> Values:
-            if number < len(thetas):
-                theta = thetas[number]
-            else:
-                row, column = divmod(number - len(thetas), len(self.alphas))
-                theta = plane.at(self.alphas[column], self.betas[row])
-            errors = landscape.errors(theta)
-            return [errors.train, errors.test]
-
-        return evaluate
+    return evaluate
 
 
-@dataclass(frozen=True, kw_only=True)
-class CosineTask:
-    """For the model after each epoch: cosine of -g and the direction to SWAP, |g|, the distance."""
+def path_cosines(
+    run: Run, files: Sequence[Path], num_images: int, rank: int
+) -> Callable[[int], Values]:
+    """For the model after each epoch: cosine of -g and the direction to SWAP, |g|, the distance.
 
-    run: Run
-    files: tuple[Path, ...]
-    """Of the models after each epoch, the output of SWAP last."""
-    num_images: int
-    """Of the batch of g."""
+    Arguments:
+        files: of the models after each epoch, the output of SWAP last.
+        num_images: of the batch of g.
+        rank: chooses the device, to which the batch is moved.
+    """
+    weights = run.weights(rank)
+    batch = FixedBatch(run.recipe, run.dataset, weights, seed=run.seed, num_images=num_images)
+    swap = load_theta(weights, files[-1], known_sha256(files[-1]))
 
-    def open_(self, rank: int) -> Callable[[int], Values]:
-        """Load the output of SWAP, and move the batch to this rank's device."""
-        run, weights = self.run, self.run.weights(rank)
-        batch = FixedBatch(
-            run.recipe, run.dataset, weights, seed=run.seed, num_images=self.num_images
-        )
-        swap = load_theta(weights, self.files[-1], known_sha256(self.files[-1]))
+    def evaluate(number: int) -> Values:
+        path = files[number]
+        theta = load_theta(weights, path, known_sha256(path))
+        gradient, towards = batch.gradient(theta), swap - theta
+        return [cosine(-gradient, towards), float(gradient.norm()), float(towards.norm())]
 
-        def evaluate(number: int) -> Values:
-            path = self.files[number]
-            theta = load_theta(weights, path, known_sha256(path))
-            gradient, towards = batch.gradient(theta), swap - theta
-            return [cosine(-gradient, towards), float(gradient.norm()), float(towards.norm())]
-
-        return evaluate
+    return evaluate
 
 
 def measure_plane(figure: int, subject: Subject, counts: Counts, grid: int) -> PlaneRecord:
     """Measure Figure 2 or 3; the file of finished points is kept."""
     models = saved_models(figure, subject.record, subject.results)
-    files = tuple(model.path for model in models)
+    files = [model.path for model in models]
     weights = Weights(make_net(subject.recipe, subject.dataset))
     thetas = [load_theta(weights, path, known_sha256(path)) for path in files]
     plane = plane_through(*thetas[:3])
     places = [plane.coordinates(theta) for theta in thetas]
     alphas, betas = grid_around([(place.alpha, place.beta) for place in places], grid)
     settings = {"grid": grid, "margin": MARGIN, **asdict(counts)}
-    task = PlaneTask(
-        run=subject.run, files=files, counts=counts, alphas=tuple(alphas), betas=tuple(betas)
-    )
     values = evaluate_points(
-        task,
+        partial(plane_errors, subject.run, files, counts, alphas, betas),
         len(files) + grid * grid,
         subject.points_file(figure, settings),
         processes=subject.processes,
@@ -352,10 +345,10 @@ def measure_plane(figure: int, subject: Subject, counts: Counts, grid: int) -> P
 def measure_cosines(subject: Subject, num_images: int) -> CosineRecord:
     """Measure Figure 4; the file of finished points is kept."""
     *models, swap = saved_models(4, subject.record, subject.results)
-    files = (*(model.path for model in models), swap.path)
+    files = [*(model.path for model in models), swap.path]
     settings = {"train_images": num_images, "micro_batch_size": GRADIENT_MICRO_BATCH}
     values = evaluate_points(
-        CosineTask(run=subject.run, files=files, num_images=num_images),
+        partial(path_cosines, subject.run, files, num_images),
         len(models),
         subject.points_file(4, settings),
         processes=subject.processes,

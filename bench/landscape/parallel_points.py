@@ -5,17 +5,15 @@ and a file with other settings is written again from the start.
 """
 
 import json
-import multiprocessing
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from bench.runner.process import RemoteFunction
 from swap_fast.callbacks.progress import duration
 
 Values = list[float]
@@ -23,13 +21,6 @@ Values = list[float]
 
 BETWEEN_LINES_S = 10.0
 """Seconds from one line of progress to the next."""
-
-
-class Task(Protocol):
-    """Evaluates points by their numbers, after it was sent to a process."""
-
-    def open_(self, rank: int) -> Callable[[int], Values]:
-        """Prepare in the process of this rank; returns the function of a point's number."""
 
 
 class PointsFile:
@@ -73,7 +64,7 @@ class PointsFile:
 
 
 def evaluate_points(
-    task: Task,
+    make: Callable[[int], Callable[[int], Values]],
     num_points: int,
     file: PointsFile,
     *,
@@ -81,6 +72,9 @@ def evaluate_points(
     say: Callable[[str], None],
 ) -> list[Values]:
     """Evaluate points 0 to `num_points` - 1 except those in the file; all values in order.
+
+    Arguments:
+        make: called with its rank in each process; returns the function of a point's number.
 
     Raises:
         ValueError: a process raised one.
@@ -92,11 +86,17 @@ def evaluate_points(
         say(f"{len(points)} of {num_points} points are done already")
     if waiting:
         report = _Report(len(points), num_points, say)
-        with file.writing() as append, _serving(task, min(processes, len(waiting))) as served:
-            while served:
-                for connection in wait([*served]):
-                    assert isinstance(connection, Connection)
-                    number, values = _receive(connection, served[connection])
+        with file.writing() as append, ExitStack() as stack:
+            # The point that each process evaluates; None while it gets ready.
+            at_work: dict[Any, tuple[RemoteFunction, int | None]] = {}
+            for rank in range(min(processes, len(waiting))):
+                process = stack.enter_context(RemoteFunction(make, rank))
+                process.start()
+                at_work[process.connection] = process, None
+            while at_work:
+                for connection in wait([*at_work]):
+                    process, number = at_work.pop(connection)
+                    values = process.receive()
                     if number is None:
                         report.start()
                     else:
@@ -104,67 +104,11 @@ def evaluate_points(
                         append(number, values)
                         report.one_done()
                     if waiting:
-                        connection.send(waiting.popleft())
+                        at_work[connection] = process, waiting.popleft()
+                        process.send(at_work[connection][1])
                     else:
-                        connection.close()
-                        del served[connection]
+                        process.end()
     return [points[number] for number in range(num_points)]
-
-
-@contextmanager
-def _serving(task: Task, processes: int) -> Iterator[dict[Connection, BaseProcess]]:
-    """Processes by their connections; they end with these, or with this process."""
-    context = multiprocessing.get_context("spawn")  # a fork would share the device's state
-    served: dict[Connection, BaseProcess] = {}
-    started: list[BaseProcess] = []
-    try:
-        for rank in range(processes):
-            here, there = context.Pipe()
-            process: BaseProcess = context.Process(
-                target=_serve, args=(there, task, rank), daemon=True
-            )
-            process.start()
-            there.close()
-            served[here] = process
-            started.append(process)
-        yield served
-    except BaseException:
-        for process in started:
-            process.terminate()
-        raise
-    finally:
-        for connection in served:
-            connection.close()
-        for process in started:
-            process.join()
-
-
-def _serve(connection: Connection, task: Task, rank: int) -> None:
-    """Evaluate each point that is sent, until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process handles a Ctrl-C
-    try:
-        evaluate = task.open_(rank)
-        connection.send((None, []))
-        while True:
-            number = connection.recv()
-            connection.send((number, evaluate(number)))
-    except (EOFError, BrokenPipeError):
-        return
-    except Exception as error:
-        connection.send((None, f"{type(error).__name__}: {' '.join(str(error).split())}"))
-
-
-def _receive(connection: Connection, process: BaseProcess) -> tuple[int | None, Values]:
-    """A point's number and values; no number if the process has just become ready."""
-    try:
-        number, values = connection.recv()
-    except (EOFError, ConnectionResetError):
-        process.join()
-        raise RuntimeError(f"a process ended with code {process.exitcode}") from None
-    if isinstance(values, str):
-        kind, _, message = values.partition(": ")
-        raise ValueError(message) if kind == "ValueError" else RuntimeError(values)
-    return number, values
 
 
 class _Report:

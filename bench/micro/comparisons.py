@@ -5,23 +5,23 @@ Several groups also have the device's peak: a matrix product and a copy in memor
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from bench import net_cost
 from bench.document.table import counted
 from bench.hardware.machine import has_compiler
 from bench.micro import data, step, workers
-from bench.micro.interleave import Cost, Variant
-from bench.micro.peak import peak_variants, step_cost
+from bench.micro.interleave import Variant
+from bench.micro.peak import peak_variants
+from bench.micro.records import Cost
 from bench.options import MicroNet
 from swap_fast.config.execution import DTYPES, Execution, default_execution
 from swap_fast.config.recipe import LoaderName
-from swap_fast.models import ResNet9
 from swap_fast.tasks.cifar import missing_for_dali
 
 Groups = dict[str, list[Variant]]
 """Variants that take turns, by the group's title."""
-Shape = tuple[int, int]
-"""Processes, and threads of each."""
 LOADER_PROCESSES = 8
 """At most: the stock loop has one for each core."""
 NUM_WORKERS = (2, 4)
@@ -31,54 +31,32 @@ NUM_WORKERS = (2, 4)
 def data_groups(device: str, batch_size: int, threads: int) -> Groups:
     """Augmented batches of CIFAR size, in each type, with one thread and with all threads."""
     groups: Groups = {}
+    has_dali = missing_for_dali(device) is None
+    loaders: tuple[LoaderName, ...] = ("tensor", *(("dali",) if has_dali else ()), "torchvision")
     for dtype in data.DTYPES:
         for count in sorted({1, threads}):
-            form = f"{dtype}, {counted(count, 'thread')}"
-            ours, dali = _data_variants(device, batch_size, dtype, count, count == threads)
-            groups[f"augmented batches, {form}"] = ours
-            if dali:
-                groups[f"DALI's own, {form}"] = dali
+            size, form = (device, batch_size, dtype), f"{dtype}, {counted(count, 'thread')}"
+            variant = partial(Variant, threads=count)
+            ours = [
+                variant(f"ours, {name}", data.our_batches, (name, *size), is_ours=True)
+                for name in loaders
+            ]
+            headline = partial(variant, is_headline=count == threads)
+            stock = (batch_size, dtype, count)
+            groups[f"augmented batches, {form}"] = [
+                *ours,
+                headline("whole-epoch crop and flip, as airbench", data.whole_epoch_crop, size),
+                headline(_stock_name(count), data.torchvision_loader, stock),
+                variant("floor: read bytes, write values", data.copy_floor, size),
+            ]
+            if has_dali:
+                operators = "DALI alone: the same operators, batches that lie ready"
+                groups[f"DALI's own, {form}"] = [
+                    ours[1],
+                    variant(operators, data.bare_dali, (*size, count)),
+                    variant("DALI alone: its own crop and flip", data.stock_dali, (*size, count)),
+                ]
     return groups
-
-
-def _data_variants(
-    device: str, batch_size: int, dtype: str, threads: int, is_headline: bool
-) -> tuple[list[Variant], list[Variant]]:
-    """Our loaders, other implementations and a copy; and our DALI loader with DALI alone."""
-    size = (device, batch_size, dtype)
-
-    def ours(loader: LoaderName) -> Variant:
-        arguments = (loader, *size)
-        return Variant(
-            f"ours, {loader}", data.our_batches, arguments, threads=threads, is_ours=True
-        )
-
-    dali = []
-    if missing_for_dali(device) is None:
-        operators = "DALI alone: the same operators, batches that lie ready"
-        own = "DALI alone: its own crop and flip"
-        dali = [
-            ours("dali"),
-            Variant(operators, data.bare_dali, (*size, threads), threads=threads),
-            Variant(own, data.stock_dali, (*size, threads), threads=threads),
-        ]
-    whole_epoch = "whole-epoch crop and flip, as airbench"
-    floor = "floor: read bytes, write values"
-    stock = (batch_size, dtype, threads)
-    variants = [
-        ours("tensor"),
-        *dali[:1],
-        ours("torchvision"),
-        *(
-            Variant(name, make, arguments, threads=threads, is_headline=is_headline)
-            for name, make, arguments in (
-                (whole_epoch, data.whole_epoch_crop, size),
-                (_stock_name(threads), data.torchvision_loader, stock),
-            )
-        ),
-        Variant(floor, data.copy_floor, size, threads=threads),
-    ]
-    return variants, dali
 
 
 def jpeg_groups(root: Path, device: str, batch_size: int, threads: int) -> Groups:
@@ -136,12 +114,7 @@ def _step_variants(
     default: Execution, threads: int, width: int, batch_size: int, net: MicroNet
 ) -> Iterator[Variant]:
     device = default.device_type
-    shapes = _our_shapes(device, threads)
-
-    def cost(execution: Execution) -> Cost | None:
-        """GELU and frozen filters are not in the count of bytes."""
-        return _cost(width, batch_size, execution) if net == "resnet9" else None
-
+    shapes = _processes_and_threads(device, threads)
     for kind, execution in _our_executions(default).items():
         for processes, each in shapes:
             yield Variant(
@@ -150,7 +123,7 @@ def _step_variants(
                 (execution, width, batch_size, net),
                 processes=processes,
                 threads=each,
-                cost=cost(execution),
+                cost=_cost(width, batch_size, execution, net),
                 is_ours=True,
             )
     eager = replace(default, capture=False)
@@ -164,7 +137,7 @@ def _step_variants(
                 step.torch_step,
                 (execution, width, batch_size, net),
                 threads=threads,
-                cost=cost(execution),
+                cost=_cost(width, batch_size, execution, net),
             )
     yield from peak_variants(device, eager.precision, shapes)
 
@@ -183,7 +156,7 @@ def _our_executions(default: Execution) -> dict[str, Execution]:
     return executions
 
 
-def _our_shapes(device: str, threads: int) -> list[Shape]:
+def _processes_and_threads(device: str, threads: int) -> list[tuple[int, int]]:
     """How the cores are divided, first as runs do it: on a CPU, one process for each core."""
     return [(threads, 1), (1, threads)] if device == "cpu" and threads > 1 else [(1, threads)]
 
@@ -192,19 +165,18 @@ def _in_processes(processes: int) -> str:
     return f", {processes} processes of 1 thread" if processes > 1 else ""
 
 
-def _cost(width: int, batch_size: int, execution: Execution) -> Cost:
+def _cost(width: int, batch_size: int, execution: Execution, net: MicroNet = "resnet9") -> Cost:
     """An image's cost in a step; of a compiled one, with fused kernels."""
-    return step_cost(
-        ResNet9(width=width),
-        batch_size,
-        activation_bytes=DTYPES[execution.precision].itemsize,
-        fused=execution.compile,
-    )
+    count = net_cost.resnet9 if net == "resnet9" else net_cost.speed_net
+    counted_net = count(width, 10, fused=execution.compile)
+    step_bytes = counted_net.step_bytes(batch_size, DTYPES[execution.precision].itemsize)
+    return Cost(flop=float(counted_net.train_flop), bytes=step_bytes / batch_size)
 
 
 def peer_groups(device: str, threads: int, setup: step.Setup) -> Groups:
     """Whole loops over real batches, input included: ours, the stock loop, torch's best."""
-    width, batch_size, shapes = setup.width, setup.batch_size, _our_shapes(device, threads)
+    width, batch_size = setup.width, setup.batch_size
+    shapes = _processes_and_threads(device, threads)
     eager = replace(setup.execution, capture=False)
     variants = [
         Variant(

@@ -4,35 +4,17 @@ A machine's speed drifts. Variants that take turns in one run drift together, so
 round by round, says more than any single figure.
 """
 
-import math
-import multiprocessing
-import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+from bench.micro.records import Described, Timing
+from bench.runner.process import RemoteFunction
 
 Turn = Callable[[], int]
 """Does one turn's work, and returns how much: the images that it took, or another unit."""
-
-Unit = Literal["images", "FLOP", "bytes"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """The counted cost of training on one image: the same for every variant that does that."""
-
-    flop: float
-    """Floating-point operations forward and backward; a multiplication and an addition are two."""
-    bytes: float
-    """Memory traffic, as `bench.micro.peak` counts it."""
-
-    def __post_init__(self) -> None:
-        """Refuse a cost of nothing, over which nothing can be divided."""
-        if not (self.flop > 0 and self.bytes > 0):
-            raise ValueError(f"cost: expected more than 0, got {self.flop} and {self.bytes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,59 +30,13 @@ class ObservedTurn:
 
 
 @dataclass(frozen=True)
-class Variant:
+class Variant(Described):
     """One variant: a function that prepares its turn, and the processes that take it together."""
 
     name: str
     make: Callable[..., Turn]
     """A function at the top level of a module, called with `arguments` in each process."""
-    arguments: tuple[object, ...] = ()
-    processes: int = field(default=1, kw_only=True)
-    threads: int = field(default=1, kw_only=True)
-    unit: Unit = field(default="images", kw_only=True)
-    """Of what a turn returns."""
-    cost: Cost | None = field(default=None, kw_only=True)
-    """Of an image, where it is known."""
-    is_ours: bool = field(default=False, kw_only=True)
-    """Whether it is how runs of this package do it."""
-    is_headline: bool = field(default=False, kw_only=True)
-    """Whether the README's speed table compares it with the first variant of its group."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """A variant's speed in each round, and against the first variant of the list."""
-
-    name: str
-    unit: Unit = "images"
-    processes: int = 1
-    threads: int = 1
-    cost: Cost | None = None
-    is_ours: bool = False
-    is_headline: bool = False
-    per_s: list[float]
-    """Units a second in each round, of all processes together."""
-    ratios: list[float] = field(default_factory=list)
-    """The first variant's units a second over this one's; none where the units differ."""
-    facts: dict[str, float] = field(default_factory=dict)
-    """Of an `ObservedTurn`."""
-
-    def __post_init__(self) -> None:
-        """Refuse what no rounds can give."""
-        if not self.per_s or not all(0 < speed < math.inf for speed in self.per_s):
-            raise ValueError(f"{self.name}: expected speeds above 0, got {self.per_s}")
-        if self.unit == "images" and len(self.ratios) != len(self.per_s):
-            raise ValueError(f"{self.name}: expected {len(self.per_s)} ratios, got {self.ratios}")
-
-    @property
-    def median(self) -> float:
-        """Median units a second over the rounds."""
-        return statistics.median(self.per_s)
-
-    @property
-    def ratio(self) -> tuple[float, float, float]:
-        """The first variant's speed over this one's, round by round: minimum, median, maximum."""
-        return min(self.ratios), statistics.median(self.ratios), max(self.ratios)
+    arguments: tuple[Any, ...] = field(default=())
 
 
 def time_interleaved(variants: list[Variant], *, rounds: int) -> list[Timing]:
@@ -110,27 +46,34 @@ def time_interleaved(variants: list[Variant], *, rounds: int) -> list[Timing]:
         RuntimeError: a variant's process failed.
     """
     speeds: list[list[float]] = [[] for _ in variants]
-    facts: list[dict[str, float]] = [{} for _ in variants]
     with ExitStack() as stack:
-        groups = [stack.enter_context(_processes(variant)) for variant in variants]
+        groups = [
+            [
+                stack.enter_context(
+                    RemoteFunction(_prepare, variant.threads, variant.make, variant.arguments)
+                )
+                for _ in range(variant.processes)
+            ]
+            for variant in variants
+        ]
+        for process in (process for group in groups for process in group):
+            process.start()
+        for variant, group in zip(variants, groups, strict=True):
+            _answers(variant, group)
         for number in range(rounds + 1):
-            turn = [_take_turn(*each) for each in zip(variants, groups, strict=True)]
-            if number > 0:
-                for of_variant, speed in zip(speeds, turn, strict=True):
-                    of_variant.append(speed)
-        for largest, variant, connections in zip(facts, variants, groups, strict=True):
-            for found in _ask(variant, connections, "facts"):
-                for name, value in found.items():
-                    largest[name] = max(value, largest.get(name, value))
+            for variant, group, of_variant in zip(variants, groups, speeds, strict=True):
+                done = _ask(variant, group, "turn")
+                if number > 0:
+                    longest_s = max(seconds for _, seconds in done)
+                    of_variant.append(sum(amount for amount, _ in done) / longest_s)
+        facts: list[dict[str, float]] = []
+        for variant, group in zip(variants, groups, strict=True):
+            of_processes = _ask(variant, group, "facts")
+            names = of_processes[0]
+            facts.append({name: max(each[name] for each in of_processes) for name in names})
     return [
         Timing(
-            name=variant.name,
-            unit=variant.unit,
-            processes=variant.processes,
-            threads=variant.threads,
-            cost=variant.cost,
-            is_ours=variant.is_ours,
-            is_headline=variant.is_headline,
+            **{each.name: getattr(variant, each.name) for each in fields(Described)},
             per_s=per_s,
             ratios=[first / speed for first, speed in zip(speeds[0], per_s, strict=True)]
             if variant.unit == variants[0].unit
@@ -141,61 +84,37 @@ def time_interleaved(variants: list[Variant], *, rounds: int) -> list[Timing]:
     ]
 
 
-@contextmanager
-def _processes(variant: Variant) -> Iterator[list[Connection]]:
-    """Connections to a variant's processes, which wait for their turn."""
-    context = multiprocessing.get_context("spawn")
-    connections, processes = [], []
-    for _ in range(variant.processes):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, variant))
-        process.start()
-        theirs.close()
-        connections.append(ours)
-        processes.append(process)
-    try:
-        yield connections
-    finally:
-        for connection in connections:
-            connection.close()
-        for process in processes:
-            process.join()
-
-
-def _take_turn(variant: Variant, connections: list[Connection]) -> float:
-    """Units a second of all of a variant's processes together."""
-    done = _ask(variant, connections, "turn")
-    return sum(amount for amount, _ in done) / max(seconds for _, seconds in done)
-
-
 def _ask(
-    variant: Variant, connections: list[Connection], what: Literal["turn", "facts"]
+    variant: Variant, group: list[RemoteFunction], what: Literal["turn", "facts"]
 ) -> list[Any]:
     """Ask all of a variant's processes at once, and wait for all their answers."""
+    for process in group:
+        process.send(what)
+    return _answers(variant, group)
+
+
+def _answers(variant: Variant, group: list[RemoteFunction]) -> list[Any]:
     try:
-        for connection in connections:
-            connection.send(what)
-        return [connection.recv() for connection in connections]
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        raise RuntimeError(
-            f"{variant.name}: its process ended early, see its error above"
-        ) from None
+        return [process.receive() for process in group]
+    except (RuntimeError, ValueError) as error:
+        raise RuntimeError(f"{variant.name}: {error}") from None
 
 
-def _serve(connection: Connection, variant: Variant) -> None:
-    """A variant's process: prepare, then take a turn whenever asked, until the other end closes."""
+def _prepare(
+    threads: int, make: Callable[..., Turn], arguments: tuple[Any, ...]
+) -> Callable[[Literal["turn", "facts"]], object]:
+    """In a variant's process: prepare its turn. What is returned takes it and gives (amount,
+    seconds), or gives the facts."""
     import torch
 
-    torch.set_num_threads(variant.threads)
-    turn = variant.make(*variant.arguments)
-    while True:
-        try:
-            what = connection.recv()
-        except EOFError:
-            return
+    torch.set_num_threads(threads)
+    turn = make(*arguments)
+
+    def answer(what: Literal["turn", "facts"]) -> object:
         if what == "facts":
-            connection.send(turn.facts() if isinstance(turn, ObservedTurn) else {})
-            continue
+            return turn.facts() if isinstance(turn, ObservedTurn) else {}
         started = time.perf_counter()
         amount = turn()
-        connection.send((amount, time.perf_counter() - started))
+        return amount, time.perf_counter() - started
+
+    return answer

@@ -1,4 +1,4 @@
-"""A step's observed facts, the device's measured peak, and a step's counted cost."""
+"""A step's observed facts, and the device's measured peak."""
 
 import os
 import time
@@ -7,16 +7,12 @@ from itertools import repeat
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench.hardware.machine import resident_bytes
-from bench.micro.interleave import Cost, ObservedTurn, Turn, Variant
-from bench.net_cost import INDEX_BYTES, UPDATE_PASSES, WEIGHT_BYTES
+from bench.micro.interleave import ObservedTurn, Turn, Variant
 from swap_fast.config.execution import DTYPES
-from swap_fast.models.resnet9 import Block, Residual
 
 # Observed facts: the first update, the memory, the launch count.
 
@@ -66,11 +62,8 @@ def observe(
             if device.type == "cuda"
             else resident_bytes()[1] - before
         )
-        return {
-            "first_step_s": first_step_s,
-            "peak_memory_bytes": peak,
-            **_launches(device, step),
-        }
+        launches = _launches(device, step)
+        return {"first_step_s": first_step_s, "peak_memory_bytes": peak, **launches}
 
     turn()
     return ObservedTurn(turn=turn, facts=facts)
@@ -124,11 +117,7 @@ def _launches(device: torch.device, step: Callable[[], None]) -> dict[str, float
 def _called_by_operator(event: Any) -> bool:
     """Whether an operator of torch is above the event in the profile."""
     above = event.cpu_parent
-    while above is not None:
-        if above.name.startswith("aten::"):
-            return True
-        above = above.cpu_parent
-    return False
+    return above is not None and (above.name.startswith("aten::") or _called_by_operator(above))
 
 
 # The device's peak: a matrix product and a copy, which take turns with the steps.
@@ -195,109 +184,3 @@ def memory_copy(device_type: str, num_bytes: int) -> Turn:
 
     turn()
     return turn
-
-
-# Counted cost.
-
-
-def step_flop(model: nn.Module, images: Tensor) -> tuple[int, int]:
-    """Operations of a forward pass, and of a forward and backward pass, over a batch [B, ...].
-
-    Torch's count: convolutions and linear layers, two operations for each multiplication and
-    addition. The images need no gradient, so the first layer has one backward convolution, not two.
-    """
-    with FlopCounterMode(display=False) as counter:
-        logits = model(images)
-        forward = counter.get_total_flops()
-        logits.sum().backward()
-        return forward, counter.get_total_flops()
-
-
-def step_bytes(
-    model: nn.Module, images: Tensor, *, activation_bytes: int = 4, fused: bool = False
-) -> int:
-    """Bytes read and written by one step over a batch [B, ...], from the shapes of its tensors.
-
-    Each pass over a tensor is one read or one write of all its values, as if no cache kept any
-    between two kernels. With a large cache or a small batch the real traffic is less, so a share
-    of the copy's bandwidth may be over 100%. `bench.net_cost` has the same count without torch; a
-    test compares them.
-
-    For each layer from x to y, with d for a gradient, w for weights:
-
-    | layer | forward | backward |
-    |---|---|---|
-    | convolution, linear | read x, w; write y | read dy, w, write dx; read x, dy, write dw |
-    | batch norm | read x; read x, write y | read x, dy; read x, dy, write dx |
-    | ReLU in place | read, write y | read y, dy, write dx |
-    | max pool | read x, write y, places | read dy, places, write dx |
-    | x + f(x) | read x, f, write y | read both gradients, write their sum |
-
-    The first layer's dx is not needed. The update of P weights: write g = 0; read and write g and
-    read dw to add it; read theta, v, g, write theta, v; where activations are narrower, read w and
-    write it narrow. The loss over 10 classes is left out.
-
-    Arguments:
-        activation_bytes: 4 in fp32, 2 in fp16 and bf16.
-        fused: in each `Block`, one kernel for batch norm's second pass, pool and ReLU, and
-            backward one for their sums and one for dx, which read the convolution's output and
-            choose again; the residual sum in the last of them. A compiler can make these.
-    """
-    counts = {"activations": 0, "weights": 0, "places": 0}  # values read and written
-    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    joined = [m for m in model.modules() if isinstance(m, Block)] if fused else []
-    inside = [m for block in joined for m in (block.bn, block.pool, block.relu)]
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x, y = inputs[0].numel(), output.numel()
-        if module in inside:
-            return
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            passes = 2 if module is layers[0] else 3
-            counts["activations"] += passes * (x + y)
-            counts["weights"] += passes * module.weight.numel()
-        elif isinstance(module, nn.BatchNorm2d):
-            counts["activations"] += (x + 2 * x) + (2 * x + 3 * x)
-        elif isinstance(module, nn.ReLU):
-            counts["activations"] += 2 * y + 3 * y
-        elif isinstance(module, nn.MaxPool2d):
-            counts["activations"] += (x + y) + (y + x)
-            counts["places"] += 2 * y
-        elif isinstance(module, Residual):
-            # Fused, the kernel that makes f(x) makes the sum: it reads x in addition.
-            counts["activations"] += (y if fused else 3 * y) + 3 * y
-        elif module in joined:
-            conv = module.conv
-            between = x // conv.in_channels * conv.out_channels  # from convolution to batch norm
-            forward = between + (between + y)
-            counts["activations"] += forward + (between + y) + (2 * between + y)
-
-    handles = [module.register_forward_hook(count) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    parameters = sum(p.numel() for p in model.parameters())
-    update = UPDATE_PASSES * parameters * WEIGHT_BYTES
-    if activation_bytes != WEIGHT_BYTES:
-        update += parameters * (WEIGHT_BYTES + activation_bytes)
-    narrow = counts["activations"] + counts["weights"]
-    return narrow * activation_bytes + counts["places"] * INDEX_BYTES + update
-
-
-def step_cost(
-    model: nn.Module,
-    batch_size: int,
-    *,
-    activation_bytes: int = 4,
-    fused: bool = False,
-    image_shape: tuple[int, int, int] = (3, 32, 32),
-) -> Cost:
-    """An image's share of a step's cost, counted on meta tensors: nothing is computed."""
-    model = model.to("meta")
-    images = torch.empty((batch_size, *image_shape), device="meta")
-    _, flop = step_flop(model, images)
-    moved = step_bytes(model, images, activation_bytes=activation_bytes, fused=fused)
-    return Cost(flop=flop / batch_size, bytes=moved / batch_size)

@@ -6,13 +6,75 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bench.micro.interleave import Timing, Unit
 from bench.options import MicroNet
 from swap_fast.record import Code, Machine, read_folder, read_json_record, write_json_record
 
 SCHEMA_VERSION = 3
 
 What = Literal["step", "data", "jpeg", "workers", "collective"]
+Unit = Literal["images", "FLOP", "bytes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The counted cost of training on one image: the same for every variant that does that."""
+
+    flop: float
+    """Floating-point operations forward and backward; a multiplication and an addition are two."""
+    bytes: float
+    """Memory traffic, as `bench.net_cost` counts it."""
+
+    def __post_init__(self) -> None:
+        """Refuse a cost of nothing, over which nothing can be divided."""
+        if not (self.flop > 0 and self.bytes > 0):
+            raise ValueError(f"cost: expected more than 0, got {self.flop} and {self.bytes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What is said of a variant before and after it was timed."""
+
+    name: str
+    unit: Unit = "images"
+    """Of what is counted in a second."""
+    processes: int = 1
+    threads: int = 1
+    """Of each process."""
+    cost: Cost | None = None
+    """Of an image, where it is known."""
+    is_ours: bool = False
+    """Whether it is how runs of this package do it."""
+    is_headline: bool = False
+    """Whether the README's speed table compares it with the first variant of its group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing(Described):
+    """A variant's speed in each round, and against the first variant of the list."""
+
+    per_s: list[float]
+    """Units a second in each round, of all processes together."""
+    ratios: list[float] = field(default_factory=list)
+    """The first variant's units a second over this one's; none where the units differ."""
+    facts: dict[str, float] = field(default_factory=dict)
+    """Of an `ObservedTurn`."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no rounds can give."""
+        if not self.per_s or not all(0 < speed < math.inf for speed in self.per_s):
+            raise ValueError(f"{self.name}: expected speeds above 0, got {self.per_s}")
+        if self.unit == "images" and len(self.ratios) != len(self.per_s):
+            raise ValueError(f"{self.name}: expected {len(self.per_s)} ratios, got {self.ratios}")
+
+    @property
+    def median(self) -> float:
+        """Median units a second over the rounds."""
+        return statistics.median(self.per_s)
+
+    @property
+    def ratio(self) -> tuple[float, float, float]:
+        """The first variant's speed over this one's, round by round: minimum, median, maximum."""
+        return min(self.ratios), statistics.median(self.ratios), max(self.ratios)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +134,7 @@ def bus_bandwidth(num_bytes: int, seconds: float, ranks: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroRecord:
-    """One measurement: what, where, when, and what each implementation achieved."""
+    """One measurement: what, where, when, and what each variant achieved."""
 
     what: What
     created: str
@@ -87,11 +149,11 @@ class MicroRecord:
     threads: int
     """CPU threads in all."""
     rounds: int
-    """In which every implementation was timed once."""
+    """In which every variant was timed once."""
     machine: Machine
     code: Code
     results: dict[str, list[Timing]] = field(default_factory=dict)
-    """Implementations that took turns, by their group's title; the first is the reference."""
+    """Variants that took turns, by their group's title; the first is the reference."""
     collective: Collective | None = None
     """Of a collective, which has no other results."""
     notes: tuple[str, ...] = ()
@@ -103,7 +165,7 @@ class MicroRecord:
         if not self.results if self.collective is None else self.collective.ranks < 2:
             raise ValueError("expected the results of a group, or of 2 ranks or more, got none")
         if not all(self.results.values()):
-            raise ValueError("results: expected a way or more in each group, got none")
+            raise ValueError("results: expected a variant or more in each group, got none")
 
     @property
     def key(self) -> tuple[str, str, int, str, str]:
@@ -147,8 +209,8 @@ def read_micro_records(folder: Path) -> tuple[list[MicroRecord], list[str]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Efficiency:
-    """An implementation's median speed as arithmetic, and as shares of what the device can do."""
+class PeakShares:
+    """A variant's median speed as arithmetic, and as shares of the device's measured peak."""
 
     flop_per_s: float
     """Counted operations a second."""
@@ -158,20 +220,20 @@ class Efficiency:
     """Of the copy's bytes a second; may be over 1 where caches serve what is counted."""
 
 
-def efficiency(timing: Timing, group: list[Timing]) -> Efficiency | None:
-    """An implementation against its own group's measured bounds; None without a counted cost."""
+def peak_shares(timing: Timing, group: list[Timing]) -> PeakShares | None:
+    """A variant against the peak measured in its own group; None without a counted cost."""
     if timing.cost is None:
         return None
-    flop_per_s = timing.median * timing.cost.flop
-    matrix, copy = (roof(group, unit, timing) for unit in ("FLOP", "bytes"))
-    return Efficiency(
+    flop_per_s, bytes_per_s = timing.median * timing.cost.flop, timing.median * timing.cost.bytes
+    matrix, copy = (measured_peak(group, unit, timing) for unit in ("FLOP", "bytes"))
+    return PeakShares(
         flop_per_s=flop_per_s,
         matrix_share=None if matrix is None else flop_per_s / matrix,
-        bandwidth_share=None if copy is None else timing.median * timing.cost.bytes / copy,
+        bandwidth_share=None if copy is None else bytes_per_s / copy,
     )
 
 
-def roof(group: list[Timing], unit: Unit, like: Timing) -> float | None:
+def measured_peak(group: list[Timing], unit: Unit, like: Timing) -> float | None:
     """Units a second that the device reached with as many processes and threads."""
     found = [
         each.median

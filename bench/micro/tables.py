@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.document.table import NOTHING, Table, counted, percent
-from bench.micro.interleave import Timing
-from bench.micro.records import MicroRecord, efficiency, roof
+from bench.micro.records import MicroRecord, Timing, measured_peak, peak_shares
 from bench.plots.training import figure_style, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# All-reduces by message size: bus bandwidth, its table and its figure. No torch.
-
+# All-reduces by message size: bus bandwidth, its table and its figure.
 
 BACKENDS = {"gloo": "gloo", "nccl": "NCCL"}
 STYLES = {"fp32": ("#000000", "o", "-"), "fp16": ("#5b8db8", "s", "--")}
@@ -124,9 +122,9 @@ def _mark_gradient(axes: Axes, num_bytes: int, precision: str) -> None:
     )
 
 
-# The roofline: each way's arithmetic against what the device can do, from a record. No torch.
+# The roofline: each variant's arithmetic against the device's measured peak, from a record.
 #
-# A way lies at its counted arithmetic intensity and its measured speed. The roof is the copy's
+# A variant lies at its counted arithmetic intensity and its measured speed. The bound is the copy's
 # bandwidth times the intensity, up to the matrix product's speed, both of the same run. A point may
 # lie over the slope, where caches serve what is counted as traffic.
 
@@ -136,15 +134,14 @@ OURS, THEIRS = "#a03000", "#5b8db8"
 MARKERS = "osD^vP*X<>hp"
 LINES = ("-", "--", ":", "-.")
 
-Shape = tuple[int, int]
 
-
-def roofs(record: MicroRecord) -> dict[Shape, tuple[float, float]]:
+def measured_bounds(record: MicroRecord) -> dict[tuple[int, int], tuple[float, float]]:
     """FLOP/s and bytes/s of each (processes, threads), at their best over the groups of the run."""
-    found: dict[Shape, tuple[float, float]] = {}
+    found: dict[tuple[int, int], tuple[float, float]] = {}
     for group in record.results.values():
         for timing in group:
-            matrix, copy = roof(group, "FLOP", timing), roof(group, "bytes", timing)
+            matrix = measured_peak(group, "FLOP", timing)
+            copy = measured_peak(group, "bytes", timing)
             if matrix is not None and copy is not None:
                 shape = timing.processes, timing.threads
                 before = found.get(shape, (0.0, 0.0))
@@ -152,8 +149,8 @@ def roofs(record: MicroRecord) -> dict[Shape, tuple[float, float]]:
     return found
 
 
-def points(record: MicroRecord) -> Iterator[tuple[Timing, float, float]]:
-    """(way, FLOP/byte, FLOP/s) of every way whose cost was counted."""
+def intensities(record: MicroRecord) -> Iterator[tuple[Timing, float, float]]:
+    """(variant, FLOP/byte, FLOP/s) of every variant whose cost was counted."""
     for timing in (timing for group in record.results.values() for timing in group):
         if (cost := timing.cost) is not None:
             yield timing, cost.flop / cost.bytes, timing.median * cost.flop
@@ -166,22 +163,24 @@ def roofline_figure(record: MicroRecord, folder: Path) -> list[Path]:
         The files written: `folder/roofline-DEVICE-widthN.svg` and `.png`.
 
     Raises:
-        ValueError: the record has no way with a counted cost, or no roof.
+        ValueError: the record has no variant with a counted cost, or no measured bound.
     """
-    tops, found = roofs(record), list(points(record))
-    if not tops or not found:
-        raise ValueError(f"roofline: expected ways with a counted cost, got none in {record.name}")
+    bounds, found = measured_bounds(record), list(intensities(record))
+    if not bounds or not found:
+        raise ValueError(
+            f"roofline: expected variants with a counted cost, got none in {record.name}"
+        )
     with figure_style():
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullLocator
 
         figure = Figure(figsize=(7.2, 5.4), layout="constrained")
         axes = figure.add_subplot()
-        intensities = [intensity for _, intensity, _ in found]
-        ridges = [matrix / copy for matrix, copy in tops.values()]
-        low, high = min(*intensities, *ridges) / 2, max(*intensities, *ridges) * 2
+        shown = [intensity for _, intensity, _ in found]
+        shown += [matrix / copy for matrix, copy in bounds.values()]
+        low, high = min(shown) / 2, max(shown) * 2
         for ((processes, threads), (matrix, copy)), line in zip(
-            sorted(tops.items()), LINES, strict=False
+            sorted(bounds.items()), LINES, strict=False
         ):
             ridge = matrix / copy
             axes.plot(
@@ -190,7 +189,7 @@ def roofline_figure(record: MicroRecord, folder: Path) -> list[Path]:
                 color="0.2",
                 linestyle=line,
                 linewidth=1.2,
-                label=_roof_label(processes, threads, matrix, copy),
+                label=_bound_label(processes, threads, matrix, copy),
             )
         names = {timing.name: timing.is_ours for timing, _, _ in found}
         for name, mine in names.items():
@@ -224,13 +223,13 @@ def roofline_figure(record: MicroRecord, folder: Path) -> list[Path]:
 
 def has_roofline(record: MicroRecord) -> bool:
     """Whether a record can be drawn."""
-    return bool(roofs(record)) and any(True for _ in points(record))
+    return bool(measured_bounds(record)) and any(True for _ in intensities(record))
 
 
-def _roof_label(processes: int, threads: int, matrix: float, copy: float) -> str:
+def _bound_label(processes: int, threads: int, matrix: float, copy: float) -> str:
     plural = "es" if processes > 1 else ""
     return (
-        f"roof, {processes} process{plural} of {counted(threads, 'thread')}: "
+        f"bound, {processes} process{plural} of {counted(threads, 'thread')}: "
         f"{matrix / 1e9:,.0f} GFLOP/s, {copy / 1e9:,.1f} GB/s"
     )
 
@@ -272,8 +271,8 @@ def micro_figures(records: Sequence[MicroRecord], plots: Path) -> dict[str, list
 def _speeds(record: MicroRecord) -> Table:
     rows = []
     for title, timings in record.results.items():
-        ways = [timing for timing in timings if timing.unit == "images"]
-        for number, timing in enumerate(ways):
+        variants = [timing for timing in timings if timing.unit == "images"]
+        for number, timing in enumerate(variants):
             speeds, ratios = timing.per_s, timing.ratios
             rows.append(
                 (
@@ -289,11 +288,14 @@ def _speeds(record: MicroRecord) -> Table:
         name=record.name,
         title=WHAT[record.what],
         caption=(
-            f"{_where(record)}; {record.rounds} rounds in which the ways took turns, "
-            f"{record.created[:10]}. The ratio is the first way's images/s over this way's, round "
-            f"by round. Record {record.file}."
+            f"{_where(record)}; {record.rounds} rounds in which the implementations took turns, "
+            f"{record.created[:10]}. The ratio is the first implementation's images/s over this "
+            f"one's, round by round. Record {record.file}."
         ),
-        columns=("", "Way", "Images/s (median)", "Range", "Ratio (median)", "Range of the ratio"),
+        columns=(
+            *("", "Implementation", "Images/s (median)", "Range"),
+            *("Ratio (median)", "Range of the ratio"),
+        ),
         rows=tuple(rows),
         footnotes=record.notes,
     )
@@ -304,20 +306,20 @@ def _efficiencies(record: MicroRecord) -> Table:
     for title, group in record.results.items():
         shown = [timing for timing in group if timing.cost is not None or timing.unit != "images"]
         for number, timing in enumerate(shown):
-            rows.append((title if number == 0 else "", *_efficiency_cells(timing, group)))
+            rows.append((title if number == 0 else "", *_peak_cells(timing, group)))
     return Table(
         name=f"{record.name}_efficiency",
-        title=f"{WHAT[record.what]}: of what the device can do",
+        title=f"{WHAT[record.what]}: shares of the device's peak",
         caption=(
             f"{_where(record)}; {record.created[:10]}. Medians of the same rounds. TFLOP/s by "
             "torch's count over the net, forward and backward; the shares are of the matrix "
-            "product and of the copy that took turns with the ways, with as many processes and "
-            "threads. The bytes are counted from the shapes, as if no cache kept any, so that a "
-            f"share of the copy's bandwidth can be over 100%. Record {record.file}."
+            "product and of the copy that took turns with the implementations, with as many "
+            "processes and threads. The bytes are counted from the shapes, as if no cache kept "
+            f"any, so that a share of the copy's bandwidth can be over 100%. Record {record.file}."
         ),
         columns=(
             "",
-            "Way",
+            "Implementation",
             "TFLOP/s",
             "Of the matrix product (%)",
             "GB/s, counted",
@@ -330,7 +332,7 @@ def _efficiencies(record: MicroRecord) -> Table:
         footnotes=(
             "Started a step: kernels and, in brackets, the calls that start them, on a CUDA "
             "device; on a CPU torch's operators that no other called, which leaves out the fused "
-            "loops of a compiled way.",
+            "loops of a compiled implementation.",
             "First step: from a made step to its first finished update; of ours, its whole "
             "warm-up with it. Peak memory: allocated on a CUDA device; on a CPU, growth of one "
             "process's resident memory.",
@@ -338,7 +340,7 @@ def _efficiencies(record: MicroRecord) -> Table:
     )
 
 
-def _efficiency_cells(timing: Timing, group: list[Timing]) -> tuple[str, ...]:
+def _peak_cells(timing: Timing, group: list[Timing]) -> tuple[str, ...]:
     facts = timing.facts
     first, memory = facts.get("first_step_s"), facts.get("peak_memory_bytes")
     rest = (
@@ -346,7 +348,7 @@ def _efficiency_cells(timing: Timing, group: list[Timing]) -> tuple[str, ...]:
         NOTHING if first is None else f"{first:.2f}",
         NOTHING if memory is None else f"{memory / 2**30:.2f}",
     )
-    found = efficiency(timing, group)
+    found = peak_shares(timing, group)
     if found is None or timing.cost is None:
         name = f"{timing.name}, {timing.processes} x {timing.threads} threads"
         flop = f"{timing.median / 1e12:.3f}" if timing.unit == "FLOP" else NOTHING

@@ -88,8 +88,8 @@ def check_paper(paper: Paper) -> list[CheckedRow]:
                 published_s=paper.claim.time_s
                 if table == "Section 5.1"
                 else paper.time_s(table, row),
-                rate_s=None if is_read else predicted.after_s if is_after else predicted.before_s,
-                physical_s=physical.total_s if is_after else sum(physical.phases_s),
+                rate_s=None if is_read else predicted.total_s if is_after else predicted.before_s,
+                physical_s=physical.total_s if is_after else physical.before_s,
                 counts=not is_read and (table, row) not in LEFT_OUT,
             )
         )

@@ -15,8 +15,8 @@ from bench.planner.check import check_table, paper_efficiency
 from bench.planner.model import (
     FLOOR,
     HARDWARE,
-    Estimate,
     Modelled,
+    RunTime,
     Speed,
     estimate,
     memory_bytes,
@@ -95,9 +95,9 @@ class Plan:
     speed: Speed
     """Of one device, and of the links between them."""
     gpus: int
-    expected: Estimate
+    expected: RunTime
     """With the efficiency of the paper's runs, or as measured."""
-    floor: Estimate
+    floor: RunTime
     """No program without fused layers is faster."""
     rate_model_s: float | None
     """By the paper's rates, on its own machine."""
@@ -128,7 +128,7 @@ def make_plan(
     rate_model_s = None
     if "V100" in speed.hardware.name and gpus == work.replicas and recipe.width == 64:
         try:
-            rate_model_s = predict(read_rates(paper), work).after_s
+            rate_model_s = predict(read_rates(paper), work).total_s
         except ValueError:
             rate_model_s = None  # no row of the paper has this setting
     return Plan(

@@ -10,12 +10,12 @@ import torch
 from bench.hardware.machine import available_cores, choose_device, describe_machine
 from bench.micro.interleave import Turn
 from bench.micro.peak import COPIED_BYTES, MATRIX_SIZE, matrix_product, memory_copy, synchronize
-from bench.micro.step import make_step
+from bench.micro.step import make_net, make_step
+from bench.options import MicroNet
 from bench.planner.model import FLOOR, Efficiency, Hardware
 from bench.planner.workload import NUM_CLASSES, PhaseWork
 from swap_fast.config.execution import DTYPES, Execution, default_execution
 from swap_fast.config.recipe import AveragingRecipe, Recipe
-from swap_fast.models import ResNet9
 from swap_fast.training.batchnorm import recompute_statistics_
 from swap_fast.training.capture import keep_freed_memory
 from swap_fast.training.weights import Weights
@@ -62,19 +62,22 @@ def measure(recipe: Recipe, device: str = "auto") -> MeasuredSpeed:
     if isinstance(recipe, AveragingRecipe):
         phases.append(recipe.phase2)
     num_classes = NUM_CLASSES[recipe.dataset]
-    weights = Weights(execution.place(ResNet9(num_classes, recipe.width), place))
+    net: MicroNet = "speed_net" if recipe.net == "speed_net" else "resnet9"
+    weights = Weights(execution.place(make_net(net, recipe.width, num_classes), place))
     sizes = sorted({phase.micro_batch_size for phase in phases})
     return MeasuredSpeed(
         hardware=_hardware(place, execution),
         micro_batches_s={
-            size: _update_s(execution, recipe.width, size, num_classes) for size in sizes
+            size: _update_s(execution, recipe.width, size, num_classes, net) for size in sizes
         },
         pass_s=_pass_image_s(weights, phases[-1].micro_batch_size, execution),
     )
 
 
-def _update_s(execution: Execution, width: int, batch_size: int, num_classes: int) -> float:
-    step, _ = make_step(execution, width, batch_size, num_classes=num_classes)
+def _update_s(
+    execution: Execution, width: int, batch_size: int, num_classes: int, net: MicroNet
+) -> float:
+    step, _ = make_step(execution, width, batch_size, num_classes=num_classes, net=net)
     step.warm_up()
     step.images.normal_()
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from bench.net_cost import UPDATE_PASSES, WEIGHT_BYTES, Net
 from bench.planner.workload import PhaseWork, Workload, workload_of
 from bench.records.paper import Paper
@@ -39,38 +41,35 @@ class Hardware:
     """Time of each step of an all-reduce, whatever its size: our assumption."""
 
 
-V100 = Hardware(
-    name="V100 SXM2 (NVLink 2, 4 x 100 Gb/s a node)",
-    matrix_flop_s=125e12,
-    memory_bytes_s=900e9,
-    memory_bytes=16e9,
-    link_bytes_s=150e9,
-    network_bytes_s=50e9,
-)
-"""NVIDIA's data sheet, and the network of its DGX-1."""
-
-A100 = Hardware(
-    name="A100 SXM 80 GB (NVLink 3, 8 x 200 Gb/s a node)",
-    matrix_flop_s=312e12,
-    memory_bytes_s=2.039e12,
-    memory_bytes=80e9,
-    link_bytes_s=300e9,
-    network_bytes_s=200e9,
-)
-"""NVIDIA's data sheet, and the network of its DGX A100."""
-
-H100 = Hardware(
-    name="H100 SXM (NVLink 4, 8 x 400 Gb/s a node)",
-    matrix_flop_s=989e12,
-    memory_bytes_s=3.35e12,
-    memory_bytes=80e9,
-    link_bytes_s=450e9,
-    network_bytes_s=400e9,
-)
-"""NVIDIA's data sheet, and the network of its DGX H100."""
-
-HARDWARE = {"v100": V100, "a100": A100, "h100": H100}
-"""By the name on the command line."""
+HARDWARE = {
+    "v100": Hardware(
+        name="V100 SXM2 (NVLink 2, 4 x 100 Gb/s a node)",
+        matrix_flop_s=125e12,
+        memory_bytes_s=900e9,
+        memory_bytes=16e9,
+        link_bytes_s=150e9,
+        network_bytes_s=50e9,
+    ),
+    "a100": Hardware(
+        name="A100 SXM 80 GB (NVLink 3, 8 x 200 Gb/s a node)",
+        matrix_flop_s=312e12,
+        memory_bytes_s=2.039e12,
+        memory_bytes=80e9,
+        link_bytes_s=300e9,
+        network_bytes_s=200e9,
+    ),
+    "h100": Hardware(
+        name="H100 SXM (NVLink 4, 8 x 400 Gb/s a node)",
+        matrix_flop_s=989e12,
+        memory_bytes_s=3.35e12,
+        memory_bytes=80e9,
+        link_bytes_s=450e9,
+        network_bytes_s=400e9,
+    ),
+}
+"""By the name on the command line: NVIDIA's data sheets, and the networks of its DGX-1, DGX A100
+and DGX H100."""
+V100 = HARDWARE["v100"]
 
 DEVICE_NAMES = {"V100-SXM": "v100", "A100-SXM": "a100", "H100 80GB HBM3": "h100"}
 """A part of the driver's name of a device. The PCIe cards of these devices are slower."""
@@ -162,13 +161,13 @@ def phase_rate(rates: list[Rate], phase: PhaseWork) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predicted:
-    """The rate model's time of a run on the paper's machine."""
+class RunTime:
+    """A model's time of a run."""
 
     phases_s: tuple[float, ...]
-    """Of each phase, its models in parallel."""
+    """Of each phase, its models in parallel where there are devices for that."""
     averaging_s: float
-    """Of the pass after averaging; the averaging itself is taken as 0."""
+    """Of averaging, and of the pass over the training data after it."""
 
     @property
     def before_s(self) -> float:
@@ -176,20 +175,20 @@ class Predicted:
         return sum(self.phases_s)
 
     @property
-    def after_s(self) -> float:
+    def total_s(self) -> float:
         """After averaging: the whole run."""
         return self.before_s + self.averaging_s
 
 
-def predict(rates: list[Rate], work: Workload) -> Predicted:
-    """The time of a recipe on the paper's machine.
+def predict(rates: list[Rate], work: Workload) -> RunTime:
+    """The rate model's time of a recipe on the paper's machine; averaging alone is taken as 0.
 
     Raises:
         ValueError: the paper has no rate for a phase.
     """
     seconds = [phase_rate(rates, phase) for phase in work.phases]
     phases_s = tuple(s * phase.epochs for s, phase in zip(seconds, work.phases, strict=True))
-    return Predicted(phases_s=phases_s, averaging_s=work.averages * PASS_SHARE * seconds[-1])
+    return RunTime(phases_s=phases_s, averaging_s=work.averages * PASS_SHARE * seconds[-1])
 
 
 def _sgd_rate(paper: Paper, table: str, row: str, recipe: str) -> Rate:
@@ -291,11 +290,6 @@ def all_reduce_s(num_bytes: float, gpus: int, hardware: Hardware) -> float:
     return seconds + 2 * math.ceil(math.log2(gpus)) * hardware.hop_s
 
 
-def turns(replicas: int, gpus: int) -> int:
-    """Replicas that a device works on in turn, where there are fewer devices than replicas."""
-    return math.ceil(replicas / gpus)
-
-
 def epoch_s(phase: PhaseWork, speed: Speed, gpus: int) -> float:
     """Seconds an epoch of all models of a phase on that many devices.
 
@@ -306,29 +300,16 @@ def epoch_s(phase: PhaseWork, speed: Speed, gpus: int) -> float:
     at_once = max(1, min(gpus // phase.gpus_per_model, phase.num_models))
     gradient_bytes = phase.net.parameters * WEIGHT_BYTES
     step_s = (
-        turns(phase.gpus_per_model, together) * speed.micro_batch_s(phase)
+        math.ceil(phase.gpus_per_model / together) * speed.micro_batch_s(phase)
         + speed.update_s(phase)
         + speed.efficiency.slowdown * all_reduce_s(gradient_bytes, together, speed.hardware)
     )
     one_model_s = phase.steps_per_epoch * step_s + speed.efficiency.epoch_s
-    return turns(phase.num_models, at_once) * one_model_s
+    return math.ceil(phase.num_models / at_once) * one_model_s
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """The time of a run."""
-
-    phases_s: tuple[float, ...]
-    averaging_s: float
-    """Of averaging, and of the pass over the training data, divided among the devices."""
-
-    @property
-    def total_s(self) -> float:
-        return sum(self.phases_s) + self.averaging_s
-
-
-def estimate(work: Workload, speed: Speed, gpus: int) -> Estimate:
-    """The time of a run on that many devices."""
+def estimate(work: Workload, speed: Speed, gpus: int) -> RunTime:
+    """The physical model's time of a run on that many devices; they share the pass among them."""
     phases_s = tuple(phase.epochs * epoch_s(phase, speed, gpus) for phase in work.phases)
     averaging_s = 0.0
     if work.averages:
@@ -336,7 +317,7 @@ def estimate(work: Workload, speed: Speed, gpus: int) -> Estimate:
         weights_bytes = last.net.parameters * WEIGHT_BYTES
         averaging_s = last.images / used * speed.pass_image_s(last)
         averaging_s += all_reduce_s(weights_bytes, used, speed.hardware)
-    return Estimate(phases_s=phases_s, averaging_s=averaging_s)
+    return RunTime(phases_s=phases_s, averaging_s=averaging_s)
 
 
 def fit(settings: Sequence[tuple[PhaseWork, int, float]], hardware: Hardware) -> Efficiency:
@@ -349,17 +330,15 @@ def fit(settings: Sequence[tuple[PhaseWork, int, float]], hardware: Hardware) ->
         ValueError: the settings allow no such fit.
     """
     floor = Modelled(hardware=hardware, efficiency=FLOOR)
-    a11 = a12 = a22 = b1 = b2 = 0.0
-    for phase, gpus, measured_s in settings:
-        steps, one = epoch_s(phase, floor, gpus) / measured_s, 1 / measured_s
-        a11, a12, a22 = a11 + steps * steps, a12 + steps * one, a22 + one * one
-        b1, b2 = b1 + steps, b2 + one
-    determinant = a11 * a22 - a12 * a12
-    if determinant <= 0:
+    # In units of the measured time: slowdown * steps + epoch_s * 1 is to be 1.
+    shares = [
+        (epoch_s(phase, floor, gpus) / measured_s, 1 / measured_s)
+        for phase, gpus, measured_s in settings
+    ]
+    (slowdown, fixed_s), _, rank, _ = np.linalg.lstsq(np.array(shares), np.ones(len(shares)))
+    if rank < 2:
         raise ValueError(f"fit: expected two settings or more that differ, got {len(settings)}")
-    return Efficiency(
-        slowdown=(b1 * a22 - b2 * a12) / determinant, epoch_s=(a11 * b2 - a12 * b1) / determinant
-    )
+    return Efficiency(slowdown=float(slowdown), epoch_s=float(fixed_s))
 
 
 def memory_bytes(work: Workload, hardware: Hardware) -> float:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bench.net_cost import Net, resnet9, resnet50
+from bench.net_cost import Net, resnet9, resnet50, speed_net
 from bench.records.paper import Paper
 from swap_fast.config.phase import Phase, StagedPhase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe
@@ -113,9 +113,10 @@ def workload_of(recipe: Recipe, paper: Paper, phase1_epochs: float | None = None
     Raises:
         ValueError: a net or a data set whose cost is not known here.
     """
-    if recipe.net not in ("resnet9", "resnet50"):
+    if recipe.net == "whitened_resnet9":
         raise ValueError(
-            f"plan: expected a recipe of resnet9 or resnet50, got {recipe.net} in {recipe.name}"
+            f"plan: expected a recipe of resnet9, speed_net or resnet50, got {recipe.net} in "
+            f"{recipe.name}"
         )
     if recipe.dataset == "imagenet" and not recipe.paper_scale:
         raise ValueError(
@@ -182,4 +183,5 @@ def _net(recipe: Recipe, side: int) -> Net:
     num_classes = NUM_CLASSES[recipe.dataset]
     if recipe.net == "resnet50":
         return resnet50(side, width=recipe.width, num_classes=num_classes, blocks=recipe.blocks)
-    return resnet9(recipe.width, num_classes)
+    count = speed_net if recipe.net == "speed_net" else resnet9
+    return count(recipe.width, num_classes)

@@ -17,7 +17,6 @@ from typing import Any
 
 from swap_fast.files import write_file
 from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
-from swap_fast.training.watchdog import end_process
 
 ORPHAN_S = 10.0
 """The time that a process has to end after the one that started it was killed."""
@@ -48,6 +47,8 @@ def set_status(text: str) -> None:
 def end_rank(message: str) -> None:
     """End this rank from any thread, at once; its launching process raises a RuntimeError."""
     if _NOTES is None:
+        from swap_fast.training.watchdog import end_process  # it imports torch
+
         end_process(message)
     _report(RuntimeError(message))
     os._exit(1)

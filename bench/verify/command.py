@@ -145,8 +145,8 @@ def verify(
     form = Form(device_type=device_type, small=small or device_type == "cpu")
     with CheckProcess() as process:
         try:
-            machine = process.ask(describe_machine, device_type, limit_s=DESCRIBE_S)
-        except RuntimeError as error:
+            machine = process.call(describe_machine, device_type, limit_s=DESCRIBE_S)
+        except (RuntimeError, ValueError) as error:
             raise RuntimeError(f"the machine could not be described: {error}") from None
         record = Record(out, form, machine)
         before = {} if everything else record.confirmed_before()
@@ -181,10 +181,10 @@ def _confirm(check: Check, form: Form, process: CheckProcess) -> CheckResult:
     print(f"{'runs':<11} {check.name:<15} {check.claim} (limit {check.limit_s:g} s)", flush=True)
     started = time.perf_counter()
     try:
-        outcome, detail = "confirmed", process.ask(check.confirm, form, limit_s=check.limit_s)
+        outcome, detail = "confirmed", process.call(check.confirm, form, limit_s=check.limit_s)
     except UnavailableError as missing:
         outcome, detail = "unavailable", f"needs {missing}"
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         outcome, detail = "failed", str(error)
     time_s = round(time.perf_counter() - started, 3)
     print(f"{outcome:<11} {check.name:<15} {detail} ({time_s:.1f} s)", flush=True)

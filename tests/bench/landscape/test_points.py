@@ -20,7 +20,7 @@ class Squares:
     fails: int = -1
     error: type[Exception] = ValueError
 
-    def open_(self, rank: int) -> Callable[[int], list[float]]:
+    def __call__(self, rank: int) -> Callable[[int], list[float]]:
         def square(number: int) -> list[float]:
             if number == self.fails:
                 raise self.error("expected another\nnumber")
@@ -80,7 +80,7 @@ def test_points_of_something_else_are_not_taken(tmp_path: Path) -> None:
     [
         (2, ValueError, ValueError, "^expected another number$"),
         (2, KeyError, RuntimeError, "KeyError: "),
-        (1002, ValueError, RuntimeError, "a process ended with code 7"),
+        (1002, ValueError, RuntimeError, "its process ended with code 7"),
     ],
 )
 def test_a_failed_process_is_an_error_and_finished_points_are_kept(

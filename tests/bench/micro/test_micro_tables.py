@@ -12,8 +12,14 @@ import pytest
 from micro_factory import MICRO, timing, write
 from repository import ROOT
 
-from bench.micro.records import efficiency, read_micro_records
-from bench.micro.tables import micro_figures, micro_tables, points, roofline_figure, roofs
+from bench.micro.records import peak_shares, read_micro_records
+from bench.micro.tables import (
+    intensities,
+    measured_bounds,
+    micro_figures,
+    micro_tables,
+    roofline_figure,
+)
 from bench.report.content import collect
 from bench.report.write import MICRO_BEGIN, MICRO_END, update_performance, write_report
 
@@ -41,18 +47,18 @@ COLLECTIVE: dict[str, Any] = {
 }
 
 
-def test_shares_of_the_roof_by_hand(tmp_path: Path) -> None:
+def test_shares_of_the_peak_by_hand(tmp_path: Path) -> None:
     write(tmp_path, "a.json", MICRO)
     (record,), _ = read_micro_records(tmp_path)
     (group,) = record.results.values()
-    ours = efficiency(group[0], group)
+    ours = peak_shares(group[0], group)
     assert ours is not None
     # 100 images/s of 1 GFLOP and 20 MB, against 125 GFLOP/s and 10 GB/s.
     assert (ours.flop_per_s, ours.matrix_share, ours.bandwidth_share) == (1e11, 0.8, 0.2)
-    apart = efficiency(group[2], group)  # no roof was measured with its processes
+    apart = peak_shares(group[2], group)  # no peak was measured with its processes
     assert apart is not None
     assert (apart.matrix_share, apart.bandwidth_share) == (None, None)
-    assert efficiency(group[3], group) is None
+    assert peak_shares(group[3], group) is None
 
 
 def test_speeds_and_shares_are_two_tables(tmp_path: Path) -> None:
@@ -133,8 +139,8 @@ def test_the_newest_of_each_width_stands(tmp_path: Path) -> None:
 def test_the_roofline_by_hand(tmp_path: Path) -> None:
     write(tmp_path, "a.json", MICRO)
     (record,), _ = read_micro_records(tmp_path)
-    assert roofs(record) == {(1, 2): (1.25e11, 1e10)}
-    assert [(way.name, *place) for way, *place in points(record)] == [
+    assert measured_bounds(record) == {(1, 2): (1.25e11, 1e10)}
+    assert [(variant.name, *place) for variant, *place in intensities(record)] == [
         ("ours, eager", 50.0, 1e11),
         ("torch", 50.0, 5e10),
         ("ours, a process a core", 50.0, 7e10),
@@ -164,11 +170,11 @@ def test_figures_are_whole_and_the_same_each_time(tmp_path: Path) -> None:
     assert built[0] == built[1]
 
 
-def test_a_record_without_a_roof_is_no_roofline(tmp_path: Path) -> None:
-    ways = [timing("ours", [90.0, 100.0]), timing("theirs", [50.0, 50.0])]
-    write(tmp_path, "a.json", {**MICRO, "results": {"the step": ways}})
+def test_a_record_without_a_bound_is_no_roofline(tmp_path: Path) -> None:
+    variants = [timing("ours", [90.0, 100.0]), timing("theirs", [50.0, 50.0])]
+    write(tmp_path, "a.json", {**MICRO, "results": {"the step": variants}})
     (record,), _ = read_micro_records(tmp_path)
-    with pytest.raises(ValueError, match="expected ways with a counted cost"):
+    with pytest.raises(ValueError, match="expected variants with a counted cost"):
         roofline_figure(record, tmp_path / "plots")
 
 

@@ -90,9 +90,11 @@ def test_the_stack_is_a_copy() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["in_turn", "grouped", "vmapped"])
-def test_the_ways_take_the_images_they_count(name: str, precision: Literal["fp32", "bf16"]) -> None:
-    way = getattr(micro_workers, name)
-    assert way(Execution(precision=precision), 2, 4, 2)() == 2 * 4 * STEPS
+def test_the_variants_take_the_images_they_count(
+    name: str, precision: Literal["fp32", "bf16"]
+) -> None:
+    make = getattr(micro_workers, name)
+    assert make(Execution(precision=precision), 2, 4, 2)() == 2 * 4 * STEPS
 
 
 def test_a_scaled_loss_has_scaled_gradients() -> None:
@@ -129,17 +131,17 @@ def test_on_a_fake_cuda_device_vmap_wants_contiguous_tensors(
 
 def test_the_row_of_vmap_on_a_cuda_device_says_its_layout() -> None:
     for device, kind in (("cuda", "eager, contiguous"), ("cpu", "eager")):
-        for ways in worker_groups(device, 1, 4, B).values():
-            (way,) = (way for way in ways if way.make is micro_workers.vmapped)
-            assert way.name == f"stacked: vmap over the weights, {kind}"
+        for variants in worker_groups(device, 1, 4, B).values():
+            (variant,) = (each for each in variants if each.make is micro_workers.vmapped)
+            assert variant.name == f"stacked: vmap over the weights, {kind}"
             expected = "contiguous" if device == "cuda" else "channels_last"
-            assert way.arguments[0].memory_format == expected
+            assert variant.arguments[0].memory_format == expected
 
 
 @pytest.mark.gpu
 def test_streams_and_captured_stacks_on_a_device() -> None:
     execution = Execution(device_type="cuda", precision="fp16", capture=True)
-    for way in (micro_workers.in_turn, micro_workers.grouped, micro_workers.on_streams):
-        assert way(execution, 4, 8, 2)() == 2 * 8 * STEPS
+    for make in (micro_workers.in_turn, micro_workers.grouped, micro_workers.on_streams):
+        assert make(execution, 4, 8, 2)() == 2 * 8 * STEPS
     eager = Execution(device_type="cuda", precision="fp16", memory_format="contiguous")
     assert micro_workers.vmapped(eager, 4, 8, 2)() == 2 * 8 * STEPS

@@ -86,7 +86,7 @@ def test_rates_by_hand() -> None:
 def test_swap_on_cifar_100_by_hand() -> None:
     found = predict(read_rates(PAPER), workload_of(RECIPES["cifar100_swap"](), PAPER))
     assert found.before_s == pytest.approx(112 * 116.13 / 150 + 10 * 573.76 / 150)
-    assert found.after_s == pytest.approx(found.before_s + 573.76 / 150 / 3)
+    assert found.total_s == pytest.approx(found.before_s + 573.76 / 150 / 3)
 
 
 def test_between_two_rows_the_rate_is_linear_in_the_steps() -> None:
@@ -112,7 +112,7 @@ def test_imagenet_s_stages() -> None:
     # 22 epochs on 16 GPUs, 6 on 8: the minutes of Table 3's rows over 28.
     found = predict(read_rates(PAPER), swap)
     assert found.before_s == pytest.approx(60 * (22 * 127.20 + 6 * 235.29) / 28)
-    assert found.after_s == pytest.approx(found.before_s + 60 * 235.29 / 28 / 3)
+    assert found.total_s == pytest.approx(found.before_s + 60 * 235.29 / 28 / 3)
 
 
 def test_the_table_says_what_is_left_out() -> None:

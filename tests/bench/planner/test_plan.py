@@ -63,7 +63,7 @@ def test_other_hardware_and_fewer_devices_have_no_rate_of_the_paper() -> None:
     [
         (["cifar10_swop"], "unknown recipe 'cifar10_swop'; did you mean cifar10_swap?"),
         (["cifar10_swap", "--gpus", "9"], "gpus: expected 1 to 8"),
-        (["cifar10_large_18"], "resnet9 or resnet50, got whitened_resnet9"),
+        (["cifar10_large_18"], "resnet9, speed_net or resnet50, got whitened_resnet9"),
         (["imagenet_swap", "--hardware", "this"], "expected a recipe of 32 px images"),
         (["cifar10_swap", "--phase1-epochs", "151"], "at most 150, got 151"),
     ],
@@ -75,6 +75,12 @@ def test_what_cannot_be_planned_is_one_line_and_exit_2(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_the_speed_net_is_planned_too() -> None:
+    phase1, phase2 = workload_of(RECIPES["cifar10_speed"](), PAPER).phases
+    assert phase1.net.parameters == 1_971_352  # 1,972,792 less the fixed filters and factors
+    assert phase2.flop == phase2.images_trained * phase1.net.train_flop
 
 
 def test_a_recipe_for_any_tree_of_images_is_refused() -> None:

@@ -18,10 +18,11 @@ from repository import ROOT, TESTS
 
 from bench.cli import main
 from bench.planner.model import by_device_name
+from bench.runner.process import NoAnswerError
 from bench.verify import command as verify
 from bench.verify import loop as loop_checks
 from bench.verify import runs as run_checks
-from bench.verify.check import Check, CheckProcess, Form, NoAnswerError, UnavailableError
+from bench.verify.check import Check, CheckProcess, Form, UnavailableError
 from bench.verify.command import CHECKS
 from bench.verify.equivalence import growth
 from bench.verify.speed import planned, too_slow
@@ -249,11 +250,11 @@ def test_a_name_that_is_no_check_s_is_refused(capsys: pytest.CaptureFixture[str]
 @pytest.mark.slow
 def test_a_process_that_is_killed_takes_what_it_started_with_it() -> None:
     with CheckProcess() as process:
-        group = int(process.ask(says_its_process, Form(device_type="cpu"), limit_s=60))
+        group = int(process.call(says_its_process, Form(device_type="cpu"), limit_s=60))
         with pytest.raises(NoAnswerError, match=r"^no answer within 2 s$"):
-            process.ask(hanging, Form(device_type="cpu"), limit_s=LIMIT_S)
+            process.call(hanging, Form(device_type="cpu"), limit_s=LIMIT_S)
         assert not alive_in_group(group)
-        assert process.ask(fine, Form(device_type="cpu"), limit_s=60) == "seen on cpu, whole"
+        assert process.call(fine, Form(device_type="cpu"), limit_s=60) == "seen on cpu, whole"
 
 
 NO_CPU_FORM = {"launches", "telemetry", "shared-pool", "imagenet-memory"}
