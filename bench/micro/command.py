@@ -23,8 +23,8 @@ from bench.micro.comparisons import (
     worker_groups,
 )
 from bench.micro.data import write_jpegs
-from bench.micro.interleave import Timing, time_interleaved
-from bench.micro.records import MicroRecord, write_micro_record
+from bench.micro.interleave import time_interleaved
+from bench.micro.records import MicroRecord, Timing, write_micro_record
 from bench.micro.step import Setup
 from bench.options import MicroOptions
 from swap_fast.config.execution import default_execution
