@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from processes import alive_in_group
+from processes import all_end
 
 from bench.runner.process import NoAnswerError, RemoteFunction
 
@@ -55,7 +55,7 @@ def test_a_function_answers_one_request_after_another(capfd: pytest.CaptureFixtu
             function.receive()
         function.send("group")
         group = function.receive()
-    assert not alive_in_group(group)
+    assert all_end(group)
     assert capfd.readouterr() == ("", "")
 
 
@@ -84,7 +84,7 @@ def test_a_process_without_an_answer_is_gone_with_what_it_started_and_another_st
         function.send(request_)
         with pytest.raises(NoAnswerError, match=words):
             function.receive(0.5 if request_ == "hang" else None)
-        assert not alive_in_group(group)
+        assert all_end(group)
         assert ("cannot go on" in capfd.readouterr().err) == (request_ == "die")
         function.start()
         assert function.receive() is None

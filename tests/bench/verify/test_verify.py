@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import alive_in_group
+from processes import all_end
 from repository import ROOT, TESTS
 
 from bench.cli import main
@@ -140,7 +140,7 @@ def test_what_hangs_or_dies_costs_its_own_check_alone(
     assert printed.index("runs        hanging") < printed.index("failed      hanging")
     assert "4 confirmed, 3 failed, 1 unavailable; record: " in printed
     for name in ("first", "next", "last"):
-        assert not alive_in_group(int(details[name]))
+        assert all_end(int(details[name]))
 
 
 @pytest.mark.slow
@@ -239,7 +239,7 @@ def test_an_interrupt_leaves_the_record_and_no_process(tmp_path: Path) -> None:
     (record,) = tmp_path.glob("verify-cpu-*.json")
     (told,) = json.loads(record.read_text())["checks"]
     assert told["outcome"] == "confirmed"
-    assert not alive_in_group(int(told["detail"]))
+    assert all_end(int(told["detail"]))
 
 
 def test_a_name_that_is_no_check_s_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +253,7 @@ def test_a_process_that_is_killed_takes_what_it_started_with_it() -> None:
         group = int(process.call(says_its_process, Form(device_type="cpu"), limit_s=60))
         with pytest.raises(NoAnswerError, match=r"^no answer within 2 s$"):
             process.call(hanging, Form(device_type="cpu"), limit_s=LIMIT_S)
-        assert not alive_in_group(group)
+        assert all_end(group)
         assert process.call(fine, Form(device_type="cpu"), limit_s=60) == "seen on cpu, whole"
 
 
