@@ -222,7 +222,7 @@ class MicroOptions:
     largest: int = 2**26
     """collective: bytes of the largest message."""
     rounds: int = 7
-    """Alternations; each round times every way once."""
+    """Alternations; each round times every implementation once."""
     threads: int | None = None
     """CPU threads; by default all cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -26,6 +26,9 @@ Size = Literal["paper", "cpu"]
 SIZES: tuple[Size, ...] = ("paper", "cpu")
 """Every table has both; no run is in a table of the other size."""
 
+AT_SIZE: dict[Size, str] = {"paper": "at the paper's size", "cpu": "at CPU size"}
+"""In a title."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:

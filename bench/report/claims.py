@@ -18,6 +18,7 @@ from bench.records.paper import ACCURACY_MARGIN, TIME_MARGIN, Paper, PaperValue
 from bench.records.paper_tables import (
     ACCURACY,
     AFTER,
+    AT_SIZE,
     BEFORE,
     RUN_TABLES,
     SGD_LARGE,
@@ -371,10 +372,9 @@ def _table(
         if claim is ACCURACY_CLAIMS[0]:
             rows.append(_figure_1_row(records, size))
     rows += [_fact_row(fact) for fact in facts]
-    at = "at the paper's size" if size == "paper" else "at CPU size"
     return Table(
         name=f"claims_{size}_{number}",
-        title=f"The paper's claims {at}, {host.label}",
+        title=f"The paper's claims {AT_SIZE[size]}, {host.label}",
         caption=(
             f"{len(records)} runs on {data_of(records)}. Each outcome is of these runs at this "
             "size: it says nothing of another. Accuracies in percent, times in seconds."

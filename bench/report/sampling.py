@@ -11,7 +11,7 @@ from statistics import fmean
 from bench.document.page import Block, Paragraph
 from bench.document.table import NOTHING, Table, interval_cell, percent, summary_cell
 from bench.records.grouping import Host, accuracy_key, group_by, host_of
-from bench.records.paper_tables import SIZES, SWA_LARGE_SMALL, SWAP_10, Size
+from bench.records.paper_tables import AT_SIZE, SIZES, SWA_LARGE_SMALL, SWAP_10, Size
 from bench.report.claims import PaperCell
 from bench.statistics import contrast, summarize
 from swap_fast.config.recipe import AveragingRecipe
@@ -113,10 +113,9 @@ def _table(
         rows += [_row(label, str(record.seed), [sampled(record)]) for record in runs]
         if len({accuracy_key(record) for record in runs}) == 1:
             rows.append(_row(label, "mean", [sampled(record) for record in runs]))
-    at = "at the paper's size" if size == "paper" else "at CPU size"
     return Table(
         name=f"sampling_{size}_{number}",
-        title=f"Sampling from independent runs or from one, {at}",
+        title=f"Sampling from independent runs or from one, {AT_SIZE[size]}",
         caption=(
             f"Section 4.1, on {host_of(parallel[0]).label}: models from {parallel[0].recipe} "
             f"and models from {sequential[0].recipe}, both from a phase 1 that ends alike. "

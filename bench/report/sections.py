@@ -272,12 +272,12 @@ def speed_table(records: Sequence[MicroRecord]) -> Table | None:
 
 def _speed_rows(record: MicroRecord) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for title, ways in record.results.items():
-        first = (title, _machine(record), f"{ways[0].median:,.0f}")
-        for way in (way for way in ways if way.is_headline):
-            least, median, most = way.ratio
+    for title, timings in record.results.items():
+        first = (title, _machine(record), f"{timings[0].median:,.0f}")
+        for timing in (timing for timing in timings if timing.is_headline):
+            least, median, most = timing.ratio
             times = f"{median:.2f} ({least:.2f} to {most:.2f})"
-            rows.append((*first, way.name, f"{way.median:,.0f}", times))
+            rows.append((*first, timing.name, f"{timing.median:,.0f}", times))
             first = ("", "", "")
     return rows
 

@@ -47,7 +47,7 @@ class SoupReport:
     distances: list[list[float]]
     """Euclidean distances between them."""
     cosines: list[list[float]] | None
-    """Cosines between the ways that they went from their start."""
+    """Cosines between their displacements from their start."""
     batch_norm: str
     """What the average's batch-norm statistics are: averaged, recomputed, or as_saved where there
     are none or no two models were averaged."""
@@ -122,9 +122,10 @@ def _lines(report: SoupReport) -> list[str]:
         apart = [report.distances[i][j] for i, j in pairs]
         lines.append(f"distances between models: {min(apart):.4g} to {max(apart):.4g}")
     if pairs and report.cosines is not None:
-        ways = [report.cosines[i][j] for i, j in pairs]
+        between = [report.cosines[i][j] for i, j in pairs]
         start = Path(report.start or "").name
-        lines.append(f"cosines between their ways from {start}: {min(ways):.3f} to {max(ways):.3f}")
+        least, most = min(between), max(between)
+        lines.append(f"cosines of displacements from {start}: {least:.3f} to {most:.3f}")
     return lines
 
 

@@ -276,7 +276,7 @@ class Geometry:
     lengths: list[float] | None
     """Distances [N] from where they began; None where that is not known."""
     cosines: list[list[float]] | None
-    """Cosines [N, N] between the ways that they went from there."""
+    """Cosines [N, N] between their displacements from there."""
 
 
 def require_alike(files: Sequence[WeightFile]) -> None:
@@ -312,7 +312,7 @@ def measure(files: Sequence[WeightFile], start: WeightFile | None) -> Geometry:
         ValueError: names every file with weights that are not finite.
     """
     several = [*files, *([start] if start else [])]
-    # Of the ways [N] from a point near all models, so that small distances keep their digits.
+    # Of the displacements [N] from a point near all models: small distances keep their digits.
     products = torch.zeros(len(files), len(files), dtype=torch.float64)
     diverged: dict[int, tuple[str, int]] = {}
     for name in files[0].averaged:
@@ -321,8 +321,8 @@ def measure(files: Sequence[WeightFile], start: WeightFile | None) -> Geometry:
             finite = torch.isfinite(block).all(dim=1).tolist()
             bad |= {i for i, is_finite in enumerate(finite) if not is_finite}
             if not name.endswith(STATISTICS):
-                ways = block[: len(files)] - (block[-1] if start else block.mean(0))
-                products += ways @ ways.T
+                moves = block[: len(files)] - (block[-1] if start else block.mean(0))
+                products += moves @ moves.T
         for i in bad:
             tensor, count = diverged.get(i, (name, 0))
             diverged[i] = tensor, count + 1

@@ -324,10 +324,10 @@ def displacements(models: list[Tensor], origin: Tensor) -> tuple[list[float], li
     Returns:
         Norms [W] of theta_w - theta_T, and the cosines [W, W] among these.
     """
-    ways = [model.double() - origin.double() for model in models]
-    norms = [float(way.norm()) for way in ways]
+    moves = [model.double() - origin.double() for model in models]
+    norms = [float(move.norm()) for move in moves]
     cosines = [
-        [float(a @ b) / (m * n) if m * n else 0.0 for b, n in zip(ways, norms, strict=True)]
-        for a, m in zip(ways, norms, strict=True)
+        [float(a @ b) / (m * n) if m * n else 0.0 for b, n in zip(moves, norms, strict=True)]
+        for a, m in zip(moves, norms, strict=True)
     ]
     return norms, cosines

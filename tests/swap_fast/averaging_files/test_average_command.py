@@ -207,7 +207,7 @@ def test_workers_of_another_origin_are_refused(
     assert main(["average", *pair, *out, *start]) == 2
     assert "began from the same phase 1" in one_line(capsys)
     assert main(["average", *pair, *out]) == 0
-    assert "cosines between their ways from phase1.safetensors" in capsys.readouterr().out
+    assert "cosines of displacements from phase1.safetensors" in capsys.readouterr().out
 
 
 @pytest.mark.slow
