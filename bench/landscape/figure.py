@@ -6,7 +6,7 @@ from statistics import mean
 
 import torch
 
-from bench.hardware.machine import available_cores, choose_device
+from bench.hardware.machine import available_cores
 from bench.landscape.measure import (
     Say,
     Subject,
@@ -36,7 +36,7 @@ from bench.options import FigureOptions, RunOptions
 from bench.plots.schedules import figure_5, figure_6
 from bench.plots.training import figure_1
 from bench.runner.session import run_session
-from swap_fast.choices import choose
+from swap_fast.choices import choose, choose_device
 from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.recipe import SWAPRecipe
 from swap_fast.data.cifar.files import load_dataset, locate_dataset

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import net_cost
-from bench.document.table import counted
+from bench.document import counted
 from bench.hardware.machine import has_compiler
 from bench.micro import data, step, workers
 from bench.micro.interleave import Variant

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.document.table import NOTHING, Table, counted, percent
+from bench.document import NOTHING, Table, counted, percent
 from bench.micro.records import MicroRecord, Timing, measured_peak, peak_shares
 from bench.plots.training import figure_style, save_figure
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from bench.document.table import NOTHING, Table
+from bench.document import NOTHING, Table
 from bench.planner.model import Modelled, epoch_s
 from bench.planner.workload import PhaseWork, Workload
 from bench.plots.training import figure_style, save_figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.document.table import counted
+from bench.document import counted
 from bench.plots.training import figure_style, parts_of, save_figure
 from bench.records.paper import load_paper
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe

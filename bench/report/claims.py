@@ -10,7 +10,7 @@ from itertools import product
 from statistics import fmean
 from typing import Literal
 
-from bench.document.table import EMULATED, NOTHING, Table, interval_cell, mark_notes
+from bench.document import EMULATED, NOTHING, Table, interval_cell, mark_notes
 from bench.landscape.records import Basin, CosineRecord, PlaneRecord, basin, on_other_sides
 from bench.plots.training import averages_against_workers
 from bench.records.grouping import Host, accuracy_key, data_of, group_by, host_of, machine_key

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from statistics import fmean
 
-from bench.document.table import (
+from bench.document import (
     EMULATED,
     GPUS,
     NOTHING,

@@ -8,8 +8,8 @@ from typing import Literal
 
 from rich.console import Console
 
-from bench.document.table import counted, show_table
-from bench.hardware.machine import choose_device, describe_machine
+from bench.document import counted, show_table
+from bench.hardware.machine import describe_machine
 from bench.options import RunOptions, TableOptions
 from bench.records.grouping import MachineKey, kind_of_machine
 from bench.records.paper import load_paper
@@ -21,6 +21,7 @@ from bench.report.write import write_report
 from bench.runner.launch import under_torchrun
 from bench.runner.session import processes, run_session
 from swap_fast.callbacks.progress import duration
+from swap_fast.choices import choose_device
 from swap_fast.config.recipe import Recipe
 from swap_fast.data.cifar.dataset import DatasetName
 from swap_fast.data.cifar.files import find_at_hand, load_dataset, locate_dataset, locate_tree

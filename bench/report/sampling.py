@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from bench.document.page import Block, Paragraph
-from bench.document.table import NOTHING, Table, interval_cell, percent, summary_cell
+from bench.document import NOTHING, Block, Paragraph, Table, interval_cell, percent, summary_cell
 from bench.records.grouping import Host, accuracy_key, group_by, host_of
 from bench.records.paper_tables import AT_SIZE, SIZES, SWA_LARGE_SMALL, SWAP_10, Size
 from bench.report.claims import PaperCell

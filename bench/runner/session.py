@@ -14,8 +14,7 @@ from uuid import uuid4
 
 import torch
 
-from bench.hardware.cores import core_numbers
-from bench.hardware.machine import available_cores, choose_device, describe_code, has_compiler
+from bench.hardware.machine import available_cores, core_numbers, describe_code, has_compiler
 from bench.options import RunOptions
 from bench.runner.launch import end_with_parent, launch, under_torchrun
 from bench.runner.progress import follow_run, line_printer
@@ -24,6 +23,7 @@ from bench.runner.run_folders import RunSpec
 from swap_fast.callbacks.progress import Form
 from swap_fast.callbacks.trackers import require_trackers
 from swap_fast.checkpoint.run_folder import last_of
+from swap_fast.choices import choose_device
 from swap_fast.config.execution import default_execution
 from swap_fast.config.recipe import LoaderName, Recipe, SWAPRecipe
 from swap_fast.data.cifar.files import locate_dataset, locate_tree

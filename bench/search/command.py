@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.document.table import NOTHING, Table, counted, summary_cell, to_markdown, write_table
+from bench.document import NOTHING, Table, counted, summary_cell, to_markdown, write_table
 from bench.plots.training import figure_style, save_figure
 from bench.runner.launch import under_torchrun
 from bench.runner.session import Prepared, differences, prepare

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from swap_fast.models.convolution import Convolution
-from swap_fast.models.whitening import fixed_convolution
+from swap_fast.models.layers import Convolution, fixed_convolution
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 from landscape_factory import bowl, cosine_path
 from record_factory import V100, make_record
 
-from bench.document.table import Table
+from bench.document import Table
 from bench.landscape.records import CosineRecord, PlaneRecord
 from bench.plots.training import averages_against_workers
 from bench.records.paper import load_paper

@@ -13,7 +13,7 @@ from landscape_factory import make_cosines, make_plane
 from bench.landscape.plots import error_levels
 from bench.landscape.records import read_all_cosines, read_planes, write_landscape
 from bench.report.content import Content, collect
-from bench.report.sections import draw_figures
+from bench.report.write import draw_figures
 
 TWO = {"LB": (-2.0, 0.0), "SGD": (2.0, 0.0), "SWAP": (0.5, 1.0)}
 THREE = {"SGD1": (-2.0, 0.0), "SGD2": (2.0, 0.0), "SGD3": (0.0, 2.0), "SWAP": (0.0, 0.5)}

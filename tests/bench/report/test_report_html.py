@@ -17,7 +17,7 @@ from landscape_factory import bowl, cosine_path
 from record_factory import cpu_runs, make_record, write_results
 from repository import ROOT
 
-from bench.document.page import document_to_html
+from bench.document import document_to_html
 from bench.landscape.records import write_landscape
 from bench.report.content import collect
 from bench.report.write import write_report
@@ -119,7 +119,7 @@ def test_an_empty_report_is_a_page_too(tmp_path: Path) -> None:
 
 
 def test_a_figure_that_is_gone_is_an_error(tmp_path: Path) -> None:
-    from bench.document.page import Document, Figure, Section
+    from bench.document import Document, Figure, Section
 
     figure = Figure(caption="gone", svg=tmp_path / "gone.svg", png=tmp_path / "gone.png")
     section = Section(title="one", blocks=(figure,))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.document.table import write_table
+from bench.document import write_table
 from bench.search.command import best_line, search_figure, search_table
 from bench.search.grid import Outcome, Scores, ranked
 
