@@ -12,7 +12,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -95,11 +95,34 @@ class Table:
         assert all(len(row) == len(self.columns) for row in self.rows), self.name
 
 
+def fold_constants(table: Table) -> Table:
+    """A table without the columns that have one and the same cell: the caption has it instead."""
+    if len(table.rows) < 2:
+        return table
+    cells = [{row[i] for row in table.rows} for i in range(len(table.columns))]
+    kept = [i for i, each in enumerate(cells) if i == 0 or len(each) > 1]
+    constants = [
+        f"{column}: {next(iter(each))}."
+        for i, (column, each) in enumerate(zip(table.columns, cells, strict=True))
+        if i not in kept and each != {NOTHING}
+    ]
+    return replace(
+        table,
+        caption=" ".join([table.caption, *constants]),
+        columns=tuple(table.columns[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
+    )
+
+
 def rows_of(
     columns: Mapping[str, Callable[[T], str]], items: Iterable[T]
 ) -> tuple[tuple[str, ...], ...]:
     """A row an item: each column says how its cell is made."""
     return tuple(tuple(cell(item) for cell in columns.values()) for item in items)
+
+
+WIDE = 120
+"""Characters of a screen that has room for all columns."""
 
 
 def escape_markdown(text: str) -> str:
@@ -129,6 +152,8 @@ def to_markdown(table: Table) -> str:
     columns = [escape_markdown(column) for column in table.columns]
     rows = [[escape_markdown(cell) for cell in row] for row in table.rows]
     widths = [max(3, *(len(row[i]) for row in [columns, *rows])) for i in range(len(columns))]
+    if sum(widths) > WIDE:  # no editor shows such lines under one another
+        widths = [3] * len(columns)
     right = figure_columns(table)
     rule = [
         "-" * (width - is_right) + ":" * is_right
@@ -224,7 +249,7 @@ def to_latex(table: Table, *, full_page: bool = False) -> str:
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-RENDERINGS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
+RENDERINGS = {"md": to_markdown, "csv": to_csv}
 """Each form by the ending of its files."""
 
 
@@ -290,10 +315,6 @@ def one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-WIDE = 120
-"""Characters of a screen that has room for all columns."""
-
-
 def show_table(table: Table, console: Console) -> None:
     """Print a table and its footnotes; without its details where the screen is narrow."""
     from rich import box
@@ -342,7 +363,7 @@ def _longest_word(texts: Iterable[str]) -> int:
 
 
 def write_table(table: Table, folder: Path) -> list[Path]:
-    """Write a table in each form: `folder/NAME.md`, `.csv` and `.tex`."""
+    """Write a table in each form: `folder/NAME.md` and `.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for ending, render in RENDERINGS.items():
@@ -368,11 +389,10 @@ class Bullets:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A drawn figure and what it shows; a PNG for what shows no SVG."""
+    """A drawn figure and what it shows."""
 
     caption: str
     svg: Path
-    png: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,7 +419,7 @@ class Document:
     """A whole report."""
 
     title: str
-    opening: tuple[Paragraph | Bullets, ...]
+    opening: tuple[Block, ...]
     """What comes before the first heading, and before the contents."""
     sections: tuple[Section, ...]
 
@@ -461,9 +481,8 @@ def _block(block: Block, folder: Path) -> str:
         case Bullets():
             return "".join(f"- {escape_markdown(item)}\n" for item in block.items)
         case Figure():
-            svg, png = (path.relative_to(folder).as_posix() for path in (block.svg, block.png))
             caption = escape_markdown(block.caption)
-            return f"![{caption}]({svg})\n\n{caption} ([PNG]({png})).\n"
+            return f"![{caption}]({block.svg.relative_to(folder).as_posix()})\n\n{caption}.\n"
         case Folded():
             # Within HTML, Markdown's escapes are not read.
             summary = html.escape(block.summary)

@@ -118,8 +118,8 @@ def _draw(record: PlaneRecord | CosineRecord, options: FigureOptions) -> int:
     return _written(plane_figure(record, plots))
 
 
-def _written(paths: list[Path]) -> int:
-    print("written:", *paths, sep="\n  ")
+def _written(path: Path) -> int:
+    print(f"written: {path}")
     return 0
 
 

@@ -38,7 +38,6 @@ STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "swap_fast",
 }
-DOTS_PER_INCH = 150
 
 
 @contextmanager
@@ -50,13 +49,12 @@ def figure_style() -> Iterator[None]:
         yield
 
 
-def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write `folder/NAME.svg` and `.png`, and return their paths."""
+def save_figure(figure: Figure, folder: Path, name: str) -> Path:
+    """Write `folder/NAME.svg`, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.svg", folder / f"{name}.png"]
-    figure.savefig(paths[0], metadata={"Date": None})
-    figure.savefig(paths[1], dpi=DOTS_PER_INCH)
-    return paths
+    path = folder / f"{name}.svg"
+    figure.savefig(path, metadata={"Date": None})
+    return path
 
 
 # The learning rate over the epochs.
@@ -139,11 +137,11 @@ HATCHES = ("////", "....", "xxxx", "----", "++++", "oooo", "||||", "\\\\\\\\")
 """Of the laps that it leaves out, longest first."""
 
 
-def figure_1(record: RunRecord, folder: Path, name: str = "figure1") -> list[Path]:
+def figure_1(record: RunRecord, folder: Path, name: str = "figure1") -> Path:
     """Figure 1 of a SWAP run: the learning rate, and test accuracy of workers and of the average.
 
     Returns:
-        The files written: `folder/NAME.svg` and `.png`.
+        The file written, `folder/NAME.svg`.
 
     Raises:
         ValueError: the run has no phase 2.
@@ -171,13 +169,13 @@ def figure_1(record: RunRecord, folder: Path, name: str = "figure1") -> list[Pat
         return save_figure(figure, folder, name)
 
 
-def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timing") -> list[Path]:
+def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timing") -> Path:
     """One bar a run, of the slowest rank's laps; hatched where the paper's reading leaves it out.
 
     Bars are named by the devices too where not all runs used the same.
 
     Returns:
-        The files written: `folder/NAME.svg` and `.png`.
+        The file written, `folder/NAME.svg`.
 
     Raises:
         ValueError: no runs, or runs of more than one kind of machine.

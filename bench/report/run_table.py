@@ -47,7 +47,7 @@ def run_table(options: TableOptions) -> int:
         RuntimeError: a run failed.
     """
     if options.number in RUNS_OF:
-        size: Size = "cpu" if options.size == "cpu" else "paper"
+        size = size_for(options, RUN_TABLES[RUNS_OF[options.number]], "cuda")
         show_table(recipe_table(options.number, load_paper(options.out), size), Console())
         return 0
     if under_torchrun():
@@ -57,7 +57,7 @@ def run_table(options: TableOptions) -> int:
         )
     table = RUN_TABLES[options.number]
     device_type = choose_device(options.device)
-    size = size_for(options, device_type)
+    size = size_for(options, table, device_type)
     content = collect(options.out)
     machine = describe_machine(device_type)
 
@@ -110,11 +110,18 @@ def run_table(options: TableOptions) -> int:
     return 0
 
 
-def size_for(options: TableOptions, device_type: str) -> Size:
-    """The size asked for; by itself, the paper's where there is a CUDA device."""
-    if options.size != "auto":
-        return options.size
-    return "paper" if device_type == "cuda" else "cpu"
+def size_for(options: TableOptions, table: RunTable, device_type: str) -> Size:
+    """The size asked for; by itself, the paper's where there is a CUDA device.
+
+    Raises:
+        ValueError: the table has no such recipes.
+    """
+    if options.size == "auto":
+        return "paper" if device_type == "cuda" else "cpu"
+    if options.size not in table.sizes:
+        expected = ", ".join(table.sizes)
+        raise ValueError(f"size: expected one of {expected} for {table.name}, got {options.size}")
+    return options.size
 
 
 def run_options(options: TableOptions, seed: int = 0) -> RunOptions:

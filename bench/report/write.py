@@ -6,34 +6,14 @@ matplotlib is an extra: without it there are no figures, and the report says so.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from bench.document import (
-    Table,
-    document_to_html,
-    document_to_markdown,
-    escape_markdown,
-    mark_notes,
-    show_table,
-    to_markdown,
-    write_table,
-)
-from bench.micro.tables import micro_tables
-from bench.report.content import Content, warning
-from bench.report.paper_tables import N
-from bench.report.run_lists import other_runs
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-
-import importlib.util
-from functools import partial
 
 from bench.document import (
     Block,
@@ -43,14 +23,23 @@ from bench.document import (
     Folded,
     Paragraph,
     Section,
+    Table,
     counted,
+    document_to_html,
+    document_to_markdown,
+    escape_markdown,
+    fold_constants,
+    mark_notes,
     plus_minus,
+    show_table,
     summary_cell,
+    to_markdown,
+    write_table,
 )
 from bench.landscape.plots import cosine_figure, plane_figure
 from bench.landscape.records import LandscapeRecord
 from bench.micro.records import MicroRecord
-from bench.micro.tables import micro_figures
+from bench.micro.tables import micro_figures, micro_tables
 from bench.planner.check import check_table
 from bench.planner.command import scalings
 from bench.planner.scaling import scaling_figure, scaling_table
@@ -70,10 +59,12 @@ from bench.records.paper_tables import (
 from bench.records.timing import all_laps_table, energy_table, lap_table, readings_table
 from bench.report.claims import claims_tables
 from bench.report.comparison import pair_tables
-from bench.report.paper_tables import recipe_tables, time_to_target
+from bench.report.content import Content, warning
+from bench.report.paper_tables import N, recipe_tables, time_to_target
 from bench.report.run_lists import (
     configurations,
     machines_table,
+    other_runs,
     runs_table,
     stability_table,
 )
@@ -81,8 +72,11 @@ from bench.report.sampling import sampling_blocks
 from bench.report.statistics_table import statistics_tables
 from swap_fast.record import RunRecord
 
-Drawn = dict[str, list[Path]]
-"""The files of each figure, SVG first, by what it shows."""
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Drawn = dict[str, Path]
+"""The file of each figure, by what it shows."""
 
 TIMING, SPEED, SCALING = "Laps", "Speed", "Scaling"
 """The report's own figures: where each second went, of the measurements of single
@@ -102,11 +96,16 @@ def draw_figures(content: Content, folder: Path, figure_run: str | None) -> dict
     if importlib.util.find_spec("matplotlib") is None:
         return {what: {} for what in (*paper, TIMING, SPEED, SCALING)}
     numbers, records = number_machines(content.records), content.records
-    drawn = {"Figure 1": _figures_1(records, folder, figure_run)}
+    # The first of each is shown first: of a run in the first table.
+    in_tables = [record.run_id for group in table_groups(records) for record in group.records]
+    place = {run: i for i, run in enumerate(dict.fromkeys(in_tables))}
+    order = partial(_order, place)
+    drawn = {"Figure 1": _figures_1(sorted(records, key=order), folder, figure_run)}
     for number in (2, 3):
-        planes = [plane for plane in content.planes if plane.figure == number]
+        planes = sorted((p for p in content.planes if p.figure == number), key=order)
         drawn[f"Figure {number}"] = {_of_run(each): plane_figure(each, folder) for each in planes}
-    drawn["Figure 4"] = {_of_run(path): cosine_figure(path, folder) for path in content.cosines}
+    paths = sorted(content.cosines, key=order)
+    drawn["Figure 4"] = {_of_run(path): cosine_figure(path, folder) for path in paths}
     drawn["Figure 5"] = {"ImageNet's schedules, from the recipes": figure_5(folder)}
     drawn["Figure 6"] = {"schedules of SWA and SWAP, from the recipes": figure_6(folder)}
     drawn[TIMING] = {
@@ -126,9 +125,11 @@ def figure_blocks(what: str, drawn: Drawn) -> list[Block]:
     if not drawn:
         why = "no figure (no run of its kind, or matplotlib is not installed)"
         return [Paragraph(text=f"{what}: {why}.")]
-    return [
-        Figure(caption=f"{what}: {title}", svg=svg, png=png) for title, (svg, png) in drawn.items()
-    ]
+    return [Figure(caption=f"{what}: {title}", svg=svg) for title, svg in drawn.items()]
+
+
+def _order(place: dict[str, int], record: RunRecord | LandscapeRecord) -> int:
+    return place.get(record.run_id, len(place))
 
 
 def _of_run(record: LandscapeRecord) -> str:
@@ -154,75 +155,115 @@ def _figures_1(records: Sequence[RunRecord], folder: Path, figure_run: str | Non
 # The document.
 
 
-def build_document(content: Content, figures: dict[str, Drawn]) -> tuple[Document, list[Table]]:
-    """Every section of a results folder's report, and every table that gets files of its own.
+def build_document(
+    content: Content, figures: dict[str, Drawn]
+) -> tuple[Document, Document, list[Table]]:
+    """The report, its appendix, and every table that gets files of its own.
 
-    These are the sections' own, and those that they have no room for.
+    The report begins with what most readers want: the first main table and Figure 1. The appendix
+    has what a few look up: statistics, settings, laps, whole configurations, and the other figures.
     """
     records, skipped = content.records, content.skipped
-    headline, warned = speed_table(content.micro), stability_table(records)
+    speed, warned = speed_table(content.micro), stability_table(records)
     runs, others, laps = runs_table(records), other_runs(records), all_laps_table(records)
     main = content.main
     if not any(table.name == TIME_TO_TARGET for table in main):
         main = [*main, time_to_target(records, content.paper)]
-    energy = energy_table(records)
+    claims = claims_tables(records, content.paper, content.planes, content.cosines)
+    energy, plans = energy_table(records), scalings(content.paper)
     drawn = {what: figure_blocks(what, figures[what]) for what in figures}
-    sections: dict[str, Sequence[Block]] = {
-        "Compared with the paper": [*main, *statistics_tables(records, content.paper)],
-        "The paper's claims": claims_tables(
-            records, content.paper, content.planes, content.cosines
-        ),
-        "Independent runs or one (Section 4.1)": sampling_blocks(records),
-        "The paper's figures": [
-            block for what in drawn if what.startswith("Figure ") for block in drawn[what]
-        ],
-        "The paper's settings": recipe_tables(content.paper),
-        "Comparisons": pair_tables(records),
-        "Stability": _stability(content, warned),
-        "Runs": [table for table in (runs, others) if table.rows],
-        "Timing: where each second went": [
-            *drawn[TIMING],
-            readings_table(records),
-            *([energy] if energy.rows else []),
-            *(Folded(summary=r.run_id, table=lap_table(r)) for r in records),
-        ],
-        "Speed of the parts": [
-            *([] if headline is None else [headline]),
-            *micro_tables(content.micro),
-            *(drawn[SPEED] if figures[SPEED] else []),
-        ],
-        "Planned, not measured": [
-            check_table(content.paper),
-            *(scaling_table(each) for each in scalings(content.paper)),
-            *(drawn[SCALING] if figures[SCALING] else []),
-        ],
-        "Machines": [machines_table(records)],
-        "Configuration": configurations(records),
-    }
+    paper = [blocks for what, blocks in drawn.items() if what.startswith("Figure ")]
     left_out = f"Records left out: {len(skipped)}"
-    sections[left_out] = [Bullets(items=tuple(skipped))] if skipped else []
-    sections["What does not agree in the paper"] = [
-        Bullets(items=tuple(f"{it.source}: {it.statement}" for it in content.paper.inconsistencies))
-    ]
-    document = Document(
-        title="Results",
-        opening=(
+    document = _document(
+        "Results",
+        (
             Paragraph(text=warning(content), strong=True),
             summary(content, warned),
-            Paragraph(
-                text=f"Made from {len(records)} records by python -m bench report; "
-                f"{len(skipped)} left out. The same records give the same report."
-            ),
+            fold_constants(main[0]),
+            paper[0][0],
         ),
+        {
+            "Compared with the paper": [fold_constants(table) for table in main[1:]],
+            "The paper's claims": claims,
+            "Independent runs or one (Section 4.1)": sampling_blocks(records),
+            "The paper's other figures": [blocks[0] for blocks in paper[1:]],
+            "Speed of the parts": [] if speed is None else [speed],
+            "Stability": _stability(content, warned),
+            "Runs": [fold_constants(table) for table in (runs, others) if table.rows],
+            left_out: [Bullets(items=tuple(skipped))] if skipped else [],
+            "What does not agree in the paper": [
+                Bullets(
+                    items=tuple(
+                        f"{it.source}: {it.statement}" for it in content.paper.inconsistencies
+                    )
+                )
+            ],
+            "How this was made": [
+                Paragraph(
+                    text=f"From {len(records)} records by python -m bench report; {len(skipped)} "
+                    "left out. The same records give the same report. With --appendix it also "
+                    "writes statistics, settings, laps and the other figures."
+                )
+            ],
+        },
+        always=left_out,
+    )
+    appendix = _document(
+        "Appendix of the results",
+        (Paragraph(text=warning(content), strong=True),),
+        {
+            "Statistics": statistics_tables(records, content.paper),
+            "Comparisons": pair_tables(records),
+            "The paper's settings": recipe_tables(content.paper),
+            "Figures": [block for blocks in paper for block in blocks[1:]],
+            "Timing: where each second went": [
+                *drawn[TIMING],
+                readings_table(records),
+                *([energy] if energy.rows else []),
+                *(Folded(summary=r.run_id, table=lap_table(r)) for r in records),
+            ],
+            "Speed of the parts": [
+                *micro_tables(content.micro),
+                *(drawn[SPEED] if figures[SPEED] else []),
+            ],
+            "Planned, not measured": [
+                check_table(content.paper),
+                *map(scaling_table, plans),
+                *(drawn[SCALING] if figures[SCALING] else []),
+            ],
+            "Machines": [machines_table(records)],
+            "Configuration": configurations(records),
+        },
+    )
+    shown = [main[0], *main[1:], *claims, *([] if speed is None else [speed]), runs, others, laps]
+    shown += [
+        block
+        for each in (document, appendix)
+        for section in each.sections
+        for block in section.blocks
+        if isinstance(block, Table)
+    ]
+    # The first of a name: whole, as files have room for constant columns.
+    files = {table.name: table for table in reversed(shown)}
+    return document, appendix, list(files.values())
+
+
+def _document(
+    title: str,
+    opening: tuple[Block, ...],
+    sections: dict[str, Sequence[Block]],
+    always: str = "",
+) -> Document:
+    """A document of the sections that are not empty, and of one that may be."""
+    return Document(
+        title=title,
+        opening=opening,
         sections=tuple(
-            Section(title=title, blocks=tuple(blocks))
-            for title, blocks in sections.items()
-            if blocks or title == left_out
+            Section(title=name, blocks=tuple(blocks))
+            for name, blocks in sections.items()
+            if blocks or name == always
         ),
     )
-    shown = [b for section in document.sections for b in section.blocks if isinstance(b, Table)]
-    files = {table.name: table for table in [*shown, runs, others, laps]}
-    return document, list(files.values())
 
 
 def _stability(content: Content, warned: Table) -> list[Block]:
@@ -340,7 +381,7 @@ def update_readme(readme: Path, content: Content) -> None:
     report = Path(os.path.relpath(content.results / "report.md", readme.parent)).as_posix()
     lines = [
         *([] if content.main else [f"**{escape_markdown(warning(content))}**\n"]),
-        *(to_markdown(_short(table)) for table in content.main[:1]),
+        *(to_markdown(fold_constants(_short(table))) for table in content.main[:1]),
         f"All tables, runs, figures and times: [the report]({report}).",
         "",
     ]
@@ -405,17 +446,20 @@ def print_summary(content: Content, console: Console | None = None) -> None:
 _GENERATED = re.compile(
     r"(table\d|statistics|time_to_target|claims|sampling|micro|runs|other_runs|timing|laps|energy"
     r"|machines|stability|pairs_table\d|figure\d|roofline|collective|plan_check_paper"
-    r"|scaling_(?:cifar10|imagenet)_swap)[\w-]*\.(md|csv|tex|svg|png)"
+    r"|scaling_(?:cifar10|imagenet)_swap)[\w-]*\.(md|csv|svg)"
 )
 """Names of files that a report writes."""
 
 
-def write_report(content: Content, figure_run: str | None = None) -> Path:
+def write_report(
+    content: Content, figure_run: str | None = None, *, appendix: bool = False
+) -> Path:
     """Write `tables`, `plots`, `report.md` and `report.html` into the results folder.
 
     Arguments:
         figure_run: the run that Figure 1 shows for its recipe and machine; by default the one
             with the lowest seed.
+        appendix: also write `appendix.md` and `appendix.html`.
 
     Returns:
         The path of report.md.
@@ -428,12 +472,15 @@ def write_report(content: Content, figure_run: str | None = None) -> Path:
     if figure_run is not None and figure_run not in {r.run_id for r in content.records}:
         raise ValueError(f"figure: expected a run of {results / 'runs'}, got {figure_run!r}")
     figures = draw_figures(content, results / "plots", figure_run)
-    document, tables = build_document(content, figures)
+    document, further, tables = build_document(content, figures)
     written = [path for table in tables for path in write_table(table, results / "tables")]
-    written += [path for drawn in figures.values() for paths in drawn.values() for path in paths]
+    written += [path for drawn in figures.values() for path in drawn.values()]
     _remove_stale(results, written)
-    _write(results / "report.html", document_to_html(document))
-    return _write(results / "report.md", document_to_markdown(document, results))
+    documents = {"report": document} | ({"appendix": further} if appendix else {})
+    for name, each in documents.items():
+        _write(results / f"{name}.html", document_to_html(each))
+        _write(results / f"{name}.md", document_to_markdown(each, results))
+    return results / "report.md"
 
 
 def _remove_stale(results: Path, written: Sequence[Path]) -> None:
@@ -444,7 +491,6 @@ def _remove_stale(results: Path, written: Sequence[Path]) -> None:
                 path.unlink()
 
 
-def _write(path: Path, text: str) -> Path:
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
-    return path

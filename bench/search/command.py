@@ -253,11 +253,11 @@ def _in_percent(outcome: Outcome) -> Summary:
     return summarize(100 * accuracy for accuracy in outcome.scores.accuracies)
 
 
-def search_figure(outcomes: Sequence[Outcome], folder: Path, *, recipe: str) -> list[Path]:
+def search_figure(outcomes: Sequence[Outcome], folder: Path, *, recipe: str) -> Path:
     """A line for one setting, a map for two; for more, a map of the first two at the best others.
 
     Returns:
-        The files written: `folder/search.svg` and `.png`.
+        The file written, `folder/search.svg`.
 
     Raises:
         ValueError: no point is done.
