@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.records.grouping import host_of, machine_key, recipe_of
+from bench.records.grouping import group_by, host_of, machine_key, recipe_of
 from bench.records.paper_tables import OTHER, place_of
 from bench.records.timing import counted_by, in_clock_order, laps_of_slowest_rank, unattributed_s
 from swap_fast.config.phase import Phase, StagedPhase
@@ -170,7 +171,7 @@ def figure_1(record: RunRecord, folder: Path, name: str = "figure1") -> Path:
 
 
 def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timing") -> Path:
-    """One bar a run, of the slowest rank's laps; hatched where the paper's reading leaves it out.
+    """A bar a recipe, the mean of the slowest ranks' laps; hatched: not in the paper's reading.
 
     Bars are named by the devices too where not all runs used the same.
 
@@ -182,18 +183,18 @@ def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timin
     """
     if len({host_of(record) for record in records}) != 1:
         raise ValueError("timing figure: expected runs of one kind of machine; group them first")
+    groups = group_by(records, lambda r: (r.recipe, machine_key(r), place_of(r) == OTHER))
+    bars = [_bar(runs) for runs in groups.values()]
     with figure_style():
         from matplotlib.figure import Figure
 
-        height = 1.5 + 0.3 * len(records)
-        figure = Figure(figsize=(7.2, height), layout="constrained")
+        figure = Figure(figsize=(7.2, 1.5 + 0.3 * len(bars)), layout="constrained")
         axes = figure.add_subplot()
-        styles = _lap_styles(records)
-        left = [0.0] * len(records)
-        for lap, (color, hatch) in styles.items():
-            widths = [_bar_parts(record).get(lap, 0.0) for record in records]
+        left = [0.0] * len(bars)
+        for lap, (color, hatch) in _lap_styles(records).items():
+            widths = [bar.get(lap, 0.0) for bar in bars]
             axes.barh(
-                range(len(records)),
+                range(len(bars)),
                 widths,
                 left=left,
                 height=0.7,
@@ -205,15 +206,15 @@ def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timin
             )
             left = [x + width for x, width in zip(left, widths, strict=True)]
         axes.margins(x=0.01)
-        machines = [machine_key(record) for record in records]
+        several = len({machine for _, machine, _ in groups}) > 1
         names = [
-            f"{record.recipe}, seed {record.seed}"
-            + (f", {machine.devices_cell}" if len(set(machines)) > 1 else "")
-            + (" (other)" if place_of(record) == OTHER else "")
-            for record, machine in zip(records, machines, strict=True)
+            f"{recipe}, n = {len(runs)}"
+            + f", {machine.devices_cell}" * several
+            + " (other)" * is_other
+            for (recipe, machine, is_other), runs in groups.items()
         ]
         # A name is no mathematics, whatever dollar signs it holds.
-        axes.set_yticks(range(len(records)), names, parse_math=False)
+        axes.set_yticks(range(len(bars)), names, parse_math=False)
         axes.invert_yaxis()
         axes.set_xlabel("seconds of the wall clock (hatched: not in the paper's reading)")
         axes.grid(axis="x")
@@ -340,10 +341,14 @@ def _mark_border(axes: Axes, record: RunRecord) -> None:
     axes.axvline(record.phase1_epochs, color="0.45", linewidth=0.9, linestyle=":")
 
 
-def _bar_parts(record: RunRecord) -> dict[str, float]:
+def _bar(runs: Sequence[RunRecord]) -> dict[str, float]:
+    """Mean seconds of each lap over the runs."""
     # Laps that began before the clock did can make the rest a little less than nothing.
-    rest = max(0.0, unattributed_s(record))
-    return {**laps_of_slowest_rank(record), "unattributed": rest}
+    parts = [
+        {**laps_of_slowest_rank(run), "unattributed": max(0.0, unattributed_s(run))} for run in runs
+    ]
+    laps = dict.fromkeys(lap for each in parts for lap in each)
+    return {lap: fmean(each.get(lap, 0.0) for each in parts) for lap in laps}
 
 
 def _lap_styles(records: Sequence[RunRecord]) -> dict[str, tuple[str, str | None]]:
@@ -351,7 +356,7 @@ def _lap_styles(records: Sequence[RunRecord]) -> dict[str, tuple[str, str | None
     totals: dict[str, float] = {}
     counted: set[str] = set()
     for record in records:
-        for lap, seconds in _bar_parts(record).items():
+        for lap, seconds in _bar([record]).items():
             totals[lap] = totals.get(lap, 0.0) + seconds
             if "paper" in counted_by(record, lap):
                 counted.add(lap)
