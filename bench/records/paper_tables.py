@@ -64,6 +64,12 @@ class PaperRow:
         """The row's accuracy in that column, a fraction."""
         return (column.final if self.is_final else column.before)(record)
 
+    def mirrored_accuracy(self, record: RunRecord) -> float | None:
+        """The mean over each test image and its mirror image, a fraction."""
+        if self.is_final:
+            return record.mirrored_test_accuracy
+        return record.mirrored_accuracy_before_averaging
+
     def time_s(self, record: RunRecord) -> float | None:
         """By the paper's reading, as measured."""
         times = record.times

@@ -160,8 +160,8 @@ def _cells(
         if column is table.target:
             cells[INTERVAL] = interval_cell(t_interval(pooled) if pooled else None, 100)
     if mirrored:
-        pooled = pool_accuracies(records, lambda r: r.mirrored_test_accuracy) if records else None
-        cells[MIRRORED] = summary_cell(pooled if row.is_final else None, 100)
+        pooled = pool_accuracies(records, row.mirrored_accuracy) if records else None
+        cells[MIRRORED] = summary_cell(pooled, 100)
     published = paper.value(table.name, row.label, "train_time")
     unit, factor = time_unit(table, paper)
     time, modelled = (
