@@ -78,6 +78,8 @@ class RunOptions(_DeviceOptions):
     """Layout of images and convolution weights."""
     compile: bool = False
     """Use torch.compile."""
+    fused: bool = False
+    """ResNet-9's batch norm, pool, ReLU and sum in kernels of our own; CUDA devices alone."""
     loader: Literal["auto", "tensor", "dali", "torchvision"] = "auto"
     """What makes the batches; auto takes the recipe's own on CUDA devices, else the fastest."""
     skip_bad_files: bool = False

@@ -100,6 +100,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
         default,
         memory_format=options.memory_format,
         compile=options.compile,
+        fused=options.fused,
         precision=options.precision or default.precision,
         all_reduce=options.all_reduce,
         capture=default.capture if options.capture == "auto" else options.capture == "on",

@@ -33,6 +33,7 @@ CHECKS: tuple[Check, ...] = (
     _check(step.precision, "every layer computes in fp16 channels_last, from fp32 weights"),
     _check(step.overflow, "a first update that overflows leaves weights and velocity as they were"),
     _check(step.compiled, "a compiled update agrees with the eager one", limit_s=180),
+    _check(step.fused, "an update with the fused kernels agrees with torch's operators"),
     _check(step.telemetry, "the driver tells the device's energy, clocks and throttling"),
     _check(data.gather, "the gather kernel makes the plan's batches, eager and captured"),
     _check(

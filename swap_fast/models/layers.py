@@ -70,6 +70,38 @@ class Convolution(nn.Conv2d):
         return super().forward(images)
 
 
+class FusableNorm(nn.BatchNorm2d):
+    """Batch norm; in training, where `fused` is set, what follows it is in the same GPU kernels."""
+
+    fused = False
+    """Set by `Execution.place`, where the device and the memory format allow it."""
+
+    def forward(self, x: Tensor, *, pool: bool = False, skip: Tensor | None = None) -> Tensor:
+        """Batch norm of [B, C, H, W]; fused, relu(pool(norm(x))) + skip: see `norm_relu`."""
+        if not self.is_fused:
+            return super().forward(x)
+        from swap_fast.models.fused_norm import norm_relu  # Triton is on Linux alone
+
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        return norm_relu(
+            x,
+            self.weight,
+            self.bias,
+            (self.running_mean, self.running_var),
+            momentum=self.momentum,
+            epsilon=self.eps,
+            pool=pool,
+            skip=skip,
+        )
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether a call does what follows batch norm, too."""
+        return self.fused and self.training
+
+
 class _WideGradient(torch.autograd.Function):
     """A 3x3 convolution whose gradient by the weights is that of wide maps."""
 

@@ -257,7 +257,7 @@ def test_a_process_that_is_killed_takes_what_it_started_with_it() -> None:
         assert process.call(fine, Form(device_type="cpu"), limit_s=60) == "seen on cpu, whole"
 
 
-NO_CPU_FORM = {"launches", "telemetry", "shared-pool", "imagenet-memory"}
+NO_CPU_FORM = {"launches", "fused", "telemetry", "shared-pool", "imagenet-memory"}
 MAY_BE_MISSING = NO_CPU_FORM | {"compiled", "dali-cifar", "dali-imagenet"}
 
 
