@@ -50,10 +50,11 @@ def _picked(x, row, channel, valid, shift, scale, num_channels, height, width, P
             larger = value > best
             best, best_x = tl.where(larger, value, best), tl.where(larger, next_x, best_x)
             place = tl.where(larger, i, place)
-        return best, best_x, place
-    value_x = tl.load(x + row * num_channels + channel, mask=valid, other=0.0).to(tl.float32)
-    value = (value_x * scale + shift).to(x.dtype.element_ty).to(tl.float32)
-    return value, value_x, tl.zeros_like(value).to(tl.int32)
+    else:
+        best_x = tl.load(x + row * num_channels + channel, mask=valid, other=0.0).to(tl.float32)
+        best = (best_x * scale + shift).to(x.dtype.element_ty).to(tl.float32)
+        place = tl.zeros_like(best).to(tl.int32)
+    return best, best_x, place
 
 
 @triton.jit(do_not_specialize=_SIZES)
