@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.hardware.machine import describe_code, describe_machine
 from bench.landscape.parallel_points import PointsFile, Values, evaluate_points
@@ -247,6 +248,21 @@ class Run:
         return Weights(net, groups=self.recipe.optimizer.groups)
 
 
+def _theta(weights: Weights, path: Path) -> Tensor:
+    """The vector theta [P] of a saved model, whose bytes are those that its run wrote.
+
+    Raises:
+        ValueError: a damaged file, or one that no manifest of the run knows.
+    """
+    sha256 = known_sha256(path)
+    if sha256 is None:
+        raise ValueError(
+            f"{path.name}: expected its sha256 in a manifest of {path.parent.name}, got none; "
+            "remove the file, and without --run the recipe is run again"
+        )
+    return load_theta(weights, path, sha256)
+
+
 def plane_errors(
     run: Run,
     files: Sequence[Path],
@@ -264,7 +280,7 @@ def plane_errors(
         rank: chooses the device, to which the models and images are moved.
     """
     weights = run.weights(rank)
-    thetas = [load_theta(weights, path, known_sha256(path)) for path in files]
+    thetas = [_theta(weights, path) for path in files]
     plane = plane_through(*thetas[:3])
     landscape = Landscape(run.recipe, run.dataset, weights, run.execution, counts, seed=run.seed)
 
@@ -292,11 +308,11 @@ def path_cosines(
     """
     weights = run.weights(rank)
     batch = FixedBatch(run.recipe, run.dataset, weights, seed=run.seed, num_images=num_images)
-    swap = load_theta(weights, files[-1], known_sha256(files[-1]))
+    swap = _theta(weights, files[-1])
 
     def evaluate(number: int) -> Values:
         path = files[number]
-        theta = load_theta(weights, path, known_sha256(path))
+        theta = _theta(weights, path)
         gradient, towards = batch.gradient(theta), swap - theta
         return [cosine(-gradient, towards), float(gradient.norm()), float(towards.norm())]
 
@@ -308,7 +324,7 @@ def measure_plane(figure: int, subject: Subject, counts: Counts, grid: int) -> P
     models = saved_models(figure, subject.record, subject.results)
     files = [model.path for model in models]
     weights = Weights(make_net(subject.recipe, subject.dataset))
-    thetas = [load_theta(weights, path, known_sha256(path)) for path in files]
+    thetas = [_theta(weights, path) for path in files]
     plane = plane_through(*thetas[:3])
     places = [plane.coordinates(theta) for theta in thetas]
     alphas, betas = grid_around([(place.alpha, place.beta) for place in places], grid)

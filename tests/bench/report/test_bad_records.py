@@ -70,7 +70,9 @@ def brackets(path: Path, content: dict[str, Any]) -> None:
 def nested(path: Path, content: dict[str, Any]) -> None:
     """JSON that can be read, too deep for what follows."""
     path.write_text(
-        json.dumps(content | {"code": "DEEP"}).replace('"DEEP"', '{"a":' * 900 + "1" + "}" * 900)
+        json.dumps(content | {"settings": "DEEP"}).replace(
+            '"DEEP"', '{"a":' * 900 + "1" + "}" * 900
+        )
     )
 
 
