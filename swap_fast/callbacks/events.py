@@ -7,6 +7,7 @@ module needs no torch, so that a run can be watched from anywhere.
 
 import json
 import os
+import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from swap_fast.files import write_file
 
-SCHEMA = 1
+SCHEMA = 2
 """Of the lines."""
 
 Event = dict[str, Any]
@@ -51,6 +52,12 @@ def to_line(event: Event) -> str:
     return json.dumps(event, separators=(",", ":"))
 
 
+def _for_file(event: Event) -> bytes:
+    """An event's line in a file: its `crc32` is that of the line without it, and shows damage."""
+    line = to_line(event)
+    return f'{line[:-1]},"crc32":{zlib.crc32(line.encode())}}}\n'.encode()
+
+
 class EventFile:
     """Appends events to the file of one process; a listener.
 
@@ -70,7 +77,7 @@ class EventFile:
             os.write(self._file, b"\n")  # a former process was killed within a line
 
     def __call__(self, event: Event) -> None:
-        os.write(self._file, f"{to_line(event)}\n".encode())
+        os.write(self._file, _for_file(event))
 
     def close(self) -> None:
         os.close(self._file)
@@ -88,6 +95,8 @@ class Tail:
     def __init__(self, folder: Path, *, without: str = "", from_end: bool = False) -> None:
         self._folder, self._without = folder, without
         self._read: dict[str, int] = {}
+        self.damaged = 0
+        """Lines that were left out: half of one, as a killed process leaves it, or others."""
         if from_end:
             self.poll()
 
@@ -98,7 +107,7 @@ class Tail:
         """
         paths = {p.name: p for p in self._folder.glob("events*.jsonl") if p.name != self._without}
         if self._read.keys() - paths.keys():
-            self._read = {}
+            self._read, self.damaged = {}, 0
             return None
         found: list[Event] = []
         for name, path in sorted(paths.items()):
@@ -111,7 +120,10 @@ class Tail:
                 continue
             whole = content.rfind(b"\n") + 1
             self._read[name] = begin + whole
-            found += _events(content[:whole])
+            lines = content[:whole].splitlines()
+            events = [event for line in lines if (event := _event_of(line)) is not None]
+            self.damaged += len(lines) - len(events)
+            found += events
         return sorted(found, key=lambda event: event["time"])
 
 
@@ -132,21 +144,17 @@ def merge_events(folder: Path) -> None:
     paths = sorted(folder.glob("events-*.jsonl"))
     if not paths:
         return
-    lines = "".join(f"{to_line(event)}\n" for event in read_events(folder))
-    write_file(folder / MERGED, lines.encode())
+    write_file(folder / MERGED, b"".join(map(_for_file, read_events(folder))))
     for path in paths:
         path.unlink(missing_ok=True)
 
 
-def _events(content: bytes) -> list[Event]:
-    """The events of whole lines; what is no event of this schema is left out."""
-    found = []
-    for line in content.splitlines():
-        try:
-            event = json.loads(line)
-            datetime.fromisoformat(event["time"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            continue
-        if event.get("schema") == SCHEMA and isinstance(event.get("event"), str):
-            found.append(event)
-    return found
+def _event_of(line: bytes) -> Event | None:
+    """The event of a line; None of one that is damaged or of another schema."""
+    try:
+        event: Event = json.loads(line)
+        if event["schema"] == SCHEMA and event.pop("crc32") == zlib.crc32(to_line(event).encode()):
+            return event
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    return None
