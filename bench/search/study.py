@@ -159,7 +159,7 @@ class GridStudy:
             if not any(trial.state.name == "WAITING" for trial in self._trials()):
                 break
             failures = (FloatingPointError, RuntimeError)
-            with _readable(self._url, SQLAlchemyError, StorageInternalError):
+            with _readable(self._url, (SQLAlchemyError, StorageInternalError)):
                 self._study.optimize(objective, n_trials=1, catch=failures, callbacks=[report])
 
     def _fail_unstarted(self) -> None:
@@ -266,8 +266,10 @@ class UnreadableError(ValueError):
 
 
 @contextmanager
-def _readable(url: str, *errors: type[Exception]) -> Iterator[None]:
-    """One line for these errors, or for whatever a damaged database makes Optuna raise.
+def _readable(
+    url: str, errors: type[Exception] | tuple[type[Exception], ...] = Exception
+) -> Iterator[None]:
+    """One line for what a damaged database makes Optuna raise: anything, unless `errors` says what.
 
     Raises:
         UnreadableError: in place of them.
@@ -276,7 +278,7 @@ def _readable(url: str, *errors: type[Exception]) -> Iterator[None]:
         yield
     except UnreadableError:
         raise
-    except errors or Exception as error:
+    except errors as error:
         raise UnreadableError(
             f"--storage {_shown(url)}: could not be used: {_first_line(error)}; if it is damaged, "
             "delete it: the runs of its points are kept, and are found again"
