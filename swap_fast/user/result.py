@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from swap_fast.checkpoint.files import on_host
-from swap_fast.files import write_file
+from swap_fast.files import remove_parts, write_file
 from swap_fast.outcome import gather_rows, gather_times, workers_on_first
 from swap_fast.record import EpochRow, Times, now
 from swap_fast.training.state import Result
@@ -215,6 +215,7 @@ class SwapResult:
         folder = Path(folder)
         if not self.is_first:
             return folder
+        remove_parts(folder)
         if (folder / RECORD).exists():
             if not overwrite:
                 raise ValueError(
