@@ -14,7 +14,7 @@ from repository import ROOT
 
 from bench.runner.launch import launch
 from swap_fast.distributed import connect
-from swap_fast.training.shutdown import EXIT_STATUS
+from swap_fast.training.shutdown import EXIT_STATUS, SIGNAL_INTERVAL_S
 
 
 def add_ranks(start: float) -> float:
@@ -75,6 +75,46 @@ def test_an_interrupt_ends_all_ranks_in_one_line(tmp_path: Path) -> None:
     assert last.endswith("); the same command with --resume goes on")
     assert "Traceback" not in error
     assert not list((tmp_path / "runs").glob("*.json"))
+    assert all_end(process.pid), "an orphan was left"
+
+
+LONG_STEP = """
+import os, sys, time
+from pathlib import Path
+from bench.runner.launch import launch
+from swap_fast.training.shutdown import EXIT_STATUS, GracefulShutdown, InterruptedRunError
+
+def step(folder):
+    shutdown = GracefulShutdown()
+    with shutdown.installed(), shutdown.training():
+        (Path(folder) / f"in-step-{os.environ['RANK']}").touch()
+        time.sleep(100)
+
+if __name__ == "__main__":
+    try:
+        launch(step, sys.argv[1], num_ranks=2)
+    except InterruptedRunError:
+        sys.exit(EXIT_STATUS)
+"""
+
+
+@pytest.mark.slow
+def test_the_second_signal_ends_all_ranks_at_once(tmp_path: Path) -> None:
+    """The first waits for the end of a step, of 100 s."""
+    (tmp_path / "script.py").write_text(LONG_STEP)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    while len(list(tmp_path.glob("in-step-*"))) < 2:
+        assert process.poll() is None, "it ended before it was told"
+        time.sleep(0.01)
+    process.terminate()
+    time.sleep(SIGNAL_INTERVAL_S + 0.5)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(timeout=20) == EXIT_STATUS
     assert all_end(process.pid), "an orphan was left"
 
 
