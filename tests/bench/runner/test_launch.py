@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,16 @@ def test_ranks_work_together() -> None:
 def test_the_machine_s_name_need_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.getfqdn", lambda name="": "a-name-that-does-not-resolve.invalid")
     assert launch(add_ranks, 10.0, num_ranks=2) == 21.0
+
+
+def test_a_port_that_is_taken_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither torch's usual one nor one that the environment names."""
+    with socket.socket() as usual, socket.socket() as named:
+        with suppress(OSError):  # taken already
+            usual.bind(("127.0.0.1", 29500))
+        named.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(named.getsockname()[1]))
+        assert launch(add_ranks, 10.0, num_ranks=2) == 21.0
 
 
 def test_a_rank_s_value_error_is_the_launcher_s() -> None:
