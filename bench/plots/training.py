@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.records.grouping import host_of, machine_key, recipe_of
+from bench.records.grouping import group_by, host_of, machine_key, recipe_of
 from bench.records.paper_tables import OTHER, place_of
 from bench.records.timing import counted_by, in_clock_order, laps_of_slowest_rank, unattributed_s
 from swap_fast.config.phase import Phase, StagedPhase
@@ -135,6 +135,9 @@ AVERAGE, SHARED, WORKER = "#a03000", "#000000", "#5b8db8"
 COUNTED_COLORS = ("#1b3a5c", "#a9c7e3", "#b5541c", "#4b7f52", "#d8c46a", "#8c8c8c")
 """Of the laps in the paper's reading, longest first."""
 
+MOST_BARS = 100
+"""Of a figure of laps; an image has at most 65,536 pixels from top to bottom."""
+
 HATCHES = ("////", "....", "xxxx", "----", "++++", "oooo", "||||", "\\\\\\\\")
 """Of the laps that it leaves out, longest first."""
 
@@ -174,7 +177,8 @@ def figure_1(record: RunRecord, folder: Path, name: str = "figure1") -> list[Pat
 def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timing") -> list[Path]:
     """One bar a run, of the slowest rank's laps; hatched where the paper's reading leaves it out.
 
-    Bars are named by the devices too where not all runs used the same.
+    Bars are named by the devices too where not all runs used the same. Of more than `MOST_BARS`
+    runs the first of each recipe are shown.
 
     Returns:
         The files written: `folder/NAME.svg` and `.png`.
@@ -184,6 +188,7 @@ def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timin
     """
     if len({host_of(record) for record in records}) != 1:
         raise ValueError("timing figure: expected runs of one kind of machine; group them first")
+    count, records = len(records), _first_of_each_recipe(records)
     with figure_style():
         from matplotlib.figure import Figure
 
@@ -217,11 +222,21 @@ def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timin
         # A name is no mathematics, whatever dollar signs it holds.
         axes.set_yticks(range(len(records)), names, parse_math=False)
         axes.invert_yaxis()
-        axes.set_xlabel("seconds of the wall clock (hatched: not in the paper's reading)")
+        shown = "" if len(records) == count else f"; {len(records)} of {count:,} runs"
+        axes.set_xlabel(f"seconds of the wall clock (hatched: not in the paper's reading){shown}")
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside upper center", ncols=4, fontsize=8)
         return save_figure(figure, folder, name)
+
+
+def _first_of_each_recipe(records: Sequence[RunRecord]) -> Sequence[RunRecord]:
+    """All runs where there is a bar for each; else as many of each recipe."""
+    if len(records) <= MOST_BARS:
+        return records
+    groups = group_by(records, lambda record: record.recipe).values()
+    each = max(1, MOST_BARS // len(groups))
+    return [record for group in groups for record in group[:each]][:MOST_BARS]
 
 
 def averages_shown(record: RunRecord) -> list[AverageRow]:

@@ -55,6 +55,9 @@ TIMING, SPEED, SCALING = "Laps", "Speed", "Scaling"
 """The report's own figures: where each second went, of the measurements of single
 parts, and phase 1 on more and more devices, as planned."""
 
+MOST_LAP_TABLES = 200
+"""More runs than this have no table of their own laps in the report, which would only be slow."""
+
 SHOWN = {
     2: "train and test error on the plane through LB, SGD and SWAP",
     3: "train and test error on the plane through three workers",
@@ -151,7 +154,7 @@ def build_document(content: Content, figures: dict[str, Drawn]) -> tuple[Documen
             *drawn[TIMING],
             readings_table(records),
             *([energy] if energy.rows else []),
-            *(Folded(summary=r.run_id, table=lap_table(r)) for r in records),
+            *_laps_by_run(records),
         ],
         "Speed of the parts": [
             *([] if headline is None else [headline]),
@@ -190,6 +193,12 @@ def build_document(content: Content, figures: dict[str, Drawn]) -> tuple[Documen
     shown = [b for section in document.sections for b in section.blocks if isinstance(b, Table)]
     files = {table.name: table for table in [*shown, runs, others, laps]}
     return document, list(files.values())
+
+
+def _laps_by_run(records: Sequence[RunRecord]) -> list[Block]:
+    if len(records) > MOST_LAP_TABLES:
+        return [Paragraph(text=f"The laps of all {len(records):,} runs are in tables/laps.csv.")]
+    return [Folded(summary=record.run_id, table=lap_table(record)) for record in records]
 
 
 def _stability(content: Content, warned: Table) -> list[Block]:
