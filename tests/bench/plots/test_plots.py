@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from record_factory import V100, make_record, with_recipe
+from PIL import Image
+from record_factory import V100, cpu_runs, make_record, with_recipe
 
 from bench.plots.training import averages_shown, figure_1, parts_of, timing_figure
 from swap_fast.config.phase import StagedPhase
@@ -83,6 +84,16 @@ def test_figures_of_what_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     # Other numbers of one machine's devices are bars of one figure.
     runs = [make_record("cifar10_swap", machine=V100, world_size=ranks) for ranks in (2, 8)]
     assert len(timing_figure(runs, tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_of_many_runs_the_first_of_each_recipe_have_a_bar(tmp_path: Path) -> None:
+    """33 of each of three recipes: 99 bars, of 100 at most."""
+    heights = []
+    for seeds in (33, 40):
+        with Image.open(timing_figure(cpu_runs(seeds), tmp_path)[1]) as png:
+            heights.append(png.height)
+    assert heights[0] == heights[1]
 
 
 def test_names_are_no_mathematics(tmp_path: Path) -> None:
