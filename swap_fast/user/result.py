@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from swap_fast.checkpoint.files import on_host
-from swap_fast.files import write_file
+from swap_fast.files import remove_parts, write_file
 from swap_fast.outcome import gather_rows, gather_times, workers_on_first
 from swap_fast.record import EpochRow, Times, library_version, now
 from swap_fast.training.state import Result
@@ -207,6 +207,7 @@ class SwapResult:
         folder = Path(folder)
         if not self.is_first:
             return folder
+        remove_parts(folder)
         if (folder / RECORD).exists():
             if not overwrite:
                 raise ValueError(
