@@ -236,7 +236,7 @@ def report(arguments: list[str]) -> int:
     from bench.report.write import print_summary, update_performance, update_readme, write_report
 
     content = collect(options.results)
-    path = write_report(content)
+    path = write_report(content, appendix=options.appendix)
     print_summary(content)
     if options.readme is not None:
         update_readme(options.readme, content)

@@ -78,6 +78,8 @@ class RunOptions(_DeviceOptions):
     """Layout of images and convolution weights."""
     compile: bool = False
     """Use torch.compile."""
+    fused: bool = False
+    """ResNet-9's batch norm, pool, ReLU and sum in kernels of our own; CUDA devices alone."""
     loader: Literal["auto", "tensor", "dali", "torchvision"] = "auto"
     """What makes the batches; auto takes the recipe's own on CUDA devices, else the fastest."""
     skip_bad_files: bool = False
@@ -338,8 +340,9 @@ class TableOptions(_DeviceOptions):
 
     number: Positional[Literal[1, 2, 3, 4, 5, 6]]
     """The paper's."""
-    size: Literal["auto", "paper", "cpu"] = "auto"
-    """The paper's net and data, or forms for a CPU; auto takes the paper's with CUDA devices."""
+    size: Literal["auto", "paper", "modern", "narrow", "cpu"] = "auto"
+    """The paper's net and data; a modern net for 94%; the paper's net at width 16; minutes on a
+    CPU. auto takes the first with CUDA devices, else the last."""
     runs: int = 3
     """Runs of each row, with seeds from 0."""
     dry_run: bool = False
@@ -356,6 +359,8 @@ class ReportOptions:
     """Also write the main table between the results markers of this file."""
     performance: Path | None = None
     """Also write the tables of measurements between the micro markers of this file."""
+    appendix: bool = False
+    """Also write RESULTS/appendix.md and .html: statistics, settings, laps, further figures."""
 
 
 @dataclass(frozen=True, kw_only=True)

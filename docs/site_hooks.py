@@ -42,6 +42,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Understand": {
         "How SWAP works": "how_swap_works.md",
+        "Which averaging do I need?": "which_averaging.md",
         "Choosing tau, W and the batches": "choosing.md",
         "When phase 1 ends by itself": "transition.md",
         "The clocks": "clocks.md",

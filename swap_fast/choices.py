@@ -1,7 +1,8 @@
-"""A name among names, or a line that helps."""
+"""A name among names, and the device that is meant; else a line that helps. No torch at import."""
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
 
 
 def choose(what: str, name: str, names: Iterable[str]) -> str:
@@ -16,3 +17,19 @@ def choose(what: str, name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(names)}"
     raise ValueError(f"unknown {what} {name!r}; {hint}")
+
+
+def choose_device(device: str) -> Literal["cpu", "cuda"]:
+    """The type of device for "auto", "cpu" or "cuda".
+
+    Raises:
+        ValueError: another name, or "cuda" without a CUDA device.
+    """
+    import torch
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu or cuda, got {device!r}")
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ValueError("device: expected a CUDA device, found none; choose cpu")
+    return "cuda" if available and device != "cpu" else "cpu"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar
@@ -367,6 +368,14 @@ class RunRecord:
 def count_devices(device_type: DeviceType, processes: int, threads: int) -> int:
     """A GPU is a process's; on CPUs a device is a core, and runs one thread."""
     return processes if device_type == "cuda" else processes * threads
+
+
+def library_version(name: str) -> str | None:
+    """The installed version; None where it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def plain(value: Any) -> Any:

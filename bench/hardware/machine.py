@@ -1,23 +1,62 @@
-"""The machine, the libraries and the code of a run. No torch at import."""
+"""The machine, the libraries and the code of a run; a CPU core as a device. No torch at import."""
 
 import os
 import platform
 import resource
 import shutil
+import socket
 import subprocess
-from importlib import metadata
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from bench.hardware.cores import core_numbers
 from bench.hardware.telemetry import driver_version
-from swap_fast.record import Code, DeviceType, Machine
+from swap_fast.record import Code, DeviceType, Machine, library_version
+
+
+def core_numbers() -> set[int]:
+    """The CPU cores that this process may use, by the operating system's numbers."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+@contextmanager
+def on_own_core(cores: Collection[int]) -> Iterator[bool]:
+    """Run this thread on the first of `cores` that no other run has; gives whether there is one.
+
+    Else it runs on any of them. Threads and processes that are started within, such as a loader's,
+    stay on the same core: it is all that one device has. Afterwards this thread may run where it
+    might before. Where `cores` is empty nothing happens.
+    """
+    with ExitStack() as stack:
+        own = next((core for core in sorted(cores) if _take(core, stack)), None)
+        if cores:
+            stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
+            os.sched_setaffinity(0, cores if own is None else {own})
+        yield own is not None
+
+
+def _take(core: int, stack: ExitStack) -> bool:
+    """Mark the core as taken until the stack's end or the process's; False where it is.
+
+    The mark is a name in Linux's abstract namespace of sockets: one process of the machine at a
+    time can bind it, and it needs no file.
+    """
+    mark = stack.enter_context(closing(socket.socket(socket.AF_UNIX)))
+    try:
+        mark.bind(f"\0swap_fast core {core}")
+    except OSError:
+        return False
+    return True
+
 
 LIBRARIES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda120", "nvidia-ml-py", "safetensors")
 
 
 def describe_machine(device_type: DeviceType) -> Machine:
     """The machine as a record keeps it, with null for what is absent."""
-    libraries = {name: _version(name) for name in LIBRARIES}
+    libraries = {name: library_version(name) for name in LIBRARIES}
     machine: Machine = {
         "device_type": device_type,
         "device": _cpu_model(),
@@ -51,20 +90,6 @@ def has_compiler() -> bool:
     return any(name and shutil.which(name) for name in names)
 
 
-def choose_device(device: str) -> DeviceType:
-    """The type of device for "auto", "cpu" or "cuda".
-
-    Raises:
-        ValueError: "cuda" without a CUDA device.
-    """
-    import torch
-
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise ValueError("device: expected a CUDA device, found none; use --device cpu")
-    return "cpu" if device == "cpu" or not available else "cuda"
-
-
 def device_uuid(device_type: str) -> str | None:
     """The UUID of this process's device; None of a CPU, empty if torch has none."""
     if device_type != "cuda":
@@ -80,7 +105,7 @@ def describe_code() -> Code:
     commit = _git(here, "rev-parse", "HEAD")
     changed = _git(here, "status", "--porcelain", "--", "swap_fast", "bench")
     return {
-        "version": _version("swap_fast"),
+        "version": library_version("swap_fast"),
         "commit": commit,
         "changed": None if commit is None else bool(changed),
     }
@@ -114,13 +139,6 @@ def resident_bytes() -> tuple[int, int]:
     unit = 1 if platform.system() == "Darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return peak, peak
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -6,10 +6,10 @@ from statistics import mean
 
 import torch
 
-from bench.hardware.machine import available_cores, choose_device
+from bench.hardware.machine import available_cores
 from bench.landscape.measure import (
+    Measurement,
     Say,
-    Subject,
     find_run,
     image_s,
     measure_cosines,
@@ -36,7 +36,7 @@ from bench.options import FigureOptions, RunOptions
 from bench.plots.schedules import figure_5, figure_6
 from bench.plots.training import figure_1
 from bench.runner.session import run_session
-from swap_fast.choices import choose
+from swap_fast.choices import choose, choose_device
 from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.recipe import SWAPRecipe
 from swap_fast.data.cifar.files import load_dataset, locate_dataset
@@ -118,8 +118,8 @@ def _draw(record: PlaneRecord | CosineRecord, options: FigureOptions) -> int:
     return _written(plane_figure(record, plots))
 
 
-def _written(paths: list[Path]) -> int:
-    print("written:", *paths, sep="\n  ")
+def _written(path: Path) -> int:
+    print(f"written: {path}")
     return 0
 
 
@@ -268,14 +268,14 @@ def _measure(options: FigureOptions, record: RunRecord, device: str) -> PlaneRec
     seconds = cost.seconds(record)
     expected = "" if seconds is None else f", {in_words(seconds)}"
     say(f"figure {options.number}, {record.run_id}: {cost.what} {cost.where}{expected}")
-    subject = _subject(options, record, device, say)
+    subject = _measurement(options, record, device, say)
     if options.number == 4:
         return measure_cosines(subject, cost.images)
     counts = _counts(options, record, device)
     return measure_plane(options.number, subject, counts, _grid(options, device))
 
 
-def _subject(options: FigureOptions, record: RunRecord, device: str, say: Say) -> Subject:
+def _measurement(options: FigureOptions, record: RunRecord, device: str, say: Say) -> Measurement:
     recipe = recipe_again(record)
     assert recipe.dataset != "imagenet"
     dataset = load_dataset(
@@ -294,7 +294,7 @@ def _subject(options: FigureOptions, record: RunRecord, device: str, say: Say) -
             execution = replace(
                 execution, precision=ran["precision"], memory_format=ran["memory_format"]
             )
-    return Subject(
+    return Measurement(
         record=record,
         recipe=recipe,
         dataset=cut(dataset, record.data["train_images"], record.data["test_images"]),

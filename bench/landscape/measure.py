@@ -181,7 +181,7 @@ def _absent(figure: int, record: RunRecord, results: Path) -> Sequence[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class Measurement:
     """The run whose models are measured, and the execution of the measurement."""
 
     record: RunRecord
@@ -194,9 +194,9 @@ class Subject:
     say: Say
 
     @property
-    def run(self) -> Run:
+    def loader(self) -> ModelLoader:
         """The part that is sent to a process."""
-        return Run(
+        return ModelLoader(
             recipe=self.recipe,
             dataset=self.dataset,
             execution=self.execution,
@@ -229,8 +229,8 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a process needs to load a run's models."""
+class ModelLoader:
+    """Loads a run's models in a process."""
 
     recipe: SWAPRecipe
     dataset: Dataset
@@ -264,7 +264,7 @@ def _theta(weights: Weights, path: Path) -> Tensor:
 
 
 def plane_errors(
-    run: Run,
+    loader: ModelLoader,
     files: Sequence[Path],
     counts: Counts,
     alphas: Sequence[float],
@@ -279,10 +279,12 @@ def plane_errors(
         betas: the grid's rows.
         rank: chooses the device, to which the models and images are moved.
     """
-    weights = run.weights(rank)
+    weights = loader.weights(rank)
     thetas = [_theta(weights, path) for path in files]
     plane = plane_through(*thetas[:3])
-    landscape = Landscape(run.recipe, run.dataset, weights, run.execution, counts, seed=run.seed)
+    landscape = Landscape(
+        loader.recipe, loader.dataset, weights, loader.execution, counts, seed=loader.seed
+    )
 
     def evaluate(number: int) -> Values:
         if number < len(thetas):
@@ -297,7 +299,7 @@ def plane_errors(
 
 
 def path_cosines(
-    run: Run, files: Sequence[Path], num_images: int, rank: int
+    loader: ModelLoader, files: Sequence[Path], num_images: int, rank: int
 ) -> Callable[[int], Values]:
     """For the model after each epoch: cosine of -g and the direction to SWAP, |g|, the distance.
 
@@ -306,8 +308,10 @@ def path_cosines(
         num_images: of the batch of g.
         rank: chooses the device, to which the batch is moved.
     """
-    weights = run.weights(rank)
-    batch = FixedBatch(run.recipe, run.dataset, weights, seed=run.seed, num_images=num_images)
+    weights = loader.weights(rank)
+    batch = FixedBatch(
+        loader.recipe, loader.dataset, weights, seed=loader.seed, num_images=num_images
+    )
     swap = _theta(weights, files[-1])
 
     def evaluate(number: int) -> Values:
@@ -319,22 +323,22 @@ def path_cosines(
     return evaluate
 
 
-def measure_plane(figure: int, subject: Subject, counts: Counts, grid: int) -> PlaneRecord:
+def measure_plane(figure: int, measured: Measurement, counts: Counts, grid: int) -> PlaneRecord:
     """Measure Figure 2 or 3; the file of finished points is kept."""
-    models = saved_models(figure, subject.record, subject.results)
+    models = saved_models(figure, measured.record, measured.results)
     files = [model.path for model in models]
-    weights = Weights(make_net(subject.recipe, subject.dataset))
+    weights = Weights(make_net(measured.recipe, measured.dataset))
     thetas = [_theta(weights, path) for path in files]
     plane = plane_through(*thetas[:3])
     places = [plane.coordinates(theta) for theta in thetas]
     alphas, betas = grid_around([(place.alpha, place.beta) for place in places], grid)
     settings = {"grid": grid, "margin": MARGIN, **asdict(counts)}
     values = evaluate_points(
-        partial(plane_errors, subject.run, files, counts, alphas, betas),
+        partial(plane_errors, measured.loader, files, counts, alphas, betas),
         len(files) + grid * grid,
-        subject.points_file(figure, settings),
-        processes=subject.processes,
-        say=subject.say,
+        measured.points_file(figure, settings),
+        processes=measured.processes,
+        say=measured.say,
     )
     of_grid = values[len(files) :]
     rows = [of_grid[start : start + grid] for start in range(0, grid * grid, grid)]
@@ -349,7 +353,7 @@ def measure_plane(figure: int, subject: Subject, counts: Counts, grid: int) -> P
         for model, place, (train_error, test_error) in zip(models, places, values, strict=False)
     ]
     return PlaneRecord(
-        **subject.common(figure, settings),
+        **measured.common(figure, settings),
         marked=marked,
         alphas=alphas,
         betas=betas,
@@ -358,22 +362,22 @@ def measure_plane(figure: int, subject: Subject, counts: Counts, grid: int) -> P
     )
 
 
-def measure_cosines(subject: Subject, num_images: int) -> CosineRecord:
+def measure_cosines(measured: Measurement, num_images: int) -> CosineRecord:
     """Measure Figure 4; the file of finished points is kept."""
-    *models, swap = saved_models(4, subject.record, subject.results)
+    *models, swap = saved_models(4, measured.record, measured.results)
     files = [*(model.path for model in models), swap.path]
     settings = {"train_images": num_images, "micro_batch_size": GRADIENT_MICRO_BATCH}
     values = evaluate_points(
-        partial(path_cosines, subject.run, files, num_images),
+        partial(path_cosines, measured.loader, files, num_images),
         len(models),
-        subject.points_file(4, settings),
-        processes=subject.processes,
-        say=subject.say,
+        measured.points_file(4, settings),
+        processes=measured.processes,
+        say=measured.say,
     )
     return CosineRecord(
-        **subject.common(4, settings),
+        **measured.common(4, settings),
         worker=WORKER,
-        phase1_epochs=subject.record.phase1_epochs,
+        phase1_epochs=measured.record.phase1_epochs,
         rows=[
             CosineRow(
                 phase=model.phase,

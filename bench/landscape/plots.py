@@ -22,11 +22,11 @@ OFF_PLANE = 0.01
 HALO: dict[str, Any] = {"linewidth": 2.4, "foreground": "white"}
 
 
-def plane_figure(record: PlaneRecord, folder: Path) -> list[Path]:
+def plane_figure(record: PlaneRecord, folder: Path) -> Path:
     """Figure 2 or 3: train and test error on the plane, in weight space, with the models on it.
 
     Returns:
-        The files written, `folder/NAME.svg` and `.png`.
+        The file written, `folder/NAME.svg`.
     """
     with figure_style():
         from matplotlib.figure import Figure
@@ -134,11 +134,11 @@ def _off_plane(record: PlaneRecord) -> str:
     )
 
 
-def cosine_figure(record: CosineRecord, folder: Path) -> list[Path]:
+def cosine_figure(record: CosineRecord, folder: Path) -> Path:
     """Figure 4: the cosine of -g and the direction to the output of SWAP, epoch by epoch.
 
     Returns:
-        The files written, `folder/NAME.svg` and `.png`.
+        The file written, `folder/NAME.svg`.
     """
     with figure_style():
         from matplotlib.figure import Figure

@@ -6,13 +6,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench.hardware.machine import (
-    available_cores,
-    choose_device,
-    describe_code,
-    describe_machine,
-    has_compiler,
-)
+from bench.hardware.machine import available_cores, describe_code, describe_machine, has_compiler
 from bench.micro.collective import default_ranks, measure_collective, print_collective
 from bench.micro.comparisons import (
     Groups,
@@ -27,6 +21,7 @@ from bench.micro.interleave import time_interleaved
 from bench.micro.records import MicroRecord, Timing, write_micro_record
 from bench.micro.step import Setup
 from bench.options import MicroOptions
+from swap_fast.choices import choose_device
 from swap_fast.config.execution import default_execution
 from swap_fast.data.cifar.files import locate_dataset
 from swap_fast.record import now

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import net_cost
-from bench.document.table import counted
+from bench.document import counted
 from bench.hardware.machine import has_compiler
 from bench.micro import data, step, workers
 from bench.micro.interleave import Variant
@@ -115,7 +115,7 @@ def _step_variants(
 ) -> Iterator[Variant]:
     device = default.device_type
     shapes = _processes_and_threads(device, threads)
-    for kind, execution in _our_executions(default).items():
+    for kind, execution in _our_executions(default, net).items():
         for processes, each in shapes:
             yield Variant(
                 f"ours, {kind}{_in_processes(processes)}",
@@ -142,11 +142,13 @@ def _step_variants(
     yield from peak_variants(device, eager.precision, shapes)
 
 
-def _our_executions(default: Execution) -> dict[str, Execution]:
+def _our_executions(default: Execution, net: MicroNet) -> dict[str, Execution]:
     """The executions of our step on a device, the default one first."""
     executions = {"eager": replace(default, capture=False)}
     if has_compiler():
         executions["compiled"] = replace(executions["eager"], compile=True)
+    if default.device_type == "cuda" and net == "resnet9":
+        executions["fused"] = replace(executions["eager"], fused=True)
     if default.device_type == "cuda":
         captured = {
             "captured" if name == "eager" else f"{name}, captured": replace(each, capture=True)
@@ -166,9 +168,9 @@ def _in_processes(processes: int) -> str:
 
 
 def _cost(width: int, batch_size: int, execution: Execution, net: MicroNet = "resnet9") -> Cost:
-    """An image's cost in a step; of a compiled one, with fused kernels."""
+    """An image's cost in a step; of a compiled or fused one, with fused kernels."""
     count = net_cost.resnet9 if net == "resnet9" else net_cost.speed_net
-    counted_net = count(width, 10, fused=execution.compile)
+    counted_net = count(width, 10, fused=execution.compile or execution.fused)
     step_bytes = counted_net.step_bytes(batch_size, DTYPES[execution.precision].itemsize)
     return Cost(flop=float(counted_net.train_flop), bytes=step_bytes / batch_size)
 

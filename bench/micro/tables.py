@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.document.table import NOTHING, Table, counted, percent
+from bench.document import NOTHING, Table, counted, percent
 from bench.micro.records import MicroRecord, Timing, measured_peak, peak_shares
 from bench.plots.training import figure_style, save_figure
 
@@ -61,11 +61,11 @@ def collective_table(record: MicroRecord) -> Table:
     )
 
 
-def collective_figure(record: MicroRecord, folder: Path) -> list[Path]:
+def collective_figure(record: MicroRecord, folder: Path) -> Path:
     """Bus bandwidth over message size, a line a type, with the copy above it.
 
     Returns:
-        The files written: `folder/NAME.svg` and `.png`.
+        The file written, `folder/NAME.svg`.
     """
     measured = record.collective
     assert measured is not None
@@ -156,11 +156,11 @@ def intensities(record: MicroRecord) -> Iterator[tuple[Timing, float, float]]:
             yield timing, cost.flop / cost.bytes, timing.median * cost.flop
 
 
-def roofline_figure(record: MicroRecord, folder: Path) -> list[Path]:
+def roofline_figure(record: MicroRecord, folder: Path) -> Path:
     """Draw a step's record.
 
     Returns:
-        The files written: `folder/roofline-DEVICE-widthN.svg` and `.png`.
+        The file written, `folder/roofline-DEVICE-widthN.svg`.
 
     Raises:
         ValueError: the record has no variant with a counted cost, or no measured bound.
@@ -255,7 +255,7 @@ def tables_of(record: MicroRecord) -> list[Table]:
     return [_speeds(record), *([_efficiencies(record)] if costed else [])]
 
 
-def micro_figures(records: Sequence[MicroRecord], plots: Path) -> dict[str, list[Path]]:
+def micro_figures(records: Sequence[MicroRecord], plots: Path) -> dict[str, Path]:
     """Draw the roofline of each step's record and the bandwidths of each collective's, by title."""
     figures = {}
     for record in records:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from statistics import fmean
 
-from bench.document.table import NOTHING, Table
+from bench.document import NOTHING, Table
 from bench.planner.model import V100, Efficiency, Modelled, Rate, estimate, fit, predict, read_rates
 from bench.planner.workload import TRAIN_IMAGES, workload_of
 from bench.records.paper import Paper

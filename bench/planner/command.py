@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.document.table import NOTHING, Table, show_table, write_table
+from bench.document import NOTHING, Table, show_table, write_table
 from bench.options import PlanOptions
 from bench.planner.check import check_table, paper_efficiency
 from bench.planner.model import (

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.hardware.machine import available_cores, choose_device, describe_machine
+from bench.hardware.machine import available_cores, describe_machine
 from bench.micro.interleave import Turn
 from bench.micro.peak import COPIED_BYTES, MATRIX_SIZE, matrix_product, memory_copy, synchronize
 from bench.micro.step import make_net, make_step
 from bench.options import MicroNet
 from bench.planner.model import FLOOR, Efficiency, Hardware
 from bench.planner.workload import NUM_CLASSES, PhaseWork
+from swap_fast.choices import choose_device
 from swap_fast.config.execution import DTYPES, Execution, default_execution
 from swap_fast.config.recipe import AveragingRecipe, Recipe
 from swap_fast.training.batchnorm import recompute_statistics_

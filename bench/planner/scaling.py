@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from bench.document.table import NOTHING, Table
+from bench.document import NOTHING, Table
 from bench.planner.model import Modelled, epoch_s
 from bench.planner.workload import PhaseWork, Workload
 from bench.plots.training import figure_style, save_figure
@@ -167,11 +167,11 @@ def _efficiency(one_s: float | None, point: ScalingPoint) -> str:
     return f"{100 * one_s / point.gpus / point.weak_s:.0f}"
 
 
-def scaling_figure(scaling: Scaling, folder: Path) -> list[Path]:
+def scaling_figure(scaling: Scaling, folder: Path) -> Path:
     """Seconds an epoch over devices: weak, strong and perfect scaling.
 
     Returns:
-        The files written: `folder/scaling_RECIPE.svg` and `.png`.
+        The file written, `folder/scaling_RECIPE.svg`.
     """
     with figure_style():
         from matplotlib.figure import Figure

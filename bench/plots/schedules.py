@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.document.table import counted
+from bench.document import counted
 from bench.plots.training import figure_style, parts_of, save_figure
 from bench.records.paper import load_paper
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
@@ -27,11 +27,11 @@ IMAGENET_LINES: dict[str, dict[str, Any]] = {
 """Figure 5's three recipes; their forms for a CPU are drawn alike."""
 
 
-def figure_5(folder: Path, name: str = "figure5") -> list[Path]:
+def figure_5(folder: Path, name: str = "figure5") -> Path:
     """Figure 5: ImageNet's learning rates and mini-batches, at the paper's size and at a CPU's.
 
     Returns:
-        The files written, `folder/NAME.svg` and `.png`.
+        The file written, `folder/NAME.svg`.
     """
     with figure_style():
         from matplotlib.figure import Figure
@@ -75,14 +75,14 @@ SWA_PANELS = (
 """Figure 6's two, and SWAP's two to compare them with."""
 
 
-def figure_6(folder: Path, name: str = "figure6") -> list[Path]:
+def figure_6(folder: Path, name: str = "figure6") -> Path:
     """Figure 6: the learning rates of SWA and of SWAP, and where models are sampled.
 
     A phase 1 that stops at a train accuracy ends after the paper's mean epochs; what it would have
     had to its maximum is dotted.
 
     Returns:
-        The files written, `folder/NAME.svg` and `.png`.
+        The file written, `folder/NAME.svg`.
     """
     with figure_style():
         from matplotlib.figure import Figure

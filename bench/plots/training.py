@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bench.records.grouping import group_by, host_of, machine_key, recipe_of
@@ -38,7 +39,6 @@ STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "swap_fast",
 }
-DOTS_PER_INCH = 150
 
 
 @contextmanager
@@ -50,13 +50,12 @@ def figure_style() -> Iterator[None]:
         yield
 
 
-def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write `folder/NAME.svg` and `.png`, and return their paths."""
+def save_figure(figure: Figure, folder: Path, name: str) -> Path:
+    """Write `folder/NAME.svg`, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.svg", folder / f"{name}.png"]
-    figure.savefig(paths[0], metadata={"Date": None})
-    figure.savefig(paths[1], dpi=DOTS_PER_INCH)
-    return paths
+    path = folder / f"{name}.svg"
+    figure.savefig(path, metadata={"Date": None})
+    return path
 
 
 # The learning rate over the epochs.
@@ -135,18 +134,15 @@ AVERAGE, SHARED, WORKER = "#a03000", "#000000", "#5b8db8"
 COUNTED_COLORS = ("#1b3a5c", "#a9c7e3", "#b5541c", "#4b7f52", "#d8c46a", "#8c8c8c")
 """Of the laps in the paper's reading, longest first."""
 
-MOST_BARS = 100
-"""Of a figure of laps; an image has at most 65,536 pixels from top to bottom."""
-
 HATCHES = ("////", "....", "xxxx", "----", "++++", "oooo", "||||", "\\\\\\\\")
 """Of the laps that it leaves out, longest first."""
 
 
-def figure_1(record: RunRecord, folder: Path, name: str = "figure1") -> list[Path]:
+def figure_1(record: RunRecord, folder: Path, name: str = "figure1") -> Path:
     """Figure 1 of a SWAP run: the learning rate, and test accuracy of workers and of the average.
 
     Returns:
-        The files written: `folder/NAME.svg` and `.png`.
+        The file written, `folder/NAME.svg`.
 
     Raises:
         ValueError: the run has no phase 2.
@@ -174,33 +170,31 @@ def figure_1(record: RunRecord, folder: Path, name: str = "figure1") -> list[Pat
         return save_figure(figure, folder, name)
 
 
-def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timing") -> list[Path]:
-    """One bar a run, of the slowest rank's laps; hatched where the paper's reading leaves it out.
+def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timing") -> Path:
+    """A bar a recipe, the mean of the slowest ranks' laps; hatched: not in the paper's reading.
 
-    Bars are named by the devices too where not all runs used the same. Of more than `MOST_BARS`
-    runs the first of each recipe are shown.
+    Bars are named by the devices too where not all runs used the same.
 
     Returns:
-        The files written: `folder/NAME.svg` and `.png`.
+        The file written, `folder/NAME.svg`.
 
     Raises:
         ValueError: no runs, or runs of more than one kind of machine.
     """
     if len({host_of(record) for record in records}) != 1:
         raise ValueError("timing figure: expected runs of one kind of machine; group them first")
-    count, records = len(records), _first_of_each_recipe(records)
+    groups = group_by(records, lambda r: (r.recipe, machine_key(r), place_of(r) == OTHER))
+    bars = [_bar(runs) for runs in groups.values()]
     with figure_style():
         from matplotlib.figure import Figure
 
-        height = 1.5 + 0.3 * len(records)
-        figure = Figure(figsize=(7.2, height), layout="constrained")
+        figure = Figure(figsize=(7.2, 1.5 + 0.3 * len(bars)), layout="constrained")
         axes = figure.add_subplot()
-        styles = _lap_styles(records)
-        left = [0.0] * len(records)
-        for lap, (color, hatch) in styles.items():
-            widths = [_bar_parts(record).get(lap, 0.0) for record in records]
+        left = [0.0] * len(bars)
+        for lap, (color, hatch) in _lap_styles(records).items():
+            widths = [bar.get(lap, 0.0) for bar in bars]
             axes.barh(
-                range(len(records)),
+                range(len(bars)),
                 widths,
                 left=left,
                 height=0.7,
@@ -212,31 +206,21 @@ def timing_figure(records: Sequence[RunRecord], folder: Path, name: str = "timin
             )
             left = [x + width for x, width in zip(left, widths, strict=True)]
         axes.margins(x=0.01)
-        machines = [machine_key(record) for record in records]
+        several = len({machine for _, machine, _ in groups}) > 1
         names = [
-            f"{record.recipe}, seed {record.seed}"
-            + (f", {machine.devices_cell}" if len(set(machines)) > 1 else "")
-            + (" (other)" if place_of(record) == OTHER else "")
-            for record, machine in zip(records, machines, strict=True)
+            f"{recipe}, n = {len(runs)}"
+            + f", {machine.devices_cell}" * several
+            + " (other)" * is_other
+            for (recipe, machine, is_other), runs in groups.items()
         ]
         # A name is no mathematics, whatever dollar signs it holds.
-        axes.set_yticks(range(len(records)), names, parse_math=False)
+        axes.set_yticks(range(len(bars)), names, parse_math=False)
         axes.invert_yaxis()
-        shown = "" if len(records) == count else f"; {len(records)} of {count:,} runs"
-        axes.set_xlabel(f"seconds of the wall clock (hatched: not in the paper's reading){shown}")
+        axes.set_xlabel("seconds of the wall clock (hatched: not in the paper's reading)")
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside upper center", ncols=4, fontsize=8)
         return save_figure(figure, folder, name)
-
-
-def _first_of_each_recipe(records: Sequence[RunRecord]) -> Sequence[RunRecord]:
-    """All runs where there is a bar for each; else as many of each recipe."""
-    if len(records) <= MOST_BARS:
-        return records
-    groups = group_by(records, lambda record: record.recipe).values()
-    each = max(1, MOST_BARS // len(groups))
-    return [record for group in groups for record in group[:each]][:MOST_BARS]
 
 
 def averages_shown(record: RunRecord) -> list[AverageRow]:
@@ -357,10 +341,14 @@ def _mark_border(axes: Axes, record: RunRecord) -> None:
     axes.axvline(record.phase1_epochs, color="0.45", linewidth=0.9, linestyle=":")
 
 
-def _bar_parts(record: RunRecord) -> dict[str, float]:
+def _bar(runs: Sequence[RunRecord]) -> dict[str, float]:
+    """Mean seconds of each lap over the runs."""
     # Laps that began before the clock did can make the rest a little less than nothing.
-    rest = max(0.0, unattributed_s(record))
-    return {**laps_of_slowest_rank(record), "unattributed": rest}
+    parts = [
+        {**laps_of_slowest_rank(run), "unattributed": max(0.0, unattributed_s(run))} for run in runs
+    ]
+    laps = dict.fromkeys(lap for each in parts for lap in each)
+    return {lap: fmean(each.get(lap, 0.0) for each in parts) for lap in laps}
 
 
 def _lap_styles(records: Sequence[RunRecord]) -> dict[str, tuple[str, str | None]]:
@@ -368,7 +356,7 @@ def _lap_styles(records: Sequence[RunRecord]) -> dict[str, tuple[str, str | None
     totals: dict[str, float] = {}
     counted: set[str] = set()
     for record in records:
-        for lap, seconds in _bar_parts(record).items():
+        for lap, seconds in _bar([record]).items():
             totals[lap] = totals.get(lap, 0.0) + seconds
             if "paper" in counted_by(record, lap):
                 counted.add(lap)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from bench.document.table import CORES, GPUS, counted
+from bench.document import CORES, GPUS, counted
 from bench.statistics import Summary, summarize
 from swap_fast.config.recipe import AveragingRecipe, Recipe
 from swap_fast.record import DeviceType, Machine, RunRecord, count_devices, flatten

@@ -20,13 +20,15 @@ from bench.records.grouping import (
 )
 from swap_fast.record import RunRecord
 
-Size = Literal["paper", "cpu"]
-"""The paper's net and data, or forms of them for a CPU."""
+Size = Literal["paper", "modern", "narrow", "cpu"]
+"""The paper's net and data, or other nets and epochs; no run is in a table of two sizes."""
 
-SIZES: tuple[Size, ...] = ("paper", "cpu")
-"""Every table has both; no run is in a table of the other size."""
-
-AT_SIZE: dict[Size, str] = {"paper": "at the paper's size", "cpu": "at CPU size"}
+AT_SIZE: dict[Size, str] = {
+    "paper": "at the paper's size",
+    "modern": "on a modern base",
+    "narrow": "at width 16",
+    "cpu": "at CPU size",
+}
 """In a title."""
 
 
@@ -61,6 +63,12 @@ class PaperRow:
     def accuracy(self, column: Column, record: RunRecord) -> float | None:
         """The row's accuracy in that column, a fraction."""
         return (column.final if self.is_final else column.before)(record)
+
+    def mirrored_accuracy(self, record: RunRecord) -> float | None:
+        """The mean over each test image and its mirror image, a fraction."""
+        if self.is_final:
+            return record.mirrored_test_accuracy
+        return record.mirrored_accuracy_before_averaging
 
     def time_s(self, record: RunRecord) -> float | None:
         """By the paper's reading, as measured."""
@@ -98,13 +106,18 @@ class RunTable:
         """As results/paper.json has it."""
         return f"Table {self.number}"
 
+    @property
+    def sizes(self) -> list[Size]:
+        """Those of which it has recipes, in the order of `AT_SIZE`."""
+        return [size for size in AT_SIZE if size in self.rows[0].recipes]
+
     def place(self, size: Size) -> str:
         """The table's name at that size, as files have it."""
-        return f"table{self.number}" + ("_cpu" if size == "cpu" else "")
+        return f"table{self.number}" + (f"_{size}" if size != "paper" else "")
 
     def title(self, size: Size) -> str:
         """The table's name at that size, as printed."""
-        return self.name + (" at CPU size" if size == "cpu" else "")
+        return self.name + (f" {AT_SIZE[size]}" if size != "paper" else "")
 
     def recipes(self, size: Size) -> list[str]:
         """Whose runs are in the table, each once, in the order of its rows."""
@@ -112,12 +125,16 @@ class RunTable:
 
     def data_kinds(self, size: Size) -> Sequence[str]:
         """The kinds of data on which its runs may be made."""
-        return self.cpu_data if size == "cpu" else ("published",)
+        return ("published",) if size == "paper" else self.cpu_data
 
 
-def _forms(name: str) -> dict[Size, str]:
-    """A recipe and its form for a CPU."""
-    return {"paper": name, "cpu": f"{name}_cpu"}
+def _forms(name: str, **others: str) -> dict[Size, str]:
+    """A recipe and its form for a CPU.
+
+    Arguments:
+        others: recipes of further sizes, or another one's name in place of these.
+    """
+    return {"paper": name, "cpu": f"{name}_cpu", **others}  # type: ignore[dict-item]
 
 
 ACCURACY = Column(
@@ -157,19 +174,35 @@ SWAP_10, SWAP_40 = "SWAP (10 small-batch epochs)", "SWAP (40 small-batch epochs)
 """Labels of rows, as the paper prints them."""
 
 
-def _sgd_and_swap(name: str, swap: Mapping[Size, str] | None = None) -> tuple[PaperRow, ...]:
-    """The four rows of Tables 1 to 3."""
-    swap = swap or _forms(f"{name}_swap")
+def _sgd_and_swap(name: str, others: Mapping[str, str], **swap: str) -> tuple[PaperRow, ...]:
+    """The four rows of Tables 1 to 3.
+
+    Arguments:
+        others: the recipe of SWAP at further sizes; those of SGD have its name and what they do.
+        swap: other names of it.
+    """
+    small, large = (
+        _forms(f"{name}_{sgd}", **{size: f"{other}_{sgd}" for size, other in others.items()})
+        for sgd in ("sgd_small", "sgd_large")
+    )
+    recipes = _forms(f"{name}_swap", **others, **swap)
     return (
-        PaperRow(label=SGD_SMALL, recipes=_forms(f"{name}_sgd_small")),
-        PaperRow(label=SGD_LARGE, recipes=_forms(f"{name}_sgd_large")),
-        PaperRow(label=SWAP_BEFORE, recipes=swap, is_final=False),
-        PaperRow(label=SWAP_AFTER, recipes=swap),
+        PaperRow(label=SGD_SMALL, recipes=small),
+        PaperRow(label=SGD_LARGE, recipes=large),
+        PaperRow(label=SWAP_BEFORE, recipes=recipes, is_final=False),
+        PaperRow(label=SWAP_AFTER, recipes=recipes),
     )
 
 
-def _row_of_table_4(label: str, recipe: str, start: str | None = None) -> PaperRow:
-    return PaperRow(label=label, recipes=_forms(recipe), start=_forms(start) if start else None)
+def _row_of_table_4(
+    label: str, recipe: str, narrow: str, start: tuple[str, str] | None = None
+) -> PaperRow:
+    """A row, by its recipes at the paper's size and at width 16; likewise what it starts from."""
+    return PaperRow(
+        label=label,
+        recipes=_forms(recipe, narrow=narrow),
+        start=_forms(start[0], narrow=start[1]) if start else None,
+    )
 
 
 TABLE_1 = RunTable(
@@ -177,7 +210,9 @@ TABLE_1 = RunTable(
     dataset="CIFAR-10",
     accuracies=(ACCURACY,),
     target=ACCURACY,
-    rows=_sgd_and_swap("cifar10", {"paper": "cifar10_swap", "cpu": "cifar10_cpu"}),
+    rows=_sgd_and_swap(
+        "cifar10", {"modern": "cifar10_speed", "narrow": "cifar10_narrow"}, cpu="cifar10_cpu"
+    ),
     cpu_data=("published",),
 )
 TABLE_2 = RunTable(
@@ -185,7 +220,7 @@ TABLE_2 = RunTable(
     dataset="CIFAR-100",
     accuracies=(ACCURACY,),
     target=ACCURACY,
-    rows=_sgd_and_swap("cifar100"),
+    rows=_sgd_and_swap("cifar100", {"narrow": "cifar100_narrow"}),
     cpu_data=("published", "subset"),
 )
 TABLE_3 = RunTable(
@@ -193,7 +228,7 @@ TABLE_3 = RunTable(
     dataset="ImageNet",
     accuracies=(TOP_1, TOP_5),
     target=TOP_1,
-    rows=_sgd_and_swap("imagenet"),
+    rows=_sgd_and_swap("imagenet", {}),
     cpu_data=("published", "own"),
     counts_phase1=False,
 )
@@ -203,11 +238,27 @@ TABLE_4 = RunTable(
     accuracies=(BEFORE, AFTER),
     target=AFTER,
     rows=(
-        _row_of_table_4(SWA_LARGE, "cifar100_swa_large", "cifar100_sgd_large"),
-        _row_of_table_4(SWA_LARGE_SMALL, "cifar100_swa_large_small", "cifar100_swap"),
-        _row_of_table_4(SWA_SMALL, "cifar100_swa_small", "cifar100_sgd_small"),
-        _row_of_table_4(SWAP_10, "cifar100_swap"),
-        _row_of_table_4(SWAP_40, "cifar100_swap_40", "cifar100_swap"),
+        _row_of_table_4(
+            SWA_LARGE,
+            *("cifar100_swa_large", "cifar100_narrow_swa_large"),
+            start=("cifar100_sgd_large", "cifar100_narrow_sgd_large"),
+        ),
+        _row_of_table_4(
+            SWA_LARGE_SMALL,
+            *("cifar100_swa_large_small", "cifar100_narrow_swa_large_small"),
+            start=("cifar100_swap", "cifar100_narrow"),
+        ),
+        _row_of_table_4(
+            SWA_SMALL,
+            *("cifar100_swa_small", "cifar100_narrow_swa_small"),
+            start=("cifar100_sgd_small", "cifar100_narrow_sgd_small"),
+        ),
+        _row_of_table_4(SWAP_10, "cifar100_swap", "cifar100_narrow"),
+        _row_of_table_4(
+            SWAP_40,
+            *("cifar100_swap_40", "cifar100_narrow_long"),
+            start=("cifar100_swap", "cifar100_narrow"),
+        ),
     ),
     cpu_data=("published", "subset"),
 )
@@ -284,7 +335,7 @@ def _tables_of(record: RunRecord) -> list[tuple[RunTable, Size]]:
     return [
         (table, size)
         for table in RUN_TABLES.values()
-        for size in SIZES
+        for size in table.sizes
         if record.recipe in table.recipes(size)
     ]
 
@@ -324,7 +375,7 @@ def table_groups(records: Sequence[RunRecord]) -> list[TableGroup]:
     numbers = number_machines(records)
     groups = []
     for table in RUN_TABLES.values():
-        for size in SIZES:
+        for size in table.sizes:
             place = table.place(size)
             standing = group_by((r for r in records if place in places_of(r)), host_of)
             groups += [

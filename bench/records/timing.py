@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
-from bench.document.table import NOTHING, Table, number_cell, percent, rows_of
+from bench.document import NOTHING, Table, number_cell, percent, rows_of
 from bench.records.grouping import group_by, recipe_of, scale_note
 from swap_fast.record import LapTelemetry, RunRecord
 from swap_fast.training.clock import LAPS, total

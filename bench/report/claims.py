@@ -10,7 +10,7 @@ from itertools import product
 from statistics import fmean
 from typing import Literal
 
-from bench.document.table import EMULATED, NOTHING, Table, interval_cell, mark_notes
+from bench.document import EMULATED, NOTHING, Table, interval_cell, mark_notes
 from bench.landscape.records import Basin, CosineRecord, PlaneRecord, basin, on_other_sides
 from bench.plots.training import averages_against_workers
 from bench.records.grouping import Host, accuracy_key, data_of, group_by, host_of, machine_key
@@ -23,7 +23,6 @@ from bench.records.paper_tables import (
     RUN_TABLES,
     SGD_LARGE,
     SGD_SMALL,
-    SIZES,
     SWA_LARGE,
     SWA_LARGE_SMALL,
     SWA_SMALL,
@@ -78,7 +77,8 @@ class PaperCell:
     def has(self, record: RunRecord, size: Size) -> bool:
         """Whether the run is in this row."""
         table = RUN_TABLES[self.table]
-        return record.recipe == self.row.recipes[size] and table.place(size) in places_of(record)
+        is_of_row = record.recipe == self.row.recipes.get(size)
+        return is_of_row and table.place(size) in places_of(record)
 
     def value(self, record: RunRecord, *, modelled: bool = False) -> float | None:
         """The run's figure: a fraction, or seconds; modelled, had its workers run at once."""
@@ -339,7 +339,7 @@ def claims_tables(
     """
     cells = [cell for claim in ACCURACY_CLAIMS for cell in (claim.first, claim.second)]
     tables = []
-    for size in SIZES:
+    for size in AT_SIZE:
         claimed = (r for r in records if any(cell.has(r, size) for cell in cells))
         groups = group_by(claimed, host_of)
         for number, host in enumerate(sorted(groups), start=1):
@@ -372,6 +372,9 @@ def _table(
         if claim is ACCURACY_CLAIMS[0]:
             rows.append(_figure_1_row(records, size))
     rows += [_fact_row(fact) for fact in facts]
+    shown = [row for row in rows if row[-1] != NO_RUNS]
+    if absent := len(rows) - len(shown):
+        notes[f"Of {absent} further claims there are no runs at this size."] = None
     return Table(
         name=f"claims_{size}_{number}",
         title=f"The paper's claims {AT_SIZE[size]}, {host.label}",
@@ -390,8 +393,8 @@ def _table(
             "Test",
             "Outcome",
         ),
-        rows=tuple(rows),
-        footnotes=(NOTE, PAIRING_NOTE, MODELLED_NOTE, *mark_notes(rows), *notes),
+        rows=tuple(shown),
+        footnotes=(NOTE, PAIRING_NOTE, MODELLED_NOTE, *mark_notes(shown), *notes),
     )
 
 

@@ -54,7 +54,7 @@ def compare_runs(options: CompareOptions) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from bench.document.table import show_table
+    from bench.document import show_table
 
     console = Console()
     for each in found:
@@ -69,7 +69,7 @@ def compare_runs(options: CompareOptions) -> int:
 
 
 def _write_page(found: Sequence[Comparison], title: str, path: Path) -> None:
-    from bench.document.page import Document, Paragraph, Section, document_to_html
+    from bench.document import Document, Paragraph, Section, document_to_html
     from bench.report.comparison import comparison_tables
 
     sections = []

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from bench.document.table import (
+from bench.document import (
     NOTHING,
     UNSTABLE,
     Table,

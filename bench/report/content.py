@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from bench.document.table import Table
+from bench.document import Table
 from bench.landscape.records import (
     CosineRecord,
     LandscapeRecord,

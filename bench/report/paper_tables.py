@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from statistics import fmean
 
-from bench.document.table import (
+from bench.document import (
     EMULATED,
     GPUS,
     NOTHING,
@@ -42,6 +42,7 @@ from bench.records.paper import (
     judge,
 )
 from bench.records.paper_tables import (
+    AT_SIZE,
     RUN_TABLES,
     TIME_TO_TARGET,
     TOP_5,
@@ -63,6 +64,7 @@ from swap_fast.record import RunRecord
 UNITS = {"seconds": ("s", 1.0), "minutes": ("min", 1 / 60)}
 """Of the paper's times: as printed, and how many of them a second is."""
 INTERVAL, N, AT_TARGET = "Ours: 95% interval (%)", "n", "Runs at target"
+MIRRORED = "Ours: with mirrored test images (%)"
 PHASE1_EPOCHS, PAPER_GPUS, VERDICT = "Phase 1 (mean epochs)", f"Paper: {GPUS}", "Verdict"
 """Heads of columns."""
 
@@ -87,7 +89,8 @@ def run_tables(
 def _run_table(group: TableGroup, paper: Paper) -> Table:
     table, host = group.table, group.host
     dealt = deal(table, group.size, group.records)
-    cells = [_cells(table, each, host, paper) for each in dealt]
+    mirrored = any(record.mirrored_test_accuracy is not None for record in group.records)
+    cells = [_cells(table, each, host, paper, mirrored=mirrored) for each in dealt]
     rows = [tuple(each.values()) for each in cells]
     configurations = [
         f"{each.label}: {', '.join(record.run_id for record in each.records)}; "
@@ -96,7 +99,7 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
         if each.label != each.row.label
     ]
     caption = f"Ours: machine {group.number}, {host.label}. {paper_caption(paper, table)}"
-    if group.size == "cpu":
+    if group.size != "paper":
         caption = f"{cpu_caption(dealt, table.dataset)} {caption}"
     dataset = group.records[0].settings.dataset
     return Table(
@@ -119,7 +122,15 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
             *start_notes(dealt),
             *configurations,
         ),
-        details=(INTERVAL, N, PHASE1_EPOCHS, PAPER_GPUS, f"Ours: {host.devices_name}", VERDICT),
+        details=(
+            INTERVAL,
+            MIRRORED,
+            N,
+            PHASE1_EPOCHS,
+            PAPER_GPUS,
+            f"Ours: {host.devices_name}",
+            VERDICT,
+        ),
         more_details=(AT_TARGET,),
     )
 
@@ -129,8 +140,14 @@ def time_unit(table: RunTable, paper: Paper) -> tuple[str, float]:
     return UNITS[paper.value(table.name, table.rows[0].label, "train_time").units]
 
 
-def _cells(table: RunTable, runs: RowRuns, host: Host, paper: Paper) -> dict[str, str]:
-    """A row's cells by the heads of their columns, in the table's order."""
+def _cells(
+    table: RunTable, runs: RowRuns, host: Host, paper: Paper, *, mirrored: bool
+) -> dict[str, str]:
+    """A row's cells by the heads of their columns, in the table's order.
+
+    Arguments:
+        mirrored: whether there is a column of accuracies averaged over mirrored test images.
+    """
     row, records = runs.row, runs.records
     cells = {table.dataset: runs.label}
     judged: list[tuple[str, Summary | None, PaperValue]] = []
@@ -142,6 +159,9 @@ def _cells(table: RunTable, runs: RowRuns, host: Host, paper: Paper) -> dict[str
         cells[f"Ours: {column.title}"] = summary_cell(pooled, 100)
         if column is table.target:
             cells[INTERVAL] = interval_cell(t_interval(pooled) if pooled else None, 100)
+    if mirrored:
+        pooled = pool_accuracies(records, row.mirrored_accuracy) if records else None
+        cells[MIRRORED] = summary_cell(pooled, 100)
     published = paper.value(table.name, row.label, "train_time")
     unit, factor = time_unit(table, paper)
     time, modelled = (
@@ -253,7 +273,7 @@ def _published_row(name: str, time: PublishedTime) -> tuple[str, ...]:
 
 # What a reader must know before a table's figures: hardware, net, epochs, data.
 
-NETS = {"resnet9": "ResNet-9", "resnet50": "ResNet-50"}
+NETS = {"resnet9": "ResNet-9", "resnet50": "ResNet-50", "speed_net": "SpeedNet"}
 """As printed."""
 WHOLE_RESNET50 = (3, 4, 6, 3)
 """Its blocks."""
@@ -406,7 +426,7 @@ def recipe_table(number: int, paper: Paper, size: Size = "paper") -> Table:
         # By their text: a hundred times a fraction is a whole number only when printed.
         ours = [f"{SETTINGS[label](phases[column]):g}" for column in columns]
         marked = [
-            mine if size == "cpu" or mine == theirs else f"{mine} {DIFFERS}"
+            mine if size != "paper" or mine == theirs else f"{mine} {DIFFERS}"
             for mine, theirs in zip(ours, published, strict=True)
         ]
         rows += [(label, "paper", *published), (label, "ours", *marked)]
@@ -416,13 +436,13 @@ def recipe_table(number: int, paper: Paper, size: Size = "paper") -> Table:
         if name in each.tables
     ]
     recipes = ", ".join(runs.recipes(size))
-    is_cpu = size == "cpu"
+    is_other = size != "paper"
     forms = ": forms for a CPU, with other nets and settings than the paper's"
     return Table(
-        name=f"table{number}" + "_cpu" * is_cpu,
-        title=name + " at CPU size" * is_cpu,
+        name=f"table{number}" + f"_{size}" * is_other,
+        title=name + f" {AT_SIZE[size]}" * is_other,
         caption=f"Settings of the runs of {runs.name}. Ours are read from the recipes {recipes}"
-        + f"{forms * is_cpu}.",
+        + f"{forms * is_other}.",
         columns=(runs.dataset, "Whose", *columns),
         rows=tuple(rows),
         footnotes=(

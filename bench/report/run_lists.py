@@ -3,10 +3,10 @@
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
-from bench.document.page import Folded
-from bench.document.table import (
+from bench.document import (
     EMULATED,
     NOTHING,
+    Folded,
     Table,
     counted,
     mark_notes,

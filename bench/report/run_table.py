@@ -8,8 +8,8 @@ from typing import Literal
 
 from rich.console import Console
 
-from bench.document.table import counted, show_table
-from bench.hardware.machine import choose_device, describe_machine
+from bench.document import counted, show_table
+from bench.hardware.machine import describe_machine
 from bench.options import RunOptions, TableOptions
 from bench.records.grouping import MachineKey, kind_of_machine
 from bench.records.paper import load_paper
@@ -22,6 +22,7 @@ from bench.runner.launch import under_torchrun
 from bench.runner.run_folders import finish_run
 from bench.runner.session import processes, run_session
 from swap_fast.callbacks.progress import duration
+from swap_fast.choices import choose_device
 from swap_fast.config.recipe import Recipe
 from swap_fast.data.cifar.dataset import DatasetName
 from swap_fast.data.cifar.files import find_at_hand, load_dataset, locate_dataset, locate_tree
@@ -47,7 +48,7 @@ def run_table(options: TableOptions) -> int:
         RuntimeError: a run failed.
     """
     if options.number in RUNS_OF:
-        size: Size = "cpu" if options.size == "cpu" else "paper"
+        size = size_for(options, RUN_TABLES[RUNS_OF[options.number]], "cuda")
         show_table(recipe_table(options.number, load_paper(options.out), size), Console())
         return 0
     if under_torchrun():
@@ -57,7 +58,7 @@ def run_table(options: TableOptions) -> int:
         )
     table = RUN_TABLES[options.number]
     device_type = choose_device(options.device)
-    size = size_for(options, device_type)
+    size = size_for(options, table, device_type)
     content = collect(options.out)
     machine = describe_machine(device_type)
 
@@ -114,11 +115,18 @@ def run_table(options: TableOptions) -> int:
     return 0
 
 
-def size_for(options: TableOptions, device_type: str) -> Size:
-    """The size asked for; by itself, the paper's where there is a CUDA device."""
-    if options.size != "auto":
-        return options.size
-    return "paper" if device_type == "cuda" else "cpu"
+def size_for(options: TableOptions, table: RunTable, device_type: str) -> Size:
+    """The size asked for; by itself, the paper's where there is a CUDA device.
+
+    Raises:
+        ValueError: the table has no such recipes.
+    """
+    if options.size == "auto":
+        return "paper" if device_type == "cuda" else "cpu"
+    if options.size not in table.sizes:
+        expected = ", ".join(table.sizes)
+        raise ValueError(f"size: expected one of {expected} for {table.name}, got {options.size}")
+    return options.size
 
 
 def run_options(options: TableOptions, seed: int = 0) -> RunOptions:

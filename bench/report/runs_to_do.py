@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from bench.document.table import counted
+from bench.document import counted
 from bench.net_cost import resnet9
 from bench.planner.command import make_plan, modelled
 from bench.planner.workload import TRAIN_IMAGES

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from bench.document.page import Block, Paragraph
-from bench.document.table import NOTHING, Table, interval_cell, percent, summary_cell
+from bench.document import NOTHING, Block, Paragraph, Table, interval_cell, percent, summary_cell
 from bench.records.grouping import Host, accuracy_key, group_by, host_of
-from bench.records.paper_tables import AT_SIZE, SIZES, SWA_LARGE_SMALL, SWAP_10, Size
+from bench.records.paper_tables import AT_SIZE, SWA_LARGE_SMALL, SWAP_10, Size
 from bench.report.claims import PaperCell
 from bench.statistics import contrast, summarize
 from swap_fast.config.recipe import AveragingRecipe
@@ -91,7 +90,7 @@ COLUMNS: dict[str, Callable[[Sequence[Sampled]], str]] = {
 def sampling_blocks(records: Sequence[RunRecord]) -> list[Block]:
     """A table and a sentence for each size and machine that has runs of both kinds."""
     blocks: list[Block] = []
-    for size in SIZES:
+    for size in AT_SIZE:
         runs = (r for r in records if PARALLEL.has(r, size) or SEQUENTIAL.has(r, size))
         for group in group_by(runs, _setting).values():
             parallel, sequential = (

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from bench.document.table import NOTHING, Table, interval_cell, mark_notes, plus_minus, summary_cell
+from bench.document import NOTHING, Table, interval_cell, mark_notes, plus_minus, summary_cell
 from bench.records.grouping import count_reaching, pool_accuracies, pool_times
 from bench.records.paper import (
     NOT_COMPARED,

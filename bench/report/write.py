@@ -1,31 +1,372 @@
-"""The report: every table and figure of a results folder, from its records alone. No torch."""
+"""The report: what it says, and every table and figure of a results folder's records. No torch.
+
+The same records give the same document: nothing holds the present time, and the order is fixed.
+matplotlib is an extra: without it there are no figures, and the report says so.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.document.page import document_to_html, document_to_markdown
-from bench.document.table import (
+from bench.document import (
+    Block,
+    Bullets,
+    Document,
+    Figure,
+    Folded,
+    Paragraph,
+    Section,
     Table,
+    counted,
+    document_to_html,
+    document_to_markdown,
     escape_markdown,
+    fold_constants,
     mark_notes,
+    plus_minus,
     show_table,
+    summary_cell,
     to_markdown,
     write_table,
 )
-from bench.micro.tables import micro_tables
+from bench.landscape.plots import cosine_figure, plane_figure
+from bench.landscape.records import LandscapeRecord
+from bench.micro.records import MicroRecord
+from bench.micro.tables import micro_figures, micro_tables
+from bench.planner.check import check_table
+from bench.planner.command import scalings
+from bench.planner.scaling import scaling_figure, scaling_table
+from bench.plots.schedules import figure_5, figure_6
+from bench.plots.training import figure_1, timing_figure
+from bench.records.grouping import data_of, group_by, host_of, machine_key, pool_accuracies
+from bench.records.paper import judge
+from bench.records.paper_tables import (
+    OTHER,
+    TIME_TO_TARGET,
+    deal,
+    number_machines,
+    place_of,
+    table_groups,
+    why_other,
+)
+from bench.records.timing import all_laps_table, energy_table, lap_table, readings_table
+from bench.report.claims import claims_tables
+from bench.report.comparison import pair_tables
 from bench.report.content import Content, warning
-from bench.report.paper_tables import N
-from bench.report.run_lists import other_runs
-from bench.report.sections import build_document, draw_figures, speed_table
+from bench.report.paper_tables import N, recipe_tables, time_to_target
+from bench.report.run_lists import (
+    configurations,
+    machines_table,
+    other_runs,
+    runs_table,
+    stability_table,
+)
+from bench.report.sampling import sampling_blocks
+from bench.report.statistics_table import statistics_tables
+from swap_fast.record import RunRecord
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Drawn = dict[str, Path]
+"""The file of each figure, by what it shows."""
+
+TIMING, SPEED, SCALING = "Laps", "Speed", "Scaling"
+"""The report's own figures: where each second went, of the measurements of single
+parts, and phase 1 on more and more devices, as planned."""
+
+MOST_LAP_TABLES = 200
+"""More runs than this have no table of their own laps in the appendix."""
+
+SHOWN = {
+    2: "train and test error on the plane through LB, SGD and SWAP",
+    3: "train and test error on the plane through three workers",
+    4: "cosine of -g and the direction to the output of SWAP",
+}
+"""What the figures of landscapes show."""
+
+
+def draw_figures(content: Content, folder: Path, figure_run: str | None) -> dict[str, Drawn]:
+    """Draw all figures: the paper's by number in its order, then the report's own."""
+    paper = [f"Figure {number}" for number in range(1, 7)]
+    if importlib.util.find_spec("matplotlib") is None:
+        return {what: {} for what in (*paper, TIMING, SPEED, SCALING)}
+    numbers, records = number_machines(content.records), content.records
+    # The first of each is shown first: of a run in the first table.
+    in_tables = [record.run_id for group in table_groups(records) for record in group.records]
+    place = {run: i for i, run in enumerate(dict.fromkeys(in_tables))}
+    order = partial(_order, place)
+    drawn = {"Figure 1": _figures_1(sorted(records, key=order), folder, figure_run)}
+    for number in (2, 3):
+        planes = sorted((p for p in content.planes if p.figure == number), key=order)
+        drawn[f"Figure {number}"] = {_of_run(each): plane_figure(each, folder) for each in planes}
+    paths = sorted(content.cosines, key=order)
+    drawn["Figure 4"] = {_of_run(path): cosine_figure(path, folder) for path in paths}
+    drawn["Figure 5"] = {"ImageNet's schedules, from the recipes": figure_5(folder)}
+    drawn["Figure 6"] = {"schedules of SWA and SWAP, from the recipes": figure_6(folder)}
+    drawn[TIMING] = {
+        f"machine {numbers[host]}": timing_figure(group, folder, f"timing-machine{numbers[host]}")
+        for host, group in group_by(records, host_of).items()
+    }
+    drawn[SPEED] = micro_figures(content.micro, folder)
+    drawn[SCALING] = {
+        f"phase 1 of {each.work.name}, modelled": scaling_figure(each, folder)
+        for each in scalings(content.paper)
+    }
+    return drawn
+
+
+def figure_blocks(what: str, drawn: Drawn) -> list[Block]:
+    """Each figure with a caption that says what it is; or a line that says why there is none."""
+    if not drawn:
+        why = "no figure (no run of its kind, or matplotlib is not installed)"
+        return [Paragraph(text=f"{what}: {why}.")]
+    return [Figure(caption=f"{what}: {title}", svg=svg) for title, svg in drawn.items()]
+
+
+def _order(place: dict[str, int], record: RunRecord | LandscapeRecord) -> int:
+    return place.get(record.run_id, len(place))
+
+
+def _of_run(record: LandscapeRecord) -> str:
+    return f"{SHOWN[record.figure]}, {record.run_id}"
+
+
+def _figures_1(records: Sequence[RunRecord], folder: Path, figure_run: str | None) -> Drawn:
+    """Figure 1 for each SWAP recipe and machine."""
+    figures: Drawn = {}
+    numbers = number_machines(records)
+    swap = [record for record in records if record.method == "swap"]
+    for (recipe, host, other), group in group_by(
+        swap, lambda r: (r.recipe, host_of(r), place_of(r) == OTHER)
+    ).items():
+        shown = next((r for r in group if r.run_id == figure_run), group[0])
+        name = f"figure1-{re.sub(r'[^A-Za-z0-9_-]', '-', recipe)}-machine{numbers[host]}"
+        why = f" ({why_other(shown)})" if other else ""
+        title = f"{shown.run_id}{why}, {machine_key(shown).label}"
+        figures[title] = figure_1(shown, folder, f"{name}-other" if other else name)
+    return figures
+
+
+# The document.
+
+
+def build_document(
+    content: Content, figures: dict[str, Drawn]
+) -> tuple[Document, Document, list[Table]]:
+    """The report, its appendix, and every table that gets files of its own.
+
+    The report begins with what most readers want: the first main table and Figure 1. The appendix
+    has what a few look up: statistics, settings, laps, whole configurations, and the other figures.
+    """
+    records, skipped = content.records, content.skipped
+    speed, warned = speed_table(content.micro), stability_table(records)
+    runs, others, laps = runs_table(records), other_runs(records), all_laps_table(records)
+    main = content.main
+    if not any(table.name == TIME_TO_TARGET for table in main):
+        main = [*main, time_to_target(records, content.paper)]
+    claims = claims_tables(records, content.paper, content.planes, content.cosines)
+    energy, plans = energy_table(records), scalings(content.paper)
+    drawn = {what: figure_blocks(what, figures[what]) for what in figures}
+    paper = [blocks for what, blocks in drawn.items() if what.startswith("Figure ")]
+    left_out = f"Records left out: {len(skipped)}"
+    document = _document(
+        "Results",
+        (
+            Paragraph(text=warning(content), strong=True),
+            summary(content, warned),
+            fold_constants(main[0]),
+            paper[0][0],
+        ),
+        {
+            "Compared with the paper": [fold_constants(table) for table in main[1:]],
+            "The paper's claims": claims,
+            "Independent runs or one (Section 4.1)": sampling_blocks(records),
+            "The paper's other figures": [blocks[0] for blocks in paper[1:]],
+            "Speed of the parts": [] if speed is None else [speed],
+            "Stability": _stability(content, warned),
+            "Runs": [fold_constants(table) for table in (runs, others) if table.rows],
+            left_out: [Bullets(items=tuple(skipped))] if skipped else [],
+            "What does not agree in the paper": [
+                Bullets(
+                    items=tuple(
+                        f"{it.source}: {it.statement}" for it in content.paper.inconsistencies
+                    )
+                )
+            ],
+            "How this was made": [
+                Paragraph(
+                    text=f"From {len(records)} records by python -m bench report; {len(skipped)} "
+                    "left out. The same records give the same report. With --appendix it also "
+                    "writes statistics, settings, laps and the other figures."
+                )
+            ],
+        },
+        always=left_out,
+    )
+    appendix = _document(
+        "Appendix of the results",
+        (Paragraph(text=warning(content), strong=True),),
+        {
+            "Statistics": statistics_tables(records, content.paper),
+            "Comparisons": pair_tables(records),
+            "The paper's settings": recipe_tables(content.paper),
+            "Figures": [block for blocks in paper for block in blocks[1:]],
+            "Timing: where each second went": [
+                *drawn[TIMING],
+                readings_table(records),
+                *([energy] if energy.rows else []),
+                *_laps_by_run(records),
+            ],
+            "Speed of the parts": [
+                *micro_tables(content.micro),
+                *(drawn[SPEED] if figures[SPEED] else []),
+            ],
+            "Planned, not measured": [
+                check_table(content.paper),
+                *map(scaling_table, plans),
+                *(drawn[SCALING] if figures[SCALING] else []),
+            ],
+            "Machines": [machines_table(records)],
+            "Configuration": configurations(records),
+        },
+    )
+    shown = [main[0], *main[1:], *claims, *([] if speed is None else [speed]), runs, others, laps]
+    shown += [
+        block
+        for each in (document, appendix)
+        for section in each.sections
+        for block in section.blocks
+        if isinstance(block, Table)
+    ]
+    # The first of a name: whole, as files have room for constant columns.
+    files = {table.name: table for table in reversed(shown)}
+    return document, appendix, list(files.values())
+
+
+def _document(
+    title: str,
+    opening: tuple[Block, ...],
+    sections: dict[str, Sequence[Block]],
+    always: str = "",
+) -> Document:
+    """A document of the sections that are not empty, and of one that may be."""
+    return Document(
+        title=title,
+        opening=opening,
+        sections=tuple(
+            Section(title=name, blocks=tuple(blocks))
+            for name, blocks in sections.items()
+            if blocks or name == always
+        ),
+    )
+
+
+def _laps_by_run(records: Sequence[RunRecord]) -> list[Block]:
+    if len(records) > MOST_LAP_TABLES:
+        return [Paragraph(text=f"The laps of all {len(records):,} runs are in tables/laps.csv.")]
+    return [Folded(summary=record.run_id, table=lap_table(record)) for record in records]
+
+
+def _stability(content: Content, warned: Table) -> list[Block]:
+    if warned.rows or not content.records:
+        return [warned] if warned.rows else []
+    return [Paragraph(text=f"No warnings. {warned.caption}")]
+
+
+# The summary: what was measured, on what, the verdicts, and how sure they are.
+
+
+def summary(content: Content, warned: Table) -> Bullets:
+    """A few sentences, each from the records."""
+    records = content.records
+    if not records:
+        return Bullets(items=("Measured: nothing yet.",))
+    recipes = {record.recipe for record in records}
+    count = len(warned.rows)
+    return Bullets(
+        items=(
+            f"Measured: {len(records)} runs of {len(recipes)} recipes on {data_of(records)}.",
+            *(f"Machine {n}: {host.label}." for host, n in number_machines(records).items()),
+            *_verdicts(content),
+            f"Stability: {counted(count, 'warning')}; see what to do."
+            if count
+            else "Stability: no warnings.",
+        )
+    )
+
+
+def _verdicts(content: Content) -> list[str]:
+    """SWAP's final accuracy in each table that has runs of it, and the published one."""
+    lines = []
+    for group in table_groups(content.records):
+        table, column = group.table, group.table.target
+        for each in deal(table, group.size, group.records):
+            row, runs = each.row, each.records
+            if each.machine is None or not row.is_final or runs[0].method != "swap":
+                continue
+            ours = pool_accuracies(runs, partial(row.accuracy, column))
+            if ours is None:
+                continue
+            published = content.paper.value(table.name, row.label, column.name)
+            lines.append(
+                f"{table.title(group.size)}, {each.label}, {column.short}: "
+                f"{summary_cell(ours, 100)}% on {each.machine.used} (n = {ours.n}), the paper's "
+                f"{plus_minus(published.mean, published.sd)}%: "
+                f"{judge(ours.scaled(100), published, runs)}."
+            )
+    return lines
+
+
+# The speed summary: the few rows of the measurements of single parts that come first.
+
+
+WHATS = ("step", "data", "jpeg")
+"""The order of the measurements."""
+
+
+def speed_table(records: Sequence[MicroRecord]) -> Table | None:
+    """Whole training and batch making, ours and others'; None where neither was measured."""
+    ordered = [record for what in WHATS for record in records if record.what == what]
+    rows = tuple(row for record in ordered for row in _speed_rows(record))
+    if not rows:
+        return None
+    return Table(
+        name="micro_speed",
+        title="Ours and other implementations",
+        caption=(
+            "Variants that took turns; how many times as fast ours is, round by round, as the "
+            "median and the range of the rounds."
+        ),
+        columns=(
+            *("Work", "Machine", "Ours (images/s)"),
+            *("Compared with", "Images/s", "Times as fast"),
+        ),
+        rows=rows,
+    )
+
+
+def _speed_rows(record: MicroRecord) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for title, timings in record.results.items():
+        first = (title, _machine(record), f"{timings[0].median:,.0f}")
+        for timing in (timing for timing in timings if timing.is_headline):
+            least, median, most = timing.ratio
+            times = f"{median:.2f} ({least:.2f} to {most:.2f})"
+            rows.append((*first, timing.name, f"{timing.median:,.0f}", times))
+            first = ("", "", "")
+    return rows
+
+
+def _machine(record: MicroRecord) -> str:
+    return f"{record.machine['device']}, {counted(record.threads, 'thread')}"
 
 
 # Pages that are written by hand but for what is between two markers.
@@ -49,7 +390,7 @@ def update_readme(readme: Path, content: Content) -> None:
     report = Path(os.path.relpath(content.results / "report.md", readme.parent)).as_posix()
     lines = [
         *([] if content.main else [f"**{escape_markdown(warning(content))}**\n"]),
-        *(to_markdown(_short(table)) for table in content.main[:1]),
+        *(to_markdown(fold_constants(_short(table))) for table in content.main[:1]),
         f"All tables, runs, figures and times: [the report]({report}).",
         "",
     ]
@@ -114,17 +455,20 @@ def print_summary(content: Content, console: Console | None = None) -> None:
 _GENERATED = re.compile(
     r"(table\d|statistics|time_to_target|claims|sampling|micro|runs|other_runs|timing|laps|energy"
     r"|machines|stability|pairs_table\d|figure\d|roofline|collective|plan_check_paper"
-    r"|scaling_(?:cifar10|imagenet)_swap)[\w-]*\.(md|csv|tex|svg|png)"
+    r"|scaling_(?:cifar10|imagenet)_swap)[\w-]*\.(md|csv|svg)"
 )
 """Names of files that a report writes."""
 
 
-def write_report(content: Content, figure_run: str | None = None) -> Path:
+def write_report(
+    content: Content, figure_run: str | None = None, *, appendix: bool = False
+) -> Path:
     """Write `tables`, `plots`, `report.md` and `report.html` into the results folder.
 
     Arguments:
         figure_run: the run that Figure 1 shows for its recipe and machine; by default the one
             with the lowest seed.
+        appendix: also write `appendix.md` and `appendix.html`.
 
     Returns:
         The path of report.md.
@@ -137,12 +481,15 @@ def write_report(content: Content, figure_run: str | None = None) -> Path:
     if figure_run is not None and figure_run not in {r.run_id for r in content.records}:
         raise ValueError(f"figure: expected a run of {results / 'runs'}, got {figure_run!r}")
     figures = draw_figures(content, results / "plots", figure_run)
-    document, tables = build_document(content, figures)
+    document, further, tables = build_document(content, figures)
     written = [path for table in tables for path in write_table(table, results / "tables")]
-    written += [path for drawn in figures.values() for paths in drawn.values() for path in paths]
+    written += [path for drawn in figures.values() for path in drawn.values()]
     _remove_stale(results, written)
-    _write(results / "report.html", document_to_html(document))
-    return _write(results / "report.md", document_to_markdown(document, results))
+    documents = {"report": document} | ({"appendix": further} if appendix else {})
+    for name, each in documents.items():
+        _write(results / f"{name}.html", document_to_html(each))
+        _write(results / f"{name}.md", document_to_markdown(each, results))
+    return results / "report.md"
 
 
 def _remove_stale(results: Path, written: Sequence[Path]) -> None:
@@ -153,7 +500,6 @@ def _remove_stale(results: Path, written: Sequence[Path]) -> None:
                 path.unlink()
 
 
-def _write(path: Path, text: str) -> Path:
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
-    return path

@@ -9,8 +9,14 @@ from threading import Event, Thread
 
 from bench.hardware.machine import describe_machine
 from bench.runner.run_folders import RunDir, RunSpec
-from swap_fast.callbacks.emitter import SCREEN_TICK_S, EventLogger
-from swap_fast.callbacks.events import Listener, Tail, make_event, read_events
+from swap_fast.callbacks.events import (
+    SCREEN_TICK_S,
+    EventLogger,
+    Listener,
+    Tail,
+    make_event,
+    read_events,
+)
 from swap_fast.callbacks.progress import (
     Form,
     JsonLines,

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.hardware.cores import on_own_core
 from bench.hardware.machine import (
     describe_machine,
     device_uuid,
+    on_own_core,
     peak_device_memory_gib,
     peak_memory_gib,
 )

@@ -16,8 +16,7 @@ from uuid import uuid4
 
 import torch
 
-from bench.hardware.cores import core_numbers
-from bench.hardware.machine import available_cores, choose_device, describe_code, has_compiler
+from bench.hardware.machine import available_cores, core_numbers, describe_code, has_compiler
 from bench.options import RunOptions
 from bench.runner.launch import end_with_parent, launch, under_torchrun
 from bench.runner.progress import follow_run, line_printer
@@ -26,6 +25,7 @@ from bench.runner.run_folders import RunSpec
 from swap_fast.callbacks.progress import Form
 from swap_fast.callbacks.trackers import require_trackers
 from swap_fast.checkpoint.run_folder import last_of
+from swap_fast.choices import choose_device
 from swap_fast.config.execution import default_execution
 from swap_fast.config.recipe import LoaderName, Recipe, SWAPRecipe
 from swap_fast.data.cifar.files import locate_dataset, locate_tree
@@ -102,6 +102,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
         default,
         memory_format=options.memory_format,
         compile=options.compile,
+        fused=options.fused,
         precision=options.precision or default.precision,
         all_reduce=options.all_reduce,
         capture=default.capture if options.capture == "auto" else options.capture == "on",

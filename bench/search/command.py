@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench.document.table import NOTHING, Table, counted, summary_cell, to_markdown, write_table
+from bench.document import NOTHING, Table, counted, summary_cell, to_markdown, write_table
 from bench.plots.training import figure_style, save_figure
 from bench.runner.launch import under_torchrun
 from bench.runner.session import Prepared, differences, prepare
@@ -255,11 +255,11 @@ def _in_percent(outcome: Outcome) -> Summary:
     return summarize(100 * accuracy for accuracy in outcome.scores.accuracies)
 
 
-def search_figure(outcomes: Sequence[Outcome], folder: Path, *, recipe: str) -> list[Path]:
+def search_figure(outcomes: Sequence[Outcome], folder: Path, *, recipe: str) -> Path:
     """A line for one setting, a map for two; for more, a map of the first two at the best others.
 
     Returns:
-        The files written: `folder/search.svg` and `.png`.
+        The file written, `folder/search.svg`.
 
     Raises:
         ValueError: no point is done.

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.hardware.machine import choose_device, describe_code, describe_machine
+from bench.hardware.machine import describe_code, describe_machine
 from bench.micro.records import time_stamp
-from bench.verify import data, loop, ranks, runs, speed, step
+from bench.verify import data, runs, speed, step
 from bench.verify.check import Check, CheckProcess, Form, UnavailableError
-from swap_fast.choices import choose
+from swap_fast.choices import choose, choose_device
 from swap_fast.data.cifar.files import locate_dataset
 from swap_fast.files import write_file
 from swap_fast.record import now
@@ -33,6 +33,7 @@ CHECKS: tuple[Check, ...] = (
     _check(step.precision, "every layer computes in fp16 channels_last, from fp32 weights"),
     _check(step.overflow, "a first update that overflows leaves weights and velocity as they were"),
     _check(step.compiled, "a compiled update agrees with the eager one", limit_s=180),
+    _check(step.fused, "an update with the fused kernels agrees with torch's operators"),
     _check(step.telemetry, "the driver tells the device's energy, clocks and throttling"),
     _check(data.gather, "the gather kernel makes the plan's batches, eager and captured"),
     _check(
@@ -44,12 +45,12 @@ CHECKS: tuple[Check, ...] = (
         "JPEGs decoded on the GPU are the CPU decoder's to a few parts in 255",
     ),
     _check(
-        loop.no_waiting,
+        step.no_waiting,
         "no update of a real epoch waits for the device, with each loader",
         limit_s=120,
     ),
     _check(
-        loop.accuracy,
+        step.accuracy,
         "two epochs learn as much captured as eager, and enough",
         limit_s=120,
         uses_data=True,
@@ -65,17 +66,17 @@ CHECKS: tuple[Check, ...] = (
         limit_s=240,
     ),
     _check(
-        ranks.together,
+        runs.together,
         "ranks whose all-reduce is in the graph agree with one process",
         limit_s=120,
     ),
     _check(
-        ranks.groups,
+        runs.groups,
         "workers of several ranks agree with one process, summed in fp32 and in fp16",
         limit_s=120,
     ),
     _check(
-        ranks.teardown, "process groups end after their collectives were in a graph", limit_s=120
+        runs.teardown, "process groups end after their collectives were in a graph", limit_s=120
     ),
     _check(
         runs.whole_run, "a tiny run ends well on one device and on all, twice in a row", limit_s=240

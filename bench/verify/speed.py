@@ -207,6 +207,7 @@ def speed(form: Form) -> str:
         variants["captured"] = best
     if best.capture and not form.small:
         variants["captured and compiled"] = replace(best, compile=True)
+        variants["captured and fused"] = replace(best, fused=True)
     flop, seen, slow = resnet9(width, 10).train_flop, [], []
     for variant, execution in variants.items():
         steps = _step_rate(execution, width, batch_size, least_s)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from swap_fast.averaging_files.report import BARRIER
-from swap_fast.choices import choose
+from swap_fast.choices import choose, choose_device
 from swap_fast.options import parse_options
 
 if TYPE_CHECKING:
@@ -92,12 +92,7 @@ def average(arguments: list[str]) -> int:
     from swap_fast.averaging_files.soups import average_files
     from swap_fast.files import write_file
 
-    kind = options.device
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    elif kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: expected a CUDA device, found none; use --device cpu")
-    device = torch.device(kind)
+    device = torch.device(choose_device(options.device))
 
     def say(line: str) -> None:
         if not options.quiet:

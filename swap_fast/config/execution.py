@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from swap_fast.config.recipe import LoaderName
+from swap_fast.models.layers import FusableNorm
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -24,6 +25,8 @@ class Execution:
     """Layout of convolution weights and of images."""
     compile: bool = False
     """Whether torch.compile makes the forward and backward pass."""
+    fused: bool = False
+    """Whether batch norm, pool, ReLU and sum of ResNet-9 are one set of GPU kernels."""
     capture: bool = False
     """Whether the whole step is captured as one CUDA graph."""
     all_reduce: Literal["fp16", "fp32"] = "fp32"
@@ -41,6 +44,12 @@ class Execution:
         if self.capture and self.device_type != "cuda":
             raise ValueError(
                 f"capture: expected a CUDA device, got {self.device_type}; use --capture off"
+            )
+
+        if self.fused and (self.device_type != "cuda" or self.memory_format != "channels_last"):
+            raise ValueError(
+                f"fused: expected a CUDA device and channels_last, got {self.device_type} and "
+                f"{self.memory_format}"
             )
 
     @property
@@ -69,6 +78,9 @@ class Execution:
         for parameter in model.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.to(memory_format=self.format)
+        for module in model.modules():
+            if isinstance(module, FusableNorm):
+                module.fused = self.fused
         return model
 
     def empty_images(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from swap_fast.models.layers import whitening_filters
 from swap_fast.models.resnet9 import ResNet9, WhitenedResNet9
 from swap_fast.models.resnet50 import ResNet50
 from swap_fast.models.speed_net import EPSILON, FILTER_SIDE, SpeedNet
-from swap_fast.models.whitening import whitening_filters
 
 if TYPE_CHECKING:
     from swap_fast.config.recipe import Recipe

@@ -4,27 +4,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from swap_fast.models.convolution import Convolution
-from swap_fast.models.whitening import fixed_convolution
+from swap_fast.models.layers import Convolution, FusableNorm, fixed_convolution
 
 
 class Block(nn.Module):
-    """3x3 convolution without bias -> batch norm -> ReLU, then optionally a max pool.
+    """3x3 convolution without bias -> batch norm -> ReLU, then optionally a 2x2 max pool.
 
     The pool is before the ReLU: the two commute exactly, in value and in gradient, and the ReLU
     then has a quarter of the elements.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, pool: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, pool: bool = False) -> None:
         super().__init__()
         self.conv = Convolution(in_channels, out_channels)
-        self.bn = nn.BatchNorm2d(out_channels)
-        self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
+        self.bn = FusableNorm(out_channels)
+        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
+        self._pools = pool
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [B, in, H, W] to [B, out, H / pool, W / pool]."""
-        return self.relu(self.pool(self.bn(self.conv(x))))
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Map [B, in, H, W] to [B, out, H, W], with the pool half as high and wide; plus `skip`."""
+        x = self.conv(x)
+        if self.bn.is_fused:
+            return self.bn(x, pool=self._pools, skip=skip)
+        x = self.relu(self.pool(self.bn(x)))
+        return x if skip is None else skip + x
 
 
 class Residual(nn.Module):
@@ -37,7 +41,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to the same shape."""
-        return x + self.block2(self.block1(x))
+        return self.block2(self.block1(x), skip=x)
 
 
 class ResNet9(nn.Module):
@@ -55,9 +59,9 @@ class ResNet9(nn.Module):
     ) -> None:
         super().__init__()
         self.prep = Block(3, width)
-        self.layer1 = nn.Sequential(Block(width, 2 * width, pool=2), Residual(2 * width))
-        self.layer2 = Block(2 * width, 4 * width, pool=2)
-        self.layer3 = nn.Sequential(Block(4 * width, 8 * width, pool=2), Residual(8 * width))
+        self.layer1 = nn.Sequential(Block(width, 2 * width, pool=True), Residual(2 * width))
+        self.layer2 = Block(2 * width, 4 * width, pool=True)
+        self.layer3 = nn.Sequential(Block(4 * width, 8 * width, pool=True), Residual(8 * width))
         self.pool = nn.MaxPool2d(4)
         self.linear = nn.Linear(8 * width, num_classes, bias=False)
         self.logit_scale = logit_scale

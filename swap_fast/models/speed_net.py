@@ -7,8 +7,7 @@ starts with an identity part instead.
 import torch
 from torch import Tensor, nn
 
-from swap_fast.models.convolution import Convolution
-from swap_fast.models.whitening import fixed_convolution
+from swap_fast.models.layers import Convolution, fixed_convolution
 
 FILTER_SIDE = 2
 EPSILON = 5e-4  # added to the eigenvalues of the whitening filters

@@ -72,6 +72,7 @@ def cifar10_narrow_4() -> SWAPRecipe:
         cifar10_narrow(),
         name="cifar10_narrow_4",
         summary="SWAP: as cifar10_narrow with 4 workers",
+        table="none: cifar10_narrow with 4 workers",
         num_workers=4,
         phase1=replace(LARGE, stopping_accuracy=0.87, gpus_per_model=4),
     )

@@ -35,7 +35,7 @@ def cifar10_speed_sgd_small() -> SGDRecipe:
     return SGDRecipe(
         name="cifar10_speed_sgd_small",
         summary="Muon with small batches for 94%: 250 on one device, 18 epochs",
-        table="none: the paper's comparison on a modern base",
+        table="Table 1, SGD (small-batch), on a modern base",
         paper_scale=False,
         devices="cores",
         net="speed_net",
@@ -53,6 +53,7 @@ def cifar10_speed_sgd_large() -> SGDRecipe:
         cifar10_speed_sgd_small(),
         name="cifar10_speed_sgd_large",
         summary="Muon with large batches for 94%: 500 on 2 devices, 18 epochs",
+        table="Table 1, SGD (large-batch), on a modern base",
         phase1=LARGE,
     )
 
@@ -67,7 +68,7 @@ def cifar10_speed() -> SWAPRecipe:
     return SWAPRecipe(
         name="cifar10_speed",
         summary="SWAP for 94%: 13 epochs at 500, then 2 workers, 5 epochs at 250",
-        table=small.table,
+        table="Table 1, SWAP, on a modern base",
         paper_scale=False,
         devices="cores",
         net=small.net,
@@ -87,6 +88,7 @@ def cifar10_speed_8() -> SWAPRecipe:
         cifar10_speed(),
         name="cifar10_speed_8",
         summary="SWAP for 94%: 13 epochs at 2000, then 8 workers, 5 epochs at 250",
+        table="none: cifar10_speed with 8 workers",
         num_workers=8,
         phase1=Phase(
             global_batch_size=2000, peak_lr=0.24, max_epochs=13, horizon_epochs=18, gpus_per_model=8
@@ -100,6 +102,7 @@ def cifar10_speed_half() -> SWAPRecipe:
         cifar10_speed(),
         name="cifar10_speed_half",
         summary="SWAP in minutes: half the width, 4 epochs at 500, then 2 workers, 1 at 250",
+        table="none: cifar10_speed in minutes",
         target_accuracy=0.90,
         width=32,
         phase1=replace(LARGE, max_epochs=4, horizon_epochs=5),

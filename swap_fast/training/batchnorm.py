@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swap_fast.distributed import ALONE, Comm
+from swap_fast.models.layers import FusableNorm
 from swap_fast.training.capture import Captures
 from swap_fast.training.weights import Weights
 
@@ -219,7 +220,8 @@ class BatchNormRecompute:
         if not self._reads_inputs:
             # What a layer with a forward pass of its own leaves in its statistics is not known,
             # but if these are of other channels than the input's, as of ghost batch norm's groups.
-            if type(norm).forward is _BatchNorm.forward or given.shape[1] != norm.num_features:
+            is_torch_s = type(norm).forward is _BatchNorm.forward or isinstance(norm, FusableNorm)
+            if is_torch_s or given.shape[1] != norm.num_features:
                 self._calls.append((layer, given.numel() // norm.num_features))
             return
         values = given.detach() if given.dtype == torch.float64 else given.detach().float()

@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch import nn
 
 from swap_fast.algorithm import swap as run_algorithm
-from swap_fast.callbacks.emitter import EventLogger
-from swap_fast.callbacks.events import Listener, merge_events
+from swap_fast.callbacks.events import EventLogger, Listener, merge_events
 from swap_fast.callbacks.progress import Form, make_plan, progress_listener
 from swap_fast.checkpoint.attempts import Attempt
 from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune
+from swap_fast.choices import choose_device
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Phase, Schedule, require
 from swap_fast.distributed import ALONE, Comm, connect
@@ -38,11 +38,13 @@ from swap_fast.user.data import (
     open_data,
 )
 from swap_fast.user.method import describe_method, name_of, user_method
-from swap_fast.user.optimizer import Groups, Make, UserOptimizer
 from swap_fast.user.parts import (
+    Groups,
     Loss,
+    Make,
     Metric,
     Objective,
+    UserOptimizer,
     UserSource,
     UserStep,
     bare,
@@ -188,9 +190,8 @@ def swap(
         FloatingPointError: the loss is not finite.
         InterruptedRunError: a signal ended the run; what it had done is in `folder`.
     """
-    _check(precision, device, seed, clip_gradient_norm, loader_processes, folder, resume)
-    kind: Literal["cpu", "cuda"]
-    kind = "cuda" if device == "cuda" or (device == "auto" and _has_cuda()) else "cpu"
+    _check(precision, seed, clip_gradient_norm, loader_processes, folder, resume)
+    kind = choose_device(device)
     synchronize = torch.cuda.synchronize if kind == "cuda" else lambda: None
     clock = Clock(synchronize)
     comm = join_ranks(kind, timeout_s)
@@ -368,7 +369,6 @@ def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
 
 def _check(
     precision: str,
-    device: str,
     seed: int,
     clip_gradient_norm: float | None,
     loader_processes: int,
@@ -378,16 +378,9 @@ def _check(
     """Refuse settings that no run could have."""
     known = ("fp32", "bf16", "fp16")
     require(precision in known, "precision", "fp32, bf16 or fp16", precision)
-    require(device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda", device)
-    available = device != "cuda" or _has_cuda()
-    require(available, "device", "a CUDA device, or device='cpu'", device)
     is_whole = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
     require(is_whole, "seed", "a whole number from 0 to 2**63 - 1", seed)
     norm = clip_gradient_norm
     require(norm is None or norm > 0, "clip_gradient_norm", "a number > 0, or None", norm)
     require(loader_processes >= 0, "loader_processes", "0 or more", loader_processes)
     require(folder is not None or not resume, "resume", "a folder= to go on from", resume)
-
-
-def _has_cuda() -> bool:
-    return torch.cuda.is_available()

@@ -1,7 +1,7 @@
-"""What a user's run is made of: the net, the loss, the step, and the data."""
+"""What a user's run is made of: the optimizer, the net, the loss, the step, and the data."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -16,6 +16,8 @@ from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import Comm
 from swap_fast.training.evaluate import Accuracies, Count, Evaluator
+from swap_fast.training.optimizer import ScaledOptimizer
+from swap_fast.training.state import PLAIN
 from swap_fast.training.step import BaseStep, Forward
 from swap_fast.training.trainer import Evaluate
 from swap_fast.training.weights import Weights
@@ -28,7 +30,124 @@ from swap_fast.user.data import (
     phase_batches,
     seed_everything,
 )
-from swap_fast.user.optimizer import UserOptimizer
+
+Make = Callable[[Any], torch.optim.Optimizer]
+"""Makes an optimizer of a list of parameters, or of groups of them."""
+
+Groups = Callable[[nn.Module], Iterable[Any]]
+"""What a model's optimizer is given in place of that list: parameters, or dicts of groups."""
+
+
+class UserOptimizer(ScaledOptimizer):
+    """A torch optimizer that follows a schedule, made again for each phase and worker.
+
+    Where groups have learning rates of their own, each keeps its ratio to the optimizer's: the
+    schedule gives the one, and the others follow.
+
+    Arguments:
+        make: called at each reset, so that no state can stay.
+        groups: gives what `make` is given; None: the list of trainable parameters.
+        scale_gradients: whether the loss is scaled against underflow: for fp16, of the forward
+            pass or of parameters.
+        largest_norm: clip the gradient of an update to this norm; None: do not.
+
+    Raises:
+        ValueError: no torch optimizer, one that cannot be used, or not all parameters in it.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        make: Make,
+        groups: Groups | None = None,
+        *,
+        scale_gradients: bool = False,
+        largest_norm: float | None = None,
+    ) -> None:
+        self._trained, self._refresh = weights.trained, weights.refresh_
+        self._model, self._make, self._groups = weights.model, make, groups
+        self._largest_norm = largest_norm
+        optimizer = self._new()
+        self._check(optimizer)
+        default = optimizer.defaults.get("lr")
+        # The optimizer's own learning rate; None where it has none above 0.
+        self.learning_rate = float(default) if default and float(default) > 0 else None
+        ratios = [
+            float(group["lr"]) / (self.learning_rate or 1.0) for group in optimizer.param_groups
+        ]
+        scaler = torch.amp.GradScaler(weights.theta.device.type, enabled=scale_gradients)
+        super().__init__(weights, optimizer, ratios, scaler)
+
+    def _new(self) -> torch.optim.Optimizer:
+        trained = self._trained
+        if self._groups is None:
+            return self._make(list(trained.values()))
+
+        def known(parameter: Any) -> Any:
+            return trained.get(parameter, parameter)
+
+        return self._make(
+            [
+                entry | {"params": [known(p) for p in _listed(entry["params"])]}
+                if isinstance(entry, dict)
+                else known(entry)
+                for entry in self._groups(self._model)
+            ]
+        )
+
+    def _check(self, optimizer: torch.optim.Optimizer) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(
+                "optimizer: expected a function that makes a torch.optim.Optimizer of parameters, "
+                f"got one that makes {type(optimizer).__name__}"
+            )
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ValueError("optimizer: expected one that needs no closure, got LBFGS")
+        if any("lr" not in group for group in optimizer.param_groups):
+            raise ValueError("optimizer: expected groups with a learning rate lr, got none")
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        missing = [p for p in self._trained.values() if id(p) not in held]
+        if missing:
+            raise ValueError(
+                f"optimizer: expected every trainable parameter, got all but {len(missing)}; "
+                "freeze these with requires_grad_(False) in make_model"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Its name, and its groups' options that are plain values, as JSON keeps them."""
+        groups = [
+            {name: value for name, value in group.items() if isinstance(value, PLAIN | tuple)}
+            | {"lr_ratio": ratio, "parameters": sum(p.numel() for p in group["params"])}
+            for group, ratio in zip(self._torch.param_groups, self._ratios, strict=True)
+        ]
+        for group in groups:
+            group.pop("lr", None)
+        return {"name": type(self._torch).__name__, "groups": groups}
+
+    def step(self) -> None:
+        """One update from `weights.gradient`; in fp16 it waits for the device."""
+        if self._largest_norm is not None:
+            self.scaler.unscale_(self._torch)
+            gradient = self._weights.gradient
+            norm = torch.linalg.vector_norm(gradient)
+            gradient.mul_((self._largest_norm / (norm + 1e-6)).clamp(max=1.0))
+        super().step()
+        self._refresh()
+
+    def reset_(self) -> None:
+        """Make the optimizer again, without any state."""
+        self._torch = self._new()
+        self.scaler.load_state_dict(self._first_scale)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy such a state into a new optimizer."""
+        self._torch = self._new()
+        super().load_state_dict(state)
+
+
+def _listed(parameters: Any) -> list[Any]:
+    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
+
 
 # The net.
 

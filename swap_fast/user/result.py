@@ -4,7 +4,6 @@ import copy
 import json
 import platform
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from swap_fast.checkpoint.files import on_host
 from swap_fast.files import remove_parts, write_file
 from swap_fast.outcome import gather_rows, gather_times, workers_on_first
-from swap_fast.record import EpochRow, Times, now
+from swap_fast.record import EpochRow, Times, library_version, now
 from swap_fast.training.state import Result
 from swap_fast.training.trainer import Trainer
 from swap_fast.training.weights import displacements, pairwise_distances
@@ -142,15 +141,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": {name: library_version(name) for name in LIBRARIES},
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 RECORD = "record.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
-from bench.hardware import cores
+from bench.hardware import machine
 from bench.runner.session import differences
 from swap_fast.record import read_record
 from swap_fast.tasks import cifar as loaders
@@ -186,8 +186,8 @@ def test_a_run_on_one_core_says_whether_it_had_it_alone(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(cores, "_take", lambda core, stack: is_free)
-    before, core = cores.core_numbers(), str(min(cores.core_numbers()))
+    monkeypatch.setattr(machine, "_take", lambda core, stack: is_free)
+    before, core = machine.core_numbers(), str(min(machine.core_numbers()))
     out, phase2 = ["--out", str(tmp_path)], ["--phase2.max-epochs", "1"]
     assert main(["run", "cifar10_cpu", "--cores", core, *out, *phase2, *SMALL]) == 0
     (path,) = (tmp_path / "runs").glob("*.json")
@@ -195,7 +195,7 @@ def test_a_run_on_one_core_says_whether_it_had_it_alone(
     assert (record.world_size, record.num_devices) == (1, 1)  # of its four
     assert (record.is_pinned, record.emulated_workers) == (is_free, True)
     assert ("other runs have the CPU cores" in capsys.readouterr().out) is not is_free
-    assert cores.core_numbers() == before
+    assert machine.core_numbers() == before
 
 
 @pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.slow)])

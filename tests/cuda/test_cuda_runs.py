@@ -490,8 +490,9 @@ def test_verify_gpu(cuda_stand_in: StandIn, tmp_path: Path, devices: int, checks
 @pytest.mark.parametrize(
     ("file", "values"),
     [
-        # The kernel is compiled, launched, and interpreted for its values.
+        # The kernels are compiled, launched, and interpreted for their values.
         ("swap_fast/data/cifar/test_gather_kernel.py", 2),
+        ("swap_fast/models/test_fused_norm.py", 2),
         ("bench/micro/test_micro_workers.py", 1),
     ],
 )

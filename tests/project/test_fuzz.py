@@ -26,7 +26,7 @@ from bench.landscape.records import write_landscape
 from bench.micro.tables import micro_figures
 from bench.plots.training import figure_1, timing_figure
 from bench.report.content import Content, collect
-from bench.report.sections import SCALING, SPEED, TIMING, build_document
+from bench.report.write import SCALING, SPEED, TIMING, build_document
 from swap_fast.config.phase import Augmentation, Optimizer, Phase
 from swap_fast.data.cifar.files import load_dataset
 from swap_fast.recipes.cifar10 import RECIPES

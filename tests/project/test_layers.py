@@ -18,12 +18,11 @@ from repository import ROOT
 # sampler's thread must have no way to touch it.
 WITHOUT_TORCH = (
     *("bench.report.paper_tables", "bench.plots.training", "bench.report.write"),
-    *("bench.records.timing", "bench.report.sections", "bench.report.compare"),
-    *("bench.hardware.telemetry", "bench.landscape.records"),
-    *("bench.landscape.parallel_points", "bench.export.command", "bench.export.tables"),
-    *("bench.export.dawnbench", "bench.export.mlperf"),
+    *("bench.records.timing", "bench.report.compare", "bench.hardware.telemetry"),
+    *("bench.landscape.records", "bench.landscape.parallel_points"),
+    *("bench.export.command", "bench.export.submissions"),
     *("bench.runner.watch", "swap_fast.__main__", "swap_fast.averaging_files.report"),
-    *("swap_fast.record", "swap_fast.callbacks.emitter", "swap_fast.callbacks.progress"),
+    *("swap_fast.record", "swap_fast.callbacks.events", "swap_fast.callbacks.progress"),
     "swap_fast.callbacks.trackers",
 )
 MACHINE_PATH = re.compile(r"""(?<![\w.}])/(?:work|home|root|tmp|opt|mnt|private|Users)/""")

@@ -1,6 +1,7 @@
 """The batches of a phase: each update's positions in the epoch's plan, replica by replica."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple, Protocol
@@ -123,6 +124,8 @@ class ShardSpec:
 class Batches:
     """The tensor backend: batches gathered from images that are resident on the device.
 
+    For a GPU a thread draws the next epoch's plan meanwhile, some milliseconds of the host.
+
     Arguments:
         images: the training split.
         share: what of each epoch is loaded.
@@ -136,10 +139,21 @@ class Batches:
         on_device = torch.from_numpy(np.concatenate(positions)).to(images.labels.device)
         self._positions = on_device.split(share.images_per_step)
         self._plan: DevicePlan | None = None
+        self._drawer = ThreadPoolExecutor(max_workers=1) if images.on_gpu else None
+        # What it draws, by worker and epoch.
+        self._ahead: dict[tuple[int, int], Future[DevicePlan]] = {}
 
     def start_epoch(self, worker: int, epoch: int) -> None:
         """Draw the epoch's plan and move it to the device, to the same place each time."""
-        self._plan = self._images.upload(self._share.plan(worker, epoch), self._plan)
+        drawn = self._ahead.get((worker, epoch))
+        packed = self._draw(worker, epoch) if drawn is None else drawn.result()
+        self._plan = self._images.upload(packed, self._plan)
+        if self._drawer is not None:
+            following = worker, epoch + 1
+            self._ahead = {following: self._drawer.submit(self._draw, *following)}
+
+    def _draw(self, worker: int, epoch: int) -> DevicePlan:
+        return self._images.pack(self._share.plan(worker, epoch))
 
     def load(self, step: int) -> None:
         assert self._plan is not None, "an epoch is started first"

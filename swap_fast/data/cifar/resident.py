@@ -68,11 +68,15 @@ class DeviceImages:
         """N, the number of images."""
         return len(self.labels)
 
-    def upload(self, plan: AugmentationPlan, into: DevicePlan | None = None) -> DevicePlan:
-        """Move a plan to the device, its crops turned into window places.
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the images are on a GPU."""
+        return self.labels.device.type == "cuda"
 
-        Arguments:
-            into: a plan of as many positions to write over, so that its tensor stays where it is.
+    def pack(self, plan: AugmentationPlan) -> DevicePlan:
+        """A plan on the host as the device will have it, its crops turned into window places.
+
+        For a GPU its memory is pinned, so that `upload` does not wait for the copy.
         """
         flip = torch.from_numpy(plan.flip)
         crop_x = torch.from_numpy(plan.crop_x)
@@ -86,10 +90,23 @@ class DeviceImages:
             torch.from_numpy(plan.cutout_y),
             torch.from_numpy(plan.cutout_x),
         )
+        packed = torch.stack(columns)
+        return DevicePlan(packed.pin_memory() if self.on_gpu else packed, plan.cutout)
+
+    def upload(
+        self, plan: AugmentationPlan | DevicePlan, into: DevicePlan | None = None
+    ) -> DevicePlan:
+        """Move a plan, packed or not, to the device.
+
+        Arguments:
+            into: a plan of as many positions to write over, so that its tensor stays where it is.
+        """
+        packed = plan if isinstance(plan, DevicePlan) else self.pack(plan)
         if into is None:
-            return DevicePlan(torch.stack(columns).to(self.labels.device), plan.cutout)
-        assert into.cutout == plan.cutout
-        into.columns.copy_(torch.stack(columns))
+            device = self.labels.device
+            return DevicePlan(packed.columns.to(device, non_blocking=True), packed.cutout)
+        assert into.cutout == packed.cutout
+        into.columns.copy_(packed.columns, non_blocking=True)
         return into
 
     def load_(

@@ -14,7 +14,7 @@ from record_factory import make_record, make_telemetry
 from repository import ROOT
 
 from bench.cli import main
-from bench.export.tables import epochs_csv, runs_csv
+from bench.export.command import epochs_csv, runs_csv
 from swap_fast.record import write_record
 
 RUNS = sorted((ROOT / "results" / "runs").glob("*.json"))

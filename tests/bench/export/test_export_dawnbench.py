@@ -20,8 +20,8 @@ from record_factory import IMAGENET, V100, make_record
 from repository import ROOT
 
 from bench.cli import main
-from bench.export.dawnbench import make_entry
 from bench.export.options import DawnbenchOptions
+from bench.export.submissions import make_entry
 from bench.records.timing import dawnbench_time
 from swap_fast.record import RunRecord, read_record, write_record
 

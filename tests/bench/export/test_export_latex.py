@@ -15,8 +15,8 @@ from record_factory import make_record
 from repository import ROOT
 
 from bench.cli import main
-from bench.document.table import Table, escape_latex, to_latex
-from bench.export.tables import latex
+from bench.document import Table, escape_latex, to_latex
+from bench.export.command import latex
 from bench.records.paper import load_paper
 from bench.report.paper_tables import all_run_tables, recipe_tables
 

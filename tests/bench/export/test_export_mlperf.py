@@ -17,8 +17,8 @@ from record_factory import IMAGENET, V100, make_record
 from repository import ROOT
 
 from bench.cli import main
-from bench.export.mlperf import mlperf_log
 from bench.export.options import MlperfOptions
+from bench.export.submissions import mlperf_log
 from swap_fast.record import RunRecord, read_record, write_record
 
 RUNS = ROOT / "results" / "runs"

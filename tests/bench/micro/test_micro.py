@@ -18,7 +18,7 @@ from bench.micro.records import read_micro_records
 from bench.options import MicroNet, MicroOptions
 from swap_fast.config.execution import Execution
 from swap_fast.data.imagenet.scan import scan_tree
-from swap_fast.models.convolution import Convolution
+from swap_fast.models.layers import Convolution
 
 EAGER = Execution()
 NCHW = Execution(memory_format="contiguous")

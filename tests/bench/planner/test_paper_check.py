@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.document.table import to_markdown
+from bench.document import to_markdown
 from bench.planner.check import LEFT_OUT, check_paper, check_table, mean_error
 from bench.planner.model import phase_rate, predict, read_rates
 from bench.planner.workload import workload_of

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from record_factory import V100, cpu_runs, make_record, with_recipe
+from record_factory import V100, make_record, with_recipe
 
 from bench.plots.training import averages_shown, figure_1, parts_of, timing_figure
 from swap_fast.config.phase import StagedPhase
@@ -70,8 +69,8 @@ def test_a_horizon_beyond_the_last_epoch_is_kept() -> None:
 
 
 def test_other_records_give_another_figure(tmp_path: Path) -> None:
-    one, _ = figure_1(make_record(), tmp_path, "one")
-    two, _ = figure_1(make_record(seed=5), tmp_path, "two")
+    one = figure_1(make_record(), tmp_path, "one")
+    two = figure_1(make_record(seed=5), tmp_path, "two")
     assert one.read_bytes() != two.read_bytes()
 
 
@@ -83,23 +82,13 @@ def test_figures_of_what_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     # Other numbers of one machine's devices are bars of one figure.
     runs = [make_record("cifar10_swap", machine=V100, world_size=ranks) for ranks in (2, 8)]
-    assert len(timing_figure(runs, tmp_path)) == 2
-
-
-@pytest.mark.slow
-def test_of_many_runs_the_first_of_each_recipe_have_a_bar(tmp_path: Path) -> None:
-    """33 of each of three recipes: 99 bars, of 100 at most."""
-    heights = []
-    for seeds in (33, 40):
-        with Image.open(timing_figure(cpu_runs(seeds), tmp_path)[1]) as png:
-            heights.append(png.height)
-    assert heights[0] == heights[1]
+    assert timing_figure(runs, tmp_path).exists()
 
 
 def test_names_are_no_mathematics(tmp_path: Path) -> None:
     # An odd dollar sign or an unknown command would end in an error.
     record = replace(make_record(), recipe=r"$\nonsense{_^ $")
-    assert timing_figure([record], tmp_path)[0].exists()
+    assert timing_figure([record], tmp_path).exists()
 
 
 def test_style_of_the_process_is_left_alone(tmp_path: Path) -> None:

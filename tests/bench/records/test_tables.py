@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from record_factory import CPU, DATA, V100, cpu_runs, make_record, with_recipe
 
-from bench.document.table import (
+from bench.document import (
     Table,
     csv_text,
     escape_markdown,

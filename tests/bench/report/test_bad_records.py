@@ -122,7 +122,7 @@ def test_the_report_is_written_whatever_lies_beside_the_records(results: Path) -
             put(results, kind, case, f"bad{number}.json")
     (results / "runs" / os.fsdecode(b"\xff\n.json")).write_text('"' + "x" * 10_000 + '"')
     text = write_report(collect(results)).read_text(encoding="utf-8")
-    assert "Made from 1 records" in text
+    assert "From 1 records by" in text
     assert f"## Records left out: {len(NUMBERS) * len(BAD) + 1}\n" in text
 
 

@@ -16,7 +16,7 @@ from repository import ROOT
 from scipy.stats import ttest_ind
 
 from bench.cli import main
-from bench.document.table import NOTHING
+from bench.document import NOTHING
 from bench.report.compare import pair_sides
 from bench.report.comparison import (
     Comparison,

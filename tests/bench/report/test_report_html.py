@@ -17,7 +17,7 @@ from landscape_factory import bowl, cosine_path
 from record_factory import cpu_runs, make_record, write_results
 from repository import ROOT
 
-from bench.document.page import document_to_html
+from bench.document import document_to_html
 from bench.landscape.records import write_landscape
 from bench.report.content import collect
 from bench.report.write import write_report
@@ -62,16 +62,23 @@ def _write(results: Path, records: list[RunRecord]) -> Path:
     return results
 
 
-def _page(results: Path) -> Page:
-    write_report(collect(results))
-    return Page((results / "report.html").read_text(encoding="utf-8"))
+def _page(results: Path, name: str = "report") -> Page:
+    write_report(collect(results), appendix=True)
+    return Page((results / f"{name}.html").read_text(encoding="utf-8"))
 
 
-def test_page_holds_all_that_it_needs(tmp_path: Path) -> None:
-    page = _page(_write(tmp_path, cpu_runs()))
+@pytest.mark.parametrize(
+    ("name", "figures", "folded"),
+    [
+        ("report", 5, 0),  # Figures 1, 2, 4, 5 and 6
+        ("appendix", 3, 9),  # the laps, and two of scaling; one a run, one a recipe
+    ],
+)
+def test_page_holds_all_that_it_needs(tmp_path: Path, name: str, figures: int, folded: int) -> None:
+    page = _page(_write(tmp_path, cpu_runs()), name)
     assert {"script", "link", "iframe", "object"}.isdisjoint(tag for tag, _ in page.elements)
     images = page.all("img")
-    assert len(images) == 8  # Figures 1, 2, 4, 5, 6, the laps, and two of scaling
+    assert len(images) == figures
     for image in images:
         kind, _, content = (image["src"] or "").partition(";base64,")
         assert kind == "data:image/svg+xml"
@@ -83,7 +90,7 @@ def test_page_holds_all_that_it_needs(tmp_path: Path) -> None:
     assert links
     assert all(link is not None and link[0] == "#" and link[1:] in ids for link in links)
     assert len(page.all("figcaption")) == len(images)
-    assert len(page.all("details")) == len(page.all("summary")) == 9  # one a run, one a recipe
+    assert len(page.all("details")) == len(page.all("summary")) == folded
     assert {"class": "right"} in page.all("td")
 
 
@@ -115,13 +122,13 @@ def test_every_name_of_a_record_is_escaped(tmp_path: Path) -> None:
 def test_an_empty_report_is_a_page_too(tmp_path: Path) -> None:
     page = _page(tmp_path)
     assert "There are no runs yet." in page.text
-    assert len(page.all("img")) == 4  # Figures 5 and 6, and the plans, need no runs
+    assert len(page.all("img")) == 2  # Figures 5 and 6 need no runs
 
 
 def test_a_figure_that_is_gone_is_an_error(tmp_path: Path) -> None:
-    from bench.document.page import Document, Figure, Section
+    from bench.document import Document, Figure, Section
 
-    figure = Figure(caption="gone", svg=tmp_path / "gone.svg", png=tmp_path / "gone.png")
+    figure = Figure(caption="gone", svg=tmp_path / "gone.svg")
     section = Section(title="one", blocks=(figure,))
     with pytest.raises(OSError, match=r"gone\.svg"):
         document_to_html(Document(title="Results", opening=(), sections=(section,)))
@@ -140,7 +147,7 @@ time.time = lambda: seconds
 from pathlib import Path
 from bench.report.content import collect
 from bench.report.write import write_report
-write_report(collect(Path(sys.argv[1])))
+write_report(collect(Path(sys.argv[1])), appendix=True)
 """
 
 
@@ -157,19 +164,13 @@ def _make_elsewhere(results: Path, folder: Path, seconds: int, **environment: st
     assert done.returncode == 0, done.stderr
 
 
-def _contents(results: Path) -> dict[str, object]:
-    """Text and SVG by their bytes; PNG by its pixels, as its compression may differ."""
-    from PIL import Image
-
-    found: dict[str, object] = {}
-    for path in sorted(results.rglob("*")):
-        name = path.relative_to(results).as_posix()
-        if path.suffix == ".png":
-            with Image.open(path) as image:
-                found[name] = (image.size, image.convert("RGBA").tobytes())
-        elif path.suffix in (".md", ".csv", ".tex", ".html", ".svg"):
-            found[name] = path.read_bytes()
-    return found
+def _contents(results: Path) -> dict[str, bytes]:
+    """Every generated file."""
+    return {
+        path.relative_to(results).as_posix(): path.read_bytes()
+        for path in sorted(results.rglob("*"))
+        if path.suffix in (".md", ".csv", ".html", ".svg")
+    }
 
 
 @pytest.mark.slow
@@ -202,8 +203,8 @@ def test_same_records_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
         MATPLOTLIBRC=str(style / "matplotlibrc"),
     )
     first, second = _contents(one), _contents(other)
-    assert {"report.md", "report.html", "tables/claims_cpu_1.tex", "plots/timing-machine1.svg",
-            "plots/figure6.png"} <= first.keys()  # fmt: skip
+    assert {"report.md", "report.html", "appendix.html", "tables/claims_cpu_1.csv",
+            "plots/timing-machine1.svg", "plots/figure6.svg"} <= first.keys()  # fmt: skip
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
 

@@ -14,6 +14,7 @@ from record_factory import make_record, with_recipe
 from bench.cli import main
 from bench.hardware.machine import describe_machine
 from bench.options import RunOptions, TableOptions
+from bench.records.paper_tables import RUN_TABLES
 from bench.report import run_table as module
 from bench.report.run_table import run_table, total
 from bench.report.runs_to_do import Eta, RunToDo
@@ -233,9 +234,12 @@ def test_what_cannot_be_is_refused_with_exit_2(arguments: list[str]) -> None:
 
 
 def test_the_size_follows_the_device() -> None:
-    assert module.size_for(TableOptions(number=1), "cuda") == "paper"
-    assert module.size_for(TableOptions(number=1), "cpu") == "cpu"
-    assert module.size_for(TableOptions(number=1, size="cpu"), "cuda") == "cpu"
+    one, two = RUN_TABLES[1], RUN_TABLES[2]
+    assert module.size_for(TableOptions(number=1), one, "cuda") == "paper"
+    assert module.size_for(TableOptions(number=1), one, "cpu") == "cpu"
+    assert module.size_for(TableOptions(number=1, size="modern"), one, "cuda") == "modern"
+    with pytest.raises(ValueError, match="one of paper, narrow, cpu for Table 2, got modern"):
+        module.size_for(TableOptions(number=2, size="modern"), two, "cpu")
 
 
 def test_sums_of_times_as_text() -> None:

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 from record_factory import make_record, with_recipe
 
-from bench.document.page import Paragraph
-from bench.document.table import Table
+from bench.document import Paragraph, Table
 from bench.report.sampling import sampled, sampling_blocks
 from swap_fast.record import RunRecord
 

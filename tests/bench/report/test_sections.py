@@ -9,13 +9,20 @@ import pytest
 from micro_factory import MICRO, timing, write
 from record_factory import make_record
 
-from bench.document.table import Table
+from bench.document import Table
 from bench.micro.records import read_micro_records
 from bench.records.paper import load_paper
 from bench.report.content import Content, collect
 from bench.report.run_lists import stability_table
-from bench.report.sections import speed_table, summary
-from bench.report.write import BEGIN, END, SPEED_BEGIN, SPEED_END, update_readme
+from bench.report.write import (
+    BEGIN,
+    END,
+    SPEED_BEGIN,
+    SPEED_END,
+    speed_table,
+    summary,
+    update_readme,
+)
 
 
 @pytest.mark.parametrize("count", [0, 3])

@@ -6,7 +6,7 @@ from typing import Any
 
 from record_factory import DATA, V100, make_record
 
-from bench.document.table import Table
+from bench.document import Table
 from bench.records.paper import NOT_COMPARED, load_paper
 from bench.report.statistics_table import statistics_tables
 

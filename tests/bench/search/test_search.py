@@ -78,7 +78,7 @@ def test_a_grid_leaves_a_table_a_figure_and_records_apart(
         assert (own[-1].train_accuracy > tau) == (record.stopped_by == "stopping_accuracy")
         ends.add(record.phase1_epochs)
     assert len(ends) == 2
-    names = {"search.md", "search.csv", "search.tex", "search.svg", "search.png"}
+    names = {"search.md", "search.csv", "search.svg"}
     assert names <= {path.name for path in folder.iterdir()}
     best = max(r.test_accuracy for r in records if r.method == "swap")
     assert f"held-out accuracy {100 * best:.2f}%" in printed

@@ -20,8 +20,8 @@ from bench.cli import main
 from bench.planner.model import by_device_name
 from bench.runner.process import NoAnswerError
 from bench.verify import command as verify
-from bench.verify import loop as loop_checks
 from bench.verify import runs as run_checks
+from bench.verify import step as step_checks
 from bench.verify.check import Check, CheckProcess, Form, UnavailableError
 from bench.verify.command import CHECKS
 from bench.verify.equivalence import growth
@@ -257,7 +257,7 @@ def test_a_process_that_is_killed_takes_what_it_started_with_it() -> None:
         assert process.call(fine, Form(device_type="cpu"), limit_s=60) == "seen on cpu, whole"
 
 
-NO_CPU_FORM = {"launches", "telemetry", "shared-pool", "imagenet-memory"}
+NO_CPU_FORM = {"launches", "fused", "telemetry", "shared-pool", "imagenet-memory"}
 MAY_BE_MISSING = NO_CPU_FORM | {"compiled", "dali-cifar", "dali-imagenet"}
 
 
@@ -326,8 +326,8 @@ SMALL = Form(device_type="cpu", small=True)
 
 @pytest.mark.slow  # the watch imports much of torch
 def test_a_loop_that_reads_a_value_of_the_device_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_checks, "LOADERS", ("tensor",))
-    loop_checks.no_waiting(SMALL)
+    monkeypatch.setattr(step_checks, "LOADERS", ("tensor",))
+    step_checks.no_waiting(SMALL)
     set_learning_rate = Step.set_learning_rate
 
     def reads(self: Step, learning_rate: float) -> None:
@@ -336,7 +336,7 @@ def test_a_loop_that_reads_a_value_of_the_device_is_found(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Step, "set_learning_rate", reads)
     with pytest.raises(AssertionError, match="_local_scalar_dense waits for the device"):
-        loop_checks.no_waiting(SMALL)
+        step_checks.no_waiting(SMALL)
 
 
 @pytest.mark.parametrize(
@@ -351,14 +351,14 @@ def test_accuracies_that_are_apart_too_low_or_too_good_are_found(
     monkeypatch: pytest.MonkeyPatch, eager: float, captured: float, expected: str
 ) -> None:
     both = Execution(device_type="cuda", capture=True)
-    monkeypatch.setattr(loop_checks, "default_execution", lambda device_type: both)
+    monkeypatch.setattr(step_checks, "default_execution", lambda device_type: both)
     monkeypatch.setattr(
-        loop_checks,
+        step_checks,
         "_test_accuracy",
         lambda recipe, dataset, execution: captured if execution.capture else eager,
     )
     with pytest.raises(AssertionError, match=expected):
-        loop_checks.accuracy(SMALL)
+        step_checks.accuracy(SMALL)
 
 
 def resume_to(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import numpy as np
@@ -149,6 +150,21 @@ def test_each_epoch_s_plan_lies_where_the_first_did() -> None:
     assert batches._plan is plan
     assert plan.columns.data_ptr() == address
     assert not torch.equal(plan.columns, before)
+
+
+def test_a_plan_that_was_drawn_ahead_is_the_epoch_s_own() -> None:
+    images, share = numbered_images(), share_of()
+    drawn_now, drawn_ahead = (Batches(images, share, empty_batch(share)) for _ in range(2))
+    assert drawn_now._drawer is None  # on a CPU, whose core the updates need
+    drawn_ahead._drawer = ThreadPoolExecutor(max_workers=1)
+    for worker, epoch in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 5), (1, 6)):  # a jump drops it
+        for batches in (drawn_now, drawn_ahead):
+            batches.start_epoch(worker, epoch)
+        assert drawn_now._plan is not None
+        assert drawn_ahead._plan is not None
+        assert torch.equal(drawn_ahead._plan.columns, drawn_now._plan.columns)
+        assert [*drawn_ahead._ahead] == [(worker, epoch + 1)]
+    drawn_ahead._drawer.shutdown()
 
 
 @pytest.mark.parametrize("augmentation", [AUGMENTATION, None])

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from bench.hardware.cores import core_numbers, on_own_core
+from bench.hardware.machine import core_numbers, on_own_core
 from bench.options import RunOptions
 from bench.runner import session
 from swap_fast.recipes.cifar10 import RECIPES
@@ -36,7 +36,7 @@ def test_a_core_is_taken_once_and_given_back(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_mark_of_another_process_counts_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: None)
     code = (
-        "import os, sys\nfrom bench.hardware.cores import on_own_core\n"
+        "import os, sys\nfrom bench.hardware.machine import on_own_core\n"
         "os.sched_setaffinity = lambda pid, cores: None\n"
         "with on_own_core({100_002}):\n    print('taken', flush=True)\n    sys.stdin.read()\n"
     )

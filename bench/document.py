@@ -1,15 +1,18 @@
-"""A table as data, and its forms: Markdown, CSV, LaTeX, the screen. No torch.
+"""A report and its tables as data, and their forms. No torch.
 
-HTML is written by the report's template.
+A table is Markdown, CSV, LaTeX or lines on the screen; a report is Markdown or one HTML file, by
+the template document.html.jinja. The texts hold no markup: each form escapes them.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
+import html
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -17,6 +20,7 @@ from bench.statistics import Interval, Summary
 
 if TYPE_CHECKING:
     from rich.console import Console
+
 
 T = TypeVar("T")
 
@@ -91,11 +95,34 @@ class Table:
         assert all(len(row) == len(self.columns) for row in self.rows), self.name
 
 
+def fold_constants(table: Table) -> Table:
+    """A table without the columns that have one and the same cell: the caption has it instead."""
+    if len(table.rows) < 2:
+        return table
+    cells = [{row[i] for row in table.rows} for i in range(len(table.columns))]
+    kept = [i for i, each in enumerate(cells) if i == 0 or len(each) > 1]
+    constants = [
+        f"{column}: {next(iter(each))}."
+        for i, (column, each) in enumerate(zip(table.columns, cells, strict=True))
+        if i not in kept and each != {NOTHING}
+    ]
+    return replace(
+        table,
+        caption=" ".join([table.caption, *constants]),
+        columns=tuple(table.columns[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
+    )
+
+
 def rows_of(
     columns: Mapping[str, Callable[[T], str]], items: Iterable[T]
 ) -> tuple[tuple[str, ...], ...]:
     """A row an item: each column says how its cell is made."""
     return tuple(tuple(cell(item) for cell in columns.values()) for item in items)
+
+
+WIDE = 120
+"""Characters of a screen that has room for all columns."""
 
 
 def escape_markdown(text: str) -> str:
@@ -125,6 +152,8 @@ def to_markdown(table: Table) -> str:
     columns = [escape_markdown(column) for column in table.columns]
     rows = [[escape_markdown(cell) for cell in row] for row in table.rows]
     widths = [max(3, *(len(row[i]) for row in [columns, *rows])) for i in range(len(columns))]
+    if sum(widths) > WIDE:  # no editor shows such lines under one another
+        widths = [3] * len(columns)
     right = figure_columns(table)
     rule = [
         "-" * (width - is_right) + ":" * is_right
@@ -220,7 +249,7 @@ def to_latex(table: Table, *, full_page: bool = False) -> str:
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-RENDERINGS = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
+RENDERINGS = {"md": to_markdown, "csv": to_csv}
 """Each form by the ending of its files."""
 
 
@@ -286,10 +315,6 @@ def one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-WIDE = 120
-"""Characters of a screen that has room for all columns."""
-
-
 def show_table(table: Table, console: Console) -> None:
     """Print a table and its footnotes; without its details where the screen is narrow."""
     from rich import box
@@ -338,10 +363,130 @@ def _longest_word(texts: Iterable[str]) -> int:
 
 
 def write_table(table: Table, folder: Path) -> list[Path]:
-    """Write a table in each form: `folder/NAME.md`, `.csv` and `.tex`."""
+    """Write a table in each form: `folder/NAME.md` and `.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for ending, render in RENDERINGS.items():
         paths.append(folder / f"{table.name}.{ending}")
         paths[-1].write_text(render(table), encoding="utf-8", newline="\n")
     return paths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paragraph:
+    """Sentences, printed strong where they must not be overlooked."""
+
+    text: str
+    strong: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bullets:
+    """A list without an order of its own."""
+
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A drawn figure and what it shows."""
+
+    caption: str
+    svg: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folded:
+    """A table that few readers want: one line, the summary, until it is opened."""
+
+    summary: str
+    table: Table
+
+
+Block = Paragraph | Bullets | Figure | Folded | Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """What is under one heading."""
+
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A whole report."""
+
+    title: str
+    opening: tuple[Block, ...]
+    """What comes before the first heading, and before the contents."""
+    sections: tuple[Section, ...]
+
+
+TEMPLATE = Path(__file__).with_name("document.html.jinja")
+
+
+def document_to_html(document: Document) -> str:
+    """The document as the text of one file that needs nothing beside it: no script, no network.
+
+    Raises:
+        OSError: a figure cannot be read.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["one_line"] = one_line
+    environment.globals.update(kind=_kind, data_uri=_data_uri, figure_columns=figure_columns)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(document=document)
+
+
+def _kind(block: Block) -> str:
+    """Which of the template's forms a block takes."""
+    return type(block).__name__.lower()
+
+
+def _data_uri(svg: Path) -> str:
+    """A drawing as the address of an image: in one page, the names within many would collide."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode('ascii')}"
+
+
+def document_to_markdown(document: Document, folder: Path) -> str:
+    """The document as the text of a file, its figures as links.
+
+    Arguments:
+        folder: where the file will be, from which its links lead.
+    """
+    parts = [f"# {escape_markdown(document.title)}\n"]
+    parts += [_block(block, folder) for block in document.opening]
+    for section in document.sections:
+        parts.append(f"## {escape_markdown(section.title)}\n")
+        parts += [_block(block, folder) for block in section.blocks]
+    return "\n".join(parts)
+
+
+def _block(block: Block, folder: Path) -> str:
+    """Whole lines, each with its end."""
+    match block:
+        case Paragraph():
+            text = escape_markdown(block.text)
+            return f"**{text}**\n" if block.strong else f"{text}\n"
+        case Bullets():
+            return "".join(f"- {escape_markdown(item)}\n" for item in block.items)
+        case Figure():
+            caption = escape_markdown(block.caption)
+            return f"![{caption}]({block.svg.relative_to(folder).as_posix()})\n\n{caption}.\n"
+        case Folded():
+            # Within HTML, Markdown's escapes are not read.
+            summary = html.escape(block.summary)
+            table = to_markdown(block.table)
+            return f"<details><summary>{summary}</summary>\n\n{table}\n</details>\n"
+        case _:
+            return to_markdown(block)

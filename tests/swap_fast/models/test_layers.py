@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from swap_fast.models.convolution import Convolution, side_by_side
+from swap_fast.models.layers import Convolution, side_by_side
 
 
 @pytest.mark.parametrize(("batch", "side"), [(6, 3), (7, 8), (37, 4)])

@@ -1,0 +1,363 @@
+"""Batch norm, 2x2 max pool, ReLU and a sum as three GPU kernels forward and three backward.
+
+torch has a kernel for each of them, and each reads and writes the whole map. Here a map is read
+twice forward (moments; values) and twice backward (sums; gradient), what lies between batch norm
+and the result is never written, and only the input is kept for the backward pass. Imported only
+where there is a GPU, since Triton comes with torch on Linux alone.
+
+Sums are in float32. The moments of parts of a map are merged as Chan et al. (1979) do, so that a
+mean far from 0 costs no digits. A value is rounded to the maps' type before maxima are compared, as
+torch's kernels round it: the same pixel wins.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS = 1024
+"""Rows of the map, as a matrix [B * H * W, C], that a program of a reduction takes."""
+BLOCK_ROWS = 32
+"""Of these at once: 32 x 64 values for 4 warps."""
+BLOCK_CHANNELS = 64
+
+# A captured step's shapes are few; but a number of rows that is a multiple of 16 would be compiled
+# apart from one that is not, perhaps within a run.
+_SIZES = ["num_rows", "num_channels", "height", "width", "num_parts"]
+
+
+@triton.jit
+def _picked(x, row, channel, valid, shift, scale, num_channels, height, width, POOL: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Of each output row's window: the largest normalised value, that x, and its place (0 to 3).
+
+    Arguments:
+        row: of the output, [R, 1].
+        shift: and `scale`, [1, C]: a normalised value is x * scale + shift.
+    """
+    if POOL:
+        half_h, half_w = height // 2, width // 2
+        image, rest = row // (half_h * half_w), row % (half_h * half_w)
+        first = (image * height + 2 * (rest // half_w)) * width + 2 * (rest % half_w)
+        best_x = tl.load(x + first * num_channels + channel, mask=valid, other=0.0).to(tl.float32)
+        best = (best_x * scale + shift).to(x.dtype.element_ty).to(tl.float32)
+        place = tl.zeros_like(best).to(tl.int32)
+        for i in tl.static_range(1, 4):
+            at = first + (i // 2) * width + i % 2
+            next_x = tl.load(x + at * num_channels + channel, mask=valid, other=0.0).to(tl.float32)
+            value = (next_x * scale + shift).to(x.dtype.element_ty).to(tl.float32)
+            larger = value > best
+            best, best_x = tl.where(larger, value, best), tl.where(larger, next_x, best_x)
+            place = tl.where(larger, i, place)
+    else:
+        best_x = tl.load(x + row * num_channels + channel, mask=valid, other=0.0).to(tl.float32)
+        best = (best_x * scale + shift).to(x.dtype.element_ty).to(tl.float32)
+        place = tl.zeros_like(best).to(tl.int32)
+    return best, best_x, place
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def moments_kernel(  # type: ignore[no-untyped-def]
+    x,  # [num_rows, num_channels]
+    means,  # float32 [parts, num_channels], out
+    squares,  # float32 [parts, num_channels], out: sums of squared distances from these means
+    num_rows,
+    num_channels,
+    ROWS: tl.constexpr,  # noqa: N803
+    BLOCK_ROWS: tl.constexpr,  # noqa: N803
+    BLOCK_CHANNELS: tl.constexpr,  # noqa: N803
+):
+    """The moments of a part of ROWS rows; the grid is (parts, channels / BLOCK_CHANNELS)."""
+    part = tl.program_id(0)
+    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    count = 0.0
+    mean = tl.zeros([BLOCK_CHANNELS], tl.float32)
+    square = tl.zeros([BLOCK_CHANNELS], tl.float32)
+    for start in range(0, ROWS, BLOCK_ROWS):
+        row = part.to(tl.int64) * ROWS + start + tl.arange(0, BLOCK_ROWS)
+        valid = (row < num_rows)[:, None] & (channel < num_channels)[None, :]
+        at = row[:, None] * num_channels + channel[None, :]
+        value = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
+        here = tl.minimum(tl.maximum(num_rows - part * ROWS - start, 0), BLOCK_ROWS).to(tl.float32)
+        own_mean = tl.sum(value, 0) / tl.maximum(here, 1.0)
+        away = tl.where(valid, value - own_mean[None, :], 0.0)
+        own_square = tl.sum(away * away, 0)
+        total = tl.maximum(count + here, 1.0)
+        apart = own_mean - mean
+        square += own_square + apart * apart * (count * here / total)
+        mean += apart * (here / total)
+        count += here
+    at = part * num_channels + channel
+    tl.store(means + at, mean, mask=channel < num_channels)
+    tl.store(squares + at, square, mask=channel < num_channels)
+
+
+@triton.jit(do_not_specialize=[*_SIZES, "momentum", "epsilon"])
+def statistics_kernel(  # type: ignore[no-untyped-def]
+    means,  # float32 [num_parts, num_channels]; `squares` too
+    squares,
+    mean_out,  # float32 [num_channels]; `inverse_out`, one over the standard deviation, too
+    inverse_out,
+    running_mean,  # float32 [num_channels], updated; `running_var`, unbiased, too
+    running_var,
+    num_rows,
+    num_channels,
+    num_parts,
+    momentum,
+    epsilon,
+    ROWS: tl.constexpr,  # noqa: N803
+    BLOCK_CHANNELS: tl.constexpr,  # noqa: N803
+):
+    """Merge the parts' moments; the grid is (channels / BLOCK_CHANNELS)."""
+    channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    valid = channel < num_channels
+    count = 0.0
+    mean = tl.zeros([BLOCK_CHANNELS], tl.float32)
+    square = tl.zeros([BLOCK_CHANNELS], tl.float32)
+    for part in range(num_parts):
+        here = tl.minimum(num_rows - part * ROWS, ROWS).to(tl.float32)
+        own_mean = tl.load(means + part * num_channels + channel, mask=valid, other=0.0)
+        own_square = tl.load(squares + part * num_channels + channel, mask=valid, other=0.0)
+        apart = own_mean - mean
+        square += own_square + apart * apart * (count * here / (count + here))
+        mean += apart * (here / (count + here))
+        count += here
+    tl.store(mean_out + channel, mean, mask=valid)
+    tl.store(inverse_out + channel, 1.0 / tl.sqrt(square / count + epsilon), mask=valid)
+    old = tl.load(running_mean + channel, mask=valid, other=0.0)
+    tl.store(running_mean + channel, old + momentum * (mean - old), mask=valid)
+    old = tl.load(running_var + channel, mask=valid, other=0.0)
+    unbiased = square / tl.maximum(count - 1.0, 1.0)
+    tl.store(running_var + channel, old + momentum * (unbiased - old), mask=valid)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def values_kernel(  # type: ignore[no-untyped-def]
+    x,  # [B, height, width, num_channels]
+    skip,  # as `out`; read where HAS_SKIP
+    out,  # [B, height / 2, width / 2, num_channels] with POOL, else as `x`
+    mean,  # float32 [num_channels]; `inverse`, `weight` and `bias` too
+    inverse,
+    weight,
+    bias,
+    num_rows,  # of `out`
+    num_channels,
+    height,
+    width,
+    POOL: tl.constexpr,  # noqa: N803
+    HAS_SKIP: tl.constexpr,  # noqa: N803
+    BLOCK_ROWS: tl.constexpr,  # noqa: N803
+    BLOCK_CHANNELS: tl.constexpr,  # noqa: N803
+):
+    """out = relu(pool(norm(x))) + skip; the grid is (rows / BLOCK_ROWS, channels / ...)."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)[None, :]
+    inside = channel < num_channels
+    valid = (row < num_rows) & inside
+    scale = tl.load(weight + channel, mask=inside, other=0.0)
+    scale *= tl.load(inverse + channel, mask=inside, other=0.0)
+    shift = tl.load(bias + channel, mask=inside, other=0.0)
+    shift -= tl.load(mean + channel, mask=inside, other=0.0) * scale
+    value, _, _ = _picked(x, row, channel, valid, shift, scale, num_channels, height, width, POOL)
+    value = tl.maximum(value, 0.0)
+    at = row * num_channels + channel
+    if HAS_SKIP:
+        value += tl.load(skip + at, mask=valid, other=0.0).to(tl.float32)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def sums_kernel(  # type: ignore[no-untyped-def]
+    x,  # as in `values_kernel`
+    gradient,  # of `out`, and of its shape
+    sums,  # float32 [parts, num_channels], out: of the gradient by the normalised map
+    products,  # float32 [parts, num_channels], out: of it times (x - mean) * inverse
+    mean,
+    inverse,
+    weight,
+    bias,
+    num_rows,  # of `gradient`
+    num_channels,
+    height,
+    width,
+    POOL: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
+    BLOCK_ROWS: tl.constexpr,  # noqa: N803
+    BLOCK_CHANNELS: tl.constexpr,  # noqa: N803
+):
+    """The sums of a part of ROWS rows; the grid is (parts, channels / BLOCK_CHANNELS)."""
+    part = tl.program_id(0)
+    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)[None, :]
+    inside = channel < num_channels
+    centre = tl.load(mean + channel, mask=inside, other=0.0)
+    inverses = tl.load(inverse + channel, mask=inside, other=0.0)
+    scale = tl.load(weight + channel, mask=inside, other=0.0) * inverses
+    shift = tl.load(bias + channel, mask=inside, other=0.0) - centre * scale
+    total = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.float32)
+    product = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.float32)
+    for start in range(0, ROWS, BLOCK_ROWS):
+        row = part.to(tl.int64) * ROWS + start + tl.arange(0, BLOCK_ROWS)[:, None]
+        valid = (row < num_rows) & inside
+        value, at_x, _ = _picked(
+            x, row, channel, valid, shift, scale, num_channels, height, width, POOL
+        )
+        given = tl.load(gradient + row * num_channels + channel, mask=valid, other=0.0)
+        passed = tl.where(valid & (value > 0.0), given.to(tl.float32), 0.0)
+        total += passed
+        product += passed * (at_x - centre) * inverses
+    at = part * num_channels + channel
+    tl.store(sums + at, tl.sum(total, 0)[None, :], mask=inside)
+    tl.store(products + at, tl.sum(product, 0)[None, :], mask=inside)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def gradient_kernel(  # type: ignore[no-untyped-def]
+    x,  # as in `values_kernel`
+    gradient,  # of `out`, and of its shape
+    out,  # the gradient by x, of its shape
+    total,  # float32 [num_channels]: `sums` over all parts; `product` too
+    product,
+    mean,
+    inverse,
+    weight,
+    bias,
+    num_rows,  # of `gradient`
+    num_channels,
+    height,
+    width,
+    num_values,  # float: rows of `x`, over which the moments were taken
+    POOL: tl.constexpr,  # noqa: N803
+    BLOCK_ROWS: tl.constexpr,  # noqa: N803
+    BLOCK_CHANNELS: tl.constexpr,  # noqa: N803
+):
+    """The gradient by x; the grid is that of `values_kernel`."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)[None, :]
+    inside = channel < num_channels
+    valid = (row < num_rows) & inside
+    centre = tl.load(mean + channel, mask=inside, other=0.0)
+    inverses = tl.load(inverse + channel, mask=inside, other=0.0)
+    scale = tl.load(weight + channel, mask=inside, other=0.0) * inverses
+    shift = tl.load(bias + channel, mask=inside, other=0.0) - centre * scale
+    common = tl.load(total + channel, mask=inside, other=0.0) / num_values
+    slope = tl.load(product + channel, mask=inside, other=0.0) / num_values
+    value, at_x, place = _picked(
+        x, row, channel, valid, shift, scale, num_channels, height, width, POOL
+    )
+    given = tl.load(gradient + row * num_channels + channel, mask=valid, other=0.0)
+    passed = tl.where(value > 0.0, given.to(tl.float32), 0.0)
+    if POOL:
+        half_h, half_w = height // 2, width // 2
+        image, rest = row // (half_h * half_w), row % (half_h * half_w)
+        first = (image * height + 2 * (rest // half_w)) * width + 2 * (rest % half_w)
+        for i in tl.static_range(4):
+            at = (first + (i // 2) * width + i % 2) * num_channels + channel
+            here = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
+            own = tl.where(place == i, passed, 0.0)
+            made = scale * (own - common - (here - centre) * inverses * slope)
+            tl.store(out + at, made.to(out.dtype.element_ty), mask=valid)
+    else:
+        made = scale * (passed - common - (at_x - centre) * inverses * slope)
+        at = row * num_channels + channel
+        tl.store(out + at, made.to(out.dtype.element_ty), mask=valid)
+
+
+class _NormReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        skip: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        running: tuple[Tensor, Tensor],
+        momentum: float,
+        epsilon: float,
+        pool: bool,
+    ) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        n, channels, height, width = x.shape
+        num_rows, parts = n * height * width, triton.cdiv(n * height * width, ROWS)
+        columns = triton.cdiv(channels, BLOCK_CHANNELS)
+        # [2, parts, C], then mean and 1 / deviation [2, C].
+        partial = x.new_empty((2, parts, channels), dtype=torch.float32)
+        moments = x.new_empty((2, channels), dtype=torch.float32)
+        blocks = {"BLOCK_CHANNELS": BLOCK_CHANNELS}
+        moments_kernel[(parts, columns)](
+            x, *partial, num_rows, channels, ROWS=ROWS, BLOCK_ROWS=BLOCK_ROWS, **blocks
+        )
+        statistics_kernel[(columns,)](
+            *(*partial, *moments, *running, num_rows, channels, parts, momentum, epsilon),
+            ROWS=ROWS,
+            **blocks,
+        )
+        shape = (n, channels, height // 2, width // 2) if pool else x.shape
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        rows = out.numel() // channels
+        if skip is not None:
+            skip = skip.contiguous(memory_format=torch.channels_last)
+        values_kernel[(triton.cdiv(rows, BLOCK_ROWS), columns)](
+            *(x, x if skip is None else skip, out, *moments, weight, bias),
+            *(rows, channels, height, width),
+            POOL=pool,
+            HAS_SKIP=skip is not None,
+            BLOCK_ROWS=BLOCK_ROWS,
+            **blocks,
+        )
+        ctx.save_for_backward(x, moments, weight, bias)
+        ctx.pool, ctx.has_skip = pool, skip is not None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+        x, moments, weight, bias = ctx.saved_tensors
+        given = given.contiguous(memory_format=torch.channels_last)
+        n, channels, height, width = x.shape
+        rows = given.numel() // channels
+        parts, columns = triton.cdiv(rows, ROWS), triton.cdiv(channels, BLOCK_CHANNELS)
+        partial = x.new_empty((2, parts, channels), dtype=torch.float32)
+        sizes = (rows, channels, height, width)
+        blocks = {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_CHANNELS": BLOCK_CHANNELS}
+        sums_kernel[(parts, columns)](
+            *(x, given, *partial, *moments, weight, bias, *sizes),
+            POOL=ctx.pool,
+            ROWS=ROWS,
+            **blocks,
+        )
+        by_bias, by_weight = partial.sum(1)
+        by_x = torch.empty_like(x)
+        gradient_kernel[(triton.cdiv(rows, BLOCK_ROWS), columns)](
+            *(x, given, by_x, by_bias, by_weight, *moments, weight, bias, *sizes),
+            float(n * height * width),
+            POOL=ctx.pool,
+            **blocks,
+        )
+        return by_x, given if ctx.has_skip else None, by_weight, by_bias, *[None] * 4
+
+
+def norm_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running: tuple[Tensor, Tensor],
+    *,
+    momentum: float,
+    epsilon: float,
+    pool: bool = False,
+    skip: Tensor | None = None,
+) -> Tensor:
+    """relu(pool(batch norm(x))) + skip in training, with its gradients.
+
+    Arguments:
+        x: [B, C, H, W] of any floating type, best in channels_last.
+        weight: float32 [C], as `bias`.
+        running: mean and variance, float32 [C], updated in place as torch's batch norm does.
+        pool: whether there is a 2x2 max pool; then H and W are even.
+        skip: added to the result, and of its shape.
+
+    Returns:
+        [B, C, H, W], or [B, C, H / 2, W / 2] with the pool, in channels_last.
+    """
+    out: Tensor = _NormReLU.apply(x, skip, weight, bias, running, momentum, epsilon, pool)
+    return out
