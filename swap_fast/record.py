@@ -451,7 +451,7 @@ def read_folder(folder: Path, read: Callable[[Path], T]) -> tuple[list[T], list[
     or its name holds.
     """
     records, skipped = [], []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("[!.]*.json")):  # a hidden one is another process's probe
         try:
             records.append(read(path))
         except ValueError as error:
