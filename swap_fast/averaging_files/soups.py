@@ -7,6 +7,7 @@ do: they began from one model, phase 1's.
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,8 @@ from swap_fast.config.phase import require, whole
 from swap_fast.files import write_file
 
 Say = Callable[[str], object]
+BASIN_IMAGES = 2048
+"""Training images for the batch-norm statistics of each point of a segment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ def average_files(
     start: Path | str | WeightFile | None = None,
     key: str | None = None,
     basin_points: int = 5,
-    basin_images: int = 2048,
+    basin_images: int = BASIN_IMAGES,
     max_barrier: float = BARRIER,
     require_basin: bool = False,
     overwrite: bool = False,
@@ -275,16 +278,19 @@ def _greedy(
 
 def _barriers(
     evaluation: Evaluation,
-    average: dict[str, Tensor],
+    center: dict[str, Tensor],
     files: Sequence[WeightFile],
     kept: Sequence[int],
     points: int,
     images: int,
 ) -> Iterator[tuple[int, float]]:
-    """The barrier between the average and each model, with the statistics of each point's own."""
+    """The barrier between one model, such as the average, and each of those kept.
+
+    Each point has statistics of its own, of that many images.
+    """
 
     def accuracy(file: WeightFile, share: float) -> float:
-        evaluation.load_(between(average, file, share), file.path)
+        evaluation.load_(between(center, file, share), file.path)
         evaluation.recompute_(images)
         return evaluation.accuracy(evaluation.splits[0])
 
@@ -292,6 +298,21 @@ def _barriers(
     for i in kept:
         way = [accuracy(files[i], point / (points - 1)) for point in range(1, points)]
         yield i, barrier([here, *way])
+
+
+def farthest_barrier(
+    evaluation: Evaluation,
+    files: Sequence[WeightFile],
+    distances: Sequence[Sequence[float]],
+    points: int,
+) -> tuple[int, int, float]:
+    """The two models that lie farthest apart, and the barrier between them."""
+    pairs = combinations(range(len(files)), 2)
+    first, second = max(pairs, key=lambda pair: distances[pair[0]][pair[1]])
+    ((_, drop),) = _barriers(
+        evaluation, files[first].tensors, [files[second]], [0], points, BASIN_IMAGES
+    )
+    return first, second, drop
 
 
 def _words(accuracies: Mapping[str, float]) -> str:

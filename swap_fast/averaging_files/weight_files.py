@@ -324,6 +324,8 @@ def require_alike(files: Sequence[WeightFile]) -> None:
 def measure(files: Sequence[WeightFile], start: WeightFile | None) -> Geometry:
     """See that all weights are finite, and measure how far they lie apart.
 
+    Infinity may stand where all models have it, as in the mask of an attention.
+
     Arguments:
         start: where all of them began, if known.
 
@@ -337,10 +339,12 @@ def measure(files: Sequence[WeightFile], start: WeightFile | None) -> Geometry:
     for name in files[0].averaged:
         bad: set[int] = set()
         for _, block in _blocks(several, name):
-            finite = torch.isfinite(block).all(dim=1).tolist()
+            alike = (block == block[0]).all(dim=0)
+            finite = (torch.isfinite(block) | alike).all(dim=1).tolist()
             bad |= {i for i, is_finite in enumerate(finite) if not is_finite}
             if not name.endswith(STATISTICS):
                 moves = block[: len(files)] - (block[-1] if start else block.mean(0))
+                moves = moves.masked_fill(alike, 0.0)
                 products += moves @ moves.T
         for i in bad:
             tensor, count = diverged.get(i, (name, 0))
@@ -389,12 +393,13 @@ def mean_of_files(
 
 def between(a: dict[str, Tensor], b: WeightFile, share: float) -> dict[str, Tensor]:
     """The point a + share (b - a) of the segment from a to b."""
-    return {
-        name: torch.lerp(_wide(t), _wide(b.tensors[name]), share).to(t.dtype)
-        if _is_averaged(t)
-        else t
-        for name, t in a.items()
-    }
+    point = {}
+    for name, tensor in a.items():
+        point[name], other = tensor, b.tensors[name]
+        if _is_averaged(tensor):
+            between = torch.lerp(_wide(tensor), _wide(other), share).to(tensor.dtype)
+            point[name] = torch.where(tensor == other, tensor, between)  # infinity stays
+    return point
 
 
 def differing(files: Sequence[WeightFile]) -> list[str]:

@@ -83,8 +83,11 @@ def open_evaluation(
 
 
 def _given(batches: Any) -> BatchesAsGiven:
-    """The user's batches, where they are such."""
-    if isinstance(batches, (Tensor, Dataset, Mapping, tuple)) or not isinstance(batches, Iterable):
+    """The user's batches, where they are such: not examples, or whole columns of these."""
+    parts = batches if isinstance(batches, tuple) else ()
+    are_columns = len({(t.dtype, t.shape[1:]) for t in parts if isinstance(t, Tensor)}) > 1
+    is_other = isinstance(batches, (Tensor, Dataset, Mapping)) or not isinstance(batches, Iterable)
+    if is_other or are_columns:
         raise ValueError(
             "batches: expected a DataLoader, a list of batches or what else gives batches again "
             f"and again, got a {type(batches).__name__}; wrap it in a DataLoader"

@@ -7,12 +7,11 @@ behind do not reach the average, which is made in a clean copy of the model.
 """
 
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +20,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from swap_fast.averaging_files.evaluate import Evaluation
 from swap_fast.averaging_files.report import BARRIER
-from swap_fast.averaging_files.soups import Say, Soup, average_files, require_basin_settings
+from swap_fast.averaging_files.soups import (
+    Say,
+    Soup,
+    average_files,
+    farthest_barrier,
+    require_basin_settings,
+)
 from swap_fast.averaging_files.weight_files import (
     WeightFile,
     measure,
@@ -42,7 +48,7 @@ from swap_fast.checkpoint.files import (
 )
 from swap_fast.checkpoint.run_folder import RunInfo
 from swap_fast.config.phase import require, whole
-from swap_fast.distributed import connect
+from swap_fast.distributed import connect, without_torchrun
 from swap_fast.files import write_file
 from swap_fast.record import flatten, now
 from swap_fast.training.shutdown import GracefulShutdown, InterruptedRunError
@@ -57,11 +63,6 @@ Train = Callable[[int, nn.Module], nn.Module | Mapping[str, Any] | None]
 """Given a worker's number, from 0, and a copy of the model: trains the copy and returns None, or
 returns the trained net or its state dict."""
 
-TORCHRUN = re.compile(
-    r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE))|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
-)
-"""The variables by which a process knows that torchrun started it."""
-
 
 def refine(
     model: nn.Module,
@@ -71,7 +72,7 @@ def refine(
     batches: Iterable[Any] | None = None,
     forward: Forward | None = None,
     evaluate: Measure | None = None,
-    basin_points: int = 3,
+    basin_points: int = 5,
     max_barrier: float = BARRIER,
     device: torch.device | str | None = None,
     seed: int = 0,
@@ -82,10 +83,10 @@ def refine(
 ) -> RefineResult:
     """Train copies of a model by a function of yours, and average them: SWAP from phase 2 on.
 
-    One process trains the workers in turn. Under torchrun each rank trains its share, with
-    torchrun's variables hidden from `train`, so that its trainer sees one process and no group.
-    With a `folder`, processes that are started by themselves with the same call and resume=True
-    share the workers too: each takes the next one that no other process is at.
+    One process trains the workers in turn. Under torchrun each rank trains its share; a trainer
+    sees one process, since torchrun's variables are hidden from it. With a `folder`, processes that
+    are started by themselves with the same call and resume=True share the workers too: each takes
+    the next one that no other process is at.
 
     Arguments:
         model: phase 1's, which stays as it is.
@@ -97,12 +98,11 @@ def refine(
             a DataLoader, or a list of batches. Not needed by a net without batch norm.
         forward: runs a model on a batch. None: the model is called with a tensor, with all of a
             tuple or list but its last entry (the targets), or with a mapping's entries by name.
-        evaluate: measures a model, such as by its accuracy on test data; called without gradients,
-            on the model handed in, each worker, the average, and points between these.
-        basin_points: points of the straight line from the average to each worker at which
-            `evaluate` is called, the ends among them, to see whether the workers share a basin:
-            workers * (basin_points - 1) + 1 calls. 0: none.
-        max_barrier: drop of the accuracy along a line from which on a worker lies apart.
+        evaluate: measures a model, such as its accuracy on test data; called without gradients on
+            the model handed in, each worker, and the average before and after the batch-norm pass.
+        basin_points: of the straight line between the two workers that lie farthest apart, both
+            among them, on which `evaluate` shows whether they share a basin. 0: none.
+        max_barrier: drop of the accuracy along this line above which they do not.
         device: of the batch-norm pass and `evaluate`; None: where the model is.
         seed: with a worker's number, what its generators are seeded by.
         folder: keeps each worker that is done. None: nothing is written.
@@ -150,39 +150,33 @@ def refine(
             with open_folder(place, info, first, resume=resume) or nullcontext():
                 pass  # each worker has a lock of its own
         first.close()  # a trainer that found a process group would train one net on all ranks
-        phase2 = _Phase2(model, train, start, seed=seed, folder=place, say=say)
-        with _one_process(), _resumable(place):
-            own = phase2.run(first.workers(workers))
+        phase2 = _Phase2(model, train, start, seed, place)
+        with without_torchrun(), nullcontext() if place is None else _resumable(place):
+            own = phase2.run(first.workers(workers), say)
             if ranks > 1 and dist.is_initialized():
                 dist.destroy_process_group()  # a trainer's own
         comm = connect("cpu", timeout_s=timeout_s)
         done = {w: worker for rank in comm.gather_on_first(own) for w, worker in rank.items()}
-
-        def averaged() -> tuple[Soup, tuple[float, ...]]:
-            """Phase 3, on the first rank."""
-            files = [done[worker].weights for worker in range(workers)]
-            for number, file in enumerate(files):
-                _refuse_twin(file, files[:number])
-            soup = average_files(
-                files,
-                evaluation=open_evaluation(model, batches, forward, evaluate, where),
-                start=start,
-                basin_points=basin_points if evaluate is not None else 0,
+        soup, barrier, times_s = comm.on_first(
+            lambda: _phase3(
+                [done[worker] for worker in range(workers)],
+                start,
+                open_evaluation(model, batches, forward, evaluate, where),
+                basin_points=0 if evaluate is None else basin_points,
                 max_barrier=max_barrier,
                 say=say,
             )
-            return soup, tuple(done[worker].time_s for worker in range(workers))
-
-        soup, times_s = comm.on_first(averaged)
+        )
         comm.barrier()
         comm.close()
-    for note in soup.report.notes if comm.rank == 0 else ():
+    for note in soup.report.notes:
         warnings.warn(note, stacklevel=2)
     return make_refine_result(
         copied(bare(model)).to(where),
         soup,
         [done[worker].weights.tensors for worker in sorted(done)],
         times_s,
+        barrier,
         info,
         metric="accuracy" if evaluate is None else name_of(evaluate),
         phase1_accuracy=phase1_accuracy,
@@ -211,19 +205,12 @@ class _Phase2:
     """Trains workers by the user's function, from the weights `start`, and keeps those done."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        train: Train,
-        start: WeightFile,
-        *,
-        seed: int,
-        folder: Path | None,
-        say: Say,
+        self, model: nn.Module, train: Train, start: WeightFile, seed: int, folder: Path | None
     ) -> None:
         self._model, self._train, self._start = model, train, start
-        self._seed, self._folder, self._say = seed, folder, say
+        self._seed, self._folder = seed, folder
 
-    def run(self, workers: Sequence[int]) -> dict[int, _Worker]:
+    def run(self, workers: Sequence[int], say: Say) -> dict[int, _Worker]:
         """Train these workers, but for those that the folder has, or gets from another process."""
         done: dict[int, _Worker] = {}
         while missing := [worker for worker in workers if worker not in done]:
@@ -233,12 +220,12 @@ class _Phase2:
                 except RunningError:
                     continue  # another process is at it: look again, after others
                 with attempt or nullcontext():
-                    done[worker] = self._kept(worker) or self._trained(
-                        worker, [self._start, *(each.weights for each in done.values())]
-                    )
+                    others = [self._start, *(each.weights for each in done.values())]
+                    done[worker] = self._kept(worker, say) or self._trained(worker, others)
+                say(f"worker {worker}: trained in {done[worker].time_s:.1f} s")
         return done
 
-    def _kept(self, worker: int) -> _Worker | None:
+    def _kept(self, worker: int, say: Say) -> _Worker | None:
         """A worker that is in the folder, to the byte."""
         if self._folder is None or not self._file(worker, MANIFEST).exists():
             return None
@@ -247,7 +234,7 @@ class _Phase2:
             sha256 = proof.sha256_by_ending[MODEL]
             tensors = read_tensors(self._file(worker, MODEL), sha256)
         except DamagedError as error:
-            self._say(f"worker {worker} is trained again: {error}")
+            say(f"worker {worker} is trained again: {error}")
             return None
         path = Path(f"worker {worker}")
         weights = WeightFile(path=path, sha256=sha256, tensors=tensors, left_out=())
@@ -268,18 +255,47 @@ class _Phase2:
             )
         weights = weights_of(f"worker {worker}", net if made is None else made)
         require_alike([self._start, weights])
-        measure([weights], None)  # whether all are finite
+        measure([weights, self._start], None)  # whether all are finite
         _refuse_twin(weights, others)
         if self._folder is not None:
             write_file(self._file(worker, MODEL), serialize(weights.tensors, {}))
             proof = _WorkerProof(sha256_by_ending={MODEL: weights.sha256}, time_s=time_s)
             write_json(self._file(worker, MANIFEST), proof)
-        self._say(f"worker {worker}: trained in {time_s:.1f} s")
         return _Worker(weights, time_s)
 
     def _file(self, worker: int, ending: str) -> Path:
         assert self._folder is not None, "there is a folder"
         return self._folder / f"refined-worker{worker}{ending}"
+
+
+# Phase 3.
+
+
+def _phase3(
+    workers: Sequence[_Worker],
+    start: WeightFile,
+    evaluation: Evaluation,
+    *,
+    basin_points: int,
+    max_barrier: float,
+    say: Say,
+) -> tuple[Soup, float | None, tuple[float, ...]]:
+    """Average the workers; the barrier between two of them; and the time of each."""
+    files, times_s = zip(*workers, strict=True)
+    soup = average_files(files, evaluation=evaluation, start=start, basin_points=0, say=say)
+    if basin_points == 0:
+        return soup, None, times_s
+    first, second, drop = farthest_barrier(evaluation, files, soup.report.distances, basin_points)
+    between = f"workers {first} and {second}"
+    say(f"{between}: a barrier of {100 * drop:.2f} points")
+    if drop > max_barrier:
+        note = (
+            f"{between} lie in different basins: between them the accuracy falls {100 * drop:.2f} "
+            "points below the straight line; train the model longer before, or the workers at a "
+            "lower learning rate"
+        )
+        soup = replace(soup, report=replace(soup.report, notes=(*soup.report.notes, note)))
+    return soup, drop, times_s
 
 
 def _refuse_twin(file: WeightFile, others: Iterable[WeightFile]) -> None:
@@ -293,21 +309,8 @@ def _refuse_twin(file: WeightFile, others: Iterable[WeightFile]) -> None:
 
 
 @contextmanager
-def _one_process() -> Iterator[None]:
-    """Hide torchrun's variables: a trainer that saw them would train one net on all ranks."""
-    hidden = {name: os.environ.pop(name) for name in [*os.environ] if TORCHRUN.fullmatch(name)}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
-
-
-@contextmanager
-def _resumable(folder: Path | None) -> Iterator[None]:
-    """With a folder, turn SIGTERM and Ctrl-C into one line that says how to go on."""
-    if folder is None:
-        yield
-        return
+def _resumable(folder: Path) -> Iterator[None]:
+    """Turn SIGTERM and Ctrl-C into one line that says how to go on."""
     try:
         with GracefulShutdown().installed(always_uninstall=True):
             yield
@@ -334,9 +337,9 @@ def _check(
     require(workers > 1, "workers", "2 or more models to average", workers)
     require(isinstance(model, nn.Module), "model", "a torch.nn.Module", type(model).__name__)
     refuse_wrapped(model, "model")
-    require(callable(train), "train", "a function", type(train).__name__)
-    is_function = evaluate is None or callable(evaluate)
-    require(is_function, "evaluate", "a function, or None", type(evaluate).__name__)
+    require(callable(train), "train", "a function of a worker's number and a model", train)
+    is_one = evaluate is None or callable(evaluate)
+    require(is_one, "evaluate", "a function of a model, or None", evaluate)
     require_seed(seed)
     require(folder is not None or not resumes, "resume", "a folder= to go on from", resumes)
     if ranks > 1:

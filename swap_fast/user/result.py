@@ -348,11 +348,11 @@ class RefineResult(AveragedResult):
 
     worker_times_s: tuple[float, ...]
     """Each worker's training, in seconds."""
-    barriers: tuple[float | None, ...]
-    """How far the accuracy falls below the straight line on the way from the average to each
-    worker, a fraction; None where it was not measured."""
+    barrier: float | None
+    """How far the accuracy falls below the straight line on the way between the two workers that
+    lie farthest apart, a fraction; None where it was not measured."""
     notes: tuple[str, ...]
-    """What you should know, such as a worker that lies in another basin; each was a warning too."""
+    """What you should know, such as workers in different basins; each was a warning too."""
 
 
 def make_refine_result(
@@ -360,6 +360,7 @@ def make_refine_result(
     soup: Soup,
     workers: Sequence[dict[str, Tensor]],
     times_s: tuple[float, ...],
+    barrier: float | None,
     info: RunInfo,
     *,
     metric: str,
@@ -381,7 +382,6 @@ def make_refine_result(
     accuracies = tuple(each.accuracies.get("test") for each in report.ingredients)
     known = [accuracy for accuracy in accuracies if accuracy is not None]
     before, after = sum(known) / len(known) if known else None, report.after.get("test")
-    barriers = tuple(each.barrier for each in report.ingredients)
     record = {
         "schema_version": SCHEMA_VERSION,
         "method": "refine",
@@ -397,7 +397,7 @@ def make_refine_result(
             "averaged": after,
         },
         "worker_times_s": list(times_s),
-        "barriers": list(barriers),
+        "barrier": barrier,
         "pairwise_distances": report.distances,
         "displacement_norms": [each.from_start for each in report.ingredients],
         "displacement_cosines": report.cosines,
@@ -413,6 +413,6 @@ def make_refine_result(
         record=record,
         is_first=is_first,
         worker_times_s=times_s,
-        barriers=barriers,
+        barrier=barrier,
         notes=report.notes,
     )
