@@ -1,6 +1,7 @@
 """Stochastic Weight Averaging in Parallel (Gupta, Serrano, DeCoste, ICLR 2020), fast and faithful.
 
-`swap_fast.swap` trains a net of yours. The algorithm is in `swap_fast.algorithm`; names are
+`swap_fast.swap` trains a net of yours; `swap_fast.refine` does phases 2 and 3 around a trainer of
+yours. The algorithm is in `swap_fast.algorithm`; names are
 imported on first use.
 """
 
@@ -9,7 +10,9 @@ from typing import Any
 
 _HOME = {
     "swap": "user.api",
+    "refine": "user.refine",
     "SwapResult": "user.result",
+    "RefineResult": "user.result",
     "InterruptedRunError": "training.shutdown",
     "Callback": "training.callback",
     "SGDRecipe": "config.recipe",
@@ -22,7 +25,9 @@ _HOME = {
     "build_trainer": "training.trainer",
     "Weights": "training.weights",
     "average": "training.weights",
+    "average_models": "averaging_files.soups",
     "average_files": "averaging_files.soups",
+    "recompute_batchnorm": "user.clean_copy",
     "recompute_statistics_": "training.batchnorm",
     "export_onnx": "onnx_export",
 }

@@ -38,11 +38,14 @@ from swap_fast.training.weights import Weights
 _OF_A_RUN = re.compile(rf"(worker(\d+)-epoch(\d+)|final|phase1){re.escape(MODEL)}")
 
 
-def files_of(paths: Sequence[Path | str]) -> list[Path]:
-    """Files as they are, folders of runs as their workers."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        found += workers_of(path) if path.is_dir() else [path]
+def files_of(paths: Sequence[Path | str | WeightFile]) -> list[Path | WeightFile]:
+    """Files and models in memory as they are, folders of runs as their workers."""
+    found: list[Path | WeightFile] = []
+    for path in paths:
+        if isinstance(path, WeightFile):
+            found.append(path)
+        else:
+            found += workers_of(Path(path)) if Path(path).is_dir() else [Path(path)]
     if len(found) < 2:
         raise ValueError(f"expected two files of weights or more to average, got {len(found)}")
     return found
@@ -154,21 +157,23 @@ def require_one_origin(files: Sequence[WeightFile]) -> str | None:
 
 
 def find_start(
-    named: Path | str | None, files: Sequence[WeightFile], key: str | None
+    named: Path | str | WeightFile | None, files: Sequence[WeightFile], key: str | None
 ) -> WeightFile | None:
-    """Where all began: the file named, or phase 1 beside the first, if it is a run's."""
+    """Where all began: the model named, or phase 1 beside the first, if it is a run's."""
     if named is None:
         named = files[0].path.parent / f"phase1{MODEL}"
         of_a_run = _OF_A_RUN.fullmatch(files[0].path.name) and named.is_file()
         if not of_a_run or require_one_origin(files) is None:
             return None
-    found = read_weights(Path(named), key)
+    found = named if isinstance(named, WeightFile) else read_weights(Path(named), key)
     require_alike([files[0], found])
     require_one_origin([*files, found])
     return found
 
 
 def _origin_of(file: WeightFile) -> str | None:
+    if not file.path.exists():  # a model in memory
+        return None
     expected = known_sha256(file.path)
     if expected is not None and expected != file.sha256:
         raise ValueError(
@@ -198,18 +203,23 @@ class Evaluation:
         batches: gives the training inputs [B, ...] once, on the net's device, for batch-norm
             statistics; None: there is no training data.
         autocast: makes the context of a forward pass over these.
+        forward: runs the net on a batch of another kind than inputs [B, ...].
+        length: the examples of a batch.
     """
 
     def __init__(
         self,
         weights: Weights,
         tests: Mapping[str, Callable[[], float]],
-        batches: Callable[[], Iterable[Tensor]] | None,
+        batches: Callable[[], Iterable[Any]] | None,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        *,
+        forward: Callable[[Any], object] | None = None,
+        length: Callable[[Any], int] = len,
     ) -> None:
         self.weights, self._tests, self.batches = weights, tests, batches
-        self.splits = tuple(tests)
-        self._recompute = BatchNormRecompute(weights, autocast)
+        self.splits, self._length = tuple(tests), length
+        self._recompute = BatchNormRecompute(weights, autocast, forward=forward)
         self._names = plain_names(weights.model.state_dict())
 
     def load_(self, tensors: Mapping[str, Tensor], where: Path | str) -> None:
@@ -238,13 +248,23 @@ class Evaluation:
         """
         if self.batches is None or not self.weights.norms:
             return {}
-        self._recompute(_first(self.batches(), images))
+        self._recompute(self._first(images))
         prefixes = {module: prefix for prefix, module in self.weights.model.named_modules()}
         return {
             self._names[f"{prefixes[norm]}.{name}".lstrip(".")]: norm.get_buffer(name).cpu().clone()
             for norm in self.weights.norms
             for name in ("running_mean", "running_var")
         }
+
+    def _first(self, images: int | None) -> Iterator[Any]:
+        """Training batches until there are that many images."""
+        assert self.batches is not None, "there is training data"
+        seen = 0
+        for batch in self.batches():
+            yield batch
+            seen += self._length(batch)
+            if images is not None and seen >= images:
+                return
 
     def accuracy(self, split: str) -> float:
         """Of the net as it is, on a split: a fraction."""
@@ -260,17 +280,17 @@ def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
     return tensor.data_ptr(), tensor.shape
 
 
-def _first(batches: Iterable[Tensor], images: int | None) -> Iterator[Tensor]:
-    """Batches until there are that many images."""
-    seen = 0
-    for batch in batches:
-        yield batch
-        seen += len(batch)
-        if images is not None and seen >= images:
-            return
-
-
 # The user's net and data.
+
+
+def measured_weights(model: nn.Module) -> Weights:
+    """Of a net that is not trained: frozen parameters are in a file's reach too."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.momentum is None:
+            module.momentum = 0.1  # the pass has its own
+    return Weights(model)
 
 
 def user_evaluation(
@@ -289,11 +309,7 @@ def user_evaluation(
     model = make_model()
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    # It is only measured: in float32, with every weight in the file's reach.
-    model.float().to(device).requires_grad_(True)
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.momentum is None:
-            module.momentum = 0.1  # the pass has its own
+    weights = measured_weights(model.float().to(device))
     batches = {
         name: partial(_inputs_and_labels, name, split, device)
         for name, split in _splits(data).items()
@@ -303,7 +319,7 @@ def user_evaluation(
         return (inputs for inputs, _ in batches["train"]())
 
     return Evaluation(
-        Weights(model),
+        weights,
         {
             name: _accuracy(model, name, batches[name], device)
             for name in ("held_out", "test")

@@ -1,5 +1,8 @@
 """Files of weights from anywhere, read without running what is in them, and one written.
 
+A model in memory goes the same way (`weights_of`): its checks, its mean and its distances are those
+of files.
+
 A pickle may call any function when it is loaded, so that torch's files are read with its own
 unpickler of weights alone, which knows tensors, containers and numbers; safetensors have no code.
 """
@@ -21,10 +24,10 @@ from zipfile import ZIP_STORED, ZipFile
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
+from swap_fast.checkpoint.files import on_host
 from swap_fast.choices import choose
-from swap_fast.files import write_file
 
 WRAPPERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "module"),
@@ -41,9 +44,9 @@ class WeightFile:
     """The tensors of one file, by the model's plain names; mapped, not read, where possible."""
 
     path: Path
-    """The file."""
+    """The file; of a model in memory, its name in messages."""
     sha256: str
-    """Of its bytes."""
+    """Of its bytes; of a model in memory, of those that `serialize` gives."""
     tensors: dict[str, Tensor]
     """What it holds; never written to."""
     left_out: tuple[str, ...]
@@ -78,24 +81,42 @@ def read_weights(path: Path, key: str | None = None) -> WeightFile:
         raise ValueError(f"{path}: expected a file of weights, got an empty file")
     found = _safetensors(path, head) if _is_safetensors(head) else _torch_file(path, head)
     tensors, left_out = _state_dict(found, str(path), key)
+    return WeightFile(path=path, sha256=digest, tensors=_checked(tensors, path), left_out=left_out)
+
+
+def weights_of(name: str, model: nn.Module | Mapping[str, Any]) -> WeightFile:
+    """A model in memory as if it were a file: copies on the host.
+
+    Arguments:
+        name: for messages.
+        model: a net, or its state dict. Tensors that are sharded over processes are put together,
+            so that all of these have to call.
+
+    Raises:
+        ValueError: no weights, or tensors that cannot be averaged.
+    """
+    found = model.state_dict() if isinstance(model, nn.Module) else model
+    tensors, left_out = _state_dict(found, name, None)
+    whole = {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in tensors.items()}
+    copies = _checked(on_host(whole), name)
+    digest = hashlib.sha256(serialize(copies, {})).hexdigest()
+    return WeightFile(path=Path(name), sha256=digest, tensors=copies, left_out=left_out)
+
+
+def _checked(tensors: dict[str, Tensor], where: Path | str) -> dict[str, Tensor]:
+    """Tensors that can be averaged, by their plain names."""
     for name, tensor in tensors.items():
-        _require_plain(tensor, f"{path}, {name}")
+        _require_plain(tensor, f"{where}, {name}")
     if not any(map(_is_averaged, tensors.values())):
-        raise ValueError(f"{path}: expected weights of floating point, got none")
-    return WeightFile(path=path, sha256=digest, tensors=plain(tensors, path), left_out=left_out)
+        raise ValueError(f"{where}: expected weights of floating point, got none")
+    return plain(tensors, where)
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    """Write a safetensors file whole or not at all, the same bytes for the same content.
+def serialize(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
+    """A safetensors file, the same bytes for the same content.
 
     Arguments:
         about: the file's metadata.
-
-    Returns:
-        The sha256 of its bytes.
-
-    Raises:
-        OSError: as `write_file`.
     """
     content = save(dict(tensors))
     # The library writes metadata in an order that changes from call to call.
@@ -103,9 +124,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     header = {"__metadata__": {"format": "pt", **about}, **json.loads(content[8 : 8 + length])}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    content = b"".join([struct.pack("<Q", len(text)), text, memoryview(content)[8 + length :]])
-    write_file(path, content)
-    return hashlib.sha256(content).hexdigest()
+    return b"".join([struct.pack("<Q", len(text)), text, memoryview(content)[8 + length :]])
 
 
 def plain(tensors: Mapping[str, Tensor], path: Path | str) -> dict[str, Tensor]:
@@ -305,6 +324,8 @@ def require_alike(files: Sequence[WeightFile]) -> None:
 def measure(files: Sequence[WeightFile], start: WeightFile | None) -> Geometry:
     """See that all weights are finite, and measure how far they lie apart.
 
+    Infinity may stand where all models have it, as in the mask of an attention.
+
     Arguments:
         start: where all of them began, if known.
 
@@ -318,10 +339,12 @@ def measure(files: Sequence[WeightFile], start: WeightFile | None) -> Geometry:
     for name in files[0].averaged:
         bad: set[int] = set()
         for _, block in _blocks(several, name):
-            finite = torch.isfinite(block).all(dim=1).tolist()
+            alike = (block == block[0]).all(dim=0)
+            finite = (torch.isfinite(block) | alike).all(dim=1).tolist()
             bad |= {i for i, is_finite in enumerate(finite) if not is_finite}
             if not name.endswith(STATISTICS):
                 moves = block[: len(files)] - (block[-1] if start else block.mean(0))
+                moves = moves.masked_fill(alike, 0.0)
                 products += moves @ moves.T
         for i in bad:
             tensor, count = diverged.get(i, (name, 0))
@@ -370,12 +393,13 @@ def mean_of_files(
 
 def between(a: dict[str, Tensor], b: WeightFile, share: float) -> dict[str, Tensor]:
     """The point a + share (b - a) of the segment from a to b."""
-    return {
-        name: torch.lerp(_wide(t), _wide(b.tensors[name]), share).to(t.dtype)
-        if _is_averaged(t)
-        else t
-        for name, t in a.items()
-    }
+    point = {}
+    for name, tensor in a.items():
+        point[name], other = tensor, b.tensors[name]
+        if _is_averaged(tensor):
+            between = torch.lerp(_wide(tensor), _wide(other), share).to(tensor.dtype)
+            point[name] = torch.where(tensor == other, tensor, between)  # infinity stays
+    return point
 
 
 def differing(files: Sequence[WeightFile]) -> list[str]:

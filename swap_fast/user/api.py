@@ -36,6 +36,7 @@ from swap_fast.user.data import (
     generators_kept,
     num_examples,
     open_data,
+    require_seed,
 )
 from swap_fast.user.method import describe_method, name_of, user_method
 from swap_fast.user.parts import (
@@ -89,7 +90,7 @@ def join_ranks(device_type: str, timeout_s: float) -> Comm:
     """This process among those that torchrun started; alone where there are no others.
 
     Raises:
-        ValueError: the script has joined them already.
+        ValueError: as `refuse_process_group`.
     """
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     return ALONE if alone else _connected(device_type, timeout_s)
@@ -98,14 +99,23 @@ def join_ranks(device_type: str, timeout_s: float) -> Comm:
 @cache
 def _connected(device_type: str, timeout_s: float) -> Comm:
     """The processes that torchrun started; connected once, whatever runs follow one another."""
-    if dist.is_initialized():
-        raise ValueError(
-            "processes: expected no process group but swap's own, got one that is initialized; "
-            "leave out init_process_group"
-        )
+    refuse_process_group()
     comm = connect(device_type, timeout_s=timeout_s)
     atexit.register(comm.close)
     return comm
+
+
+def refuse_process_group() -> None:
+    """Refuse processes that the script has joined already.
+
+    Raises:
+        ValueError: there is a process group.
+    """
+    if dist.is_initialized():
+        raise ValueError(
+            "processes: expected no process group but swap_fast's own, got one that is "
+            "initialized; leave out init_process_group"
+        )
 
 
 def swap(
@@ -378,8 +388,7 @@ def _check(
     """Refuse settings that no run could have."""
     known = ("fp32", "bf16", "fp16")
     require(precision in known, "precision", "fp32, bf16 or fp16", precision)
-    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
-    require(is_whole, "seed", "a whole number from 0 to 2**63 - 1", seed)
+    require_seed(seed)
     norm = clip_gradient_norm
     require(norm is None or norm > 0, "clip_gradient_norm", "a number > 0, or None", norm)
     require(loader_processes >= 0, "loader_processes", "0 or more", loader_processes)

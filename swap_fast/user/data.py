@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from swap_fast.config.phase import Phase
+from swap_fast.config.phase import Phase, require
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import ALONE, Comm
 
@@ -39,6 +39,12 @@ def order(num_examples: int, seed: int, phase: int, worker: int, epoch: int) -> 
 def seed_of(*words: int) -> int:
     """A seed of 63 bits from whole numbers of 0 or more."""
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
+
+
+def require_seed(seed: object) -> None:
+    """Refuse what is no seed of a run."""
+    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
+    require(is_whole, "seed", "a whole number from 0 to 2**63 - 1", seed)
 
 
 def seed_everything(seed: int) -> None:
@@ -219,10 +225,14 @@ class BatchesAsGiven:
             break
         else:
             raise ValueError(f"{name}: expected batches, got none")
+
+    @cached_property
+    def count(self) -> int:
+        """Batches of an epoch; where they have no length, one epoch is gone through."""
         try:
-            self.count = len(batches)  # type: ignore[arg-type]  # which raises where it has none
+            return len(self._batches)  # type: ignore[arg-type]  # which raises where it has none
         except TypeError:
-            self.count = sum(1 for _ in batches)
+            return sum(1 for _ in self._batches)
 
     def epoch(self, seed: int) -> Iterator[Any]:
         """Go through them, with the generators that their order is drawn from seeded."""

@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
@@ -174,11 +175,7 @@ def make_net(make_model: Callable[[], nn.Module], seed: int, device: torch.devic
             "make_model: expected a function that returns an nn.Module, got one that returns "
             f"{_kind(model)}"
         )
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise ValueError(
-            f"make_model: expected the bare net, got it in {_kind(model)}; the processes share "
-            "the work by themselves"
-        )
+    refuse_wrapped(model, "make_model")
     if bare(model) in _TRAINED:
         raise ValueError(
             "make_model: expected a new net from each call, got one that swap has trained before; "
@@ -186,6 +183,18 @@ def make_net(make_model: Callable[[], nn.Module], seed: int, device: torch.devic
         )
     _TRAINED.add(bare(model))
     return model.to(device)
+
+
+def refuse_wrapped(model: nn.Module, name: str) -> None:
+    """Refuse a net within a module that has it as its `module`.
+
+    Raises:
+        ValueError: it is in one of torch's.
+    """
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+        raise ValueError(
+            f"{name}: expected the bare net, got it in {_kind(model)}; give its .module"
+        )
 
 
 def bare(model: nn.Module) -> nn.Module:

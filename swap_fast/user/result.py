@@ -3,15 +3,19 @@
 import copy
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from swap_fast.averaging_files.soups import Soup
+from swap_fast.averaging_files.weight_files import plain_names
 from swap_fast.checkpoint.files import on_host
+from swap_fast.checkpoint.run_folder import RunInfo
 from swap_fast.files import write_file
 from swap_fast.outcome import gather_rows, gather_times, workers_on_first
 from swap_fast.record import EpochRow, Times, library_version, now
@@ -38,28 +42,15 @@ ENDS = {
 
 def model_card(record: dict[str, Any]) -> str:
     """A README for the folder that a result is saved in, from its record."""
-    settings, data, times = record["settings"], record["data"], record["times"]
-    net, phases = settings["model"], (settings["phase1"], settings["phase2"])
-    workers, processes = settings["num_workers"], record["world_size"]
-    tau, tests = phases[0]["stopping_accuracy"], data["test_examples"]
+    net, workers = record["settings"]["model"], record["settings"]["num_workers"]
     files = "\n".join(f"| `worker{w}.safetensors` | worker {w}'s model |" for w in range(workers))
-    rates = [
-        "a schedule of its own" if "learning_rate" in phase else f"{phase['peak_lr']:g}"
-        for phase in phases
-    ]
-    epochs = f"{record['phase1_epochs']} of {phases[0]['max_epochs']}"
-    rows = [
-        ("batch size", *(f"{phase['global_batch_size']:,}" for phase in phases)),
-        ("peak learning rate", *rates),
-        ("epochs", epochs, phases[1]["max_epochs"]),
-        ("stopping train accuracy", "none" if tau is None else f"{tau:g}", "none"),
-    ]
-    settings_rows = "\n".join(f"| {name} | {one} | {two} |" for name, one, two in rows)
     accuracies = {
         name: "not measured" if value is None else f"{value:.4f}"
         for name, value in record["accuracies"].items()
         if name not in ("metric", "workers")
     }
+    wrapper = "._orig_mod" if net.get("compiled") else ""
+    made = _made_by_swap(record) if record["method"] == "swap" else _made_by_refine(record)
     return f"""---
 library_name: pytorch
 tags:
@@ -87,32 +78,24 @@ batches, phase 3 averages the copies and recomputes the batch-norm statistics.
 ```python
 from safetensors.torch import load_file
 
-model = make_model()  # the function that swap_fast.swap was given: {net["made_by"]}
-model{"._orig_mod" if net["compiled"] else ""}.load_state_dict(load_file("averaged.safetensors"))
+model = make_model()  # {made.make_model}
+model{wrapper}.load_state_dict(load_file("averaged.safetensors"))
 model.eval()
 ```
 
 ## How it was made
 
-| | phase 1 | phase 2, each worker |
-| --- | ---: | ---: |
-{settings_rows}
-
-Optimizer: {settings["optimizer"]["name"]}; loss: {settings["loss"]}; precision: \
-{settings["precision"]}; seed {settings["seed"]}; {data["train_examples"]:,} training examples. \
-Phase 1 ended by {ENDS[record["stopped_by"]]}.
+{made.how}
 
 ## Results
 
 | | test {record["accuracies"]["metric"]} | training time (s) |
 | --- | ---: | ---: |
 | phase 1's model | {accuracies["phase1"]} | |
-| workers, mean | {accuracies["before_averaging"]} | {times["before_averaging_s"]:.1f} |
-| **averaged** | **{accuracies["averaged"]}** | {times["after_averaging_s"]:.1f} |
+| workers, mean | {accuracies["before_averaging"]} | {made.before_s:.1f} |
+| **averaged** | **{accuracies["averaged"]}** | {made.after_s} |
 
-{"Nothing was tested." if tests is None else f"On {tests:,} test examples."} Times are those of \
-{processes} process{"es" if processes > 1 else ""} ({record["environment"]["device"]}), and count \
-training, averaging and the pass for batch-norm statistics, not tests and checkpoints.
+{made.times}
 
 ## Licence
 
@@ -124,6 +107,63 @@ To be chosen by whoever publishes these weights.
 {PAPER}
 ```
 """
+
+
+class _Made(NamedTuple):
+    """What a card says of the one function or the other."""
+
+    make_model: str
+    how: str
+    before_s: float
+    after_s: str
+    times: str
+
+
+def _made_by_swap(record: dict[str, Any]) -> _Made:
+    settings, data, times = record["settings"], record["data"], record["times"]
+    phases, processes = (settings["phase1"], settings["phase2"]), record["world_size"]
+    tau, tests = phases[0]["stopping_accuracy"], data["test_examples"]
+    rates = [
+        "a schedule of its own" if "learning_rate" in phase else f"{phase['peak_lr']:g}"
+        for phase in phases
+    ]
+    epochs = f"{record['phase1_epochs']} of {phases[0]['max_epochs']}"
+    rows = [
+        ("batch size", *(f"{phase['global_batch_size']:,}" for phase in phases)),
+        ("peak learning rate", *rates),
+        ("epochs", epochs, phases[1]["max_epochs"]),
+        ("stopping train accuracy", "none" if tau is None else f"{tau:g}", "none"),
+    ]
+    table = "\n".join(f"| {name} | {one} | {two} |" for name, one, two in rows)
+    how = f"""| | phase 1 | phase 2, each worker |
+| --- | ---: | ---: |
+{table}
+
+Optimizer: {settings["optimizer"]["name"]}; loss: {settings["loss"]}; precision: \
+{settings["precision"]}; seed {settings["seed"]}; {data["train_examples"]:,} training examples. \
+Phase 1 ended by {ENDS[record["stopped_by"]]}."""
+    return _Made(
+        make_model=f"the function that swap_fast.swap was given: {settings['model']['made_by']}",
+        how=how,
+        before_s=times["before_averaging_s"],
+        after_s=f"{times['after_averaging_s']:.1f}",
+        times=f"""{"Nothing was tested." if tests is None else f"On {tests:,} test examples."} \
+Times are those of {processes} process{"es" if processes > 1 else ""} \
+({record["environment"]["device"]}), and count training, averaging and the pass for batch-norm \
+statistics, not tests and checkpoints.""",
+    )
+
+
+def _made_by_refine(record: dict[str, Any]) -> _Made:
+    settings, times_s = record["settings"], record["worker_times_s"]
+    return _Made(
+        make_model="a net of the class that swap_fast.refine was given",
+        how=f"`swap_fast.refine` was given phase 1's model, and `{settings['train']}` trained a "
+        f"copy of it on each worker, with seed {settings['seed']}.",
+        before_s=sum(times_s) / len(times_s),
+        after_s="",
+        times=f"The time is the mean of one worker's training ({record['environment']['device']}).",
+    )
 
 
 # The environment, for the record.
@@ -151,8 +191,8 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwapResult:
-    """The models of a run, and how they were made and measured."""
+class AveragedResult:
+    """An averaged model, the workers that it is the mean of, and how these were measured."""
 
     model: nn.Module
     """The averaged model, in eval mode, on the run's device."""
@@ -166,10 +206,6 @@ class SwapResult:
     """Of each worker at its end."""
     phase1_accuracy: float | None
     """At the end of phase 1."""
-    epochs: tuple[EpochRow, ...]
-    """Phase 1's rows, then each worker's of phase 2; NaN stands for accuracies not counted."""
-    times: Times
-    """The clock's readings."""
     record: dict[str, Any]
     """All that is known of the run, as `record.json` keeps it."""
     is_first: bool
@@ -224,6 +260,16 @@ class SwapResult:
         write_file(folder / "README.md", model_card(self.record).encode())
         write_file(folder / RECORD, (json.dumps(self.record, indent=1) + "\n").encode())
         return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwapResult(AveragedResult):
+    """The models of a run of `swap_fast.swap`, and how they were made and measured."""
+
+    epochs: tuple[EpochRow, ...]
+    """Phase 1's rows, then each worker's of phase 2; NaN stands for accuracies not counted."""
+    times: Times
+    """The clock's readings."""
 
 
 def make_result(
@@ -291,3 +337,82 @@ def make_result(
 def _row(row: EpochRow) -> dict[str, Any]:
     """An epoch as JSON has it, which knows no NaN."""
     return {name: None if value != value else value for name, value in asdict(row).items()}
+
+
+# Of `swap_fast.refine`.
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineResult(AveragedResult):
+    """The averaged model of `swap_fast.refine`, and what is known of its workers."""
+
+    worker_times_s: tuple[float, ...]
+    """Each worker's training, in seconds."""
+    barrier: float | None
+    """How far the accuracy falls below the straight line on the way between the two workers that
+    lie farthest apart, a fraction; None where it was not measured."""
+    notes: tuple[str, ...]
+    """What you should know, such as workers in different basins; each was a warning too."""
+
+
+def make_refine_result(
+    net: nn.Module,
+    soup: Soup,
+    workers: Sequence[dict[str, Tensor]],
+    times_s: tuple[float, ...],
+    barrier: float | None,
+    info: RunInfo,
+    *,
+    metric: str,
+    phase1_accuracy: float | None,
+    is_first: bool,
+) -> RefineResult:
+    """Load the average into a clean net, and put what is known of it together.
+
+    Arguments:
+        workers: on the first rank, each one's tensors by the net's plain names.
+    """
+    names, report = plain_names(net.state_dict()), soup.report
+
+    def state_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With the net's own names."""
+        return {name: tensors[short] for name, short in names.items() if short in tensors}
+
+    net.load_state_dict(net.state_dict() | state_of(soup.tensors))
+    accuracies = tuple(each.accuracies.get("test") for each in report.ingredients)
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    before, after = sum(known) / len(known) if known else None, report.after.get("test")
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "method": "refine",
+        "created": info.created,
+        "settings": info.settings,
+        "environment": info.machine,
+        "world_size": info.machine["world_size"],
+        "accuracies": {
+            "metric": metric,
+            "phase1": phase1_accuracy,
+            "workers": list(accuracies),
+            "before_averaging": before,
+            "averaged": after,
+        },
+        "worker_times_s": list(times_s),
+        "barrier": barrier,
+        "pairwise_distances": report.distances,
+        "displacement_norms": [each.from_start for each in report.ingredients],
+        "displacement_cosines": report.cosines,
+        "notes": list(report.notes),
+    }
+    return RefineResult(
+        model=net.eval(),
+        worker_states=tuple(map(state_of, workers)),
+        accuracy=after,
+        accuracy_before_averaging=before,
+        worker_accuracies=accuracies,
+        phase1_accuracy=phase1_accuracy,
+        record=record,
+        is_first=is_first,
+        worker_times_s=times_s,
+        barrier=barrier,
+        notes=report.notes,
+    )

@@ -29,7 +29,7 @@ from own_nets import (
     plain_net,
     small_swap,
 )
-from processes import free_port
+from processes import free_port, run_torchrun
 from repository import TESTS
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -301,14 +301,7 @@ def double(data):
 
 
 def run_script(folder: Path, processes: int) -> None:
-    script = folder / "script.py"
-    script.write_text(PRELUDE + SCRIPT)
-    env = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    torchrun += ["--master-port", str(free_port())]
-    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), str(folder)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_torchrun(PRELUDE + SCRIPT, folder, processes)
 
 
 @pytest.mark.slow
