@@ -39,12 +39,10 @@ from swap_fast.user.data import (
     require_seed,
 )
 from swap_fast.user.method import describe_method, name_of, user_method
+from swap_fast.user.objective import Loss, Metric, Objective, counts_right
 from swap_fast.user.parts import (
     Groups,
-    Loss,
     Make,
-    Metric,
-    Objective,
     UserOptimizer,
     UserSource,
     UserStep,
@@ -174,7 +172,8 @@ def swap(
         clip_gradient_norm: the largest norm of an update's gradient.
         keep_momentum: carry the optimizer's history of phase 1 into phase 2.
         loss: of the model and a batch, the mean loss, or (the mean loss, how many were right, of
-            how many). None: the cross entropy of model(inputs) against targets.
+            how many); or one of torch's own, such as nn.CrossEntropyLoss(label_smoothing=0.1), of
+            model(inputs) and targets. None: the cross entropy.
         metric: of the model and a test batch, (a sum, over how many), in place of the accuracy.
         augment: of a batch on its device and a torch.Generator, the batch to train on.
         collate: makes a batch of a list of a data set's examples. None: torch's default.
@@ -236,7 +235,7 @@ def swap(
             phase2=phase2,
             schedules=(schedule1, schedule2),
             learning_rate=own_optimizer.learning_rate if optimizer else None,
-            counts=loss is None,
+            counts=counts_right(loss),
             keep_momentum=keep_momentum,
         )
         if comm.world_size > (replicas := method.phase1.gpus_per_model):
@@ -278,12 +277,19 @@ def swap(
             weights.load_(weights.theta.detach(), weights.statistics)
             own_optimizer.reset_()  # a new one, should it hold a copy of the weights
         objective = Objective(model, loss)
-        here = Placement(device=where, seed=seed, augment=augment)
-        for name, phase in (("phase1", method.phase1), ("phase2", method.phase2)):
-            refuse_lone_examples(phase, name, weights, objective, train, here)
+        execution = Execution(device_type=kind, precision=precision, memory_format="contiguous")
+        by_name = {"phase1": method.phase1, "phase2": method.phase2}
+        largest = max(phase.micro_batch_size for phase in by_name.values())
+        source = UserSource(
+            model, train, test, objective, metric=metric, augment=augment, batch_size=largest
+        )
+        with clock.lap("data_preparation"):
+            source.open_(weights, execution, seed=seed)
+            source.try_batches()
+            here = Placement(device=where, seed=seed, augment=augment)
+            refuse_lone_examples(by_name, weights, objective, train, here)
         group = comm.worker_group(workers)
         phases = [(method.phase1, comm), (method.phase2, group.inside)]
-        execution = Execution(device_type=kind, precision=precision, memory_format="contiguous")
         place = None if folder is None else Path(folder)
         attempt = None if place is None else open_folder(place, info, comm, resume=resume)
         shutdown = NEVER if place is None else GracefulShutdown(synchronize)
@@ -321,15 +327,7 @@ def swap(
                 resumed=attempt is not None and attempt.resumed,
             )
             parts = assemble(
-                UserSource(
-                    model,
-                    train,
-                    test,
-                    objective,
-                    metric=metric,
-                    augment=augment,
-                    batch_size=max(phase.micro_batch_size for phase, _ in phases),
-                ),
+                source,
                 phases,
                 [
                     [UserStep(weights, own_optimizer, phase, ranks, execution, objective)]

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -23,6 +24,7 @@ from torch.utils.data import (
 from swap_fast.config.phase import Phase, require
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import ALONE, Comm
+from swap_fast.user.batch import batch_length, leaves, on_device, transformed
 
 # Seeds: each follows from where its numbers are needed, and from nothing drawn before.
 
@@ -70,56 +72,6 @@ def generators_kept(device_type: str) -> Iterator[None]:
             random.setstate(pythons)
 
 
-# Batches of any kind: tensors, and tuples, mappings and objects of them.
-
-
-def batch_length(batch: Any) -> int:
-    """The examples of a batch: the length of the first tensor in it.
-
-    Raises:
-        ValueError: it holds none.
-    """
-    for tensor in leaves(batch):
-        if tensor.dim():
-            return len(tensor)
-    raise ValueError(f"batch: expected tensors [B, ...], got a {type(batch).__name__}")
-
-
-def leaves(batch: Any) -> list[Tensor]:
-    """All tensors of a batch, in their order."""
-    if isinstance(batch, Tensor):
-        return [batch]
-    if isinstance(batch, Mapping):
-        return [tensor for value in batch.values() for tensor in leaves(value)]
-    if isinstance(batch, (tuple, list)):
-        return [tensor for value in batch for tensor in leaves(value)]
-    return []
-
-
-def transformed(batch: Any, change: Callable[[Any], Any]) -> Any:
-    """The batch with whatever can be moved changed, its tensors above all; the rest as it is."""
-    if hasattr(batch, "to"):
-        return change(batch)
-    if isinstance(batch, Mapping):
-        return {name: transformed(value, change) for name, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(transformed(value, change) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(transformed(value, change) for value in batch)
-    return batch
-
-
-def on_device(batch: Any, device: torch.device) -> Any:
-    """The batch on a device; a kind of batch with a method `to` of its own moves itself."""
-
-    def move(part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return part.to(device, non_blocking=True)
-        return part.to(device)
-
-    return transformed(batch, move)
-
-
 Collate = Callable[[list[Any]], Any]
 """Makes a batch of a list of examples."""
 
@@ -141,12 +93,21 @@ class Examples(Dataset[Any]):
     Arguments:
         read: makes a batch.
         processes: that read batches ahead; 0: none but this one.
+        columns: all examples, where they are tensors.
+        hint: what to do where there are too few.
     """
 
     def __init__(
-        self, length: int, read: Callable[[SampleRequest], Any], processes: int = 0
+        self,
+        length: int,
+        read: Callable[[SampleRequest], Any],
+        processes: int = 0,
+        *,
+        columns: Any = None,
+        hint: str = "",
     ) -> None:
         self._length, self._read, self._processes = length, read, processes
+        self.columns, self.hint = columns, hint
 
     def __len__(self) -> int:
         return self._length
@@ -186,7 +147,15 @@ def tensor_examples(tensors: Any, name: str, device: torch.device | None) -> Exa
         rows = torch.from_numpy(request.indices)
         return transformed(tensors, lambda tensor: tensor[rows.to(tensor.device)])
 
-    return Examples(lengths[0], read)
+    return Examples(lengths[0], read, columns=tensors)
+
+
+def targets_of(data: "Data") -> Tensor | None:
+    """The targets of all examples, the last column or "labels", where these are tensors."""
+    columns = data.columns if isinstance(data, Examples) else None
+    if isinstance(columns, Mapping):
+        return columns.get("labels")
+    return columns[-1] if isinstance(columns, tuple) else None
 
 
 def _collated(dataset: Any, collate: Collate, request: SampleRequest) -> Any:
@@ -234,6 +203,16 @@ class BatchesAsGiven:
         except TypeError:
             return sum(1 for _ in self._batches)
 
+    @property
+    def ends_alone(self) -> bool:
+        """Whether the last batch is known to have one example, and others have more."""
+        sampler = getattr(self._batches, "batch_sampler", None)
+        if not isinstance(sampler, BatchSampler) or sampler.drop_last or sampler.batch_size < 2:
+            return False
+        with suppress(TypeError):  # it has no length
+            return len(sampler.sampler) % sampler.batch_size == 1  # type: ignore[arg-type]
+        return False
+
     def epoch(self, seed: int) -> Iterator[Any]:
         """Go through them, with the generators that their order is drawn from seeded."""
         seed_everything(seed)
@@ -267,7 +246,7 @@ def open_data(
     Raises:
         ValueError: none of these, or such that no epoch can be made of them.
     """
-    if (tensors := _as_tensors(data)) is not None:
+    if (tensors := _as_tensors(data, name)) is not None:
         return tensor_examples(tensors, name, device)
     if isinstance(data, IterableDataset):
         raise ValueError(
@@ -277,7 +256,13 @@ def open_data(
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping):
         if len(data) == 0:
             raise ValueError(f"{name}: expected examples, got none")
-        return Examples(len(data), partial(_collated, data, collate or default_collate), processes)
+        hint = "; a list is one of examples: of batches make DataLoader(batches, batch_size=None)"
+        return Examples(
+            len(data),
+            partial(_collated, data, collate or default_collate),
+            processes,
+            hint=hint if isinstance(data, list) else "",
+        )
     if hasattr(data, "__iter__") and not isinstance(data, Mapping):
         return BatchesAsGiven(data, name)
     raise ValueError(
@@ -286,18 +271,46 @@ def open_data(
     )
 
 
-def _as_tensors(data: Any) -> Any:
-    """One column of all examples, or a few; None for other data, such as a list of examples."""
+def _as_tensors(data: Any, name: str) -> Any:
+    """One column of all examples, or a few; None for other data, such as a list of examples.
+
+    Raises:
+        ValueError: a column that is no table of numbers.
+    """
     if isinstance(data, Tensor):
         return data
-    columns = data.values() if isinstance(data, Mapping) else data
-    if not isinstance(data, (tuple, Mapping)) or not data:
+    columns = list(data.values()) if isinstance(data, Mapping) else data
+    if not isinstance(columns, (tuple, list)) or not any(map(_is_array, columns)):
         return None
-    if not all(isinstance(column, (Tensor, np.ndarray)) for column in columns):
+    # The labels of a tuple may be a list of numbers.
+    also = list if isinstance(data, tuple) else ()
+    if not all(_is_array(each) or isinstance(each, also) for each in columns):
         return None
-    if isinstance(data, Mapping):
-        return {name: torch.as_tensor(column) for name, column in data.items()}
-    return tuple(map(torch.as_tensor, columns))
+    # A list holds examples, but for inputs [N, D] and labels [N]: unlike, and of one length.
+    if isinstance(data, list):
+        shapes = [np.shape(each) for each in columns]
+        if len(set(map(len, shapes))) == 1 or len({shape[:1] for shape in shapes}) > 1:
+            return None
+    tensors = [_as_tensor(each, name) for each in columns]
+    return dict(zip(data, tensors, strict=True)) if isinstance(data, Mapping) else tuple(tensors)
+
+
+def _is_array(column: Any) -> bool:
+    """Whether it is a tensor, or what numpy reads as an array: one of its own, or of pandas."""
+    return isinstance(column, Tensor) or hasattr(column, "__array__")
+
+
+def _as_tensor(column: Any, name: str) -> Tensor:
+    if isinstance(column, Tensor):
+        return column
+    try:
+        array = np.asarray(column)
+        # torch reads neither reversed nor foreign-endian memory, and warns of what is read-only.
+        array = np.require(array.astype(array.dtype.newbyteorder("="), copy=False), None, "CW")
+        return torch.as_tensor(array)
+    except (TypeError, ValueError) as error:
+        kind = type(column).__name__
+        raise ValueError(f"{name}: expected columns of numbers, got a {kind}: {error}") from None
 
 
 # Batches of a phase, replica by replica, and of one pass over the data.
@@ -454,7 +467,8 @@ def one_pass(
     """All examples once, in batches that are dealt out to the ranks, on the device.
 
     The batches are the same for any number of ranks; the last one may be short. One example alone,
-    of which batch norm can make no statistics, goes to the batch before it.
+    of which batch norm can make no statistics, goes to the batch before it; in phase 3 it is left
+    out where batches come as they are.
 
     Arguments:
         batch_size: of examples that can be picked.
@@ -477,5 +491,7 @@ def one_pass(
         chosen = iter(zip(numbers, data.stream(asked), strict=True))
     for i, batch in chosen:
         made = place.put(batch, *where, i, 0)
+        if shuffled and isinstance(data, BatchesAsGiven) and made.examples == 1 < data.batch_size:
+            continue  # the last one, of which batch norm can make no statistics
         seed_everything(made.seed)
         yield made.batch

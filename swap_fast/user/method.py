@@ -110,7 +110,7 @@ def user_method(
             max_epochs=max(1, round(PHASE2_SHARE * phase1.max_epochs)),
         )
     phase1, phase2 = _with_replicas(phase1, replicas), _with_schedule(phase2, schedules[1])
-    _check(phase1, phase2, given, examples)
+    _check(phase1, phase2, given, data)
     return UserMethod(
         num_workers=workers,
         phase1=_with_schedule(phase1, schedules[0]),
@@ -143,7 +143,8 @@ def _with_schedule(phase: Phase, schedule: Schedule | None) -> Phase:
     return ScheduledPhase(**said, learning_rate=schedule)
 
 
-def _check(phase1: Phase, phase2: Phase, given: int | None, examples: int) -> None:
+def _check(phase1: Phase, phase2: Phase, given: int | None, data: Data) -> None:
+    examples, hint = num_examples(data), "" if isinstance(data, BatchesAsGiven) else data.hint
     require(
         phase2.stopping_accuracy is None,
         "phase2.stopping_accuracy",
@@ -164,7 +165,8 @@ def _check(phase1: Phase, phase2: Phase, given: int | None, examples: int) -> No
         if examples < phase.global_batch_size:
             raise ValueError(
                 f"train_data: expected at least one batch of {phase.global_batch_size} examples "
-                f"for {name}, got {examples}; lower its batch size, the workers, or use more data"
+                f"for {name}, got {examples}; lower its batch size, the workers, or use more "
+                f"data{hint}"
             )
 
 
