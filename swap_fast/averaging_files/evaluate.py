@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swap_fast.averaging_files.weight_files import (
+    TORCH_SUFFIXES,
     WeightFile,
     plain_names,
     read_weights,
@@ -32,7 +34,7 @@ from swap_fast.distributed import ALONE
 from swap_fast.models import make_net
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.training.batchnorm import BatchNormRecompute
-from swap_fast.training.evaluate import Count, Evaluator
+from swap_fast.training.evaluate import Count, Evaluator, count_right, logits_of
 from swap_fast.training.weights import Weights
 
 _OF_A_RUN = re.compile(rf"(worker(\d+)-epoch(\d+)|final|phase1){re.escape(MODEL)}")
@@ -74,8 +76,8 @@ def require_shares(
 def target(output: Path, files: Sequence[WeightFile], *, overwrite: bool) -> Path:
     """Where the average goes: checked before the work, not after it."""
     path = output if output.suffix else output.with_suffix(".safetensors")
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: expected an output that ends in .safetensors")
+    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        raise ValueError(f"{path}: expected an output that ends in .safetensors, .pt or .pth")
     if path.exists():
         if any(os.path.samefile(path, file.path) for file in files):
             raise ValueError(f"{path}: expected an output beside the inputs, got one of them")
@@ -222,6 +224,21 @@ class Evaluation:
         self._recompute = BatchNormRecompute(weights, autocast, forward=forward)
         self._names = plain_names(weights.model.state_dict())
 
+    def fitted(self, file: WeightFile) -> tuple[WeightFile, str]:
+        """A file by the net's own names, and the prefix that all of these have in the file.
+
+        So has a checkpoint of Lightning `model.`; what does not begin with it is left out.
+        """
+        own = set(self._names.values())
+        longest = max(own, key=len, default="")
+        starts = [name.removesuffix(longest) for name in file.tensors if name.endswith(longest)]
+        found = [each for each in starts if all(each + name in file.tensors for name in own)]
+        if len(found) != 1 or not found[0]:
+            return file, ""
+        (prefix,) = found
+        short = {name.removeprefix(prefix): t for name, t in file.tensors.items()}
+        return replace(file, tensors={n: t for n, t in short.items() if n in own}), prefix
+
     def load_(self, tensors: Mapping[str, Tensor], where: Path | str) -> None:
         """Put a file's tensors into the net.
 
@@ -231,6 +248,11 @@ class Evaluation:
         own = {short: name for name, short in self._names.items()}
         given = {own.get(name, name): t for name, t in tensors.items()}
         state = self.weights.model.state_dict()
+        if given and not given.keys() & state.keys():
+            raise ValueError(
+                f"{where}: expected the net's names, {next(iter(state))} and the like, got "
+                f"{next(iter(tensors))} and the like; make the net that the file is of"
+            )
         # Of weights that two layers share, safetensors files often keep one name.
         by_memory = {_memory(state[name]): t for name, t in given.items() if name in state}
         for name in state.keys() - given.keys():
@@ -316,7 +338,12 @@ def user_evaluation(
     }
 
     def inputs() -> Iterator[Tensor]:
-        return (inputs for inputs, _ in batches["train"]())
+        """Without a last batch of one example, of which batch norm can make no statistics."""
+        longest = 0
+        for inputs, _ in batches["train"]():
+            longest = max(longest, len(inputs))
+            if len(inputs) > 1 or longest == 1:
+                yield inputs
 
     return Evaluation(
         weights,
@@ -377,21 +404,21 @@ def _accuracy(
 
     def count(batch: tuple[Tensor, Tensor | None]) -> Count:
         inputs, labels = batch
-        logits = model(inputs)
+        logits = logits_of(model(inputs))
         if not isinstance(logits, Tensor) or logits.dim() < 2:
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
                 f"model: expected logits [B, C] or [B, C, ...], got {got}; give a function "
                 "that returns a net with these alone"
             )
-        predicted = logits.argmax(1)
-        if labels is None or predicted.shape != labels.shape:
+        if labels is None or labels.shape != (len(logits), *logits.shape[2:]):
             got = "none" if labels is None else f"labels {list(labels.shape)}"
             raise ValueError(
                 f"data, {split}: expected a label for each of the logits "
                 f"{list(logits.shape)}, got {got}"
             )
-        return (predicted == labels).sum(), 0, labels.numel()
+        correct, total = count_right(logits, labels)
+        return correct, 0, total
 
     evaluate = Evaluator(model, lambda comm: batches(), count, nullcontext, device)
 

@@ -27,6 +27,7 @@ from swap_fast.averaging_files.evaluate import (
 from swap_fast.averaging_files.report import BARRIER, Ingredient, SoupReport, barrier
 from swap_fast.averaging_files.weight_files import (
     STATISTICS,
+    TORCH_SUFFIXES,
     WeightFile,
     between,
     differing,
@@ -75,7 +76,7 @@ def average_files(
     device: torch.device | str = "cpu",
     say: Say = lambda line: None,
 ) -> Soup:
-    """Average finished models from files, and write the average as safetensors.
+    """Average finished models from files, and write the average as safetensors or as torch does.
 
     With a net and data the batch-norm statistics are recomputed, and the accuracy of every model
     and of the average is measured, before and after, and along the segments between them.
@@ -83,7 +84,7 @@ def average_files(
     Arguments:
         paths: safetensors files, torch's files, models in memory by `weights_of`, or the folder
             of a run, which stands for its workers.
-        output: where to write; None: nowhere.
+        output: where to write, .safetensors, or .pt for a state dict of torch's; None: nowhere.
         soup: the mean of all, or of those that each make it no worse, from the best on.
         shares: of each file in a uniform soup, to be divided by their sum; None: all alike.
         model: makes the net that the files are of.
@@ -110,6 +111,10 @@ def average_files(
     for path in files_of(paths):
         files.append(path if isinstance(path, WeightFile) else read_weights(path, key))
         say(f"{files[-1].path}: {sum(t.numel() for t in files[-1].tensors.values()):,} values")
+    prefix = ""
+    if evaluation is not None:
+        fitted = [evaluation.fitted(file) for file in files]
+        files, prefix = [file for file, _ in fitted], fitted[0][1]
     written = None if output is None else target(Path(output), files, overwrite=overwrite)
     shares = require_shares(shares, files, soup)
     splits = () if evaluation is None else evaluation.splits
@@ -162,6 +167,11 @@ def average_files(
             "nothing was written"
         )
     notes = _notes(files, names, batch_norm, apart, evaluated=evaluation is not None)
+    if prefix:
+        notes.append(
+            f"the files' names begin with {prefix}, which the net's do not: it was left out, and "
+            "so was what has other names"
+        )
     if soup == "greedy" and select_on == "test":
         notes.append(
             "the soup was chosen by the test images, so that its accuracy on them flatters it; "
@@ -190,7 +200,7 @@ def average_files(
         notes=tuple(notes),
     )
     if written is not None:
-        content = serialize(tensors, _about(report))
+        content = serialize(tensors, _about(report), as_torch=written.suffix in TORCH_SUFFIXES)
         write_file(written, content)
         digest = hashlib.sha256(content).hexdigest()
         report = replace(report, output=str(written), sha256=digest)
