@@ -14,7 +14,8 @@ from swap_fast.averaging_files.evaluate import Evaluation, measured_weights
 from swap_fast.averaging_files.weight_files import plain_names
 from swap_fast.config.phase import require
 from swap_fast.training.weights import refuse_synchronized
-from swap_fast.user.data import BatchesAsGiven, Placement, batch_length, generators_kept, one_pass
+from swap_fast.user.batch import batch_length
+from swap_fast.user.data import BatchesAsGiven, Placement, generators_kept, one_pass
 from swap_fast.user.parts import bare, refuse_wrapped
 
 Forward = Callable[[nn.Module, Any], object]
@@ -72,7 +73,8 @@ def open_evaluation(
     one = None
     if weights.norms:
         given, place = _given(batches), Placement(device=where, seed=0, augment=None)
-        one = partial(one_pass, given, place, batch_size=given.batch_size, shuffled=False)
+        size = given.batch_size
+        one = partial(one_pass, given, place, batch_size=size, shuffled=False, batch_norm=True)
     return Evaluation(
         weights,
         {} if evaluate is None else {"test": partial(_measured, evaluate, net)},

@@ -25,6 +25,7 @@ from swap_fast.config.phase import Phase, require
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.user.batch import batch_length, leaves, on_device, transformed
+from swap_fast.user.columns import as_tensors
 
 # Seeds: each follows from where its numbers are needed, and from nothing drawn before.
 
@@ -246,7 +247,7 @@ def open_data(
     Raises:
         ValueError: none of these, or such that no epoch can be made of them.
     """
-    if (tensors := _as_tensors(data, name)) is not None:
+    if (tensors := as_tensors(data, name)) is not None:
         return tensor_examples(tensors, name, device)
     if isinstance(data, IterableDataset):
         raise ValueError(
@@ -269,48 +270,6 @@ def open_data(
         f"{name}: expected tensors, a data set with __len__ and __getitem__, or batches to iterate "
         f"over, got a {type(data).__name__}"
     )
-
-
-def _as_tensors(data: Any, name: str) -> Any:
-    """One column of all examples, or a few; None for other data, such as a list of examples.
-
-    Raises:
-        ValueError: a column that is no table of numbers.
-    """
-    if isinstance(data, Tensor):
-        return data
-    columns = list(data.values()) if isinstance(data, Mapping) else data
-    if not isinstance(columns, (tuple, list)) or not any(map(_is_array, columns)):
-        return None
-    # The labels of a tuple may be a list of numbers.
-    also = list if isinstance(data, tuple) else ()
-    if not all(_is_array(each) or isinstance(each, also) for each in columns):
-        return None
-    # A list holds examples, but for inputs [N, D] and labels [N]: unlike, and of one length.
-    if isinstance(data, list):
-        shapes = [np.shape(each) for each in columns]
-        if len(set(map(len, shapes))) == 1 or len({shape[:1] for shape in shapes}) > 1:
-            return None
-    tensors = [_as_tensor(each, name) for each in columns]
-    return dict(zip(data, tensors, strict=True)) if isinstance(data, Mapping) else tuple(tensors)
-
-
-def _is_array(column: Any) -> bool:
-    """Whether it is a tensor, or what numpy reads as an array: one of its own, or of pandas."""
-    return isinstance(column, Tensor) or hasattr(column, "__array__")
-
-
-def _as_tensor(column: Any, name: str) -> Tensor:
-    if isinstance(column, Tensor):
-        return column
-    try:
-        array = np.asarray(column)
-        # torch reads neither reversed nor foreign-endian memory, and warns of what is read-only.
-        array = np.require(array.astype(array.dtype.newbyteorder("="), copy=False), None, "CW")
-        return torch.as_tensor(array)
-    except (TypeError, ValueError) as error:
-        kind = type(column).__name__
-        raise ValueError(f"{name}: expected columns of numbers, got a {kind}: {error}") from None
 
 
 # Batches of a phase, replica by replica, and of one pass over the data.
@@ -462,17 +421,23 @@ class _Given(_PhaseBatches):
 
 
 def one_pass(
-    data: Data, place: Placement, *, batch_size: int, shuffled: bool, comm: Comm = ALONE
+    data: Data,
+    place: Placement,
+    *,
+    batch_size: int,
+    shuffled: bool,
+    batch_norm: bool = False,
+    comm: Comm = ALONE,
 ) -> Iterator[Any]:
     """All examples once, in batches that are dealt out to the ranks, on the device.
 
     The batches are the same for any number of ranks; the last one may be short. One example alone,
-    of which batch norm can make no statistics, goes to the batch before it; in phase 3 it is left
-    out where batches come as they are.
+    of which batch norm can make no statistics, goes to the batch before it.
 
     Arguments:
         batch_size: of examples that can be picked.
         shuffled: for phase 3, in an order of its own and augmented; else as they are.
+        batch_norm: leave out one example alone where batches come as they are.
     """
     where = (3, 0, 0)
     chosen: Iterator[tuple[int, Any]]
@@ -491,7 +456,7 @@ def one_pass(
         chosen = iter(zip(numbers, data.stream(asked), strict=True))
     for i, batch in chosen:
         made = place.put(batch, *where, i, 0)
-        if shuffled and isinstance(data, BatchesAsGiven) and made.examples == 1 < data.batch_size:
-            continue  # the last one, of which batch norm can make no statistics
+        if batch_norm and isinstance(data, BatchesAsGiven) and made.examples == 1 < data.batch_size:
+            continue
         seed_everything(made.seed)
         yield made.batch

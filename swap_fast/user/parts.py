@@ -428,7 +428,12 @@ class UserSource:
     def batch_norm_batches(self, buffer: None, shape: BatchShape, comm: Comm) -> Iterator[Any]:
         """All training examples once, augmented."""
         return one_pass(
-            self._train, self._place, batch_size=self._batch_size, shuffled=True, comm=comm
+            self._train,
+            self._place,
+            batch_size=self._batch_size,
+            shuffled=True,
+            batch_norm=True,
+            comm=comm,
         )
 
     def evaluator(self, shape: BatchShape) -> Evaluate:

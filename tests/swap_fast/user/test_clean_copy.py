@@ -53,3 +53,13 @@ def test_the_batch_norm_pass_takes_batches_of_every_kind() -> None:
     swap_fast.recompute_batchnorm(plain_net(), BATCHES)  # nothing to be done
     with pytest.raises(ValueError, match=r"^batches: expected a DataLoader"):
         swap_fast.recompute_batchnorm(model, TensorDataset(X, Y))
+
+
+def test_a_last_batch_of_one_example_is_left_out() -> None:
+    found = []
+    for batches in ([*BATCHES, (X[:1], Y[:1])], BATCHES):
+        model = net()
+        model[0].weight.data.fill_(0.1)
+        swap_fast.recompute_batchnorm(model, batches)
+        found.append(model[1].running_var)
+    assert torch.equal(*found)
