@@ -24,12 +24,12 @@ from swap_fast.data.cifar.dataset import Split
 from swap_fast.data.cifar.files import load_dataset, locate_dataset
 from swap_fast.data.imagenet.files import BadImageError, read_image
 from swap_fast.data.imagenet.scan import PREPARED, BadFile, ImageSplit, ImageTree, scan_tree
+from swap_fast.files import remove_parts, write_file
 
 # Prepare: a tree's images at a smaller size.
 
 JPEG_QUALITY = 90
 _CHUNK = 16  # files a process takes at a time
-_PARTIAL = ".partial"  # begins the name of an unfinished file: hidden, so not part of a tree
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -99,7 +99,7 @@ def _claim(destination: Path, tree: ImageTree, size: int) -> dict[str, object]:
         try:
             found = json.loads(note.read_text(encoding="utf-8"))
             found.pop("finished")
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             found = "no note of prepare's"
         if found != wanted:
             raise ValueError(f"{note}: expected {wanted} to go on, got {found}; use another folder")
@@ -111,7 +111,7 @@ def _claim(destination: Path, tree: ImageTree, size: int) -> dict[str, object]:
 
 
 def _write_note(destination: Path, note: dict[str, object]) -> None:
-    _write_whole(destination / PREPARED, json.dumps(note, indent=1).encode())
+    write_file(destination / PREPARED, json.dumps(note, indent=1).encode())
 
 
 def _make_folders(destination: Path, splits: Sequence[ImageSplit]) -> None:
@@ -125,11 +125,10 @@ def _make_folders(destination: Path, splits: Sequence[ImageSplit]) -> None:
         for below in sorted({os.path.dirname(name) for name in names}):
             folder = destination / split.folder.name / below
             folder.mkdir(parents=True, exist_ok=True)
+            remove_parts(folder)
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name.startswith(_PARTIAL):
-                        os.unlink(entry)
-                    elif entry.is_file() and f"{below}/{entry.name}" not in names:
+                    if entry.is_file() and f"{below}/{entry.name}" not in names:
                         raise ValueError(
                             f"{destination}: expected only files that the source has too, got "
                             f"{os.path.relpath(entry.path, destination)!r}; remove it"
@@ -177,7 +176,7 @@ def resize_file(job: Job, size: int) -> str | None:
         return str(error)
     except (SyntaxError, ValueError, OSError) as error:  # what Pillow raises for damage
         return f"cannot be decoded: {' '.join(str(error).split())}"
-    _write_whole(Path(destination), content)
+    write_file(Path(destination), content, sync=False)  # a million of them
     return None
 
 
@@ -199,14 +198,6 @@ def resized(content: bytes, size: int) -> bytes:
     else:
         image.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file atomically, under a temporary name first."""
-    partial = path.with_name(f"{_PARTIAL}-{os.getpid()}")
-    with open(partial, "wb") as file:
-        file.write(content)
-    os.replace(partial, path)
 
 
 def _name_bad_file(bad: BadFile) -> None:

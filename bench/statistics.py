@@ -13,6 +13,8 @@ UNSTABLE_SHARE = 0.1
 """A standard deviation of this share of the mean, or more, marks times as unstable."""
 RESAMPLES = 9999
 """Of the bootstrap."""
+MOST_RESAMPLED = 2 * 10**6
+"""Values that it holds at once, in 32 MB with their indices."""
 BOOTSTRAP_SEED = 0
 """Fixed, so that the same records give the same report."""
 HELD, DID_NOT_HOLD, NO_RUNS = "held", "did not hold", "no runs"
@@ -103,6 +105,7 @@ def bootstrap_interval(values: Sequence[float]) -> Interval | None:
         np.mean,
         n_resamples=RESAMPLES,
         confidence_level=CONFIDENCE,
+        batch=min(RESAMPLES, max(1, MOST_RESAMPLED // len(values))),
         method="BCa",
         rng=np.random.default_rng(BOOTSTRAP_SEED),
     ).confidence_interval

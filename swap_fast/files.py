@@ -6,13 +6,14 @@ from pathlib import Path
 from uuid import uuid4
 
 
-def write_file(path: Path, content: bytes, *, new: bool = False) -> None:
+def write_file(path: Path, content: bytes, *, new: bool = False, sync: bool = True) -> None:
     """Write a file aside, sync it, rename it, and sync its folder.
 
     Needs no hard links, which some network file systems do not have.
 
     Arguments:
         new: the name may not be taken; an empty file, as a killed process leaves it, is free.
+        sync: wait for the disk, so that the file outlasts a loss of power.
 
     Raises:
         FileExistsError: the name is taken.
@@ -23,12 +24,14 @@ def write_file(path: Path, content: bytes, *, new: bool = False) -> None:
     try:
         with open(part, "xb") as file:  # a new file: never through a link that is there
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         if new:
             _take(path)
         part.replace(path)
-        _sync(path.parent)
+        if sync:
+            _sync(path.parent)
     except FileExistsError:
         raise
     except OSError as error:

@@ -12,12 +12,31 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, TypeVar
+from textwrap import shorten
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar
+
+import msgspec
+from msgspec import Meta
 
 from swap_fast.config.recipe import RECIPE_KINDS, AveragingRecipe, Recipe, checked, recipe_from
 from swap_fast.files import write_file
 
 SCHEMA_VERSION = 6
+
+LARGEST = 10**18
+"""No number of a record is larger: what a damaged one gives would overflow where it is drawn."""
+Amount = Annotated[float, Meta(ge=0, le=LARGEST)]
+"""Seconds, GiB, joules, distances."""
+Duration = Annotated[float, Meta(gt=0, le=LARGEST)]
+"""Seconds of what took some time, over which other numbers are divided."""
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+"""An accuracy, an error, a share."""
+Cosine = Annotated[float, Meta(ge=-1.000001, le=1.000001)]
+"""Rounding leads a little beyond 1."""
+Index = Annotated[int, Meta(ge=0, le=LARGEST)]
+"""A count that may be 0, or a number from 0."""
+Count = Annotated[int, Meta(ge=1, le=LARGEST)]
+"""A count, or a number from 1."""
 
 DeviceType = Literal["cpu", "cuda"]
 
@@ -33,10 +52,10 @@ class Machine(TypedDict):
 
     device_type: DeviceType
     device: str  # the model
-    device_count: int  # GPUs, or CPU cores, that the machine has
+    device_count: Count  # GPUs, or CPU cores, that the machine has
     cpu: str
-    cpu_count: int
-    memory_gib: float
+    cpu_count: Count
+    memory_gib: Amount
     system: str
     python: str
     driver: str | None
@@ -58,12 +77,12 @@ class Data(TypedDict):
     name: Literal["cifar10", "cifar100", "synthetic", "imagenet"]
     kind: Literal["published", "subset", "synthetic", "own", "held-out"]
     sha256: str  # of the content
-    train_images: int
-    test_images: int
-    held_out: NotRequired[int]  # training images on which a search's run is tested
-    classes: NotRequired[int]  # of a tree of files, as what follows
-    prepared_size: NotRequired[int | None]
-    skipped_files: NotRequired[int]
+    train_images: Count
+    test_images: Count
+    held_out: NotRequired[Count]  # training images on which a search's run is tested
+    classes: NotRequired[Count]  # of a tree of files, as what follows
+    prepared_size: NotRequired[Count | None]
+    skipped_files: NotRequired[Index]
 
 
 class ExecutionSettings(TypedDict):
@@ -95,8 +114,8 @@ class Start(TypedDict):
 class Interruptions(TypedDict):
     """How often a run went on from a checkpoint."""
 
-    count: int
-    lost_s: float  # seconds
+    count: Count
+    lost_s: Amount  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +124,9 @@ class EpochRow:
 
     phase: int
     """1 or 2."""
-    worker: int
+    worker: Index
     """The model of phase 2, from 0; 0 in phase 1, where all workers share one."""
-    epoch: int
+    epoch: Count
     """Epochs done in this phase, from 1."""
     learning_rate: float
     """Of the epoch's last update."""
@@ -115,7 +134,7 @@ class EpochRow:
     """Mean over the epoch's own batches."""
     train_accuracy: float
     """Mean over the epoch's own augmented batches, a fraction."""
-    time_s: float
+    time_s: Amount
     """The paper's reading of this rank's clock at the epoch's end."""
     test_accuracy: float | None = None
     """After the epoch, a fraction; None where it was not evaluated."""
@@ -126,17 +145,21 @@ class EpochRow:
     noise_scale: float | None = None
     """The epoch's gradient noise scale in images; None where it was not measured, which it is in a
     phase that ends by it, or where the noise hid the gradient."""
-    skipped_updates: int = 0
+    skipped_updates: Index = 0
     """The epoch's updates that were left out, since their gradient overflowed fp16."""
+
+
+ACCURACIES = ("train_accuracy", "test_accuracy", "test_top5_accuracy", "mirrored_test_accuracy")
+"""Fields of a row that are fractions in a record; `swap_fast.swap` has other metrics in theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AverageRow:
     """The average of all workers, were phase 2 to stop after this epoch (Figure 1)."""
 
-    epoch: int
+    epoch: Count
     """Epochs done in phase 2, from 1."""
-    test_accuracy: float
+    test_accuracy: Fraction
     """With batch-norm statistics of its own, a fraction."""
 
 
@@ -144,23 +167,23 @@ class AverageRow:
 class Times:
     """Training times in seconds, by the paper's reading of the clock, and the laps behind them."""
 
-    before_averaging_s: float | None
+    before_averaging_s: Duration | None
     """Up to the slowest rank's end of phase 2; None without phase 2."""
-    after_averaging_s: float
+    after_averaging_s: Duration
     """The whole: with averaging and the batch-norm pass. Of SGD: its only time."""
-    modelled_before_averaging_s: float | None
+    modelled_before_averaging_s: Duration | None
     """As `before_averaging_s`, had every worker of phase 2 run at the same time."""
-    modelled_after_averaging_s: float
+    modelled_after_averaging_s: Duration
     """As `after_averaging_s`, had every worker of phase 2 run at the same time."""
-    readings_s: dict[str, float]
+    readings_s: dict[str, Amount]
     """The paper's, DAWNBench's and MLPerf's reading: sums of laps of the slowest rank."""
     reading_laps: dict[str, list[str]]
     """The laps that each reading sums."""
-    laps_by_rank: list[dict[str, float]]
+    laps_by_rank: list[dict[str, Amount]]
     """Every lap of every rank, counted or not."""
-    worker_phase2_s: list[float]
+    worker_phase2_s: list[Amount]
     """Each worker's own time in phase 2."""
-    wall_s: float
+    wall_s: Duration
     """From the process's start to the record, whatever ran."""
 
     def __post_init__(self) -> None:
@@ -176,30 +199,31 @@ class Times:
 class LapTelemetry:
     """What a device did during one lap; None is what its driver could not tell."""
 
-    samples: int
+    samples: Index
     """How often it was read. What follows, but the energy, is over these."""
-    energy_j: float | None
+    energy_j: Amount | None
     """By the device's own counter, read at both ends of the lap."""
-    mean_power_w: float | None
+    mean_power_w: Amount | None
     """Of the whole board."""
-    mean_sm_clock_mhz: float | None
+    mean_sm_clock_mhz: Amount | None
     """Of the multiprocessors."""
-    lowest_sm_clock_mhz: float | None
+    lowest_sm_clock_mhz: Amount | None
     """Of the multiprocessors."""
-    mean_memory_clock_mhz: float | None
+    mean_memory_clock_mhz: Amount | None
     """Of the device's memory."""
-    mean_utilization: float | None
+    mean_utilization: Fraction | None
     """Share of the time in which a kernel ran, a fraction."""
-    peak_memory_used_gib: float | None
+    peak_memory_used_gib: Amount | None
     """By all processes on the device."""
-    peak_temperature_c: float | None
+    peak_temperature_c: Amount | None
     """Of the chip."""
-    throttle_reasons: dict[str, float] | None
+    throttle_reasons: dict[str, Fraction] | None
     """What kept the clocks from being higher, and in which share of the samples."""
 
     def __post_init__(self) -> None:
-        """Refuse shares of no samples."""
-        if self.throttle_reasons and self.samples < 1:
+        """Refuse means and shares of no samples."""
+        over_samples = {k: v for k, v in asdict(self).items() if k not in ("samples", "energy_j")}
+        if self.samples < 1 and any(value is not None for value in over_samples.values()):
             raise ValueError(f"samples: expected 1 or more, got {self.samples}")
 
 
@@ -211,7 +235,7 @@ class Telemetry:
     """The device's name."""
     driver: str | None
     """The driver's version."""
-    interval_s: float
+    interval_s: Amount
     """From one sample to the next."""
     laps: dict[str, LapTelemetry]
     """Of every lap that ran while the device was watched."""
@@ -238,9 +262,9 @@ class RunRecord:
     code: Code
     data: Data
     machine: Machine
-    world_size: int
+    world_size: Count
     """Processes."""
-    threads: int
+    threads: Count
     """CPU threads a process."""
     is_pinned: bool = False
     """Whether each process ran on a CPU core that no other run had; False of CUDA devices."""
@@ -249,41 +273,41 @@ class RunRecord:
     """Whether fewer processes than the recipe's devices did their work, some of it in turn."""
     stopped_by: str
     """What ended phase 1: "stopping_accuracy", "noise_scale" or "max_epochs"."""
-    phase1_epochs: int
+    phase1_epochs: Count
     """Epochs that phase 1 took."""
     epochs: list[EpochRow]
     """Phase 1's rows, then each worker's of phase 2."""
-    worker_accuracies: list[float]
+    worker_accuracies: list[Fraction]
     """Test accuracy of each worker at its end; of SGD: of the model."""
-    accuracy_before_averaging: float | None
+    accuracy_before_averaging: Fraction | None
     """Their mean; None without phase 2."""
-    test_accuracy: float
+    test_accuracy: Fraction
     """Of the final model: after averaging, or of SGD's last epoch."""
-    pairwise_distances: list[list[float]]
+    pairwise_distances: list[list[Amount]]
     """Euclidean distances between the averaged models; empty without phase 2."""
     average_by_epoch: list[AverageRow]
     """Figure 1's running average; of SWA, the average of its samples after each cycle."""
     times: Times
     """The clock."""
-    peak_memory_gib: float
+    peak_memory_gib: Amount
     """Largest resident memory of any process on its host, its earlier runs included."""
-    test_top5_accuracy: float | None = None
+    test_top5_accuracy: Fraction | None = None
     """Share of test images with the right class among the first five; of ImageNet only."""
-    mirrored_test_accuracy: float | None = None
+    mirrored_test_accuracy: Fraction | None = None
     """Of the final model by the mean logits of an image and its mirror image; None: not measured,
     since the recipe has no `mirrored_evaluation`."""
-    mirrored_accuracy_before_averaging: float | None = None
+    mirrored_accuracy_before_averaging: Fraction | None = None
     """Likewise, the workers' mean; None without phase 2."""
     telemetry: list[Telemetry] | None = None
     """One entry a rank, for the device that it used; None on CPUs."""
-    peak_device_reserved_gib: float | None = None
+    peak_device_reserved_gib: Amount | None = None
     """Most memory that torch's allocator held of any process's device, its earlier runs included;
     not what NCCL, DALI and CUDA itself take. None on CPUs."""
-    peak_device_allocated_gib: float | None = None
+    peak_device_allocated_gib: Amount | None = None
     """Likewise, most memory that tensors took of it."""
-    displacement_norms: list[float] = field(default_factory=list)
+    displacement_norms: list[Amount] = field(default_factory=list)
     """Of theta_w - theta_T for each averaged model w; empty without phase 2."""
-    displacement_cosines: list[list[float]] = field(default_factory=list)
+    displacement_cosines: list[list[Cosine]] = field(default_factory=list)
     """Among these differences; empty without phase 2."""
     start: Start | None = None
     """None: the run trained its own phase 1."""
@@ -299,12 +323,20 @@ class RunRecord:
         Raises:
             ValueError: which, and why.
         """
-        for name in ("world_size", "threads"):
-            if (count := getattr(self, name)) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {count}")
         recipe, ranks = self.settings, len(self.times.laps_by_rank)
-        if not isinstance(recipe, AveragingRecipe) and "degraded" in self.flags:
+        phases = (1, 2) if isinstance(recipe, AveragingRecipe) else (1,)
+        if len(phases) == 1 and "degraded" in self.flags:
             raise ValueError("flags: expected degraded of a run that averages models alone")
+        tested = {row.phase for row in self.epochs if row.test_accuracy is not None}
+        if missing := set(phases) - tested:
+            raise ValueError(f"epochs: expected a tested one in phase {min(missing)}, got none")
+        rows = sum(row.phase == 1 for row in self.epochs)
+        if rows != self.phase1_epochs:
+            raise ValueError(f"phase1_epochs: expected the {rows} rows, got {self.phase1_epochs}")
+        for name in ACCURACIES:
+            odd = [x for row in self.epochs if not 0 <= (x := getattr(row, name) or 0.0) <= 1]
+            if odd:
+                raise ValueError(f"epochs, {name}: expected fractions, got {odd[0]}")
         if self.telemetry and len(self.telemetry) != ranks:
             raise ValueError(f"telemetry: expected {ranks} ranks, got {len(self.telemetry)}")
         for name, matrix in (
@@ -367,9 +399,10 @@ def write_json_record(
     Raises:
         FileExistsError: a record of that name is there, and is not to be replaced.
         OSError: the folder cannot be written to.
+        ValueError: a number that is not finite, which JSON does not have.
     """
-    path = folder / f"{name}.json"
-    write_file(path, (json.dumps(content, indent=1) + "\n").encode(), new=not replace)
+    path, text = folder / f"{name}.json", json.dumps(content, indent=1, allow_nan=False)
+    write_file(path, f"{text}\n".encode(), new=not replace)
     return path
 
 
@@ -387,13 +420,16 @@ def read_json_record(path: Path, kind: type[T], expected: int) -> T:
     """Read one record, every field checked.
 
     Raises:
-        ValueError: not JSON, of another schema version, or a field that is missing, unknown or of
-            another type; in one line.
+        ValueError: no file, not JSON, of another schema version, or a field that is missing,
+            unknown, of another type or a number that cannot be; in one line.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name}: expected a JSON record, got {error}") from None
+        if not path.is_file():  # to open a pipe would wait for its other end
+            raise ValueError("no file, but a folder or a link that leads nowhere")
+        content = msgspec.json.decode(path.read_bytes())  # it refuses NaN, Infinity and 1e400
+    except (OSError, ValueError, RecursionError) as error:
+        words = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{path.name}: expected a JSON record, got {words}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if type(version) is not int or version != expected:
         raise ValueError(
@@ -409,13 +445,18 @@ def read_records(folder: Path) -> tuple[list[RunRecord], list[str]]:
 
 
 def read_folder(folder: Path, read: Callable[[Path], T]) -> tuple[list[T], list[str]]:
-    """What can be read of a folder, in the order of the names, and why the rest cannot."""
+    """What can be read of a folder, in the order of the names, and why the rest cannot.
+
+    A reason is one line of at most 500 characters that can be written as UTF-8, whatever the file
+    or its name holds.
+    """
     records, skipped = [], []
     for path in sorted(folder.glob("*.json")):
         try:
             records.append(read(path))
         except ValueError as error:
-            skipped.append(str(error))
+            text = str(error).encode(errors="replace").decode()
+            skipped.append(shorten(text, 500, placeholder=" ..."))
     return records, skipped
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from platform import node
 from typing import Any
 
-from swap_fast.callbacks.events import Event
+from swap_fast.callbacks.events import SCHEMA, Event
 
 BEGAN = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 PLAN = {
@@ -22,7 +22,7 @@ PLAN = {
 def at(seconds: float, kind: str, *, part: str = "run", rank: int = 0, **values: Any) -> Event:
     """An event, so many seconds after the beginning."""
     time = (BEGAN + timedelta(seconds=seconds)).isoformat(timespec="microseconds")
-    return {"schema": 1, "time": time, "part": part, "rank": rank, "event": kind, **values}
+    return {"schema": SCHEMA, "time": time, "part": part, "rank": rank, "event": kind, **values}
 
 
 def began(seconds: float = 0.0, **changed: Any) -> Event:

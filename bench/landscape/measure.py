@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.hardware.machine import describe_code, describe_machine
 from bench.landscape.parallel_points import PointsFile, Values, evaluate_points
@@ -247,6 +248,21 @@ class ModelLoader:
         return Weights(net, groups=self.recipe.optimizer.groups)
 
 
+def _theta(weights: Weights, path: Path) -> Tensor:
+    """The vector theta [P] of a saved model, whose bytes are those that its run wrote.
+
+    Raises:
+        ValueError: a damaged file, or one that no manifest of the run knows.
+    """
+    sha256 = known_sha256(path)
+    if sha256 is None:
+        raise ValueError(
+            f"{path.name}: expected its sha256 in a manifest of {path.parent.name}, got none; "
+            "remove the file, and without --run the recipe is run again"
+        )
+    return load_theta(weights, path, sha256)
+
+
 def plane_errors(
     loader: ModelLoader,
     files: Sequence[Path],
@@ -264,7 +280,7 @@ def plane_errors(
         rank: chooses the device, to which the models and images are moved.
     """
     weights = loader.weights(rank)
-    thetas = [load_theta(weights, path, known_sha256(path)) for path in files]
+    thetas = [_theta(weights, path) for path in files]
     plane = plane_through(*thetas[:3])
     landscape = Landscape(
         loader.recipe, loader.dataset, weights, loader.execution, counts, seed=loader.seed
@@ -296,11 +312,11 @@ def path_cosines(
     batch = FixedBatch(
         loader.recipe, loader.dataset, weights, seed=loader.seed, num_images=num_images
     )
-    swap = load_theta(weights, files[-1], known_sha256(files[-1]))
+    swap = _theta(weights, files[-1])
 
     def evaluate(number: int) -> Values:
         path = files[number]
-        theta = load_theta(weights, path, known_sha256(path))
+        theta = _theta(weights, path)
         gradient, towards = batch.gradient(theta), swap - theta
         return [cosine(-gradient, towards), float(gradient.norm()), float(towards.norm())]
 
@@ -312,7 +328,7 @@ def measure_plane(figure: int, measured: Measurement, counts: Counts, grid: int)
     models = saved_models(figure, measured.record, measured.results)
     files = [model.path for model in models]
     weights = Weights(make_net(measured.recipe, measured.dataset))
-    thetas = [load_theta(weights, path, known_sha256(path)) for path in files]
+    thetas = [_theta(weights, path) for path in files]
     plane = plane_through(*thetas[:3])
     places = [plane.coordinates(theta) for theta in thetas]
     alphas, betas = grid_around([(place.alpha, place.beta) for place in places], grid)

@@ -8,7 +8,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -34,16 +34,17 @@ class PointsFile:
         self.path, self._header = path, json.dumps({"key": key}, sort_keys=True)
 
     def read(self) -> dict[int, Values]:
-        """The finished points by their numbers; none if the file has another key."""
+        """The finished points by their numbers, damaged lines left out; none with another key."""
         if not self.path.exists():
             return {}
-        header, *lines = self.path.read_text(encoding="utf-8").split("\n")
+        header, *lines = self.path.read_text("utf-8", errors="replace").split("\n")
         if header != self._header:
             return {}
         points = {}
         for line in lines[:-1]:  # what follows the last line break was cut short
-            point = json.loads(line)
-            points[int(point["point"])] = [float(value) for value in point["values"]]
+            with suppress(ValueError, KeyError, TypeError):
+                point = json.loads(line)
+                points[int(point["point"])] = [float(value) for value in point["values"]]
         return points
 
     @contextmanager

@@ -8,13 +8,22 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from swap_fast.record import (
+    LARGEST,
+    Amount,
     Code,
+    Cosine,
+    Count,
     Data,
     ExecutionSettings,
+    Fraction,
+    Index,
     Machine,
     read_folder,
     read_json_record,
@@ -25,6 +34,8 @@ SCHEMA_VERSION = 2
 
 PLANES, COSINES = "planes", "cosines"
 """Folders of a results folder."""
+Coordinate = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+"""Along u or v, a distance in weight space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +46,16 @@ class MarkedPoint:
     """As the paper has it: LB, SGD, SWAP, SGD1."""
     file: str
     """Its weights, among the run's."""
-    alpha: float
-    """Along u, a distance in weight space."""
-    beta: float
+    alpha: Coordinate
+    """Along u."""
+    beta: Coordinate
     """Along v."""
-    off_plane: float
+    off_plane: Amount
     """Its own distance from the plane."""
-    train_error: float
-    """Of the model itself, a fraction, measured as the grid's points are."""
-    test_error: float
-    """Of the model itself, a fraction."""
+    train_error: Fraction
+    """Of the model itself, measured as the grid's points are."""
+    test_error: Fraction
+    """Of the model itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +99,14 @@ class PlaneRecord(LandscapeRecord):
     figure: Literal[2, 3]
     marked: list[MarkedPoint]
     """In the order of the figure; the first three span the plane, whose origin is the first."""
-    alphas: list[float]
-    """The grid's columns."""
-    betas: list[float]
-    """The grid's rows."""
-    train_error: list[list[float]]
-    """[rows][columns], fractions."""
-    test_error: list[list[float]]
-    """[rows][columns], fractions."""
+    alphas: list[Coordinate]
+    """The grid's columns, from left to right."""
+    betas: list[Coordinate]
+    """The grid's rows, from the lowest up."""
+    train_error: list[list[Fraction]]
+    """[rows][columns]."""
+    test_error: list[list[Fraction]]
+    """[rows][columns]."""
 
     def __post_init__(self) -> None:
         """Refuse a plane that cannot be drawn."""
@@ -103,12 +114,13 @@ class PlaneRecord(LandscapeRecord):
         columns, rows = len(self.alphas), len(self.betas)
         grids = (self.train_error, self.test_error)
         is_whole = all(len(g) == rows and all(len(row) == columns for row in g) for g in grids)
-        numbers = [*self.alphas, *self.betas, *(x for g in grids for row in g for x in row)]
-        numbers += [x for p in self.marked for x in (p.alpha, p.beta, p.train_error)]
-        if not (is_whole and min(columns, rows) >= 2 and all(map(math.isfinite, numbers))):
+        if not (is_whole and min(columns, rows) >= 2):
             raise ValueError(
                 "expected 2 x 2 points or more and an error at each, got a grid with holes"
             )
+        for name, axis in (("alphas", self.alphas), ("betas", self.betas)):
+            if not all(a < b for a, b in pairwise(axis)):
+                raise ValueError(f"{name}: expected rising numbers, got others")
         names = {point.name for point in self.marked}
         if len(self.marked) < 3 or (self.figure == 2 and not {"LB", "SGD", "SWAP"} <= names):
             raise ValueError(
@@ -123,13 +135,13 @@ class CosineRow:
 
     phase: int
     """1 or 2."""
-    epoch: int
+    epoch: Count
     """Epochs done in this phase, from 1."""
-    cosine: float
+    cosine: Cosine
     """Between -g and the direction to the output of SWAP."""
-    gradient_norm: float
+    gradient_norm: Amount
     """|g|."""
-    distance: float
+    distance: Amount
     """Of the model from the output of SWAP."""
 
 
@@ -138,8 +150,8 @@ class CosineRecord(LandscapeRecord):
     """Figure 4: one worker's path through phases 1 and 2."""
 
     figure: Literal[4]
-    worker: int
-    phase1_epochs: int
+    worker: Index
+    phase1_epochs: Count
     """Where the phases meet."""
     rows: list[CosineRow]
     """In the order of the epochs."""
@@ -147,8 +159,8 @@ class CosineRecord(LandscapeRecord):
     def __post_init__(self) -> None:
         """Refuse a path without its cosines."""
         super().__post_init__()
-        if not self.rows or not all(math.isfinite(row.cosine) for row in self.rows):
-            raise ValueError("rows: expected a cosine for each epoch, got none, or no number")
+        if not self.rows:
+            raise ValueError("rows: expected a cosine for each epoch, got none")
 
 
 def file_name(figure: int, run_id: str) -> str:

@@ -1,13 +1,22 @@
 """Records of `python -m bench micro`: written once, checked when they are read. No torch."""
 
-import math
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from bench.options import MicroNet
-from swap_fast.record import Code, Machine, read_folder, read_json_record, write_json_record
+from swap_fast.record import (
+    LARGEST,
+    Amount,
+    Code,
+    Count,
+    Index,
+    Machine,
+    read_folder,
+    read_json_record,
+    write_json_record,
+)
 
 SCHEMA_VERSION = 3
 
@@ -26,7 +35,7 @@ class Cost:
 
     def __post_init__(self) -> None:
         """Refuse a cost of nothing, over which nothing can be divided."""
-        if not (self.flop > 0 and self.bytes > 0):
+        if not all(0 < each <= LARGEST for each in (self.flop, self.bytes)):
             raise ValueError(f"cost: expected more than 0, got {self.flop} and {self.bytes}")
 
 
@@ -37,8 +46,8 @@ class Described:
     name: str
     unit: Unit = "images"
     """Of what is counted in a second."""
-    processes: int = 1
-    threads: int = 1
+    processes: Count = 1
+    threads: Count = 1
     """Of each process."""
     cost: Cost | None = None
     """Of an image, where it is known."""
@@ -54,16 +63,17 @@ class Timing(Described):
 
     per_s: list[float]
     """Units a second in each round, of all processes together."""
-    ratios: list[float] = field(default_factory=list)
+    ratios: list[Amount] = field(default_factory=list)
     """The first variant's units a second over this one's; none where the units differ."""
-    facts: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Amount] = field(default_factory=dict)
     """Of an `ObservedTurn`."""
 
     def __post_init__(self) -> None:
         """Refuse what no rounds can give."""
-        if not self.per_s or not all(0 < speed < math.inf for speed in self.per_s):
+        if not self.per_s or not all(0 < speed <= LARGEST for speed in self.per_s):
             raise ValueError(f"{self.name}: expected speeds above 0, got {self.per_s}")
-        if self.unit == "images" and len(self.ratios) != len(self.per_s):
+        compared = self.unit == "images" or self.is_headline
+        if compared and len(self.ratios) != len(self.per_s):
             raise ValueError(f"{self.name}: expected {len(self.per_s)} ratios, got {self.ratios}")
 
     @property
@@ -81,7 +91,7 @@ class Timing(Described):
 class Message:
     """All-reduces of one size and type, and copies of as many bytes within each process."""
 
-    bytes: int
+    bytes: Count
     precision: Literal["fp32", "fp16"]
     gradient: bool
     """Whether it has the size of the net's gradient."""
@@ -92,7 +102,7 @@ class Message:
     def __post_init__(self) -> None:
         """Refuse what no rounds can give."""
         for seconds in (self.all_reduce_s, self.copy_s):
-            if not seconds or not all(0 < each < math.inf for each in seconds):
+            if not seconds or not all(0 < each <= LARGEST for each in seconds):
                 raise ValueError(f"{self.bytes} bytes: expected times above 0, got {seconds}")
 
     @property
@@ -111,8 +121,8 @@ class Collective:
     """All-reduces by message size."""
 
     backend: Literal["gloo", "nccl"]
-    ranks: int
-    threads: int
+    ranks: Count
+    threads: Count
     """CPU threads a rank."""
     rows: list[Message]
     left_out: list[str]
@@ -139,16 +149,16 @@ class MicroRecord:
     what: What
     created: str
     """ISO 8601 with its time zone."""
-    width: int
+    width: Index
     """Channels of the net's first block."""
     net: MicroNet = "resnet9"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: fp16 on CUDA devices, fp32 on CPUs."""
-    batch_size: int
+    batch_size: Count
     """Images a step."""
-    threads: int
+    threads: Count
     """CPU threads in all."""
-    rounds: int
+    rounds: Count
     """In which every variant was timed once."""
     machine: Machine
     code: Code

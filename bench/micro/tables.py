@@ -42,11 +42,11 @@ def collective_table(record: MicroRecord) -> Table:
         name=record.name,
         title=f"All-reduce by message size, {BACKENDS[measured.backend]}, {ranks} processes",
         caption=(
-            f"{machine['device']}, torch {machine['libraries']['torch']}, {record.rounds} rounds, "
-            f"{record.created[:10]}. Time of the slowest process; bus bandwidth is 2 (n - 1) / n x "
-            f"bytes / time with n = {ranks}. The copy is of as many bytes within each process, all "
-            f"at once. The gradient is that of ResNet-9 of width {record.width}. "
-            f"Record {record.file}."
+            f"{machine['device']}, torch {machine['libraries'].get('torch')}, "
+            f"{record.rounds} rounds, {record.created[:10]}. Time of the slowest process; bus "
+            f"bandwidth is 2 (n - 1) / n x bytes / time with n = {ranks}. The copy is of as many "
+            "bytes within each process, all at once. The gradient is that of ResNet-9 of width "
+            f"{record.width}. Record {record.file}."
         ),
         columns=(
             "Message (bytes)",
@@ -367,7 +367,7 @@ def _peak_cells(timing: Timing, group: list[Timing]) -> tuple[str, ...]:
 def _started(facts: dict[str, float]) -> str:
     if "operators" in facts:
         return f"{facts['operators']:,.0f} operators"
-    if "kernels" in facts:
+    if {"kernels", "host_launches"} <= facts.keys():
         return f"{facts['kernels']:,.0f} ({facts['host_launches']:,.0f})"
     return NOTHING
 
@@ -385,5 +385,5 @@ def _where(record: MicroRecord) -> str:
         size = f"{net} of width {record.width}{precision}, {size}"
     return (
         f"{machine['device']}, {counted(threads, 'thread')}, torch "
-        f"{machine['libraries']['torch']}; {size}"
+        f"{machine['libraries'].get('torch')}; {size}"
     )

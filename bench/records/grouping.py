@@ -228,9 +228,9 @@ def values_by_field(
     records: Iterable[RunRecord], fields_of: Callable[[RunRecord], Mapping[str, Any]]
 ) -> dict[str, list[str]]:
     """Each field's values over the records, as text, each once; a value of None is left out."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, None]] = {}  # in the order in which they come
     for record in records:
         for name, value in flatten(fields_of(record)).items():
-            if value is not None and str(value) not in (seen := found.setdefault(name, [])):
-                seen.append(str(value))
-    return found
+            if value is not None:
+                found.setdefault(name, {})[str(value)] = None
+    return {name: list(values) for name, values in found.items()}

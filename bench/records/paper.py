@@ -173,7 +173,7 @@ def load_paper(results: Path = CHECKOUT) -> Paper:
         )
     try:
         return checked(json.loads(path.read_text(encoding="utf-8")), Paper, path.name)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path.name}: expected the published figures, got {error}; restore the file"
         ) from None

@@ -19,6 +19,7 @@ from bench.report.paper_tables import RUNS_OF, recipe_table, run_tables
 from bench.report.runs_to_do import Eta, RunToDo, eta, jobs_of, starts_of
 from bench.report.write import write_report
 from bench.runner.launch import under_torchrun
+from bench.runner.run_folders import finish_run
 from bench.runner.session import processes, run_session
 from swap_fast.callbacks.progress import duration
 from swap_fast.choices import choose_device
@@ -90,6 +91,10 @@ def run_table(options: TableOptions) -> int:
     jobs = plan(data)
     if options.dry_run:
         return 0
+    for job in jobs:
+        if job.record is not None:
+            folder = options.out / "checkpoints" / job.record.run_id
+            finish_run(folder, keep_epochs=options.keep_epochs)
     if any(job.record is None for job in jobs):
         found = require_data(table, size, options.data)
         if found != data:  # downloaded only now: the runs that are there may be of other data

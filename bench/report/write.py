@@ -82,6 +82,9 @@ TIMING, SPEED, SCALING = "Laps", "Speed", "Scaling"
 """The report's own figures: where each second went, of the measurements of single
 parts, and phase 1 on more and more devices, as planned."""
 
+MOST_LAP_TABLES = 200
+"""More runs than this have no table of their own laps in the appendix."""
+
 SHOWN = {
     2: "train and test error on the plane through LB, SGD and SWAP",
     3: "train and test error on the plane through three workers",
@@ -220,7 +223,7 @@ def build_document(
                 *drawn[TIMING],
                 readings_table(records),
                 *([energy] if energy.rows else []),
-                *(Folded(summary=r.run_id, table=lap_table(r)) for r in records),
+                *_laps_by_run(records),
             ],
             "Speed of the parts": [
                 *micro_tables(content.micro),
@@ -264,6 +267,12 @@ def _document(
             if blocks or name == always
         ),
     )
+
+
+def _laps_by_run(records: Sequence[RunRecord]) -> list[Block]:
+    if len(records) > MOST_LAP_TABLES:
+        return [Paragraph(text=f"The laps of all {len(records):,} runs are in tables/laps.csv.")]
+    return [Folded(summary=record.run_id, table=lap_table(record)) for record in records]
 
 
 def _stability(content: Content, warned: Table) -> list[Block]:

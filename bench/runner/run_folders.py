@@ -1,11 +1,13 @@
 """A recipe's run among the folders of OUT/checkpoints: a new one, one to resume, or one done."""
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.hardware.machine import describe_machine
+from swap_fast.callbacks.events import merge_events
 from swap_fast.callbacks.progress import Form
 from swap_fast.callbacks.trackers import TrackerName
 from swap_fast.checkpoint.attempts import is_running
@@ -13,6 +15,7 @@ from swap_fast.checkpoint.run_folder import (
     RunInfo,
     differences,
     last_of,
+    prune,
     read_run_info,
     require_same,
 )
@@ -183,6 +186,17 @@ def _phase1(info: RunInfo) -> tuple[Any, ...]:
         {name: value for name, value in info.settings.items() if name != "recipe"},
         info.machine,
     )
+
+
+def finish_run(folder: Path, *, keep_epochs: bool) -> None:
+    """Do what a process that was killed just after it wrote the record had no time for.
+
+    For callers that look for records, and do not resume a run that has one.
+    """
+    if any(folder.glob("attempt-*")) and not is_running(folder):
+        with suppress(OSError):  # its events then stay in several files
+            merge_events(folder)
+        prune(folder, every=1 if keep_epochs else None)
 
 
 def find_unfinished(

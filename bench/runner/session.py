@@ -1,10 +1,12 @@
 """The launching process: choose the devices, find the data, start the ranks of each run."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -218,13 +220,33 @@ def _check_writable(out: Path) -> None:
     """Fail before the training, not after it: write as a run does, where it does."""
     name = f".probe-{uuid4().hex}"
     try:
-        write_json_record({}, out / "runs", name).unlink()
-        probe = out / "checkpoints" / name
-        for content in (b"former", b"new"):
-            write_file(probe, content)
-        probe.unlink()
+        out.mkdir(parents=True, exist_ok=True)
+        with _locked(out) as is_alone:
+            if is_alone:  # what processes left that were killed right here
+                for left in [*out.glob("runs/*.probe-*"), *out.glob("checkpoints/*.probe-*")]:
+                    left.unlink()
+            write_json_record({}, out / "runs", name).unlink()
+            probe = out / "checkpoints" / name
+            for content in (b"former", b"new"):
+                write_file(probe, content)
+            probe.unlink()
     except OSError as error:
         raise ValueError(f"out: expected a folder that can be written to, got {error}") from None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether no other process is in here for this folder; some file systems cannot tell."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(opened)
 
 
 def _summarize(path: Path, say: Callable[[str], None]) -> None:

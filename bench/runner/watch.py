@@ -123,8 +123,10 @@ class Follower:
         return f"dead: no process runs it, last sign of life {silent} ago"
 
     def lines(self) -> list[str]:
-        """Its state, each model's progress, and the result."""
-        return [self.head(), *state_lines(self.view), *self._result()]
+        """Its state, each model's progress, the result, and how many events could not be read."""
+        damaged = self._tail.damaged
+        note = [f"{damaged} damaged lines of its events are left out"] if damaged else []
+        return [self.head(), *state_lines(self.view), *self._result(), *note]
 
     def head(self) -> str:
         """Its name, state, start and machine, in one line."""

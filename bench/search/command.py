@@ -69,6 +69,8 @@ def run_search(options: SearchOptions, grid: Grid, recipe: Recipe, original: Rec
         print(_plan(grid, GridStudy(url, name, grid, _settings(runs)) if begun else None, runs))
         return 0
     study = GridStudy(url, name, grid, _settings(runs))
+    if damaged := study.num_damaged:
+        prepared.say(f"search: {counted(damaged, 'damaged outcome')}: measured again")
     outcomes = _work(study, runs, options.trials, prepared.say)
     table = search_table(
         outcomes, recipe=recipe.name, held_out=options.held_out, seeds=options.seeds

@@ -10,7 +10,9 @@ again.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 HEARTBEAT_S, GRACE_S = 15, 60
 """The time between heartbeats, and the time without one after which a process counts as killed."""
 
-STARTED = "begun"
-"""Attribute of a trial that has had a heartbeat; its value is in existing databases."""
+STARTED, PROOF = "begun", "sha256"
+"""Attributes of a trial: that it has had a heartbeat; the hash of its point and of all others."""
 
 OPENINGS = 8
 """Attempts to open the database: if two processes create its tables at once, one fails."""
@@ -59,22 +61,26 @@ class GridStudy:
         settings: must be equal for all processes of the study.
 
     Raises:
-        ValueError: a database that cannot be used, or a study with other settings.
+        ValueError: a database that cannot be used, or a study with other settings. Any method may
+            raise it, where the database is damaged.
     """
 
     def __init__(self, url: str, name: str, grid: Grid, settings: dict[str, Any]) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._grid, self._url, self._name = grid, url, name
+        self._grid, self._url = grid, url
         self._database = _open(url)
-        self._study: Study = optuna.create_study(
-            study_name=name, storage=self._database, direction="maximize", load_if_exists=True
-        )
+        with _readable(url):
+            self._study: Study = optuna.create_study(
+                study_name=name, storage=self._database, direction="maximize", load_if_exists=True
+            )
+            known = self._study.user_attrs
         for key, value in {**settings, "parameters": sorted(grid.values)}.items():
-            if key not in self._study.user_attrs:
-                self._study.set_user_attr(key, value)
-            elif (stored := self._study.user_attrs[key]) != value:
+            if key not in known:
+                with _readable(url):
+                    self._study.set_user_attr(key, value)
+            elif (stored := known[key]) != value:
                 raise ValueError(
                     f"search {name}: was begun with {key} = {stored}, got {value}; take these, or "
                     "give the new search a --name"
@@ -86,9 +92,14 @@ class GridStudy:
         found = {_key(point): Outcome(point=point, state="waiting") for point in self._grid.points}
         # The last trial of a point counts, except pruned ones.
         for trial in self._trials():
-            if trial.params and trial.state.name != "PRUNED":
+            if trial.params and trial.state.name != "PRUNED" and not _is_damaged(trial):
                 found[_key(trial.params)] = _outcome(trial)
         return list(found.values())
+
+    @property
+    def num_damaged(self) -> int:
+        """Trials whose outcome is not what was stored: their points are measured again."""
+        return sum(map(_is_damaged, self._trials()))
 
     def work(
         self,
@@ -106,6 +117,8 @@ class GridStudy:
             on_end: called with each outcome.
         """
         import optuna
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
 
         count = 0
 
@@ -119,14 +132,17 @@ class GridStudy:
             try:
                 scores = measure(trial.params)
             except FloatingPointError as error:
-                trial.set_user_attr("diverged", str(error))
+                store(trial, {"diverged": str(error)})
                 raise
             except RuntimeError as error:
-                trial.set_user_attr("failed", str(error))
+                store(trial, {"failed": str(error)})
                 raise
-            for name, values in asdict(scores).items():
-                trial.set_user_attr(name, values)
+            store(trial, asdict(scores))
             return fmean(scores.accuracies)
+
+        def store(trial: Trial, outcome: dict[str, Any]) -> None:
+            for name, value in {**outcome, PROOF: _proof(trial.params, outcome)}.items():
+                trial.set_user_attr(name, value)
 
         def report(_: Study, trial: FrozenTrial) -> None:
             if trial.state.name != "PRUNED":
@@ -134,15 +150,17 @@ class GridStudy:
 
         again = True
         while limit is None or count < limit:
-            with _no_experimental_warning():
-                optuna.storages.fail_stale_trials(self._study)
-            self._fail_unstarted()
-            self._queue(again=again)
+            with _readable(self._url):
+                with _no_experimental_warning():
+                    optuna.storages.fail_stale_trials(self._study)
+                self._fail_unstarted()
+                self._queue(again=again)
             again = False
             if not any(trial.state.name == "WAITING" for trial in self._trials()):
                 break
             failures = (FloatingPointError, RuntimeError)
-            self._study.optimize(objective, n_trials=1, catch=failures, callbacks=[report])
+            with _readable(self._url, (SQLAlchemyError, StorageInternalError)):
+                self._study.optimize(objective, n_trials=1, catch=failures, callbacks=[report])
 
     def _fail_unstarted(self) -> None:
         """Fail the trials whose process was killed between its claim and its first heartbeat.
@@ -190,7 +208,8 @@ class GridStudy:
         )
 
     def _trials(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False)
+        with _readable(self._url):
+            return self._study.get_trials(deepcopy=False)
 
 
 def database_file(url: str) -> Path | None:
@@ -201,12 +220,10 @@ def database_file(url: str) -> Path | None:
 def _open(url: str) -> RDBStorage:
     """Open the database, and create its tables."""
     import sqlalchemy
-    from optuna.exceptions import StorageInternalError
     from optuna.storages import RDBStorage
     from sqlalchemy import exc
 
     try:
-        shown = sqlalchemy.make_url(url).render_as_string(hide_password=True)
         is_sqlite = sqlalchemy.make_url(url).get_backend_name() == "sqlite"
     except exc.ArgumentError:
         raise ValueError(
@@ -223,13 +240,18 @@ def _open(url: str) -> RDBStorage:
                     grace_period=GRACE_S,
                 )
             break
-        except (exc.SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
+        except Exception as error:  # of SQLAlchemy, of its drivers, of Alembic, of Optuna
             hopeless = isinstance(error, ImportError | exc.NoSuchModuleError)
             if hopeless or opening == OPENINGS:
-                line = str(error).splitlines()[0]
-                raise ValueError(f"--storage {shown}: could not be opened: {line}") from None
+                line = _first_line(error)
+                raise ValueError(f"--storage {_shown(url)}: could not be opened: {line}") from None
             time.sleep(0.1 * opening)
     if is_sqlite:
+        with _readable(url), storage.engine.connect() as connection:
+            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+            if found != "ok":
+                raise RuntimeError(found)
+
         # SQLite does not lock rows: a transaction that reads and then writes must start as a
         # writer, or two processes may claim one trial.
         def begin(connection: sqlalchemy.Connection) -> None:
@@ -237,6 +259,40 @@ def _open(url: str) -> RDBStorage:
 
         sqlalchemy.event.listen(storage.engine, "begin", begin)
     return storage
+
+
+class UnreadableError(ValueError):
+    """A database cannot be used."""
+
+
+@contextmanager
+def _readable(
+    url: str, errors: type[Exception] | tuple[type[Exception], ...] = Exception
+) -> Iterator[None]:
+    """One line for what a damaged database makes Optuna raise: anything, unless `errors` says what.
+
+    Raises:
+        UnreadableError: in place of them.
+    """
+    try:
+        yield
+    except UnreadableError:
+        raise
+    except errors as error:
+        raise UnreadableError(
+            f"--storage {_shown(url)}: could not be used: {_first_line(error)}; if it is damaged, "
+            "delete it: the runs of its points are kept, and are found again"
+        ) from None
+
+
+def _shown(url: str) -> str:
+    import sqlalchemy
+
+    return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager
@@ -253,9 +309,27 @@ def _key(point: Point) -> tuple[tuple[str, Value], ...]:
     return tuple(sorted(point.items()))
 
 
+def _proof(point: Point, outcome: dict[str, Any]) -> str:
+    """The hash of a point and its outcome, both as JSON keeps them."""
+    text = json.dumps([dict(point), outcome], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_damaged(trial: FrozenTrial) -> bool:
+    """Whether a trial has an outcome that is not the one stored; SQLite knows no checksums."""
+    others = (STARTED, PROOF)
+    outcome = {name: value for name, value in trial.user_attrs.items() if name not in others}
+    if not trial.state.is_finished() or not (outcome or trial.state.name == "COMPLETE"):
+        return False
+    return trial.user_attrs.get(PROOF) != _proof(trial.params, outcome)
+
+
 def _is_live(trial: FrozenTrial) -> bool:
     """Whether a trial is waiting, running or done."""
-    return trial.state.name in ("WAITING", "RUNNING", "COMPLETE") or "diverged" in trial.user_attrs
+    if trial.state.name in ("WAITING", "RUNNING"):
+        return True
+    is_done = trial.state.name == "COMPLETE" or "diverged" in trial.user_attrs
+    return is_done and not _is_damaged(trial)
 
 
 def _outcome(trial: FrozenTrial) -> Outcome:

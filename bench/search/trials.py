@@ -12,11 +12,12 @@ from filelock import FileLock
 
 from bench.runner.launch import launch
 from bench.runner.rank import run_rank
-from bench.runner.run_folders import RunSpec
+from bench.runner.run_folders import RunSpec, finish_run
 from bench.runner.session import differences
 from bench.search.grid import TAU, Grid, Point, Scores, recipe_at
 from swap_fast.checkpoint.files import MODEL, read_checkpoint, read_tensors, write_checkpoint
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SGDRecipe
+from swap_fast.files import remove_parts
 from swap_fast.record import RunRecord, plain, read_record, read_records
 from swap_fast.training.evaluate import Accuracies
 
@@ -85,14 +86,13 @@ class SearchRuns:
         """One run; a finished or interrupted one of an earlier trial is taken."""
         recipe = recipe_at(self.request.recipe, point)
         record = self._find(recipe, seed)
-        if record is not None:
-            return record
-        start = self._start(recipe, seed) if self.shared else None
-        # Each run of a search has its own name, even if two start in the same second, and keeps it
-        # from trial to trial, so that it is found again.
-        name = f"{recipe.name}-point-{_key(recipe)}"
-        record = self._launch(replace(recipe, name=name), seed, start=start)
-        shutil.rmtree(self._weights_of(record))
+        if record is None:
+            start = self._start(recipe, seed) if self.shared else None
+            # Each run of a search has its own name, even if two start in the same second, and keeps
+            # it from trial to trial, so that it is found again.
+            name = f"{recipe.name}-point-{_key(recipe)}"
+            record = self._launch(replace(recipe, name=name), seed, start=start)
+        shutil.rmtree(self._weights_of(record), ignore_errors=True)  # an earlier trial may have
         return record
 
     def _start(self, recipe: Recipe, seed: int) -> Path | None:
@@ -115,7 +115,9 @@ class SearchRuns:
                     # This tau may have been reached before that, so the run trains its own.
                     diverged.touch()
                     return None
+            finish_run(self._weights_of(record), keep_epochs=True)
             start = folder / str(tau) / record.run_id
+            remove_parts(start)
             write_start(self._weights_of(record), tau, start)
         return start
 

@@ -235,7 +235,7 @@ class Record:
                 if any(content[name] != value for name, value in same.items()):
                     continue
                 outcomes = [CheckResult(**each) for each in content["checks"]]
-            except (AttributeError, KeyError, OSError, TypeError, ValueError):
+            except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError):
                 continue  # damaged, or of another version
             for outcome in outcomes:
                 # A later failure replaces an earlier success.

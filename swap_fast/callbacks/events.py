@@ -12,6 +12,7 @@ import platform
 import sys
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -30,7 +31,7 @@ from swap_fast.training.shutdown import InterruptedRunError
 if TYPE_CHECKING:
     from swap_fast.training.state import Progress, Result
 
-SCHEMA = 1
+SCHEMA = 2
 """Of the lines."""
 
 Event = dict[str, Any]
@@ -67,6 +68,12 @@ def to_line(event: Event) -> str:
     return json.dumps(event, separators=(",", ":"))
 
 
+def _for_file(event: Event) -> bytes:
+    """An event's line in a file: its `crc32` is that of the line without it, and shows damage."""
+    line = to_line(event)
+    return f'{line[:-1]},"crc32":{zlib.crc32(line.encode())}}}\n'.encode()
+
+
 class EventFile:
     """Appends events to the file of one process; a listener.
 
@@ -86,7 +93,7 @@ class EventFile:
             os.write(self._file, b"\n")  # a former process was killed within a line
 
     def __call__(self, event: Event) -> None:
-        os.write(self._file, f"{to_line(event)}\n".encode())
+        os.write(self._file, _for_file(event))
 
     def close(self) -> None:
         os.close(self._file)
@@ -104,6 +111,8 @@ class Tail:
     def __init__(self, folder: Path, *, without: str = "", from_end: bool = False) -> None:
         self._folder, self._without = folder, without
         self._read: dict[str, int] = {}
+        self.damaged = 0
+        """Lines that were left out: half of one, as a killed process leaves it, or others."""
         if from_end:
             self.poll()
 
@@ -114,7 +123,7 @@ class Tail:
         """
         paths = {p.name: p for p in self._folder.glob("events*.jsonl") if p.name != self._without}
         if self._read.keys() - paths.keys():
-            self._read = {}
+            self._read, self.damaged = {}, 0
             return None
         found: list[Event] = []
         for name, path in sorted(paths.items()):
@@ -127,7 +136,10 @@ class Tail:
                 continue
             whole = content.rfind(b"\n") + 1
             self._read[name] = begin + whole
-            found += _events(content[:whole])
+            lines = content[:whole].splitlines()
+            events = [event for line in lines if (event := _event_of(line)) is not None]
+            self.damaged += len(lines) - len(events)
+            found += events
         return sorted(found, key=lambda event: event["time"])
 
 
@@ -148,24 +160,20 @@ def merge_events(folder: Path) -> None:
     paths = sorted(folder.glob("events-*.jsonl"))
     if not paths:
         return
-    lines = "".join(f"{to_line(event)}\n" for event in read_events(folder))
-    write_file(folder / MERGED, lines.encode())
+    write_file(folder / MERGED, b"".join(map(_for_file, read_events(folder))))
     for path in paths:
         path.unlink(missing_ok=True)
 
 
-def _events(content: bytes) -> list[Event]:
-    """The events of whole lines; what is no event of this schema is left out."""
-    found = []
-    for line in content.splitlines():
-        try:
-            event = json.loads(line)
-            datetime.fromisoformat(event["time"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            continue
-        if event.get("schema") == SCHEMA and isinstance(event.get("event"), str):
-            found.append(event)
-    return found
+def _event_of(line: bytes) -> Event | None:
+    """The event of a line; None of one that is damaged or of another schema."""
+    try:
+        event: Event = json.loads(line)
+        if event["schema"] == SCHEMA and event.pop("crc32") == zlib.crc32(to_line(event).encode()):
+            return event
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    return None
 
 
 TICK_S = 2.0

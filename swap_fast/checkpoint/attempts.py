@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from swap_fast.files import write_file
@@ -26,7 +27,9 @@ class Attempt(Callback):
     """One process's attempt at a run: a file in the run's folder, touched while it trains.
 
     What an attempt did after its last checkpoint is lost with it, and so is its set-up, since the
-    next one counts its own. Nothing in the checkpoints can tell how long that was; the file can.
+    next one counts its own. Nothing in the checkpoints can tell how long that was; the file can:
+    its time of change is the attempt's start plus how long it has lived by the monotonic clock, so
+    that neither a change of the machine's time nor a file server's clock is in their difference.
     An attempt that ends well deletes its file.
 
     Arguments:
@@ -55,7 +58,8 @@ class Attempt(Callback):
         """Whether an earlier attempt ended badly."""
         self._folder = folder
         self._path = folder / f"attempt-{name}-{len(earlier) + 1:04d}.json"
-        self._started, self._touched = time.time(), time.monotonic()
+        self._started, self._began = time.time(), time.monotonic()
+        self._touched = self._began
         self.keep(0.0)
 
     def __enter__(self) -> "Attempt":
@@ -73,15 +77,24 @@ class Attempt(Callback):
         now = time.monotonic()
         if now - self._touched > HEARTBEAT_S:
             self._touched = now
-            self._path.touch()
+            self._touch()
 
     def keep(self, seconds: float) -> None:
         """Note how many seconds of its training are in checkpoints."""
         content = {"started": self._started, "kept_s": seconds, "process": os.getpid()}
         write_file(self._path, (json.dumps(content) + "\n").encode())
+        self._touch()
+
+    def _touch(self) -> None:
+        alive_at = self._started + time.monotonic() - self._began
+        with suppress(OSError):  # a sign of life is not worth the run's end
+            os.utime(self._path, (alive_at, alive_at))
 
     def interruptions(self) -> Interruptions | None:
-        """How many attempts at any part ended badly, and the seconds lost; None where none did."""
+        """How many attempts at any part ended badly, and the seconds lost; None where none did.
+
+        Each attempt's seconds are by its own monotonic clock, and never negative.
+        """
         others = [path for path in self._folder.glob("attempt-*.json") if path != self._path]
         if not others:
             return None

@@ -216,9 +216,9 @@ def checked(content: Any, kind: type[T], where: str) -> T:
     """
     try:
         value = convert(content, kind)
-    except ValidationError as error:
+        _refuse_unknown(content, value, where)
+    except (ValidationError, RecursionError) as error:
         raise ValueError(" ".join(f"{where}: {error}".split())) from None
-    _refuse_unknown(content, value, where)
     return value
 
 

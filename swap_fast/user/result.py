@@ -16,7 +16,7 @@ from swap_fast.averaging_files.soups import Soup
 from swap_fast.averaging_files.weight_files import plain_names
 from swap_fast.checkpoint.files import on_host
 from swap_fast.checkpoint.run_folder import RunInfo
-from swap_fast.files import write_file
+from swap_fast.files import remove_parts, write_file
 from swap_fast.outcome import gather_rows, gather_times, workers_on_first
 from swap_fast.record import EpochRow, Times, library_version, now
 from swap_fast.training.state import Result
@@ -243,6 +243,7 @@ class AveragedResult:
         folder = Path(folder)
         if not self.is_first:
             return folder
+        remove_parts(folder)
         if (folder / RECORD).exists():
             if not overwrite:
                 raise ValueError(

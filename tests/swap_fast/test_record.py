@@ -105,9 +105,45 @@ def test_json_that_is_no_record_is_refused(tmp_path: Path, content: str) -> None
     assert "schema version" in refusal(path)
 
 
-@pytest.mark.parametrize("name", ["world_size", "threads"])
-def test_a_run_has_a_process_and_a_thread(tmp_path: Path, name: str) -> None:
-    assert f"{name}: expected 1 or more, got 0" in refusal(written(tmp_path, **{name: 0}))
+ROWS = plain([asdict(row) for row in RECORD.epochs])
+LAP = asdict(make_telemetry().laps["data_loading"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"world_size": 0}, "Expected `int` >= 1 - at `$.world_size`"),
+        ({"threads": 0}, "Expected `int` >= 1 - at `$.threads`"),
+        ({"test_accuracy": 1.01}, "Expected `float` <= 1.0 - at `$.test_accuracy`"),
+        ({"times": asdict(RECORD.times) | {"wall_s": -1.0}}, "Expected `float` > 0.0"),
+        ({"displacement_cosines": [[1.1]]}, "Expected `float` <= 1.000001"),
+        ({"peak_memory_gib": 1e300}, "Expected `float` <= 1e+18"),
+        ({"data": {**DATA, "train_images": 10**30}}, "$.data.train_images"),
+        ({"epochs": [ROWS[0] | {"time_s": -1.0}, *ROWS[1:]]}, "$.epochs[0].time_s"),
+        (
+            {"epochs": [ROWS[0] | {"test_accuracy": 1.5}, *ROWS[1:]]},
+            "epochs, test_accuracy: expected fractions, got 1.5",
+        ),
+        (
+            {"epochs": [row | {"test_accuracy": None} for row in ROWS]},
+            "epochs: expected a tested one in phase 1, got none",
+        ),
+        ({"epochs": ROWS[:5]}, "epochs: expected a tested one in phase 2, got none"),
+        ({"phase1_epochs": 6}, "phase1_epochs: expected the 5 rows, got 6"),
+        (
+            {
+                "telemetry": [
+                    asdict(make_telemetry()) | {"laps": {"a": LAP | {"mean_power_w": 1.0}}}
+                ]
+            },
+            "samples: expected 1 or more, got 0",
+        ),
+    ],
+)
+def test_impossible_numbers_are_refused_by_name(
+    tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    assert words in refusal(written(tmp_path, **changed))
 
 
 def test_unknown_and_missing_fields_are_named(tmp_path: Path) -> None:

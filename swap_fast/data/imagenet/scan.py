@@ -335,7 +335,7 @@ def _prepared_size(root: Path) -> int | None:
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
         size, finished = int(note["size"]), note["finished"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: expected what `bench prepare` writes, got {error}") from None
     if not finished:
         raise ValueError(f"{root}: `bench prepare` has not finished; repeat it to go on")

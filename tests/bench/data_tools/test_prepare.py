@@ -105,7 +105,7 @@ def test_a_second_call_writes_what_is_missing_and_nothing_else(
     small = source.with_name("small")
     expected = contents(small)
     (small / "train/class0/0003.JPEG").unlink()
-    (small / "train/class1/.partial-99").write_bytes(b"half")
+    (small / "train/class1/.0003.JPEG.99.part").write_bytes(b"half")
     kept = small / "val/class1/0000.JPEG"
     written = kept.stat().st_mtime_ns
     capsys.readouterr()

@@ -48,6 +48,10 @@ def _not_a_number(content: dict[str, Any]) -> None:
     content["train_error"][0][0] = float("nan")
 
 
+def _falling(content: dict[str, Any]) -> None:
+    content["alphas"].reverse()
+
+
 def _text(content: dict[str, Any]) -> None:
     content["train_error"][0][0] = "low"
 
@@ -62,7 +66,8 @@ def _two_points(content: dict[str, Any]) -> None:
         (_without_a_point, "a grid with holes"),
         (_other_version, "expected schema version 2, got 99"),
         (_other_field, "required field `recipe`"),
-        (_not_a_number, "a grid with holes"),
+        (_not_a_number, "expected a JSON record"),
+        (_falling, "alphas: expected rising numbers"),
         (_text, "Expected `float`, got `str`"),
         (_two_points, "expected the three points of the figure"),
     ],

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from repository import ROOT
 
 from bench.runner.launch import launch
 from swap_fast.distributed import connect
-from swap_fast.training.shutdown import EXIT_STATUS
+from swap_fast.training.shutdown import EXIT_STATUS, SIGNAL_INTERVAL_S
 
 
 def add_ranks(start: float) -> float:
@@ -46,6 +48,16 @@ def test_the_machine_s_name_need_not_resolve(monkeypatch: pytest.MonkeyPatch) ->
     assert launch(add_ranks, 10.0, num_ranks=2) == 21.0
 
 
+def test_a_port_that_is_taken_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither torch's usual one nor one that the environment names."""
+    with socket.socket() as usual, socket.socket() as named:
+        with suppress(OSError):  # taken already
+            usual.bind(("127.0.0.1", 29500))
+        named.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(named.getsockname()[1]))
+        assert launch(add_ranks, 10.0, num_ranks=2) == 21.0
+
+
 def test_a_rank_s_value_error_is_the_launcher_s() -> None:
     with pytest.raises(ValueError, match=r"^data_batch_3\.bin: expected whole records$"):
         launch(fail_on_rank_1, ValueError, num_ranks=2)
@@ -75,6 +87,46 @@ def test_an_interrupt_ends_all_ranks_in_one_line(tmp_path: Path) -> None:
     assert last.endswith("); the same command with --resume goes on")
     assert "Traceback" not in error
     assert not list((tmp_path / "runs").glob("*.json"))
+    assert all_end(process.pid), "an orphan was left"
+
+
+LONG_STEP = """
+import os, sys, time
+from pathlib import Path
+from bench.runner.launch import launch
+from swap_fast.training.shutdown import EXIT_STATUS, GracefulShutdown, InterruptedRunError
+
+def step(folder):
+    shutdown = GracefulShutdown()
+    with shutdown.installed(), shutdown.training():
+        (Path(folder) / f"in-step-{os.environ['RANK']}").touch()
+        time.sleep(100)
+
+if __name__ == "__main__":
+    try:
+        launch(step, sys.argv[1], num_ranks=2)
+    except InterruptedRunError:
+        sys.exit(EXIT_STATUS)
+"""
+
+
+@pytest.mark.slow
+def test_the_second_signal_ends_all_ranks_at_once(tmp_path: Path) -> None:
+    """The first waits for the end of a step, of 100 s."""
+    (tmp_path / "script.py").write_text(LONG_STEP)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    while len(list(tmp_path.glob("in-step-*"))) < 2:
+        assert process.poll() is None, "it ended before it was told"
+        time.sleep(0.01)
+    process.terminate()
+    time.sleep(SIGNAL_INTERVAL_S + 0.5)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(timeout=20) == EXIT_STATUS
     assert all_end(process.pid), "an orphan was left"
 
 

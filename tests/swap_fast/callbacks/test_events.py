@@ -16,7 +16,6 @@ from swap_fast.callbacks.events import (
     make_event,
     merge_events,
     read_events,
-    to_line,
 )
 
 
@@ -32,7 +31,7 @@ def test_an_event_has_schema_time_part_and_rank() -> None:
     event = make_event("epoch", part="worker1", rank=2, epoch=3)
     assert list(event) == ["schema", "time", "part", "rank", "event", "epoch"]
     assert [event[name] for name in ("schema", "part", "rank", "event")] == [
-        *(1, "worker1", 2, "epoch")
+        *(2, "worker1", 2, "epoch")
     ]
     offset = datetime.fromisoformat(event["time"]).utcoffset()
     assert offset is not None
@@ -57,24 +56,41 @@ def test_a_half_line_is_left_out_and_does_not_spoil_the_next(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "line",
-    ["", "[]", "3", "{}", "\x00\x00", '{"schema":2,"time":"2026-11-22T12:00:00","event":"note"}'],
+    [
+        *("", "[]", "3", '"text"', "{}", "\x00\x00", "[" * 10_000),
+        '{"schema":2,"time":"2026-11-22T12:00:00","event":"note"}',
+        '{"schema":2,"time":"2026-11-22T12:00:00","event":"note","crc32":1}',
+    ],
 )
-def test_what_is_no_event_is_left_out(line: str, tmp_path: Path) -> None:
+def test_what_is_no_event_is_left_out_and_counted(line: str, tmp_path: Path) -> None:
     path = write(tmp_path, at(0, "note", text="a"))
     path.write_text(f"{line}\n{path.read_text()}")
-    assert [event["text"] for event in read_events(tmp_path)] == ["a"]
+    tail = Tail(tmp_path)
+    assert [event["text"] for event in tail.poll() or []] == ["a"]
+    assert tail.damaged == 1
+
+
+def test_a_flipped_bit_anywhere_costs_a_line_and_changes_none(tmp_path: Path) -> None:
+    events = [began(), epoch(3, 1, 0, 1)]
+    path = write(tmp_path, *events)
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        found = read_events(tmp_path)
+        assert all(event in events for event in found)
+        assert len(found) < 2
 
 
 def test_a_tail_gives_each_event_once_and_a_line_when_it_is_whole(tmp_path: Path) -> None:
     tail = Tail(tmp_path / "run")
     assert tail.poll() == []
-    path = write(tmp_path / "run", at(0, "note", text="a"))
-    line = to_line(at(1, "note", text="b")).encode()
-    with open(path, "ab") as file:
-        file.write(line[:20])
+    path = write(tmp_path / "run", at(0, "note", text="a"), at(1, "note", text="b"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-9])
     assert [event["text"] for event in tail.poll() or []] == ["a"]
-    with open(path, "ab") as file:
-        file.write(line[20:] + b"\n")
+    path.write_bytes(content)
     write(tmp_path / "run", at(0.5, "note", text="other"), rank=1)
     assert [event["text"] for event in tail.poll() or []] == ["other", "b"]
     assert tail.poll() == []

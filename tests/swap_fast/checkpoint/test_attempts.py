@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from threading import Timer
 
@@ -38,6 +39,24 @@ def test_what_was_lost_is_known_from_the_signs_of_life(tmp_path: Path) -> None:
         assert again.resumed
     with Attempt(tmp_path) as last:
         assert last.interruptions() == {"count": 2, "lost_s": pytest.approx(50.0, abs=1e-3)}
+
+
+def test_what_was_lost_does_not_depend_on_the_machine_s_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is set back by a day while an attempt runs: 30 s of it, of which 10 are kept, are 20 s."""
+    wall, passed = 1_800_000_000.0, 500.0
+    monkeypatch.setattr(time, "time", lambda: wall)
+    monkeypatch.setattr(time, "monotonic", lambda: passed)
+    first = Attempt(tmp_path)
+    wall, passed = wall - 86_400, passed + 20
+    first.keep(10.0)
+    passed += 10
+    first.on_step(1)
+    with pytest.raises(KeyboardInterrupt), first:
+        raise KeyboardInterrupt
+    with Attempt(tmp_path) as second:
+        assert second.interruptions() == {"count": 1, "lost_s": pytest.approx(20.0, abs=1e-3)}
 
 
 def test_an_attempt_that_ends_well_leaves_nothing_to_tell(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from small_trainer import calling
 from torch import nn
 
 import swap_fast
+from swap_fast.callbacks.events import read_events
 from swap_fast.record import EpochRow
 
 X, Y = blobs()
@@ -256,8 +256,8 @@ def test_listeners_are_told_of_a_run_and_its_folder_keeps_the_events(tmp_path: P
         *("averaging", "done"),
     ]
     assert told[-1]["test_accuracy"] == result.accuracy
-    kept = (tmp_path / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in kept] == [e for e in told if e["event"] != "progress"]
+    assert read_events(tmp_path) == [event for event in told if event["event"] != "progress"]
+    assert [path.name for path in tmp_path.glob("events*")] == ["events.jsonl"]
 
 
 def test_the_gradients_noise_can_end_phase_1() -> None:

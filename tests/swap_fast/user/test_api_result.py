@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from torch import nn
 
 from swap_fast.checkpoint.attempts import Attempt
 from swap_fast.training.callback import Callback
-from swap_fast.training.shutdown import InterruptedRunError
+from swap_fast.training.shutdown import EXIT_STATUS, SIGNAL_INTERVAL_S, InterruptedRunError
 
 TEST = blobs(60, seed=2)
 
@@ -212,6 +213,46 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         for each in (result, whole)
     ]
     assert untimed[0] == untimed[1]
+
+
+LONG_STEP = """
+import sys, time
+from pathlib import Path
+from own_nets import small_swap
+from small_trainer import calling
+
+updates = []
+def on_step(images):
+    updates.append(images)
+    if len(updates) == 3:  # of two an epoch
+        (Path(sys.argv[1]) / "in-step").touch()
+        time.sleep(100)
+
+small_swap(folder=Path(sys.argv[1]) / "run", callbacks=[calling(on_step=on_step)])
+"""
+
+
+@pytest.mark.slow
+def test_the_second_signal_ends_it_at_once_and_its_last_checkpoint_is_whole(
+    tmp_path: Path,
+) -> None:
+    """The first waits for the end of a step, of 100 s."""
+    env = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+    process = subprocess.Popen([sys.executable, "-c", LONG_STEP, str(tmp_path)], env=env)
+    while not (tmp_path / "in-step").exists():
+        assert process.poll() is None, "it ended before it was told"
+        time.sleep(0.01)
+    process.terminate()
+    time.sleep(SIGNAL_INTERVAL_S + 0.5)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(timeout=20) == EXIT_STATUS
+    updates: list[int] = []
+    result = small_swap(
+        folder=tmp_path / "run", resume=True, callbacks=[calling(on_step=updates.append)]
+    )
+    assert len(updates) == 2 + 2 * 2 * 5  # phase 1's second epoch, and phase 2
+    assert_same_bits(bits(result), bits(small_swap()))
 
 
 def test_batches_as_they_come_go_on_too(tmp_path: Path) -> None:

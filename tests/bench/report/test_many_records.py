@@ -1,0 +1,37 @@
+"""A report of 10,000 records stays within a minute and 300 MB: run with `pytest -m soak`."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from record_factory import make_record
+
+RECIPES = ("cifar10_cpu", "cifar10_sgd_small_cpu", "cifar10_sgd_large_cpu", "cifar100_swap_cpu")
+MOST_S, MOST_MB = 60.0, 300.0
+
+
+@pytest.mark.soak
+def test_a_report_of_10_000_records_takes_a_minute_and_300_mb(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    for seed in range(2_500):
+        for recipe in RECIPES:
+            record = make_record(recipe, seed)
+            (runs / f"{record.run_id}.json").write_text(json.dumps(asdict(record), indent=1))
+    began = time.monotonic()
+    command = [sys.executable, "-m", "bench", "report", "--results", str(tmp_path)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    taken_s = time.monotonic() - began
+    peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"{taken_s:.1f} s, {peak_mb:.0f} MB")
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "From 10000 records by" in text
+    assert taken_s < MOST_S
+    assert peak_mb < MOST_MB
