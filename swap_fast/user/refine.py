@@ -173,7 +173,8 @@ def refine(
         warnings.warn(note, stacklevel=2)
     return make_refine_result(
         copied(bare(model)).to(where),
-        soup,
+        soup.tensors,
+        soup.report,
         [done[worker].weights.tensors for worker in sorted(done)],
         times_s,
         barrier,
