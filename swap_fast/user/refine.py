@@ -169,11 +169,12 @@ def refine(
         )
         comm.barrier()
         comm.close()
-    for note in soup.report.notes:
+    for note in soup.report.notes if comm.rank == 0 else ():
         warnings.warn(note, stacklevel=2)
     return make_refine_result(
         copied(bare(model)).to(where),
-        soup,
+        soup.tensors,
+        soup.report,
         [done[worker].weights.tensors for worker in sorted(done)],
         times_s,
         barrier,
@@ -256,7 +257,12 @@ class _Phase2:
         weights = weights_of(f"worker {worker}", net if made is None else made)
         require_alike([self._start, weights])
         measure([weights, self._start], None)  # whether all are finite
-        _refuse_twin(weights, others)
+        if twin := next((each for each in others if each.sha256 == weights.sha256), None):
+            raise ValueError(
+                f"worker {worker}: expected weights of its own, got those of {twin.path}; have "
+                "train return what it trained, and give its trainer a seed that depends on the "
+                "worker"
+            )
         if self._folder is not None:
             write_file(self._file(worker, MODEL), serialize(weights.tensors, {}))
             proof = _WorkerProof(sha256_by_ending={MODEL: weights.sha256}, time_s=time_s)
@@ -296,16 +302,6 @@ def _phase3(
         )
         soup = replace(soup, report=replace(soup.report, notes=(*soup.report.notes, note)))
     return soup, drop, times_s
-
-
-def _refuse_twin(file: WeightFile, others: Iterable[WeightFile]) -> None:
-    """Refuse a model with the weights of another: an average of both would be no average."""
-    for other in others:
-        if file.sha256 == other.sha256:
-            raise ValueError(
-                f"{file.path}: expected weights of its own, got those of {other.path}; have train "
-                "return what it trained, and give its trainer a seed that depends on the worker"
-            )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from swap_fast.averaging_files.soups import Soup
+from swap_fast.averaging_files.report import SoupReport
 from swap_fast.averaging_files.weight_files import plain_names
 from swap_fast.checkpoint.files import on_host
 from swap_fast.checkpoint.run_folder import RunInfo
@@ -358,7 +358,8 @@ class RefineResult(AveragedResult):
 
 def make_refine_result(
     net: nn.Module,
-    soup: Soup,
+    tensors: dict[str, Tensor],
+    report: SoupReport,
     workers: Sequence[dict[str, Tensor]],
     times_s: tuple[float, ...],
     barrier: float | None,
@@ -371,15 +372,16 @@ def make_refine_result(
     """Load the average into a clean net, and put what is known of it together.
 
     Arguments:
-        workers: on the first rank, each one's tensors by the net's plain names.
+        tensors: the average, by the net's plain names.
+        workers: on the first rank, each one's tensors likewise.
     """
-    names, report = plain_names(net.state_dict()), soup.report
+    names = plain_names(net.state_dict())
 
     def state_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """With the net's own names."""
         return {name: tensors[short] for name, short in names.items() if short in tensors}
 
-    net.load_state_dict(net.state_dict() | state_of(soup.tensors))
+    net.load_state_dict(net.state_dict() | state_of(tensors))
     accuracies = tuple(each.accuracies.get("test") for each in report.ingredients)
     known = [accuracy for accuracy in accuracies if accuracy is not None]
     before, after = sum(known) / len(known) if known else None, report.after.get("test")

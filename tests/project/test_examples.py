@@ -139,6 +139,7 @@ def test_the_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert names["result"].record["schema_version"] == 1
     assert (tmp_path / "swapped" / "README.md").exists()
     assert (tmp_path / "runs" / "1" / "run.json").exists()
+    assert names["losses"].all
     assert (tmp_path / "runs" / "2" / "refined-worker3.safetensors").exists()
     averaged = names["averaged"].state_dict()
     for name, tensor in names["result"].model.state_dict().items():

@@ -6,14 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from own_nets import blobs, net, plain_net
+from own_nets import BATCHES, X, Y, net, plain_net
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import swap_fast
-
-X, Y = blobs(64)
-BATCHES = list(zip(X.split([20, 30, 14]), Y.split([20, 30, 14]), strict=True))
 
 
 def test_the_batch_norm_pass_takes_batches_of_every_kind() -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 import re
-import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,17 +15,23 @@ import numpy as np
 import pytest
 import torch
 from own_nets import (
+    BATCHES,
     Averaging,
     Compiled,
     Tied,
+    W,
+    X,
+    Y,
     assert_same_bits,
     bits,
-    blobs,
     net,
     partly,
     plain_net,
+    share,
+    small_refine,
+    started,
+    train,
 )
-from processes import run_torchrun
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -35,44 +39,6 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import TensorDataset
 
 import swap_fast
-from swap_fast.checkpoint.attempts import Attempt
-from swap_fast.training.shutdown import InterruptedRunError
-
-X, Y = blobs(64)
-TEST = blobs(200, seed=2)
-BATCHES = list(zip(X.split([20, 30, 14]), Y.split([20, 30, 14]), strict=True))
-W = 3
-
-
-def train(worker: int, model: nn.Module) -> None:
-    """Two epochs, whose orders torch's generator draws."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    model.train()
-    for _ in range(2):
-        for rows in torch.randperm(len(X)).split(16):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(X[rows]).float(), Y[rows]).backward()
-            optimizer.step()
-
-
-def share(model: nn.Module) -> float:
-    assert not model.training
-    return float((model(TEST[0]).argmax(1) == TEST[1]).double().mean())
-
-
-def started(make: Callable[[], nn.Module] = net) -> nn.Module:
-    """Phase 1's model."""
-    torch.manual_seed(0)
-    model = make()
-    train(0, model)
-    return model
-
-
-def small(make: Any = net, how: Any = train, **options: Any) -> Any:
-    """A silent call; the workers of so short a training need not share a basin."""
-    said = {"workers": W, "batches": BATCHES, "basin_points": 0, "progress": False}
-    model = make if isinstance(make, nn.Module) else started(make)
-    return swap_fast.refine(model, how, **(said | options))
 
 
 def plain_workers(model: nn.Module, count: int = W, seed: int = 0) -> list[nn.Module]:
@@ -92,7 +58,7 @@ def test_refine_is_phases_2_and_3_of_algorithm_1() -> None:
     model = started()
     before = copy.deepcopy(model.state_dict())
     workers = plain_workers(model)
-    result = small(model, evaluate=share)
+    result = small_refine(model, evaluate=share)
     states = [worker.state_dict() for worker in workers]
     for ours, theirs in zip(result.worker_states, states, strict=True):
         assert all(torch.equal(ours[n], t) for n, t in theirs.items() if "tracked" not in n)
@@ -113,7 +79,7 @@ def test_refine_is_phases_2_and_3_of_algorithm_1() -> None:
 
 def test_the_record_says_where_the_workers_lie(tmp_path: Path) -> None:
     model = started()
-    result = small(model, evaluate=share)
+    result = small_refine(model, evaluate=share)
 
     def theta(state: dict[str, Tensor]) -> Tensor:
         return torch.cat([state[n].double().flatten() for n, _ in model.named_parameters()])
@@ -153,7 +119,7 @@ def test_generators_are_seeded_by_the_worker_and_the_users_go_on() -> None:
 
     drawn: list[tuple[float, float, float]] = []
     for seed in (0, 0, 1):
-        small(started(plain_net), drawing, seed=seed, workers=2)
+        small_refine(started(plain_net), drawing, seed=seed, workers=2)
     assert drawn[:2] == drawn[2:4]
     assert all(len({each[i] for each in drawn}) == 4 for i in range(3))
 
@@ -166,7 +132,7 @@ def test_generators_are_seeded_by_the_worker_and_the_users_go_on() -> None:
     seed()
     expected = draws()
     seed()
-    small(model, drawing)
+    small_refine(model, drawing)
     assert draws() == expected
 
 
@@ -222,7 +188,7 @@ TRAINERS = {
 
 @pytest.mark.parametrize("how", TRAINERS.values(), ids=TRAINERS.keys())
 def test_what_a_trainer_leaves_on_the_model_does_not_matter(how: Any) -> None:
-    plain, result = small(evaluate=share), small(how=how, evaluate=share)
+    plain, result = small_refine(evaluate=share), small_refine(how=how, evaluate=share)
     assert_same_bits(bits(result), bits(plain))
     assert result.accuracy == plain.accuracy
 
@@ -232,8 +198,8 @@ def test_a_compiled_net_is_refined(make: Any) -> None:
     made = make()
     getattr(made, "_orig_mod", made).load_state_dict(started().state_dict())
     with torch.compiler.set_stance("force_eager"):
-        result = small(made, evaluate=share)
-    assert_same_bits(bits(result), bits(small(evaluate=share)))
+        result = small_refine(made, evaluate=share)
+    assert_same_bits(bits(result), bits(small_refine(evaluate=share)))
 
 
 def frozen() -> nn.Module:
@@ -254,7 +220,7 @@ NETS = {
 @pytest.mark.parametrize("make", NETS.values(), ids=NETS.keys())
 def test_nets_of_every_kind_are_averaged(make: Any) -> None:
     model = started(make)
-    result = small(model, evaluate=share)
+    result = small_refine(model, evaluate=share)
     averaged = result.model.state_dict()
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and "running" not in name and name != "mask":
@@ -265,132 +231,6 @@ def test_nets_of_every_kind_are_averaged(make: Any) -> None:
         assert not result.model[0].weight.requires_grad
     if make is Tied:
         assert result.model.read.weight is result.model.write.weight
-
-
-# Workers that are kept.
-
-
-class Counting:
-    """Notes which workers are trained."""
-
-    def __init__(self, dies_at: int | None = None, how: BaseException | int = 0) -> None:
-        self.trained: list[int] = []
-        self._dies_at, self._how = dies_at, how
-
-    def __call__(self, worker: int, model: nn.Module) -> None:
-        self.trained.append(worker)
-        train(worker, model)
-        if worker == self._dies_at:
-            if isinstance(self._how, BaseException):
-                raise self._how
-            os.kill(os.getpid(), self._how)
-
-
-def test_a_worker_that_died_is_trained_again_alone_to_the_same_bits(tmp_path: Path) -> None:
-    whole, dying, again = small(evaluate=share), Counting(1, MemoryError("dead")), Counting()
-    with pytest.raises(MemoryError, match="dead"):
-        small(how=dying, folder=tmp_path)
-    assert dying.trained == [0, 1]
-    result = small(how=again, folder=tmp_path, resume=True, evaluate=share)
-    assert again.trained == [1, 2]
-    assert_same_bits(bits(result), bits(whole))
-    assert (result.accuracy, result.worker_accuracies) == (whole.accuracy, whole.worker_accuracies)
-    # All are there; then one is damaged.
-    done, damaged = Counting(), Counting()
-    assert_same_bits(bits(small(how=done, folder=tmp_path, resume=True)), bits(whole))
-    assert done.trained == []
-    file = tmp_path / "refined-worker2.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"?")
-    assert_same_bits(bits(small(how=damaged, folder=tmp_path, resume=True)), bits(whole))
-    assert damaged.trained == [2]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_in_one_line_that_says_how_to_go_on(number: int, tmp_path: Path) -> None:
-    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(InterruptedRunError, match=r"^SIG.*: the workers .* resume=True") as ended:
-        small(how=Counting(2, number), folder=tmp_path)
-    assert "\n" not in str(ended.value)
-    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
-    again = Counting()
-    assert_same_bits(bits(small(how=again, folder=tmp_path, resume=True)), bits(small()))
-    assert again.trained == [2]
-    with pytest.raises(KeyboardInterrupt):
-        small(how=Counting(0, KeyboardInterrupt()))
-
-
-def test_a_folder_has_one_run(tmp_path: Path) -> None:
-    small(folder=tmp_path)
-    with pytest.raises(ValueError, match=r"^folder: expected one without a run, .* resume=True"):
-        small(folder=tmp_path)
-    with pytest.raises(ValueError, match=r"^resume: expected the settings .* seed 1 in place of 0"):
-        small(folder=tmp_path, resume=True, seed=1)
-    with pytest.raises(ValueError, match=r"^resume: expected the settings .* model.sha256 "):
-        small(net(), folder=tmp_path, resume=True)
-    with Attempt(tmp_path), pytest.raises(ValueError, match="another process is at; wait for it"):
-        small(folder=tmp_path, resume=True)
-
-
-def test_processes_that_share_a_folder_share_the_workers(tmp_path: Path) -> None:
-    # Another thread stands for another process: nothing is drawn, so that they do not disturb.
-    model, other_is_done, results = plain_net(), threading.Event(), {}
-    trained: dict[str, list[int]] = {"one": [], "other": []}
-
-    def run(name: str) -> None:
-        def how(worker: int, net: nn.Module) -> None:
-            trained[name].append(worker)
-            with torch.no_grad():
-                net[0].bias.add_(worker + 1)
-            if name == "one":
-                other.start()
-                assert other_is_done.wait(30)
-            else:
-                other_is_done.set()
-
-        how.__qualname__ = "train"
-        results[name] = small(model, how, workers=2, folder=tmp_path, resume=True)
-
-    other = threading.Thread(target=run, args=("other",))
-    run("one")
-    other.join()
-    assert trained == {"one": [0], "other": [1]}
-    assert_same_bits(bits(results["one"]), bits(results["other"]))
-    torch.testing.assert_close(results["one"].model[0].bias, model[0].bias + 1.5)
-
-
-SCRIPT = """
-import os, sys
-import torch
-from test_refine import BATCHES, W, share, started, train
-from own_nets import bits
-import swap_fast
-
-rank = os.environ.get("RANK", "alone")
-
-def alone(worker, model):
-    assert "WORLD_SIZE" not in os.environ and not torch.distributed.is_initialized()
-    train(worker, model)
-
-for _ in range(2):
-    result = swap_fast.refine(
-        *(started(), alone, W), batches=BATCHES, evaluate=share, basin_points=0, progress=False
-    )
-assert result.is_first == (rank in ("alone", "0"))
-found = result.accuracy, result.worker_accuracies, result.record["pairwise_distances"]
-torch.save((bits(result), found), f"{sys.argv[1]}/{rank}.pt")
-"""
-
-
-@pytest.mark.slow
-def test_processes_of_torchrun_give_the_same_bits_as_one(tmp_path: Path) -> None:
-    path = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    for number in (1, 2):
-        run_torchrun(path + SCRIPT, tmp_path, number)
-    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("alone", "0", "1"))
-    assert alone[1] == first[1] == second[1]
-    assert_same_bits(first[0], alone[0])
-    averaged = {name: t for name, t in alone[0].items() if name.startswith("averaged")}
-    assert_same_bits(second[0], averaged)  # the first one alone has the workers
 
 
 # Do the workers share a basin?
@@ -414,7 +254,7 @@ def turned(worker: int, model: nn.Module) -> None:
 
 def test_workers_in_different_basins_are_told_of() -> None:
     with pytest.warns(UserWarning, match="^workers 0 and 1 lie in different basins: between them"):
-        result = small(settled(), turned, workers=2, evaluate=share, basin_points=3)
+        result = small_refine(settled(), turned, workers=2, evaluate=share, basin_points=3)
     assert min(result.worker_accuracies) > 0.9
     assert result.accuracy < 0.8
     # The line's middle is the average of two.
@@ -428,7 +268,7 @@ def test_workers_of_one_basin_have_no_barrier(capsys: pytest.CaptureFixture[str]
         with torch.no_grad():
             model[0].weight.add_(1e-4 * (worker + 1))
 
-    result = small(how=close, evaluate=share, basin_points=3, progress=True)
+    result = small_refine(how=close, evaluate=share, basin_points=3, progress=True)
     assert result.barrier < 0.02
     assert result.notes == ()
     lines = capsys.readouterr().out.splitlines()
@@ -500,4 +340,4 @@ def test_a_net_that_cannot_be_copied_is_refused() -> None:
     model = plain_net()
     model.lock = threading.Lock()
     with pytest.raises(ValueError, match=r"^model: expected one that copy.deepcopy copies, got Ty"):
-        small(model)
+        small_refine(model)
