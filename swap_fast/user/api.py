@@ -25,7 +25,7 @@ from swap_fast.record import flatten, now, plain
 from swap_fast.training.batchnorm import BatchNormRecompute, is_compiled
 from swap_fast.training.callback import Callback
 from swap_fast.training.clock import Clock
-from swap_fast.training.shutdown import NEVER, GracefulShutdown
+from swap_fast.training.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import NoCheckpoints
 from swap_fast.training.trainer import assemble
 from swap_fast.training.weights import Weights, refuse_synchronized
@@ -38,7 +38,7 @@ from swap_fast.user.data import (
     open_data,
     require_seed,
 )
-from swap_fast.user.method import describe_method, name_of, user_method
+from swap_fast.user.method import choices, describe_method, name_of, user_method
 from swap_fast.user.objective import Loss, Metric, Objective, counts_right
 from swap_fast.user.parts import (
     Groups,
@@ -50,7 +50,7 @@ from swap_fast.user.parts import (
     make_net,
     refuse_lone_examples,
 )
-from swap_fast.user.result import SwapResult, describe_environment, make_result
+from swap_fast.user.result import SwapResult, describe_environment, doubt_of, make_result
 
 # The run's folder.
 
@@ -185,7 +185,8 @@ def swap(
         folder: keeps a checkpoint after each epoch there, and handles SIGTERM and Ctrl-C: the run
             then ends after a step, and can be resumed. None: nothing is written.
         resume: the run in `folder`, if there is one.
-        progress: draw a bar for each model on a terminal, print a line for each epoch elsewhere.
+        progress: print what is trained, draw a bar for each model on a terminal, print a line for
+            each epoch elsewhere, and one where phase 1 misses tau or averaging does not help.
         listeners: functions of one event, such as trackers: see `swap_fast.callbacks.events`.
         callbacks: called by the training itself, on every process, one after another.
         timeout_s: after which a process that does not answer ends the run: more than a process
@@ -326,6 +327,10 @@ def swap(
                 machine=info.machine,
                 resumed=attempt is not None and attempt.resumed,
             )
+            if comm.rank == 0:
+                size_mb = sum(each.nbytes for each in weights.copy()) / 1e6
+                for line in choices(method, where, precision, size_mb):
+                    logger.note(line)
             parts = assemble(
                 source,
                 phases,
@@ -351,11 +356,17 @@ def swap(
             # The script or notebook around this run may continue after a signal.
             handled: AbstractContextManager[None]
             handled = nullcontext() if place is None else shutdown.installed(always_uninstall=True)
-            with handled:
-                done = run_algorithm(method, parts)
+            try:
+                with handled:
+                    done = run_algorithm(method, parts)
+            except InterruptedRunError as signal:
+                how = f"{signal}; the same call with resume=True goes on"
+                raise InterruptedRunError(how, together=signal.together) from None
             rows = checkpoints.rows
             result = make_result(parts, done, rows, model, settings=settings, data=data)
             if comm.rank == 0:
+                if (doubt := doubt_of(result)) is not None:
+                    logger.note(doubt)
                 logger.emit_done(
                     done,
                     worker_accuracies=result.worker_accuracies,

@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import torch
+
 from swap_fast.config.phase import Phase, Schedule, StagedPhase, require, whole
 from swap_fast.user.data import BatchesAsGiven, Data, num_examples
 
@@ -177,6 +179,30 @@ def describe_method(method: UserMethod) -> dict[str, Any]:
         if "learning_rate" in said[name]:
             said[name]["learning_rate"] = name_of(said[name]["learning_rate"])
     return said
+
+
+def choices(method: UserMethod, device: torch.device, precision: str, size_mb: float) -> list[str]:
+    """What a run does, in a line for each phase, before it starts.
+
+    Arguments:
+        size_mb: of one worker's weights and statistics.
+    """
+    one, two, workers = method.phase1, method.phase2, method.num_workers
+    end = ""
+    if one.stop == "auto":
+        end = "until its gradient's noise ends it, at most "
+    elif one.stopping_accuracy is not None:
+        end = f"until its train accuracy is above {one.stopping_accuracy:.4g}, at most "
+
+    def rate(phase: Phase) -> str:
+        is_own = isinstance(phase, ScheduledPhase)
+        return "your learning rate" if is_own else f"learning rate up to {phase.peak_lr:.4g}"
+
+    return [
+        f"phase 1: batches of {one.global_batch_size:,}, {rate(one)}, {end}{one.max_epochs} epochs",
+        f"phase 2: {workers} workers with batches of {two.global_batch_size:,}, {rate(two)}, "
+        f"{two.max_epochs} epochs; on {device}, {precision}, {size_mb:,.1f} MB of weights a worker",
+    ]
 
 
 def name_of(function: Any) -> str:

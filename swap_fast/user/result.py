@@ -1,10 +1,12 @@
 """What a run of the user's gives: models, accuracies, times, and files of these."""
 
 import copy
+import html
 import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,7 +192,7 @@ SCHEMA_VERSION = 1
 """Of `record.json`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AveragedResult:
     """An averaged model, the workers that it is the mean of, and how these were measured."""
 
@@ -210,6 +212,35 @@ class AveragedResult:
     """All that is known of the run, as `record.json` keeps it."""
     is_first: bool
     """Whether this process is the first, which writes."""
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Five lines of a name and what there is to know first."""
+        metric = self.record["accuracies"]["metric"]
+
+        def words(value: float | None) -> str:
+            if value is None:
+                return "not measured"
+            return f"{value:.2%}" if metric == "accuracy" else f"{value:.4g}"
+
+        known = [value for value in self.worker_accuracies if value is not None]
+        spread = f" ({words(min(known))} to {words(max(known))})" if known else ""
+        name, workers = type(bare(self.model)).__name__, len(self.worker_accuracies)
+        return [
+            ("model", f"{name}, the mean of {workers} worker{'s' if workers > 1 else ''}"),
+            ("measured", f"{metric} on the test data"),
+            ("phase 1", words(self.phase1_accuracy)),
+            ("workers, mean", words(self.accuracy_before_averaging) + spread),
+            ("averaged", words(self.accuracy)),
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:<14} {value}" for name, value in self._rows())
+
+    def _repr_html_(self) -> str:
+        """The same as a table, which a notebook shows."""
+        cells = [tuple(map(html.escape, row)) for row in self._rows()]
+        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in cells)
+        return f"<table>{rows}</table>"
 
     def worker_model(self, number: int) -> nn.Module:
         """A net of its own with a worker's weights, in eval mode, where the averaged one is.
@@ -232,24 +263,30 @@ class AveragedResult:
 
         The record is written last: a folder that has it is whole.
 
+        Arguments:
+            overwrite: replace a result that is there; else this one goes into the first free
+                folder of FOLDER-2, FOLDER-3 and so on, and a line says so.
+
         Returns:
             The folder, with averaged.safetensors, worker0.safetensors and so on, README.md and
             record.json.
 
         Raises:
-            ValueError: a result is there already, and `overwrite` is off.
             OSError: the folder cannot be written to.
         """
-        folder = Path(folder)
+        wanted = folder = Path(folder)
         if not self.is_first:
             return folder
+        if not overwrite:
+            name = wanted.resolve() if wanted.name in ("", "..") else wanted
+            for number in count(2):
+                if not (folder.is_file() or (folder / RECORD).exists()):
+                    break
+                folder = Path(f"{name}-{number}")
+            if folder != wanted:
+                print(f"{wanted} holds another result: this one is saved in {folder}")
         remove_parts(folder)
         if (folder / RECORD).exists():
-            if not overwrite:
-                raise ValueError(
-                    f"folder: expected one without a result, got {folder} with {RECORD}; choose "
-                    "another, or pass overwrite=True"
-                )
             (folder / RECORD).unlink()
             for former in folder.glob("worker[0-9]*.safetensors"):
                 if former.stem.removeprefix("worker").isdigit():
@@ -263,7 +300,7 @@ class AveragedResult:
         return folder
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SwapResult(AveragedResult):
     """The models of a run of `swap_fast.swap`, and how they were made and measured."""
 
@@ -335,6 +372,18 @@ def make_result(
     )
 
 
+def doubt_of(result: SwapResult) -> str | None:
+    """A line, where the average is no better than what it was made of."""
+    accuracy, before = result.accuracy, result.accuracy_before_averaging
+    is_metric = result.record["accuracies"]["metric"] != "accuracy"  # which may be better lower
+    if is_metric or accuracy is None or before is None or accuracy >= before:
+        return None
+    return (
+        f"averaging did not help: {accuracy:.2%} after it, {before:.2%} before, the workers' mean; "
+        "end phase 1 at a higher stopping_accuracy, or lower phase 2's learning rate"
+    )
+
+
 def _row(row: EpochRow) -> dict[str, Any]:
     """An epoch as JSON has it, which knows no NaN."""
     return {name: None if value != value else value for name, value in asdict(row).items()}
@@ -343,7 +392,7 @@ def _row(row: EpochRow) -> dict[str, Any]:
 # Of `swap_fast.refine`.
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RefineResult(AveragedResult):
     """The averaged model of `swap_fast.refine`, and what is known of its workers."""
 
