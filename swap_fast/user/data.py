@@ -299,9 +299,13 @@ class Placement:
     """Of the run."""
     augment: Augment | None
     """The user's; None: nothing is."""
+    check: Callable[[Any], None] | None = None
+    """Refuses a batch before it is moved."""
 
     def put(self, batch: Any, *where: int) -> MicroBatch:
         """A batch of (phase, worker, epoch, step, replica), ready for its forward pass."""
+        if self.check is not None:
+            self.check(batch)
         moved = on_device(batch, self.device)
         if self.augment is not None:
             generator = torch.Generator(self.device)

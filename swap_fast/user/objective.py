@@ -60,6 +60,7 @@ class Objective:
         # Whether the loss is torch's; a function of the user's takes the model and the batch.
         self.is_torchs = loss is None or is_criterion(loss)
         self._counts = counts_right(loss)
+        self._num_classes: int | None = None  # known once a batch was tried
         said = getattr(loss, "keywords", {}).get("ignore_index", IGNORED_TARGET)  # a partial's
         self._ignored = getattr(loss, "ignore_index", said)
         types = {p.dtype for p in model.parameters() if p.is_floating_point()}
@@ -89,15 +90,14 @@ class Objective:
         Raises:
             ValueError: a batch without targets.
         """
-        if isinstance(batch, Mapping) and len(batch) > 1 and "labels" in batch:
-            named = {name: self._rounded(x) for name, x in batch.items() if name != "labels"}
-            made = self._model(**named) if len(named) > 1 else self._model(*named.values())
-            return logits_of(made), batch["labels"]
-        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        if (targets := _targets(batch)) is None:
             expected = "(inputs, targets) for the cross entropy, or a mapping with labels"
             _refuse("batch", expected, kind_of(batch))
-        *inputs, targets = batch
-        return logits_of(self._model(*map(self._rounded, inputs))), targets
+        if not isinstance(batch, Mapping):
+            return logits_of(self._model(*map(self._rounded, batch[:-1]))), targets
+        named = {name: self._rounded(x) for name, x in batch.items() if name != "labels"}
+        made = self._model(**named) if len(named) > 1 else self._model(*named.values())
+        return logits_of(made), targets
 
     def _of_targets(self, batch: Any) -> Any:
         """The criterion of a batch, and of classes how many were right and of how many."""
@@ -121,9 +121,22 @@ class Objective:
             raise
         return loss, *count_right(logits, targets, self._ignored)
 
+    def check_targets(self, batch: Any) -> None:
+        """Refuse targets on the host that the model, once tried, has no logits for.
+
+        On a GPU their loss would end the whole process.
+
+        Raises:
+            ValueError: names the first.
+        """
+        targets = _targets(batch)
+        if self._num_classes is None or not isinstance(targets, Tensor):
+            return
+        if targets.device.type == "cpu" and not targets.is_floating_point():
+            require_classes(targets, self._num_classes, self._ignored)
+
     def try_batch(self, batch: Any, all_targets: Tensor | None) -> None:
-        """Run the model on a batch as it is trained on, before anything is; a loss of the user's
-        is left for the first update.
+        """Run the model on a batch, before any training; a loss of the user's is not tried.
 
         Arguments:
             all_targets: of all examples, where they are at hand, to see that none lacks a logit.
@@ -135,14 +148,22 @@ class Objective:
             return
         logits, targets = self.outputs(batch)
         if self._counts and isinstance(logits, Tensor) and logits.dim() > 1:
-            for each in (targets, all_targets):  # on a GPU the loss would end the whole process
+            self._num_classes = logits.shape[1]
+            for each in (targets, all_targets):
                 if isinstance(each, Tensor) and not each.is_floating_point():
-                    require_classes(each, logits.shape[1], self._ignored)
+                    require_classes(each, self._num_classes, self._ignored)
         self(batch)
 
     def _rounded(self, given: Any) -> Any:
         is_real = isinstance(given, Tensor) and given.is_floating_point()
         return given.to(self._dtype) if is_real and self._dtype is not None else given
+
+
+def _targets(batch: Any) -> Any:
+    """A batch's targets: "labels", or the last of two parts or more; None where there are none."""
+    if isinstance(batch, Mapping):
+        return batch.get("labels") if len(batch) > 1 else None
+    return batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
 
 
 def _refuse(what: str, expected: str, got: str) -> NoReturn:

@@ -382,7 +382,10 @@ class UserSource:
 
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Note where the batches go."""
-        self._place = Placement(device=weights.theta.device, seed=seed, augment=self._augment)
+        device, check = weights.theta.device, None
+        if device.type != "cpu" and self._augment is None:
+            check = self._objective.check_targets
+        self._place = Placement(device=device, seed=seed, augment=self._augment, check=check)
         self._autocast = execution.autocast
 
     def try_batches(self) -> None:

@@ -19,6 +19,8 @@ from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 from swap_fast.config.phase import Phase
 from swap_fast.record import EpochRow
 from swap_fast.user.batch import batch_length
+from swap_fast.user.data import Placement
+from swap_fast.user.objective import Objective
 
 X, Y = blobs()
 
@@ -167,6 +169,21 @@ def test_classes_that_have_no_logit_are_named(kind: str) -> None:
         with pytest.raises(ValueError, match=f"^{line}"):
             small_swap(train=TensorDataset(X, wrong))
     refused(line.replace("got 4", "got -1"), train=(X, Y - 1))
+
+
+def test_classes_are_looked_at_before_batches_go_to_a_gpu() -> None:
+    # In place of a GPU the device meta, which has no values: there nothing could be read.
+    objective = Objective(plain_net(), None)
+    place = Placement(
+        device=torch.device("meta"), seed=0, augment=None, check=objective.check_targets
+    )
+    place.put((X, Y + 1), 0)  # how many classes there are is not known yet
+    objective.try_batch((X, Y), Y)
+    place.put((X, torch.where(Y == 0, -100, Y)), 0)
+    place.put({"x": X, "text": ["a"]}, 0)
+    for batch in ((X, Y + 1), {"x": X, "labels": Y + 1}):
+        with pytest.raises(ValueError, match="expected class numbers 0 to 3"):
+            place.put(batch, 0)
 
 
 @pytest.mark.parametrize("ignored", [-100, 0])
