@@ -115,6 +115,8 @@ def average_files(
     if evaluation is not None:
         fitted = [evaluation.fitted(file) for file in files]
         files, prefix = [file for file, _ in fitted], fitted[0][1]
+        if isinstance(start, str | Path):
+            start, _ = evaluation.fitted(read_weights(Path(start), key))
     written = None if output is None else target(Path(output), files, overwrite=overwrite)
     shares = require_shares(shares, files, soup)
     splits = () if evaluation is None else evaluation.splits

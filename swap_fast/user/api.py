@@ -38,7 +38,7 @@ from swap_fast.user.data import (
     open_data,
     require_seed,
 )
-from swap_fast.user.method import choices, describe_method, name_of, user_method
+from swap_fast.user.method import describe_method, name_of, opening_lines, user_method
 from swap_fast.user.objective import Loss, Metric, Objective, counts_right
 from swap_fast.user.parts import (
     Groups,
@@ -329,7 +329,7 @@ def swap(
             )
             if comm.rank == 0:
                 size_mb = sum(each.nbytes for each in weights.copy()) / 1e6
-                for line in choices(method, where, precision, size_mb):
+                for line in opening_lines(method, where, precision, size_mb):
                     logger.note(line)
             parts = assemble(
                 source,

@@ -181,7 +181,9 @@ def describe_method(method: UserMethod) -> dict[str, Any]:
     return said
 
 
-def choices(method: UserMethod, device: torch.device, precision: str, size_mb: float) -> list[str]:
+def opening_lines(
+    method: UserMethod, device: torch.device, precision: str, size_mb: float
+) -> list[str]:
     """What a run does, in a line for each phase, before it starts.
 
     Arguments:

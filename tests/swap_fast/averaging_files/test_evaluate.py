@@ -42,6 +42,9 @@ def test_a_prefix_that_the_net_has_not_is_left_out_and_said(tmp_path: Path) -> N
     assert list(made.tensors) == list(plain.tensors)
     assert all(torch.equal(made.tensors[name], plain.tensors[name]) for name in plain.tensors)
     assert made.report.after == plain.report.after
+    paths = saved(tmp_path, "model.")
+    begun = average_files(paths, model=net, data=data, start=paths[0], basin_points=0)
+    assert begun.report.ingredients[0].from_start == 0
     assert any(note.startswith("the files' names begin with model.,") for note in made.report.notes)
     alone = average_files(saved(tmp_path, "model."))
     assert next(iter(alone.tensors)) == "model.0.weight"  # as the program that reads it wants
