@@ -136,7 +136,7 @@ class Objective:
             require_classes(targets, self._num_classes, self._ignored)
 
     def try_batch(self, batch: Any, all_targets: Tensor | None) -> None:
-        """Run the model on a batch, before any training; a loss of the user's is not tried.
+        """Run the model and torch's loss on a batch, before any training.
 
         Arguments:
             all_targets: of all examples, where they are at hand, to see that none lacks a logit.
@@ -144,8 +144,6 @@ class Objective:
         Raises:
             ValueError: inputs that the model does not take, or targets that it has no logits for.
         """
-        if not self.is_torchs:
-            return
         logits, targets = self.outputs(batch)
         if self._counts and isinstance(logits, Tensor) and logits.dim() > 1:
             self._num_classes = logits.shape[1]

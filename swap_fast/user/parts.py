@@ -401,20 +401,24 @@ class UserSource:
         eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
         try:
             with eager, torch.no_grad(), self._autocast():
-                batch = self._first(self._train, self._place)
-                with explained("train_data", batch, self._model):
-                    # What augment makes of the targets is known of this batch alone.
-                    targets = None if self._augment is not None else targets_of(self._train)
-                    self._objective.try_batch(batch, targets)
+                if self._objective.is_torchs:
+                    self._try("train_data", self._train, self._place)
                 if self._test is None:
                     return
-                batch = self._first(self._test, replace(self._place, augment=None))
-                with explained("test_data", batch, self._model):
-                    self._objective.try_batch(batch, targets_of(self._test))
-                if self._metric is not None or not self._objective.is_torchs:
-                    self._count(batch)
+                place = replace(self._place, augment=None)
+                if self._objective.is_torchs and self._metric is None:
+                    self._try("test_data", self._test, place)
+                else:  # what the user's own function raises says where
+                    self._count(self._first(self._test, place))
         finally:
             self._model.train(was_training)
+
+    def _try(self, name: str, data: Data, place: Placement) -> None:
+        batch = self._first(data, place)
+        # What augment makes of the targets is known of this batch alone.
+        targets = targets_of(data) if place.augment is None else None
+        with explained(name, batch, self._model):
+            self._objective.try_batch(batch, targets)
 
     def _first(self, data: Data, place: Placement) -> Any:
         passing = one_pass(data, place, batch_size=self._batch_size, shuffled=False)
