@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # From nothing to a report: installs, runs a recipe, and writes and prints the tables.
 set -euo pipefail
-here=${BASH_SOURCE[0]%"${BASH_SOURCE[0]##*/}"}
+script=${BASH_SOURCE[0]}
+[[ -L $script ]] && script=$(readlink -f -- "$script") # called through a link
+here=${script%"${script##*/}"}
 cd -- "${here:-.}"
 source ./install.sh
 

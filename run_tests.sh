@@ -2,7 +2,9 @@
 # Installs, then format, lint, types and tests. usage: ./run_tests.sh [--slow] [PYTEST_OPTION...]
 # --slow, or CI=true, adds the tests marked slow; CI=true also makes an unforeseen skip a failure.
 set -euo pipefail
-here=${BASH_SOURCE[0]%"${BASH_SOURCE[0]##*/}"}
+script=${BASH_SOURCE[0]}
+[[ -L $script ]] && script=$(readlink -f -- "$script") # called through a link
+here=${script%"${script##*/}"}
 cd -- "${here:-.}"
 source ./install.sh
 

@@ -17,9 +17,10 @@ import tyro
 from bench.export.options import FORMATS
 from bench.options import JobOptions, ReportOptions, RunOptions, VerifyOptions
 from bench.search.grid import SearchOptions, parse_grid
+from swap_fast import __version__
 from swap_fast.choices import choose
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
-from swap_fast.options import parse_options
+from swap_fast.options import name_the_user, parse_options
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
 
@@ -30,6 +31,10 @@ Command = Callable[[list[str]], int]
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status: 0, 2 for bad input, 75 interrupted, 1 for a failed run."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    name_the_user()
+    if arguments == ["--version"]:
+        print(f"swap_fast {__version__}")
+        return 0
     if asks_for_usage(arguments):
         print("usage: python -m bench COMMAND ...\n")
         _print_summaries(COMMANDS)

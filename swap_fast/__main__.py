@@ -3,8 +3,10 @@
 import sys
 from collections.abc import Callable
 
+from swap_fast import __version__
 from swap_fast.averaging_files.command import average
 from swap_fast.choices import choose
+from swap_fast.options import name_the_user
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "average": (average, "average finished models from files: average --help"),
@@ -14,6 +16,10 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status: 0, 2 for bad input, 1 for what failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    name_the_user()
+    if arguments == ["--version"]:
+        print(f"swap_fast {__version__}")
+        return 0
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m swap_fast COMMAND ...\n")
         for name, (_, summary) in COMMANDS.items():

@@ -9,13 +9,14 @@ def choose(what: str, name: str, names: Iterable[str]) -> str:
     """The name, where it is one of the names.
 
     Raises:
-        ValueError: it is not; says which may have been meant.
+        ValueError: it is not; says up to three that may have been meant, the nearest first.
     """
     names = list(names)
     if name in names:
         return name
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(names)}"
+    *others, last = difflib.get_close_matches(name, names) or [""]
+    close = f"{', '.join(others)} or {last}" if others else last
+    hint = f"did you mean {close}?" if close else f"expected one of {', '.join(names)}"
     raise ValueError(f"unknown {what} {name!r}; {hint}")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -345,6 +346,22 @@ def _silent_stdout() -> Iterator[None]:
         os.dup2(kept, 1)
         os.close(kept)
         os.close(nowhere)
+
+
+TORCHRUN = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
+)
+"""The variables by which a process knows that torchrun started it."""
+
+
+@contextmanager
+def without_torchrun() -> Iterator[None]:
+    """Hide torchrun's variables: a trainer that saw them would train one net on all ranks."""
+    hidden = {name: os.environ.pop(name) for name in [*os.environ] if TORCHRUN.fullmatch(name)}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 _CONNECTIONS = count()

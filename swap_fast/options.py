@@ -1,5 +1,7 @@
 """Parse a command's options by tyro; their help is the docstrings of a dataclass's fields."""
 
+import getpass
+import os
 from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 from typing import Any
@@ -19,6 +21,14 @@ def parse_options(form: Any, arguments: list[str], prog: str, **about: Any) -> A
     """Parse `arguments` as `tyro.cli` does; each option's help flows over the terminal's width."""
     with _registry:
         return tyro.cli(form, args=arguments, prog=prog, **about)
+
+
+def name_the_user() -> None:
+    """Give a user id without a name, as a container may have, one: torch names its caches by it."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"user{os.getuid()}"
 
 
 def _with_flowing_help(info: StructTypeInfo) -> StructConstructorSpec | None:

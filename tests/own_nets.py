@@ -1,7 +1,8 @@
-"""Small nets and data of a user's, for the tests of `swap_fast.swap`."""
+"""Small nets and data of a user's, for the tests of `swap_fast.swap` and `swap_fast.refine`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -116,3 +117,42 @@ class Averaging(nn.Module):
 
 def dropping() -> nn.Module:
     return nn.Sequential(net(), nn.Dropout(0.2))
+
+
+# Of `swap_fast.refine`: data, a training loop, and what comes before it.
+
+X, Y = blobs(64)
+TEST = blobs(200, seed=2)
+BATCHES = list(zip(X.split([20, 30, 14]), Y.split([20, 30, 14]), strict=True))
+W = 3
+
+
+def train(worker: int, model: nn.Module) -> None:
+    """Two epochs, whose orders torch's generator draws."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    model.train()
+    for _ in range(2):
+        for rows in torch.randperm(len(X)).split(16):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(X[rows]).float(), Y[rows]).backward()
+            optimizer.step()
+
+
+def share(model: nn.Module) -> float:
+    assert not model.training
+    return float((model(TEST[0]).argmax(1) == TEST[1]).double().mean())
+
+
+def started(make: Callable[[], nn.Module] = net) -> nn.Module:
+    """Phase 1's model."""
+    torch.manual_seed(0)
+    model = make()
+    train(0, model)
+    return model
+
+
+def small_refine(make: Any = net, how: Any = train, **options: Any) -> Any:
+    """A silent call; the workers of so short a training need not share a basin."""
+    said = {"workers": W, "batches": BATCHES, "basin_points": 0, "progress": False}
+    model = make if isinstance(make, nn.Module) else started(make)
+    return swap_fast.refine(model, how, **(said | options))

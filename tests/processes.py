@@ -1,8 +1,13 @@
 """Processes of a run: which are still there, and a port for a new one."""
 
+import os
 import socket
 import subprocess
+import sys
 import time
+from pathlib import Path
+
+from repository import TESTS
 
 
 def alive_in_group(group: int) -> list[int]:
@@ -31,3 +36,15 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def run_torchrun(text: str, folder: Path, processes: int) -> None:
+    """Run a script, which is given the folder, by torchrun; one process runs it alone."""
+    script = folder / "script.py"
+    script.write_text(text)
+    env = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    torchrun += ["--master-port", str(free_port())]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), str(folder)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

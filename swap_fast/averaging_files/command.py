@@ -29,7 +29,8 @@ FilesOrRun = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class AverageOptions:
-    """Average finished models: safetensors files, torch's files, or the workers of a run's folder.
+    """Average finished models: safetensors files, torch's files, the indexes of models in shards,
+    or the workers of a run's folder.
 
     The files are read without running what is in them. With a net and data the batch-norm
     statistics are recomputed, and accuracies printed before and after. Of a run of ours both are
@@ -39,7 +40,7 @@ class AverageOptions:
     files: FilesOrRun
     """The models: files of one net, or the folder of a run, results/checkpoints/RUN."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """Where the average is written, as safetensors."""
+    """Where the average is written: .safetensors, or .pt for a state dict of torch's."""
     soup: Literal["uniform", "greedy"] = "uniform"
     """The mean of all, or of those that, from the best on, make it no worse on held-out data."""
     shares: tuple[float, ...] | None = None

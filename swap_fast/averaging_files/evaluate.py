@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swap_fast.averaging_files.weight_files import (
+    TORCH_SUFFIXES,
     WeightFile,
     plain_names,
     read_weights,
@@ -32,17 +34,20 @@ from swap_fast.distributed import ALONE
 from swap_fast.models import make_net
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.training.batchnorm import BatchNormRecompute
-from swap_fast.training.evaluate import Count, Evaluator
+from swap_fast.training.evaluate import Count, Evaluator, count_right, logits_of
 from swap_fast.training.weights import Weights
 
 _OF_A_RUN = re.compile(rf"(worker(\d+)-epoch(\d+)|final|phase1){re.escape(MODEL)}")
 
 
-def files_of(paths: Sequence[Path | str]) -> list[Path]:
-    """Files as they are, folders of runs as their workers."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        found += workers_of(path) if path.is_dir() else [path]
+def files_of(paths: Sequence[Path | str | WeightFile]) -> list[Path | WeightFile]:
+    """Files and models in memory as they are, folders of runs as their workers."""
+    found: list[Path | WeightFile] = []
+    for path in paths:
+        if isinstance(path, WeightFile):
+            found.append(path)
+        else:
+            found += workers_of(Path(path)) if Path(path).is_dir() else [Path(path)]
     if len(found) < 2:
         raise ValueError(f"expected two files of weights or more to average, got {len(found)}")
     return found
@@ -71,8 +76,8 @@ def require_shares(
 def target(output: Path, files: Sequence[WeightFile], *, overwrite: bool) -> Path:
     """Where the average goes: checked before the work, not after it."""
     path = output if output.suffix else output.with_suffix(".safetensors")
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: expected an output that ends in .safetensors")
+    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        raise ValueError(f"{path}: expected an output that ends in .safetensors, .pt or .pth")
     if path.exists():
         if any(os.path.samefile(path, file.path) for file in files):
             raise ValueError(f"{path}: expected an output beside the inputs, got one of them")
@@ -154,21 +159,23 @@ def require_one_origin(files: Sequence[WeightFile]) -> str | None:
 
 
 def find_start(
-    named: Path | str | None, files: Sequence[WeightFile], key: str | None
+    named: Path | str | WeightFile | None, files: Sequence[WeightFile], key: str | None
 ) -> WeightFile | None:
-    """Where all began: the file named, or phase 1 beside the first, if it is a run's."""
+    """Where all began: the model named, or phase 1 beside the first, if it is a run's."""
     if named is None:
         named = files[0].path.parent / f"phase1{MODEL}"
         of_a_run = _OF_A_RUN.fullmatch(files[0].path.name) and named.is_file()
         if not of_a_run or require_one_origin(files) is None:
             return None
-    found = read_weights(Path(named), key)
+    found = named if isinstance(named, WeightFile) else read_weights(Path(named), key)
     require_alike([files[0], found])
     require_one_origin([*files, found])
     return found
 
 
 def _origin_of(file: WeightFile) -> str | None:
+    if not file.path.exists():  # a model in memory
+        return None
     expected = known_sha256(file.path)
     if expected is not None and expected != file.sha256:
         raise ValueError(
@@ -198,19 +205,39 @@ class Evaluation:
         batches: gives the training inputs [B, ...] once, on the net's device, for batch-norm
             statistics; None: there is no training data.
         autocast: makes the context of a forward pass over these.
+        forward: runs the net on a batch of another kind than inputs [B, ...].
+        length: the examples of a batch.
     """
 
     def __init__(
         self,
         weights: Weights,
         tests: Mapping[str, Callable[[], float]],
-        batches: Callable[[], Iterable[Tensor]] | None,
+        batches: Callable[[], Iterable[Any]] | None,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        *,
+        forward: Callable[[Any], object] | None = None,
+        length: Callable[[Any], int] = len,
     ) -> None:
         self.weights, self._tests, self.batches = weights, tests, batches
-        self.splits = tuple(tests)
-        self._recompute = BatchNormRecompute(weights, autocast)
+        self.splits, self._length = tuple(tests), length
+        self._recompute = BatchNormRecompute(weights, autocast, forward=forward)
         self._names = plain_names(weights.model.state_dict())
+
+    def fitted(self, file: WeightFile) -> tuple[WeightFile, str]:
+        """A file by the net's own names, and the prefix that all of these have in the file.
+
+        So has a checkpoint of Lightning `model.`; what does not begin with it is left out.
+        """
+        own = set(self._names.values())
+        longest = max(own, key=len, default="")
+        starts = [name.removesuffix(longest) for name in file.tensors if name.endswith(longest)]
+        found = [each for each in starts if all(each + name in file.tensors for name in own)]
+        if len(found) != 1 or not found[0]:
+            return file, ""
+        (prefix,) = found
+        short = {name.removeprefix(prefix): t for name, t in file.tensors.items()}
+        return replace(file, tensors={n: t for n, t in short.items() if n in own}), prefix
 
     def load_(self, tensors: Mapping[str, Tensor], where: Path | str) -> None:
         """Put a file's tensors into the net.
@@ -221,6 +248,11 @@ class Evaluation:
         own = {short: name for name, short in self._names.items()}
         given = {own.get(name, name): t for name, t in tensors.items()}
         state = self.weights.model.state_dict()
+        if given and not given.keys() & state.keys():
+            raise ValueError(
+                f"{where}: expected the net's names, {next(iter(state))} and the like, got "
+                f"{next(iter(tensors))} and the like; make the net that the file is of"
+            )
         # Of weights that two layers share, safetensors files often keep one name.
         by_memory = {_memory(state[name]): t for name, t in given.items() if name in state}
         for name in state.keys() - given.keys():
@@ -238,13 +270,23 @@ class Evaluation:
         """
         if self.batches is None or not self.weights.norms:
             return {}
-        self._recompute(_first(self.batches(), images))
+        self._recompute(self._first(images))
         prefixes = {module: prefix for prefix, module in self.weights.model.named_modules()}
         return {
             self._names[f"{prefixes[norm]}.{name}".lstrip(".")]: norm.get_buffer(name).cpu().clone()
             for norm in self.weights.norms
             for name in ("running_mean", "running_var")
         }
+
+    def _first(self, images: int | None) -> Iterator[Any]:
+        """Training batches until there are that many images."""
+        assert self.batches is not None, "there is training data"
+        seen = 0
+        for batch in self.batches():
+            yield batch
+            seen += self._length(batch)
+            if images is not None and seen >= images:
+                return
 
     def accuracy(self, split: str) -> float:
         """Of the net as it is, on a split: a fraction."""
@@ -260,17 +302,17 @@ def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
     return tensor.data_ptr(), tensor.shape
 
 
-def _first(batches: Iterable[Tensor], images: int | None) -> Iterator[Tensor]:
-    """Batches until there are that many images."""
-    seen = 0
-    for batch in batches:
-        yield batch
-        seen += len(batch)
-        if images is not None and seen >= images:
-            return
-
-
 # The user's net and data.
+
+
+def measured_weights(model: nn.Module) -> Weights:
+    """Of a net that is not trained: frozen parameters are in a file's reach too."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.momentum is None:
+            module.momentum = 0.1  # the pass has its own
+    return Weights(model)
 
 
 def user_evaluation(
@@ -289,21 +331,22 @@ def user_evaluation(
     model = make_model()
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    # It is only measured: in float32, with every weight in the file's reach.
-    model.float().to(device).requires_grad_(True)
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.momentum is None:
-            module.momentum = 0.1  # the pass has its own
+    weights = measured_weights(model.float().to(device))
     batches = {
         name: partial(_inputs_and_labels, name, split, device)
         for name, split in _splits(data).items()
     }
 
     def inputs() -> Iterator[Tensor]:
-        return (inputs for inputs, _ in batches["train"]())
+        """Without a last batch of one example, of which batch norm can make no statistics."""
+        longest = 0
+        for inputs, _ in batches["train"]():
+            longest = max(longest, len(inputs))
+            if len(inputs) > 1 or longest == 1:
+                yield inputs
 
     return Evaluation(
-        Weights(model),
+        weights,
         {
             name: _accuracy(model, name, batches[name], device)
             for name in ("held_out", "test")
@@ -361,21 +404,21 @@ def _accuracy(
 
     def count(batch: tuple[Tensor, Tensor | None]) -> Count:
         inputs, labels = batch
-        logits = model(inputs)
+        logits = logits_of(model(inputs))
         if not isinstance(logits, Tensor) or logits.dim() < 2:
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
                 f"model: expected logits [B, C] or [B, C, ...], got {got}; give a function "
                 "that returns a net with these alone"
             )
-        predicted = logits.argmax(1)
-        if labels is None or predicted.shape != labels.shape:
+        if labels is None or labels.shape != (len(logits), *logits.shape[2:]):
             got = "none" if labels is None else f"labels {list(labels.shape)}"
             raise ValueError(
                 f"data, {split}: expected a label for each of the logits "
                 f"{list(logits.shape)}, got {got}"
             )
-        return (predicted == labels).sum(), 0, labels.numel()
+        correct, total = count_right(logits, labels)
+        return correct, 0, total
 
     evaluate = Evaluator(model, lambda comm: batches(), count, nullcontext, device)
 

@@ -1,13 +1,15 @@
-"""Averages of finished checkpoints: uniform and greedy soups, evaluated before and after.
+"""Averages of finished models: uniform and greedy soups, evaluated before and after.
 
 A soup is a mean of models that share a basin (Wortsman et al., "Model soups", 2022). SWAP's workers
 do: they began from one model, phase 1's.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from swap_fast.averaging_files.evaluate import (
 from swap_fast.averaging_files.report import BARRIER, Ingredient, SoupReport, barrier
 from swap_fast.averaging_files.weight_files import (
     STATISTICS,
+    TORCH_SUFFIXES,
     WeightFile,
     between,
     differing,
@@ -32,11 +35,15 @@ from swap_fast.averaging_files.weight_files import (
     measure,
     read_weights,
     require_alike,
-    write_weights,
+    serialize,
+    weights_of,
 )
 from swap_fast.config.phase import require, whole
+from swap_fast.files import write_file
 
 Say = Callable[[str], object]
+BASIN_IMAGES = 2048
+"""Training images for the batch-norm statistics of each point of a segment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,7 @@ class Soup:
 
 
 def average_files(
-    paths: Sequence[Path | str],
+    paths: Sequence[Path | str | WeightFile],
     output: Path | str | None = None,
     *,
     soup: Literal["uniform", "greedy"] = "uniform",
@@ -59,25 +66,25 @@ def average_files(
     data: object = None,
     evaluation: Evaluation | None = None,
     select_on: Literal["held_out", "test"] = "held_out",
-    start: Path | str | None = None,
+    start: Path | str | WeightFile | None = None,
     key: str | None = None,
     basin_points: int = 5,
-    basin_images: int = 2048,
+    basin_images: int = BASIN_IMAGES,
     max_barrier: float = BARRIER,
     require_basin: bool = False,
     overwrite: bool = False,
     device: torch.device | str = "cpu",
     say: Say = lambda line: None,
 ) -> Soup:
-    """Average finished models from files, and write the average as safetensors.
+    """Average finished models from files, and write the average as safetensors or as torch does.
 
     With a net and data the batch-norm statistics are recomputed, and the accuracy of every model
     and of the average is measured, before and after, and along the segments between them.
 
     Arguments:
-        paths: safetensors files, torch's files, or the folder of a run, which stands for its
-            workers.
-        output: where to write; None: nowhere.
+        paths: safetensors files, torch's files, models in memory by `weights_of`, or the folder
+            of a run, which stands for its workers.
+        output: where to write, .safetensors, or .pt for a state dict of torch's; None: nowhere.
         soup: the mean of all, or of those that each make it no worse, from the best on.
         shares: of each file in a uniform soup, to be divided by their sum; None: all alike.
         model: makes the net that the files are of.
@@ -102,14 +109,20 @@ def average_files(
         evaluation = user_evaluation(model, data, torch.device(device))
     files = []
     for path in files_of(paths):
-        files.append(read_weights(path, key))
-        say(f"{path}: {sum(t.numel() for t in files[-1].tensors.values()):,} values")
+        files.append(path if isinstance(path, WeightFile) else read_weights(path, key))
+        say(f"{files[-1].path}: {sum(t.numel() for t in files[-1].tensors.values()):,} values")
+    prefix = ""
+    if evaluation is not None:
+        fitted = [evaluation.fitted(file) for file in files]
+        files, prefix = [file for file, _ in fitted], fitted[0][1]
+        if isinstance(start, str | Path):
+            start, _ = evaluation.fitted(read_weights(Path(start), key))
     written = None if output is None else target(Path(output), files, overwrite=overwrite)
     shares = require_shares(shares, files, soup)
     splits = () if evaluation is None else evaluation.splits
     _require_settings(soup, splits, select_on, basin_points, require_basin=require_basin)
     whole("basin_images", basin_images)
-    require(0 <= max_barrier < 1, "max_barrier", "a fraction from 0 to below 1", max_barrier)
+    require_basin_settings(basin_points, max_barrier)
     require_alike(files)
     origin = require_one_origin(files)
     beginning = find_start(start, files, key)
@@ -156,6 +169,11 @@ def average_files(
             "nothing was written"
         )
     notes = _notes(files, names, batch_norm, apart, evaluated=evaluation is not None)
+    if prefix:
+        notes.append(
+            f"the files' names begin with {prefix}, which the net's do not: it was left out, and "
+            "so was what has other names"
+        )
     if soup == "greedy" and select_on == "test":
         notes.append(
             "the soup was chosen by the test images, so that its accuracy on them flatters it; "
@@ -184,9 +202,34 @@ def average_files(
         notes=tuple(notes),
     )
     if written is not None:
-        digest = write_weights(written, tensors, _about(report))
+        content = serialize(tensors, _about(report), as_torch=written.suffix in TORCH_SUFFIXES)
+        write_file(written, content)
+        digest = hashlib.sha256(content).hexdigest()
         report = replace(report, output=str(written), sha256=digest)
     return Soup(tensors=tensors, report=report)
+
+
+def average_models(
+    models: Sequence[nn.Module | Mapping[str, Any]], shares: Sequence[float] | None = None
+) -> dict[str, Tensor]:
+    """The mean of models in memory: a state dict on the host, for a net of the same class.
+
+    Sums are taken in float64 and rounded once to the models' own types. Batch-norm statistics are
+    averaged like the rest, which does not fit the averaged weights: load the mean into a net, then
+    call `swap_fast.recompute_batchnorm`. Counts of batches become 0, other whole numbers are the
+    first model's. What torch.compile, DistributedDataParallel and AveragedModel put before names is
+    left out.
+
+    Arguments:
+        models: nets or state dicts, two or more.
+        shares: of each, to be divided by their sum; None: all alike.
+
+    Raises:
+        ValueError: other names, shapes or types than the first model's, or weights that are not
+            finite.
+    """
+    files = [weights_of(f"model {number}", model) for number, model in enumerate(models)]
+    return average_files(files, shares=shares).tensors
 
 
 def _require_settings(
@@ -202,10 +245,15 @@ def _require_settings(
             )
         got = " and ".join(splits) or "none"
         raise ValueError(f"greedy: expected {select_on} data to choose by, got {got}; {remedy}")
-    if basin_points not in (0, *range(3, 1001)):
-        raise ValueError(f"basin_points: expected 3 to 1,000, or 0 for none, got {basin_points}")
     if require_basin and not (splits and basin_points):
         raise ValueError("require_basin: expected a net, data to test it on, and basin points")
+
+
+def require_basin_settings(basin_points: int, max_barrier: float) -> None:
+    """Refuse numbers with which nothing can be found about a basin."""
+    is_number = basin_points in (0, *range(3, 1001))
+    require(is_number, "basin_points", "3 to 1,000, or 0 for none", basin_points)
+    require(0 <= max_barrier < 1, "max_barrier", "a fraction from 0 to below 1", max_barrier)
 
 
 def _recomputed(evaluation: Evaluation, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -242,16 +290,19 @@ def _greedy(
 
 def _barriers(
     evaluation: Evaluation,
-    average: dict[str, Tensor],
+    center: dict[str, Tensor],
     files: Sequence[WeightFile],
     kept: Sequence[int],
     points: int,
     images: int,
 ) -> Iterator[tuple[int, float]]:
-    """The barrier between the average and each model, with the statistics of each point's own."""
+    """The barrier between one model, such as the average, and each of those kept.
+
+    Each point has statistics of its own, of that many images.
+    """
 
     def accuracy(file: WeightFile, share: float) -> float:
-        evaluation.load_(between(average, file, share), file.path)
+        evaluation.load_(between(center, file, share), file.path)
         evaluation.recompute_(images)
         return evaluation.accuracy(evaluation.splits[0])
 
@@ -259,6 +310,21 @@ def _barriers(
     for i in kept:
         way = [accuracy(files[i], point / (points - 1)) for point in range(1, points)]
         yield i, barrier([here, *way])
+
+
+def farthest_barrier(
+    evaluation: Evaluation,
+    files: Sequence[WeightFile],
+    distances: Sequence[Sequence[float]],
+    points: int,
+) -> tuple[int, int, float]:
+    """The two models that lie farthest apart, and the barrier between them."""
+    pairs = combinations(range(len(files)), 2)
+    first, second = max(pairs, key=lambda pair: distances[pair[0]][pair[1]])
+    ((_, drop),) = _barriers(
+        evaluation, files[first].tensors, [files[second]], [0], points, BASIN_IMAGES
+    )
+    return first, second, drop
 
 
 def _words(accuracies: Mapping[str, float]) -> str:

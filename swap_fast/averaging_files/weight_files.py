@@ -1,30 +1,27 @@
 """Files of weights from anywhere, read without running what is in them, and one written.
 
-A pickle may call any function when it is loaded, so that torch's files are read with its own
-unpickler of weights alone, which knows tensors, containers and numbers; safetensors have no code.
+A model in memory goes the same way (`weights_of`): its checks, its mean and its distances are those
+of files.
 """
 
-import argparse
 import hashlib
+import io
 import json
 import math
 import re
 import struct
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import ZIP_STORED, ZipFile
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
+from swap_fast.averaging_files.content import read_content
+from swap_fast.checkpoint.files import on_host
 from swap_fast.choices import choose
-from swap_fast.files import write_file
 
 WRAPPERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "module"),
@@ -32,7 +29,9 @@ WRAPPERS = (
 )
 """Names under which training checkpoints keep a model's state."""
 
-_LONGEST_HEADER = 100_000_000  # bytes: the format's own limit
+TORCH_SUFFIXES = (".pt", ".pth")
+"""Of files that are written as torch's."""
+
 _MOST_REPEATED = 2**28  # values that a file may show without holding them
 
 
@@ -41,9 +40,9 @@ class WeightFile:
     """The tensors of one file, by the model's plain names; mapped, not read, where possible."""
 
     path: Path
-    """The file."""
+    """The file; of a model in memory, its name in messages."""
     sha256: str
-    """Of its bytes."""
+    """Of its bytes; of a model in memory, of those that `serialize` gives."""
     tensors: dict[str, Tensor]
     """What it holds; never written to."""
     left_out: tuple[str, ...]
@@ -58,7 +57,8 @@ class WeightFile:
 def read_weights(path: Path, key: str | None = None) -> WeightFile:
     """Open a safetensors file or one of torch's, a state dict or a checkpoint that has one.
 
-    Files of torch before 1.6 are read into memory whole, all others as they are needed.
+    The index of a model in shards stands for all of them. Files of torch before 1.6 are read into
+    memory whole, all others as they are needed.
 
     Arguments:
         key: of a checkpoint that holds several things, the name of the state dict.
@@ -67,45 +67,59 @@ def read_weights(path: Path, key: str | None = None) -> WeightFile:
         ValueError: no such file, a damaged one, one that would run code, one without weights, or
             with tensors that cannot be averaged.
     """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(9)
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ValueError(f"{path}: expected a file of weights, got {error.strerror}") from None
-    if not head:
-        raise ValueError(f"{path}: expected a file of weights, got an empty file")
-    found = _safetensors(path, head) if _is_safetensors(head) else _torch_file(path, head)
+    digest, found = read_content(path)
     tensors, left_out = _state_dict(found, str(path), key)
+    return WeightFile(path=path, sha256=digest, tensors=_checked(tensors, path), left_out=left_out)
+
+
+def weights_of(name: str, model: nn.Module | Mapping[str, Any]) -> WeightFile:
+    """A model in memory as if it were a file: copies on the host.
+
+    Arguments:
+        name: for messages.
+        model: a net, or its state dict. Tensors that are sharded over processes are put together,
+            so that all of these have to call.
+
+    Raises:
+        ValueError: no weights, or tensors that cannot be averaged.
+    """
+    found = model.state_dict() if isinstance(model, nn.Module) else model
+    tensors, left_out = _state_dict(found, name, None)
+    whole = {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in tensors.items()}
+    copies = _checked(on_host(whole), name)
+    digest = hashlib.sha256(serialize(copies, {})).hexdigest()
+    return WeightFile(path=Path(name), sha256=digest, tensors=copies, left_out=left_out)
+
+
+def _checked(tensors: dict[str, Tensor], where: Path | str) -> dict[str, Tensor]:
+    """Tensors that can be averaged, by their plain names."""
     for name, tensor in tensors.items():
-        _require_plain(tensor, f"{path}, {name}")
+        _require_plain(tensor, f"{where}, {name}")
     if not any(map(_is_averaged, tensors.values())):
-        raise ValueError(f"{path}: expected weights of floating point, got none")
-    return WeightFile(path=path, sha256=digest, tensors=plain(tensors, path), left_out=left_out)
+        raise ValueError(f"{where}: expected weights of floating point, got none")
+    return plain(tensors, where)
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    """Write a safetensors file whole or not at all, the same bytes for the same content.
+def serialize(
+    tensors: Mapping[str, Tensor], about: Mapping[str, str], *, as_torch: bool = False
+) -> bytes:
+    """A safetensors file, the same bytes for the same content.
 
     Arguments:
         about: the file's metadata.
-
-    Returns:
-        The sha256 of its bytes.
-
-    Raises:
-        OSError: as `write_file`.
+        as_torch: a file of torch's instead, which has the tensors alone.
     """
+    if as_torch:
+        buffer = io.BytesIO()
+        torch.save(dict(tensors), buffer)
+        return buffer.getvalue()
     content = save(dict(tensors))
     # The library writes metadata in an order that changes from call to call.
     (length,) = struct.unpack_from("<Q", content)
     header = {"__metadata__": {"format": "pt", **about}, **json.loads(content[8 : 8 + length])}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    content = b"".join([struct.pack("<Q", len(text)), text, memoryview(content)[8 + length :]])
-    write_file(path, content)
-    return hashlib.sha256(content).hexdigest()
+    return b"".join([struct.pack("<Q", len(text)), text, memoryview(content)[8 + length :]])
 
 
 def plain(tensors: Mapping[str, Tensor], path: Path | str) -> dict[str, Tensor]:
@@ -132,66 +146,6 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
     while own and all(found[name].startswith("module.") for name in own):
         found = {name: found[name].removeprefix("module.") for name in own}
     return found
-
-
-def _is_safetensors(head: bytes) -> bool:
-    """Whether a file begins with the length of a header, and the header with a brace."""
-    return len(head) == 9 and head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] < 2**48
-
-
-def _safetensors(path: Path, head: bytes) -> dict[str, Tensor]:
-    (length,) = struct.unpack("<Q", head[:8])
-    if length > min(_LONGEST_HEADER, path.stat().st_size):
-        raise ValueError(
-            f"{path}: expected a safetensors file, got one cut short: its header alone would have "
-            f"{length:,} bytes"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no dict
-    except Exception as error:  # damage may raise anything that the library does not foresee
-        raise ValueError(f"{path}: expected a safetensors file, got {_line(error)}") from None
-
-
-def _torch_file(path: Path, head: bytes) -> object:
-    try:
-        with warnings.catch_warnings():
-            # Of a pickle's protocol and the like: what follows is an error or a whole state dict.
-            warnings.simplefilter("ignore")
-            # What many training scripts keep of their command line: names and values, no code.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                mapped = head.startswith(b"PK") and _is_stored(path)
-                return torch.load(path, "cpu", weights_only=True, mmap=mapped)
-    except UnpicklingError as error:
-        # torch's own words are many lines, which advise to run it.
-        wanted = re.search(r"(?:GLOBAL|class(?:es)?) ['\"<]*([\w.]+)", str(error))
-        if wanted is None:
-            _, _, why = str(error).partition("WeightsUnpickler error:")
-            why = _line(why.strip().partition("\n")[0] or "a damaged pickle")
-            raise ValueError(
-                f"{path}: expected a file of torch or safetensors, got another: {why}"
-            ) from None
-        raise ValueError(
-            f"{path}: expected weights alone, got a pickle that asks for {wanted[1]}; nothing of "
-            "it was run: where it was made, save the model's state_dict() by torch.save or as "
-            "safetensors"
-        ) from None
-    except Exception as error:  # as above
-        raise ValueError(
-            f"{path}: expected a file of torch or safetensors, got {_line(error)}"
-        ) from None
-
-
-def _is_stored(path: Path) -> bool:
-    """Whether no entry of a zip is compressed: torch maps those as if they were not."""
-    with ZipFile(path) as archive:
-        return all(entry.compress_type == ZIP_STORED for entry in archive.infolist())
-
-
-def _line(error: object) -> str:
-    """The first words of a message that may have many lines."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 def _state_dict(
@@ -305,6 +259,8 @@ def require_alike(files: Sequence[WeightFile]) -> None:
 def measure(files: Sequence[WeightFile], start: WeightFile | None) -> Geometry:
     """See that all weights are finite, and measure how far they lie apart.
 
+    Infinity may stand where all models have it, as in the mask of an attention.
+
     Arguments:
         start: where all of them began, if known.
 
@@ -318,10 +274,12 @@ def measure(files: Sequence[WeightFile], start: WeightFile | None) -> Geometry:
     for name in files[0].averaged:
         bad: set[int] = set()
         for _, block in _blocks(several, name):
-            finite = torch.isfinite(block).all(dim=1).tolist()
+            alike = (block == block[0]).all(dim=0)
+            finite = (torch.isfinite(block) | alike).all(dim=1).tolist()
             bad |= {i for i, is_finite in enumerate(finite) if not is_finite}
             if not name.endswith(STATISTICS):
                 moves = block[: len(files)] - (block[-1] if start else block.mean(0))
+                moves = moves.masked_fill(alike, 0.0)
                 products += moves @ moves.T
         for i in bad:
             tensor, count = diverged.get(i, (name, 0))
@@ -370,12 +328,13 @@ def mean_of_files(
 
 def between(a: dict[str, Tensor], b: WeightFile, share: float) -> dict[str, Tensor]:
     """The point a + share (b - a) of the segment from a to b."""
-    return {
-        name: torch.lerp(_wide(t), _wide(b.tensors[name]), share).to(t.dtype)
-        if _is_averaged(t)
-        else t
-        for name, t in a.items()
-    }
+    point = {}
+    for name, tensor in a.items():
+        point[name], other = tensor, b.tensors[name]
+        if _is_averaged(tensor):
+            between = torch.lerp(_wide(tensor), _wide(other), share).to(tensor.dtype)
+            point[name] = torch.where(tensor == other, tensor, between)  # infinity stays
+    return point
 
 
 def differing(files: Sequence[WeightFile]) -> list[str]:

@@ -324,14 +324,28 @@ def line_of(event: Event, view: RunView) -> str | None:
         state = "done" if event["stopped_by"] else "goes on"
         name = who(event["phase"], event["worker"])
         return f"{name:<17} {state} after epoch {event['epoch']}, as it was saved"
-    if kind == "phase_end" and event["stopped_by"] != "max_epochs":
-        name = who(event["phase"], event["worker"])
-        why = event["stopped_by"].replace("_", " ")
-        return f"{name:<17} ended after epoch {event['epoch']} by its {why}"
+    if kind == "phase_end":
+        return _end_line(event, view)
     if kind == "failed" and event["part"] != "run":
         # The launching process prints the error of the run itself.
         return f"{event['part']} failed: {event['error']}"
     return None
+
+
+def _end_line(event: Event, view: RunView) -> str | None:
+    """Why a phase ended, where its last epoch is not all that it was to end by."""
+    name, why = who(event["phase"], event["worker"]), event["stopped_by"]
+    if why != "max_epochs":
+        return f"{name:<17} ended after epoch {event['epoch']} by its {why.replace('_', ' ')}"
+    model = view.models.get((event["phase"], event["worker"]))
+    if model is None or not view.phase(model)["may_end_early"]:
+        return None
+    train = model.train_accuracy
+    reached = "" if train is None else f", at a train accuracy of {train:.2%}"
+    return (
+        f"{name:<17} ended by its last epoch{reached}, before what was to end it: give it more "
+        "epochs, or a lower stopping accuracy"
+    )
 
 
 def _epoch_line(event: Event, view: RunView) -> str:

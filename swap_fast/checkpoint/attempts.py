@@ -19,6 +19,10 @@ HEARTBEAT_S = 1.0
 """An attempt's file is touched at most this often."""
 
 
+class RunningError(ValueError):
+    """Another process is at a run, or at this part of it."""
+
+
 class Attempt(Callback):
     """One process's attempt at a run: a file in the run's folder, touched while it trains.
 
@@ -33,7 +37,7 @@ class Attempt(Callback):
         name: of the part of the run; parts may run side by side.
 
     Raises:
-        ValueError: another process is at it.
+        RunningError: another process is at it.
     """
 
     def __init__(self, folder: Path, name: str = "run") -> None:
@@ -45,7 +49,7 @@ class Attempt(Callback):
             # Tried for a second, since `is_running` holds it for an instant.
             self._lock.acquire(timeout=1.0, poll_interval=0.05)
         except Timeout:
-            raise ValueError(
+            raise RunningError(
                 f"{folder.name}: expected a run that nobody runs, got one that another process is "
                 "at; wait for it"
             ) from None

@@ -1,7 +1,7 @@
 """Accuracy of a model on test data."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -39,6 +39,42 @@ class Accuracies(NamedTuple):
 
 Count = tuple[Tensor | float, Tensor | float, Tensor | float]
 """Of a batch: right by the largest logit, right by a second measure (0: none), of all."""
+
+IGNORED_TARGET = -100
+"""A target that torch's cross entropy leaves out, and so does the accuracy."""
+
+
+def logits_of(output: Any) -> Any:
+    """The logits in what a net returns: its own `logits` (transformers), `out` (torchvision's
+    segmentation), or the whole."""
+    if isinstance(output, Mapping):
+        return output.get("logits", output.get("out", output))
+    return getattr(output, "logits", output)
+
+
+def count_right(
+    logits: Tensor, targets: Tensor, ignored: int = IGNORED_TARGET
+) -> tuple[Tensor, Tensor]:
+    """How many targets [B, ...] the largest logit [B, C, ...] gets right, and of how many.
+
+    Arguments:
+        ignored: the target that does not count.
+    """
+    return (logits.argmax(1) == targets).sum(), (targets != ignored).sum()
+
+
+def require_classes(targets: Tensor, num_classes: int, ignored: int = IGNORED_TARGET) -> None:
+    """Refuse targets that are no class numbers. Waits for the device.
+
+    Raises:
+        ValueError: names the first.
+    """
+    wrong = targets[(targets != ignored) & ((targets < 0) | (targets >= num_classes))]
+    if len(wrong):
+        raise ValueError(
+            f"targets: expected class numbers 0 to {num_classes - 1}, as the logits have, got "
+            f"{int(wrong[0])}; number the classes from 0, and leave targets out by {ignored}"
+        )
 
 
 class Evaluator:

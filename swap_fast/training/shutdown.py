@@ -47,6 +47,7 @@ class GracefulShutdown:
         self._synchronize = synchronize
         self._requested_at: float | None = None
         self._training = False
+        self._process = os.getpid()
 
     @property
     def requested(self) -> bool:
@@ -82,6 +83,8 @@ class GracefulShutdown:
                 os._exit(EXIT_STATUS)
             return
         self._requested_at = now
+        if not self._training and os.getpid() != self._process:
+            raise KeyboardInterrupt  # a loader's process, which then ends without a message
         if not self._training:
             raise InterruptedRunError(signal.Signals(number).name)
 

@@ -25,7 +25,7 @@ from swap_fast.record import flatten, now, plain
 from swap_fast.training.batchnorm import BatchNormRecompute, is_compiled
 from swap_fast.training.callback import Callback
 from swap_fast.training.clock import Clock
-from swap_fast.training.shutdown import NEVER, GracefulShutdown
+from swap_fast.training.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import NoCheckpoints
 from swap_fast.training.trainer import assemble
 from swap_fast.training.weights import Weights, refuse_synchronized
@@ -36,14 +36,13 @@ from swap_fast.user.data import (
     generators_kept,
     num_examples,
     open_data,
+    require_seed,
 )
-from swap_fast.user.method import describe_method, name_of, user_method
+from swap_fast.user.method import describe_method, name_of, opening_lines, user_method
+from swap_fast.user.objective import Loss, Metric, Objective, counts_right
 from swap_fast.user.parts import (
     Groups,
-    Loss,
     Make,
-    Metric,
-    Objective,
     UserOptimizer,
     UserSource,
     UserStep,
@@ -51,7 +50,7 @@ from swap_fast.user.parts import (
     make_net,
     refuse_lone_examples,
 )
-from swap_fast.user.result import SwapResult, describe_environment, make_result
+from swap_fast.user.result import SwapResult, describe_environment, doubt_of, make_result
 
 # The run's folder.
 
@@ -89,7 +88,7 @@ def join_ranks(device_type: str, timeout_s: float) -> Comm:
     """This process among those that torchrun started; alone where there are no others.
 
     Raises:
-        ValueError: the script has joined them already.
+        ValueError: as `refuse_process_group`.
     """
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     return ALONE if alone else _connected(device_type, timeout_s)
@@ -98,14 +97,23 @@ def join_ranks(device_type: str, timeout_s: float) -> Comm:
 @cache
 def _connected(device_type: str, timeout_s: float) -> Comm:
     """The processes that torchrun started; connected once, whatever runs follow one another."""
-    if dist.is_initialized():
-        raise ValueError(
-            "processes: expected no process group but swap's own, got one that is initialized; "
-            "leave out init_process_group"
-        )
+    refuse_process_group()
     comm = connect(device_type, timeout_s=timeout_s)
     atexit.register(comm.close)
     return comm
+
+
+def refuse_process_group() -> None:
+    """Refuse processes that the script has joined already.
+
+    Raises:
+        ValueError: there is a process group.
+    """
+    if dist.is_initialized():
+        raise ValueError(
+            "processes: expected no process group but swap_fast's own, got one that is "
+            "initialized; leave out init_process_group"
+        )
 
 
 def swap(
@@ -164,7 +172,8 @@ def swap(
         clip_gradient_norm: the largest norm of an update's gradient.
         keep_momentum: carry the optimizer's history of phase 1 into phase 2.
         loss: of the model and a batch, the mean loss, or (the mean loss, how many were right, of
-            how many). None: the cross entropy of model(inputs) against targets.
+            how many); or one of torch's own, such as nn.CrossEntropyLoss(label_smoothing=0.1), of
+            model(inputs) and targets. None: the cross entropy.
         metric: of the model and a test batch, (a sum, over how many), in place of the accuracy.
         augment: of a batch on its device and a torch.Generator, the batch to train on.
         collate: makes a batch of a list of a data set's examples. None: torch's default.
@@ -176,7 +185,8 @@ def swap(
         folder: keeps a checkpoint after each epoch there, and handles SIGTERM and Ctrl-C: the run
             then ends after a step, and can be resumed. None: nothing is written.
         resume: the run in `folder`, if there is one.
-        progress: draw a bar for each model on a terminal, print a line for each epoch elsewhere.
+        progress: print what is trained, draw a bar for each model on a terminal, print a line for
+            each epoch elsewhere, and one where phase 1 misses tau or averaging does not help.
         listeners: functions of one event, such as trackers: see `swap_fast.callbacks.events`.
         callbacks: called by the training itself, on every process, one after another.
         timeout_s: after which a process that does not answer ends the run: more than a process
@@ -226,7 +236,7 @@ def swap(
             phase2=phase2,
             schedules=(schedule1, schedule2),
             learning_rate=own_optimizer.learning_rate if optimizer else None,
-            counts=loss is None,
+            counts=counts_right(loss),
             keep_momentum=keep_momentum,
         )
         if comm.world_size > (replicas := method.phase1.gpus_per_model):
@@ -268,12 +278,19 @@ def swap(
             weights.load_(weights.theta.detach(), weights.statistics)
             own_optimizer.reset_()  # a new one, should it hold a copy of the weights
         objective = Objective(model, loss)
-        here = Placement(device=where, seed=seed, augment=augment)
-        for name, phase in (("phase1", method.phase1), ("phase2", method.phase2)):
-            refuse_lone_examples(phase, name, weights, objective, train, here)
+        execution = Execution(device_type=kind, precision=precision, memory_format="contiguous")
+        by_name = {"phase1": method.phase1, "phase2": method.phase2}
+        largest = max(phase.micro_batch_size for phase in by_name.values())
+        source = UserSource(
+            model, train, test, objective, metric=metric, augment=augment, batch_size=largest
+        )
+        with clock.lap("data_preparation"):
+            source.open_(weights, execution, seed=seed)
+            source.try_batches()
+            here = Placement(device=where, seed=seed, augment=augment)
+            refuse_lone_examples(by_name, weights, objective, train, here)
         group = comm.worker_group(workers)
         phases = [(method.phase1, comm), (method.phase2, group.inside)]
-        execution = Execution(device_type=kind, precision=precision, memory_format="contiguous")
         place = None if folder is None else Path(folder)
         attempt = None if place is None else open_folder(place, info, comm, resume=resume)
         shutdown = NEVER if place is None else GracefulShutdown(synchronize)
@@ -310,16 +327,12 @@ def swap(
                 machine=info.machine,
                 resumed=attempt is not None and attempt.resumed,
             )
+            if comm.rank == 0:
+                size_mb = sum(each.nbytes for each in weights.copy()) / 1e6
+                for line in opening_lines(method, where, precision, size_mb):
+                    logger.note(line)
             parts = assemble(
-                UserSource(
-                    model,
-                    train,
-                    test,
-                    objective,
-                    metric=metric,
-                    augment=augment,
-                    batch_size=max(phase.micro_batch_size for phase, _ in phases),
-                ),
+                source,
                 phases,
                 [
                     [UserStep(weights, own_optimizer, phase, ranks, execution, objective)]
@@ -343,11 +356,17 @@ def swap(
             # The script or notebook around this run may continue after a signal.
             handled: AbstractContextManager[None]
             handled = nullcontext() if place is None else shutdown.installed(always_uninstall=True)
-            with handled:
-                done = run_algorithm(method, parts)
+            try:
+                with handled:
+                    done = run_algorithm(method, parts)
+            except InterruptedRunError as signal:
+                how = f"{signal}; the same call with resume=True goes on"
+                raise InterruptedRunError(how, together=signal.together) from None
             rows = checkpoints.rows
             result = make_result(parts, done, rows, model, settings=settings, data=data)
             if comm.rank == 0:
+                if (doubt := doubt_of(result)) is not None:
+                    logger.note(doubt)
                 logger.emit_done(
                     done,
                     worker_accuracies=result.worker_accuracies,
@@ -378,8 +397,7 @@ def _check(
     """Refuse settings that no run could have."""
     known = ("fp32", "bf16", "fp16")
     require(precision in known, "precision", "fp32, bf16 or fp16", precision)
-    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
-    require(is_whole, "seed", "a whole number from 0 to 2**63 - 1", seed)
+    require_seed(seed)
     norm = clip_gradient_norm
     require(norm is None or norm > 0, "clip_gradient_norm", "a number > 0, or None", norm)
     require(loader_processes >= 0, "loader_processes", "0 or more", loader_processes)

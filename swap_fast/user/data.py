@@ -2,9 +2,9 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -20,9 +21,11 @@ from torch.utils.data import (
     default_collate,
 )
 
-from swap_fast.config.phase import Phase
+from swap_fast.config.phase import Phase, require
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import ALONE, Comm
+from swap_fast.user.batch import batch_length, leaves, on_device, transformed
+from swap_fast.user.columns import as_tensors
 
 # Seeds: each follows from where its numbers are needed, and from nothing drawn before.
 
@@ -39,6 +42,12 @@ def order(num_examples: int, seed: int, phase: int, worker: int, epoch: int) -> 
 def seed_of(*words: int) -> int:
     """A seed of 63 bits from whole numbers of 0 or more."""
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
+
+
+def require_seed(seed: object) -> None:
+    """Refuse what is no seed of a run."""
+    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
+    require(is_whole, "seed", "a whole number from 0 to 2**63 - 1", seed)
 
 
 def seed_everything(seed: int) -> None:
@@ -64,56 +73,6 @@ def generators_kept(device_type: str) -> Iterator[None]:
             random.setstate(pythons)
 
 
-# Batches of any kind: tensors, and tuples, mappings and objects of them.
-
-
-def batch_length(batch: Any) -> int:
-    """The examples of a batch: the length of the first tensor in it.
-
-    Raises:
-        ValueError: it holds none.
-    """
-    for tensor in leaves(batch):
-        if tensor.dim():
-            return len(tensor)
-    raise ValueError(f"batch: expected tensors [B, ...], got a {type(batch).__name__}")
-
-
-def leaves(batch: Any) -> list[Tensor]:
-    """All tensors of a batch, in their order."""
-    if isinstance(batch, Tensor):
-        return [batch]
-    if isinstance(batch, Mapping):
-        return [tensor for value in batch.values() for tensor in leaves(value)]
-    if isinstance(batch, (tuple, list)):
-        return [tensor for value in batch for tensor in leaves(value)]
-    return []
-
-
-def transformed(batch: Any, change: Callable[[Any], Any]) -> Any:
-    """The batch with whatever can be moved changed, its tensors above all; the rest as it is."""
-    if hasattr(batch, "to"):
-        return change(batch)
-    if isinstance(batch, Mapping):
-        return {name: transformed(value, change) for name, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(transformed(value, change) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(transformed(value, change) for value in batch)
-    return batch
-
-
-def on_device(batch: Any, device: torch.device) -> Any:
-    """The batch on a device; a kind of batch with a method `to` of its own moves itself."""
-
-    def move(part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return part.to(device, non_blocking=True)
-        return part.to(device)
-
-    return transformed(batch, move)
-
-
 Collate = Callable[[list[Any]], Any]
 """Makes a batch of a list of examples."""
 
@@ -135,12 +94,21 @@ class Examples(Dataset[Any]):
     Arguments:
         read: makes a batch.
         processes: that read batches ahead; 0: none but this one.
+        columns: all examples, where they are tensors.
+        hint: what to do where there are too few.
     """
 
     def __init__(
-        self, length: int, read: Callable[[SampleRequest], Any], processes: int = 0
+        self,
+        length: int,
+        read: Callable[[SampleRequest], Any],
+        processes: int = 0,
+        *,
+        columns: Any = None,
+        hint: str = "",
     ) -> None:
         self._length, self._read, self._processes = length, read, processes
+        self.columns, self.hint = columns, hint
 
     def __len__(self) -> int:
         return self._length
@@ -180,7 +148,15 @@ def tensor_examples(tensors: Any, name: str, device: torch.device | None) -> Exa
         rows = torch.from_numpy(request.indices)
         return transformed(tensors, lambda tensor: tensor[rows.to(tensor.device)])
 
-    return Examples(lengths[0], read)
+    return Examples(lengths[0], read, columns=tensors)
+
+
+def targets_of(data: "Data") -> Tensor | None:
+    """The targets of all examples, the last column or "labels", where these are tensors."""
+    columns = data.columns if isinstance(data, Examples) else None
+    if isinstance(columns, Mapping):
+        return columns.get("labels")
+    return columns[-1] if isinstance(columns, tuple) else None
 
 
 def _collated(dataset: Any, collate: Collate, request: SampleRequest) -> Any:
@@ -219,10 +195,24 @@ class BatchesAsGiven:
             break
         else:
             raise ValueError(f"{name}: expected batches, got none")
+
+    @cached_property
+    def count(self) -> int:
+        """Batches of an epoch; where they have no length, one epoch is gone through."""
         try:
-            self.count = len(batches)  # type: ignore[arg-type]  # which raises where it has none
+            return len(self._batches)  # type: ignore[arg-type]  # which raises where it has none
         except TypeError:
-            self.count = sum(1 for _ in batches)
+            return sum(1 for _ in self._batches)
+
+    @property
+    def ends_alone(self) -> bool:
+        """Whether the last batch is known to have one example, and others have more."""
+        sampler = getattr(self._batches, "batch_sampler", None)
+        if not isinstance(sampler, BatchSampler) or sampler.drop_last or sampler.batch_size < 2:
+            return False
+        with suppress(TypeError):  # it has no length
+            return len(sampler.sampler) % sampler.batch_size == 1  # type: ignore[arg-type]
+        return False
 
     def epoch(self, seed: int) -> Iterator[Any]:
         """Go through them, with the generators that their order is drawn from seeded."""
@@ -257,7 +247,7 @@ def open_data(
     Raises:
         ValueError: none of these, or such that no epoch can be made of them.
     """
-    if (tensors := _as_tensors(data)) is not None:
+    if (tensors := as_tensors(data, name)) is not None:
         return tensor_examples(tensors, name, device)
     if isinstance(data, IterableDataset):
         raise ValueError(
@@ -267,27 +257,19 @@ def open_data(
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping):
         if len(data) == 0:
             raise ValueError(f"{name}: expected examples, got none")
-        return Examples(len(data), partial(_collated, data, collate or default_collate), processes)
+        hint = "; a list is one of examples: of batches make DataLoader(batches, batch_size=None)"
+        return Examples(
+            len(data),
+            partial(_collated, data, collate or default_collate),
+            processes,
+            hint=hint if isinstance(data, list) else "",
+        )
     if hasattr(data, "__iter__") and not isinstance(data, Mapping):
         return BatchesAsGiven(data, name)
     raise ValueError(
         f"{name}: expected tensors, a data set with __len__ and __getitem__, or batches to iterate "
         f"over, got a {type(data).__name__}"
     )
-
-
-def _as_tensors(data: Any) -> Any:
-    """One column of all examples, or a few; None for other data, such as a list of examples."""
-    if isinstance(data, Tensor):
-        return data
-    columns = data.values() if isinstance(data, Mapping) else data
-    if not isinstance(data, (tuple, Mapping)) or not data:
-        return None
-    if not all(isinstance(column, (Tensor, np.ndarray)) for column in columns):
-        return None
-    if isinstance(data, Mapping):
-        return {name: torch.as_tensor(column) for name, column in data.items()}
-    return tuple(map(torch.as_tensor, columns))
 
 
 # Batches of a phase, replica by replica, and of one pass over the data.
@@ -317,9 +299,13 @@ class Placement:
     """Of the run."""
     augment: Augment | None
     """The user's; None: nothing is."""
+    check: Callable[[Any], None] | None = None
+    """Refuses a batch before it is moved."""
 
     def put(self, batch: Any, *where: int) -> MicroBatch:
         """A batch of (phase, worker, epoch, step, replica), ready for its forward pass."""
+        if self.check is not None:
+            self.check(batch)
         moved = on_device(batch, self.device)
         if self.augment is not None:
             generator = torch.Generator(self.device)
@@ -439,7 +425,13 @@ class _Given(_PhaseBatches):
 
 
 def one_pass(
-    data: Data, place: Placement, *, batch_size: int, shuffled: bool, comm: Comm = ALONE
+    data: Data,
+    place: Placement,
+    *,
+    batch_size: int,
+    shuffled: bool,
+    batch_norm: bool = False,
+    comm: Comm = ALONE,
 ) -> Iterator[Any]:
     """All examples once, in batches that are dealt out to the ranks, on the device.
 
@@ -449,6 +441,7 @@ def one_pass(
     Arguments:
         batch_size: of examples that can be picked.
         shuffled: for phase 3, in an order of its own and augmented; else as they are.
+        batch_norm: leave out one example alone where batches come as they are.
     """
     where = (3, 0, 0)
     chosen: Iterator[tuple[int, Any]]
@@ -467,5 +460,7 @@ def one_pass(
         chosen = iter(zip(numbers, data.stream(asked), strict=True))
     for i, batch in chosen:
         made = place.put(batch, *where, i, 0)
+        if batch_norm and isinstance(data, BatchesAsGiven) and made.examples == 1 < data.batch_size:
+            continue
         seed_everything(made.seed)
         yield made.batch

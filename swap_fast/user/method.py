@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import torch
+
 from swap_fast.config.phase import Phase, Schedule, StagedPhase, require, whole
 from swap_fast.user.data import BatchesAsGiven, Data, num_examples
 
@@ -110,7 +112,7 @@ def user_method(
             max_epochs=max(1, round(PHASE2_SHARE * phase1.max_epochs)),
         )
     phase1, phase2 = _with_replicas(phase1, replicas), _with_schedule(phase2, schedules[1])
-    _check(phase1, phase2, given, examples)
+    _check(phase1, phase2, given, data)
     return UserMethod(
         num_workers=workers,
         phase1=_with_schedule(phase1, schedules[0]),
@@ -143,7 +145,8 @@ def _with_schedule(phase: Phase, schedule: Schedule | None) -> Phase:
     return ScheduledPhase(**said, learning_rate=schedule)
 
 
-def _check(phase1: Phase, phase2: Phase, given: int | None, examples: int) -> None:
+def _check(phase1: Phase, phase2: Phase, given: int | None, data: Data) -> None:
+    examples, hint = num_examples(data), "" if isinstance(data, BatchesAsGiven) else data.hint
     require(
         phase2.stopping_accuracy is None,
         "phase2.stopping_accuracy",
@@ -164,7 +167,8 @@ def _check(phase1: Phase, phase2: Phase, given: int | None, examples: int) -> No
         if examples < phase.global_batch_size:
             raise ValueError(
                 f"train_data: expected at least one batch of {phase.global_batch_size} examples "
-                f"for {name}, got {examples}; lower its batch size, the workers, or use more data"
+                f"for {name}, got {examples}; lower its batch size, the workers, or use more "
+                f"data{hint}"
             )
 
 
@@ -175,6 +179,32 @@ def describe_method(method: UserMethod) -> dict[str, Any]:
         if "learning_rate" in said[name]:
             said[name]["learning_rate"] = name_of(said[name]["learning_rate"])
     return said
+
+
+def opening_lines(
+    method: UserMethod, device: torch.device, precision: str, size_mb: float
+) -> list[str]:
+    """What a run does, in a line for each phase, before it starts.
+
+    Arguments:
+        size_mb: of one worker's weights and statistics.
+    """
+    one, two, workers = method.phase1, method.phase2, method.num_workers
+    end = ""
+    if one.stop == "auto":
+        end = "until its gradient's noise ends it, at most "
+    elif one.stopping_accuracy is not None:
+        end = f"until its train accuracy is above {one.stopping_accuracy:.4g}, at most "
+
+    def rate(phase: Phase) -> str:
+        is_own = isinstance(phase, ScheduledPhase)
+        return "your learning rate" if is_own else f"learning rate up to {phase.peak_lr:.4g}"
+
+    return [
+        f"phase 1: batches of {one.global_batch_size:,}, {rate(one)}, {end}{one.max_epochs} epochs",
+        f"phase 2: {workers} workers with batches of {two.global_batch_size:,}, {rate(two)}, "
+        f"{two.max_epochs} epochs; on {device}, {precision}, {size_mb:,.1f} MB of weights a worker",
+    ]
 
 
 def name_of(function: Any) -> str:

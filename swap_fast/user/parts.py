@@ -2,34 +2,42 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from inspect import Parameter, signature
 from itertools import islice
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import Comm
+from swap_fast.training.batchnorm import is_compiled
 from swap_fast.training.evaluate import Accuracies, Count, Evaluator
 from swap_fast.training.optimizer import ScaledOptimizer
 from swap_fast.training.state import PLAIN
 from swap_fast.training.step import BaseStep, Forward
 from swap_fast.training.trainer import Evaluate
 from swap_fast.training.weights import Weights
+from swap_fast.user.batch import batch_length, leaves, transformed
 from swap_fast.user.data import (
     Augment,
+    BatchesAsGiven,
     Data,
     MicroBatch,
     Placement,
     one_pass,
     phase_batches,
     seed_everything,
+    targets_of,
 )
+from swap_fast.user.objective import Metric, Objective, kind_of
 
 Make = Callable[[Any], torch.optim.Optimizer]
 """Makes an optimizer of a list of parameters, or of groups of them."""
@@ -67,6 +75,12 @@ class UserOptimizer(ScaledOptimizer):
         self._trained, self._refresh = weights.trained, weights.refresh_
         self._model, self._make, self._groups = weights.model, make, groups
         self._largest_norm = largest_norm
+        if isinstance(make, torch.optim.Optimizer):
+            name = type(make).__name__
+            raise ValueError(
+                f"optimizer: expected a function that makes one of parameters, got a {name} that "
+                f"is made already; pass lambda parameters: {name}(parameters, lr=...)"
+            )
         optimizer = self._new()
         self._check(optimizer)
         default = optimizer.defaults.get("lr")
@@ -101,10 +115,21 @@ class UserOptimizer(ScaledOptimizer):
                 "optimizer: expected a function that makes a torch.optim.Optimizer of parameters, "
                 f"got one that makes {type(optimizer).__name__}"
             )
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise ValueError("optimizer: expected one that needs no closure, got LBFGS")
-        if any("lr" not in group for group in optimizer.param_groups):
-            raise ValueError("optimizer: expected groups with a learning rate lr, got none")
+        name = type(optimizer).__name__
+        of_step = signature(optimizer.step).parameters.values()
+        optional = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        if any(each.default is each.empty and each.kind not in optional for each in of_step):
+            raise ValueError(f"optimizer: expected one that needs no closure, got {name}")
+        if hasattr(optimizer, "train") and hasattr(optimizer, "eval"):
+            raise ValueError(
+                f"optimizer: expected one that leaves its weights in the model, got {name}, which "
+                "has other ones to train and to test with; take it without its schedule-free form"
+            )
+        if any(group.get("lr") is None for group in optimizer.param_groups):
+            raise ValueError(
+                "optimizer: expected groups with a learning rate lr, which the schedule sets, got "
+                f"{name} with none; give it a number, such as lr=1e-3"
+            )
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         missing = [p for p in self._trained.values() if id(p) not in held]
         if missing:
@@ -164,7 +189,7 @@ def make_net(make_model: Callable[[], nn.Module], seed: int, device: torch.devic
     """
     if isinstance(make_model, nn.Module) or not callable(make_model):
         raise ValueError(
-            f"make_model: expected a function that makes the net, got {_kind(make_model)}; pass "
+            f"make_model: expected a function that makes the net, got {kind_of(make_model)}; pass "
             "the class, or lambda: Net(...)"
         )
     torch.manual_seed(seed)
@@ -172,13 +197,9 @@ def make_net(make_model: Callable[[], nn.Module], seed: int, device: torch.devic
     if not isinstance(model, nn.Module):
         raise ValueError(
             "make_model: expected a function that returns an nn.Module, got one that returns "
-            f"{_kind(model)}"
+            f"{kind_of(model)}"
         )
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise ValueError(
-            f"make_model: expected the bare net, got it in {_kind(model)}; the processes share "
-            "the work by themselves"
-        )
+    refuse_wrapped(model, "make_model")
     if bare(model) in _TRAINED:
         raise ValueError(
             "make_model: expected a new net from each call, got one that swap has trained before; "
@@ -188,6 +209,18 @@ def make_net(make_model: Callable[[], nn.Module], seed: int, device: torch.devic
     return model.to(device)
 
 
+def refuse_wrapped(model: nn.Module, name: str) -> None:
+    """Refuse a net within a module that has it as its `module`.
+
+    Raises:
+        ValueError: it is in one of torch's.
+    """
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+        raise ValueError(
+            f"{name}: expected the bare net, got it in {kind_of(model)}; give its .module"
+        )
+
+
 def bare(model: nn.Module) -> nn.Module:
     """The net itself, where torch.compile has put it in a module of its own."""
     inner = getattr(model, "_orig_mod", model)
@@ -195,116 +228,43 @@ def bare(model: nn.Module) -> nn.Module:
     return inner
 
 
-def _kind(value: Any) -> str:
-    return f"a {type(value).__name__}"
-
-
-# The loss.
-
-Loss = Callable[[nn.Module, Any], Any]
-"""Given the model and a batch: the mean loss, or (the mean loss, how many were right, of how many).
-"""
-Metric = Callable[[nn.Module, Any], tuple[Any, Any]]
-"""Given the model and a test batch: a sum, and over how many."""
-
-
-class Measured(NamedTuple):
-    """What a forward pass says of a batch."""
-
-    loss: Tensor
-    """The mean, a scalar."""
-    correct: Tensor | float | None
-    """How many were right; None where the loss does not say."""
-    total: Tensor | float | None
-    """Of how many."""
-
-
-class Objective:
-    """The loss of a model on a batch, and how much of the batch was right.
-
-    Without a loss function a batch is (inputs..., targets): the model is called with the inputs and
-    gives logits [B, C] or [B, C, ...] for targets [B] or [B, ...] of class numbers. Inputs are
-    rounded to half precision where all of the model's parameters are of one such type.
-
-    Arguments:
-        loss: the user's; None: cross entropy.
-    """
-
-    def __init__(self, model: nn.Module, loss: Loss | None) -> None:
-        self._model, self._loss = model, loss
-        types = {p.dtype for p in model.parameters() if p.is_floating_point()}
-        (only,) = types if len(types) == 1 else (torch.float32,)
-        self._half = only if only.itemsize == 2 else None
-
-    def __call__(self, batch: Any) -> Measured:
-        """Run the model on a batch.
-
-        Raises:
-            ValueError: a batch, logits or a loss of another form.
-        """
-        if self._loss is None:
-            return self._cross_entropy(batch)
-        said = self._loss(self._model, batch)
-        loss, *counts = said if isinstance(said, tuple) else (said,)
-        if not isinstance(loss, Tensor) or loss.dim() != 0 or len(counts) not in (0, 2):
-            got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else _kind(loss)
-            expected = "a mean loss, or (a mean loss, how many were right, of how many)"
-            got += f" and {len(counts)} more values" if counts else ""
-            raise ValueError(f"loss: expected {expected}, got {got}; take the loss's mean()")
-        return Measured(loss, *(counts or (None, None)))
-
-    def _cross_entropy(self, batch: Any) -> Measured:
-        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-            _refuse("batch", "(inputs, targets) for the cross entropy", _kind(batch))
-        *inputs, targets = batch
-        logits = self._model(*map(self._rounded, inputs))
-        if not isinstance(logits, Tensor) or logits.dim() < 2:
-            _refuse("model", "logits [B, C] for the cross entropy", _shape(logits))
-        shape = [len(logits), *logits.shape[2:]]
-        if not isinstance(targets, Tensor) or list(targets.shape) != shape:
-            expected = f"class numbers {shape} for logits {list(logits.shape)}"
-            _refuse("targets", expected, _shape(targets))
-        if targets.is_floating_point():
-            _refuse("targets", "class numbers", str(targets.dtype))
-        targets = targets.long()
-        exact = logits.float() if logits.dtype.itemsize == 2 else logits
-        loss = nn.functional.cross_entropy(exact, targets)
-        return Measured(loss, (logits.argmax(1) == targets).sum(), targets.numel())
-
-    def _rounded(self, given: Any) -> Any:
-        is_real = isinstance(given, Tensor) and given.is_floating_point()
-        return given.to(self._half) if is_real and self._half is not None else given
-
-
-def _refuse(what: str, expected: str, got: str) -> NoReturn:
-    remedy = "pass loss=, a function of the model and a batch"
-    raise ValueError(f"{what}: expected {expected}, got {got}; {remedy}")
-
-
-def _shape(value: Any) -> str:
-    return f"{list(value.shape)}" if isinstance(value, Tensor) else _kind(value)
-
-
 def refuse_lone_examples(
-    phase: Phase, name: str, weights: Weights, objective: Objective, data: Data, place: Placement
+    phases: Mapping[str, Phase],
+    weights: Weights,
+    objective: Objective,
+    data: Data,
+    place: Placement,
 ) -> None:
-    """Try the net on one example, where a phase's devices get one each, before anything is trained.
+    """Try the net on one example, where a device may get one alone, before anything is trained.
 
     Raises:
         ValueError: its batch norm has one value a channel then, of which there is no variance.
     """
-    if phase.micro_batch_size > 1 or not weights.norms:
+    alone = [
+        f"{name}.global_batch_size: expected 2 examples or more for each device, got 1"
+        for name, phase in phases.items()
+        if phase.micro_batch_size == 1
+    ]
+    if isinstance(data, BatchesAsGiven) and data.ends_alone:
+        alone.append(
+            f"{data.name}: expected 2 examples or more in every batch, got 1 in the last; pass "
+            "drop_last=True to its DataLoader"
+        )
+    if not alone or not weights.norms:
         return
     before = weights.copy()
     (batch, *_) = islice(one_pass(data, place, batch_size=1, shuffled=False), 1)
+    length = batch_length(batch)
+
+    def first(part: Any) -> Any:
+        is_column = isinstance(part, Tensor) and part.dim() > 0 and len(part) == length
+        return part[:1] if is_column else part
+
     try:
         with torch.no_grad():
-            objective(batch)
+            objective(transformed(batch, first))
     except ValueError as error:
-        raise ValueError(
-            f"{name}.global_batch_size: expected 2 examples or more for each device, got 1, on "
-            f"which the net fails: {error}"
-        ) from None
+        raise ValueError(f"{alone[0]}; the net fails on one alone: {error}") from None
     finally:
         weights.load_(*before)
 
@@ -369,6 +329,31 @@ class UserStep(BaseStep):
 # The data.
 
 
+@contextmanager
+def explained(name: str, batch: Any, model: nn.Module) -> Iterator[None]:
+    """What the net raises on a batch, as one line that names the data, their types and the net's.
+
+    Raises:
+        ValueError: in place of any other exception, but for a lack of memory.
+    """
+    try:
+        yield
+    except (ValueError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        got = ", ".join(f"{_type(each)} {list(each.shape)}" for each in leaves(batch))
+        own = sorted({_type(parameter) for parameter in model.parameters()})
+        raise ValueError(
+            f"{name}: expected a batch that the net takes, whose parameters are "
+            f"{' and '.join(own)}, got {got}: {' '.join(str(error).split())[:160]}; change the "
+            "data, collate= or augment="
+        ) from error
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 class UserSource:
     """The user's data, and how the model is measured on them.
 
@@ -397,8 +382,47 @@ class UserSource:
 
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Note where the batches go."""
-        self._place = Placement(device=weights.theta.device, seed=seed, augment=self._augment)
+        device, check = weights.theta.device, None
+        if device.type != "cpu" and self._augment is None:
+            check = self._objective.check_targets
+        self._place = Placement(device=device, seed=seed, augment=self._augment, check=check)
         self._autocast = execution.autocast
+
+    def try_batches(self) -> None:
+        """Run the net on a batch of each kind as the tests will, before anything is trained.
+
+        Raises:
+            ValueError: names the data that the net does not take, with the types that it got.
+        """
+        was_training = self._model.training
+        self._model.eval()
+        # A compiled net runs uncompiled: it is compiled for the batches that are trained on.
+        compiled = is_compiled(self._model)
+        eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+        try:
+            with eager, torch.no_grad(), self._autocast():
+                if self._objective.is_torchs:
+                    self._try("train_data", self._train, self._place)
+                if self._test is None:
+                    return
+                place = replace(self._place, augment=None)
+                if self._objective.is_torchs and self._metric is None:
+                    self._try("test_data", self._test, place)
+                else:  # what the user's own function raises says where
+                    self._count(self._first(self._test, place))
+        finally:
+            self._model.train(was_training)
+
+    def _try(self, name: str, data: Data, place: Placement) -> None:
+        batch = self._first(data, place)
+        # What augment makes of the targets is known of this batch alone.
+        targets = targets_of(data) if place.augment is None else None
+        with explained(name, batch, self._model):
+            self._objective.try_batch(batch, targets)
+
+    def _first(self, data: Data, place: Placement) -> Any:
+        passing = one_pass(data, place, batch_size=self._batch_size, shuffled=False)
+        return next(iter(passing))
 
     def batches(
         self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Any
@@ -411,7 +435,12 @@ class UserSource:
     def batch_norm_batches(self, buffer: None, shape: BatchShape, comm: Comm) -> Iterator[Any]:
         """All training examples once, augmented."""
         return one_pass(
-            self._train, self._place, batch_size=self._batch_size, shuffled=True, comm=comm
+            self._train,
+            self._place,
+            batch_size=self._batch_size,
+            shuffled=True,
+            batch_norm=True,
+            comm=comm,
         )
 
     def evaluator(self, shape: BatchShape) -> Evaluate:
@@ -437,8 +466,8 @@ class UserSource:
             said = self._metric(self._model, batch)
             if not isinstance(said, tuple) or len(said) != 2:
                 raise ValueError(
-                    f"metric: expected (a sum, over how many), got {_kind(said)}; return both, so "
-                    "that batches can be added up"
+                    f"metric: expected (a sum, over how many), got {kind_of(said)}; return both, "
+                    "so that batches can be added up"
                 )
             correct, total = said
         return (0, 0, 0) if correct is None or total is None else (correct, 0, total)

@@ -1,17 +1,23 @@
 """What a run of the user's gives: models, accuracies, times, and files of these."""
 
 import copy
+import html
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from swap_fast.averaging_files.report import SoupReport
+from swap_fast.averaging_files.weight_files import plain_names
 from swap_fast.checkpoint.files import on_host
+from swap_fast.checkpoint.run_folder import RunInfo
 from swap_fast.files import remove_parts, write_file
 from swap_fast.outcome import gather_rows, gather_times, workers_on_first
 from swap_fast.record import EpochRow, Times, library_version, now
@@ -38,28 +44,15 @@ ENDS = {
 
 def model_card(record: dict[str, Any]) -> str:
     """A README for the folder that a result is saved in, from its record."""
-    settings, data, times = record["settings"], record["data"], record["times"]
-    net, phases = settings["model"], (settings["phase1"], settings["phase2"])
-    workers, processes = settings["num_workers"], record["world_size"]
-    tau, tests = phases[0]["stopping_accuracy"], data["test_examples"]
+    net, workers = record["settings"]["model"], record["settings"]["num_workers"]
     files = "\n".join(f"| `worker{w}.safetensors` | worker {w}'s model |" for w in range(workers))
-    rates = [
-        "a schedule of its own" if "learning_rate" in phase else f"{phase['peak_lr']:g}"
-        for phase in phases
-    ]
-    epochs = f"{record['phase1_epochs']} of {phases[0]['max_epochs']}"
-    rows = [
-        ("batch size", *(f"{phase['global_batch_size']:,}" for phase in phases)),
-        ("peak learning rate", *rates),
-        ("epochs", epochs, phases[1]["max_epochs"]),
-        ("stopping train accuracy", "none" if tau is None else f"{tau:g}", "none"),
-    ]
-    settings_rows = "\n".join(f"| {name} | {one} | {two} |" for name, one, two in rows)
     accuracies = {
         name: "not measured" if value is None else f"{value:.4f}"
         for name, value in record["accuracies"].items()
         if name not in ("metric", "workers")
     }
+    wrapper = "._orig_mod" if net.get("compiled") else ""
+    made = _made_by_swap(record) if record["method"] == "swap" else _made_by_refine(record)
     return f"""---
 library_name: pytorch
 tags:
@@ -87,32 +80,24 @@ batches, phase 3 averages the copies and recomputes the batch-norm statistics.
 ```python
 from safetensors.torch import load_file
 
-model = make_model()  # the function that swap_fast.swap was given: {net["made_by"]}
-model{"._orig_mod" if net["compiled"] else ""}.load_state_dict(load_file("averaged.safetensors"))
+model = make_model()  # {made.make_model}
+model{wrapper}.load_state_dict(load_file("averaged.safetensors"))
 model.eval()
 ```
 
 ## How it was made
 
-| | phase 1 | phase 2, each worker |
-| --- | ---: | ---: |
-{settings_rows}
-
-Optimizer: {settings["optimizer"]["name"]}; loss: {settings["loss"]}; precision: \
-{settings["precision"]}; seed {settings["seed"]}; {data["train_examples"]:,} training examples. \
-Phase 1 ended by {ENDS[record["stopped_by"]]}.
+{made.how}
 
 ## Results
 
 | | test {record["accuracies"]["metric"]} | training time (s) |
 | --- | ---: | ---: |
 | phase 1's model | {accuracies["phase1"]} | |
-| workers, mean | {accuracies["before_averaging"]} | {times["before_averaging_s"]:.1f} |
-| **averaged** | **{accuracies["averaged"]}** | {times["after_averaging_s"]:.1f} |
+| workers, mean | {accuracies["before_averaging"]} | {made.before_s:.1f} |
+| **averaged** | **{accuracies["averaged"]}** | {made.after_s} |
 
-{"Nothing was tested." if tests is None else f"On {tests:,} test examples."} Times are those of \
-{processes} process{"es" if processes > 1 else ""} ({record["environment"]["device"]}), and count \
-training, averaging and the pass for batch-norm statistics, not tests and checkpoints.
+{made.times}
 
 ## Licence
 
@@ -124,6 +109,63 @@ To be chosen by whoever publishes these weights.
 {PAPER}
 ```
 """
+
+
+class _Made(NamedTuple):
+    """What a card says of the one function or the other."""
+
+    make_model: str
+    how: str
+    before_s: float
+    after_s: str
+    times: str
+
+
+def _made_by_swap(record: dict[str, Any]) -> _Made:
+    settings, data, times = record["settings"], record["data"], record["times"]
+    phases, processes = (settings["phase1"], settings["phase2"]), record["world_size"]
+    tau, tests = phases[0]["stopping_accuracy"], data["test_examples"]
+    rates = [
+        "a schedule of its own" if "learning_rate" in phase else f"{phase['peak_lr']:g}"
+        for phase in phases
+    ]
+    epochs = f"{record['phase1_epochs']} of {phases[0]['max_epochs']}"
+    rows = [
+        ("batch size", *(f"{phase['global_batch_size']:,}" for phase in phases)),
+        ("peak learning rate", *rates),
+        ("epochs", epochs, phases[1]["max_epochs"]),
+        ("stopping train accuracy", "none" if tau is None else f"{tau:g}", "none"),
+    ]
+    table = "\n".join(f"| {name} | {one} | {two} |" for name, one, two in rows)
+    how = f"""| | phase 1 | phase 2, each worker |
+| --- | ---: | ---: |
+{table}
+
+Optimizer: {settings["optimizer"]["name"]}; loss: {settings["loss"]}; precision: \
+{settings["precision"]}; seed {settings["seed"]}; {data["train_examples"]:,} training examples. \
+Phase 1 ended by {ENDS[record["stopped_by"]]}."""
+    return _Made(
+        make_model=f"the function that swap_fast.swap was given: {settings['model']['made_by']}",
+        how=how,
+        before_s=times["before_averaging_s"],
+        after_s=f"{times['after_averaging_s']:.1f}",
+        times=f"""{"Nothing was tested." if tests is None else f"On {tests:,} test examples."} \
+Times are those of {processes} process{"es" if processes > 1 else ""} \
+({record["environment"]["device"]}), and count training, averaging and the pass for batch-norm \
+statistics, not tests and checkpoints.""",
+    )
+
+
+def _made_by_refine(record: dict[str, Any]) -> _Made:
+    settings, times_s = record["settings"], record["worker_times_s"]
+    return _Made(
+        make_model="a net of the class that swap_fast.refine was given",
+        how=f"`swap_fast.refine` was given phase 1's model, and `{settings['train']}` trained a "
+        f"copy of it on each worker, with seed {settings['seed']}.",
+        before_s=sum(times_s) / len(times_s),
+        after_s="",
+        times=f"The time is the mean of one worker's training ({record['environment']['device']}).",
+    )
 
 
 # The environment, for the record.
@@ -150,9 +192,9 @@ SCHEMA_VERSION = 1
 """Of `record.json`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SwapResult:
-    """The models of a run, and how they were made and measured."""
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AveragedResult:
+    """An averaged model, the workers that it is the mean of, and how these were measured."""
 
     model: nn.Module
     """The averaged model, in eval mode, on the run's device."""
@@ -166,14 +208,39 @@ class SwapResult:
     """Of each worker at its end."""
     phase1_accuracy: float | None
     """At the end of phase 1."""
-    epochs: tuple[EpochRow, ...]
-    """Phase 1's rows, then each worker's of phase 2; NaN stands for accuracies not counted."""
-    times: Times
-    """The clock's readings."""
     record: dict[str, Any]
     """All that is known of the run, as `record.json` keeps it."""
     is_first: bool
     """Whether this process is the first, which writes."""
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Five lines of a name and what there is to know first."""
+        metric = self.record["accuracies"]["metric"]
+
+        def words(value: float | None) -> str:
+            if value is None:
+                return "not measured"
+            return f"{value:.2%}" if metric == "accuracy" else f"{value:.4g}"
+
+        known = [value for value in self.worker_accuracies if value is not None]
+        spread = f" ({words(min(known))} to {words(max(known))})" if known else ""
+        name, workers = type(bare(self.model)).__name__, len(self.worker_accuracies)
+        return [
+            ("model", f"{name}, the mean of {workers} worker{'s' if workers > 1 else ''}"),
+            ("measured", f"{metric} on the test data"),
+            ("phase 1", words(self.phase1_accuracy)),
+            ("workers, mean", words(self.accuracy_before_averaging) + spread),
+            ("averaged", words(self.accuracy)),
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:<14} {value}" for name, value in self._rows())
+
+    def _repr_html_(self) -> str:
+        """The same as a table, which a notebook shows."""
+        cells = [tuple(map(html.escape, row)) for row in self._rows()]
+        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in cells)
+        return f"<table>{rows}</table>"
 
     def worker_model(self, number: int) -> nn.Module:
         """A net of its own with a worker's weights, in eval mode, where the averaged one is.
@@ -196,24 +263,30 @@ class SwapResult:
 
         The record is written last: a folder that has it is whole.
 
+        Arguments:
+            overwrite: replace a result that is there; else this one goes into the first free
+                folder of FOLDER-2, FOLDER-3 and so on, and a line says so.
+
         Returns:
             The folder, with averaged.safetensors, worker0.safetensors and so on, README.md and
             record.json.
 
         Raises:
-            ValueError: a result is there already, and `overwrite` is off.
             OSError: the folder cannot be written to.
         """
-        folder = Path(folder)
+        wanted = folder = Path(folder)
         if not self.is_first:
             return folder
+        if not overwrite:
+            name = wanted.resolve() if wanted.name in ("", "..") else wanted
+            for number in count(2):
+                if not (folder.is_file() or (folder / RECORD).exists()):
+                    break
+                folder = Path(f"{name}-{number}")
+            if folder != wanted:
+                print(f"{wanted} holds another result: this one is saved in {folder}")
         remove_parts(folder)
         if (folder / RECORD).exists():
-            if not overwrite:
-                raise ValueError(
-                    f"folder: expected one without a result, got {folder} with {RECORD}; choose "
-                    "another, or pass overwrite=True"
-                )
             (folder / RECORD).unlink()
             for former in folder.glob("worker[0-9]*.safetensors"):
                 if former.stem.removeprefix("worker").isdigit():
@@ -225,6 +298,16 @@ class SwapResult:
         write_file(folder / "README.md", model_card(self.record).encode())
         write_file(folder / RECORD, (json.dumps(self.record, indent=1) + "\n").encode())
         return folder
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SwapResult(AveragedResult):
+    """The models of a run of `swap_fast.swap`, and how they were made and measured."""
+
+    epochs: tuple[EpochRow, ...]
+    """Phase 1's rows, then each worker's of phase 2; NaN stands for accuracies not counted."""
+    times: Times
+    """The clock's readings."""
 
 
 def make_result(
@@ -289,6 +372,99 @@ def make_result(
     )
 
 
+def doubt_of(result: SwapResult) -> str | None:
+    """A line, where the average is no better than what it was made of."""
+    accuracy, before = result.accuracy, result.accuracy_before_averaging
+    is_metric = result.record["accuracies"]["metric"] != "accuracy"  # which may be better lower
+    if is_metric or accuracy is None or before is None or accuracy >= before:
+        return None
+    return (
+        f"averaging did not help: {accuracy:.2%} after it, {before:.2%} before, the workers' mean; "
+        "end phase 1 at a higher stopping_accuracy, or lower phase 2's learning rate"
+    )
+
+
 def _row(row: EpochRow) -> dict[str, Any]:
     """An epoch as JSON has it, which knows no NaN."""
     return {name: None if value != value else value for name, value in asdict(row).items()}
+
+
+# Of `swap_fast.refine`.
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RefineResult(AveragedResult):
+    """The averaged model of `swap_fast.refine`, and what is known of its workers."""
+
+    worker_times_s: tuple[float, ...]
+    """Each worker's training, in seconds."""
+    barrier: float | None
+    """How far the accuracy falls below the straight line on the way between the two workers that
+    lie farthest apart, a fraction; None where it was not measured."""
+    notes: tuple[str, ...]
+    """What you should know, such as workers in different basins; each was a warning too."""
+
+
+def make_refine_result(
+    net: nn.Module,
+    tensors: dict[str, Tensor],
+    report: SoupReport,
+    workers: Sequence[dict[str, Tensor]],
+    times_s: tuple[float, ...],
+    barrier: float | None,
+    info: RunInfo,
+    *,
+    metric: str,
+    phase1_accuracy: float | None,
+    is_first: bool,
+) -> RefineResult:
+    """Load the average into a clean net, and put what is known of it together.
+
+    Arguments:
+        tensors: the average, by the net's plain names.
+        workers: on the first rank, each one's tensors likewise.
+    """
+    names = plain_names(net.state_dict())
+
+    def state_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With the net's own names."""
+        return {name: tensors[short] for name, short in names.items() if short in tensors}
+
+    net.load_state_dict(net.state_dict() | state_of(tensors))
+    accuracies = tuple(each.accuracies.get("test") for each in report.ingredients)
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    before, after = sum(known) / len(known) if known else None, report.after.get("test")
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "method": "refine",
+        "created": info.created,
+        "settings": info.settings,
+        "environment": info.machine,
+        "world_size": info.machine["world_size"],
+        "accuracies": {
+            "metric": metric,
+            "phase1": phase1_accuracy,
+            "workers": list(accuracies),
+            "before_averaging": before,
+            "averaged": after,
+        },
+        "worker_times_s": list(times_s),
+        "barrier": barrier,
+        "pairwise_distances": report.distances,
+        "displacement_norms": [each.from_start for each in report.ingredients],
+        "displacement_cosines": report.cosines,
+        "notes": list(report.notes),
+    }
+    return RefineResult(
+        model=net.eval(),
+        worker_states=tuple(map(state_of, workers)),
+        accuracy=after,
+        accuracy_before_averaging=before,
+        worker_accuracies=accuracies,
+        phase1_accuracy=phase1_accuracy,
+        record=record,
+        is_first=is_first,
+        worker_times_s=times_s,
+        barrier=barrier,
+        notes=report.notes,
+    )

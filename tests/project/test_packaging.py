@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from repository import ROOT
 
+import swap_fast
+
 PACKAGES = ("swap_fast", "bench")
 INSTALL_FILES = ("setup.cfg", "pyproject.toml", "constraints.txt", "install.sh")
 SPREAD = "--durations=10 --numprocesses auto --maxprocesses 8 --dist worksteal"
@@ -51,11 +53,9 @@ def _plain_name(requirement: str) -> str:
 
 def test_metadata_is_whole() -> None:
     metadata = _config()["metadata"]
-    assert (metadata["name"], metadata["version"], metadata["license"]) == (
-        "swap_fast",
-        "0.1.0",
-        "MIT",
-    )
+    version = "attr: swap_fast.__version__"
+    found = [metadata[name] for name in ("name", "version", "license")]
+    assert found == ["swap_fast", version, "MIT"]
     for named in (metadata["license_files"], metadata["long_description"].removeprefix("file: ")):
         assert (ROOT / named).read_text(encoding="utf-8").strip(), named
 
@@ -93,7 +93,7 @@ def test_wheel_works_in_another_folder(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(source)]
     subprocess.run([*pip, *build], check=True, capture_output=True)
-    (wheel,) = wheels.glob("swap_fast-0.1.0-*.whl")
+    (wheel,) = wheels.glob(f"swap_fast-{swap_fast.__version__}-*.whl")
 
     in_source = {
         path.relative_to(ROOT).as_posix()
@@ -104,7 +104,7 @@ def test_wheel_works_in_another_folder(tmp_path: Path) -> None:
     in_wheel = set(zipfile.ZipFile(wheel).namelist())
     assert in_source == {name for name in in_wheel if ".dist-info/" not in name}
     (licence,) = (name for name in in_wheel if name.endswith("LICENSE"))
-    assert licence.startswith("swap_fast-0.1.0.dist-info/")
+    assert licence.startswith(f"swap_fast-{swap_fast.__version__}.dist-info/")
 
     install = ["install", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
     subprocess.run([*pip, *install], check=True, capture_output=True)
@@ -127,6 +127,32 @@ def test_wheel_works_in_another_folder(tmp_path: Path) -> None:
 def test_scripts_parse(script: str) -> None:
     done = _bash(ROOT, "-n", script)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_scripts_run_from_a_checkout_with_other_ends_of_lines(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / ".ci").mkdir(parents=True)
+    for name in (*SCRIPTS, ".gitattributes"):
+        shutil.copy(ROOT / name, source / name)
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        [*who, "commit", "-qm", "scripts"],
+        ["-c", "core.autocrlf=true", "clone", "-q", str(source), str(target)],
+    ):
+        subprocess.run(["git", *command], cwd=source, check=True, capture_output=True)
+    assert [name for name in SCRIPTS if b"\r" in (target / name).read_bytes()] == []
+
+
+def test_a_link_to_a_script_calls_it(checkout: Checkout) -> None:
+    links = checkout.folder / "links"
+    links.mkdir()
+    (links / "by way.sh").symlink_to("../run_dawnbench.sh")
+    (links / "run.sh").symlink_to(links / "by way.sh")
+    done = checkout.run("links/run.sh", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: ./run_dawnbench.sh")
 
 
 @pytest.mark.parametrize("script", ["run_dawnbench.sh", "run_tests.sh", ".ci/run"])

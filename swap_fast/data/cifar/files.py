@@ -329,7 +329,8 @@ def find_at_hand(name: DatasetName, data: Path | None = None) -> Path | None:
     """What `locate_dataset` gives without a download; None where it would download or raise."""
     if name == "synthetic":
         return None
-    return find_cifar(name, _named_folder(data)[1] or _cache_folder())
+    folder = _named_folder(data)[1] or _cache_folder()
+    return None if folder is None else find_cifar(name, folder)
 
 
 def locate_dataset(
@@ -341,7 +342,8 @@ def locate_dataset(
     """The folder or archive that holds a data set; None for the built-in synthetic one.
 
     In this order: `data`, the environment's SWAP_DATA, the cache, the official download into the
-    cache, the synthetic set. What the user names must hold the set: there is no falling through.
+    cache, the synthetic set. A user without a home folder has no cache. What the user names must
+    hold the set: there is no falling through.
 
     Raises:
         ValueError: `data` or SWAP_DATA is given and does not hold the set.
@@ -353,7 +355,8 @@ def locate_dataset(
         raise ValueError(
             f"{option}: expected {expected_names(name)} in {folder}, found none of them"
         )
-    found = found or _download(name, _cache_folder(), announce)
+    if found is None and (cache := _cache_folder()) is not None:
+        found = _download(name, cache, announce)
     if found is None:
         announce(
             f"{KNOWN[name].title} was not found: the built-in synthetic images stand in for "
@@ -398,17 +401,22 @@ def load_dataset(name: DatasetName, path: Path | None) -> Dataset:
     return read_cifar(name, path)
 
 
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "swap_fast"
+def _cache_folder() -> Path | None:
+    """None: the user has no home folder, as in a container with a user id of its own."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "swap_fast"
+    try:
+        return Path.home() / ".cache" / "swap_fast"
+    except RuntimeError:
+        return None
 
 
 def _download(name: CifarName, cache: Path, announce: Callable[[str], object]) -> Path | None:
     """The official archive, fetched and checked by torchvision; None where that fails."""
-    from torchvision.datasets import CIFAR10, CIFAR100
-
     announce(f"{KNOWN[name].title}: downloading into {cache}")
     try:
+        from torchvision.datasets import CIFAR10, CIFAR100
+
         cache.mkdir(parents=True, exist_ok=True)
         # Unpacked aside, then renamed: what is cut short never looks like a whole set.
         with TemporaryDirectory(dir=cache) as aside, ExitStack() as stack:
@@ -419,7 +427,8 @@ def _download(name: CifarName, cache: Path, announce: Callable[[str], object]) -
             unpacked = find_cifar(name, Path(aside))
             if unpacked is not None and find_cifar(name, cache) is None:
                 unpacked.rename(cache / unpacked.name)
-    except (OSError, RuntimeError, HTTPException) as error:
+    except (OSError, RuntimeError, HTTPException, KeyError) as error:
+        # KeyError: torch asks for the name of a user who has none; the environment's USER says one.
         # Of ranks that torchrun started, another may have put the same set there meanwhile.
         if find_cifar(name, cache) is None:
             announce(f"{KNOWN[name].title}: the download failed: {error}")

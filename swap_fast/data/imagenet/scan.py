@@ -36,18 +36,12 @@ def find_split(root: Path, *names: str) -> Path:
     """The first of these folders that exists.
 
     Raises:
-        ValueError: none exists, or it is a link out of the tree.
+        ValueError: none exists.
     """
     for name in names:
         if (root / name).is_dir():
-            if not _is_inside(root / name, root):
-                raise ValueError(f"{root / name}: expected a folder in the tree, got a link out")
             return root / name
     raise ValueError(f"{root}: expected a folder {' or '.join(names)} in it, found none")
-
-
-def _is_inside(path: Path, root: Path) -> bool:
-    return path.resolve().is_relative_to(root)
 
 
 def common_classes(folders: Sequence[Path]) -> tuple[str, ...]:
@@ -81,9 +75,7 @@ ListedFile = tuple[str, int]
 """A file's path below train/ or val/, and the number of its class."""
 
 
-def list_files(
-    root: Path, folder: Path, classes: Sequence[str]
-) -> tuple[list[ListedFile], list[BadFile]]:
+def list_files(folder: Path, classes: Sequence[str]) -> tuple[list[ListedFile], list[BadFile]]:
     """The files of all classes, sorted, and the links that cannot be followed.
 
     Hidden files and folders are left out; folders in class folders are searched too.
@@ -92,9 +84,7 @@ def list_files(
     bad: list[BadFile] = []
     for label, name in enumerate(classes):
         # Byte order, so that the order is the same for every locale and file system.
-        for found, reason in sorted(
-            _walk(root, folder, name, ()), key=lambda item: os.fsencode(item[0])
-        ):
+        for found, reason in sorted(_walk(folder, name, ()), key=lambda item: os.fsencode(item[0])):
             if reason is None:
                 files.append((found, label))
             else:
@@ -102,14 +92,9 @@ def list_files(
     return files, bad
 
 
-def _walk(
-    root: Path, folder: Path, name: str, above: tuple[Path, ...]
-) -> Iterator[tuple[str, str | None]]:
+def _walk(folder: Path, name: str, above: tuple[Path, ...]) -> Iterator[tuple[str, str | None]]:
     """Each file below a class folder with None, or with the reason why it cannot be used."""
     here = (folder / name).resolve()
-    if not here.is_relative_to(root):
-        yield name, "a link out of the tree"
-        return
     if here in above:
         yield name, "a link to a folder that holds it"
         return
@@ -119,9 +104,7 @@ def _walk(
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _walk(root, folder, below, (*above, here))
-            elif entry.is_symlink() and not _is_inside(Path(entry.path), root):
-                yield below, "a link out of the tree"
+                yield from _walk(folder, below, (*above, here))
             elif not entry.is_file():
                 yield below, "no file" if not entry.is_symlink() else "a link to nothing"
             else:
@@ -227,7 +210,8 @@ def scan_tree(
 ) -> ImageTree:
     """List a tree's files and inspect each.
 
-    Hidden files are ignored. Links are followed if they stay inside the tree.
+    Hidden files are ignored. Links are followed wherever they lead, so that a tree may be one of
+    links to images that are elsewhere.
 
     Arguments:
         skip_bad_files: leave bad files out, instead of refusing the tree.
@@ -244,7 +228,7 @@ def scan_tree(
     root = root.resolve()
     folders = [find_split(root, "train"), find_split(root, "val", "test")]
     classes = common_classes(folders)
-    listed = [list_files(root, folder, classes) for folder in folders]
+    listed = [list_files(folder, classes) for folder in folders]
     num_files, num_links = (sum(map(len, column)) for column in zip(*listed, strict=True))
     done, good_files, bad_files = 0, [], []
     for folder, (files, bad) in zip(folders, listed, strict=True):

@@ -124,8 +124,8 @@ def test_runs_are_named_by_recipe_and_id(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["csw"], "unknown format 'csw'; did you mean csv?"),
-        (["csv", "cifar10_cup"], "unknown run 'cifar10_cup'; did you mean cifar10_cpu?"),
+        (["csw"], "unknown format 'csw'; did you mean csv"),
+        (["csv", "cifar10_cup"], "unknown run 'cifar10_cup'; did you mean cifar10_cpu"),
         (["csv", "not_there.json"], "not_there.json"),
         (["mlperf", "--org", " "], "org: expected a name, got none"),
         (["onnx"], "expected one whose weights are kept, got cifar10_cpu-seed0"),

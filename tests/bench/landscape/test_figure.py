@@ -99,7 +99,7 @@ def test_recipe_of_a_record_is_the_one_that_was_run(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["2", "--recipe", "cifar10_cup"], "did you mean cifar10_cpu?"),
+        (["2", "--recipe", "cifar10_cup"], "did you mean cifar10_cpu"),
         (["2", "--recipe", "cifar10_sgd_small"], "recipe: expected one of SWAP"),
         (["2", "--recipe", "imagenet_swap_cpu"], "figure 2 is of CIFAR's images"),
         (["2", "--run", "none"], "run: expected one of"),

@@ -61,7 +61,7 @@ def test_other_hardware_and_fewer_devices_have_no_rate_of_the_paper() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["cifar10_swop"], "unknown recipe 'cifar10_swop'; did you mean cifar10_swap?"),
+        (["cifar10_swop"], "unknown recipe 'cifar10_swop'; did you mean cifar10_swap"),
         (["cifar10_swap", "--gpus", "9"], "gpus: expected 1 to 8"),
         (["cifar10_large_18"], "resnet9, speed_net or resnet50, got whitened_resnet9"),
         (["imagenet_swap", "--hardware", "this"], "expected a recipe of 32 px images"),

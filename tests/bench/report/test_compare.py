@@ -146,7 +146,7 @@ def test_the_command_prints_tables_json_and_a_page(
     (found,) = json.loads(capsys.readouterr().out)
     assert found["A"]["name"] == "cifar10_sgd_small_cpu"
     assert main(["compare", "cifar10_cpp", "cifar10_cpu", "--results", str(results)]) == 2
-    assert "did you mean cifar10_cpu?" in capsys.readouterr().err
+    assert "did you mean cifar10_cpu" in capsys.readouterr().err
 
 
 def test_compare_needs_no_torch(tmp_path: Path) -> None:

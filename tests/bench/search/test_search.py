@@ -196,7 +196,7 @@ def test_a_dry_run_runs_nothing(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--grid", "peek_lr=1"], "unknown setting 'peek_lr'; did you mean peak_lr?"),
+        (["--grid", "peek_lr=1"], "unknown setting 'peek_lr'; did you mean peak_lr"),
         (["--grid", "width=0"], "width: expected a whole number >= 1, got 0"),
         (
             ["--grid", "train_images=40"],

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_nets import Averaging, net, plain_net
 from safetensors.torch import save_file
 
+import swap_fast
 from swap_fast.averaging_files import weight_files
 from swap_fast.averaging_files.weight_files import (
     WeightFile,
@@ -159,3 +161,31 @@ def test_a_segment_has_its_ends_and_its_middle(files: list[WeightFile]) -> None:
     middle = mean_of_files(files[:2])
     for name in SHAPES:
         assert torch.allclose(between(a, b, 0.5)[name], middle[name], rtol=1e-6)
+
+
+def test_models_in_memory_are_averaged_in_float64() -> None:
+    torch.manual_seed(0)
+    models = [net() for _ in range(3)]
+    states = [model.state_dict() for model in models]
+    compiled = torch.compile(models[1], backend="eager")
+    found = swap_fast.average_models([models[0], compiled, {"state_dict": states[2]}])
+    for name, tensor in found.items():
+        if "tracked" not in name:
+            expected = torch.stack([state[name].double() for state in states]).mean(0)
+            assert torch.equal(tensor, expected.float())
+    net().load_state_dict(found)
+    weighted = swap_fast.average_models(states[:2], shares=[3, 1])
+    expected = 0.75 * states[0]["0.weight"].double() + 0.25 * states[1]["0.weight"].double()
+    torch.testing.assert_close(weighted["0.weight"].double(), expected, rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match=r"^model 1, .*: expected .* as in model 0"):
+        swap_fast.average_models([net(), plain_net()])
+    with pytest.raises(ValueError, match=r"^expected two files of weights or more to average, got"):
+        swap_fast.average_models([net()])
+
+
+def test_infinity_may_stand_where_all_models_have_it() -> None:
+    masked = [Averaging(), Averaging()]
+    assert swap_fast.average_models(masked)["mask"].tolist() == [0.0, -torch.inf]
+    masked[1].mask[0] = -torch.inf
+    with pytest.raises(ValueError, match=r"^expected finite weights, .* in model 1 \(mask\)$"):
+        swap_fast.average_models(masked)

@@ -180,3 +180,12 @@ def test_a_rank_with_a_signal_of_its_own_ends_alone(tmp_path: Path) -> None:
     assert (tmp_path / "rank1").read_text() == "the other processes got no signal to end"
     assert "no answer from rank 1" in (tmp_path / "rank0").read_text()
     assert (tmp_path / "cut" / "phase1-epoch1.json").exists()
+
+
+def test_a_loaders_process_ends_by_the_signal_as_python_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with GracefulShutdown().installed():
+        monkeypatch.setattr(os, "getpid", lambda: -1)  # forked, it has the handlers too
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)

@@ -21,6 +21,7 @@ from torch import nn
 import swap_fast
 from swap_fast.callbacks.events import read_events
 from swap_fast.record import EpochRow
+from swap_fast.user.result import doubt_of
 
 X, Y = blobs()
 
@@ -227,7 +228,12 @@ def test_a_callback_gets_every_update_and_epoch() -> None:
 
 def test_progress_is_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     small_swap(test=blobs(20, seed=2), progress=True)
-    lines = capsys.readouterr().out.splitlines()
+    first, second, *lines = capsys.readouterr().out.splitlines()
+    assert first == "phase 1: batches of 16, learning rate up to 0.2, 2 epochs"
+    assert second.startswith(
+        "phase 2: 2 workers with batches of 8, learning rate up to 0.1, 2 epochs; on cpu, fp32, "
+    )
+    lines = [line for line in lines if not line.startswith("averaging did not help")]
     assert len(lines) == 6
     assert lines[0].startswith("phase 1           epoch   1/2  lr ")
     assert lines[-1].startswith("phase 2, worker 1 epoch   2/2  lr 0.0000  loss ")
@@ -235,12 +241,37 @@ def test_progress_is_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None
     assert " test " in lines[0]
 
 
+def test_what_the_phases_will_be_and_a_tau_that_was_missed_are_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    phase1 = replace(PHASE1, stopping_accuracy=0.999)
+    small_swap(phase1=phase1, schedule2=lambda epoch: 0.01, progress=True, precision="bf16")
+    lines = capsys.readouterr().out.splitlines()
+    tau = "until its train accuracy is above 0.999, at most 2 epochs"
+    assert lines[0] == f"phase 1: batches of 16, learning rate up to 0.2, {tau}"
+    values = sum(t.numel() for n, t in net().state_dict().items() if "tracked" not in n)
+    assert lines[1].endswith(f"; on cpu, bf16, {4 * values / 1e6:.1f} MB of weights a worker")
+    assert "batches of 8, your learning rate, 2 epochs" in lines[1]
+    (missed,) = (line for line in lines if "ended by its last epoch" in line)
+    assert missed.startswith("phase 1           ended by its last epoch, at a train accuracy of ")
+
+
+def test_an_average_that_is_worse_is_said() -> None:
+    result = small_swap(test=blobs(20, seed=2))
+    worse = replace(result, accuracy=0.5, accuracy_before_averaging=0.75)
+    assert str(doubt_of(worse)).startswith(
+        "averaging did not help: 50.00% after it, 75.00% before, the workers' mean; "
+    )
+    assert doubt_of(replace(result, accuracy=0.75, accuracy_before_averaging=0.75)) is None
+    assert doubt_of(small_swap()) is None
+
+
 def test_a_metric_of_the_user_s_is_called_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     def squares(model: nn.Module, batch: Any) -> tuple[torch.Tensor, int]:
         return torch.tensor(5.0), 10
 
     small_swap(test=blobs(20, seed=2), metric=squares, progress=True)
-    line = capsys.readouterr().out.splitlines()[0]
+    line = capsys.readouterr().out.splitlines()[2]
     assert "squares 0.5  " in line
     assert " test " not in line
 
@@ -248,7 +279,7 @@ def test_a_metric_of_the_user_s_is_called_by_its_name(capsys: pytest.CaptureFixt
 def test_listeners_are_told_of_a_run_and_its_folder_keeps_the_events(tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
     result = small_swap(test=blobs(20, seed=2), listeners=[told.append], folder=tmp_path)
-    kinds = [event["event"] for event in told if event["event"] != "progress"]
+    kinds = [event["event"] for event in told if event["event"] not in ("progress", "note")]
     epochs = ["epoch", "checkpoint", "epoch", "checkpoint"]
     assert kinds == [
         *("began", "training", *epochs, "phase_end"),

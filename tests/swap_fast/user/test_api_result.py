@@ -30,7 +30,7 @@ from own_nets import (
     plain_net,
     small_swap,
 )
-from processes import free_port
+from processes import free_port, run_torchrun
 from repository import TESTS
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -140,18 +140,41 @@ def test_the_record_is_json_and_says_how(tmp_path: Path) -> None:
     assert distance[0][1] == pytest.approx(float((thetas[0] - thetas[1]).norm()))
 
 
-def test_a_result_is_not_written_over_unless_told(tmp_path: Path) -> None:
-    small_swap(workers=4, phase1=None, phase2=PHASE2).save(tmp_path)
+def test_a_result_is_not_written_over_unless_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_swap(workers=4, phase1=None, phase2=PHASE2).save(tmp_path / "run")
     other = small_swap()
-    with pytest.raises(ValueError, match=r"^folder: expected one without a result, got .*; choose"):
-        other.save(tmp_path)
-    (tmp_path / "worker3.safetensors.txt").touch()
-    other.save(tmp_path, overwrite=True)
-    assert not (tmp_path / "worker3.safetensors").exists()
-    assert (tmp_path / "worker3.safetensors.txt").exists()
-    assert json.loads((tmp_path / "record.json").read_text()) == json.loads(
-        json.dumps(other.record)
-    )
+    (tmp_path / "run-2").write_text("a file")
+    assert other.save(tmp_path / "run") == tmp_path / "run-3"
+    assert other.save(tmp_path / "run") == tmp_path / "run-4"
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"{tmp_path}/run holds another result: this one is saved in {tmp_path}/run-3"
+    assert (tmp_path / "run" / "worker3.safetensors").exists()
+    (tmp_path / "run" / "worker3.safetensors.txt").touch()
+    assert other.save(tmp_path / "run", overwrite=True) == tmp_path / "run"
+    assert not (tmp_path / "run" / "worker3.safetensors").exists()
+    assert (tmp_path / "run" / "worker3.safetensors.txt").exists()
+    for folder in ("run", "run-3", "run-4"):
+        record = json.loads((tmp_path / folder / "record.json").read_text())
+        assert record == json.loads(json.dumps(other.record))
+
+
+def test_a_result_is_five_lines_and_a_table() -> None:
+    result = small_swap(net, test=TEST)
+    low, high = sorted(result.worker_accuracies)
+    mean = f"{result.accuracy_before_averaging:.2%} ({low:.2%} to {high:.2%})"
+    assert str(result).splitlines() == [
+        "model          Sequential, the mean of 2 workers",
+        "measured       accuracy on the test data",
+        f"phase 1        {result.phase1_accuracy:.2%}",
+        f"workers, mean  {mean}",
+        f"averaged       {result.accuracy:.2%}",
+    ]
+    assert f"<tr><th>workers, mean</th><td>{mean}</td></tr>" in result._repr_html_()
+    untested = small_swap(net, metric=lambda model, batch: (0, 1))
+    assert str(untested).splitlines()[-1] == "averaged       not measured"
+    assert "&lt;lambda&gt; on the test data" in untested._repr_html_()
 
 
 def test_the_models_have_memory_of_their_own() -> None:
@@ -202,7 +225,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     said: dict[str, Any], updates: int, tmp_path: Path
 ) -> None:
     whole, handlers = small_swap(test=TEST, **said), _handlers()
-    with pytest.raises(InterruptedRunError):
+    with pytest.raises(InterruptedRunError, match=r"; the same call with resume=True goes on$"):
         small_swap(test=TEST, **said, folder=tmp_path, callbacks=[Cut(updates)])
     assert _handlers() == handlers
     result = small_swap(test=TEST, **said, folder=tmp_path, resume=True)
@@ -342,14 +365,7 @@ def double(data):
 
 
 def run_script(folder: Path, processes: int) -> None:
-    script = folder / "script.py"
-    script.write_text(PRELUDE + SCRIPT)
-    env = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    torchrun += ["--master-port", str(free_port())]
-    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), str(folder)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_torchrun(PRELUDE + SCRIPT, folder, processes)
 
 
 @pytest.mark.slow

@@ -74,6 +74,19 @@ def test_without_a_network_the_synthetic_set_is_announced(
     assert all("\n" not in line for line in said)
 
 
+def test_a_user_without_a_home_has_no_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    said: list[str] = []
+    assert locate_dataset("cifar10", announce=said.append) is None
+    assert find_at_hand("cifar10") is None
+    (line,) = said
+    assert line.startswith("CIFAR-10 was not found: the built-in synthetic images stand in for it")
+
+
 def test_a_download_that_another_process_finished_first_is_used(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

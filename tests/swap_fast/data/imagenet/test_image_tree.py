@@ -98,23 +98,35 @@ def test_hidden_files_are_ignored(root: Path) -> None:
     assert scan_tree(root).sha256 == before
 
 
-def test_links_are_followed_inside_the_tree_only(root: Path, tmp_path: Path) -> None:
+def test_links_are_followed_wherever_they_lead(root: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside.jpg"
     outside.write_bytes(encoded(IMAGE))
     train = root / "train"
     (train / "class0/link_in.jpg").symlink_to("../class1/0000.JPEG")
     (train / "class0/linked_folder").symlink_to("../class1")
-    assert len(scan_tree(root).train) == 9 + 1 + 3
     (train / "class0/link_out.jpg").symlink_to(outside)
+    tree = scan_tree(root)
+    assert len(tree.train) == 9 + 1 + 3 + 1
+    assert tree.train.read(tree.train.names.index("class0/link_out.jpg")) == outside.read_bytes()
     (train / "class0/link_up").symlink_to("../class0")
     (train / "class0/link_to_nothing.jpg").symlink_to("gone.jpg")
     tree = scan_tree(root, skip_bad_files=True)
     assert {bad.name.rsplit("/")[-1]: bad.reason for bad in tree.skipped} == {
-        "link_out.jpg": "a link out of the tree",
         "link_up": "a link to a folder that holds it",
         "link_to_nothing.jpg": "a link to nothing",
     }
-    assert len(tree.train) == 13
+    assert len(tree.train) == 14
+
+
+@pytest.mark.parametrize("linked", ["files", "classes", "splits", "root"])
+def test_a_tree_of_links_is_the_tree(linked: str, root: Path, tmp_path: Path) -> None:
+    links = tmp_path / "links"
+    depth = {"root": 0, "splits": 1, "classes": 2, "files": 3}[linked]
+    for path in root.glob("/".join("*" * depth)) if depth else [root]:
+        link = links / path.relative_to(root)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    assert scan_tree(links).sha256 == scan_tree(root).sha256
 
 
 def test_a_pipe_is_no_file(root: Path) -> None:

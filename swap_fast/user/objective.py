@@ -1,0 +1,178 @@
+"""The loss of a model on the user's batches, and how much of them was right."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.loss import _Loss
+
+from swap_fast.training.evaluate import IGNORED_TARGET, count_right, logits_of, require_classes
+
+Loss = Callable[[nn.Module, Any], Any]
+"""Given the model and a batch: the mean loss, or (the mean loss, how many were right, of how many).
+"""
+Metric = Callable[[nn.Module, Any], tuple[Any, Any]]
+"""Given the model and a test batch: a sum, and over how many."""
+
+
+class Measured(NamedTuple):
+    """What a forward pass says of a batch."""
+
+    loss: Tensor
+    """The mean, a scalar."""
+    correct: Tensor | float | None
+    """How many were right; None where the loss does not say."""
+    total: Tensor | float | None
+    """Of how many."""
+
+
+def is_criterion(loss: Any) -> bool:
+    """Whether it is a loss of torch's own, of what the model returns and the targets."""
+    loss = getattr(loss, "func", loss)  # a partial's
+    return isinstance(loss, _Loss) or getattr(loss, "__module__", "") == functional.__name__
+
+
+def counts_right(loss: Any) -> bool:
+    """Whether accuracy is known to follow from the loss: it has classes as its targets."""
+    of_classes = (functional.cross_entropy, functional.nll_loss)
+    is_one = isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss))
+    return loss is None or is_one or getattr(loss, "func", loss) in of_classes
+
+
+class Objective:
+    """The loss of a model on a batch, and how much of the batch was right.
+
+    Without a loss function, and with one of torch's own, a batch is (inputs..., targets), or a
+    mapping in which "labels" are the targets. The model is called with the inputs, several of a
+    mapping by their names, and gives logits [B, C] or [B, C, ...] for targets [B] or [B, ...] of
+    class numbers. Inputs are rounded to the type of the model's parameters, where they share one.
+
+    Arguments:
+        loss: the user's; None: cross entropy.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss | None) -> None:
+        self._model, self._loss = model, loss
+        self._criterion: Any = loss if is_criterion(loss) else functional.cross_entropy
+        if isinstance(self._criterion, nn.Module):  # its class weights go where the logits are
+            self._criterion.to(next(model.parameters()).device)
+        # Whether the loss is torch's; a function of the user's takes the model and the batch.
+        self.is_torchs = loss is None or is_criterion(loss)
+        self._counts = counts_right(loss)
+        self._num_classes: int | None = None  # known once a batch was tried
+        said = getattr(loss, "keywords", {}).get("ignore_index", IGNORED_TARGET)  # a partial's
+        self._ignored = getattr(loss, "ignore_index", said)
+        types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        self._dtype = types.pop() if len(types) == 1 else None
+
+    def __call__(self, batch: Any) -> Measured:
+        """Run the model on a batch.
+
+        Raises:
+            ValueError: a batch, logits or a loss of another form.
+        """
+        if self.is_torchs or self._loss is None:
+            said = self._of_targets(batch)
+        else:
+            said = self._loss(self._model, batch)
+        loss, *counts = said if isinstance(said, tuple) else (said,)
+        if not isinstance(loss, Tensor) or loss.dim() != 0 or len(counts) not in (0, 2):
+            got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else kind_of(loss)
+            expected = "a mean loss, or (a mean loss, how many were right, of how many)"
+            got += f" and {len(counts)} more values" if counts else ""
+            raise ValueError(f"loss: expected {expected}, got {got}; take the loss's mean()")
+        return Measured(loss, *(counts or (None, None)))
+
+    def outputs(self, batch: Any) -> tuple[Any, Any]:
+        """What the model makes of a batch's inputs, its logits where it names some; the targets.
+
+        Raises:
+            ValueError: a batch without targets.
+        """
+        if (targets := _targets(batch)) is None:
+            expected = "(inputs, targets) for the cross entropy, or a mapping with labels"
+            _refuse("batch", expected, kind_of(batch))
+        if not isinstance(batch, Mapping):
+            return logits_of(self._model(*map(self._rounded, batch[:-1]))), targets
+        named = {name: self._rounded(x) for name, x in batch.items() if name != "labels"}
+        made = self._model(**named) if len(named) > 1 else self._model(*named.values())
+        return logits_of(made), targets
+
+    def _of_targets(self, batch: Any) -> Any:
+        """The criterion of a batch, and of classes how many were right and of how many."""
+        logits, targets = self.outputs(batch)
+        if not self._counts:
+            return self._criterion(logits, self._rounded(targets))
+        if not isinstance(logits, Tensor) or logits.dim() < 2:
+            _refuse("model", "logits [B, C] for the cross entropy", _shape(logits))
+        shape = [len(logits), *logits.shape[2:]]
+        if not isinstance(targets, Tensor) or list(targets.shape) != shape:
+            expected = f"class numbers {shape} for logits {list(logits.shape)}"
+            _refuse("targets", expected, _shape(targets))
+        if targets.is_floating_point():
+            _refuse("targets", "class numbers", str(targets.dtype))
+        targets = targets.long()
+        exact = logits.float() if logits.dtype.itemsize == 2 else logits
+        try:
+            loss = self._criterion(exact, targets)
+        except (IndexError, RuntimeError):
+            require_classes(targets, logits.shape[1], self._ignored)
+            raise
+        return loss, *count_right(logits, targets, self._ignored)
+
+    def check_targets(self, batch: Any) -> None:
+        """Refuse targets on the host that the model, once tried, has no logits for.
+
+        On a GPU their loss would end the whole process.
+
+        Raises:
+            ValueError: names the first.
+        """
+        targets = _targets(batch)
+        if self._num_classes is None or not isinstance(targets, Tensor):
+            return
+        if targets.device.type == "cpu" and not targets.is_floating_point():
+            require_classes(targets, self._num_classes, self._ignored)
+
+    def try_batch(self, batch: Any, all_targets: Tensor | None) -> None:
+        """Run the model and torch's loss on a batch, before any training.
+
+        Arguments:
+            all_targets: of all examples, where they are at hand, to see that none lacks a logit.
+
+        Raises:
+            ValueError: inputs that the model does not take, or targets that it has no logits for.
+        """
+        logits, targets = self.outputs(batch)
+        if self._counts and isinstance(logits, Tensor) and logits.dim() > 1:
+            self._num_classes = logits.shape[1]
+            for each in (targets, all_targets):
+                if isinstance(each, Tensor) and not each.is_floating_point():
+                    require_classes(each, self._num_classes, self._ignored)
+        self(batch)
+
+    def _rounded(self, given: Any) -> Any:
+        is_real = isinstance(given, Tensor) and given.is_floating_point()
+        return given.to(self._dtype) if is_real and self._dtype is not None else given
+
+
+def _targets(batch: Any) -> Any:
+    """A batch's targets: "labels", or the last of two parts or more; None where there are none."""
+    if isinstance(batch, Mapping):
+        return batch.get("labels") if len(batch) > 1 else None
+    return batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+
+
+def _refuse(what: str, expected: str, got: str) -> NoReturn:
+    remedy = "pass loss=, a function of the model and a batch"
+    raise ValueError(f"{what}: expected {expected}, got {got}; {remedy}")
+
+
+def _shape(value: Any) -> str:
+    return f"{list(value.shape)}" if isinstance(value, Tensor) else kind_of(value)
+
+
+def kind_of(value: Any) -> str:
+    """A value's class, for a message."""
+    return f"a {type(value).__name__}"
