@@ -92,6 +92,7 @@ class ExecutionSettings(TypedDict):
     precision: Literal["fp16", "bf16", "fp32"]
     memory_format: Literal["channels_last", "contiguous"]
     compile: bool
+    fused: NotRequired[bool]  # absent before there were fused kernels
     capture: bool
     all_reduce: Literal["fp16", "fp32"]
     loader: str

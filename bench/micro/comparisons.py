@@ -115,7 +115,7 @@ def _step_variants(
 ) -> Iterator[Variant]:
     device = default.device_type
     shapes = _processes_and_threads(device, threads)
-    for kind, execution in _our_executions(default, net).items():
+    for kind, execution in _our_executions(default, fusable=net == "resnet9").items():
         for processes, each in shapes:
             yield Variant(
                 f"ours, {kind}{_in_processes(processes)}",
@@ -142,12 +142,12 @@ def _step_variants(
     yield from peak_variants(device, eager.precision, shapes)
 
 
-def _our_executions(default: Execution, net: MicroNet) -> dict[str, Execution]:
+def _our_executions(default: Execution, *, fusable: bool) -> dict[str, Execution]:
     """The executions of our step on a device, the default one first."""
     executions = {"eager": replace(default, capture=False)}
     if has_compiler():
         executions["compiled"] = replace(executions["eager"], compile=True)
-    if default.device_type == "cuda" and net == "resnet9":
+    if default.device_type == "cuda" and fusable:
         executions["fused"] = replace(executions["eager"], fused=True)
     if default.device_type == "cuda":
         captured = {
@@ -241,7 +241,7 @@ def _worker_variants(
         share = (default, width, batch_size, num_workers // threads)
         name = f"in turn{_in_processes(threads)}"
         yield Variant(name, workers.in_turn, share, processes=threads, is_ours=True)
-    for kind, execution in _our_executions(default).items():
+    for kind, execution in _our_executions(default, fusable=False).items():
         name = f"stacked: grouped convolutions, {kind}"
         yield Variant(name, workers.grouped, (execution, *size), threads=threads)
     vmapped, kind = replace(default, capture=False), "eager"

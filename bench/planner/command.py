@@ -56,7 +56,7 @@ def run_plan(options: PlanOptions) -> int:
     out = Path("results") if options.out is None and options.scaling else options.out
     if out is not None:
         written = [path for table in tables for path in write_table(table, out / "tables")]
-        written += [path for scaling in figures for path in scaling_figure(scaling, out / "plots")]
+        written += [scaling_figure(scaling, out / "plots") for scaling in figures]
         print("written:", *written, sep="\n  ")
     return 0
 

@@ -88,7 +88,9 @@ def run_tables(
 
 def _run_table(group: TableGroup, paper: Paper) -> Table:
     table, host = group.table, group.host
-    dealt = deal(table, group.size, group.records)
+    rows_of_paper = deal(table, group.size, group.records)
+    dealt = [each for each in rows_of_paper if each.records]
+    absent = [each.label for each in rows_of_paper if not each.records]
     mirrored = any(record.mirrored_test_accuracy is not None for record in group.records)
     cells = [_cells(table, each, host, paper, mirrored=mirrored) for each in dealt]
     rows = [tuple(each.values()) for each in cells]
@@ -119,6 +121,7 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
             *(["Top-5 is of the final model alone."] if TOP_5 in table.accuracies else []),
             VERDICT_NOTE,
             *mark_notes(rows),
+            *([f"No runs of: {', '.join(absent)}."] if absent else []),
             *start_notes(dealt),
             *configurations,
         ),
@@ -153,21 +156,19 @@ def _cells(
     judged: list[tuple[str, Summary | None, PaperValue]] = []
     for column in table.accuracies:
         published = paper.value(table.name, row.label, column.name)
-        pooled = pool_accuracies(records, partial(row.accuracy, column)) if records else None
+        pooled = pool_accuracies(records, partial(row.accuracy, column))
         judged.append((column.short, pooled and pooled.scaled(100), published))
         cells[f"Paper: {column.title}"] = plus_minus(published.mean, published.sd)
         cells[f"Ours: {column.title}"] = summary_cell(pooled, 100)
         if column is table.target:
             cells[INTERVAL] = interval_cell(t_interval(pooled) if pooled else None, 100)
     if mirrored:
-        pooled = pool_accuracies(records, row.mirrored_accuracy) if records else None
-        cells[MIRRORED] = summary_cell(pooled, 100)
+        cells[MIRRORED] = summary_cell(pool_accuracies(records, row.mirrored_accuracy), 100)
     published = paper.value(table.name, row.label, "train_time")
     unit, factor = time_unit(table, paper)
     time, modelled = (
         pooled and pooled.scaled(factor)
-        for of in (row.time_s, row.modelled_s)
-        for pooled in [pool_times(records, of) if records else None]
+        for pooled in (pool_times(records, of) for of in (row.time_s, row.modelled_s))
     )
     judged.append(("time", time, published))
     marks, machine = marks_of(records), runs.machine
@@ -175,13 +176,13 @@ def _cells(
     cells[f"Ours: time ({unit}), measured"] = time_cell(time, marks)
     not_in_turn = marks.replace(EMULATED, "")
     cells[f"Ours: parallel time ({unit}), modelled"] = time_cell(modelled, not_in_turn)
-    cells[N] = str(len(records)) if records else NOTHING
+    cells[N] = str(len(records))
     cells[AT_TARGET] = _at_target(records, partial(row.accuracy, table.target))
     if table.counts_phase1:
-        epochs = [record.phase1_epochs for record in records]
-        cells[PHASE1_EPOCHS] = f"{fmean(epochs):.1f}" if epochs else NOTHING
+        cells[PHASE1_EPOCHS] = f"{fmean(record.phase1_epochs for record in records):.1f}"
     cells[PAPER_GPUS] = published.devices_cell
-    cells[f"Ours: {host.devices_name}"] = machine.devices_cell if machine else NOTHING
+    assert machine is not None, "a row without runs is not shown"
+    cells[f"Ours: {host.devices_name}"] = machine.devices_cell
     cells[VERDICT] = _verdict_cell(records, judged)
     return cells
 
@@ -205,8 +206,6 @@ def time_cell(summary: Summary | None, marks: str) -> str:
 
 
 def _at_target(records: Sequence[RunRecord], accuracy: Measure) -> str:
-    if not records:
-        return NOTHING
     target = records[0].settings.target_accuracy
     present = [value for value in map(accuracy, records) if value is not None]
     count = count_reaching(present, target)

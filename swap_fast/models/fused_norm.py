@@ -19,13 +19,13 @@ from torch import Tensor
 
 ROWS = 1024
 """Rows of the map, as a matrix [B * H * W, C], that a program of a reduction takes."""
-BLOCK_ROWS = 32
-"""Of these at once: 32 x 64 values for 4 warps."""
+BLOCK_ROWS, GRADIENT_ROWS = 16, 8
+"""Of these at once, by 64 channels for 4 warps; fewer where a pool's gradient needs registers."""
 BLOCK_CHANNELS = 64
 
 # A captured step's shapes are few; but a number of rows that is a multiple of 16 would be compiled
 # apart from one that is not, perhaps within a run.
-_SIZES = ["num_rows", "num_channels", "height", "width", "num_parts"]
+_SIZES = ["num_rows", "num_channels", "height", "width"]
 
 
 @triton.jit
@@ -95,7 +95,7 @@ def moments_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=[*_SIZES, "momentum", "epsilon"])
 def statistics_kernel(  # type: ignore[no-untyped-def]
-    means,  # float32 [num_parts, num_channels]; `squares` too
+    means,  # float32 [PARTS, num_channels]; `squares` too
     squares,
     mean_out,  # float32 [num_channels]; `inverse_out`, one over the standard deviation, too
     inverse_out,
@@ -103,9 +103,9 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
     running_var,
     num_rows,
     num_channels,
-    num_parts,
     momentum,
     epsilon,
+    PARTS: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
     BLOCK_CHANNELS: tl.constexpr,  # noqa: N803
 ):
@@ -115,7 +115,7 @@ def statistics_kernel(  # type: ignore[no-untyped-def]
     count = 0.0
     mean = tl.zeros([BLOCK_CHANNELS], tl.float32)
     square = tl.zeros([BLOCK_CHANNELS], tl.float32)
-    for part in range(num_parts):
+    for part in range(PARTS):
         here = tl.minimum(num_rows - part * ROWS, ROWS).to(tl.float32)
         own_mean = tl.load(means + part * num_channels + channel, mask=valid, other=0.0)
         own_square = tl.load(squares + part * num_channels + channel, mask=valid, other=0.0)
@@ -288,7 +288,8 @@ class _NormReLU(torch.autograd.Function):
             x, *partial, num_rows, channels, ROWS=ROWS, BLOCK_ROWS=BLOCK_ROWS, **blocks
         )
         statistics_kernel[(columns,)](
-            *(*partial, *moments, *running, num_rows, channels, parts, momentum, epsilon),
+            *(*partial, *moments, *running, num_rows, channels, momentum, epsilon),
+            PARTS=parts,
             ROWS=ROWS,
             **blocks,
         )
@@ -318,19 +319,21 @@ class _NormReLU(torch.autograd.Function):
         parts, columns = triton.cdiv(rows, ROWS), triton.cdiv(channels, BLOCK_CHANNELS)
         partial = x.new_empty((2, parts, channels), dtype=torch.float32)
         sizes = (rows, channels, height, width)
-        blocks = {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_CHANNELS": BLOCK_CHANNELS}
+        blocks = {"BLOCK_CHANNELS": BLOCK_CHANNELS}
         sums_kernel[(parts, columns)](
             *(x, given, *partial, *moments, weight, bias, *sizes),
             POOL=ctx.pool,
             ROWS=ROWS,
+            BLOCK_ROWS=BLOCK_ROWS,
             **blocks,
         )
         by_bias, by_weight = partial.sum(1)
         by_x = torch.empty_like(x)
-        gradient_kernel[(triton.cdiv(rows, BLOCK_ROWS), columns)](
+        gradient_kernel[(triton.cdiv(rows, GRADIENT_ROWS), columns)](
             *(x, given, by_x, by_bias, by_weight, *moments, weight, bias, *sizes),
             float(n * height * width),
             POOL=ctx.pool,
+            BLOCK_ROWS=GRADIENT_ROWS,
             **blocks,
         )
         return by_x, given if ctx.has_skip else None, by_weight, by_bias, *[None] * 4

@@ -69,7 +69,7 @@ def test_report_of_cpu_runs(tmp_path: Path) -> None:
     assert "Verdict: other hardware, net or data: not compared." in first_table
     assert "| Verdict" not in first_table
     assert "![Figure 1: " in first_table
-    assert "27 s of 37 s are 73%" in appendix
+    assert "27 s of 37 s are 73%" in text
     assert "- Measured: 6 runs of 3 recipes on cifar10 (published)." in text
     assert "SWAP (after averaging), accuracy: 81.05 ± 0.07% on 2 CPU cores (n = 2)" in text
     assert "- Stability: 3 warnings; see what to do." in text

@@ -128,7 +128,7 @@ def test_the_interpreted_kernels_are_torch_s_operators() -> None:
 
 KERNELS: dict[str, tuple[str, ...]] = {
     "moments_kernel": ("*fp16", "*fp32", "*fp32", "i32", "i32"),
-    "statistics_kernel": (*["*fp32"] * 6, "i32", "i32", "i32", "fp32", "fp32"),
+    "statistics_kernel": (*["*fp32"] * 6, "i32", "i32", "fp32", "fp32"),
     "values_kernel": (*["*fp16"] * 3, *["*fp32"] * 4, *["i32"] * 4),
     "sums_kernel": ("*fp16", "*fp16", *["*fp32"] * 6, *["i32"] * 4),
     "gradient_kernel": (*["*fp16"] * 3, *["*fp32"] * 6, *["i32"] * 4, "fp32"),
@@ -152,9 +152,11 @@ def test_they_compile_for_each_gpu_without_spills(
 
     kernel = getattr(fused_norm, name)
     names, types = kernel.arg_names, KERNELS[name]
-    values = {"POOL": True, "HAS_SKIP": True} | {
+    values = {"POOL": True, "HAS_SKIP": True, "PARTS": 256} | {
         each: getattr(fused_norm, each) for each in ("ROWS", "BLOCK_ROWS", "BLOCK_CHANNELS")
     }
+    if name == "gradient_kernel":
+        values["BLOCK_ROWS"] = fused_norm.GRADIENT_ROWS
     constants = {each: values[each] for each in names[len(types) :]}
     source = ASTSource(
         fn=kernel,
