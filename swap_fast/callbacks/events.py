@@ -22,13 +22,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from swap_fast.callbacks.progress import Plan, Screen, images_until
 from swap_fast.files import write_file
 from swap_fast.record import EpochRow
 from swap_fast.training.callback import Callback
 from swap_fast.training.shutdown import InterruptedRunError
 
 if TYPE_CHECKING:
+    from swap_fast.callbacks.progress import Plan
     from swap_fast.training.state import Progress, Result
 
 SCHEMA = 2
@@ -212,7 +212,7 @@ class EventLogger(Callback):
     def __init__(
         self,
         listeners: Iterable[Listener | None],
-        plan: Plan,
+        plan: "Plan",
         *,
         reading: Callable[[], float],
         part: str = "run",
@@ -223,6 +223,9 @@ class EventLogger(Callback):
         tick_s: float | None = None,
         warn: Callable[[str], None] = _warn,
     ) -> None:
+        from swap_fast.callbacks.progress import Screen, images_until  # it imports this module
+
+        self._images_until = images_until
         self._listeners = [listener for listener in listeners if listener is not None]
         self._plan, self._reading = plan, reading
         self._part, self._rank, self._warn = part, rank, warn
@@ -298,8 +301,8 @@ class EventLogger(Callback):
             return
         with self._lock:
             phase = self._plan["phases"][row.phase - 1]
-            before = images_until(phase, row.epoch - 1, self._epoch_first_step)
-            images = images_until(phase, row.epoch) - before
+            before = self._images_until(phase, row.epoch - 1, self._epoch_first_step)
+            images = self._images_until(phase, row.epoch) - before
             seconds = row.time_s - self._epoch_start_s
             self._epoch, self._step = row.epoch, 0
             self._epoch_start_s, self._epoch_first_step = row.time_s, 0
@@ -433,8 +436,8 @@ class EventLogger(Callback):
             return
         self._last_progress = (self._model, epoch, step)
         phase = self._plan["phases"][self._model[0] - 1]
-        images, rate = images_until(phase, epoch, step), None
-        if images < images_until(phase, epoch + 1):  # else the evaluation is running
+        images, rate = self._images_until(phase, epoch, step), None
+        if images < self._images_until(phase, epoch + 1):  # else the evaluation is running
             self._samples.append((now, images))
             then, before = self._samples[0]
             rate = (images - before) / (now - then) if now > then else None
