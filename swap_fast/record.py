@@ -96,7 +96,6 @@ class ExecutionSettings(TypedDict):
     capture: bool
     all_reduce: Literal["fp16", "fp32"]
     loader: str
-    fused: NotRequired[bool]  # older records have none
 
 
 class Configuration(TypedDict):

@@ -9,9 +9,8 @@ from threading import Event, Thread
 
 from bench.hardware.machine import describe_machine
 from bench.runner.run_folders import RunDir, RunSpec
+from swap_fast.callbacks.emitter import SCREEN_TICK_S, EventLogger
 from swap_fast.callbacks.events import (
-    SCREEN_TICK_S,
-    EventLogger,
     Listener,
     Tail,
     make_event,

@@ -303,20 +303,22 @@ def compiled(form: Form) -> str:
     """Compare a compiled update with an eager one."""
     if form.device_type == "cpu" and not has_compiler():
         raise UnavailableError("a C++ compiler")
-    return _as_the_eager_update(default_execution(form.device_type), compile=True)
+    default = default_execution(form.device_type)
+    return _as_the_default_update(default, replace(default, compile=True))
 
 
 def fused(form: Form) -> str:
     """Compare an update with the fused kernels with one of torch's operators."""
     if form.device_type == "cpu":
         raise UnavailableError("a CUDA device")
-    return _as_the_eager_update(default_execution("cuda"), fused=True)
+    default = default_execution("cuda")
+    return _as_the_default_update(default, replace(default, fused=True))
 
 
-def _as_the_eager_update(default: Execution, **changed: bool) -> str:
-    """Compare one update in fp32 with that of the same execution without the change."""
+def _as_the_default_update(default: Execution, changed: Execution) -> str:
+    """Compare one update in fp32 by both executions."""
     thetas = []
-    for execution in (default, replace(default, **changed)):
+    for execution in (default, changed):
         trained = Trained(replace(execution, precision="fp32"), scaled=False)
         trained.step.images.copy_(
             torch.linspace(-2, 2, trained.step.images.numel()).view(BATCH, 3, 32, 32)

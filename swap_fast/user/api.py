@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import nn
 
 from swap_fast.algorithm import swap as run_algorithm
-from swap_fast.callbacks.events import EventLogger, Listener, merge_events
+from swap_fast.callbacks.emitter import EventLogger
+from swap_fast.callbacks.events import Listener, merge_events
 from swap_fast.callbacks.progress import Form, make_plan, progress_listener
 from swap_fast.checkpoint.attempts import Attempt
 from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune

@@ -43,7 +43,9 @@ def _as_tensor(column: Any, name: str) -> Tensor:
     try:
         array = np.asarray(column)
         # torch reads neither reversed nor foreign-endian memory, and warns of what is read-only.
-        array = np.require(array.astype(array.dtype.newbyteorder("="), copy=False), None, "CW")
+        array = np.require(
+            array.astype(array.dtype.newbyteorder("="), copy=False), None, ["C", "W"]
+        )
         return torch.as_tensor(array)
     except (TypeError, ValueError) as error:
         kind = type(column).__name__

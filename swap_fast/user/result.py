@@ -293,8 +293,8 @@ class AveragedResult:
                     former.unlink()
         averaged = on_host(bare(self.model).state_dict())
         named = {f"worker{w}": state for w, state in enumerate(self.worker_states)}
-        for name, state in {"averaged": averaged, **named}.items():
-            write_file(folder / f"{name}.safetensors", save(state, {"format": "pt"}))
+        for stem, state in {"averaged": averaged, **named}.items():
+            write_file(folder / f"{stem}.safetensors", save(state, {"format": "pt"}))
         write_file(folder / "README.md", model_card(self.record).encode())
         write_file(folder / RECORD, (json.dumps(self.record, indent=1) + "\n").encode())
         return folder

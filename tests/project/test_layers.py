@@ -22,7 +22,7 @@ WITHOUT_TORCH = (
     *("bench.landscape.records", "bench.landscape.parallel_points"),
     *("bench.export.command", "bench.export.submissions"),
     *("bench.runner.watch", "swap_fast.__main__", "swap_fast.averaging_files.report"),
-    *("swap_fast.record", "swap_fast.callbacks.events", "swap_fast.callbacks.progress"),
+    *("swap_fast.record", "swap_fast.callbacks.emitter", "swap_fast.callbacks.progress"),
     "swap_fast.callbacks.trackers",
 )
 MACHINE_PATH = re.compile(r"""(?<![\w.}])/(?:work|home|root|tmp|opt|mnt|private|Users)/""")

@@ -9,7 +9,7 @@ import pytest
 
 from bench.cli import main
 from bench.options import RunOptions
-from swap_fast.callbacks import events
+from swap_fast.callbacks import emitter
 from swap_fast.callbacks.events import read_events
 
 pytestmark = pytest.mark.usefixtures("small_cifar")
@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_written_costs_the_events_alone(
     def refuse(*arguments: object, **named: object) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(events, "EventFile", refuse)
+    monkeypatch.setattr(emitter, "EventFile", refuse)
     assert main([*RUN, "--ranks", "1", "--quiet", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().err == "bench: no events of this run are kept: read-only\n"
     assert len(list((tmp_path / "runs").iterdir())) == 1

@@ -13,7 +13,8 @@ import torch
 from small_trainer import SGD, SWAP, make_dataset, run_processes, small_trainer
 
 from swap_fast.algorithm import sgd, swap
-from swap_fast.callbacks.events import EventLogger, merge_events, read_events
+from swap_fast.callbacks.emitter import EventLogger
+from swap_fast.callbacks.events import merge_events, read_events
 from swap_fast.callbacks.progress import Lines, RunView, plan_of
 from swap_fast.checkpoint.run_folder import RunFolder
 from swap_fast.config.recipe import SGDRecipe, SWAPRecipe
@@ -99,9 +100,11 @@ def test_an_update_costs_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
     tells = logger(events.append)
     tells.on_begin(Progress(phase=1))
     del events[:]
-    monkeypatch.setattr("swap_fast.callbacks.events.time.monotonic", lambda: pytest.fail("a clock"))
     monkeypatch.setattr(
-        "swap_fast.callbacks.events.make_event", lambda *a, **b: pytest.fail("an event")
+        "swap_fast.callbacks.emitter.time.monotonic", lambda: pytest.fail("a clock")
+    )
+    monkeypatch.setattr(
+        "swap_fast.callbacks.emitter.make_event", lambda *a, **b: pytest.fail("an event")
     )
     for _ in range(1000):
         tells.on_step(8)
