@@ -221,7 +221,9 @@ class Evaluation:
     ) -> None:
         self.weights, self._tests, self.batches = weights, tests, batches
         self.splits, self._length = tuple(tests), length
-        self._recompute = BatchNormRecompute(weights, autocast, forward=forward)
+        self._recompute = BatchNormRecompute(
+            weights, autocast, forward=forward, leave_out_lone=True
+        )
         self._names = plain_names(weights.model.state_dict())
 
     def fitted(self, file: WeightFile) -> tuple[WeightFile, str]:
@@ -338,12 +340,7 @@ def user_evaluation(
     }
 
     def inputs() -> Iterator[Tensor]:
-        """Without a last batch of one example, of which batch norm can make no statistics."""
-        longest = 0
-        for inputs, _ in batches["train"]():
-            longest = max(longest, len(inputs))
-            if len(inputs) > 1 or longest == 1:
-                yield inputs
+        return (inputs for inputs, _ in batches["train"]())
 
     return Evaluation(
         weights,

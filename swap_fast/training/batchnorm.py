@@ -13,6 +13,9 @@ from swap_fast.models.layers import FusableNorm
 from swap_fast.training.capture import Captures
 from swap_fast.training.weights import Weights
 
+TOO_FEW = "Expected more than 1 value per channel when training"
+"""The beginning of torch's error."""
+
 
 class ReplicaStatistics:
     """The running statistics [replicas of this rank, 2C] that each replica gathers over its own
@@ -74,6 +77,8 @@ class BatchNormRecompute:
         autocast: makes the context of each forward pass.
         forward: runs the model on a batch of any kind; None: the model is called with the batch.
             With it the moments are always those of the layers' inputs.
+        leave_out_lone: leave out a batch of which a layer gets one value a channel, as of a last
+            batch of one example; else it is an error.
     """
 
     def __init__(
@@ -82,8 +87,10 @@ class BatchNormRecompute:
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         *,
         forward: Callable[[Any], object] | None = None,
+        leave_out_lone: bool = False,
     ) -> None:
         self._weights, self._autocast = weights, autocast
+        self._leave_out_lone = leave_out_lone
         self._forward = forward or weights.model
         statistics = weights.statistics
         self._channels = [norm.num_features for norm in weights.norms]
@@ -157,8 +164,8 @@ class BatchNormRecompute:
                 for batch in batches:
                     if self.replay is not None and self._fills_buffer(batch):
                         self.replay()
-                    else:
-                        self._add_no_sync(batch)
+                    elif not self._add_no_sync(batch):
+                        continue
                     num_batches += 1
             sums = torch.cat([self._sums.flatten(), self._sums.new_tensor([num_batches])])
             count, total, squares = comm.all_reduce_(sums)[:-1].view_as(self._sums)
@@ -192,13 +199,24 @@ class BatchNormRecompute:
         assert self._buffer is not None
         self._add_no_sync(self._buffer)
 
-    def _add_no_sync(self, batch: Any) -> None:
-        """Add a batch's moments to the sums; nothing waits for the device once a shape is known."""
+    def _add_no_sync(self, batch: Any) -> bool:
+        """Add a batch's moments to the sums; nothing waits for the device once a shape is known.
+
+        Returns:
+            Whether it was added, and not left out.
+        """
         self._calls.clear()
-        with self._autocast():
-            self._forward(batch)
+        before = self._sums.clone() if self._leave_out_lone else None
+        try:
+            with self._autocast():
+                self._forward(batch)
+        except ValueError as error:
+            if before is None or not str(error).startswith(TOO_FEW):
+                raise
+            self._sums.copy_(before)  # layers before the one that refused it may have been added
+            return False
         if self._reads_inputs:
-            return
+            return True
         calls = tuple(sorted(self._calls))
         if [layer for layer, _ in calls] != list(range(len(self._channels))):
             self._reads_inputs = True
@@ -211,6 +229,7 @@ class BatchNormRecompute:
         mean, unbiased = self._weights.statistics[: 2 * len(n)].double().chunk(2)
         biased = unbiased * (n - 1) / n
         self._sums.add_(torch.stack([n, n * mean, n * (biased + mean.square())]))
+        return True
 
     def _on_call(self, layer: int, given: Tensor) -> None:
         """Before a layer's forward pass: note it, or add the moments of its input [B, C, ...]."""

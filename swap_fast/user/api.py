@@ -342,7 +342,10 @@ def swap(
                 weights=weights,
                 optimizer=own_optimizer,
                 recompute_batchnorm=BatchNormRecompute(
-                    weights, execution.autocast, forward=Objective(weights.model, loss)
+                    weights,
+                    execution.autocast,
+                    forward=Objective(weights.model, loss),
+                    leave_out_lone=True,
                 ),
                 buffer=None,
                 seed=seed,

@@ -74,7 +74,7 @@ def open_evaluation(
     if weights.norms:
         given, place = _given(batches), Placement(device=where, seed=0, augment=None)
         size = given.batch_size
-        one = partial(one_pass, given, place, batch_size=size, shuffled=False, batch_norm=True)
+        one = partial(one_pass, given, place, batch_size=size, shuffled=False)
     return Evaluation(
         weights,
         {} if evaluate is None else {"test": partial(_measured, evaluate, net)},

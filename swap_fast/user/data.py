@@ -430,18 +430,16 @@ def one_pass(
     *,
     batch_size: int,
     shuffled: bool,
-    batch_norm: bool = False,
     comm: Comm = ALONE,
 ) -> Iterator[Any]:
     """All examples once, in batches that are dealt out to the ranks, on the device.
 
     The batches are the same for any number of ranks; the last one may be short. One example alone,
-    of which batch norm can make no statistics, goes to the batch before it.
+    of which batch norm can make no statistics, goes to the batch before it where it can.
 
     Arguments:
         batch_size: of examples that can be picked.
         shuffled: for phase 3, in an order of its own and augmented; else as they are.
-        batch_norm: leave out one example alone where batches come as they are.
     """
     where = (3, 0, 0)
     chosen: Iterator[tuple[int, Any]]
@@ -460,7 +458,5 @@ def one_pass(
         chosen = iter(zip(numbers, data.stream(asked), strict=True))
     for i, batch in chosen:
         made = place.put(batch, *where, i, 0)
-        if batch_norm and isinstance(data, BatchesAsGiven) and made.examples == 1 < data.batch_size:
-            continue
         seed_everything(made.seed)
         yield made.batch

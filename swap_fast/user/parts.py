@@ -439,7 +439,6 @@ class UserSource:
             self._place,
             batch_size=self._batch_size,
             shuffled=True,
-            batch_norm=True,
             comm=comm,
         )
 
