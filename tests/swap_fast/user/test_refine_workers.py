@@ -143,20 +143,16 @@ def test_processes_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -
 SCRIPT = """
 import os, sys
 import torch
-from own_nets import BATCHES, W, bits, share, started, train
-import swap_fast
-
-rank = os.environ.get("RANK", "alone")
+from own_nets import bits, share, small_refine, train
 
 def alone(worker, model):
     assert "WORLD_SIZE" not in os.environ and not torch.distributed.is_initialized()
     train(worker, model)
 
+rank = os.environ["RANK"]
 for _ in range(2):
-    result = swap_fast.refine(
-        *(started(), alone, W), batches=BATCHES, evaluate=share, basin_points=0, progress=False
-    )
-assert result.is_first == (rank in ("alone", "0"))
+    result = small_refine(how=alone, evaluate=share)
+assert result.is_first == (rank == "0")
 found = result.accuracy, result.worker_accuracies, result.record["pairwise_distances"]
 torch.save((bits(result), found), f"{sys.argv[1]}/{rank}.pt")
 """
@@ -164,10 +160,11 @@ torch.save((bits(result), found), f"{sys.argv[1]}/{rank}.pt")
 
 @pytest.mark.slow
 def test_processes_of_torchrun_give_the_same_bits_as_one(tmp_path: Path) -> None:
-    for number in (1, 2):
-        run_torchrun(SCRIPT, tmp_path, number)
-    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("alone", "0", "1"))
-    assert alone[1] == first[1] == second[1]
-    assert_same_bits(first[0], alone[0])
-    averaged = {name: t for name, t in alone[0].items() if name.startswith("averaged")}
+    run_torchrun(SCRIPT, tmp_path, 2)
+    alone = small_refine(evaluate=share)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    found = alone.accuracy, alone.worker_accuracies, alone.record["pairwise_distances"]
+    assert first[1] == second[1] == found
+    assert_same_bits(first[0], bits(alone))
+    averaged = {name: t for name, t in first[0].items() if name.startswith("averaged")}
     assert_same_bits(second[0], averaged)  # the first one alone has the workers
