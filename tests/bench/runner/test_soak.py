@@ -39,6 +39,7 @@ COMMAND = (sys.executable, "-m", "bench")
 SMALL = (
     *("--train-images", "1024", "--width", "4", "--phase1.global-batch-size", "128"),
     *("--phase1.max-epochs", "6", "--phase1.warmup-epochs", "2", "--phase2.max-epochs", "2"),
+    *("--num-workers", "2", "--phase1.gpus-per-model", "2"),
     *("--device", "cpu", "--threads", "1", "--quiet"),
 )
 RUN = (*COMMAND, "run", "cifar10_quick", *SMALL, "--phase1.horizon-epochs", "6", "--ranks", "2")
