@@ -6,6 +6,7 @@ what it lacks and what its statistics are follow from that.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 from bench.records.grouping import (
@@ -305,7 +306,7 @@ TIME_TO_TARGET, OTHER = "time_to_target", "other"
 
 def places_of(record: RunRecord) -> tuple[str, ...]:
     """The tables that a run belongs in: `RunTable.place`, TIME_TO_TARGET, or OTHER alone."""
-    holding = _tables_of(record)
+    holding = _tables_of(record.recipe)
     places = tuple(t.place(size) for t, size in holding if _why_not_in(record, t, size) is None)
     is_cifar10 = record.settings.dataset == "cifar10"
     if not holding and record.comparable and is_cifar10 and why_not_comparable(record) is None:
@@ -320,7 +321,7 @@ def place_of(record: RunRecord) -> str:
 
 def why_other(record: RunRecord) -> str:
     """Why a run is in the list of other runs."""
-    reasons = [_why_not_in(record, table, size) for table, size in _tables_of(record)]
+    reasons = [_why_not_in(record, table, size) for table, size in _tables_of(record.recipe)]
     found = next((reason for reason in reasons if reason), why_not_comparable(record))
     return found or "the paper has no such run"
 
@@ -330,13 +331,14 @@ def number_machines(records: Iterable[RunRecord]) -> dict[Host, int]:
     return {host: i for i, host in enumerate(sorted({host_of(r) for r in records}), start=1)}
 
 
-def _tables_of(record: RunRecord) -> list[tuple[RunTable, Size]]:
-    """The tables that have a row for the run's recipe."""
+@cache
+def _tables_of(recipe: str) -> list[tuple[RunTable, Size]]:
+    """The tables that have a row for a recipe."""
     return [
         (table, size)
         for table in RUN_TABLES.values()
         for size in table.sizes
-        if record.recipe in table.recipes(size)
+        if recipe in table.recipes(size)
     ]
 
 

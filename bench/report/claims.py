@@ -6,6 +6,7 @@ An outcome is computed from the runs; none is written by hand.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from statistics import fmean
 from typing import Literal
@@ -63,7 +64,7 @@ class PaperCell:
     column: Column | None = None
     """Which accuracy; None: the time."""
 
-    @property
+    @cached_property
     def row(self) -> PaperRow:
         """Whose runs."""
         (found,) = (row for row in RUN_TABLES[self.table].rows if row.label == self.label)
