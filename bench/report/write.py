@@ -46,7 +46,7 @@ from bench.planner.scaling import scaling_figure, scaling_table
 from bench.plots.schedules import figure_5, figure_6
 from bench.plots.training import figure_1, timing_figure
 from bench.records.grouping import data_of, group_by, host_of, machine_key, pool_accuracies
-from bench.records.paper import judge
+from bench.records.paper import NOT_COMPARED, judge
 from bench.records.paper_tables import (
     OTHER,
     TIME_TO_TARGET,
@@ -316,11 +316,12 @@ def _verdicts(content: Content) -> list[str]:
             if ours is None:
                 continue
             published = content.paper.value(table.name, row.label, column.name)
+            verdict = judge(ours.scaled(100), published, runs)
             lines.append(
                 f"{table.title(group.size)}, {each.label}, {column.short}: "
                 f"{summary_cell(ours, 100)}% on {each.machine.used} (n = {ours.n}), the paper's "
-                f"{plus_minus(published.mean, published.sd)}%: "
-                f"{judge(ours.scaled(100), published, runs)}."
+                f"{plus_minus(published.mean, published.sd)}%"
+                + (f": {verdict}." if verdict != NOT_COMPARED else ".")
             )
     return lines
 

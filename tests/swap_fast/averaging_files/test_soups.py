@@ -438,9 +438,7 @@ def test_a_dict_batch_and_a_compiled_net_are_taken(tmp_path: Path) -> None:
 
 
 def test_a_net_of_another_form_is_refused_before_the_average(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"expected the net's names, 0.weight and the"
-    ):
+    with pytest.raises(ValueError, match=r"expected the net's names, 0.weight and the"):
         average_files(
             thresholds(tmp_path, 1.0, 2.0),
             model=lambda: nn.Sequential(nn.Linear(1, 2)),
