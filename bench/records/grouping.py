@@ -6,6 +6,7 @@ over the same recipe on the same data, in the same precision, on the same type o
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, wraps
 from typing import Any, TypeVar
 
 from bench.document import CORES, GPUS, counted
@@ -104,7 +105,34 @@ class AccuracyKey:
     overrides: tuple[str, ...]
     """What the command line changed in the recipe."""
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.device_type, self.precision, self.data_hash, self.recipe, self.overrides))
 
+    def __hash__(self) -> int:
+        """Of a whole recipe, and so computed once."""
+        return self._hash
+
+
+_alike: dict[AccuracyKey, AccuracyKey] = {}
+"""One object for all that are equal: a report of many records compares them again and again."""
+
+
+def _once(make: Callable[[RunRecord], Key]) -> Callable[[RunRecord], Key]:
+    """A function of a record that is computed once, and kept in it."""
+
+    @wraps(make)
+    def kept(record: RunRecord) -> Key:
+        own, name = vars(record), f"_{make.__name__}"
+        if name not in own:
+            own[name] = make(record)
+        found: Key = own[name]
+        return found
+
+    return kept
+
+
+@_once
 def machine_key(record: RunRecord) -> MachineKey:
     """What a run was measured on: the kind of machine, and the devices that it used."""
     return kind_of_machine(record.machine, record.world_size, record.threads)
@@ -128,15 +156,17 @@ def kind_of_machine(machine: Machine, world_size: int, threads: int) -> MachineK
     return MachineKey(host=host, devices=devices, processes=world_size)
 
 
+@_once
 def accuracy_key(record: RunRecord) -> AccuracyKey:
     """What an accuracy depends on, apart from the seed."""
-    return AccuracyKey(
+    key = AccuracyKey(
         device_type=record.machine["device_type"],
         precision=record.configuration["execution"]["precision"],
         data_hash=record.data["sha256"],
         recipe=record.settings,
         overrides=tuple(record.overrides),
     )
+    return _alike.setdefault(key, key)
 
 
 def recipe_of(record: RunRecord) -> dict[str, Any]:
