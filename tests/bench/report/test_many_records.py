@@ -1,4 +1,4 @@
-"""A report of 10,000 records stays within a minute and 300 MB: run with `pytest -m soak`."""
+"""A report of 10,000 records stays within a minute and 700 MB: run with `pytest -m soak`."""
 
 from __future__ import annotations
 
