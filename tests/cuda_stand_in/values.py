@@ -10,6 +10,7 @@ Installed when it is imported, by sitecustomize.py.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -269,6 +270,25 @@ def install() -> None:
     library.impl("copy_", copy_, "CUDA", allow_override=True)
 
 
+@contextlib.contextmanager
+def language_kept():
+    """Put Triton's language back afterwards: the interpreter leaves a part of it interpreted.
+
+    It does so where a kernel calls a function of Triton's own, such as a sum, and no further kernel
+    could be compiled.
+    """
+    from triton import language as tl
+
+    places = (tl, tl.core, tl.math, tl.core.tensor, tl.core.tensor_descriptor_base)
+    before = [(place, name, value) for place in places for name, value in vars(place).items()]
+    try:
+        yield
+    finally:
+        for place, name, value in before:
+            if vars(place).get(name) is not value:
+                setattr(place, name, value)
+
+
 def install_triton() -> None:
     """Triton's kernels: with STANDIN_VALUES=2 compiled and launched as on a GPU, and interpreted.
 
@@ -289,7 +309,12 @@ def install_triton() -> None:
         if not warmup:
             places, named = [on_cpu(a) for a in args], {k: on_cpu(v) for k, v in kwargs.items()}
             interpreted = InterpretedFunction(self.fn)
-            record(torch.cuda.current_stream(), lambda: interpreted[grid](*places, **named))
+
+            def interpret():
+                with language_kept():
+                    interpreted[grid](*places, **named)
+
+            record(torch.cuda.current_stream(), interpret)
         return compiled
 
     JITFunction.run = launch
