@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,33 +23,27 @@ from bench.document import (
     Paragraph,
     Section,
     Table,
-    counted,
     document_to_html,
     document_to_markdown,
     escape_markdown,
     fold_constants,
     mark_notes,
-    plus_minus,
     show_table,
-    summary_cell,
     to_markdown,
     write_table,
 )
 from bench.landscape.plots import cosine_figure, plane_figure
 from bench.landscape.records import LandscapeRecord
-from bench.micro.records import MicroRecord
 from bench.micro.tables import micro_figures, micro_tables
 from bench.planner.check import check_table
 from bench.planner.command import scalings
 from bench.planner.scaling import scaling_figure, scaling_table
 from bench.plots.schedules import figure_5, figure_6
 from bench.plots.training import figure_1, timing_figure
-from bench.records.grouping import data_of, group_by, host_of, machine_key, pool_accuracies
-from bench.records.paper import NOT_COMPARED, judge
+from bench.records.grouping import group_by, host_of, machine_key
 from bench.records.paper_tables import (
     OTHER,
     TIME_TO_TARGET,
-    deal,
     number_machines,
     place_of,
     table_groups,
@@ -70,6 +63,7 @@ from bench.report.run_lists import (
 )
 from bench.report.sampling import sampling_blocks
 from bench.report.statistics_table import statistics_tables
+from bench.report.summary import speed_table, summary
 from swap_fast.record import RunRecord
 
 if TYPE_CHECKING:
@@ -102,7 +96,10 @@ def draw_figures(content: Content, folder: Path, figure_run: str | None) -> dict
     # The first of each is shown first: of a run in the first table.
     in_tables = [record.run_id for group in table_groups(records) for record in group.records]
     place = {run: i for i, run in enumerate(dict.fromkeys(in_tables))}
-    order = partial(_order, place)
+
+    def order(record: RunRecord | LandscapeRecord) -> int:
+        return place.get(record.run_id, len(place))
+
     drawn = {"Figure 1": _figures_1(sorted(records, key=order), folder, figure_run)}
     for number in (2, 3):
         planes = sorted((p for p in content.planes if p.figure == number), key=order)
@@ -129,10 +126,6 @@ def figure_blocks(what: str, drawn: Drawn) -> list[Block]:
         why = "no figure (no run of its kind, or matplotlib is not installed)"
         return [Paragraph(text=f"{what}: {why}.")]
     return [Figure(caption=f"{what}: {title}", svg=svg) for title, svg in drawn.items()]
-
-
-def _order(place: dict[str, int], record: RunRecord | LandscapeRecord) -> int:
-    return place.get(record.run_id, len(place))
 
 
 def _of_run(record: LandscapeRecord) -> str:
@@ -279,95 +272,6 @@ def _stability(content: Content, warned: Table) -> list[Block]:
     if warned.rows or not content.records:
         return [warned] if warned.rows else []
     return [Paragraph(text=f"No warnings. {warned.caption}")]
-
-
-# The summary: what was measured, on what, the verdicts, and how sure they are.
-
-
-def summary(content: Content, warned: Table) -> Bullets:
-    """A few sentences, each from the records."""
-    records = content.records
-    if not records:
-        return Bullets(items=("Measured: nothing yet.",))
-    recipes = {record.recipe for record in records}
-    count = len(warned.rows)
-    return Bullets(
-        items=(
-            f"Measured: {len(records)} runs of {len(recipes)} recipes on {data_of(records)}.",
-            *(f"Machine {n}: {host.label}." for host, n in number_machines(records).items()),
-            *_verdicts(content),
-            f"Stability: {counted(count, 'warning')}; see what to do."
-            if count
-            else "Stability: no warnings.",
-        )
-    )
-
-
-def _verdicts(content: Content) -> list[str]:
-    """SWAP's final accuracy in each table that has runs of it, and the published one."""
-    lines = []
-    for group in table_groups(content.records):
-        table, column = group.table, group.table.target
-        for each in deal(table, group.size, group.records):
-            row, runs = each.row, each.records
-            if each.machine is None or not row.is_final or runs[0].method != "swap":
-                continue
-            ours = pool_accuracies(runs, partial(row.accuracy, column))
-            if ours is None:
-                continue
-            published = content.paper.value(table.name, row.label, column.name)
-            verdict = judge(ours.scaled(100), published, runs)
-            lines.append(
-                f"{table.title(group.size)}, {each.label}, {column.short}: "
-                f"{summary_cell(ours, 100)}% on {each.machine.used} (n = {ours.n}), the paper's "
-                f"{plus_minus(published.mean, published.sd)}%"
-                + (f": {verdict}." if verdict != NOT_COMPARED else ".")
-            )
-    return lines
-
-
-# The speed summary: the few rows of the measurements of single parts that come first.
-
-
-WHATS = ("step", "data", "jpeg")
-"""The order of the measurements."""
-
-
-def speed_table(records: Sequence[MicroRecord]) -> Table | None:
-    """Whole training and batch making, ours and others'; None where neither was measured."""
-    ordered = [record for what in WHATS for record in records if record.what == what]
-    rows = tuple(row for record in ordered for row in _speed_rows(record))
-    if not rows:
-        return None
-    return Table(
-        name="micro_speed",
-        title="Ours and other implementations",
-        caption=(
-            "Variants that took turns; how many times as fast ours is, round by round, as the "
-            "median and the range of the rounds."
-        ),
-        columns=(
-            *("Work", "Machine", "Ours (images/s)"),
-            *("Compared with", "Images/s", "Times as fast"),
-        ),
-        rows=rows,
-    )
-
-
-def _speed_rows(record: MicroRecord) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for title, timings in record.results.items():
-        first = (title, _machine(record), f"{timings[0].median:,.0f}")
-        for timing in (timing for timing in timings if timing.is_headline):
-            least, median, most = timing.ratio
-            times = f"{median:.2f} ({least:.2f} to {most:.2f})"
-            rows.append((*first, timing.name, f"{timing.median:,.0f}", times))
-            first = ("", "", "")
-    return rows
-
-
-def _machine(record: MicroRecord) -> str:
-    return f"{record.machine['device']}, {counted(record.threads, 'thread')}"
 
 
 # Pages that are written by hand but for what is between two markers.

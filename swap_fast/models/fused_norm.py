@@ -29,6 +29,23 @@ _SIZES = ["num_rows", "num_channels", "height", "width"]
 
 
 @triton.jit
+def _affine(mean, inverse, weight, bias, channel, inside):  # type: ignore[no-untyped-def]
+    """Of channels [1, C]: mean, one over the deviation, and the scale and shift of a value."""
+    centre = tl.load(mean + channel, mask=inside, other=0.0)
+    inverses = tl.load(inverse + channel, mask=inside, other=0.0)
+    scale = tl.load(weight + channel, mask=inside, other=0.0) * inverses
+    return centre, inverses, scale, tl.load(bias + channel, mask=inside, other=0.0) - centre * scale
+
+
+@triton.jit
+def _window(row, height, width):  # type: ignore[no-untyped-def]
+    """The first row of `x` in the 2x2 window of a row of the output."""
+    half_h, half_w = height // 2, width // 2
+    image, rest = row // (half_h * half_w), row % (half_h * half_w)
+    return (image * height + 2 * (rest // half_w)) * width + 2 * (rest % half_w)
+
+
+@triton.jit
 def _picked(x, row, channel, valid, shift, scale, num_channels, height, width, POOL: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Of each output row's window: the largest normalised value, that x, and its place (0 to 3).
 
@@ -37,9 +54,7 @@ def _picked(x, row, channel, valid, shift, scale, num_channels, height, width, P
         shift: and `scale`, [1, C]: a normalised value is x * scale + shift.
     """
     if POOL:
-        half_h, half_w = height // 2, width // 2
-        image, rest = row // (half_h * half_w), row % (half_h * half_w)
-        first = (image * height + 2 * (rest // half_w)) * width + 2 * (rest % half_w)
+        first = _window(row, height, width)
         best_x = tl.load(x + first * num_channels + channel, mask=valid, other=0.0).to(tl.float32)
         best = (best_x * scale + shift).to(x.dtype.element_ty).to(tl.float32)
         place = tl.zeros_like(best).to(tl.int32)
@@ -155,10 +170,7 @@ def values_kernel(  # type: ignore[no-untyped-def]
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)[None, :]
     inside = channel < num_channels
     valid = (row < num_rows) & inside
-    scale = tl.load(weight + channel, mask=inside, other=0.0)
-    scale *= tl.load(inverse + channel, mask=inside, other=0.0)
-    shift = tl.load(bias + channel, mask=inside, other=0.0)
-    shift -= tl.load(mean + channel, mask=inside, other=0.0) * scale
+    _, _, scale, shift = _affine(mean, inverse, weight, bias, channel, inside)
     value, _, _ = _picked(x, row, channel, valid, shift, scale, num_channels, height, width, POOL)
     value = tl.maximum(value, 0.0)
     at = row * num_channels + channel
@@ -190,10 +202,7 @@ def sums_kernel(  # type: ignore[no-untyped-def]
     part = tl.program_id(0)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)[None, :]
     inside = channel < num_channels
-    centre = tl.load(mean + channel, mask=inside, other=0.0)
-    inverses = tl.load(inverse + channel, mask=inside, other=0.0)
-    scale = tl.load(weight + channel, mask=inside, other=0.0) * inverses
-    shift = tl.load(bias + channel, mask=inside, other=0.0) - centre * scale
+    centre, inverses, scale, shift = _affine(mean, inverse, weight, bias, channel, inside)
     total = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.float32)
     product = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.float32)
     for start in range(0, ROWS, BLOCK_ROWS):
@@ -236,10 +245,7 @@ def gradient_kernel(  # type: ignore[no-untyped-def]
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)[None, :]
     inside = channel < num_channels
     valid = (row < num_rows) & inside
-    centre = tl.load(mean + channel, mask=inside, other=0.0)
-    inverses = tl.load(inverse + channel, mask=inside, other=0.0)
-    scale = tl.load(weight + channel, mask=inside, other=0.0) * inverses
-    shift = tl.load(bias + channel, mask=inside, other=0.0) - centre * scale
+    centre, inverses, scale, shift = _affine(mean, inverse, weight, bias, channel, inside)
     common = tl.load(total + channel, mask=inside, other=0.0) / num_values
     slope = tl.load(product + channel, mask=inside, other=0.0) / num_values
     value, at_x, place = _picked(
@@ -248,9 +254,7 @@ def gradient_kernel(  # type: ignore[no-untyped-def]
     given = tl.load(gradient + row * num_channels + channel, mask=valid, other=0.0)
     passed = tl.where(value > 0.0, given.to(tl.float32), 0.0)
     if POOL:
-        half_h, half_w = height // 2, width // 2
-        image, rest = row // (half_h * half_w), row % (half_h * half_w)
-        first = (image * height + 2 * (rest // half_w)) * width + 2 * (rest % half_w)
+        first = _window(row, height, width)
         for i in tl.static_range(4):
             at = (first + (i // 2) * width + i % 2) * num_channels + channel
             here = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)

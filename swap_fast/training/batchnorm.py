@@ -13,8 +13,9 @@ from swap_fast.models.layers import FusableNorm
 from swap_fast.training.capture import Captures
 from swap_fast.training.weights import Weights
 
-TOO_FEW = "Expected more than 1 value per channel when training"
-"""The beginning of torch's error."""
+
+class _LoneValueError(Exception):
+    """A layer was given one value a channel, of which there are no moments."""
 
 
 class ReplicaStatistics:
@@ -206,14 +207,12 @@ class BatchNormRecompute:
             Whether it was added, and not left out.
         """
         self._calls.clear()
-        before = self._sums.clone() if self._leave_out_lone else None
+        before = self._sums.clone() if self._leave_out_lone else self._sums
         try:
             with self._autocast():
                 self._forward(batch)
-        except ValueError as error:
-            if before is None or not str(error).startswith(TOO_FEW):
-                raise
-            self._sums.copy_(before)  # layers before the one that refused it may have been added
+        except _LoneValueError:
+            self._sums.copy_(before)  # layers before this one may have been added
             return False
         if self._reads_inputs:
             return True
@@ -236,6 +235,8 @@ class BatchNormRecompute:
         norm = self._weights.norms[layer]
         if not norm.training:
             return
+        if self._leave_out_lone and given.numel() == given.shape[1]:
+            raise _LoneValueError
         if not self._reads_inputs:
             # What a layer with a forward pass of its own leaves in its statistics is not known,
             # but if these are of other channels than the input's, as of ghost batch norm's groups.

@@ -6,19 +6,15 @@ this file, as a script, compares the kernels with torch's operators in float64.
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from repository import ROOT
 from torch import Tensor
 from torch.nn import functional
+from triton_kernels import assert_interpreted_equal, compile_kernel
 
 from swap_fast.config.execution import Execution
 from swap_fast.models import ResNet9
@@ -116,14 +112,7 @@ def compare_all(device: str) -> None:
 
 def test_the_interpreted_kernels_are_torch_s_operators() -> None:
     pytest.importorskip("triton", reason="no Triton")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "all equal\n"), done.stderr
+    assert_interpreted_equal(__file__)
 
 
 KERNELS: dict[str, tuple[str, ...]] = {
@@ -142,12 +131,8 @@ KERNELS: dict[str, tuple[str, ...]] = {
 def test_they_compile_for_each_gpu_without_spills(
     name: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    triton = pytest.importorskip("triton", reason="no Triton")
+    pytest.importorskip("triton", reason="no Triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia.compiler import get_ptxas
-    from triton.compiler import ASTSource
-
     from swap_fast.models import fused_norm
 
     kernel = getattr(fused_norm, name)
@@ -157,30 +142,17 @@ def test_they_compile_for_each_gpu_without_spills(
     }
     if name == "gradient_kernel":
         values["BLOCK_ROWS"] = fused_norm.GRADIENT_ROWS
-    constants = {each: values[each] for each in names[len(types) :]}
-    source = ASTSource(
-        fn=kernel,
-        signature=dict(zip(names, [*types, *["constexpr"] * len(constants)], strict=True)),
-        constexprs={(names.index(each),): value for each, value in constants.items()},
-        attrs={(at,): [["tt.divisibility", 16]] for at, kind in enumerate(types) if kind[0] == "*"},
+    made = compile_kernel(
+        kernel,
+        types,
+        {each: values[each] for each in names[len(types) :]},
+        capability,
+        tmp_path,
+        aligned=[each for each, kind in zip(names, types, strict=False) if kind[0] == "*"],
     )
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    assert made.metadata.shared <= 16 * 2**10
-    architecture = re.search(r"\.target (\w+)", made.asm["ptx"])
-    assert architecture
-    ptx = tmp_path / "kernel.ptx"
-    ptx.write_text(made.asm["ptx"])
-    assembler, cubin = get_ptxas(capability).path, str(tmp_path / "cubin")
-    report = subprocess.run(
-        [assembler, "-v", f"--gpu-name={architecture[1]}", str(ptx), "-o", cubin],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    registers = re.search(r"Used (\d+) registers", report.stderr)
-    assert registers, report.stderr
-    assert int(registers[1]) <= 128  # 4 programs of 128 threads on a multiprocessor
-    assert re.findall(r"(\d+) bytes spill", report.stderr) == ["0", "0"]
+    assert made.shared_bytes <= 16 * 2**10
+    assert made.registers <= 128  # 4 programs of 128 threads on a multiprocessor
+    assert made.spills == ["0", "0"]
 
 
 def test_only_a_training_net_on_a_cuda_device_is_fused() -> None:

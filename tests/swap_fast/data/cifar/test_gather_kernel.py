@@ -6,22 +6,19 @@ this file, as a script, compares every form of the kernel with the oracle.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 import warnings
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from repository import ROOT
 from small_trainer import MEAN, STD, make_split, oracle_image
 from torch import Tensor
+from triton_kernels import assert_interpreted_equal, compile_kernel
 
 from swap_fast.config.phase import Augmentation
 from swap_fast.data.cifar import resident as images_module
@@ -118,24 +115,7 @@ def compare_all(device: str) -> None:
 
 def test_the_interpreted_kernel_is_the_oracle() -> None:
     pytest.importorskip("triton", reason="no Triton")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "all equal\n"), done.stderr
-
-
-@pytest.fixture
-def nvidia(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Triton's compiler with a cache of its own, and its assembler."""
-    pytest.importorskip("triton", reason="no Triton")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from triton.backends.nvidia import compiler
-
-    return compiler
+    assert_interpreted_equal(__file__)
 
 
 @pytest.mark.parametrize("capability", [70, 80, 90])
@@ -143,47 +123,30 @@ def nvidia(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     ("dtype", "channels_last"), [("fp16", True), ("fp32", True), ("fp16", False)]
 )
 def test_it_compiles_for_each_gpu_within_its_means(
-    nvidia: Any, tmp_path: Path, capability: int, dtype: str, channels_last: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: int,
+    dtype: str,
+    channels_last: bool,
 ) -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+    pytest.importorskip("triton", reason="no Triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     from swap_fast.data.cifar.gather_kernel import BLOCK, gather_kernel
 
-    kinds = ["*i64", "*i64", "i32", "*u8", "*i64", "*fp32", f"*{dtype}", "*i64"]
-    constants = {"PAD": 4, "CUTOUT": 8, "CHANNELS_LAST": channels_last, "BLOCK": BLOCK}
-    names = gather_kernel.arg_names
-    aligned = [["tt.divisibility", 16]]  # as torch's allocations are
-    source = ASTSource(
-        fn=gather_kernel,
-        signature=dict(zip(names, [*kinds, *["constexpr"] * 4], strict=True)),
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): aligned for name in ("images", "images_out", "plan")},
+    made = compile_kernel(
+        gather_kernel,
+        ["*i64", "*i64", "i32", "*u8", "*i64", "*fp32", f"*{dtype}", "*i64"],
+        {"PAD": 4, "CUTOUT": 8, "CHANNELS_LAST": channels_last, "BLOCK": BLOCK},
+        capability,
+        tmp_path,
+        aligned=("images", "images_out", "plan"),
     )
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    assert made.metadata.shared == 0
-    assert made.asm["cubin"]
-    ptx = tmp_path / "kernel.ptx"
-    ptx.write_text(made.asm["ptx"])
+    assert made.shared_bytes == 0
     if channels_last:  # neighbouring values leave in one transaction of 8 or 16 bytes
-        assert re.search(r"st\.global\.v[24]\.b32", made.asm["ptx"])
-    architecture = re.search(r"\.target (\w+)", made.asm["ptx"])
-    assert architecture
-    assert architecture[1].startswith(f"sm_{capability}")
-    assembler = nvidia.get_ptxas(capability).path
-    report = subprocess.run(
-        [assembler, "-v", f"--gpu-name={architecture[1]}", str(ptx), "-o", str(tmp_path / "cubin")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    registers = re.search(r"Used (\d+) registers", report.stderr)
-    assert registers, report.stderr
+        assert re.search(r"st\.global\.v[24]\.b32", made.ptx)
     # 64 registers for each of 128 threads leave room for 8 programs on a multiprocessor.
-    assert int(registers[1]) <= 64
-    spills = re.findall(r"(\d+) bytes spill", report.stderr)
-    assert spills == ["0", "0"]
+    assert made.registers <= 64
+    assert made.spills == ["0", "0"]
 
 
 def test_no_alignment_makes_the_kernel_anew() -> None:

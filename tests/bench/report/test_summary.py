@@ -14,13 +14,12 @@ from bench.micro.records import read_micro_records
 from bench.records.paper import load_paper
 from bench.report.content import Content, collect
 from bench.report.run_lists import stability_table
+from bench.report.summary import speed_table, summary
 from bench.report.write import (
     BEGIN,
     END,
     SPEED_BEGIN,
     SPEED_END,
-    speed_table,
-    summary,
     update_readme,
 )
 
