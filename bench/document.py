@@ -30,12 +30,13 @@ CORES, GPUS = "cores (processes x threads)", "GPUs"
 NOTHING = "—"
 """A cell that has no value."""
 
-EMULATED, UNSTABLE, SHARED = "†", "‡", "§"
+EMULATED, UNSTABLE, SHARED, COMPANY = "†", "‡", "§", "¶"
 """Marks behind a time."""
 MARKS = {
     EMULATED: "emulated_workers: fewer processes than the recipe's devices, taking turns.",
     SHARED: "shared phase 1: taken from another run of the same seed, its time added as it was "
     "measured there.",
+    COMPANY: "company: other programs ran on the machine meanwhile, in every run of the row.",
     UNSTABLE: "unstable: the standard deviation is 10% of the mean or more.",
 }
 """What each says, in the order of the footnotes."""
@@ -44,7 +45,7 @@ MARKS = {
 _MARKDOWN_BACKSLASHED = re.compile(r"([\\|_*`$~#\[\]])")
 _NUMBER = r"-?\d[\d,]*(\.\d+)?"
 _FIGURE = re.compile(
-    rf"{NOTHING}|{_NUMBER}( ± \d+\.\d+| to {_NUMBER})? ?[{EMULATED}{UNSTABLE}{SHARED}*]*"
+    rf"{NOTHING}|{_NUMBER}( ± \d+\.\d+| to {_NUMBER})? ?[{EMULATED}{UNSTABLE}{SHARED}{COMPANY}*]*"
 )
 _MARKDOWN_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _LATEX = {
@@ -68,6 +69,7 @@ _LATEX = {
     "†": r"$\dagger$",
     "‡": r"$\ddagger$",
     "§": r"\S{}",
+    "¶": r"\P{}",
     "—": "---",
 }
 

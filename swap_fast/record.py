@@ -244,6 +244,10 @@ class Telemetry:
     """What is None from some moment on, and why, in the driver's words."""
 
 
+QUIET_CORES = 0.1
+"""What an idle machine's own programs use at most, in CPU cores on average."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """All that is known of one run."""
@@ -314,6 +318,9 @@ class RunRecord:
     """None: the run trained its own phase 1."""
     interruptions: Interruptions | None = None
     """None: never."""
+    other_work: Amount | None = None
+    """CPU cores that other programs used on a host of the run meanwhile, on average; None: not
+    known. Of a resumed run, while its last process trained."""
     notes: list[str] = field(default_factory=list)
     """For a reader; nothing is decided by them."""
     schema_version: int = SCHEMA_VERSION
@@ -358,6 +365,11 @@ class RunRecord:
     def num_devices(self) -> int:
         """Devices that the run used, of the model `machine["device"]`: GPUs, or CPU cores."""
         return count_devices(self.machine["device_type"], self.world_size, self.threads)
+
+    @property
+    def had_company(self) -> bool:
+        """Whether other programs ran beside, which makes its times longer."""
+        return (self.other_work or 0.0) > QUIET_CORES
 
     @property
     def comparable(self) -> bool:

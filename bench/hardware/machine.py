@@ -6,7 +6,8 @@ import resource
 import shutil
 import socket
 import subprocess
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -109,6 +110,64 @@ def describe_code() -> Code:
         "commit": commit,
         "changed": None if commit is None else bool(changed),
     }
+
+
+class OtherWork:
+    """How many CPU cores of this machine other programs use, from this object's making on.
+
+    Time that a hypervisor gave to another guest counts too. Linux only.
+
+    Arguments:
+        proc: the kernel's tables of processes.
+    """
+
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self._proc, self._ticks_a_second = proc, os.sysconf("SC_CLK_TCK")
+        self._began = time.monotonic(), self._ticks()
+
+    def read(self) -> tuple[str, float, float] | None:
+        """The host, the cores that all programs used, and those of this process and its children.
+
+        None where the system does not tell.
+        """
+        began, before = self._began
+        now, elapsed_s = self._ticks(), time.monotonic() - began
+        if before is None or now is None:
+            return None
+        cores = [
+            (b - a) / self._ticks_a_second / elapsed_s for a, b in zip(before, now, strict=True)
+        ]
+        return socket.gethostname(), *cores
+
+    def _ticks(self) -> tuple[int, int] | None:
+        """Clock ticks that all programs ran since the start, and this one with its children."""
+        try:
+            line = (self._proc / "stat").read_text().split("\n", 1)[0]
+            user, nice, system, _, _, irq, soft, stolen = map(int, line.split()[1:9])
+            return user + nice + system + irq + soft + stolen, self._own_ticks(os.getpid())
+        except (OSError, ValueError):
+            return None
+
+    def _own_ticks(self, pid: int) -> int:
+        process = self._proc / str(pid)
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+        lists = (tasks.read_text() for tasks in process.glob("task/*/children"))
+        children = [int(child) for each in lists for child in each.split()]
+        return sum(map(int, fields[11:15])) + sum(map(self._own_ticks, children))
+
+
+def other_work(readings: Sequence[tuple[str, float, float] | None]) -> float | None:
+    """Of the readings of all ranks: the most CPU cores that other programs used on any host."""
+    known = [reading for reading in readings if reading is not None]
+    if len(known) < len(readings):
+        return None
+    hosts = {host for host, _, _ in known}
+    others = (
+        max(used for host, used, _ in known if host == each)
+        - sum(own for host, _, own in known if host == each)
+        for each in hosts
+    )
+    return round(max(0.0, *others), 3)
 
 
 def peak_memory_gib() -> float:

@@ -217,14 +217,19 @@ def group_by(
     return groups
 
 
+def timed_alone(records: Sequence[RunRecord]) -> Sequence[RunRecord]:
+    """The runs that had their machine to themselves; all, where none had."""
+    return [record for record in records if not record.had_company] or records
+
+
 def pool_times(records: Sequence[RunRecord], time: Measure) -> Summary | None:
-    """The runs' times together; None where a run has none.
+    """The times of the runs that were timed alone, together; None where one has none.
 
     Raises:
         ValueError: runs on more than one kind of machine or number of devices, or no runs.
     """
     one = "kind of machine and number of devices"
-    return _pool(records, time, machine_key, f"times are pooled over one {one}")
+    return _pool(timed_alone(records), time, machine_key, f"times are pooled over one {one}")
 
 
 def pool_accuracies(records: Sequence[RunRecord], accuracy: Measure) -> Summary | None:

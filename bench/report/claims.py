@@ -14,7 +14,15 @@ from typing import Literal
 from bench.document import EMULATED, NOTHING, Table, interval_cell, mark_notes
 from bench.landscape.records import Basin, CosineRecord, PlaneRecord, basin, on_other_sides
 from bench.plots.training import averages_against_workers
-from bench.records.grouping import Host, accuracy_key, data_of, group_by, host_of, machine_key
+from bench.records.grouping import (
+    Host,
+    accuracy_key,
+    data_of,
+    group_by,
+    host_of,
+    machine_key,
+    timed_alone,
+)
 from bench.records.paper import ACCURACY_MARGIN, TIME_MARGIN, Paper, PaperValue
 from bench.records.paper_tables import (
     ACCURACY,
@@ -236,7 +244,7 @@ def values_of(claim: Claim, pair: Pair, *, modelled: bool = False) -> tuple[Valu
     def of(cell: PaperCell, runs: Sequence[RunRecord]) -> Values:
         return [
             (run.run_id if claim.is_of_one_row else run.seed, value)
-            for run in runs
+            for run in (timed_alone(runs) if claim.is_of_times else runs)
             if (value := cell.value(run, modelled=modelled)) is not None
         ]
 

@@ -10,6 +10,7 @@ from functools import partial
 from statistics import fmean
 
 from bench.document import (
+    COMPANY,
     EMULATED,
     GPUS,
     NOTHING,
@@ -123,6 +124,7 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
             *mark_notes(rows),
             *([f"No runs of: {', '.join(absent)}."] if absent else []),
             *start_notes(dealt),
+            *company_notes(dealt),
             *configurations,
         ),
         details=(
@@ -217,7 +219,8 @@ def marks_of(records: Sequence[RunRecord]) -> str:
     """The marks behind a measured time of these runs."""
     emulated = any(record.emulated_workers for record in records)
     shared = any(record.start is not None for record in records)
-    return EMULATED * emulated + SHARED * shared
+    company = all(record.had_company for record in records)
+    return EMULATED * emulated + SHARED * shared + COMPANY * company
 
 
 def _short_percent(fraction: float) -> str:
@@ -323,6 +326,17 @@ def start_notes(dealt: Iterable[RowRuns]) -> list[str]:
         if starts:
             of = f"{len(starts)} of {len(each.records)} runs"
             notes.append(f"{each.label}: {of} began from the phase 1 of {', '.join(starts)}.")
+    return notes
+
+
+def company_notes(dealt: Iterable[RowRuns]) -> list[str]:
+    """For each row some of whose runs had company: of how many its times are."""
+    notes = []
+    for each in dealt:
+        alone = sum(not record.had_company for record in each.records)
+        if 0 < alone < len(each.records):
+            of = f"{alone} of {len(each.records)} runs"
+            notes.append(f"{each.label}: times of {of}; beside the others other programs ran.")
     return notes
 
 

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from bench.hardware.machine import (
+    OtherWork,
     describe_machine,
     device_uuid,
     on_own_core,
+    other_work,
     peak_device_memory_gib,
     peak_memory_gib,
 )
@@ -170,7 +172,9 @@ def run_rank(spec: RunSpec) -> Path | None:
                 logger.emit("part_done")
                 comm.barrier()
                 return place.folder
+            beside = OtherWork()
             result, averages = _run_method(spec, trainer, logger.note)
+            company = other_work(comm.gather(beside.read()))
             with clock.lap("checkpoint"):
                 if comm.rank == 0:
                     folder.save_final(trainer.weights)
@@ -184,6 +188,7 @@ def run_rank(spec: RunSpec) -> Path | None:
                 folder,
                 is_pinned=is_pinned,
                 interruptions=attempt.interruptions() if attempt else None,
+                company=company,
                 telemetry=sampler.finish(),
             )
             path = None
@@ -405,6 +410,7 @@ def make_record(
     *,
     is_pinned: bool,
     interruptions: Interruptions | None,
+    company: float | None,
     telemetry: Telemetry | None,
 ) -> RunRecord:
     """Gather what the ranks know into one record; every rank must call."""
@@ -466,6 +472,7 @@ def make_record(
         telemetry=None if telemetry is None else comm.gather(telemetry),
         start=start,
         interruptions=interruptions,
+        other_work=company,
         flags=[*spec.flags, *profiled],
         notes=list(spec.notes),
     )

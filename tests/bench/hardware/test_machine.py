@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from bench.hardware.machine import core_numbers, on_own_core
+from bench.hardware.machine import OtherWork, core_numbers, on_own_core, other_work
 from bench.options import RunOptions
 from bench.runner import session
 from swap_fast.recipes.cifar10 import RECIPES
@@ -48,6 +49,47 @@ def test_the_mark_of_another_process_counts_until_it_ends(monkeypatch: pytest.Mo
         other.kill()
     with on_own_core({100_002}) as has_core:
         assert has_core
+
+
+def write_proc(proc: Path, *, busy: tuple[int, ...], own: int, child: int) -> None:
+    """The kernel's tables of this process with one child, in clock ticks."""
+    user, nice, system, irq, stolen = busy
+    proc.mkdir(exist_ok=True)
+    (proc / "stat").write_text(f"cpu  {user} {nice} {system} 9000 500 {irq} 0 {stolen} 7 0\ncpu0\n")
+    for pid, ticks, children in ((os.getpid(), own, "77 "), (77, child, "")):
+        (proc / f"{pid}/task/{pid}").mkdir(parents=True, exist_ok=True)
+        (proc / f"{pid}/stat").write_text(f"{pid} (a ) b) S {'0 ' * 10}{ticks} 1 2 3 20 0")
+        (proc / f"{pid}/task/{pid}/children").write_text(children)
+
+
+def test_other_programs_are_what_this_one_and_its_children_did_not_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter((0.0, 10.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(seconds))
+    hz = os.sysconf("SC_CLK_TCK")
+    write_proc(tmp_path / "proc", busy=(0, 0, 0, 0, 0), own=0, child=0)
+    beside = OtherWork(tmp_path / "proc")
+    write_proc(
+        tmp_path / "proc",
+        busy=(8 * hz, 4 * hz, 2 * hz, hz, 2 * hz),
+        own=5 * hz,
+        child=4 * hz,
+    )
+    reading = beside.read()
+    assert reading is not None
+    host, used, own = reading
+    assert (used, own) == pytest.approx((1.7, 0.9))
+    assert other_work([reading]) == pytest.approx(0.8)
+    # Two ranks of this host, and one of another where nothing else ran.
+    elsewhere = ("elsewhere", 1.0, 1.01)
+    assert other_work([reading, (host, 1.7, 0.6), elsewhere]) == pytest.approx(0.2)
+    assert other_work([elsewhere]) == 0
+    assert other_work([reading, None]) is None
+
+
+def test_a_system_without_such_tables_tells_nothing(tmp_path: Path) -> None:
+    assert OtherWork(tmp_path / "none").read() is None
 
 
 def test_what_is_started_within_stays_on_the_core() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from record_factory import DATA, V100, make_record
 
 from bench.document import Table
 from bench.records.paper import NOT_COMPARED, load_paper
+from bench.report.paper_tables import all_run_tables
 from bench.report.statistics_table import statistics_tables
 
 
@@ -54,6 +56,25 @@ def test_the_paper_s_setting_gets_a_verdict() -> None:
     # 98 to 101 s; the paper's 169.2.
     assert rows["SWAP (after averaging)", "time (s), measured"]["Verdict"] == "lower"
     assert rows["SWAP (before averaging)", "test accuracy (%)"]["Verdict"] == "lower"
+
+
+def test_times_are_of_the_runs_that_nothing_ran_beside() -> None:
+    # 98, 99 and 100 s; the second had half a core's company.
+    load = (None, 0.5, 0.02)
+    records = [make_record(seed=seed, other_work=of) for seed, of in enumerate(load)]
+    (table,) = statistics_tables(records, load_paper())
+    rows = _rows(table)
+    time = rows["SWAP (after averaging)", "time (s), measured"]
+    assert (time["Mean ± std"], time["n"]) == ("99.00 ± 1.41 †", "2")
+    assert rows["SWAP (after averaging)", "test accuracy (%)"]["n"] == "3"
+    (table,) = all_run_tables(records, load_paper())
+    note = "SWAP (after averaging): times of 2 of 3 runs; beside the others other programs ran."
+    assert note in table.footnotes
+    # Where each had company, the times are shown, and marked.
+    (table,) = all_run_tables([replace(records[1], other_work=0.11)], load_paper())
+    cell = dict(zip(table.columns, table.rows[-1], strict=True))["Ours: time (s), measured"]
+    assert cell == "99.00 †¶"
+    assert any("other programs ran on the machine" in note for note in table.footnotes)
 
 
 def test_runs_that_stand_in_no_table_have_no_statistics() -> None:
