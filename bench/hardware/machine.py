@@ -134,10 +134,10 @@ class OtherWork:
         now, elapsed_s = self._ticks(), time.monotonic() - began
         if before is None or now is None:
             return None
-        cores = [
+        used, own = (
             (b - a) / self._ticks_a_second / elapsed_s for a, b in zip(before, now, strict=True)
-        ]
-        return socket.gethostname(), *cores
+        )
+        return socket.gethostname(), used, own
 
     def _ticks(self) -> tuple[int, int] | None:
         """Clock ticks that all programs ran since the start, and this one with its children."""
