@@ -107,9 +107,6 @@ class Kind:
     """Files of an output folder, for glob: the first of them is there when half is done."""
     victims: tuple[str, ...] = ("all at once",)
     """What is killed: also "launcher" and "one process", of those that have several."""
-    longest_try_s: float = 14.0
-    """Beyond the start of the processes and the longest work without a checkpoint, so that a try
-    may reach the end from anywhere."""
 
 
 def script(text: str, *arguments: str) -> tuple[str, ...]:
@@ -146,7 +143,6 @@ KINDS = {
             *("--quiet", "--data", str(data / "cifar100")),
         ),
         midway="runs/[!.]*.json",
-        longest_try_s=25.0,
     ),
     "api": Kind(command=lambda data: script(API), midway="run/worker0-epoch2.json"),
 }
@@ -280,8 +276,10 @@ def test_killed_at_random_moments_it_ends_with_the_same(
     kind: str, data: Path, tmp_path: Path
 ) -> None:
     began, chance, of = time.monotonic(), random.Random(kind), KINDS[kind]
-    command = of.command(data)
-    whole, killed = completed(command, tmp_path / "whole"), tmp_path / "killed"
+    command, killed = of.command(data), tmp_path / "killed"
+    whole = completed(command, tmp_path / "whole")
+    # More than a whole run takes, on this machine as busy as it is: a try may reach the end.
+    longest_s = 1.3 * (time.monotonic() - began)
     killed.mkdir()
     moments: Counter[str] = Counter()
     victims: Counter[str] = Counter()
@@ -289,7 +287,7 @@ def test_killed_at_random_moments_it_ends_with_the_same(
     while moments.total() < KILLS:
         process = started(command, killed)
         try:
-            process.wait(timeout=chance.uniform(0.0, of.longest_try_s))
+            process.wait(timeout=chance.uniform(0.0, longest_s))
         except subprocess.TimeoutExpired:
             moments[moment(killed)] += 1
             victims[victim := chance.choice(of.victims)] += 1
@@ -304,6 +302,9 @@ def test_killed_at_random_moments_it_ends_with_the_same(
         assert all_end(process.pid, within_s=ENDED_S), "an orphan was left"
     time.sleep(3.5 if kind == "search" else 0.0)
     check(whole, completed(command, killed))
+    assert KILLS < 10 or moments["in the set-up"] < 0.7 * KILLS, (
+        "too few were killed while they trained"
+    )
     if path := os.environ.get("SWAP_SOAK_RECORD"):
         seen = {
             "kills": moments.total(),
