@@ -30,6 +30,7 @@ TEXT_COMMANDS = {
     r"\textgreater": ">",
     r"\textbar": "|",
     r"\S": "§",
+    r"\P": "¶",
     r"\&": "&",
     r"\%": "%",
     r"\$": "$",
