@@ -30,13 +30,13 @@ CORES, GPUS = "cores (processes x threads)", "GPUs"
 NOTHING = "—"
 """A cell that has no value."""
 
-EMULATED, UNSTABLE, SHARED, COMPANY = "†", "‡", "§", "¶"
+EMULATED, UNSTABLE, SHARED, OTHER_WORK = "†", "‡", "§", "¶"
 """Marks behind a time."""
 MARKS = {
     EMULATED: "emulated_workers: fewer processes than the recipe's devices, taking turns.",
     SHARED: "shared phase 1: taken from another run of the same seed, its time added as it was "
     "measured there.",
-    COMPANY: "company: other programs ran on the machine meanwhile, in every run of the row.",
+    OTHER_WORK: "other_work: other programs ran on the machine meanwhile, in every run of the row.",
     UNSTABLE: "unstable: the standard deviation is 10% of the mean or more.",
 }
 """What each says, in the order of the footnotes."""
@@ -44,9 +44,7 @@ MARKS = {
 # Backslash first: what follows adds backslashes of its own.
 _MARKDOWN_BACKSLASHED = re.compile(r"([\\|_*`$~#\[\]])")
 _NUMBER = r"-?\d[\d,]*(\.\d+)?"
-_FIGURE = re.compile(
-    rf"{NOTHING}|{_NUMBER}( ± \d+\.\d+| to {_NUMBER})? ?[{EMULATED}{UNSTABLE}{SHARED}{COMPANY}*]*"
-)
+_FIGURE = re.compile(rf"{NOTHING}|{_NUMBER}( ± \d+\.\d+| to {_NUMBER})? ?[{''.join(MARKS)}*]*")
 _MARKDOWN_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _LATEX = {
     "\0": "{}",

@@ -245,7 +245,7 @@ class Telemetry:
 
 
 QUIET_CORES = 0.1
-"""What an idle machine's own programs use at most, in CPU cores on average."""
+"""CPU cores, on average, from which on other programs count: those of an idle machine use fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +320,7 @@ class RunRecord:
     """None: never."""
     other_work: Amount | None = None
     """CPU cores that other programs used on a host of the run meanwhile, on average; None: not
-    known. Of a resumed run, while its last process trained."""
+    known. Of a run that was resumed, or whose workers ran separately, in its last process alone."""
     notes: list[str] = field(default_factory=list)
     """For a reader; nothing is decided by them."""
     schema_version: int = SCHEMA_VERSION
@@ -367,9 +367,9 @@ class RunRecord:
         return count_devices(self.machine["device_type"], self.world_size, self.threads)
 
     @property
-    def had_company(self) -> bool:
+    def had_other_work(self) -> bool:
         """Whether other programs ran beside, which makes its times longer."""
-        return (self.other_work or 0.0) > QUIET_CORES
+        return (self.other_work or 0.0) >= QUIET_CORES
 
     @property
     def comparable(self) -> bool:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.hardware.telemetry import driver_version
 from swap_fast.record import Code, DeviceType, Machine, library_version
@@ -112,6 +113,17 @@ def describe_code() -> Code:
     }
 
 
+class CoresUsed(NamedTuple):
+    """CPU cores that were used on a host, on average."""
+
+    host: str
+    """Its name."""
+    by_all: float
+    """Programs together."""
+    by_own: float
+    """Of these, by one rank and its children."""
+
+
 class OtherWork:
     """How many CPU cores of this machine other programs use, from this object's making on.
 
@@ -125,19 +137,15 @@ class OtherWork:
         self._proc, self._ticks_a_second = proc, os.sysconf("SC_CLK_TCK")
         self._began = time.monotonic(), self._ticks()
 
-    def read(self) -> tuple[str, float, float] | None:
-        """The host, the cores that all programs used, and those of this process and its children.
-
-        None where the system does not tell.
-        """
+    def read(self) -> CoresUsed | None:
+        """Since this object was made; None where the system does not tell."""
         began, before = self._began
         now, elapsed_s = self._ticks(), time.monotonic() - began
         if before is None or now is None:
             return None
-        used, own = (
-            (b - a) / self._ticks_a_second / elapsed_s for a, b in zip(before, now, strict=True)
-        )
-        return socket.gethostname(), used, own
+        ticks = self._ticks_a_second * elapsed_s
+        by_all, by_own = ((b - a) / ticks for a, b in zip(before, now, strict=True))
+        return CoresUsed(socket.gethostname(), by_all, by_own)
 
     def _ticks(self) -> tuple[int, int] | None:
         """Clock ticks that all programs ran since the start, and this one with its children."""
@@ -156,16 +164,16 @@ class OtherWork:
         return sum(map(int, fields[11:15])) + sum(map(self._own_ticks, children))
 
 
-def other_work(readings: Sequence[tuple[str, float, float] | None]) -> float | None:
+def other_cores(readings: Sequence[CoresUsed | None]) -> float | None:
     """Of the readings of all ranks: the most CPU cores that other programs used on any host."""
-    known = [reading for reading in readings if reading is not None]
-    if len(known) < len(readings):
-        return None
-    hosts = {host for host, _, _ in known}
+    hosts: dict[str, list[CoresUsed]] = {}
+    for reading in readings:
+        if reading is None:
+            return None
+        hosts.setdefault(reading.host, []).append(reading)
     others = (
-        max(used for host, used, _ in known if host == each)
-        - sum(own for host, _, own in known if host == each)
-        for each in hosts
+        max(rank.by_all for rank in ranks) - sum(rank.by_own for rank in ranks)
+        for ranks in hosts.values()
     )
     return round(max(0.0, *others), 3)
 

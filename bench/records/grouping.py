@@ -219,7 +219,7 @@ def group_by(
 
 def timed_alone(records: Sequence[RunRecord]) -> Sequence[RunRecord]:
     """The runs that had their machine to themselves; all, where none had."""
-    return [record for record in records if not record.had_company] or records
+    return [record for record in records if not record.had_other_work] or records
 
 
 def pool_times(records: Sequence[RunRecord], time: Measure) -> Summary | None:

@@ -250,6 +250,12 @@ def _cautions(first: Side, second: Side, alike: bool) -> list[str]:
             "Workers took turns on one side alone: its measured time holds their sum; the modelled "
             "parallel time does not."
         )
+    for label, side in (("A", first), ("B", second)):
+        if beside := sum(run.had_other_work for run in side.runs):
+            cautions.append(
+                f"{label}: other programs ran beside {beside} of its {len(side.runs)} runs, which "
+                "makes their times longer."
+            )
     return cautions
 
 

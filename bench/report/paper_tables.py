@@ -10,10 +10,10 @@ from functools import partial
 from statistics import fmean
 
 from bench.document import (
-    COMPANY,
     EMULATED,
     GPUS,
     NOTHING,
+    OTHER_WORK,
     SHARED,
     UNSTABLE,
     Table,
@@ -124,7 +124,7 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
             *mark_notes(rows),
             *([f"No runs of: {', '.join(absent)}."] if absent else []),
             *start_notes(dealt),
-            *company_notes(dealt),
+            *other_work_notes(dealt),
             *configurations,
         ),
         details=(
@@ -219,8 +219,8 @@ def marks_of(records: Sequence[RunRecord]) -> str:
     """The marks behind a measured time of these runs."""
     emulated = any(record.emulated_workers for record in records)
     shared = any(record.start is not None for record in records)
-    company = all(record.had_company for record in records)
-    return EMULATED * emulated + SHARED * shared + COMPANY * company
+    other_work = all(record.had_other_work for record in records)
+    return EMULATED * emulated + SHARED * shared + OTHER_WORK * other_work
 
 
 def _short_percent(fraction: float) -> str:
@@ -329,14 +329,14 @@ def start_notes(dealt: Iterable[RowRuns]) -> list[str]:
     return notes
 
 
-def company_notes(dealt: Iterable[RowRuns]) -> list[str]:
-    """For each row some of whose runs had company: of how many its times are."""
+def other_work_notes(dealt: Iterable[RowRuns]) -> list[str]:
+    """For each row some of whose runs had other work beside them: of how many its times are."""
     notes = []
     for each in dealt:
-        alone = sum(not record.had_company for record in each.records)
+        alone = sum(not record.had_other_work for record in each.records)
         if 0 < alone < len(each.records):
             of = f"{alone} of {len(each.records)} runs"
-            notes.append(f"{each.label}: times of {of}; beside the others other programs ran.")
+            notes.append(f"{each.label}: times of {of}; other programs ran beside the rest.")
     return notes
 
 

@@ -210,8 +210,7 @@ def stability_table(records: Sequence[RunRecord]) -> Table:
         caption=(
             f"Spread: the standard deviation of the times is {UNSTABLE_SHARE:.0%} of their mean or "
             f"more. Outlier: of {FEWEST_FOR_OUTLIERS} runs or more, a modified z-score above "
-            f"{OUTLIER:g}. "
-            "A record does not know what else ran on its machine."
+            f"{OUTLIER:g}."
         ),
         columns=("Runs", "What", "What to do"),
         rows=tuple(rows),
@@ -271,6 +270,11 @@ def _of_run(run: RunRecord) -> Iterator[tuple[str, str]]:
         yield (
             f"was interrupted and went on ({counts})",
             "its clock counts what was kept; for a time to publish, run it in one piece",
+        )
+    if run.had_other_work:
+        yield (
+            f"other programs used {run.other_work:g} CPU cores meanwhile",
+            "its time counts where its row has no other; leave the machine to the run",
         )
     for rank, telemetry in enumerate(run.telemetry or []):
         throttled = "; ".join(

@@ -17,7 +17,7 @@ from bench.hardware.machine import (
     describe_machine,
     device_uuid,
     on_own_core,
-    other_work,
+    other_cores,
     peak_device_memory_gib,
     peak_memory_gib,
 )
@@ -172,9 +172,9 @@ def run_rank(spec: RunSpec) -> Path | None:
                 logger.emit("part_done")
                 comm.barrier()
                 return place.folder
-            beside = OtherWork()
+            other_work = OtherWork()
             result, averages = _run_method(spec, trainer, logger.note)
-            company = other_work(comm.gather(beside.read()))
+            used_by_others = other_cores(comm.gather(other_work.read()))
             with clock.lap("checkpoint"):
                 if comm.rank == 0:
                     folder.save_final(trainer.weights)
@@ -188,7 +188,7 @@ def run_rank(spec: RunSpec) -> Path | None:
                 folder,
                 is_pinned=is_pinned,
                 interruptions=attempt.interruptions() if attempt else None,
-                company=company,
+                other_work=used_by_others,
                 telemetry=sampler.finish(),
             )
             path = None
@@ -410,7 +410,7 @@ def make_record(
     *,
     is_pinned: bool,
     interruptions: Interruptions | None,
-    company: float | None,
+    other_work: float | None,
     telemetry: Telemetry | None,
 ) -> RunRecord:
     """Gather what the ranks know into one record; every rank must call."""
@@ -472,7 +472,7 @@ def make_record(
         telemetry=None if telemetry is None else comm.gather(telemetry),
         start=start,
         interruptions=interruptions,
-        other_work=company,
+        other_work=other_work,
         flags=[*spec.flags, *profiled],
         notes=list(spec.notes),
     )

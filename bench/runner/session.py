@@ -270,7 +270,7 @@ def _summarize(path: Path, say: Callable[[str], None]) -> None:
         f"({record.stopped_by}), peak memory of the host {record.peak_memory_gib:.2f} GiB a "
         f"process{device}; record: {path}"
     )
-    if record.had_company:
+    if record.had_other_work:
         say(
             f"other programs used {record.other_work} CPU cores meanwhile: its times count in no "
             "table that has a run without"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -26,3 +27,15 @@ def test_the_tests_of_a_row_are_there(row: str) -> None:
         if test:
             assert f"def {test}(" in file.read_text(encoding="utf-8"), test
     assert file is not None, "a case without a test"
+
+
+def test_the_soak_s_table_is_the_record_s() -> None:
+    kinds = json.loads((ROOT / "results" / "soak.json").read_text())["kinds"]
+    for name, seen in kinds.items():
+        at = seen["kills_at"]
+        with_records = sum(count for where, count in at.items() if where.startswith("with "))
+        before = [at.get(f"in {where}", 0) for where in ("the set-up", "phase 1", "phase 2 or 3")]
+        cells = [f"`{name}`", *before, with_records, seen["ends"], f"{seen['wall_s'] / 60:.0f} min"]
+        assert f"| {' | '.join(map(str, cells))} |" in PAGE
+        assert sum(before) + with_records == seen["kills"] == 40
+        assert seen["bit_equal"]

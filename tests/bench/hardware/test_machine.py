@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.hardware.machine import OtherWork, core_numbers, on_own_core, other_work
+from bench.hardware.machine import CoresUsed, OtherWork, core_numbers, on_own_core, other_cores
 from bench.options import RunOptions
 from bench.runner import session
 from swap_fast.recipes.cifar10 import RECIPES
@@ -78,14 +78,14 @@ def test_other_programs_are_what_this_one_and_its_children_did_not_use(
     )
     reading = beside.read()
     assert reading is not None
-    host, used, own = reading
-    assert (used, own) == pytest.approx((1.7, 0.9))
-    assert other_work([reading]) == pytest.approx(0.8)
+    host, *cores = reading
+    assert cores == pytest.approx([1.7, 0.9])
+    assert other_cores([reading]) == pytest.approx(0.8)
     # Two ranks of this host, and one of another where nothing else ran.
-    elsewhere = ("elsewhere", 1.0, 1.01)
-    assert other_work([reading, (host, 1.7, 0.6), elsewhere]) == pytest.approx(0.2)
-    assert other_work([elsewhere]) == 0
-    assert other_work([reading, None]) is None
+    elsewhere = CoresUsed("elsewhere", 1.0, 1.01)
+    assert other_cores([reading, CoresUsed(host, 1.7, 0.6), elsewhere]) == pytest.approx(0.2)
+    assert other_cores([elsewhere]) == 0
+    assert other_cores([reading, None]) is None
 
 
 def test_a_system_without_such_tables_tells_nothing(tmp_path: Path) -> None:

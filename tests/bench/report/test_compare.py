@@ -67,6 +67,14 @@ def test_equal_seeds_are_not_paired() -> None:
     assert interval.high - interval.low > 0.1
 
 
+def test_other_work_beside_a_run_is_a_caution() -> None:
+    quiet = [make_record(seed=s, other_work=0.09) for s in (0, 1, 2)]
+    busy = [*quiet[:2], make_record(seed=2, other_work=0.1)]
+    found = compare(Side(name="a", runs=tuple(quiet)), Side(name="b", runs=tuple(busy)))
+    (caution,) = [each for each in found.cautions if "other programs" in each]
+    assert caution.startswith("B: other programs ran beside 1 of its 3 runs")
+
+
 def test_a_single_run_has_a_ratio_without_an_interval() -> None:
     found = compare(_side("cifar10_sgd_small_cpu", 0), _side("cifar10_cpu", 0, 1))
     time = _quantity(found, "train time")

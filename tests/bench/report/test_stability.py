@@ -57,6 +57,11 @@ def test_steady_runs_have_no_warning() -> None:
             "changes that its commit does not hold",
         ),
         (
+            [*STEADY[:2], replace(STEADY[2], other_work=0.1)],
+            STEADY[2].run_id,
+            "other programs used 0.1 CPU cores",
+        ),
+        (
             [*STEADY[:2], replace(STEADY[2], interruptions={"times": 1, "lost_s": 3.5})],
             STEADY[2].run_id,
             "was interrupted and went on (times 1, lost_s 3.5)",

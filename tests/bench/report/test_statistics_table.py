@@ -59,7 +59,7 @@ def test_the_paper_s_setting_gets_a_verdict() -> None:
 
 
 def test_times_are_of_the_runs_that_nothing_ran_beside() -> None:
-    # 98, 99 and 100 s; the second had half a core's company.
+    # 98, 99 and 100 s; the second had half a core's other work.
     load = (None, 0.5, 0.02)
     records = [make_record(seed=seed, other_work=of) for seed, of in enumerate(load)]
     (table,) = statistics_tables(records, load_paper())
@@ -68,9 +68,9 @@ def test_times_are_of_the_runs_that_nothing_ran_beside() -> None:
     assert (time["Mean ± std"], time["n"]) == ("99.00 ± 1.41 †", "2")
     assert rows["SWAP (after averaging)", "test accuracy (%)"]["n"] == "3"
     (table,) = all_run_tables(records, load_paper())
-    note = "SWAP (after averaging): times of 2 of 3 runs; beside the others other programs ran."
+    note = "SWAP (after averaging): times of 2 of 3 runs; other programs ran beside the rest."
     assert note in table.footnotes
-    # Where each had company, the times are shown, and marked.
+    # Where other work ran beside each, the times are shown, and marked.
     (table,) = all_run_tables([replace(records[1], other_work=0.11)], load_paper())
     cell = dict(zip(table.columns, table.rows[-1], strict=True))["Ours: time (s), measured"]
     assert cell == "99.00 †¶"
