@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from swap_fast.averaging_files.evaluate import Evaluation, measured_weights
 from swap_fast.averaging_files.weight_files import plain_names
-from swap_fast.config.phase import require
+from swap_fast.config.checks import require, typed_arguments
 from swap_fast.training.weights import refuse_synchronized
 from swap_fast.user.batch import batch_length
 from swap_fast.user.data import BatchesAsGiven, Placement, generators_kept, one_pass
@@ -24,6 +24,7 @@ Measure = Callable[[nn.Module], Any]
 """Given a model in eval mode: a number, the larger the better, such as its accuracy, a fraction."""
 
 
+@typed_arguments("batches")
 def recompute_batchnorm(
     model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None
 ) -> None:
@@ -43,7 +44,6 @@ def recompute_batchnorm(
     Raises:
         ValueError: batches that cannot be used, no trainable parameter, or one value a channel.
     """
-    require(isinstance(model, nn.Module), "model", "a torch.nn.Module", type(model).__name__)
     refuse_wrapped(model, "model")
     with generators_kept("cuda" if torch.cuda.is_initialized() else "cpu"):
         evaluation = open_evaluation(model, batches, forward, None, device_of(model))

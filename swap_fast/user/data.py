@@ -21,7 +21,8 @@ from torch.utils.data import (
     default_collate,
 )
 
-from swap_fast.config.phase import Phase, require
+from swap_fast.config.checks import require
+from swap_fast.config.phase import Phase
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.user.batch import batch_length, leaves, on_device, transformed

@@ -248,7 +248,7 @@ class AveragedResult:
         Raises:
             ValueError: there is no such worker here.
         """
-        if not 0 <= number < len(self.worker_states):
+        if number not in range(len(self.worker_states)):
             raise ValueError(
                 f"worker: expected 0 to {len(self.worker_states) - 1}, got {number}"
                 if self.is_first
