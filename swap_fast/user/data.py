@@ -25,8 +25,7 @@ from swap_fast.config.checks import require
 from swap_fast.config.phase import Phase
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import ALONE, Comm
-from swap_fast.user.batch import batch_length, leaves, on_device, transformed
-from swap_fast.user.columns import as_tensors
+from swap_fast.user.batch import as_tensors, batch_length, leaves, on_device, transformed
 
 # Seeds: each follows from where its numbers are needed, and from nothing drawn before.
 
