@@ -112,12 +112,14 @@ def require_same(folder: Path, found: RunInfo, info: RunInfo) -> None:
     """Refuse to resume a run that was started with other settings.
 
     Raises:
-        ValueError: names each setting that differs.
+        ValueError: names up to five settings that differ.
     """
     if changed := differences(found, info):
+        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise ValueError(
             f"resume: expected the settings with which {folder.name} was started, got "
-            f"{'; '.join(changed)}; give it the same again, or start a new run in another folder"
+            f"{'; '.join(changed[:5])}{more}; give it the same again, or start a new run in "
+            "another folder"
         )
 
 

@@ -88,8 +88,8 @@ def as_tensors(data: Any, name: str) -> Any:
     Raises:
         ValueError: a column that is no table of numbers.
     """
-    if isinstance(data, Tensor):
-        return data
+    if _is_array(data):
+        return _as_tensor(data, name)
     columns = list(data.values()) if isinstance(data, Mapping) else data
     if not isinstance(columns, (tuple, list)) or not any(map(_is_array, columns)):
         return None

@@ -50,9 +50,17 @@ class Objective:
 
     Arguments:
         loss: the user's; None: cross entropy.
+
+    Raises:
+        ValueError: a class of losses.
     """
 
     def __init__(self, model: nn.Module, loss: Loss | None) -> None:
+        if isinstance(loss, type) and issubclass(loss, nn.Module):
+            raise ValueError(
+                f"loss: expected a function, or one that is made, got the class {loss.__name__}; "
+                f"pass {loss.__name__}()"
+            )
         self._model, self._loss = model, loss
         self._criterion: Any = loss if is_criterion(loss) else functional.cross_entropy
         if isinstance(self._criterion, nn.Module):  # its class weights go where the logits are
