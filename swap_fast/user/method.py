@@ -62,7 +62,7 @@ class ScheduledPhase(Phase):
         def learning_rate(epoch: float) -> float:
             rate: Any = self.learning_rate(epoch)
             try:
-                number = float(rate)
+                number = math.nan if isinstance(rate, str) else float(rate)
             except (TypeError, ValueError):
                 number = math.nan
             if not 0 <= number < math.inf:
