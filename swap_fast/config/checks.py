@@ -31,7 +31,7 @@ def check(config: object, name: str, fits: bool, expected: str) -> None:
     require(fits, name, expected, attrgetter(name)(config))
 
 
-def typed_fields(config: object) -> None:
+def typed_fields(config: Any) -> None:
     """Refuse a dataclass with a field of another type than its own.
 
     Numbers of numpy's become Python's, which JSON has too, and lists tuples.
@@ -39,8 +39,8 @@ def typed_fields(config: object) -> None:
     Raises:
         ValueError: names the field.
     """
-    hints = _hints(type(config))
-    for name in (field.name for field in fields(config)):  # type: ignore[arg-type]
+    hints = _hints(config.__class__)
+    for name in (field.name for field in fields(config)):
         value = typed(name, getattr(config, name), hints[name])
         object.__setattr__(config, name, value)  # the dataclass is frozen
 
@@ -103,7 +103,7 @@ def _cast(value: Any, kind: Any) -> Any:
     if kind is int and isinstance(value, numbers.Integral):
         return int(value)
     if kind is float and isinstance(value, numbers.Real):
-        return value if type(value) in (int, float) else float(value)
+        return value if isinstance(value, int) else float(value)
     if origin in (Union, UnionType):
         for each in inner:
             with suppress(_OtherTypeError):
@@ -124,7 +124,7 @@ def _cast(value: Any, kind: Any) -> Any:
     raise _OtherTypeError(value)
 
 
-_WORDS = {
+_WORDS: dict[Any, str] = {
     **{int: "a whole number", float: "a number", bool: "True or False", str: "a text"},
     **{NoneType: "None", Callable: "a function", Sequence: "a list", Iterable: "an iterable"},
 }

@@ -56,10 +56,10 @@ class Objective:
     """
 
     def __init__(self, model: nn.Module, loss: Loss | None) -> None:
-        if isinstance(loss, type) and issubclass(loss, nn.Module):
+        if isinstance(kind := loss, type):
             raise ValueError(
-                f"loss: expected a function, or one that is made, got the class {loss.__name__}; "
-                f"pass {loss.__name__}()"
+                f"loss: expected a function, or a loss that is made, got a class; pass "
+                f"{kind.__name__}()"
             )
         self._model, self._loss = model, loss
         self._criterion: Any = loss if is_criterion(loss) else functional.cross_entropy

@@ -74,9 +74,9 @@ def test_a_flipped_bit_of_any_byte_costs_a_line_and_changes_none(tmp_path: Path)
     events = [began(), epoch(3, 1, 0, 1)]
     path = write(tmp_path, *events)
     whole = path.read_bytes()
-    for at in range(len(whole)):
+    for place in range(len(whole)):
         flipped = bytearray(whole)
-        flipped[at] ^= 1 << at % 8
+        flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
         found = read_events(tmp_path)
         assert all(event in events for event in found)

@@ -456,7 +456,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "clipping nan": ({"clip_gradient_norm": math.nan}, "clip_gradient_norm: expected a number > 0"),
     "momentum": ({"keep_momentum": "no"}, "keep_momentum: expected True or False, got 'no'"),
     "loader": ({"loader_processes": 1.5}, "loader_processes: expected a whole number, got 1.5"),
-    "a class": ({"loss": nn.CrossEntropyLoss}, "loss: .* got the class CrossEntropyLoss; pass Cr"),
+    "a class": (
+        {"loss": nn.CrossEntropyLoss},
+        "loss: .*, got a class; pass CrossEntropyLoss\\(\\)",
+    ),
     "loss": ({"loss": "mse"}, "loss: expected a function or None, got 'mse'"),
     "augment": ({"augment": 3}, "augment: expected a function or None, got 3"),
     "groups": ({"parameter_groups": []}, "parameter_groups: expected a function or None, got a l"),
