@@ -55,8 +55,8 @@ def export_onnx(
         OSError: the file cannot be written.
     """
     (onnx, runtime), path = _packages(), Path(path)
-    if len(inputs) < 2:
-        raise ValueError(f"inputs: expected a batch of 2 or more, got {len(inputs)}")
+    if (size := len(inputs) if inputs.dim() else 0) < 2:
+        raise ValueError(f"inputs: expected a batch of 2 or more, got {size}")
     # A compiled module holds the one that it was made from.
     original = getattr(model, "_orig_mod", model)
     plain = copy.deepcopy(original).to(device="cpu", dtype=torch.float32).eval()

@@ -16,7 +16,7 @@ from swap_fast.config.checks import require, typed_arguments
 from swap_fast.training.weights import refuse_synchronized
 from swap_fast.user.batch import batch_length
 from swap_fast.user.data import BatchesAsGiven, Placement, generators_kept, one_pass
-from swap_fast.user.parts import bare, refuse_wrapped
+from swap_fast.user.parts import bare, explained, refuse_wrapped
 
 Forward = Callable[[nn.Module, Any], object]
 """Given a model and a batch: runs the model on it."""
@@ -48,6 +48,8 @@ def recompute_batchnorm(
     with generators_kept("cuda" if torch.cuda.is_initialized() else "cpu"):
         evaluation = open_evaluation(model, batches, forward, None, device_of(model))
         statistics = evaluation.recompute_()
+    if not all(torch.isfinite(t).all() for t in statistics.values()):
+        raise ValueError("batch-norm statistics: expected finite ones, got NaN or infinity")
     names = plain_names(model.state_dict())
     for name, tensor in model.state_dict().items():
         if names.get(name) in statistics:
@@ -99,11 +101,12 @@ def _given(batches: Any) -> BatchesAsGiven:
 
 def _forward(model: nn.Module, batch: Any) -> object:
     """Run a model on a batch of a usual form: see `refine`."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (tuple, list)):
-        return model(*(batch[:-1] or batch))
-    return model(batch)
+    with explained("batches", batch, model, "the data, or pass forward="):
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        if isinstance(batch, (tuple, list)):
+            return model(*(batch[:-1] or batch))
+        return model(batch)
 
 
 def _measured(evaluate: Measure, net: nn.Module) -> float:

@@ -254,7 +254,8 @@ def open_data(
             f"{name}: expected batches, got an IterableDataset, which gives single examples; wrap "
             "it in a DataLoader"
         )
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping):
+    is_other = isinstance(data, (Mapping, str, bytes))
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not is_other:
         if len(data) == 0:
             raise ValueError(f"{name}: expected examples, got none")
         hint = "; a list is one of examples: of batches make DataLoader(batches, batch_size=None)"
@@ -264,7 +265,7 @@ def open_data(
             processes,
             hint=hint if isinstance(data, list) else "",
         )
-    if hasattr(data, "__iter__") and not isinstance(data, Mapping):
+    if hasattr(data, "__iter__") and not is_other:
         return BatchesAsGiven(data, name)
     raise ValueError(
         f"{name}: expected tensors, a data set with __len__ and __getitem__, or batches to iterate "
@@ -310,6 +311,7 @@ class Placement:
         if self.augment is not None:
             generator = torch.Generator(self.device)
             moved = self.augment(moved, generator.manual_seed(seed_of(self.seed, *where, AUGMENT)))
+            require(moved is not None, "augment", "the batch to train on, which it returns", moved)
         return MicroBatch(moved, batch_length(moved), seed_of(self.seed, *where, FORWARD))
 
 

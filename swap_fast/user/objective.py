@@ -1,6 +1,6 @@
 """The loss of a model on the user's batches, and how much of them was right."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor, nn
@@ -90,6 +90,7 @@ class Objective:
             expected = "a mean loss, or (a mean loss, how many were right, of how many)"
             got += f" and {len(counts)} more values" if counts else ""
             raise ValueError(f"loss: expected {expected}, got {got}; take the loss's mean()")
+        require_numbers("loss", counts)
         return Measured(loss, *(counts or (None, None)))
 
     def outputs(self, batch: Any) -> tuple[Any, Any]:
@@ -163,6 +164,15 @@ class Objective:
     def _rounded(self, given: Any) -> Any:
         is_real = isinstance(given, Tensor) and given.is_floating_point()
         return given.to(self._dtype) if is_real and self._dtype is not None else given
+
+
+def require_numbers(name: str, counts: Iterable[Any]) -> None:
+    """Refuse what cannot be added up over batches: a function's numbers, or tensors of one."""
+    for count in counts:
+        is_number = isinstance(count, (int, float)) or getattr(count, "shape", None) == ()
+        got = f"a tensor {list(count.shape)}" if isinstance(count, Tensor) else repr(count)
+        if not is_number:
+            raise ValueError(f"{name}: expected numbers, or tensors of one, got {got}; sum it up")
 
 
 def _targets(batch: Any) -> Any:

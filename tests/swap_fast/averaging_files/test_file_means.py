@@ -179,7 +179,9 @@ def test_models_in_memory_are_averaged_in_float64() -> None:
     torch.testing.assert_close(weighted["0.weight"].double(), expected, rtol=1e-6, atol=0)
     with pytest.raises(ValueError, match=r"^model 1, .*: expected .* as in model 0"):
         swap_fast.average_models([net(), plain_net()])
-    with pytest.raises(ValueError, match=r"^expected two files of weights or more to average, got"):
+    with pytest.raises(
+        ValueError, match=r"^expected two files or models, or more, to average, got"
+    ):
         swap_fast.average_models([net()])
 
 

@@ -456,6 +456,25 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "clipping nan": ({"clip_gradient_norm": math.nan}, "clip_gradient_norm: expected a number > 0"),
     "momentum": ({"keep_momentum": "no"}, "keep_momentum: expected True or False, got 'no'"),
     "loader": ({"loader_processes": 1.5}, "loader_processes: expected a whole number, got 1.5"),
+    "a metric of text": (
+        {"metric": lambda m, b: ("a", 1), "test": (X, Y)},
+        "metric: expected numbers, or tensors of one, got 'a'; sum it up",
+    ),
+    "a metric of many": (
+        {"metric": lambda m, b: (torch.ones(3), 1), "test": (X, Y)},
+        r"metric: expected numbers, or tensors of one, got a tensor \[3\]; sum it up",
+    ),
+    "counts": (
+        {"loss": lambda m, b: (logits_mean(m, b), torch.ones(3), 8)},
+        r"loss: expected numbers, or tensors of one, got a tensor \[3\]",
+    ),
+    "no batch": ({"augment": lambda batch, random: None}, "augment: expected the batch to train"),
+    "no groups": (
+        {"parameter_groups": lambda m: None},
+        "parameter_groups: expected .*, got a None",
+    ),
+    "empty groups": ({"parameter_groups": lambda m: [{"lr": 1}]}, "parameter_groups: .*, got a d"),
+    "a name": ({"train": "cifar10"}, "train_data: expected tensors, a data set with .* got a str"),
     "a class": (
         {"loss": nn.CrossEntropyLoss},
         "loss: .*, got a class; pass CrossEntropyLoss\\(\\)",

@@ -312,6 +312,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "forward": ({"forward": 3}, "forward: expected a function or None, got 3"),
     "folder": ({"folder": 3}, "folder: expected a text, a Path or None, got 3"),
     "time limit": ({"timeout_s": 0}, "timeout_s: expected seconds above 0"),
+    "shapes": (
+        {"batches": [torch.zeros(4, 9)]},
+        r"batches: expected a batch that the net takes, .*, got float32 \[4, 9\]: .* pass forward=",
+    ),
+    "lazy": ({"model": nn.Sequential(nn.LazyLinear(3))}, "parameter 0.weight: expected .* a lazy"),
     "two numbers": ({"evaluate": lambda m: (1, 2)}, "evaluate: expected a number, got a tuple"),
     "no number": ({"evaluate": lambda m: float("nan")}, "evaluate: expected a finite number"),
     "no batches": ({"batches": None}, "batches: expected training batches for the statistics"),
