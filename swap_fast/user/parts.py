@@ -93,7 +93,7 @@ class UserOptimizer(ScaledOptimizer):
         super().__init__(weights, optimizer, ratios, scaler)
 
     def _new(self) -> torch.optim.Optimizer:
-        trained = self._trained
+        trained: Mapping[Any, Any] = self._trained
         if self._groups is None:
             return self._make(list(trained.values()))
 
