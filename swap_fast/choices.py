@@ -2,7 +2,10 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 
 def choose(what: str, name: str, names: Iterable[str]) -> str:
@@ -34,3 +37,20 @@ def choose_device(device: str) -> Literal["cpu", "cuda"]:
     if device == "cuda" and not available:
         raise ValueError("device: expected a CUDA device, found none; choose cpu")
     return "cuda" if available and device != "cpu" else "cpu"
+
+
+def as_device(device: "torch.device | str") -> "torch.device":
+    """The device of that name.
+
+    Raises:
+        ValueError: torch knows none of that name, or there is none here.
+    """
+    import torch
+
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device: expected one that is here, such as cpu, got {str(device)!r}: {reason}"
+        ) from None

@@ -129,11 +129,11 @@ class Comm:
         device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
         return self.all_reduce_(torch.tensor(int(value), device=device)).item() > 0
 
-    def broadcast_(self, tensor: Tensor, source: int = 0) -> Tensor:
-        """Give every rank the tensor of rank `source`, in place."""
+    def broadcast_(self, tensor: Tensor) -> Tensor:
+        """Give every rank the tensor of rank 0, in place."""
         if self.world_size > 1:
             self._together(
-                "broadcast", lambda: dist.broadcast(tensor, group=self.group, group_src=source)
+                "broadcast", lambda: dist.broadcast(tensor, group=self.group, group_src=0)
             )
         return tensor
 

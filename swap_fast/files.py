@@ -1,7 +1,10 @@
 """Files that are written whole or not at all."""
 
+import errno
+import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -27,9 +30,8 @@ def write_file(path: Path, content: bytes, *, new: bool = False, sync: bool = Tr
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        if new:
-            _take(path)
-        part.replace(path)
+        with _taken(path) if new else nullcontext():
+            part.replace(path)
         if sync:
             _sync(path.parent)
     except FileExistsError:
@@ -48,12 +50,20 @@ def remove_parts(folder: Path, name: str = "*") -> None:
         part.unlink(missing_ok=True)
 
 
-def _take(path: Path) -> None:
-    try:
-        open(path, "x").close()
-    except FileExistsError:
+@contextmanager
+def _taken(path: Path) -> Iterator[None]:
+    """A name that is free, until it is written: of two that take it at once, one is refused."""
+    taken = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise taken from None
+        except OSError:  # a file system without locks
+            pass
         if path.stat().st_size:
-            raise
+            raise taken
+        yield
 
 
 def _sync(folder: Path) -> None:

@@ -89,16 +89,15 @@ def plane_through(first: Tensor, second: Tensor, third: Tensor) -> Plane:
 
 
 def grid_around(
-    coordinates: Iterable[tuple[float, float]], count: int, margin: float = MARGIN
+    coordinates: Iterable[tuple[float, float]], count: int
 ) -> tuple[list[float], list[float]]:
     """A grid around points: its coordinates along u and along v, `count` each, at equal steps.
 
     Arguments:
         coordinates: (alpha, beta) of two points or more.
-        margin: around them, as a share of their largest distance.
     """
     points = torch.tensor(list(coordinates), dtype=torch.float64)  # [points, 2]
-    border = margin * torch.pdist(points).max()
+    border = MARGIN * torch.pdist(points).max()
     low, high = points.amin(0) - border, points.amax(0) + border
     alphas, betas = (
         torch.linspace(float(a), float(b), count, dtype=torch.float64).tolist()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swap_fast.config.checks import typed_arguments
 from swap_fast.files import write_file
 
 INPUT, OUTPUT = "images", "logits"
@@ -22,9 +23,10 @@ TOLERANCE = 1e-4
 """Largest difference allowed, as a share of the largest output, or of 1."""
 
 
+@typed_arguments()
 def export_onnx(
     model: nn.Module,
-    path: Path,
+    path: Path | str,
     inputs: Tensor,
     *,
     metadata: Mapping[str, Any] | None = None,
@@ -52,9 +54,9 @@ def export_onnx(
             file is written then.
         OSError: the file cannot be written.
     """
-    onnx, runtime = _packages()
-    if len(inputs) < 2:
-        raise ValueError(f"inputs: expected a batch of 2 or more, got {len(inputs)}")
+    (onnx, runtime), path = _packages(), Path(path)
+    if (size := len(inputs) if inputs.dim() else 0) < 2:
+        raise ValueError(f"inputs: expected a batch of 2 or more, got {size}")
     # A compiled module holds the one that it was made from.
     original = getattr(model, "_orig_mod", model)
     plain = copy.deepcopy(original).to(device="cpu", dtype=torch.float32).eval()

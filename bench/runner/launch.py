@@ -47,7 +47,7 @@ def set_status(text: str) -> None:
 def end_rank(message: str) -> None:
     """End this rank from any thread, at once; its launching process raises a RuntimeError."""
     if _NOTES is None:
-        from swap_fast.training.watchdog import end_process  # it imports torch
+        from swap_fast.callbacks.watchdog import end_process  # it imports torch
 
         end_process(message)
     _report(RuntimeError(message))

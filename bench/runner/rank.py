@@ -28,6 +28,7 @@ from bench.runner.progress import line_printer, log_start, make_logger, part_of,
 from bench.runner.run_folders import RunDir, RunSpec, describe_run, find_place
 from swap_fast.algorithm import large_batch_phase, sgd, small_batch_phase, swa, swap
 from swap_fast.callbacks.events import merge_events
+from swap_fast.callbacks.watchdog import Watchdog
 from swap_fast.checkpoint.run_folder import RunFolder, enter_folder, prune
 from swap_fast.config.recipe import AveragingRecipe, SWAPRecipe, SWARecipe
 from swap_fast.data.cifar.dataset import Dataset, hold_out
@@ -64,7 +65,6 @@ from swap_fast.training.clock import Clock
 from swap_fast.training.shutdown import GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import Progress, Result
 from swap_fast.training.trainer import ImageSource, Trainer, build_trainer
-from swap_fast.training.watchdog import Watchdog
 from swap_fast.training.weights import displacements, pairwise_distances
 
 

@@ -49,7 +49,7 @@ def files_of(paths: Sequence[Path | str | WeightFile]) -> list[Path | WeightFile
         else:
             found += workers_of(Path(path)) if Path(path).is_dir() else [Path(path)]
     if len(found) < 2:
-        raise ValueError(f"expected two files of weights or more to average, got {len(found)}")
+        raise ValueError(f"expected two files or models, or more, to average, got {len(found)}")
     return found
 
 
@@ -310,7 +310,8 @@ def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
 def measured_weights(model: nn.Module) -> Weights:
     """Of a net that is not trained: frozen parameters are in a file's reach too."""
     for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
+        if not isinstance(parameter, nn.UninitializedParameter):  # which `Weights` refuses
+            parameter.requires_grad_(parameter.is_floating_point())
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.momentum is None:
             module.momentum = 0.1  # the pass has its own

@@ -38,7 +38,8 @@ from swap_fast.averaging_files.weight_files import (
     serialize,
     weights_of,
 )
-from swap_fast.config.phase import require, whole
+from swap_fast.choices import as_device
+from swap_fast.config.checks import require, typed_arguments, whole
 from swap_fast.files import write_file
 
 Say = Callable[[str], object]
@@ -56,6 +57,7 @@ class Soup:
     """What it is made of, and how good."""
 
 
+@typed_arguments()
 def average_files(
     paths: Sequence[Path | str | WeightFile],
     output: Path | str | None = None,
@@ -106,7 +108,7 @@ def average_files(
         OSError: the output cannot be written.
     """
     if model is not None:
-        evaluation = user_evaluation(model, data, torch.device(device))
+        evaluation = user_evaluation(model, data, as_device(device))
     files = []
     for path in files_of(paths):
         files.append(path if isinstance(path, WeightFile) else read_weights(path, key))
@@ -209,6 +211,7 @@ def average_files(
     return Soup(tensors=tensors, report=report)
 
 
+@typed_arguments()
 def average_models(
     models: Sequence[nn.Module | Mapping[str, Any]], shares: Sequence[float] | None = None
 ) -> dict[str, Tensor]:

@@ -1,1 +1,1 @@
-"""A run reported while it runs: events, progress on a screen, trackers."""
+"""A run watched while it runs: events, progress on a screen, trackers, ranks that hang."""

@@ -38,6 +38,8 @@ from swap_fast.training.state import Progress, TrainingState
 from swap_fast.training.weights import Weights
 
 RUN_FILE = "run.json"
+ENTRY = "entry.lock"
+"""Held while a process enters the folder."""
 KEPT = 2
 """States of one model that are kept while it trains: should the last be damaged, there is one."""
 
@@ -85,33 +87,39 @@ def enter_folder(folder: Path, info: RunInfo, *, resume: bool = True, part: str 
             resumed or has other settings.
         OSError: the folder cannot be written to.
     """
-    found = read_run_info(folder)
-    if found is not None:
-        if not resume:
-            raise ValueError(
-                f"folder: expected one without a run, got {folder} with {RUN_FILE}; pass "
-                "resume=True to resume it, or choose another folder"
-            )
-        require_same(folder, found, info)
-        info = replace(info, created=found.created)
-    attempt = Attempt(folder, part)
-    if not is_running(folder, without=part):
-        remove_litter(folder)
-    if info != found:
-        write_json(folder / RUN_FILE, info)
-    return attempt
+    from filelock import FileLock  # a slow import
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ENTRY):  # of two that start there at once, one sees the other's run
+        found = read_run_info(folder)
+        if found is not None:
+            if not resume:
+                raise ValueError(
+                    f"folder: expected one without a run, got {folder} with {RUN_FILE}; pass "
+                    "resume=True to resume it, or choose another folder"
+                )
+            require_same(folder, found, info)
+            info = replace(info, created=found.created)
+        attempt = Attempt(folder, part)
+        if not is_running(folder, without=part):
+            remove_litter(folder)
+        if info != found:
+            write_json(folder / RUN_FILE, info)
+        return attempt
 
 
 def require_same(folder: Path, found: RunInfo, info: RunInfo) -> None:
     """Refuse to resume a run that was started with other settings.
 
     Raises:
-        ValueError: names each setting that differs.
+        ValueError: names up to five settings that differ.
     """
     if changed := differences(found, info):
+        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise ValueError(
             f"resume: expected the settings with which {folder.name} was started, got "
-            f"{'; '.join(changed)}; give it the same again, or start a new run in another folder"
+            f"{'; '.join(changed[:5])}{more}; give it the same again, or start a new run in "
+            "another folder"
         )
 
 
@@ -374,7 +382,7 @@ def prune(folder: Path, *, every: int | None = None, resumable: bool = False) ->
         is_kept = is_last and (is_model or is_proof or resumable)
         if not is_kept and not (is_model and every is not None and epoch % every == 0):
             path.unlink(missing_ok=True)
-    for path in folder.glob("attempt*"):
+    for path in (*folder.glob("attempt*"), folder / ENTRY):
         path.unlink(missing_ok=True)
     remove_litter(folder)
 

@@ -6,14 +6,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import ValidationError, convert, to_builtins
 from tyro.conf import Suppress
 
-from swap_fast.config.phase import (
-    Augmentation,
-    Optimizer,
-    Phase,
-    StagedPhase,
-    check,
-    whole,
-)
+from swap_fast.config.checks import check, typed_fields, whole
+from swap_fast.config.phase import Augmentation, Optimizer, Phase, StagedPhase
 
 LoaderName = Literal["tensor", "dali", "torchvision"]
 """What makes the batches: torch or a kernel on resident images, DALI, or a DataLoader."""
@@ -64,10 +58,9 @@ class SGDRecipe:
     """What `--loader auto` takes on GPUs; None: the fastest."""
 
     def __post_init__(self) -> None:
+        typed_fields(self)
         whole("width", self.width)
-        is_tree, names = self.dataset == "imagenet", "cifar10, cifar100, synthetic or imagenet"
-        known = self.dataset in ("cifar10", "cifar100", "synthetic", "imagenet")
-        check(self, "dataset", known, names)
+        is_tree = self.dataset == "imagenet"
         expected = f"{'resnet50' if is_tree else 'a ResNet-9 or speed_net'} for {self.dataset}"
         check(self, "net", (self.net == "resnet50") == is_tree, expected)
         check(self, "blocks", min(self.blocks) >= 1, "1 or more in each group")

@@ -14,7 +14,7 @@ from swap_fast.training.capture import Captures
 from swap_fast.training.weights import Weights
 
 
-class _LoneValueError(Exception):
+class _LoneValueError(ValueError):
     """A layer was given one value a channel, of which there are no moments."""
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
+from swap_fast.config.checks import typed
+
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """a, b, c of x <- a x + b x^3 + c x^5, which brings singular values of 0 to 1 near to 1."""
 
@@ -67,8 +69,12 @@ class Muon(torch.optim.Optimizer):
         """Add a group, with its momentum: made in a step, it would not survive a replay."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        for name in ("momentum", "weight_decay"):
+            group[name] = typed(f"Muon: {name}", group[name], float)
+        group["ns_steps"] = typed("Muon: ns_steps", group["ns_steps"], int)
+        lr = typed("Muon: lr", group["lr"], float | Tensor)
         for name, fits, expected in (
-            ("lr", float(group["lr"]) >= 0, "0 or more"),
+            ("lr", float(lr) >= 0, "0 or more"),
             ("momentum", 0 < group["momentum"] < 1, "between 0 and 1"),
             ("weight_decay", group["weight_decay"] >= 0, "0 or more"),
             ("ns_steps", group["ns_steps"] >= 1, "1 or more"),

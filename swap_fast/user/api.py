@@ -4,7 +4,7 @@ import atexit
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +19,9 @@ from swap_fast.callbacks.progress import Form, make_plan, progress_listener
 from swap_fast.checkpoint.attempts import Attempt
 from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune
 from swap_fast.choices import choose_device
+from swap_fast.config.checks import require, typed_arguments
 from swap_fast.config.execution import Execution
-from swap_fast.config.phase import Phase, Schedule, require
+from swap_fast.config.phase import Phase, Schedule
 from swap_fast.distributed import ALONE, Comm, connect
 from swap_fast.record import flatten, now, plain
 from swap_fast.training.batchnorm import BatchNormRecompute, is_compiled
@@ -91,17 +92,31 @@ def join_ranks(device_type: str, timeout_s: float) -> Comm:
     Raises:
         ValueError: as `refuse_process_group`.
     """
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    return ALONE if alone else _connected(device_type, timeout_s)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return ALONE
+    if (device_type, timeout_s) not in _JOINED:
+        leave_ranks()
+        refuse_process_group()
+        _JOINED[device_type, timeout_s] = connect(device_type, timeout_s=timeout_s)
+        atexit.register(leave_ranks)
+    return _JOINED[device_type, timeout_s]
 
 
-@cache
-def _connected(device_type: str, timeout_s: float) -> Comm:
-    """The processes that torchrun started; connected once, whatever runs follow one another."""
-    refuse_process_group()
-    comm = connect(device_type, timeout_s=timeout_s)
-    atexit.register(comm.close)
-    return comm
+_JOINED: dict[tuple[str, float], Comm] = {}
+"""What this process is connected to, from one run to the next; one at a time."""
+
+
+def leave_ranks() -> None:
+    """Leave the process group that an earlier run has joined."""
+    while _JOINED:
+        _, comm = _JOINED.popitem()
+        if dist.is_initialized():
+            comm.close()
+
+
+def require_timeout(timeout_s: float) -> None:
+    """Refuse a time limit that torch cannot have."""
+    require(0 < timeout_s < 1e9, "timeout_s", "seconds above 0 and below 1e9", timeout_s)
 
 
 def refuse_process_group() -> None:
@@ -117,6 +132,7 @@ def refuse_process_group() -> None:
         )
 
 
+@typed_arguments("make_model", "phase1", "phase2", "optimizer")
 def swap(
     make_model: Callable[[], nn.Module],
     train_data: Any,
@@ -201,7 +217,12 @@ def swap(
         FloatingPointError: the loss is not finite.
         InterruptedRunError: a signal ended the run; what it had done is in `folder`.
     """
-    _check(precision, seed, clip_gradient_norm, loader_processes, folder, resume)
+    require_seed(seed)
+    norm = clip_gradient_norm
+    require(norm is None or norm > 0, "clip_gradient_norm", "a number > 0, or None", norm)
+    require(loader_processes >= 0, "loader_processes", "0 or more", loader_processes)
+    require(folder is not None or not resume, "resume", "a folder= to go on from", resume)
+    require_timeout(timeout_s)
     kind = choose_device(device)
     synchronize = torch.cuda.synchronize if kind == "cuda" else lambda: None
     clock = Clock(synchronize)
@@ -388,21 +409,3 @@ def swap(
 def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
     """The paper's of CIFAR: SGD with Nesterov's momentum and weight decay (Section 5.1)."""
     return torch.optim.SGD(parameters, lr=1.0, momentum=0.9, nesterov=True, weight_decay=5e-4)
-
-
-def _check(
-    precision: str,
-    seed: int,
-    clip_gradient_norm: float | None,
-    loader_processes: int,
-    folder: str | Path | None,
-    resume: bool,
-) -> None:
-    """Refuse settings that no run could have."""
-    known = ("fp32", "bf16", "fp16")
-    require(precision in known, "precision", "fp32, bf16 or fp16", precision)
-    require_seed(seed)
-    norm = clip_gradient_norm
-    require(norm is None or norm > 0, "clip_gradient_norm", "a number > 0, or None", norm)
-    require(loader_processes >= 0, "loader_processes", "0 or more", loader_processes)
-    require(folder is not None or not resume, "resume", "a folder= to go on from", resume)

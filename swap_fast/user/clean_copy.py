@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 
 from swap_fast.averaging_files.evaluate import Evaluation, measured_weights
 from swap_fast.averaging_files.weight_files import plain_names
-from swap_fast.config.phase import require
+from swap_fast.config.checks import require, typed_arguments
 from swap_fast.training.weights import refuse_synchronized
 from swap_fast.user.batch import batch_length
 from swap_fast.user.data import BatchesAsGiven, Placement, generators_kept, one_pass
-from swap_fast.user.parts import bare, refuse_wrapped
+from swap_fast.user.parts import bare, explained, refuse_wrapped
 
 Forward = Callable[[nn.Module, Any], object]
 """Given a model and a batch: runs the model on it."""
@@ -24,6 +24,7 @@ Measure = Callable[[nn.Module], Any]
 """Given a model in eval mode: a number, the larger the better, such as its accuracy, a fraction."""
 
 
+@typed_arguments("batches")
 def recompute_batchnorm(
     model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None
 ) -> None:
@@ -43,11 +44,12 @@ def recompute_batchnorm(
     Raises:
         ValueError: batches that cannot be used, no trainable parameter, or one value a channel.
     """
-    require(isinstance(model, nn.Module), "model", "a torch.nn.Module", type(model).__name__)
     refuse_wrapped(model, "model")
     with generators_kept("cuda" if torch.cuda.is_initialized() else "cpu"):
         evaluation = open_evaluation(model, batches, forward, None, device_of(model))
         statistics = evaluation.recompute_()
+    if not all(torch.isfinite(t).all() for t in statistics.values()):
+        raise ValueError("batch-norm statistics: expected finite ones, got NaN or infinity")
     names = plain_names(model.state_dict())
     for name, tensor in model.state_dict().items():
         if names.get(name) in statistics:
@@ -99,11 +101,12 @@ def _given(batches: Any) -> BatchesAsGiven:
 
 def _forward(model: nn.Module, batch: Any) -> object:
     """Run a model on a batch of a usual form: see `refine`."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, (tuple, list)):
-        return model(*(batch[:-1] or batch))
-    return model(batch)
+    with explained("batches", batch, model, "the data, or pass forward="):
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        if isinstance(batch, (tuple, list)):
+            return model(*(batch[:-1] or batch))
+        return model(batch)
 
 
 def _measured(evaluate: Measure, net: nn.Module) -> float:

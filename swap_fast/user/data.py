@@ -21,11 +21,11 @@ from torch.utils.data import (
     default_collate,
 )
 
-from swap_fast.config.phase import Phase, require
+from swap_fast.config.checks import require
+from swap_fast.config.phase import Phase
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import ALONE, Comm
-from swap_fast.user.batch import batch_length, leaves, on_device, transformed
-from swap_fast.user.columns import as_tensors
+from swap_fast.user.batch import as_tensors, batch_length, leaves, on_device, transformed
 
 # Seeds: each follows from where its numbers are needed, and from nothing drawn before.
 
@@ -254,7 +254,8 @@ def open_data(
             f"{name}: expected batches, got an IterableDataset, which gives single examples; wrap "
             "it in a DataLoader"
         )
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping):
+    is_other = isinstance(data, (Mapping, str, bytes))
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not is_other:
         if len(data) == 0:
             raise ValueError(f"{name}: expected examples, got none")
         hint = "; a list is one of examples: of batches make DataLoader(batches, batch_size=None)"
@@ -264,7 +265,7 @@ def open_data(
             processes,
             hint=hint if isinstance(data, list) else "",
         )
-    if hasattr(data, "__iter__") and not isinstance(data, Mapping):
+    if hasattr(data, "__iter__") and not is_other:
         return BatchesAsGiven(data, name)
     raise ValueError(
         f"{name}: expected tensors, a data set with __len__ and __getitem__, or batches to iterate "
@@ -310,6 +311,7 @@ class Placement:
         if self.augment is not None:
             generator = torch.Generator(self.device)
             moved = self.augment(moved, generator.manual_seed(seed_of(self.seed, *where, AUGMENT)))
+            require(moved is not None, "augment", "the batch to train on, which it returns", moved)
         return MicroBatch(moved, batch_length(moved), seed_of(self.seed, *where, FORWARD))
 
 

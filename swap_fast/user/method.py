@@ -5,8 +5,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
+from torch import nn
 
-from swap_fast.config.phase import Phase, Schedule, StagedPhase, require, whole
+from swap_fast.config.checks import require, whole
+from swap_fast.config.phase import Phase, Schedule, StagedPhase
+from swap_fast.training.state import PLAIN
 from swap_fast.user.data import BatchesAsGiven, Data, num_examples
 
 RATE_PER_EXAMPLE = 1.2 / 4096
@@ -50,8 +53,23 @@ class ScheduledPhase(Phase):
 
     @property
     def schedule(self) -> Schedule:
-        """Learning rate as a function of the position in epochs."""
-        return self.learning_rate
+        """Learning rate as a function of the position in epochs.
+
+        Raises:
+            ValueError: the user's gives no finite number of 0 or more.
+        """
+
+        def learning_rate(epoch: float) -> float:
+            rate: Any = self.learning_rate(epoch)
+            try:
+                number = math.nan if isinstance(rate, str) else float(rate)
+            except (TypeError, ValueError):
+                number = math.nan
+            if not 0 <= number < math.inf:
+                require(False, f"learning rate at epoch {epoch:g}", "a finite number >= 0", rate)
+            return number
+
+        return learning_rate
 
 
 def user_method(
@@ -140,7 +158,6 @@ def _with_replicas(phase1: Phase, replicas: int) -> Phase:
 def _with_schedule(phase: Phase, schedule: Schedule | None) -> Phase:
     if schedule is None:
         return phase
-    require(callable(schedule), "schedule", "a function of the position in epochs", schedule)
     said = {field.name: getattr(phase, field.name) for field in fields(Phase)}
     return ScheduledPhase(**said, learning_rate=schedule)
 
@@ -208,6 +225,13 @@ def opening_lines(
 
 
 def name_of(function: Any) -> str:
-    """What a function of the user's is called."""
-    named = getattr(function, "__qualname__", type(function).__name__)
-    return str(named)
+    """What a function of the user's is called, with a partial's or a loss's own settings."""
+    inner = getattr(function, "func", function)  # a partial's
+    own = vars(function) if isinstance(function, nn.Module) else getattr(function, "keywords", {})
+    settings = [
+        f"{name}={value!r}"
+        for name, value in sorted(own.items())
+        if isinstance(value, PLAIN) and name != "training" and not name.startswith("_")
+    ]
+    named = getattr(inner, "__qualname__", type(inner).__name__)
+    return f"{named}({', '.join(settings)})" if settings else str(named)

@@ -1,6 +1,6 @@
 """The loss of a model on the user's batches, and how much of them was right."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor, nn
@@ -50,9 +50,17 @@ class Objective:
 
     Arguments:
         loss: the user's; None: cross entropy.
+
+    Raises:
+        ValueError: a class of losses.
     """
 
     def __init__(self, model: nn.Module, loss: Loss | None) -> None:
+        if isinstance(kind := loss, type):
+            raise ValueError(
+                f"loss: expected a function, or a loss that is made, got a class; pass "
+                f"{kind.__name__}()"
+            )
         self._model, self._loss = model, loss
         self._criterion: Any = loss if is_criterion(loss) else functional.cross_entropy
         if isinstance(self._criterion, nn.Module):  # its class weights go where the logits are
@@ -82,6 +90,7 @@ class Objective:
             expected = "a mean loss, or (a mean loss, how many were right, of how many)"
             got += f" and {len(counts)} more values" if counts else ""
             raise ValueError(f"loss: expected {expected}, got {got}; take the loss's mean()")
+        require_numbers("loss", counts)
         return Measured(loss, *(counts or (None, None)))
 
     def outputs(self, batch: Any) -> tuple[Any, Any]:
@@ -155,6 +164,15 @@ class Objective:
     def _rounded(self, given: Any) -> Any:
         is_real = isinstance(given, Tensor) and given.is_floating_point()
         return given.to(self._dtype) if is_real and self._dtype is not None else given
+
+
+def require_numbers(name: str, counts: Iterable[Any]) -> None:
+    """Refuse what cannot be added up over batches: a function's numbers, or tensors of one."""
+    for count in counts:
+        is_number = isinstance(count, (int, float)) or getattr(count, "shape", None) == ()
+        got = f"a tensor {list(count.shape)}" if isinstance(count, Tensor) else repr(count)
+        if not is_number:
+            raise ValueError(f"{name}: expected numbers, or tensors of one, got {got}; sum it up")
 
 
 def _targets(batch: Any) -> Any:

@@ -37,7 +37,7 @@ from swap_fast.user.data import (
     seed_everything,
     targets_of,
 )
-from swap_fast.user.objective import Metric, Objective, kind_of
+from swap_fast.user.objective import Metric, Objective, kind_of, require_numbers
 
 Make = Callable[[Any], torch.optim.Optimizer]
 """Makes an optimizer of a list of parameters, or of groups of them."""
@@ -93,21 +93,26 @@ class UserOptimizer(ScaledOptimizer):
         super().__init__(weights, optimizer, ratios, scaler)
 
     def _new(self) -> torch.optim.Optimizer:
-        trained = self._trained
+        trained: Mapping[Any, Any] = self._trained
         if self._groups is None:
             return self._make(list(trained.values()))
 
-        def known(parameter: Any) -> Any:
-            return trained.get(parameter, parameter)
+        def known(entry: Any) -> Any:
+            if isinstance(entry, dict) and "params" in entry:
+                listed = entry["params"]
+                listed = [listed] if isinstance(listed, Tensor) else listed
+                return entry | {"params": list(map(known, listed))}
+            if isinstance(entry, Tensor):
+                return trained.get(entry, entry)
+            if isinstance(entry, tuple) and len(entry) == 2:  # with its name, as torch takes it
+                return entry[0], known(entry[1])
+            raise ValueError(
+                "parameter_groups: expected parameters, or dicts with params, for the net, got "
+                f"{kind_of(entry)}"
+            )
 
-        return self._make(
-            [
-                entry | {"params": [known(p) for p in _listed(entry["params"])]}
-                if isinstance(entry, dict)
-                else known(entry)
-                for entry in self._groups(self._model)
-            ]
-        )
+        groups = self._groups(self._model)
+        return self._make(list(map(known, groups if isinstance(groups, Iterable) else [groups])))
 
     def _check(self, optimizer: torch.optim.Optimizer) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -168,10 +173,6 @@ class UserOptimizer(ScaledOptimizer):
         """Copy such a state into a new optimizer."""
         self._torch = self._new()
         super().load_state_dict(state)
-
-
-def _listed(parameters: Any) -> list[Any]:
-    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
 
 
 # The net.
@@ -330,8 +331,11 @@ class UserStep(BaseStep):
 
 
 @contextmanager
-def explained(name: str, batch: Any, model: nn.Module) -> Iterator[None]:
+def explained(name: str, batch: Any, model: nn.Module, remedy: str) -> Iterator[None]:
     """What the net raises on a batch, as one line that names the data, their types and the net's.
+
+    Arguments:
+        remedy: what to change.
 
     Raises:
         ValueError: in place of any other exception, but for a lack of memory.
@@ -345,8 +349,7 @@ def explained(name: str, batch: Any, model: nn.Module) -> Iterator[None]:
         own = sorted({_type(parameter) for parameter in model.parameters()})
         raise ValueError(
             f"{name}: expected a batch that the net takes, whose parameters are "
-            f"{' and '.join(own)}, got {got}: {' '.join(str(error).split())[:160]}; change the "
-            "data, collate= or augment="
+            f"{' and '.join(own)}, got {got}: {' '.join(str(error).split())[:160]}; change {remedy}"
         ) from error
 
 
@@ -417,7 +420,7 @@ class UserSource:
         batch = self._first(data, place)
         # What augment makes of the targets is known of this batch alone.
         targets = targets_of(data) if place.augment is None else None
-        with explained(name, batch, self._model):
+        with explained(name, batch, self._model, "the data, collate= or augment="):
             self._objective.try_batch(batch, targets)
 
     def _first(self, data: Data, place: Placement) -> Any:
@@ -468,5 +471,6 @@ class UserSource:
                     f"metric: expected (a sum, over how many), got {kind_of(said)}; return both, "
                     "so that batches can be added up"
                 )
+            require_numbers("metric", said)
             correct, total = said
         return (0, 0, 0) if correct is None or total is None else (correct, 0, total)

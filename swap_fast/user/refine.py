@@ -47,12 +47,13 @@ from swap_fast.checkpoint.files import (
     write_json,
 )
 from swap_fast.checkpoint.run_folder import RunInfo
-from swap_fast.config.phase import require, whole
+from swap_fast.choices import as_device
+from swap_fast.config.checks import require, typed_arguments, whole
 from swap_fast.distributed import connect, without_torchrun
 from swap_fast.files import write_file
 from swap_fast.record import flatten, now
 from swap_fast.training.shutdown import GracefulShutdown, InterruptedRunError
-from swap_fast.user.api import open_folder, refuse_process_group
+from swap_fast.user.api import leave_ranks, open_folder, refuse_process_group, require_timeout
 from swap_fast.user.clean_copy import Forward, Measure, copied, device_of, open_evaluation
 from swap_fast.user.data import generators_kept, require_seed, seed_everything, seed_of
 from swap_fast.user.method import name_of
@@ -64,6 +65,7 @@ Train = Callable[[int, nn.Module], nn.Module | Mapping[str, Any] | None]
 returns the trained net or its state dict."""
 
 
+@typed_arguments("batches")
 def refine(
     model: nn.Module,
     train: Train,
@@ -119,11 +121,23 @@ def refine(
         InterruptedRunError: with a folder, a signal ended the training.
     """
     ranks, local_rank = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "LOCAL_RANK"))
-    _check(model, train, workers, evaluate, seed=seed, resumes=resume, folder=folder, ranks=ranks)
+    whole("workers", workers)
+    require(workers > 1, "workers", "2 or more models to average", workers)
+    refuse_wrapped(model, "model")
+    require_seed(seed)
+    require(folder is not None or not resume, "resume", "a folder= to go on from", resume)
+    require_timeout(timeout_s)
     require_basin_settings(basin_points, max_barrier)
+    if ranks > 1:
+        leave_ranks()
+        refuse_process_group()
+    if ranks > workers:
+        raise ValueError(
+            f"processes: expected 1 to {workers}, one a worker, got {ranks}; start fewer"
+        )
     if ranks > 1 and local_rank < torch.cuda.device_count():
         torch.cuda.set_device(local_rank)
-    where = device_of(model) if device is None else torch.device(device)
+    where = device_of(model) if device is None else as_device(device)
     say: Say = partial(print, flush=True) if progress else lambda line: None
     with generators_kept("cuda" if torch.cuda.is_initialized() else "cpu"):
         evaluation = open_evaluation(model, batches, forward, evaluate, where)
@@ -170,7 +184,7 @@ def refine(
         comm.barrier()
         comm.close()
     for note in soup.report.notes if comm.rank == 0 else ():
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)  # the caller of the decorated function
     return make_refine_result(
         copied(bare(model)).to(where),
         soup.tensors,
@@ -315,32 +329,3 @@ def _resumable(folder: Path) -> Iterator[None]:
             f"{signal}: the workers that are done are in {folder}; call refine again with "
             "resume=True, which trains the others"
         ) from None
-
-
-def _check(
-    model: nn.Module,
-    train: Train,
-    workers: int,
-    evaluate: Measure | None,
-    *,
-    seed: int,
-    resumes: bool,
-    folder: str | Path | None,
-    ranks: int,
-) -> None:
-    """Refuse arguments that cannot be, before anything is done."""
-    whole("workers", workers)
-    require(workers > 1, "workers", "2 or more models to average", workers)
-    require(isinstance(model, nn.Module), "model", "a torch.nn.Module", type(model).__name__)
-    refuse_wrapped(model, "model")
-    require(callable(train), "train", "a function of a worker's number and a model", train)
-    is_one = evaluate is None or callable(evaluate)
-    require(is_one, "evaluate", "a function of a model, or None", evaluate)
-    require_seed(seed)
-    require(folder is not None or not resumes, "resume", "a folder= to go on from", resumes)
-    if ranks > 1:
-        refuse_process_group()
-    if ranks > workers:
-        raise ValueError(
-            f"processes: expected 1 to {workers}, one a worker, got {ranks}; start fewer"
-        )

@@ -18,6 +18,7 @@ from swap_fast.averaging_files.report import SoupReport
 from swap_fast.averaging_files.weight_files import plain_names
 from swap_fast.checkpoint.files import on_host
 from swap_fast.checkpoint.run_folder import RunInfo
+from swap_fast.config.checks import typed_arguments
 from swap_fast.files import remove_parts, write_file
 from swap_fast.outcome import gather_rows, gather_times, workers_on_first
 from swap_fast.record import EpochRow, Times, library_version, now
@@ -248,9 +249,9 @@ class AveragedResult:
         Raises:
             ValueError: there is no such worker here.
         """
-        if not 0 <= number < len(self.worker_states):
+        if number not in range(len(self.worker_states)):
             raise ValueError(
-                f"worker: expected 0 to {len(self.worker_states) - 1}, got {number}"
+                f"worker: expected 0 to {len(self.worker_states) - 1}, got {number!r}"
                 if self.is_first
                 else "workers: expected the first process, which alone has them"
             )
@@ -258,6 +259,7 @@ class AveragedResult:
         made.load_state_dict(self.worker_states[number])
         return made.eval()
 
+    @typed_arguments("self")
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the weights as safetensors, a model card and the record; only one process does.
 

@@ -22,6 +22,27 @@ def test_a_new_file_takes_no_name_that_is_taken_but_an_empty_one(tmp_path: Path)
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_of_two_that_take_a_new_name_at_once_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, replace, others = tmp_path / "record.json", Path.replace, []
+
+    def late(part: Path, to: Path) -> Path:
+        """The other comes while the first has the name and not yet the content."""
+        if not others:
+            others.append("it comes")
+            with pytest.raises(FileExistsError):
+                write_file(path, b"second", new=True)
+            others.append("and is refused")
+        return replace(part, to)
+
+    monkeypatch.setattr(Path, "replace", late)
+    write_file(path, b"first", new=True)
+    assert len(others) == 2
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_file_system_without_hard_links_will_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,7 +102,7 @@ def test_a_net_and_data_by_name(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "expected two files of weights or more to average, got 0"),
+        ([], "expected two files or models, or more, to average, got 0"),
         (["w1.safetensors", "gone.pt"], "gone.pt: expected a file of weights, got No such file"),
         (["w1.safetensors", "."], ".: expected files of weights or a run's folder"),
         (["PAIR", "--model", "users_own:net"], "model: expected --data beside it, got none"),

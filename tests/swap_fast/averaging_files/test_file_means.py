@@ -179,8 +179,29 @@ def test_models_in_memory_are_averaged_in_float64() -> None:
     torch.testing.assert_close(weighted["0.weight"].double(), expected, rtol=1e-6, atol=0)
     with pytest.raises(ValueError, match=r"^model 1, .*: expected .* as in model 0"):
         swap_fast.average_models([net(), plain_net()])
-    with pytest.raises(ValueError, match=r"^expected two files of weights or more to average, got"):
+    with pytest.raises(
+        ValueError, match=r"^expected two files or models, or more, to average, got"
+    ):
         swap_fast.average_models([net()])
+
+
+def test_what_is_no_list_of_models_or_shares_is_refused_in_one_line() -> None:
+    for models in (net(), "models", net().state_dict()):
+        with pytest.raises(ValueError, match=r"^models: expected a list, each a Module or a Map"):
+            swap_fast.average_models(models)
+    with pytest.raises(ValueError, match=r"^models: .*, got 'a.pt' in it$"):
+        swap_fast.average_models([net(), "a.pt"])
+    for shares in (0.5, ["1", "2"], [True, 1.0]):
+        with pytest.raises(ValueError, match=r"^shares: expected a list, each a number or None"):
+            swap_fast.average_models([net(), net()], shares=shares)
+    with pytest.raises(ValueError, match=r"^paths: expected a list, .*, got 'a.safetensors'$"):
+        swap_fast.average_files("a.safetensors")
+    with pytest.raises(ValueError, match=r"^soup: expected uniform or greedy, got 'best'$"):
+        swap_fast.average_files(["a.safetensors", "b.safetensors"], soup="best")
+    models = [net() for _ in range(2)]
+    found = swap_fast.average_models(iter(models), shares=np.array([1.0, 3.0]))
+    expected = swap_fast.average_models(models, shares=[1, 3])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_infinity_may_stand_where_all_models_have_it() -> None:

@@ -70,13 +70,13 @@ def test_what_is_no_event_is_left_out_and_counted(line: str, tmp_path: Path) -> 
     assert tail.damaged == 1
 
 
-def test_a_flipped_bit_anywhere_costs_a_line_and_changes_none(tmp_path: Path) -> None:
+def test_a_flipped_bit_of_any_byte_costs_a_line_and_changes_none(tmp_path: Path) -> None:
     events = [began(), epoch(3, 1, 0, 1)]
     path = write(tmp_path, *events)
     whole = path.read_bytes()
-    for bit in range(8 * len(whole)):
+    for place in range(len(whole)):
         flipped = bytearray(whole)
-        flipped[bit // 8] ^= 1 << bit % 8
+        flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
         found = read_events(tmp_path)
         assert all(event in events for event in found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -336,3 +337,32 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path)
         assert set(litter + kept) < names()
     with enter_folder(tmp_path, info):
         assert names() & set(litter + kept) == set(kept)
+
+
+def test_of_two_that_start_in_a_folder_at_once_one_sees_the_others_run(tmp_path: Path) -> None:
+    # The other starts while the first is about to write run.json.
+    failed: list[str] = []
+
+    def enter(seed: int, part: str) -> None:
+        try:
+            enter_folder(
+                tmp_path, RunInfo(created="", settings={"seed": seed}, machine={}), part=part
+            )
+        except ValueError as error:
+            failed.append(str(error))
+
+    other = threading.Thread(target=enter, args=(1, "worker1"))
+
+    def write(path: Path, content: object) -> None:
+        if not other.ident:
+            other.start()
+            other.join(0.5)
+        write_json(path, content)
+
+    with mock.patch("swap_fast.checkpoint.run_folder.write_json", write):
+        enter(0, "worker0")
+        other.join(30)
+    assert failed == [
+        f"resume: expected the settings with which {tmp_path.name} was started, got seed 1 in "
+        "place of 0; give it the same again, or start a new run in another folder"
+    ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from small_trainer import PHASE1, PHASE2, SGD, SWA, SWAP, make_dataset
 
@@ -13,6 +15,7 @@ from swap_fast.config.phase import Augmentation, Optimizer, Phase
 from swap_fast.recipes.imagenet import imagenet_swap_cpu
 from swap_fast.tasks.cifar import CifarSource
 
+STAGE = imagenet_swap_cpu().phase1.stages[0]
 BAD: list[tuple[Any, dict[str, Any], str]] = [
     (PHASE1, {"global_batch_size": 0}, "global_batch_size"),
     (PHASE1, {"global_batch_size": 15}, "global_batch_size"),
@@ -79,6 +82,26 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (SWAP, {"phase2": replace(PHASE2, gpus_per_model=2)}, "phase1.gpus_per_model"),
     (SWAP, {"phase2": replace(PHASE2, global_batch_size=400), "train_images": 300}, "train_images"),
     (SWAP, {"batch_norm_batch_size": 1}, "batch_norm_batch_size"),
+    # Of another type.
+    (PHASE1, {"peak_lr": "0.1"}, "peak_lr"),
+    (PHASE1, {"peak_lr": True}, "peak_lr"),
+    (PHASE1, {"global_batch_size": True}, "global_batch_size"),
+    (PHASE1, {"max_epochs": 2.0}, "max_epochs"),
+    (PHASE1, {"stopping_accuracy": "0.9"}, "stopping_accuracy"),
+    (PHASE1, {"stop": 3}, "stop"),
+    (Augmentation(), {"pad": 1.5}, "pad"),
+    (Optimizer(), {"nesterov": "yes"}, "nesterov"),
+    (Optimizer(), {"loss_scale": math.nan}, "loss_scale"),
+    (STAGE, {"first_lr": "0.1"}, "first_lr"),
+    (STAGE, {"rectangular_test": 1}, "rectangular_test"),
+    (imagenet_swap_cpu().phase1, {"stages": 3}, "stages"),
+    (SGD, {"width": "64"}, "width"),
+    (SGD, {"dataset": "mnist"}, "dataset"),
+    (SGD, {"train_images": 320.0}, "train_images"),
+    (SGD, {"phase1": 3}, "phase1"),
+    (SGD, {"blocks": 3}, "blocks"),
+    (SWAP, {"keep_momentum": 1}, "keep_momentum"),
+    (SWAP, {"num_workers": 2.5}, "num_workers"),
 ]
 
 
@@ -111,6 +134,17 @@ def test_a_bad_value_is_refused_in_one_line(good: Any, changed: dict[str, Any], 
 )
 def test_the_limits_are_allowed(good: Any, changed: dict[str, Any]) -> None:
     replace(good, **changed)
+
+
+def test_numbers_of_numpy_are_python_s_and_lists_are_tuples() -> None:
+    said = {"global_batch_size": np.int64(16), "peak_lr": np.float32(0.5), "final_lr": 0}
+    phase = replace(PHASE1, **said)
+    assert phase == replace(PHASE1, global_batch_size=16, peak_lr=0.5)
+    assert (type(phase.global_batch_size), type(phase.peak_lr)) == (int, float)
+    json.dumps(asdict(phase))
+    staged = imagenet_swap_cpu()
+    assert replace(staged, blocks=[1, 1, 1, 1]) == staged
+    assert replace(staged.phase1, stages=list(staged.phase1.stages)) == staged.phase1
 
 
 def test_configurations_are_frozen_and_keyword_only() -> None:

@@ -27,9 +27,8 @@ from swap_fast.config.phase import Optimizer, Phase
 from swap_fast.config.recipe import SWAPRecipe
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.record import EpochRow
-from swap_fast.training.noise_scale import GradientNoise, NoiseMeter, gradient_noise
 from swap_fast.training.optimizer import MomentumSGD
-from swap_fast.training.step import Step
+from swap_fast.training.step import GradientNoise, NoiseMeter, Step, gradient_noise
 from swap_fast.training.weights import Weights
 
 SLOTS, BATCH, RATE = 4, 24, 0.2

@@ -12,9 +12,8 @@ from swap_fast.config.phase import Phase
 from swap_fast.record import EpochRow
 from swap_fast.training.clock import Clock
 from swap_fast.training.loop import TrainStage, train_epochs
-from swap_fast.training.noise_scale import GradientNoise
 from swap_fast.training.state import Progress
-from swap_fast.training.step import Metrics
+from swap_fast.training.step import GradientNoise, Metrics
 
 
 class Script:

@@ -161,6 +161,11 @@ def test_groups_keep_their_ratio_to_the_optimizers_rate() -> None:
     assert_same_models(result, *expected.run())
 
 
+def test_groups_may_have_names_as_torch_takes_them() -> None:
+    named = small_swap(parameter_groups=lambda model: model.named_parameters())
+    assert_same_bits(bits(named), bits(small_swap()))
+
+
 def test_five_lines_train() -> None:
     result = swap_fast.swap(net, blobs(400), blobs(200, seed=2), workers=2, progress=False)
     assert result.accuracy is not None

@@ -436,7 +436,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "phase2.stopping_accuracy: expected None",
     ),
     "a phase": ({"phase1": 3}, "phase1: expected a swap_fast.Phase without stages, or None, got 3"),
-    "a schedule": ({"schedule1": 0.1}, "schedule: expected a function of the position in epochs"),
+    "a schedule": ({"schedule1": 0.1}, "schedule1: expected a function or None, got 0.1"),
+    "no rate": (
+        {"schedule2": lambda epoch: -epoch},
+        "learning rate at epoch 0.2: expected a finite number >= 0, got -0.2",
+    ),
+    "nan rate": ({"schedule1": lambda epoch: math.nan}, "learning rate at epoch .* got nan"),
+    "text rate": ({"schedule1": lambda epoch: "0.1"}, "learning rate at epoch .* got '0.1'"),
     "precision": ({"precision": "int8"}, "precision: expected fp32, bf16 or fp16, got 'int8'"),
     "device": ({"device": "tpu"}, "device: expected auto, cpu or cuda, got 'tpu'"),
     "seed": ({"seed": -1}, r"seed: expected a whole number from 0 to 2\*\*63 - 1, got -1"),
@@ -444,6 +450,42 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "clipping": ({"clip_gradient_norm": 0.0}, "clip_gradient_norm: expected a number > 0, or None"),
     "loaders": ({"loader_processes": -1}, "loader_processes: expected 0 or more, got -1"),
     "resume": ({"resume": True}, "resume: expected a folder= to go on from, got True"),
+    "many workers": ({"workers": "8"}, "workers: expected a whole number, got '8'"),
+    "true workers": ({"workers": True}, "workers: expected a whole number, got True"),
+    "clipping text": ({"clip_gradient_norm": "1"}, "clip_gradient_norm: expected a number or None"),
+    "clipping nan": ({"clip_gradient_norm": math.nan}, "clip_gradient_norm: expected a number > 0"),
+    "momentum": ({"keep_momentum": "no"}, "keep_momentum: expected True or False, got 'no'"),
+    "loader": ({"loader_processes": 1.5}, "loader_processes: expected a whole number, got 1.5"),
+    "a metric of text": (
+        {"metric": lambda m, b: ("a", 1), "test": (X, Y)},
+        "metric: expected numbers, or tensors of one, got 'a'; sum it up",
+    ),
+    "a metric of many": (
+        {"metric": lambda m, b: (torch.ones(3), 1), "test": (X, Y)},
+        r"metric: expected numbers, or tensors of one, got a tensor \[3\]; sum it up",
+    ),
+    "counts": (
+        {"loss": lambda m, b: (logits_mean(m, b), torch.ones(3), 8)},
+        r"loss: expected numbers, or tensors of one, got a tensor \[3\]",
+    ),
+    "no batch": ({"augment": lambda batch, random: None}, "augment: expected the batch to train"),
+    "no groups": (
+        {"parameter_groups": lambda m: None},
+        "parameter_groups: expected .*, got a None",
+    ),
+    "empty groups": ({"parameter_groups": lambda m: [{"lr": 1}]}, "parameter_groups: .*, got a d"),
+    "a name": ({"train": "cifar10"}, "train_data: expected tensors, a data set with .* got a str"),
+    "a class": (
+        {"loss": nn.CrossEntropyLoss},
+        "loss: .*, got a class; pass CrossEntropyLoss\\(\\)",
+    ),
+    "loss": ({"loss": "mse"}, "loss: expected a function or None, got 'mse'"),
+    "augment": ({"augment": 3}, "augment: expected a function or None, got 3"),
+    "groups": ({"parameter_groups": []}, "parameter_groups: expected a function or None, got a l"),
+    "folder": ({"folder": 3}, "folder: expected a text, a Path or None, got 3"),
+    "listeners": ({"listeners": print}, "listeners: expected a list, each a function, got a bu"),
+    "a callback": ({"callbacks": [3]}, "callbacks: expected a list, each a Callback, got 3 in it"),
+    "time limit": ({"timeout_s": math.nan}, "timeout_s: expected seconds above 0"),
 }
 
 

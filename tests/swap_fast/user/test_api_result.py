@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from small_trainer import calling
 from torch import nn
+from torch.nn import functional
 
 from swap_fast.checkpoint.attempts import Attempt
 from swap_fast.training.callback import Callback
@@ -323,6 +325,14 @@ def test_a_folder_has_one_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"run\.json: expected JSON .*; delete this folder, or "):
         small_swap(folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, partial(partial, functional.cross_entropy)])
+def test_a_loss_with_other_settings_is_another_run(kind: Any, tmp_path: Path) -> None:
+    for resume in (False, True):
+        small_swap(folder=tmp_path, loss=kind(label_smoothing=0.1), resume=resume)
+    with pytest.raises(ValueError, match=r"^resume: .*got loss .*=0.2.* in place of .*=0.1"):
+        small_swap(folder=tmp_path, loss=kind(label_smoothing=0.2), resume=True)
 
 
 def test_without_a_folder_nothing_is_written_and_signals_are_left_alone(

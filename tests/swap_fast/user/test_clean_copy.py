@@ -50,6 +50,10 @@ def test_the_batch_norm_pass_takes_batches_of_every_kind() -> None:
     swap_fast.recompute_batchnorm(plain_net(), BATCHES)  # nothing to be done
     with pytest.raises(ValueError, match=r"^batches: expected a DataLoader"):
         swap_fast.recompute_batchnorm(model, TensorDataset(X, Y))
+    before = [t.clone() for t in model.state_dict().values()]
+    with pytest.raises(ValueError, match=r"^batch-norm statistics: expected finite ones, got NaN"):
+        swap_fast.recompute_batchnorm(model, [X * torch.nan])
+    assert all(map(torch.equal, before, model.state_dict().values()))
 
 
 def test_a_last_batch_of_one_example_is_left_out() -> None:

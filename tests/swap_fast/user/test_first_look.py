@@ -137,6 +137,13 @@ def test_tables_of_other_kinds_train_as_tensors() -> None:
         assert_same_bits(bits(small_swap(train=(x, y))), expected)
     assert_same_bits(bits(small_swap(train=[X, Y])), expected)
 
+    def of_last_column(model: nn.Module, rows: Tensor) -> Tensor:
+        return functional.cross_entropy(model(rows[:, :-1]), rows[:, -1].long())
+
+    whole = torch.cat([X, Y[:, None]], dim=1)
+    runs = [small_swap(train=each, loss=of_last_column) for each in (whole, Frame(whole.numpy()))]
+    assert_same_bits(*map(bits, runs))
+
 
 def test_what_is_no_table_for_the_net_is_refused_by_its_types() -> None:
     whole = torch.randint(0, 255, X.shape, dtype=torch.uint8)

@@ -143,13 +143,15 @@ def test_processes_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -
 SCRIPT = """
 import os, sys
 import torch
-from own_nets import bits, share, small_refine, train
+from own_nets import bits, share, small_refine, small_swap, train
 
 def alone(worker, model):
     assert "WORLD_SIZE" not in os.environ and not torch.distributed.is_initialized()
     train(worker, model)
 
 rank = os.environ["RANK"]
+for timeout_s in (60, 90):  # runs of swap before it, of which each has a time limit of its own
+    small_swap(timeout_s=timeout_s)
 for _ in range(2):
     result = small_refine(how=alone, evaluate=share)
 assert result.is_first == (rank == "0")

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 import torch.distributed as dist
 
+from swap_fast.callbacks import watchdog as module
+from swap_fast.callbacks.watchdog import Watchdog
 from swap_fast.distributed import Comm, Store
-from swap_fast.training import watchdog as module
-from swap_fast.training.watchdog import Watchdog
 
 INTERVAL_S = 0.01
 
