@@ -27,7 +27,7 @@ step() { # step NAME REMEDY COMMAND...
 }
 
 # shellcheck disable=SC2046 # one word an extra
-ensure_installed $(benchmark_extras) search slurm tensorboard export mlperf docs test
+ensure_installed $(benchmark_extras) search slurm tensorboard export mlperf docs trainers test
 step 'format' "run '.venv/bin/ruff format .'" "$VENV_PYTHON" -m ruff format --check .
 step 'lint' "'.venv/bin/ruff check --fix .' mends what it can" "$VENV_PYTHON" -m ruff check .
 step 'types' "correct the types or their use" "$VENV_PYTHON" -m mypy

@@ -4,12 +4,14 @@ Modules that are slow to load are imported when the arguments are known to be ri
 `--help` is quick.
 """
 
+import json
 import os
 import select
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import zip_longest
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
@@ -19,8 +21,15 @@ from bench.options import JobOptions, ReportOptions, RunOptions, VerifyOptions
 from bench.search.grid import SearchOptions, parse_grid
 from swap_fast import __version__
 from swap_fast.choices import choose
-from swap_fast.config.recipe import AveragingRecipe, Recipe, SGDRecipe, SWAPRecipe, SWARecipe
-from swap_fast.options import name_the_user, parse_options
+from swap_fast.config.recipe import (
+    RECIPE_KINDS,
+    AveragingRecipe,
+    Recipe,
+    SGDRecipe,
+    SWAPRecipe,
+    SWARecipe,
+)
+from swap_fast.options import flow, name_the_user, parse_options
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
 
@@ -44,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         if name in USAGE and asks_for_usage(rest):
             print(f"usage: python -m bench {name} {USAGE[name]}")
             if name in ("run", "submit"):
-                recipes([])
+                _print_recipe_names()
             elif name == "export":
                 _print_summaries(FORMATS)
             return 0 if rest else 2
@@ -89,23 +98,26 @@ def _print_summaries(names: Mapping[str, tuple[Any, str]]) -> None:
 USAGE = {
     "run": """RECIPE [OPTIONS]
 
-`run RECIPE --help` shows the options, and the recipe's own fields, each of which
-can be overridden: --phase1.peak-lr 1.5. RECIPE is `auto` (cifar10_dawnbench with
-CUDA devices, else cifar10_speed_half, or cifar10_quick after --quick) or one of
+`run RECIPE --help` shows the options, and the recipe's own fields, each of
+which can be overridden: --phase1.peak-lr 1.5. RECIPE is `auto`
+(cifar10_dawnbench with CUDA devices, else cifar10_speed_half, or cifar10_quick
+after --quick) or one of these, of which `python -m bench recipes` says more:
 """,
     "submit": """RECIPE [OPTIONS]
 
-Runs RECIPE as jobs of SLURM, by submitit: phase 1, an array of phase 2's workers,
-and phase 3 after them. `submit RECIPE --help` shows the options; RECIPE is one of
+Runs RECIPE as jobs of SLURM, by submitit: phase 1, an array of phase 2's
+workers, and phase 3 after them. `submit RECIPE --help` shows the options;
+RECIPE is one of these, of which `python -m bench recipes` says more:
 """,
     "search": """RECIPE --grid NAME=VALUE,VALUE [OPTIONS]
 
-`search RECIPE --help` shows the options, and the recipe's own fields, each of which
-can be overridden for all runs. RECIPE is any of CIFAR's that `recipes` lists.""",
+`search RECIPE --help` shows the options, and the recipe's own fields, each of
+which can be overridden for all runs. RECIPE is any of CIFAR's that `recipes`
+lists.""",
     "export": """FORMAT [RUN ...] [-o FILE]
 
-RUN is a record's path, a run id, or a recipe for all of its runs; without any, all
-of --results. `export FORMAT --help` shows the options; FORMAT is one of
+RUN is a record's path, a run id, or a recipe for all of its runs; without any,
+all of --results. `export FORMAT --help` shows the options; FORMAT is one of
 """,
 }
 """Of the commands that need a name first."""
@@ -114,23 +126,47 @@ of --results. `export FORMAT --help` shows the options; FORMAT is one of
 # Commands with a recipe. Its fields are options too.
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecipesOptions:
+    """List the recipes, with the paper's table and what each needs."""
+
+    json: bool = False
+    """Print a JSON array, with an object a recipe."""
+
+
 def recipes(arguments: list[str]) -> int:
     """List the recipes."""
-    parse_options(_nothing, arguments, "python -m bench recipes")
-    rows = []
-    for name, make in RECIPES.items():
-        recipe = make()
+    options = parse_options(RecipesOptions, arguments, "python -m bench recipes")
+    made = [make() for make in RECIPES.values()]
+    if options.json:
+        print(json.dumps([_described(recipe) for recipe in made], indent=1))
+        return 0
+    width = max(map(len, RECIPES))
+    for recipe in made:
         many = recipe.phase1.gpus_per_model
         needs = f"{many} {recipe.devices if many > 1 else recipe.devices.rstrip('s')}"
-        rows.append((name, needs, recipe.table, recipe.summary))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
+        print(flow(f"{recipe.name:<{width}}  {needs:<7}  {recipe.table}", " " * (width + 11)))
+        print(flow(f"    {recipe.summary}", "    "))
     return 0
 
 
-def _nothing() -> None:
-    """List the recipes, with the paper's table and what each needs."""
+def _described(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "method": next(name for name, kind in RECIPE_KINDS.items() if type(recipe) is kind),
+        "table": recipe.table,
+        "summary": recipe.summary,
+        "dataset": recipe.dataset,
+        "devices": recipe.phase1.gpus_per_model,
+        "device": recipe.devices.rstrip("s"),
+    }
+
+
+def _print_recipe_names() -> None:
+    names, width = list(RECIPES), max(map(len, RECIPES))
+    half = (len(names) + 1) // 2
+    for left, right in zip_longest(names[:half], names[half:], fillvalue=""):
+        print(f"  {left:<{width}}  {right}".rstrip())
 
 
 def run(arguments: list[str]) -> int:
@@ -315,7 +351,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "run": (run, "run a recipe and write its record: run RECIPE --help"),
     "watch": (watch, "follow a run in the terminal, from another process"),
     "submit": (submit, "run a recipe as jobs of SLURM, which go on when pre-empted"),
-    "table": (table, "run what a table of the paper lacks, and draw it: table 1 to 6"),
+    "table": (table, "run what a table of the paper lacks, and draw it: 1 to 6, or all"),
     "figure": (figure, "draw a figure of the paper, 1 to 6; runs what is missing"),
     "report": (report, "draw tables, figures and the report from the records"),
     "compare": (compare, "two recipes, runs or folders: compare A B, with intervals"),

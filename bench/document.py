@@ -88,8 +88,6 @@ class Table:
     """What the cells' marks mean."""
     details: tuple[str, ...] = ()
     """Columns that a narrow screen leaves out."""
-    more_details: tuple[str, ...] = ()
-    """Columns that it leaves out too where the longest words of the others are too wide."""
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.name
@@ -316,37 +314,47 @@ def one_line(text: str) -> str:
 
 
 def show_table(table: Table, console: Console) -> None:
-    """Print a table and its footnotes; without its details where the screen is narrow."""
+    """Print a table and its footnotes; on a narrow screen without its details, and in parts."""
     from rich import box
     from rich.table import Table as ScreenTable
     from rich.text import Text
 
     left_out = table.details if console.width < WIDE else ()
     shown = [column for column in _columns(table) if column[0] not in left_out]
-    if _whole_width(map(_longest_word, shown)) > console.width:
-        shown = [column for column in shown if column[0] not in table.more_details]
     # Text, not str: a name with brackets is no markup.
-    screen = ScreenTable(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD)
-    for column, width in zip(shown, _widths(shown, console.width), strict=True):
-        justify: Literal["left", "right"] = "right" if _is_of_figures(column[1:]) else "left"
-        screen.add_column(Text(column[0]), justify=justify, width=width, overflow="fold")
-    for row in zip(*(column[1:] for column in shown), strict=True):
-        screen.add_row(*map(Text, row))
-    console.print(screen)
+    console.print(Text(table.title, style="italic"))
+    for part in _parts(shown, console.width):
+        screen = ScreenTable(box=box.SIMPLE_HEAD)
+        for column, width in zip(part, _widths(part, console.width), strict=True):
+            justify: Literal["left", "right"] = "right" if _is_of_figures(column[1:]) else "left"
+            screen.add_column(Text(column[0]), justify=justify, width=width, overflow="fold")
+        for row in zip(*(column[1:] for column in part), strict=True):
+            screen.add_row(*map(Text, row))
+        console.print(screen)
     for note in table.footnotes:
         console.print(Text(note))
+
+
+def _parts(columns: Sequence[Sequence[str]], screen: int) -> list[list[Sequence[str]]]:
+    """Columns that fit side by side, the first in each part, so that no word need be broken."""
+    parts = [[columns[0]]]
+    for column in columns[1:]:
+        if len(parts[-1]) > 1 and _whole_width(map(_longest_word, [*parts[-1], column])) > screen:
+            parts.append([columns[0]])
+        parts[-1].append(column)
+    return parts
 
 
 def _widths(columns: Sequence[Sequence[str]], screen: int) -> list[int | None]:
     """Each column's width in characters; None, as wide as its text, where all columns fit.
 
-    Where they do not, lines break between words, and within none but long names. The column that
-    lacks the most gets the room that is left.
+    Where they do not, lines break between words. The column that lacks the most gets the room that
+    is left.
     """
     full = [max(map(len, column)) for column in columns]
     if _whole_width(full) <= screen:
         return [None] * len(columns)
-    widths = [min(_longest_word(each), 40 if i == 0 else 12) for i, each in enumerate(columns)]
+    widths = [min(_longest_word(each), 40 if i == 0 else screen) for i, each in enumerate(columns)]
     lacking = [most - width for most, width in zip(full, widths, strict=True)]
     widest = lacking.index(max(lacking))
     widths[widest] += max(0, min(screen - _whole_width(widths), lacking[widest]))

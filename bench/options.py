@@ -10,6 +10,8 @@ from tyro.conf import Positional, UseAppendAction
 
 from swap_fast.callbacks.trackers import TrackerName
 
+Several = tyro.conf.arg(help_behavior_hint="(default: none)")
+
 _MOST = {"threads": max(256, os.cpu_count() or 1), "seed": 2**63 - 1}
 """More threads than any machine has cores end the process; torch's generators take 64 bits."""
 
@@ -42,7 +44,9 @@ class _DeviceOptions:
     """Where to run; auto takes CUDA devices where there are any."""
     ranks: int | None = None
     """Processes; by default one a device, or one a CPU core, as many as a recipe can use."""
-    cores: Literal["any", "own"] | tuple[int, ...] = "any"
+    cores: Annotated[
+        Literal["any", "own"] | tuple[int, ...], tyro.conf.arg(metavar="any|own|INT ...")
+    ] = "any"
     """On CPUs, where a device is a process of one thread. own: pin each process to a core that no
     other run has, for times on a quiet machine; beside other work it would wait for that core.
     Numbers: choose these from among them, as --cores 0 for a run on one device."""
@@ -170,9 +174,9 @@ class JobOptions:
     cluster: Literal["slurm", "local"] = "slurm"
     """local runs them here, one after another, to try what would be submitted."""
     nodes: int = 1
-    """Of phase 1 and phase 3; a worker of phase 2 has one."""
+    """Nodes of phase 1 and phase 3; a worker of phase 2 has one."""
     gpus_per_node: int = 8
-    """Of phase 1 and phase 3, one a process; 0 runs on CPUs. A worker of phase 2 has one."""
+    """GPUs of phase 1 and phase 3, one a process; 0 runs on CPUs. A worker of phase 2 has one."""
     cpus_per_task: int = 4
     """CPU cores a process."""
     time_min: int = 60
@@ -180,9 +184,9 @@ class JobOptions:
     at_once: int = 256
     """Workers of phase 2 that may run at the same time."""
     partition: str | None = None
-    """SLURM's."""
+    """SLURM's partition."""
     account: str | None = None
-    """SLURM's."""
+    """SLURM's account."""
 
     def __post_init__(self) -> None:
         """Refuse counts below one."""
@@ -209,8 +213,8 @@ class MicroOptions:
     """step: of the forward pass; auto is fp16 on CUDA devices and fp32 on CPUs."""
     batch_size: int = 256
     """Images a step."""
-    batch_sizes: tuple[int, ...] = ()
-    """step: a sweep over these in place of batch_size."""
+    batch_sizes: Annotated[tuple[int, ...], Several] = ()
+    """step: a sweep over these images a step, in place of batch_size."""
     peers: bool = False
     """step: also whole training loops over real batches, beside a stock one and torch's best."""
     dataset: Literal["cifar10", "synthetic"] = "cifar10"
@@ -228,7 +232,7 @@ class MicroOptions:
     threads: int | None = None
     """CPU threads; by default all cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """cpu, cuda or auto."""
+    """Where to measure; auto takes CUDA devices where there are any."""
     out: Path | None = None
     """Folder for a JSON record of the measurement."""
 
@@ -251,14 +255,14 @@ class MicroOptions:
 class PlanOptions:
     """What a recipe will take, before it is run."""
 
-    recipe: Positional[str | None] = None
+    recipe: Annotated[Positional[str | None], tyro.conf.arg(metavar="[RECIPE]")] = None
     """The recipe; not needed with --check-paper."""
     hardware: Literal["v100", "a100", "h100", "this"] = "v100"
     """Devices by their makers' figures, or this machine, measured for some seconds."""
     gpus: int | None = None
     """Devices of each node; by default as many as the recipe can use."""
     nodes: int = 1
-    """Nodes."""
+    """How many nodes."""
     phase1_epochs: float | None = None
     """Epochs of phase 1; by default the paper's mean, or the recipe's maximum."""
     price_per_gpu_hour: float | None = None
@@ -269,6 +273,8 @@ class PlanOptions:
     """Show phase 1 on up to 1,024 devices: a table and a figure in OUT."""
     out: Path | None = None
     """Folder for tables and figures; --scaling takes `results` by default."""
+    json: bool = False
+    """Print the plan as one JSON object; times in seconds, memory and messages in bytes."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be planned."""
@@ -281,6 +287,8 @@ class PlanOptions:
             raise ValueError(
                 f"price_per_gpu_hour: expected 0 or more, got {self.price_per_gpu_hour:g}"
             )
+        if self.json and (self.check_paper or self.scaling):
+            raise ValueError("json: expected a recipe's plan, got --check-paper or --scaling")
         if self.scaling and self.hardware == "this":
             raise ValueError(
                 "scaling: expected v100, a100 or h100, got this machine; a few of its steps say "
@@ -292,9 +300,9 @@ class PlanOptions:
 class PrepareOptions:
     """Write a tree of images (train/ and val/, a folder a class) again at a smaller size."""
 
-    source: Positional[Path]
+    source: Annotated[Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """The tree to read."""
-    dest: Positional[Path]
+    dest: Annotated[Positional[Path], tyro.conf.arg(metavar="DEST")]
     """The folder to write; what is there already of the same tree and size is kept."""
     size: int
     """Pixels of the shorter side: 160 for a stage at 128 px, 352 for one at 224 px."""
@@ -314,7 +322,7 @@ class PrepareOptions:
 class SmallTreeOptions:
     """Write a small tree of JPEG files from CIFAR-10's images, to try ImageNet's path on."""
 
-    destination: Positional[Path]
+    destination: Annotated[Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """A new folder."""
     per_class: int = 400
     """Training images of each of the ten classes."""
@@ -338,8 +346,8 @@ class TableOptions(_DeviceOptions):
     recipes' settings and are printed at once.
     """
 
-    number: Positional[Literal[1, 2, 3, 4, 5, 6]]
-    """The paper's."""
+    number: Positional[Literal[1, 2, 3, 4, 5, 6, "all"]]
+    """The paper's number; all: each in turn, without those that this machine has no data for."""
     size: Literal["auto", "paper", "modern", "narrow", "cpu"] = "auto"
     """The paper's net and data; a modern net for 94%; the paper's net at width 16; minutes on a
     CPU. auto takes the first with CUDA devices, else the last."""
@@ -382,5 +390,5 @@ class VerifyOptions:
     nor accuracy."""
     everything: Annotated[bool, tyro.conf.arg(name="all")] = False
     """Also run what an earlier record of this machine and code has as confirmed."""
-    only: tuple[str, ...] = ()
+    only: Annotated[tuple[str, ...], Several] = ()
     """Names of checks: run these alone, even if confirmed."""

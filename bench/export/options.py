@@ -15,7 +15,10 @@ from swap_fast.record import RunRecord
 class ExportOptions:
     """Which runs, and where their export is written."""
 
-    runs: Positional[tuple[str, ...]] = ()
+    runs: Annotated[
+        Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="[RUN ...]", help_behavior_hint="(default: none)"),
+    ] = ()
     """Records' paths, run ids, or recipes for all of their runs; none: all of RESULTS that the
     format takes."""
     results: Path = Path("results")
@@ -30,9 +33,9 @@ class DawnbenchOptions(ExportOptions):
     """Write runs as DAWNBench entries, in that benchmark's format: a JSON and a TSV file each."""
 
     author: str = "anonymous"
-    """Whose entry it is; DAWNBench asks for a name ..."""
+    """The name of the entry's author, for which DAWNBench asks."""
     author_email: str = ""
-    """... and an address."""
+    """The author's e-mail address."""
     code_url: str | None = None
     """Where the code is."""
     log_url: str | None = None

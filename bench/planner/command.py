@@ -6,8 +6,11 @@ The time is the physical model's; for a recipe of the paper the rate model's is 
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bench.document import NOTHING, Table, show_table, write_table
 from bench.options import PlanOptions
@@ -42,13 +45,23 @@ def run_plan(options: PlanOptions) -> int:
     from rich.text import Text
 
     paper = load_paper()
+    tables: list[Table] = []
+    figures: list[Scaling] = []
     if options.check_paper:
-        tables: list[Table] = [check_table(paper)]
-        figures: list[Scaling] = []
+        tables = [check_table(paper)]
     else:
         assert options.recipe is not None
         recipe = RECIPES[choose("recipe", options.recipe, RECIPES)]()
-        tables, figures = _tables_of(recipe, options, paper)
+        if options.scaling:
+            speed = modelled(options.hardware, _gpus_per_node(options), paper)
+            figures = [scale(workload_of(recipe, paper, options.phase1_epochs), speed)]
+            tables = [scaling_table(figures[0])]
+        else:
+            plan = _plan_of(recipe, options, paper)
+            tables = [plan_table(plan, options.price_per_gpu_hour)]
+            if options.json:
+                print(json.dumps(plan_object(plan, options.price_per_gpu_hour), indent=1))
+                return 0
     console = Console()
     for table in tables:
         show_table(table, console)
@@ -61,9 +74,11 @@ def run_plan(options: PlanOptions) -> int:
     return 0
 
 
-def _tables_of(
-    recipe: Recipe, options: PlanOptions, paper: Paper
-) -> tuple[list[Table], list[Scaling]]:
+def _gpus_per_node(options: PlanOptions) -> int | None:
+    return options.gpus if options.nodes > 1 else None
+
+
+def _plan_of(recipe: Recipe, options: PlanOptions, paper: Paper) -> Plan:
     speed: Speed
     if options.hardware == "this":
         from bench.planner.measure import measure
@@ -73,18 +88,14 @@ def _tables_of(
             raise ValueError(
                 f"hardware: expected a recipe of 32 px images to measure here, got {recipe.name}"
             )
-        print("measuring this machine for some seconds", flush=True)
+        print("measuring this machine for some seconds", flush=True, file=sys.stderr)
         speed = measure(recipe)
     else:
-        speed = modelled(options.hardware, options.gpus if options.nodes > 1 else None, paper)
-        if options.scaling:
-            scaling = scale(workload_of(recipe, paper, options.phase1_epochs), speed)
-            return [scaling_table(scaling)], [scaling]
+        speed = modelled(options.hardware, _gpus_per_node(options), paper)
     gpus = None if options.gpus is None else options.gpus * options.nodes
     if options.hardware == "this" and gpus is None:
         gpus = min(speed.hardware.gpus_per_node, workload_of(recipe, paper).replicas)
-    plan = make_plan(recipe, speed, gpus, paper, options.phase1_epochs)
-    return [plan_table(plan, options.price_per_gpu_hour)], []
+    return make_plan(recipe, speed, gpus, paper, options.phase1_epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +158,42 @@ def modelled(hardware: str, gpus_per_node: int | None, paper: Paper) -> Modelled
     if gpus_per_node is not None:
         described = replace(described, gpus_per_node=gpus_per_node)
     return Modelled(hardware=described, efficiency=paper_efficiency(paper, read_rates(paper)))
+
+
+def plan_object(plan: Plan, price_per_gpu_hour: float | None = None) -> dict[str, Any]:
+    """A plan as --json prints it: the table's figures unrounded, with their units in the names."""
+    work, hardware = plan.work, plan.speed.hardware
+    return {
+        "recipe": work.name,
+        "hardware": hardware.name,
+        "gpus": plan.gpus,
+        "phases": [
+            {
+                "name": phase.name,
+                "models": phase.num_models,
+                "gpus_per_model": phase.gpus_per_model,
+                "epochs": phase.epochs,
+                "steps": phase.steps,
+                "images": phase.images_trained,
+                "flop": phase.flop,
+                "time_s": time_s,
+                "floor_s": floor_s,
+            }
+            for phase, time_s, floor_s in zip(
+                work.phases, plan.expected.phases_s, plan.floor.phases_s, strict=True
+            )
+        ],
+        "averaging_s": plan.expected.averaging_s,
+        "flop": work.flop,
+        "time_s": plan.expected.total_s,
+        "floor_s": plan.floor.total_s,
+        "rate_model_s": plan.rate_model_s,
+        "memory_bytes_per_gpu": memory_bytes(work, hardware),
+        "gpu_memory_bytes": hardware.memory_bytes,
+        "sent_bytes_per_gpu": sent_bytes(work, plan.gpus),
+        "cost": None if price_per_gpu_hour is None else plan.cost(price_per_gpu_hour),
+        "phase1_epochs_source": work.epochs_source,
+    }
 
 
 def plan_table(plan: Plan, price_per_gpu_hour: float | None = None) -> Table:

@@ -136,7 +136,6 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
             f"Ours: {host.devices_name}",
             VERDICT,
         ),
-        more_details=(AT_TARGET,),
     )
 
 

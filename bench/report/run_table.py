@@ -1,7 +1,9 @@
 """`python -m bench table NUMBER`: makes the runs that a table of the paper lacks, and draws it."""
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +28,7 @@ from swap_fast.choices import choose_device
 from swap_fast.config.recipe import Recipe
 from swap_fast.data.cifar.dataset import DatasetName
 from swap_fast.data.cifar.files import find_at_hand, load_dataset, locate_dataset, locate_tree
+from swap_fast.options import flow
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import RunRecord
 
@@ -41,22 +44,46 @@ class TableData:
 
 
 def run_table(options: TableOptions) -> int:
-    """The command: run what a table lacks and draw it; the exit status.
+    """The command: run what a table lacks and draw it, or all tables, those with data.
+
+    Returns:
+        The exit status: 1 where a table was left out.
 
     Raises:
         ValueError: a device, a number of processes or data that cannot be had.
         RuntimeError: a run failed.
     """
-    if options.number in RUNS_OF:
-        size = size_for(options, RUN_TABLES[RUNS_OF[options.number]], "cuda")
-        show_table(recipe_table(options.number, load_paper(options.out), size), Console())
+    if options.number != "all":
+        _run_one(options, options.number)
         return 0
+    for table in RUN_TABLES.values():
+        size_for(options, table, "cuda")  # refused now, not hours later
+    status = 0
+    for number in (*RUN_TABLES, *RUNS_OF):
+        try:
+            _run_one(options, number)
+        except NoDataError as error:
+            print(flow(f"Table {number} is left out: {error}"), file=sys.stderr, flush=True)
+            status = 1
+    return status
+
+
+class NoDataError(ValueError):
+    """Data that a table's runs need and that cannot be had."""
+
+
+def _run_one(options: TableOptions, number: int) -> None:
+    """Run what one table lacks and draw it."""
+    if number in RUNS_OF:
+        size = size_for(options, RUN_TABLES[RUNS_OF[number]], "cuda")
+        show_table(recipe_table(number, load_paper(options.out), size), Console())
+        return
     if under_torchrun():
         raise ValueError(
             f"table: expected one process, which starts the others, got rank {os.environ['RANK']} "
             "of torchrun's; run each recipe by `torchrun ... -m bench run`, then draw the table"
         )
-    table = RUN_TABLES[options.number]
+    table = RUN_TABLES[number]
     device_type = choose_device(options.device)
     size = size_for(options, table, device_type)
     content = collect(options.out)
@@ -84,13 +111,13 @@ def run_table(options: TableOptions) -> int:
         sha256 = None if data is None else data.sha256
         jobs = jobs_of(table, size, options.runs, content.records, machine_of, sha256)
         lines = plan_lines(table, size, jobs, etas(jobs, content.records), data)
-        print(*lines, sep="\n", flush=True)
+        print(*(flow(line, "    ") for line in lines), sep="\n", flush=True)
         return jobs
 
     data = data_at_hand(table, size, options.data)
     jobs = plan(data)
     if options.dry_run:
-        return 0
+        return
     for job in jobs:
         if job.record is not None:
             folder = options.out / "checkpoints" / job.record.run_id
@@ -112,7 +139,6 @@ def run_table(options: TableOptions) -> int:
     report = write_report(content)
     draw(table, size, content, Console())
     print(f"report: {report}")
-    return 0
 
 
 def size_for(options: TableOptions, table: RunTable, device_type: str) -> Size:
@@ -198,12 +224,14 @@ def data_at_hand(table: RunTable, size: Size, data: Path | None) -> TableData | 
     None where there is none yet, and of a tree of images, whose every file would be looked at.
 
     Raises:
+        NoDataError: the folder that is named has no such data.
         ValueError: damaged data.
     """
     name = dataset_of(table, size)
     if name == "imagenet":
         return None
-    found = find_at_hand(name, data)
+    with _no_data():
+        found = find_at_hand(name, data)
     return None if found is None else _read(name, found)
 
 
@@ -213,20 +241,31 @@ def require_data(table: RunTable, size: Size, data: Path | None) -> TableData | 
     Refuses, before hours of training, data whose runs the table does not take.
 
     Raises:
-        ValueError: there is none of the data set, or not the kind that the table takes.
+        NoDataError: there is none of the data set, or not the kind that the table takes.
+        ValueError: damaged data.
     """
     name = dataset_of(table, size)
+    with _no_data():
+        place = locate_tree(data) if name == "imagenet" else locate_dataset(name, data)
     if name == "imagenet":
-        locate_tree(data)
         return None
-    found = _read(name, locate_dataset(name, data))
+    found = _read(name, place)
     kinds = table.data_kinds(size)
     if found.kind not in kinds:
-        raise ValueError(
+        raise NoDataError(
             f"--data: expected {table.dataset}, {' or '.join(kinds)}, for {table.title(size)}, "
             f"got {found.kind} data; give the folder that holds it"
         )
     return found
+
+
+@contextmanager
+def _no_data() -> Iterator[None]:
+    """Where data are looked for: what says that there are none."""
+    try:
+        yield
+    except ValueError as error:
+        raise NoDataError(str(error)) from None
 
 
 def dataset_of(table: RunTable, size: Size) -> DatasetName | Literal["imagenet"]:

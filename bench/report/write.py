@@ -53,7 +53,7 @@ from bench.records.timing import all_laps_table, energy_table, lap_table, readin
 from bench.report.claims import claims_tables
 from bench.report.comparison import pair_tables
 from bench.report.content import Content, warning
-from bench.report.paper_tables import N, recipe_tables, time_to_target
+from bench.report.paper_tables import AT_TARGET, N, recipe_tables, time_to_target
 from bench.report.run_lists import (
     configurations,
     machines_table,
@@ -308,7 +308,7 @@ def update_readme(readme: Path, content: Content) -> None:
 
 def _short(table: Table) -> Table:
     """A table without its details, and with the first of its notes and those on marks alone."""
-    left_out = {*table.details, *table.more_details} - {N}
+    left_out = {*table.details, AT_TARGET} - {N}
     kept = [i for i, column in enumerate(table.columns) if column not in left_out]
     rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
     return replace(

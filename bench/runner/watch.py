@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from platform import node
+from typing import Annotated
 
+import tyro
 from tyro.conf import Positional
 
 from swap_fast.callbacks.events import Tail, seconds_of
@@ -28,7 +30,7 @@ SILENT_S = 5.0
 class WatchOptions:
     """Follow a run, from any terminal that sees its folder; Ctrl-C leaves it as it is."""
 
-    run: Positional[str | None] = None
+    run: Annotated[Positional[str | None], tyro.conf.arg(metavar="[RUN]")] = None
     """Its name, the beginning of its name, or its folder; by default the newest of OUT."""
     out: Path = Path("results")
     """Results folder: runs are looked for in OUT/checkpoints."""

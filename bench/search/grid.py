@@ -26,14 +26,14 @@ class SearchOptions(RunOptions):
     """NAME=VALUE,VALUE,...: a setting of the recipe and the values to try. Given several times,
     every combination is tried. A short name, such as peak_lr, is phase 1's where both have it."""
     held_out: int = 5000
-    """So many of the training images are not trained on, and choose; no test image does."""
+    """Training images that are not trained on and choose the best; no test image does."""
     seeds: int = 1
     """Runs of each combination, with seeds SEED, SEED + 1, ...; their mean accuracy counts."""
     storage: str | None = None
     """Database of the study, such as postgresql://USER:PASSWORD@HOST/NAME for many machines; by
     default an SQLite file, OUT/search/NAME.db, for the processes of one machine."""
     name: str | None = None
-    """Of the study and its folder, OUT/search/NAME; by default made of the recipe and settings."""
+    """The study's, and its folder's, OUT/search/NAME; by default made of recipe and settings."""
     trials: int | None = None
     """Combinations that this call measures at most; by default all that are left."""
     dry_run: bool = False

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 FilesOrRun = Annotated[
-    tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES|RUN-FOLDER")
+    tuple[Path, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="FILES|RUN-FOLDER", help_behavior_hint="(required)"),
 ]
 
 
@@ -44,7 +46,7 @@ class AverageOptions:
     soup: Literal["uniform", "greedy"] = "uniform"
     """The mean of all, or of those that, from the best on, make it no worse on held-out data."""
     shares: tuple[float, ...] | None = None
-    """A weight for each file; divided by their sum."""
+    """A weight (a number of 0 or more) for each file; they are divided by their sum."""
     model: str | None = None
     """package.module:function, which makes the net that the files are of."""
     data: str | None = None
@@ -79,7 +81,7 @@ class AverageOptions:
     json: bool = False
     """Print one JSON object."""
     json_file: Path | None = None
-    """Write it to a file."""
+    """Write the JSON object to a file."""
     quiet: bool = False
     """Print no progress."""
 

@@ -85,7 +85,14 @@ def weights_of(name: str, model: nn.Module | Mapping[str, Any]) -> WeightFile:
     """
     found = model.state_dict() if isinstance(model, nn.Module) else model
     tensors, left_out = _state_dict(found, name, None)
-    whole = {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in tensors.items()}
+    try:
+        whole = {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in tensors.items()}
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name}: expected tensors whose process group is open, got shards (FSDP2) of a closed "
+            "one; return the full state dict, as get_model_state_dict(model, options="
+            "StateDictOptions(full_state_dict=True)) gives it, before the group is closed"
+        ) from error
     copies = _checked(on_host(whole), name)
     digest = hashlib.sha256(serialize(copies, {})).hexdigest()
     return WeightFile(path=Path(name), sha256=digest, tensors=copies, left_out=left_out)

@@ -186,7 +186,7 @@ class Augmentation:
     """Mirror left and right with probability 1/2; alternating: so in the first epoch, and in each
     later one the other way than in the epoch before."""
     cutout: int = 8
-    """Side of the square inside the image that is set to 0 after normalisation."""
+    """Side in pixels of the square in the image that is set to 0 after normalisation."""
 
     def __post_init__(self) -> None:
         typed_fields(self)
@@ -218,9 +218,9 @@ class Optimizer:
     kind: Literal["sgd", "muon"] = "sgd"
     """Muon takes the filters of convolutions; the peak learning rate is theirs."""
     momentum: float = 0.9
-    """In torch's form: the learning rate is not in the velocity. With Muon the filters'."""
+    """As in torch, without the learning rate in the velocity. With Muon the filters' momentum."""
     sgd_momentum: float | None = None
-    """With Muon, of all other parameters; None: as `momentum`."""
+    """With Muon, the momentum of all other parameters; None: as `momentum`."""
     nesterov: bool = True
     """Nesterov's momentum, which CIFAR's recipes have and ImageNet's do not."""
     weight_decay: float = 5e-4
@@ -231,7 +231,7 @@ class Optimizer:
     """Factor on the learning rate of biases, whose weight decay is divided by it; with Muon also
     of batch norm's weights."""
     head_lr_factor: float = 1.0
-    """With Muon, the same for the head and other matrices."""
+    """With Muon, factor on the learning rate of the head and other matrices."""
     loss_scale: float = 65536.0
     """In fp16, the first factor on the loss; it is halved where a gradient overflows."""
     loss_scale_grows: bool = True

@@ -50,7 +50,7 @@ class SGDRecipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Crop, flip and cutout."""
     label_smoothing: float = 0.0
-    """Share of the target that is divided evenly over all classes."""
+    """Share of the target (a fraction) that is divided evenly over all classes."""
     mirrored_evaluation: bool = False
     """Whether test accuracy is measured a second time, by the mean logits of an image and its
     mirror image. It has a column of its own; `target_accuracy` is of the first."""
@@ -97,6 +97,8 @@ class SGDRecipe:
 class _TwoPhases(SGDRecipe):
     """What SWAP and SWA have in common: a phase 2 whose models are averaged."""
 
+    phase1: Phase
+    """Large batches: of SWAP by all workers together, until tau (lines 7-17)."""
     phase2: Phase
     """Continues from phase 1: each worker of SWAP alone (lines 18-27), SWA with cyclic learning
     rates (Figure 6)."""

@@ -211,14 +211,19 @@ def make_net(make_model: Callable[[], nn.Module], seed: int, device: torch.devic
 
 
 def refuse_wrapped(model: nn.Module, name: str) -> None:
-    """Refuse a net within a module that has it as its `module`.
+    """Refuse a net within a module that has it as its `module`, and one in shards.
 
     Raises:
-        ValueError: it is in one of torch's.
+        ValueError: it is in one of torch's, or sharded over processes.
     """
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
         raise ValueError(
             f"{name}: expected the bare net, got it in {kind_of(model)}; give its .module"
+        )
+    if isinstance(model, nn.Module) and any(hasattr(p, "full_tensor") for p in model.parameters()):
+        raise ValueError(
+            f"{name}: expected the bare net, got it in shards over processes (FSDP2); give a net "
+            "that has loaded its full state dict"
         )
 
 

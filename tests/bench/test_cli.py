@@ -1,6 +1,8 @@
 """The command line: exit codes, helpful lines, and what each command does, as a user meets it."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -13,6 +15,8 @@ import pytest
 from bench.cli import main
 from bench.hardware import machine
 from bench.runner.session import differences
+from swap_fast.options import flow
+from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import read_record
 from swap_fast.tasks import cifar as loaders
 
@@ -126,6 +130,15 @@ def test_recipes_names_every_recipe_with_its_table(capsys: pytest.CaptureFixture
     assert any(line.startswith("cifar10_swap ") and "Table 1, SWAP" in line for line in lines)
     assert any(line.startswith("cifar10_dawnbench ") and "8 GPUs" in line for line in lines)
     assert any(line.startswith("cifar100_swap ") and "Table 2, SWAP" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_recipes_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == list(RECIPES)
+    assert (rows["cifar10_swap"]["method"], rows["cifar10_swap"]["devices"]) == ("swap", 8)
+    assert (rows["cifar10_cpu"]["dataset"], rows["cifar10_cpu"]["device"]) == ("cifar10", "core")
 
 
 def test_a_reader_that_has_seen_enough_gets_no_error() -> None:
@@ -139,24 +152,55 @@ def test_a_reader_that_has_seen_enough_gets_no_error() -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("long", "", 141)
 
 
-def test_no_help_loads_what_is_slow_to_load() -> None:
-    # This is what keeps every `--help` under half a second.
+@pytest.fixture(scope="module")
+def every_help() -> str:
+    """What `--help` of each command prints on a terminal of 80 columns."""
     program = (
         "import sys\n"
         "import swap_fast\n"
         "SLOW = 'torch torchvision nvidia matplotlib scipy optuna sqlalchemy submitit onnx'\n"
         "def slow():\n    return sorted(set(SLOW.split()) & sys.modules.keys())\n"
         "assert not slow(), f'import swap_fast loads {slow()}'\n"
-        "from bench.cli import COMMANDS, main\n"
-        "recipe = [[name, 'cifar10_cpu'] for name in ('run', 'submit', 'search')]\n"
-        "for command in [[], *([name] for name in COMMANDS), *recipe]:\n"
-        "    try:\n        main([*command, '--help'])\n"
+        "from bench.cli import COMMANDS, FORMATS, main\n"
+        "from swap_fast.__main__ import main as library\n"
+        "recipes = ('cifar10_cpu', 'imagenet_swap', 'cifar100_swa_small', 'cifar10_sgd_small')\n"
+        "more = [[name, recipe] for name in ('run', 'submit', 'search') for recipe in recipes]\n"
+        "more += [['export', name] for name in FORMATS]\n"
+        "commands = [(main, each) for each in [[], *([name] for name in COMMANDS), *more]]\n"
+        "for call, command in [*commands, (library, []), (library, ['average'])]:\n"
+        "    try:\n        call([*command, '--help'])\n"
         "    except SystemExit as exit_:\n        assert exit_.code in (None, 0), command\n"
         "    assert not slow(), f'{command} --help loads {slow()}'\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "80", "NO_COLOR": "1"},
+    )
     assert done.returncode == 0, done.stderr
-    assert "--phase1.peak-lr" in done.stdout
+    return done.stdout
+
+
+def test_no_help_loads_what_is_slow_to_load(every_help: str) -> None:
+    # This is what keeps every `--help` under half a second: the fixture asks.
+    assert "--phase1.peak-lr" in every_help
+
+
+def test_every_help_fits_80_columns(every_help: str) -> None:
+    wide = [line for line in every_help.splitlines() if len(line) > 80]
+    assert wide == []
+    assert "None}" not in every_help
+    assert every_help.count("The only phase.") == 3  # SGD's: run, submit, search
+    for usage in re.findall(r"^usage: .*(?:\n  .*)*", every_help, re.MULTILINE):
+        assert all(line.count("[") == line.count("]") for line in usage.splitlines())
+
+
+def test_a_terminal_s_colours_have_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    bold = "\033[1musage:\033[0m one \033[1mtwo\033[0m"
+    assert flow(bold) == bold
+    assert flow("usage: one two [three four]", "  ") == "usage: one two\n  [three four]"
 
 
 def test_an_option_s_text_flows_where_its_docstring_has_a_line_break(

@@ -46,6 +46,9 @@ for module in pkgutil.walk_packages(swap_fast.__path__, "swap_fast."):
 """
 
 
+OF_TESTS = ("test", "docs", "trainers")
+"""Extras that neither package imports."""
+
 # What is used by another name, and what is installed for a part of torch or as a program.
 DEPTRY = (
     *("--known-first-party", "swap_fast", "--known-first-party", "bench", "--no-ansi"),
@@ -85,7 +88,7 @@ def test_the_library_loads_without_its_extras() -> None:
 def test_what_is_imported_is_declared_and_what_is_declared_is_used(tmp_path: Path) -> None:
     # deptry does not read setup.cfg.
     lists = [_config()["options"]["install_requires"]]
-    lists += [text for extra, text in _extras().items() if extra not in ("test", "docs")]
+    lists += [text for extra, text in _extras().items() if extra not in OF_TESTS]
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("\n".join(lists), encoding="utf-8")
     command = [sys.executable, "-m", "deptry", "swap_fast", "bench", *DEPTRY]

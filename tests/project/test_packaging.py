@@ -68,12 +68,12 @@ def test_constraints_pin_all_that_the_scripts_install() -> None:
     )
     extras = config["options.extras_require"]
     wanted = _requirements(config["options"]["install_requires"])
-    ours = ("search", "tensorboard", "export", "mlperf", "docs", "test")
+    ours = ("search", "tensorboard", "export", "mlperf", "docs", "trainers", "test")
     for extra in ("telemetry", "plots", "dali", *ours):
         wanted += _requirements(extras[extra])
     assert {_plain_name(each) for each in wanted} <= pins.keys()
     assert (pins["torch"], pins["torchvision"]) == ("2.10.0", "0.25.0")
-    for each in _requirements(extras["test"]):
+    for each in _requirements(extras["test"] + extras["trainers"]):
         name, _, version = each.partition("==")
         assert pins[name] == version, f"{name} is pinned twice, and not alike"
 
@@ -262,7 +262,7 @@ def test_tests_add_their_extra_and_keep_the_others(installed: Checkout) -> None:
     assert done.returncode == 0
     assert ",test] into .venv: what is missing or has changed ..." in done.stdout
     pip, *steps = installed.calls
-    assert pip.endswith(",docs,test]")
+    assert pip.endswith(",docs,trainers,test]")
     assert ".[telemetry,plots," in pip
     assert steps == [
         "-m ruff format --check .",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -96,6 +97,7 @@ def test_a_recipe_for_any_tree_of_images_is_refused() -> None:
         (["cifar10_swap", "--nodes", "2"], "gpus: expected the devices of each of 2 nodes"),
         (["cifar10_swap", "--price-per-gpu-hour", "-1"], "expected 0 or more, got -1"),
         (["cifar10_swap", "--scaling", "--hardware", "this"], "expected v100, a100 or h100"),
+        (["--check-paper", "--json"], "json: expected a recipe's plan, got --check-paper"),
     ],
 )
 def test_options_that_cannot_be_exit_2(
@@ -107,6 +109,26 @@ def test_options_that_cannot_be_exit_2(
         code = exit_.code
     assert code == 2
     assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_plan_as_json_has_the_figures_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "cifar10_swap", "--json", "--price-per-gpu-hour", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    plan = make_plan(RECIPES["cifar10_swap"](), modelled("v100", None, PAPER), None, PAPER)
+    assert [phase["steps"] for phase in found["phases"]] == [108 * 12, 30 * 97]
+    times_s = [phase["time_s"] for phase in found["phases"]]
+    assert sum(times_s) + found["averaging_s"] == pytest.approx(found["time_s"])
+    assert found["cost"] == pytest.approx(8 * 3 * plan.expected.total_s / 3600)
+    assert found["sent_bytes_per_gpu"] == (108 * 12 + 1) * 1.75 * 4 * 6_573_120
+
+
+@pytest.mark.parametrize("what", [["cifar10_swap"], ["imagenet_swap"], ["--check-paper"]])
+def test_a_plan_fits_80_columns(
+    what: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["plan", *what]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_planning_on_paper_loads_no_torch() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
 import pytest
 from repository import ROOT
+from rich.console import Console
 
+from bench.document import show_table
+from bench.records.paper_tables import RUN_TABLES
 from bench.report.content import collect
+from bench.report.paper_tables import RUNS_OF, recipe_table, run_tables
 from bench.report.write import update_performance, update_readme, write_report
 
 MAKE_AGAIN = (
@@ -41,3 +46,20 @@ def test_nobody_forgot_to_make_the_report_again(
     made, committed = _texts(tmp_path), _texts(ROOT)
     assert made.keys() == committed.keys(), MAKE_AGAIN
     assert [name for name in made if made[name] != committed[name]] == [], MAKE_AGAIN
+
+
+def test_no_table_breaks_a_word_on_a_screen_of_80_columns() -> None:
+    content = collect(ROOT / "results")
+    tables = [recipe_table(number, content.paper) for number in RUNS_OF]
+    for table in RUN_TABLES.values():
+        for size in table.sizes:
+            tables += run_tables(table, size, content.records, content.paper)
+    assert len(tables) > len(RUNS_OF)
+    for drawn in tables:
+        screen = io.StringIO()
+        show_table(drawn, Console(file=screen, width=80))
+        text = screen.getvalue()
+        assert max(map(len, text.splitlines())) <= 80
+        shown = [i for i, column in enumerate(drawn.columns) if column not in drawn.details]
+        cells = [line[i] for line in (drawn.columns, *drawn.rows) for i in shown]
+        assert {word for cell in cells for word in cell.split()} <= {*text.split()}, drawn.name

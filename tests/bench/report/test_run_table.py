@@ -133,9 +133,9 @@ def test_runs_on_other_data_are_not_those_of_a_table(
     assert _fill(2, out, data=cifar) == 0
     capsys.readouterr()
     assert _fill(2, out, data=other, dry_run=True) == 0
-    line = capsys.readouterr().out.splitlines()[0]
+    text = " ".join(capsys.readouterr().out.split())
     told = load_dataset("cifar100", other).describe()
-    assert line == f"Table 2 at CPU size: 3 of 3 runs to make; data: {told}"
+    assert text.startswith(f"Table 2 at CPU size: 3 of 3 runs to make; data: {told}")
     for data in (other, other, cifar):
         assert _fill(2, out, data=data) == 0
         assert len(session.asked) == 3 + 3
@@ -164,9 +164,16 @@ def test_a_set_that_is_downloaded_only_then_is_compared_before_the_runs(
 
 @pytest.mark.usefixtures("no_data")
 def test_a_dry_run_says_what_would_run_and_runs_nothing(
-    tmp_path: Path, session: Session, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    session: Session,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
+    monkeypatch.setenv("COLUMNS", "80")
+    assert _fill(4, out, size="paper", dry_run=True) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    monkeypatch.setenv("COLUMNS", "160")
     assert _fill(4, out, size="paper", dry_run=True) == 0
     assert session.asked == []
     assert not out.exists()
@@ -222,6 +229,37 @@ def test_torchrun_is_sent_to_the_run_command(
     error = capsys.readouterr().err
     assert "expected one process" in error
     assert error.count("\n") == 1
+
+
+def _fill_all(out: Path, **changed: Any) -> int:
+    standard: dict[str, Any] = {"size": "cpu", "runs": 1, "device": "cpu"}
+    return run_table(TableOptions(number="all", out=out, quiet=True, **{**standard, **changed}))
+
+
+@pytest.mark.usefixtures("no_report", "no_data")
+def test_all_tables_but_those_without_data(
+    tmp_path: Path, cifar: Path, session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _fill_all(tmp_path / "out", data=cifar) == 1  # there is CIFAR-100 alone
+    assert {recipe for recipe, _ in session.asked} == {
+        recipe for number in (2, 4) for recipe in RUN_TABLES[number].recipes("cpu")
+    }
+    text, error = capsys.readouterr()
+    assert [line.split(":")[0] for line in error.splitlines() if line.startswith("Table")] == [
+        "Table 1 is left out",
+        "Table 3 is left out",
+    ]
+    assert "Table 5" in text
+    assert "Table 6" in text
+
+
+@pytest.mark.usefixtures("no_data")
+def test_a_size_that_one_table_lacks_is_refused_before_all_run(
+    tmp_path: Path, session: Session
+) -> None:
+    with pytest.raises(ValueError, match=r"size: expected one of .* for Table 2, got modern"):
+        _fill_all(tmp_path, size="modern")
+    assert session.asked == []
 
 
 @pytest.mark.parametrize("arguments", [["7"], ["1", "--runs", "0"], []])

@@ -34,6 +34,8 @@ from own_nets import (
 )
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import TensorDataset
@@ -159,6 +161,14 @@ def in_ddp(worker: int, model: nn.Module) -> nn.Module:
         torch.distributed.destroy_process_group()
 
 
+def in_shards(worker: int, model: nn.Module) -> None:
+    if not torch.distributed.is_initialized():
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    train(worker, model)
+
+
 def leaving_hooks(worker: int, model: nn.Module) -> None:
     train(worker, model)
     for module in model.modules():
@@ -177,6 +187,7 @@ def wrapped_by(wrap: Callable[[nn.Module], Any]) -> Any:
 TRAINERS = {
     "hooks": leaving_hooks,
     "ddp": in_ddp,
+    "fsdp2": in_shards,
     "compiled": wrapped_by(lambda model: torch.compile(model, backend="eager")),
     "module": wrapped_by(Wrapper),
     "a state dict": wrapped_by(lambda model: model.state_dict()),
@@ -188,9 +199,25 @@ TRAINERS = {
 
 @pytest.mark.parametrize("how", TRAINERS.values(), ids=TRAINERS.keys())
 def test_what_a_trainer_leaves_on_the_model_does_not_matter(how: Any) -> None:
-    plain, result = small_refine(evaluate=share), small_refine(how=how, evaluate=share)
+    plain = small_refine(evaluate=share)
+    try:
+        result = small_refine(how=how, evaluate=share)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # which FSDP2's trainer leaves open
     assert_same_bits(bits(result), bits(plain))
     assert result.accuracy == plain.accuracy
+
+
+def test_a_net_in_shards_is_refused() -> None:
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = fully_shard(started(), mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"^model: expected the bare net, got it in shards"):
+            small_refine(model)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("make", [Compiled.wrapped, Compiled.in_place], ids=["wrapped", "in place"])

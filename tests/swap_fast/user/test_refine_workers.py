@@ -140,6 +140,49 @@ def test_processes_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -
         dist.destroy_process_group()
 
 
+SHARDED = """
+import os, sys
+rank, world = (int(os.environ.pop(name)) for name in ("RANK", "WORLD_SIZE"))
+import torch
+import torch.distributed as dist
+from own_nets import bits, small_refine, train
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+def how(worker, model):
+    if not dist.is_initialized():
+        store = dist.FileStore(f"{sys.argv[1]}/store{closes}", world)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+    train(worker, model)
+    assert type(next(model.parameters())).__name__ == "DTensor"
+    if closes:
+        dist.destroy_process_group()
+
+closes = False
+found = bits(small_refine(how=how))
+dist.destroy_process_group()
+closes = True
+try:
+    small_refine(how=how)
+except ValueError as error:
+    torch.save((found, str(error)), f"{sys.argv[1]}/{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_a_trainer_may_shard_the_net_over_processes_of_its_own(tmp_path: Path) -> None:
+    run_torchrun(SHARDED, tmp_path, 2)
+    alone = bits(small_refine())
+    for rank in (0, 1):
+        found, error = torch.load(tmp_path / f"{rank}.pt")
+        # Both processes have the same batches, so that the mean gradient is that of one.
+        for name, tensor in alone.items():
+            torch.testing.assert_close(found[name], tensor)
+        assert error.startswith("worker 0: expected tensors whose process group is open, got sha")
+        assert "\n" not in error
+
+
 SCRIPT = """
 import os, sys
 import torch
