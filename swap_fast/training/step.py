@@ -260,6 +260,14 @@ class Step(BaseStep):
         images, labels = (part.chunk(self._replicas)[replica] for part in self.batch)
         return Forward(*self._forward(images, labels), len(labels), len(labels))
 
+    def first_pass(self) -> None:
+        """Run one replica forward and backward, without other ranks: what is compiled, is here."""
+        self._weights.model.train()
+        self.statistics.swap_in(0)
+        self._optimizer.scale(self.forward(0).loss).backward()
+        self._weights.gather_gradient_()
+        self._weights.gradient.zero_()
+
     def warm_up(self, updates: int = 2, *, captures: Captures | None = None) -> None:
         """Run updates on random images, then put everything back as it was.
 
@@ -303,4 +311,8 @@ def _forward(
             )
         return loss, (logits.argmax(1) == labels).sum()
 
-    return torch.compile(loss_and_correct, dynamic=False) if execution.compile else loss_and_correct
+    return (
+        torch.compile(loss_and_correct, dynamic=False)
+        if execution.step == "compiled"
+        else loss_and_correct
+    )
