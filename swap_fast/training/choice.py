@@ -87,9 +87,14 @@ def candidates(execution: Execution, model: nn.Module) -> tuple[ChosenStep, ...]
     """
     if execution.device_type == "cpu":
         return ("eager",)
-    fusable = execution.can_be_fused and any(isinstance(m, FusableNorm) for m in model.modules())
     with_triton = importlib.util.find_spec("triton") is not None
-    return ("eager", "compiled", "fused") if fusable and with_triton else ("eager", "compiled")
+    fusable = execution.can_be_fused and has_fused_kernels(model) and with_triton
+    return ("eager", "compiled", "fused") if fusable else ("eager", "compiled")
+
+
+def has_fused_kernels(model: nn.Module) -> bool:
+    """Whether there are kernels of our own for layers of this net."""
+    return any(isinstance(module, FusableNorm) for module in model.modules())
 
 
 class Candidate(Step):

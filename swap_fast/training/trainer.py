@@ -25,6 +25,7 @@ from swap_fast.training.choice import (
     candidates,
     choose_step,
     describe,
+    has_fused_kernels,
     phase_shapes,
 )
 from swap_fast.training.clock import Clock
@@ -286,7 +287,8 @@ def build_trainer(
         say: given what was measured for the choice, line by line, on rank 0.
 
     Raises:
-        ValueError: more ranks than the recipe has use for, too little data, or a seed below 0.
+        ValueError: more ranks than the recipe has use for, too little data, a seed below 0, or
+            fused kernels for a net that has none.
     """
     assert captures is not None or not execution.capture, "captured steps, and nobody to reset them"
     if seed < 0:
@@ -315,6 +317,11 @@ def build_trainer(
     with clock.lap("model_init"):
         torch.manual_seed(seed)
         weights = Weights(execution.place(make_model(), device), groups=recipe.optimizer.groups)
+        if execution.step == "fused" and not has_fused_kernels(weights.model):
+            raise ValueError(
+                f"step fused: expected ResNet-9, whose layers have such kernels, got "
+                f"{type(weights.model).__name__}; use --step auto"
+            )
         comm.broadcast_(weights.theta.detach())
         optimizer = recipe_optimizer(
             weights, recipe.optimizer, scale_gradients=execution.precision == "fp16"

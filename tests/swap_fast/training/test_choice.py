@@ -206,6 +206,11 @@ def test_which_are_candidates() -> None:
     assert choice.candidates(cuda, net) == ALL
 
 
+def test_a_net_without_fused_kernels_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"step fused: expected ResNet-9, .*, got SmallNet"):
+        small_trainer(execution=replace(NAMED_CUDA, step="fused"))
+
+
 def on_two_ranks(kind: str, comm: Comm, folder: Path) -> None:
     """A candidate that is slow, or fails, on rank 1 alone."""
     choice.REPLAYS = 5
