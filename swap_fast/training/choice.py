@@ -217,7 +217,7 @@ class _Trial:
         images = torch.randn(self.step.images.shape, generator=torch.Generator().manual_seed(0))
         self.step.images.copy_(images)
         self.step.labels.zero_()
-        weights.model.train()
+        self.step.prepare_()
 
     def build(self) -> None:
         """Compile what is compiled."""

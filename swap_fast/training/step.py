@@ -260,9 +260,13 @@ class Step(BaseStep):
         images, labels = (part.chunk(self._replicas)[replica] for part in self.batch)
         return Forward(*self._forward(images, labels), len(labels), len(labels))
 
+    def prepare_(self) -> None:
+        """Put the model in the form in which this step runs it."""
+        self._weights.model.train()
+
     def first_pass(self) -> None:
         """Run one replica forward and backward, without other ranks: what is compiled, is here."""
-        self._weights.model.train()
+        self.prepare_()
         self.statistics.swap_in(0)
         self._optimizer.scale(self.forward(0).loss).backward()
         self._weights.gather_gradient_()
@@ -282,7 +286,7 @@ class Step(BaseStep):
         theta, statistics = self._weights.copy()
         self.images.normal_()
         self.labels.zero_()
-        self._weights.model.train()
+        self.prepare_()
         self.statistics.reset_()
         self.set_learning_rate(0.0)
         if self._captured:
