@@ -9,6 +9,7 @@ import tyro
 from tyro.conf import Positional, UseAppendAction
 
 from swap_fast.callbacks.trackers import TrackerName
+from swap_fast.config.step_choice import StepName
 
 Several = tyro.conf.arg(help_behavior_hint="(default: none)")
 
@@ -80,10 +81,10 @@ class RunOptions(_DeviceOptions):
     """Type of the matrix work; by default fp16 on CUDA devices and fp32 on CPUs."""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     """Layout of images and convolution weights."""
-    compile: bool = False
-    """Use torch.compile."""
-    fused: bool = False
-    """ResNet-9's batch norm, pool, ReLU and sum in kernels of our own; CUDA devices alone."""
+    step: StepName = "auto"
+    """eager: torch's operators. compiled: torch.compile. fused: ResNet-9's batch norm, pool, ReLU
+    and sum in kernels of our own, CUDA devices alone. auto: the fastest of these on CUDA devices,
+    timed before training; eager on CPUs."""
     loader: Literal["auto", "tensor", "dali", "torchvision"] = "auto"
     """What makes the batches; auto takes the recipe's own on CUDA devices, else the fastest."""
     skip_bad_files: bool = False

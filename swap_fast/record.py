@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from swap_fast.config.recipe import RECIPE_KINDS, AveragingRecipe, Recipe, checked, recipe_from
+from swap_fast.config.step_choice import StepChoice, StepName
 from swap_fast.files import write_file
 
 SCHEMA_VERSION = 6
@@ -91,8 +92,9 @@ class ExecutionSettings(TypedDict):
     device_type: DeviceType
     precision: Literal["fp16", "bf16", "fp32"]
     memory_format: Literal["channels_last", "contiguous"]
-    compile: bool
-    fused: NotRequired[bool]  # absent before there were fused kernels
+    step: NotRequired[StepName]  # absent of older records, which have ...
+    compile: NotRequired[bool]  # ... this, ...
+    fused: NotRequired[bool]  # ... and since there were fused kernels this
     capture: bool
     all_reduce: Literal["fp16", "fp32"]
     loader: str
@@ -321,6 +323,8 @@ class RunRecord:
     other_work: Amount | None = None
     """CPU cores that other programs used on a host of the run meanwhile, on average; None: not
     known. Of a run that was resumed, or whose workers ran separately, in its last process alone."""
+    step_choice: StepChoice | None = None
+    """Which step ran and why, where that was left to the warm-up."""
     notes: list[str] = field(default_factory=list)
     """For a reader; nothing is decided by them."""
     schema_version: int = SCHEMA_VERSION

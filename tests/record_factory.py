@@ -47,7 +47,7 @@ EXECUTION = {
     "device_type": "cpu",
     "precision": "fp32",
     "memory_format": "channels_last",
-    "compile": False,
+    "step": "eager",
     "capture": False,
     "all_reduce": "fp32",
     "loader": "tensor",

@@ -121,6 +121,7 @@ def main() -> None:
         ranks=options.ranks,
         out=options.folder / "out",
         loader=options.loader,
+        step="eager",
         quiet=True,
     )
     prepared = prepare(run, small, recipe)

@@ -18,6 +18,7 @@ from bench.micro.records import Cost
 from bench.options import MicroNet
 from swap_fast.config.execution import DTYPES, Execution, default_execution
 from swap_fast.config.recipe import LoaderName
+from swap_fast.config.step_choice import StepName
 from swap_fast.tasks.cifar import missing_for_dali
 
 Groups = dict[str, list[Variant]]
@@ -127,13 +128,14 @@ def _step_variants(
                 is_ours=True,
             )
     eager = replace(default, capture=False)
-    for compiled in (False, True) if has_compiler() else (False,):
+    kinds: list[StepName] = ["eager", "compiled"] if has_compiler() else ["eager"]
+    for kind in kinds:
         for execution, layout in (
-            (replace(eager, compile=compiled, memory_format="contiguous"), "NCHW"),
-            (replace(eager, compile=compiled), "channels_last"),
+            (replace(eager, step=kind, memory_format="contiguous"), "NCHW"),
+            (replace(eager, step=kind), "channels_last"),
         ):
             yield Variant(
-                f"torch, {'compiled' if compiled else 'eager'}, {layout}",
+                f"torch, {kind}, {layout}",
                 step.torch_step,
                 (execution, width, batch_size, net),
                 threads=threads,
@@ -146,9 +148,9 @@ def _our_executions(default: Execution, *, fusable: bool) -> dict[str, Execution
     """The executions of our step on a device, the default one first."""
     executions = {"eager": replace(default, capture=False)}
     if has_compiler():
-        executions["compiled"] = replace(executions["eager"], compile=True)
+        executions["compiled"] = replace(executions["eager"], step="compiled")
     if default.device_type == "cuda" and fusable:
-        executions["fused"] = replace(executions["eager"], fused=True)
+        executions["fused"] = replace(executions["eager"], step="fused")
     if default.device_type == "cuda":
         captured = {
             "captured" if name == "eager" else f"{name}, captured": replace(each, capture=True)
@@ -170,7 +172,7 @@ def _in_processes(processes: int) -> str:
 def _cost(width: int, batch_size: int, execution: Execution, net: MicroNet = "resnet9") -> Cost:
     """An image's cost in a step; of a compiled or fused one, with fused kernels."""
     count = net_cost.resnet9 if net == "resnet9" else net_cost.speed_net
-    counted_net = count(width, 10, fused=execution.compile or execution.fused)
+    counted_net = count(width, 10, fused=execution.step != "eager")
     step_bytes = counted_net.step_bytes(batch_size, DTYPES[execution.precision].itemsize)
     return Cost(flop=float(counted_net.train_flop), bytes=step_bytes / batch_size)
 
@@ -214,7 +216,7 @@ def peer_groups(device: str, threads: int, setup: step.Setup) -> Groups:
                 step.best_practice_training,
                 (setup, mode),
                 threads=threads,
-                cost=_cost(width, batch_size, replace(eager, compile=mode is not None)),
+                cost=_cost(width, batch_size, replace(eager, step="compiled" if mode else "eager")),
                 is_headline=True,
             )
         )

@@ -168,7 +168,7 @@ class TorchStep:
         scaled = execution.precision == "fp16"
         self._scaler = torch.amp.GradScaler(execution.device_type, enabled=scaled)
         self._execution = execution
-        self._forward = torch.compile(self._loss) if execution.compile else self._loss
+        self._forward = torch.compile(self._loss) if execution.step == "compiled" else self._loss
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         with self._execution.autocast():

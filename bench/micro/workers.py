@@ -168,7 +168,7 @@ def grouped(execution: Execution, width: int, batch_size: int, workers: int) -> 
             with execution.autocast():
                 return grouped_losses(model, images, labels)
 
-        forward = torch.compile(losses, dynamic=False) if execution.compile else losses
+        forward = torch.compile(losses, dynamic=False) if execution.step == "compiled" else losses
 
         def step() -> None:
             update.optimizer.zero_grad(set_to_none=True)

@@ -39,6 +39,7 @@ from bench.records.timing import (
     unattributed_s,
 )
 from bench.statistics import Interval, Summary, Values, contrast, exponential, logarithms, summarize
+from swap_fast.config.step_choice import execution_settings
 from swap_fast.record import RunRecord
 
 TEST_ACCURACY, TRAIN_TIME = "test accuracy (%)", "train time (s), measured"
@@ -204,7 +205,12 @@ def _laps(side: Side) -> dict[str, float]:
 
 
 def _settings(run: RunRecord) -> dict[str, Any]:
-    return {**run.configuration, "overrides": ", ".join(run.overrides) or None, "data": run.data}
+    return {
+        "recipe": run.configuration["recipe"],
+        "execution": execution_settings(run.configuration["execution"]),
+        "overrides": ", ".join(run.overrides) or None,
+        "data": run.data,
+    }
 
 
 def _differing(

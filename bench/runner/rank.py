@@ -29,7 +29,7 @@ from bench.runner.run_folders import RunDir, RunSpec, describe_run, find_place
 from swap_fast.algorithm import large_batch_phase, sgd, small_batch_phase, swa, swap
 from swap_fast.callbacks.events import merge_events
 from swap_fast.callbacks.watchdog import Watchdog
-from swap_fast.checkpoint.run_folder import RunFolder, enter_folder, prune
+from swap_fast.checkpoint.run_folder import RunFolder, enter_folder, keep_step, prune
 from swap_fast.config.recipe import AveragingRecipe, SWAPRecipe, SWARecipe
 from swap_fast.data.cifar.dataset import Dataset, hold_out
 from swap_fast.data.cifar.files import load_dataset
@@ -124,7 +124,7 @@ def run_rank(spec: RunSpec) -> Path | None:
             return place.record if comm.rank == 0 else None
         attempt = None
         if comm.rank == 0:
-            info = replace(description, created=place.created)
+            info = replace(description, created=place.created, step_choice=place.step_choice)
             attempt = stack.enter_context(enter_folder(place.folder, info, part=part_of(spec)))
             remove_parts(spec.out / "runs", f"{place.folder.name}.json")
 
@@ -162,7 +162,11 @@ def run_rank(spec: RunSpec) -> Path | None:
                 shutdown=shutdown,
                 workers=spec.workers,
                 captures=captures,
+                step_choice=place.step_choice,
+                say=logger.note,
             )
+            if comm.rank == 0 and trainer.step_choice not in (None, place.step_choice):
+                keep_step(place.folder, trainer.step_choice)
             if profiler is not None:
                 trainer = profiler.trace_batch_norm(trainer)
 
@@ -473,6 +477,7 @@ def make_record(
         start=start,
         interruptions=interruptions,
         other_work=other_work,
+        step_choice=trainer.step_choice,
         flags=[*spec.flags, *profiled],
         notes=list(spec.notes),
     )

@@ -21,6 +21,7 @@ from swap_fast.checkpoint.run_folder import (
 )
 from swap_fast.config.execution import Execution
 from swap_fast.config.recipe import Recipe
+from swap_fast.config.step_choice import StepChoice
 from swap_fast.record import Code, Data, Flag, now, plain, run_id
 
 Part = Literal["all", "phase1", "workers"]
@@ -99,6 +100,8 @@ class RunDir:
     """Another run's folder, whose phase 1 it takes over."""
     record: Path | None
     """Of a run that is done."""
+    step_choice: StepChoice | None = None
+    """The step that it has begun with, or the run whose phase 1 it takes over."""
 
 
 def describe_run(request: RunSpec, data: Data, world_size: int) -> RunInfo:
@@ -149,7 +152,11 @@ def find_place(request: RunSpec, info: RunInfo) -> RunDir:
         require_same(folder, found, info)
         record = _record_of(out, folder)
         info = found
-    return RunDir(folder=folder, created=info.created, start=start, record=record)
+    before = info if start is None else read_run_info(start)
+    choice = info.step_choice or (before.step_choice if before is not None else None)
+    return RunDir(
+        folder=folder, created=info.created, start=start, record=record, step_choice=choice
+    )
 
 
 _NOT_OF_PHASE_1 = frozenset(

@@ -101,8 +101,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
     execution = replace(
         default,
         memory_format=options.memory_format,
-        compile=options.compile,
-        fused=options.fused,
+        step="eager" if (options.step, device_type) == ("auto", "cpu") else options.step,
         precision=options.precision or default.precision,
         all_reduce=options.all_reduce,
         capture=default.capture if options.capture == "auto" else options.capture == "on",
@@ -113,9 +112,9 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
     form: Form = "none" if options.quiet else "json" if options.json else "auto"
     say = line_printer(form if first else "none")
     require_trackers(options.track)
-    if execution.compile and device_type == "cpu" and not has_compiler():
+    if execution.step == "compiled" and device_type == "cpu" and not has_compiler():
         say("no C++ compiler was found, which torch.compile needs on a CPU: the step runs eagerly")
-        execution = replace(execution, compile=False)
+        execution = replace(execution, step="eager")
     if not recipe.paper_scale:
         say(
             f"not the paper's hardware or net: {recipe.name} has {recipe.net} of width "

@@ -206,8 +206,8 @@ def speed(form: Form) -> str:
     if best.capture:
         variants["captured"] = best
     if best.capture and not form.small:
-        variants["captured and compiled"] = replace(best, compile=True)
-        variants["captured and fused"] = replace(best, fused=True)
+        variants["captured and compiled"] = replace(best, step="compiled")
+        variants["captured and fused"] = replace(best, step="fused")
     flop, seen, slow = resnet9(width, 10).train_flop, [], []
     for variant, execution in variants.items():
         steps = _step_rate(execution, width, batch_size, least_s)

@@ -304,7 +304,7 @@ def compiled(form: Form) -> str:
     if form.device_type == "cpu" and not has_compiler():
         raise UnavailableError("a C++ compiler")
     default = default_execution(form.device_type)
-    return _as_the_default_update(default, replace(default, compile=True))
+    return _as_the_default_update(default, replace(default, step="compiled"))
 
 
 def fused(form: Form) -> str:
@@ -312,7 +312,7 @@ def fused(form: Form) -> str:
     if form.device_type == "cpu":
         raise UnavailableError("a CUDA device")
     default = default_execution("cuda")
-    return _as_the_default_update(default, replace(default, fused=True))
+    return _as_the_default_update(default, replace(default, step="fused"))
 
 
 def _as_the_default_update(default: Execution, changed: Execution) -> str:

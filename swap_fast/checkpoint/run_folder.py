@@ -31,6 +31,7 @@ from swap_fast.checkpoint.files import (
     write_checkpoint,
     write_json,
 )
+from swap_fast.config.step_choice import StepChoice, execution_settings
 from swap_fast.files import remove_parts
 from swap_fast.record import EpochRow, flatten
 from swap_fast.training.clock import TRAINING, Clock, total
@@ -57,6 +58,8 @@ class RunInfo:
     """All that must be the same for it to be resumed."""
     machine: dict[str, Any]
     """Where it ran last; another one may resume it."""
+    step_choice: StepChoice | None = None
+    """The step that its warm-up chose: a resumed run keeps to it."""
 
 
 def read_run_info(folder: Path) -> RunInfo | None:
@@ -68,11 +71,15 @@ def read_run_info(folder: Path) -> RunInfo | None:
     if not (folder / RUN_FILE).exists():
         return None
     try:
-        return read_json(folder / RUN_FILE, RunInfo)
+        info = read_json(folder / RUN_FILE, RunInfo)
     except DamagedError as error:
         raise ValueError(
             f"{folder}: {error}; delete this folder, or start a new run in another one"
         ) from None
+    execution = info.settings.get("execution")
+    if execution is None:
+        return info
+    return replace(info, settings={**info.settings, "execution": execution_settings(execution)})
 
 
 def enter_folder(folder: Path, info: RunInfo, *, resume: bool = True, part: str = "run") -> Attempt:
@@ -106,6 +113,13 @@ def enter_folder(folder: Path, info: RunInfo, *, resume: bool = True, part: str 
         if info != found:
             write_json(folder / RUN_FILE, info)
         return attempt
+
+
+def keep_step(folder: Path, choice: StepChoice) -> None:
+    """Note in run.json which step the warm-up chose."""
+    info = read_run_info(folder)
+    assert info is not None, "the run has entered its folder"
+    write_json(folder / RUN_FILE, replace(info, step_choice=choice))
 
 
 def require_same(folder: Path, found: RunInfo, info: RunInfo) -> None:

@@ -1,4 +1,4 @@
-"""How the arithmetic is run: device, precision, memory format, and eager or compiled."""
+"""How the arithmetic is run: device, precision, memory format, and which kernels make a step."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from swap_fast.config.recipe import LoaderName
+from swap_fast.config.step_choice import StepName
 from swap_fast.models.layers import FusableNorm
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -23,10 +24,8 @@ class Execution:
     """Type of the matrix work under autocast; the weights are float32 throughout."""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     """Layout of convolution weights and of images."""
-    compile: bool = False
-    """Whether torch.compile makes the forward and backward pass."""
-    fused: bool = False
-    """Whether batch norm, pool, ReLU and sum of ResNet-9 are one set of GPU kernels."""
+    step: StepName = "eager"
+    """What makes the forward and backward pass; auto is settled in a run's warm-up."""
     capture: bool = False
     """Whether the whole step is captured as one CUDA graph."""
     all_reduce: Literal["fp16", "fp32"] = "fp32"
@@ -46,11 +45,16 @@ class Execution:
                 f"capture: expected a CUDA device, got {self.device_type}; use --capture off"
             )
 
-        if self.fused and (self.device_type != "cuda" or self.memory_format != "channels_last"):
+        if self.step == "fused" and not self.can_be_fused:
             raise ValueError(
-                f"fused: expected a CUDA device and channels_last, got {self.device_type} and "
-                f"{self.memory_format}"
+                f"step fused: expected a CUDA device and channels_last, got {self.device_type} and "
+                f"{self.memory_format}; use --step eager"
             )
+
+    @property
+    def can_be_fused(self) -> bool:
+        """Whether the fused kernels are for this device and memory format."""
+        return self.device_type == "cuda" and self.memory_format == "channels_last"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,10 +82,14 @@ class Execution:
         for parameter in model.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.to(memory_format=self.format)
+        self.fuse_(model)
+        return model
+
+    def fuse_(self, model: nn.Module) -> None:
+        """Have the model's batch norms use the fused kernels, or torch's operators."""
         for module in model.modules():
             if isinstance(module, FusableNorm):
-                module.fused = self.fused
-        return model
+                module.fused = self.step == "fused"
 
     def empty_images(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
         """An uninitialised batch [B, C, H, W] of this type and memory format."""

@@ -384,6 +384,18 @@ class Step(BaseStep):
         images, labels = (part.chunk(self._replicas)[replica] for part in self.batch)
         return Forward(*self._forward(images, labels), len(labels), len(labels))
 
+    def prepare_(self) -> None:
+        """Put the model in the form in which this step runs it."""
+        self._weights.model.train()
+
+    def first_pass(self) -> None:
+        """Run one replica forward and backward, without other ranks: what is compiled, is here."""
+        self.prepare_()
+        self.statistics.swap_in(0)
+        self._optimizer.scale(self.forward(0).loss).backward()
+        self._weights.gather_gradient_()
+        self._weights.gradient.zero_()
+
     def warm_up(self, updates: int = 2, *, captures: Captures | None = None) -> None:
         """Run updates on random images, then put everything back as it was.
 
@@ -398,7 +410,7 @@ class Step(BaseStep):
         theta, statistics = self._weights.copy()
         self.images.normal_()
         self.labels.zero_()
-        self._weights.model.train()
+        self.prepare_()
         self.statistics.reset_()
         self.set_learning_rate(0.0)
         if self._captured:
@@ -427,4 +439,8 @@ def _forward(
             )
         return loss, (logits.argmax(1) == labels).sum()
 
-    return torch.compile(loss_and_correct, dynamic=False) if execution.compile else loss_and_correct
+    return (
+        torch.compile(loss_and_correct, dynamic=False)
+        if execution.step == "compiled"
+        else loss_and_correct
+    )

@@ -12,12 +12,22 @@ from torch import Tensor, nn
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
+from swap_fast.config.step_choice import StepChoice
 from swap_fast.data.cifar.batches import Loader, require_a_batch
 from swap_fast.distributed import ALONE, Comm, WorkerGroup
 from swap_fast.record import EpochRow
 from swap_fast.training.batchnorm import BatchNormRecompute
 from swap_fast.training.callback import Callback, Callbacks
 from swap_fast.training.capture import Captures
+from swap_fast.training.choice import (
+    Candidate,
+    build_in_turn,
+    candidates,
+    choose_step,
+    describe,
+    has_fused_kernels,
+    phase_shapes,
+)
 from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.loop import TrainStage, train_epochs
@@ -114,6 +124,8 @@ class Trainer:
     """Where the run is kept."""
     shutdown: GracefulShutdown
     """Ends the run after a signal."""
+    step_choice: StepChoice | None = None
+    """The step of all updates, where the execution left it open."""
 
     def load_(self, start: TrainedModel, *, keep_momentum: bool) -> None:
         """Begin a worker from phase 1's model: weights, statistics, and its optimizer's state."""
@@ -258,6 +270,8 @@ def build_trainer(
     shutdown: GracefulShutdown = NEVER,
     workers: Sequence[int] | None = None,
     captures: Captures | None = None,
+    step_choice: StepChoice | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Trainer:
     """Make the model, warm the kernels up, and move the data to the device, in that order.
 
@@ -268,9 +282,13 @@ def build_trainer(
     Arguments:
         workers: those of phase 2 that a process alone is to run; None: all, shared out.
         captures: owner of the CUDA graphs, where the execution has the steps captured.
+        step_choice: which step an interrupted run had, where the execution leaves it open; None:
+            it is chosen here, off the clock.
+        say: given what was measured for the choice, line by line, on rank 0.
 
     Raises:
-        ValueError: more ranks than the recipe has use for, too little data, or a seed below 0.
+        ValueError: more ranks than the recipe has use for, too little data, a seed below 0, or
+            fused kernels for a net that has none.
     """
     assert captures is not None or not execution.capture, "captured steps, and nobody to reset them"
     if seed < 0:
@@ -299,21 +317,50 @@ def build_trainer(
     with clock.lap("model_init"):
         torch.manual_seed(seed)
         weights = Weights(execution.place(make_model(), device), groups=recipe.optimizer.groups)
+        if execution.step == "fused" and not has_fused_kernels(weights.model):
+            raise ValueError(
+                f"step fused: expected ResNet-9, whose layers have such kernels, got "
+                f"{type(weights.model).__name__}; use --step auto"
+            )
         comm.broadcast_(weights.theta.detach())
         optimizer = recipe_optimizer(
             weights, recipe.optimizer, scale_gradients=execution.precision == "fp16"
         )
+    smoothing = recipe.label_smoothing
+    if execution.step == "auto":
+        with clock.lap("kernel_warmup"):
+            if step_choice is None:
+                of_run = phase_shapes(
+                    phases,
+                    len(group.workers),
+                    num_images=source.num_images,
+                    image_size=source.image_size,
+                )
+                step_choice = choose_step(
+                    partial(Candidate, weights, optimizer, label_smoothing=smoothing),
+                    execution,
+                    of_run,
+                    candidates(execution, weights.model),
+                    weights=weights,
+                    optimizer=optimizer,
+                    comm=comm,
+                )
+                for line in describe(step_choice) if comm.rank == 0 else ():
+                    say(line)
+            execution = replace(execution, step=step_choice.chosen)
+            execution.fuse_(weights.model)
+    else:
+        step_choice = None
+    with clock.lap("model_init"):
         make_step = partial(
-            Step,
-            weights,
-            optimizer,
-            execution=execution,
-            label_smoothing=recipe.label_smoothing,
+            Step, weights, optimizer, execution=execution, label_smoothing=smoothing
         )
         steps = [make_steps(make_step, phase, ranks, source.image_size) for phase, ranks in phases]
         recompute_batchnorm, buffer = BatchNormRecompute(weights, execution.autocast), None
     with clock.lap("kernel_warmup"):
         for step in (step for of_phase in steps for step in of_phase):
+            if execution.step != "eager":
+                build_in_turn(step.first_pass, comm)
             step.warm_up(captures=captures)
         source.warm_up(weights, execution)
         if isinstance(recipe, AveragingRecipe):
@@ -344,6 +391,7 @@ def build_trainer(
         callbacks=callbacks,
         checkpoints=checkpoints or NoCheckpoints(),
         shutdown=shutdown,
+        step_choice=step_choice,
     )
 
 
@@ -375,6 +423,7 @@ def assemble(
     callbacks: Iterable[Callback],
     checkpoints: Checkpoints,
     shutdown: GracefulShutdown,
+    step_choice: StepChoice | None = None,
 ) -> Trainer:
     """Move the data to the device, and put warm steps and the data together as a trainer.
 
@@ -423,6 +472,7 @@ def assemble(
         callbacks=Callbacks(callbacks),
         checkpoints=checkpoints,
         shutdown=shutdown,
+        step_choice=step_choice,
     )
     trainer.callbacks.on_start(trainer)
     return trainer

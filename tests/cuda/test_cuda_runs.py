@@ -34,6 +34,7 @@ SMALL = {
     "device": "cuda",
     "dataset": "cifar10",
     "loader": "tensor",
+    "step": "eager",
     "train-images": 160,
     "width": 2,
     "num-workers": 2,
@@ -161,6 +162,7 @@ def test_the_stages_of_imagenet_are_captured(
         "2.stages.1": 8,
     }
     options: dict[str, Any] = {"device": "cuda", "loader": "torchvision", "width": 4}
+    options["step"] = "eager"
     options |= {"batch-norm-batch-size": 30, "data": tmp_path / "tree", "out": tmp_path / "out"}
     options |= {f"phase{stage}.epochs": 1 for stage in batches}
     options |= {f"phase{stage}.global-batch-size": size for stage, size in batches.items()}

@@ -12,6 +12,8 @@ import pytest
 from record_factory import CPU, DATA, EXECUTION, make_record, make_telemetry, with_recipe
 from repository import RECORDED_RUNS
 
+from bench.records.grouping import accuracy_key, machine_key
+from swap_fast.config.step_choice import StepChoice, execution_settings
 from swap_fast.record import plain, read_record, read_records, run_id, write_record
 
 RECORD = make_record()
@@ -31,9 +33,41 @@ def test_round_trip_with_telemetry(tmp_path: Path) -> None:
     assert read_record(write_record(record, tmp_path)) == record
 
 
+def test_round_trip_with_the_step_that_was_chosen(tmp_path: Path) -> None:
+    times = {name: {"phase 1, 1 x 8 images of 32x32": 0.25} for name in ("eager", "fused")}
+    choice = StepChoice(chosen="fused", times_s=times, dropped={"compiled": "no compiler"})
+    record = replace(RECORD, step_choice=choice)
+    assert read_record(write_record(record, tmp_path)) == record
+
+
+@pytest.mark.parametrize(
+    ("older", "step"),
+    [
+        ({"compile": False}, "eager"),
+        ({"compile": True}, "compiled"),
+        ({"compile": False, "fused": False}, "eager"),
+        ({"compile": False, "fused": True}, "fused"),
+    ],
+)
+def test_an_older_record_tells_its_step_too(
+    older: dict[str, bool], step: str, tmp_path: Path
+) -> None:
+    without = {name: value for name, value in EXECUTION.items() if name != "step"}
+    configuration = {**RECORD.configuration, "execution": {**without, **older}}
+    record = replace(RECORD, configuration=configuration)  # type: ignore[arg-type]
+    assert read_record(write_record(record, tmp_path)) == record
+    execution = record.configuration["execution"]
+    assert execution_settings(execution) == {**without, "step": step}
+    assert execution_settings(execution_settings(execution)) == execution_settings(execution)
+    assert accuracy_key(record) == accuracy_key(RECORD)
+    assert machine_key(record) == machine_key(RECORD)
+
+
 def test_every_record_of_the_project_is_read_and_holds_what_its_file_holds() -> None:
     for path in RECORDED_RUNS.glob("*.json"):
-        content = {"other_work": None} | json.loads(path.read_text())  # which some lack
+        content = {"other_work": None, "step_choice": None} | json.loads(
+            path.read_text()
+        )  # which some lack
         content["epochs"] = [{"skipped_updates": 0} | row for row in content["epochs"]]
         assert plain(asdict(read_record(path))) == content, path.name
 

@@ -44,7 +44,7 @@ def test_others_have_the_same_net_with_torch_s_convolutions(name: MicroNet) -> N
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 def test_compiled_steps_take_the_images_they_count() -> None:
-    execution = Execution(compile=True)
+    execution = Execution(step="compiled")
     assert micro_step.our_step(execution, 2, 4)() == 4 * STEPS
     assert micro_step.torch_step(execution, 2, 4)() == 4 * STEPS
 

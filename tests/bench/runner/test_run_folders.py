@@ -21,8 +21,9 @@ from bench.runner import run_folders
 from bench.runner.run_folders import RunSpec, describe_run, find_place, find_start
 from swap_fast.checkpoint.attempts import Attempt, is_running
 from swap_fast.checkpoint.files import write_json
-from swap_fast.checkpoint.run_folder import RUN_FILE, RunInfo
+from swap_fast.checkpoint.run_folder import RUN_FILE, RunInfo, enter_folder, keep_step
 from swap_fast.config.execution import Execution
+from swap_fast.config.step_choice import StepChoice
 from swap_fast.recipes.cifar10 import cifar10_quick
 from swap_fast.recipes.cifar100 import (
     cifar100_sgd_large_cpu,
@@ -161,6 +162,40 @@ def test_recipes_share_a_phase_1_where_nothing_of_it_differs(
     assert find_start(folder.parent, describe(other)) == (folder if shared else None)
     for changed in ({"seed": 1}, {"data": {"sha256": "cd"}}, {"machine": {}}, {"execution": {}}):
         assert find_start(folder.parent, describe(other, **changed)) is None
+
+
+CHOICE = StepChoice(chosen="fused", times_s={"eager": {"phase 1": 0.5}}, dropped={})
+
+
+def test_a_resumed_run_keeps_the_step_that_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = request(tmp_path)
+    folder = begin(made, "2026-11-22T12:00:00")
+    assert find_place(made, describe(made)).step_choice is None
+    keep_step(folder, CHOICE)
+    place = find_place(made, describe(made))
+    assert (place.folder, place.step_choice) == (folder, CHOICE)
+    info = replace(describe(made), step_choice=place.step_choice)
+    with enter_folder(folder, info):
+        assert find_place(replace(made, folder=folder), info).step_choice == CHOICE
+    # So does a run that takes over its phase 1.
+    monkeypatch.setattr(run_folders, "last_of", lambda folder, phase: _Done)
+    other = replace(made, resume="no", share_phase1=True)
+    place = find_place(other, describe(other, created="2026-11-22T13:00:00"))
+    assert (place.start, place.step_choice) == (folder, CHOICE)
+
+
+def test_a_run_from_before_steps_had_names_is_resumed(tmp_path: Path) -> None:
+    made = request(tmp_path)
+    execution = describe(made).settings["execution"]
+    older = {name: value for name, value in execution.items() if name != "step"}
+    older |= {"compile": False, "fused": False}
+    folder = begin(made, "2026-11-22T12:00:00", execution=older)
+    assert find_place(made, describe(made)).folder == folder
+    compiled = replace(made, execution=replace(made.execution, step="compiled"))
+    with pytest.raises(ValueError, match=r"execution\.step 'compiled' in place of 'eager'"):
+        find_place(compiled, describe(compiled))
 
 
 class _Done:

@@ -46,4 +46,4 @@ def test_defaults() -> None:
     on_gpu = Execution(device_type="cuda", precision="fp16", capture=True)
     assert default_execution("cuda") == on_gpu
     assert Execution().memory_format == "channels_last"
-    assert not Execution().compile
+    assert Execution().step == "eager"

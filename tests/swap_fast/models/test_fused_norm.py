@@ -159,8 +159,8 @@ def test_only_a_training_net_on_a_cuda_device_is_fused() -> None:
     with pytest.raises(
         ValueError, match="fused: expected a CUDA device and channels_last, got cpu"
     ):
-        Execution(fused=True)
-    net = Execution(device_type="cuda", fused=True).place(ResNet9(width=1), torch.device("cpu"))
+        Execution(step="fused")
+    net = Execution(device_type="cuda", step="fused").place(ResNet9(width=1), torch.device("cpu"))
     norm = net.prep.bn
     assert norm.is_fused
     assert not net.eval().prep.bn.is_fused

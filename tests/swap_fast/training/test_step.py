@@ -22,7 +22,7 @@ def small_step(
     replicas: int, batch: int, *, compiled: bool = False
 ) -> tuple[Step, Weights, MomentumSGD]:
     torch.manual_seed(0)
-    execution = Execution(compile=compiled)
+    execution = Execution(step="compiled" if compiled else "eager")
     weights = Weights(execution.place(SmallNet(), torch.device("cpu")))
     optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=False)
     phase = Phase(global_batch_size=batch, peak_lr=0.1, max_epochs=1, gpus_per_model=replicas)
