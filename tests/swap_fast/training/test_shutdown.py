@@ -73,7 +73,7 @@ def run(
             shutdown=shutdown,
         )
         swap(RECIPE, parts)
-    rows = [EpochRow(**{**vars(row), "time_s": 0.0}) for row in kept.rows]
+    rows = [replace(row, time_s=0.0) for row in kept.rows]
     return [*parts.weights.copy(), parts.optimizer.velocity], rows, updates
 
 
