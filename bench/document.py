@@ -11,8 +11,9 @@ import csv
 import html
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -123,6 +124,7 @@ WIDE = 120
 """Characters of a screen that has room for all columns."""
 
 
+@lru_cache(maxsize=10_000)  # a long table repeats most of its cells
 def escape_markdown(text: str) -> str:
     """The text as it is, on one line, in a Markdown cell or sentence."""
     text = "".join(_MARKDOWN_ENTITIES.get(character, character) for character in one_line(text))
@@ -147,29 +149,32 @@ def escape_latex(text: str) -> str:
 
 def to_markdown(table: Table) -> str:
     """Title, caption, a pipe table, footnotes."""
-    columns = [escape_markdown(column) for column in table.columns]
-    rows = [[escape_markdown(cell) for cell in row] for row in table.rows]
-    widths = [max(3, *(len(row[i]) for row in [columns, *rows])) for i in range(len(columns))]
-    if sum(widths) > WIDE:  # no editor shows such lines under one another
-        widths = [3] * len(columns)
+    return "".join(markdown_lines(table))
+
+
+def markdown_lines(table: Table) -> Iterator[str]:
+    """The lines of `to_markdown`, each with its end; one by one, as a table may have 100,000."""
     right = figure_columns(table)
-    rule = [
-        "-" * (width - is_right) + ":" * is_right
-        for width, is_right in zip(widths, right, strict=True)
-    ]
-    cells = [
-        [
+    widths = [max(3, *(len(escape_markdown(cell)) for cell in each)) for each in _columns(table)]
+    if sum(widths) > WIDE:  # no editor shows such lines under one another
+        widths = [3] * len(widths)
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = (
             cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, width, is_right in zip(row, widths, right, strict=True)
-        ]
-        for row in [columns, rule, *rows]
-    ]
-    lines = [f"**{escape_markdown(table.title)}**", "", escape_markdown(table.caption), ""]
-    lines += ["| " + " | ".join(row) + " |" for row in cells]
+            for cell, width, is_right in zip(cells, widths, right, strict=True)
+        )
+        return f"| {' | '.join(aligned)} |\n"
+
+    yield f"**{escape_markdown(table.title)}**\n\n{escape_markdown(table.caption)}\n\n"
+    yield line([escape_markdown(column) for column in table.columns])
+    yield line(
+        ["-" * (n - is_right) + ":" * is_right for n, is_right in zip(widths, right, strict=True)]
+    )
+    for row in table.rows:
+        yield line([escape_markdown(cell) for cell in row])
     if table.footnotes:
-        lines += ["", *(f"{escape_markdown(note)}<br>" for note in table.footnotes[:-1])]
-        lines.append(escape_markdown(table.footnotes[-1]))
-    return "\n".join(lines) + "\n"
+        yield "\n" + "<br>\n".join(map(escape_markdown, table.footnotes)) + "\n"
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -245,10 +250,6 @@ def to_latex(table: Table, *, full_page: bool = False) -> str:
             rf"\label{{tab:{table.name}}}",
         ]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
-
-
-RENDERINGS = {"md": to_markdown, "csv": to_csv}
-"""Each form by the ending of its files."""
 
 
 def counted(number: int, noun: str, ending: str = "s") -> str:
@@ -374,9 +375,10 @@ def write_table(table: Table, folder: Path) -> list[Path]:
     """Write a table in each form: `folder/NAME.md` and `.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for ending, render in RENDERINGS.items():
+    for ending, lines in (("md", markdown_lines(table)), ("csv", [to_csv(table)])):
         paths.append(folder / f"{table.name}.{ending}")
-        paths[-1].write_text(render(table), encoding="utf-8", newline="\n")
+        with paths[-1].open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
     return paths
 
 

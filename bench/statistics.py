@@ -13,8 +13,8 @@ UNSTABLE_SHARE = 0.1
 """A standard deviation of this share of the mean, or more, marks times as unstable."""
 RESAMPLES = 9999
 """Of the bootstrap."""
-MOST_RESAMPLED = 2 * 10**6
-"""Values that it holds at once, in 32 MB with their indices."""
+MOST_RESAMPLED = 250_000
+"""Values that it holds at once, in 4 MB with their indices."""
 BOOTSTRAP_SEED = 0
 """Fixed, so that the same records give the same report."""
 HELD, DID_NOT_HOLD, NO_RUNS = "held", "did not hold", "no runs"

@@ -85,6 +85,11 @@ def our_batches(loader: LoaderName, device_type: str, batch_size: int, dtype: st
     )
     phase = Phase(global_batch_size=batch_size, peak_lr=0.1, max_epochs=1)
     batches = make_loader(split, execution, phase, Batch.empty(batch_size, 32, execution, device))
+    return _whole_epoch(batches, batch_size, device)
+
+
+def _whole_epoch(batches: Loader, batch_size: int, device: torch.device) -> Turn:
+    """A turn is an epoch, so that no batch is made before the turn is timed."""
     epochs = count()
 
     def turn() -> int:
@@ -367,17 +372,7 @@ def our_jpegs(
         number=1,
         into=Batch.empty(batch_size, PX, execution, device),
     )
-    epochs = count()
-
-    def turn() -> int:
-        # A whole epoch, so that no batch is decoded before the turn is timed.
-        batches.start_epoch(0, next(epochs))
-        for step in range(batches.steps_per_epoch):
-            batches.load(step)
-        synchronize(device)
-        return batches.steps_per_epoch * batch_size
-
-    return turn
+    return _whole_epoch(batches, batch_size, device)
 
 
 def torchvision_jpeg_loader(root: str, batch_size: int, processes: int) -> Turn:

@@ -1,10 +1,28 @@
-"""The statistics behind Tables 1 to 4: intervals, and Welch's test against the paper. No torch."""
+"""Behind Tables 1 to 4: intervals, tests against the paper, each two rows compared. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import combinations
 
-from bench.document import NOTHING, Table, interval_cell, mark_notes, plus_minus, summary_cell
-from bench.records.grouping import count_reaching, pool_accuracies, pool_times
+from bench.document import (
+    NOTHING,
+    Table,
+    interval_cell,
+    mark_notes,
+    number_cell,
+    plus_minus,
+    rows_of,
+    summary_cell,
+)
+from bench.records.grouping import (
+    accuracy_key,
+    count_reaching,
+    group_by,
+    machine_key,
+    pool_accuracies,
+    pool_times,
+    scale_note,
+)
 from bench.records.paper import (
     NOT_COMPARED,
     VERDICT_NOTE,
@@ -16,6 +34,15 @@ from bench.records.paper import (
 )
 from bench.records.paper_tables import RowRuns, RunTable, TableGroup, deal, table_groups
 from bench.records.timing import dawnbench_time
+from bench.report.compare import (
+    METHOD_NOTE,
+    TEST_ACCURACY,
+    TRAIN_TIME,
+    Comparison,
+    Quantity,
+    Side,
+    compare,
+)
 from bench.report.paper_tables import marks_of, time_cell, time_unit
 from bench.statistics import (
     BOOTSTRAP_SEED,
@@ -125,3 +152,49 @@ def _share(accuracy: Summary | None, target: float) -> tuple[str, ...]:
     interval = interval_cell(share_interval(count, n) if n else None, 100, decimals=0)
     name = f"share at {100 * target:g}% or more (%)"
     return (name, str(n), share, interval, *[NOTHING] * 5)
+
+
+# Each two rows of a table, compared.
+
+
+def pair_tables(records: Sequence[RunRecord]) -> list[Table]:
+    """Each two recipes of each of the paper's tables, where both ran on one kind of machine.
+
+    Runs of one recipe on other numbers of its devices are a side of their own.
+    """
+    tables = [_pair_table(group) for group in table_groups(records)]
+    return [table for table in tables if table.rows]
+
+
+def _pair_table(group: TableGroup) -> Table:
+    def sides(cell: Callable[[Side], str]) -> Callable[[Comparison], str]:
+        return lambda found: f"{cell(found.first)} and {cell(found.second)}"
+
+    def of(name: str, cell: Callable[[Quantity], str]) -> Callable[[Comparison], str]:
+        return lambda found: cell(next(q for q in found.quantities if q.name == name))
+
+    columns: dict[str, Callable[[Comparison], str]] = {
+        "A": lambda found: found.first.name,
+        "B": lambda found: found.second.name,
+        "Runs": sides(lambda side: str(len(side.runs))),
+        group.host.devices_head: sides(lambda side: machine_key(side.runs[0]).devices_cell),
+        "Accuracy, B - A (points)": of(TEST_ACCURACY, lambda q: number_cell(q.change)),
+        "its 95% interval": of(TEST_ACCURACY, lambda q: interval_cell(q.interval)),
+        "Time, measured, B / A": of(TRAIN_TIME, lambda q: number_cell(q.change)),
+        "its 95% interval (ratio)": of(TRAIN_TIME, lambda q: interval_cell(q.interval)),
+    }
+    return Table(
+        name=f"pairs_{group.name}",
+        title=f"Pairs of {group.title}",
+        caption=f"Any two: python -m bench compare A B. On {group.host.label}."
+        + scale_note(group.records),
+        columns=tuple(columns),
+        rows=rows_of(columns, (compare(*two) for two in combinations(_sides_of(group.records), 2))),
+        footnotes=(METHOD_NOTE,),
+    )
+
+
+def _sides_of(runs: Sequence[RunRecord]) -> list[Side]:
+    """A side a recipe; a recipe whose runs do not agree in all has one for each kind."""
+    groups = group_by(runs, lambda run: (run.recipe, accuracy_key(run), machine_key(run)))
+    return [Side(name=group[0].recipe, runs=tuple(group)) for group in groups.values()]

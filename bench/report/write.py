@@ -51,8 +51,7 @@ from bench.records.paper_tables import (
 )
 from bench.records.timing import all_laps_table, energy_table, lap_table, readings_table
 from bench.report.claims import claims_tables
-from bench.report.comparison import pair_tables
-from bench.report.content import Content, warning
+from bench.report.content import Content, speed_table, summary, warning
 from bench.report.paper_tables import AT_TARGET, N, recipe_tables, time_to_target
 from bench.report.run_lists import (
     configurations,
@@ -62,8 +61,7 @@ from bench.report.run_lists import (
     stability_table,
 )
 from bench.report.sampling import sampling_blocks
-from bench.report.statistics_table import statistics_tables
-from bench.report.summary import speed_table, summary
+from bench.report.statistics_table import pair_tables, statistics_tables
 from swap_fast.record import RunRecord
 
 if TYPE_CHECKING:

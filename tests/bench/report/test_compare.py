@@ -17,16 +17,16 @@ from scipy.stats import ttest_ind
 
 from bench.cli import main
 from bench.document import NOTHING
-from bench.report.compare import pair_sides
-from bench.report.comparison import (
+from bench.report.compare import (
     Comparison,
     Quantity,
     Side,
     compare,
     comparison_json,
     comparison_tables,
-    pair_tables,
+    pair_sides,
 )
+from bench.report.statistics_table import pair_tables
 from swap_fast.record import RunRecord
 
 

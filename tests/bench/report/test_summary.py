@@ -12,9 +12,8 @@ from record_factory import make_record
 from bench.document import Table
 from bench.micro.records import read_micro_records
 from bench.records.paper import load_paper
-from bench.report.content import Content, collect
+from bench.report.content import Content, collect, speed_table, summary
 from bench.report.run_lists import stability_table
-from bench.report.summary import speed_table, summary
 from bench.report.write import (
     BEGIN,
     END,

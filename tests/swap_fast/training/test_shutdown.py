@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def run(
             shutdown=shutdown,
         )
         swap(RECIPE, parts)
-    rows = [EpochRow(**{**vars(row), "time_s": 0.0}) for row in kept.rows]
+    rows = [replace(row, time_s=0.0) for row in kept.rows]
     return [*parts.weights.copy(), parts.optimizer.velocity], rows, updates
 
 
