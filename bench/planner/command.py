@@ -12,6 +12,7 @@ from pathlib import Path
 from bench.document import NOTHING, Table, show_table, write_table
 from bench.options import PlanOptions
 from bench.planner.check import check_table, paper_efficiency
+from bench.planner.forms import forms_table
 from bench.planner.model import (
     FLOOR,
     HARDWARE,
@@ -42,8 +43,9 @@ def run_plan(options: PlanOptions) -> int:
     from rich.text import Text
 
     paper = load_paper()
-    if options.check_paper:
-        tables: list[Table] = [check_table(paper)]
+    if options.check_paper or options.forms:
+        tables: list[Table] = [check_table(paper)] * options.check_paper
+        tables += [forms_table(paper)] * options.forms
         figures: list[Scaling] = []
     else:
         assert options.recipe is not None
