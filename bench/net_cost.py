@@ -34,6 +34,25 @@ UPDATE_PASSES = 9
 write theta, v."""
 
 
+def update_bytes(activation_bytes: int, *, fused: bool = False, gathered: bool = False) -> int:
+    """Memory traffic of an update, of each parameter.
+
+    Arguments:
+        activation_bytes: as in `Net.step_bytes`.
+        fused: by the kernels of `swap_fast.training.update_kernel`: read g for the search of
+            overflow, where there is a loss scale; read theta, v, g, write theta, v, and theta in
+            the narrow type.
+        gathered: several devices sum g, so that the fused form copies dw to g in float32 first.
+    """
+    is_narrow = activation_bytes != WEIGHT_BYTES
+    if fused:
+        gradient = WEIGHT_BYTES if gathered else activation_bytes
+        gather = gathered * (activation_bytes + WEIGHT_BYTES)
+        rounding = is_narrow * activation_bytes
+        return gather + (1 + is_narrow) * gradient + 4 * WEIGHT_BYTES + rounding
+    return UPDATE_PASSES * WEIGHT_BYTES + is_narrow * (WEIGHT_BYTES + activation_bytes)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """One layer, for one image."""
@@ -92,19 +111,20 @@ class Net:
             layer.saved_indices for layer in self.layers
         )
 
-    def step_bytes(self, batch_size: int, activation_bytes: int) -> int:
+    def step_bytes(
+        self, batch_size: int, activation_bytes: int, *, fused_update: bool = False
+    ) -> int:
         """Memory traffic of a whole step over a batch, its update included.
 
         Arguments:
             activation_bytes: 4 in fp32, 2 in fp16 and bf16, where the weights are also read and
                 written in the narrow type.
+            fused_update: see `update_bytes`.
         """
         values = sum(layer.forward_values + layer.backward_values for layer in self.layers)
         indices = 2 * sum(layer.saved_indices for layer in self.layers)
         weights = sum((1 + layer.backward_products) * layer.weights for layer in self.layers)
-        update = UPDATE_PASSES * WEIGHT_BYTES * self.parameters
-        if activation_bytes != WEIGHT_BYTES:
-            update += self.parameters * (WEIGHT_BYTES + activation_bytes)
+        update = self.parameters * update_bytes(activation_bytes, fused=fused_update)
         per_image = values * activation_bytes + indices * INDEX_BYTES
         return batch_size * per_image + weights * activation_bytes + update
 

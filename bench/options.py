@@ -83,8 +83,8 @@ class RunOptions(_DeviceOptions):
     """Layout of images and convolution weights."""
     step: StepName = "auto"
     """eager: torch's operators. compiled: torch.compile. fused: ResNet-9's batch norm, pool, ReLU
-    and sum in kernels of our own, CUDA devices alone. auto: the fastest of these on CUDA devices,
-    timed before training; eager on CPUs."""
+    and sum and the update in kernels of our own, CUDA devices alone. auto: the fastest of these on
+    CUDA devices, timed before training; eager on CPUs."""
     loader: Literal["auto", "tensor", "dali", "torchvision"] = "auto"
     """What makes the batches; auto takes the recipe's own on CUDA devices, else the fastest."""
     skip_bad_files: bool = False
@@ -257,7 +257,7 @@ class PlanOptions:
     """What a recipe will take, before it is run."""
 
     recipe: Annotated[Positional[str | None], tyro.conf.arg(metavar="[RECIPE]")] = None
-    """The recipe; not needed with --check-paper."""
+    """The recipe; not needed with --check-paper and --forms."""
     hardware: Literal["v100", "a100", "h100", "this"] = "v100"
     """Devices by their makers' figures, or this machine, measured for some seconds."""
     gpus: int | None = None
@@ -270,6 +270,8 @@ class PlanOptions:
     """Adds the cost, in the price's currency."""
     check_paper: bool = False
     """Print what the models make of every time in the paper."""
+    forms: bool = False
+    """Print the seconds of the fastest runs with each form of the step, on 1 and 8 GPUs."""
     scaling: bool = False
     """Show phase 1 on up to 1,024 devices: a table and a figure in OUT."""
     out: Path | None = None
@@ -279,8 +281,8 @@ class PlanOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be planned."""
-        if self.recipe is None and not self.check_paper:
-            raise ValueError("plan: expected a recipe or --check-paper, got neither")
+        if self.recipe is None and not (self.check_paper or self.forms):
+            raise ValueError("plan: expected a recipe, --check-paper or --forms, got none of them")
         require_counts(self, "gpus", "nodes")
         if self.nodes > 1 and self.gpus is None:
             raise ValueError(f"gpus: expected the devices of each of {self.nodes} nodes, got none")
@@ -288,7 +290,7 @@ class PlanOptions:
             raise ValueError(
                 f"price_per_gpu_hour: expected 0 or more, got {self.price_per_gpu_hour:g}"
             )
-        if self.json and (self.check_paper or self.scaling):
+        if self.json and (self.check_paper or self.forms or self.scaling):
             raise ValueError("json: expected a recipe's plan, got --check-paper or --scaling")
         if self.scaling and self.hardware == "this":
             raise ValueError(

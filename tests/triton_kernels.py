@@ -40,7 +40,7 @@ class Compiled:
 
 def compile_kernel(
     kernel: Any,
-    types: Sequence[str],
+    types: Sequence[str | tuple[str, ...]],
     constants: Mapping[str, object],
     capability: int,
     folder: Path,
@@ -50,7 +50,7 @@ def compile_kernel(
     """Compile for a GPU by its capability, 70 for V100, and let its assembler count.
 
     Arguments:
-        types: of the arguments before the constants.
+        types: of the arguments before the constants; of a tuple, of its members.
         folder: for the assembler's files.
         aligned: arguments that are multiples of 16, as torch's allocations are.
     """
@@ -60,11 +60,16 @@ def compile_kernel(
     from triton.compiler import ASTSource
 
     names = kernel.arg_names
+    signature = dict(zip(names, [*types, *["constexpr"] * len(constants)], strict=True))
+    places: list[tuple[int, ...]] = []
+    for name in aligned:
+        at, kind = names.index(name), signature[name]
+        places += [(at, i) for i in range(len(kind))] if isinstance(kind, tuple) else [(at,)]
     source = ASTSource(
         fn=kernel,
-        signature=dict(zip(names, [*types, *["constexpr"] * len(constants)], strict=True)),
+        signature=signature,
         constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+        attrs={place: [["tt.divisibility", 16]] for place in places},
     )
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
     architecture = re.search(r"\.target (\w+)", made.asm["ptx"])

@@ -20,6 +20,7 @@ from bench.micro.data import write_jpegs
 from bench.micro.interleave import time_interleaved
 from bench.micro.records import MicroRecord, Timing, write_micro_record
 from bench.micro.step import Setup
+from bench.micro.traffic import traffic_lines
 from bench.options import MicroOptions
 from swap_fast.choices import choose_device
 from swap_fast.config.execution import default_execution
@@ -85,6 +86,8 @@ def _groups(
     if options.precision != "auto":
         default = replace(default, precision=options.precision)
     steps = step_groups(default, threads, width, batch_sizes, options.net)
+    if options.net == "resnet9":
+        print(*traffic_lines(DEFAULT_WIDTH["cuda"], 256), sep="\n")
     if not options.peers:
         return steps, []
     data = None if options.dataset == "synthetic" else locate_dataset("cifar10", options.data)

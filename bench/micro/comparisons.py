@@ -173,7 +173,9 @@ def _cost(width: int, batch_size: int, execution: Execution, net: MicroNet = "re
     """An image's cost in a step; of a compiled or fused one, with fused kernels."""
     count = net_cost.resnet9 if net == "resnet9" else net_cost.speed_net
     counted_net = count(width, 10, fused=execution.step != "eager")
-    step_bytes = counted_net.step_bytes(batch_size, DTYPES[execution.precision].itemsize)
+    step_bytes = counted_net.step_bytes(
+        batch_size, DTYPES[execution.precision].itemsize, fused_update=execution.fused_update
+    )
     return Cost(flop=float(counted_net.train_flop), bytes=step_bytes / batch_size)
 
 

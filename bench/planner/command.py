@@ -15,6 +15,7 @@ from typing import Any
 from bench.document import NOTHING, Table, show_table, write_table
 from bench.options import PlanOptions
 from bench.planner.check import check_table, paper_efficiency
+from bench.planner.forms import forms_table
 from bench.planner.model import (
     FLOOR,
     HARDWARE,
@@ -47,8 +48,9 @@ def run_plan(options: PlanOptions) -> int:
     paper = load_paper()
     tables: list[Table] = []
     figures: list[Scaling] = []
-    if options.check_paper:
-        tables = [check_table(paper)]
+    if options.check_paper or options.forms:
+        tables += [check_table(paper)] * options.check_paper
+        tables += [forms_table(paper)] * options.forms
     else:
         assert options.recipe is not None
         recipe = RECIPES[choose("recipe", options.recipe, RECIPES)]()

@@ -103,10 +103,13 @@ class Workload:
         return max(phase.replicas for phase in self.phases)
 
 
-def workload_of(recipe: Recipe, paper: Paper, phase1_epochs: float | None = None) -> Workload:
+def workload_of(
+    recipe: Recipe, paper: Paper, phase1_epochs: float | None = None, *, fused: bool = False
+) -> Workload:
     """The workload of a recipe.
 
     Arguments:
+        fused: whether batch norm and what follows it are one kernel; of 32 px nets.
         phase1_epochs: of phase 1; by default the paper's mean for a recipe of the paper that
             stops at an accuracy, else the recipe's maximum.
 
@@ -135,10 +138,11 @@ def workload_of(recipe: Recipe, paper: Paper, phase1_epochs: float | None = None
         mean = paper.phase1_mean(recipe.dataset)
         epochs, source = mean.epochs, f"the paper's mean, {mean.source}"
 
-    phases = _stages(1, recipe, recipe.phase1, epochs)
+    phases = _stages(1, recipe, recipe.phase1, epochs, fused=fused)
     if isinstance(recipe, AveragingRecipe):
         phases += _stages(
-            2, recipe, recipe.phase2, float(recipe.phase2.max_epochs), recipe.num_workers
+            *(2, recipe, recipe.phase2, float(recipe.phase2.max_epochs), recipe.num_workers),
+            fused=fused,
         )
     resident = 0
     if recipe.dataset != "imagenet":
@@ -155,7 +159,13 @@ def workload_of(recipe: Recipe, paper: Paper, phase1_epochs: float | None = None
 
 
 def _stages(
-    number: int, recipe: Recipe, phase: Phase, epochs: float, num_models: int = 1
+    number: int,
+    recipe: Recipe,
+    phase: Phase,
+    epochs: float,
+    num_models: int = 1,
+    *,
+    fused: bool,
 ) -> list[PhaseWork]:
     """The parts of a phase: one for each image size and batch."""
     staged = isinstance(phase, StagedPhase)
@@ -168,7 +178,7 @@ def _stages(
             PhaseWork(
                 number=number,
                 name=f"{name}, {shape.image_size} px" if staged else name,
-                net=_net(recipe, shape.image_size),
+                net=_net(recipe, shape.image_size, fused=fused),
                 epochs=of_shape,
                 images=recipe.train_images or TRAIN_IMAGES[recipe.dataset],
                 global_batch_size=shape.global_batch_size,
@@ -179,9 +189,9 @@ def _stages(
     return works
 
 
-def _net(recipe: Recipe, side: int) -> Net:
+def _net(recipe: Recipe, side: int, *, fused: bool) -> Net:
     num_classes = NUM_CLASSES[recipe.dataset]
     if recipe.net == "resnet50":
         return resnet50(side, width=recipe.width, num_classes=num_classes, blocks=recipe.blocks)
     count = speed_net if recipe.net == "speed_net" else resnet9
-    return count(recipe.width, num_classes)
+    return count(recipe.width, num_classes, fused=fused)

@@ -25,7 +25,8 @@ class Execution:
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     """Layout of convolution weights and of images."""
     step: StepName = "eager"
-    """What makes the forward and backward pass; auto is settled in a run's warm-up."""
+    """What makes the forward and backward pass, and if fused the update; auto is settled in a run's
+    warm-up."""
     capture: bool = False
     """Whether the whole step is captured as one CUDA graph."""
     all_reduce: Literal["fp16", "fp32"] = "fp32"
@@ -55,6 +56,11 @@ class Execution:
     def can_be_fused(self) -> bool:
         """Whether the fused kernels are for this device and memory format."""
         return self.device_type == "cuda" and self.memory_format == "channels_last"
+
+    @property
+    def fused_update(self) -> bool:
+        """Whether the update is one set of GPU kernels: see `swap_fast.training.update_kernel`."""
+        return self.step == "fused"
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,7 +1,7 @@
 """What turns the gradient into an update: `Update` of Algorithm 1, lines 15 and 24."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
@@ -40,6 +40,22 @@ class ScaledOptimizer(ABC):
         self._first_scale = scaler.state_dict()
         # On the device: updates left out since the last reading.
         self.skipped = torch.zeros((), dtype=torch.float64, device=weights.theta.device)
+        self._kernel: Callable[[], None] | None = None  # in place of torch's optimizer
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether an update takes gradients where they lie: see `Weights.loosen_`."""
+        return self._kernel is not None
+
+    def fuse_(self, dtype: torch.dtype | None) -> None:  # noqa: B027  # most have no kernel
+        """Make each update one GPU kernel, where this optimizer has one.
+
+        The weights, the state and the results are the same, so that it may be changed between
+        updates; a captured step keeps what it was captured with.
+
+        Arguments:
+            dtype: of the forward pass; None: back to torch's optimizer.
+        """
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the next updates; where it is a tensor, on the device."""
@@ -55,6 +71,9 @@ class ScaledOptimizer(ABC):
 
     def step(self) -> None:
         """One update of the weights from `weights.gradient`, left out where that is not finite."""
+        if self._kernel is not None:
+            self._kernel()
+            return
         before = self.scale(self._one)
         self.scaler.step(self._torch)
         self.scaler.update()
@@ -154,9 +173,29 @@ class MomentumSGD(FlatOptimizer):
     and theta <- theta - a v without Nesterov's form.
     """
 
+    _own_kernel: Callable[[], None] | None = None
+
     def _make(self, groups: list[dict[str, Any]], config: Optimizer) -> torch.optim.Optimizer:
         momentum, nesterov = config.momentum, config.nesterov
         return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, fused=True)
+
+    def fuse_(self, dtype: torch.dtype | None) -> None:
+        """Use the kernels of `KernelUpdate`, or torch's."""
+        if dtype is None:
+            if self.is_fused:
+                self._weights.tighten_()
+            self._kernel = None
+            return
+        self._weights.loosen_(dtype)
+        if self._own_kernel is None:  # one, which captured steps may share
+            from swap_fast.training.update_kernel import KernelUpdate  # Triton is on Linux alone
+
+            places = [p for n, p in self._weights.places.items() if self._weights.groups[n]]
+            groups = list(zip(places, self._torch.param_groups, strict=True))
+            self._own_kernel = KernelUpdate(
+                self._weights, self.velocity, groups, self.scaler, self.skipped
+            )
+        self._kernel = self._own_kernel
 
 
 class MuonAndSGD(FlatOptimizer):

@@ -220,6 +220,8 @@ class BaseStep(ABC):
             if phase.stop == "auto"
             else None
         )
+        # Whether one backward pass makes the whole gradient, which then may lie anywhere.
+        self._is_alone = self._num_replicas == 1 and self.noise_meter is None
         # Since the last reading: the sum of the images' losses, how many were right, and of how
         # many. On the device; a fourth sum, the images themselves, is counted on the host.
         zero = torch.zeros((), dtype=torch.float64, device=weights.theta.device)
@@ -244,14 +246,16 @@ class BaseStep(ABC):
 
     def update_no_sync(self) -> None:
         """The update itself: tensors of fixed addresses, no host state, no wait for the device."""
-        meter = self.noise_meter
-        self._weights.gradient.zero_()
+        meter, is_fused = self.noise_meter, self._optimizer.is_fused
+        if not is_fused:  # there the first replica's takes its place
+            self._weights.gradient.zero_()
         for replica in range(self._replicas):
             self.statistics.swap_in(replica)
             loss, correct, counted, examples = self.forward(replica)
             # The mean over replicas of their mean losses: lines 12 and 14 at once.
             self._optimizer.scale(loss / self._num_replicas).backward()
-            self._weights.gather_gradient_()
+            if not (is_fused and self._is_alone):
+                self._weights.gather_gradient_(replaces=is_fused and replica == 0)
             self.statistics.swap_out(replica)
             self.loss_sum += loss.detach() * examples
             self.correct += correct
@@ -372,6 +376,7 @@ class Step(BaseStep):
         self.batch = Batch.empty(count, self.shape.image_size, execution, weights.theta.device)
         self.images, self.labels = self.batch
         self._captured = execution.capture
+        self._fused_dtype = execution.dtype if execution.fused_update else None
         self._forward = _forward(weights.model, execution, label_smoothing)
 
     @property
@@ -385,8 +390,9 @@ class Step(BaseStep):
         return Forward(*self._forward(images, labels), len(labels), len(labels))
 
     def prepare_(self) -> None:
-        """Put the model in the form in which this step runs it."""
+        """Put the model and the optimizer in the form in which this step runs them."""
         self._weights.model.train()
+        self._optimizer.fuse_(self._fused_dtype)
 
     def first_pass(self) -> None:
         """Run one replica forward and backward, without other ranks: what is compiled, is here."""

@@ -10,6 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from swap_fast.config.phase import GroupName
 from swap_fast.distributed import ALONE, Comm
 
+LAYERS_IN_HALF = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""Whose weights and biases autocast rounds to half precision."""
+
 
 class Weights:
     """The parameters, gradients and buffers of a model, each in one flat vector.
@@ -72,7 +75,12 @@ class Weights:
             group: slice(end - size, end)
             for group, size, end in zip(order, sizes, accumulate(sizes), strict=True)
         }
-        self._rounded = [(p, t) for p, t in self.trained.items() if p is not t]
+        # Parameters whose gradients autograd leaves elsewhere, each with its part of `gradient`.
+        self.loose: list[tuple[nn.Parameter, Tensor]] = []
+        # Of `loosen_`: theta in half precision [P], and the parameters that are parts of it.
+        self.rounded: Tensor | None = None
+        self._loosened: set[nn.Parameter] = set()
+        self.tighten_()
         # Whether gradients can underflow, without a loss scale.
         self.has_fp16 = any(p.dtype == torch.float16 for p in parameters)
         self._collect_buffers(dtype)
@@ -111,6 +119,60 @@ class Weights:
             else:
                 self._mirrored.append((module, name, value))
 
+    @property
+    def _rounded(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Parameters that are rounded copies of their parts of theta, each with its part."""
+        return [(p, t) for p, t in self.trained.items() if p is not t]
+
+    def _split(self, vector: Tensor) -> dict[nn.Parameter, Tensor]:
+        """The parts of a vector [P] that belong to each parameter."""
+        like = [trained.detach() for trained in self.trained.values()]
+        return dict(zip(self.trained, split(vector, like), strict=True))
+
+    def loosen_(self, dtype: torch.dtype) -> None:
+        """Let gradients lie where autograd leaves them, for an update that takes them there.
+
+        `gradient` has the sum of what is gathered.
+
+        In half precision, convolutions and linear layers also get rounded copies of their parts of
+        theta, the same that autocast would make in every pass.
+
+        Arguments:
+            dtype: of the forward pass.
+        """
+        self.tighten_()
+        if dtype != self.theta.dtype:
+            if self.rounded is None or self.rounded.dtype != dtype:
+                self.rounded = self.theta.detach().to(dtype)
+            parts, copies = self._split(self.theta.detach()), self._split(self.rounded)
+            layers = [m for m in self.model.modules() if isinstance(m, LAYERS_IN_HALF)]
+            for parameter in (p for layer in layers for p in layer.parameters(recurse=False)):
+                if self.trained.get(parameter) is parameter:
+                    self.trained[parameter] = nn.Parameter(parts[parameter])
+                    self.trained[parameter].grad, parameter.grad = parameter.grad, None
+                    parameter.data = copies[parameter]
+                    self._loosened.add(parameter)
+            self.refresh_()
+        self.loose = list(self._split(self.gradient).items())
+        self.drop_gradients_()
+
+    def tighten_(self) -> None:
+        """Undo `loosen_`: parameters and their gradients are parts of the vectors again."""
+        for parameter in self._loosened:
+            parameter.grad = None
+            parameter.data, self.trained[parameter] = self.trained[parameter].data, parameter
+        self._loosened.clear()
+        views = self._split(self.gradient)
+        for parameter, trained in self.trained.items():
+            if parameter is trained:
+                parameter.grad = views[parameter]
+        self.loose = [(parameter, views[parameter]) for parameter, _ in self._rounded]
+
+    def drop_gradients_(self) -> None:
+        """Leave no loose gradient behind."""
+        for parameter, _ in self.loose:
+            parameter.grad = None
+
     def load_(self, theta: Tensor, statistics: Tensor) -> None:
         """Copy a vector of weights and one of statistics into the model."""
         self.theta.detach().copy_(theta)
@@ -123,16 +185,26 @@ class Weights:
 
     def refresh_(self) -> None:
         """Round theta into the parameters that are no views of it."""
+        if self.rounded is not None:
+            self.rounded.copy_(self.theta.detach())
         for parameter, trained in self._rounded:
-            parameter.data.copy_(trained.data)
+            if parameter not in self._loosened:
+                parameter.data.copy_(trained.data)
 
-    def gather_gradient_(self) -> None:
-        """Add the gradients of parameters in half precision to `gradient`, in its precision."""
-        for parameter, trained in self._rounded:
-            if parameter.grad is not None:
-                assert trained.grad is not None, "a part of `gradient`"
-                trained.grad.add_(parameter.grad)
-                parameter.grad = None
+    def gather_gradient_(self, *, replaces: bool = False) -> None:
+        """Add the gradients that lie elsewhere to `gradient`, in its precision.
+
+        Arguments:
+            replaces: whether they take the place of what is there; a missing one counts as 0.
+        """
+        found = [(part, p.grad) for p, part in self.loose if p.grad is not None]
+        if replaces:
+            for part in (part for p, part in self.loose if p.grad is None):
+                part.zero_()
+        if found:
+            parts, gradients = map(list, zip(*found, strict=True))
+            (torch._foreach_copy_ if replaces else torch._foreach_add_)(parts, gradients)
+            self.drop_gradients_()
 
     def set_statistics_(self, statistics: Tensor) -> None:
         """Copy statistics [2C + extra] into the model."""
@@ -173,6 +245,7 @@ class Weights:
 
         Counts of batches, which depend on how replicas were dealt out to processes, become 0.
         """
+        self.tighten_()
         for parameter in self.trained:
             parameter.data, parameter.grad = parameter.data.clone(), None
         for norm in self.norms:

@@ -157,6 +157,20 @@ def test_fused_kernels_by_hand() -> None:
     assert speed[1].step_bytes(BATCH, 4) < speed[0].step_bytes(BATCH, 4)
 
 
+def test_the_updates_by_hand() -> None:
+    # In fp16: write g; read dw, g, write g; read theta, v, g, write theta, v; cast theta.
+    assert net_cost.update_bytes(2) == 9 * 4 + 6
+    # Search g; read g, theta, v, write theta, v and the rounded theta.
+    assert net_cost.update_bytes(2, fused=True) == 2 + 2 + 4 * 4 + 2
+    assert net_cost.update_bytes(4, fused=True) == 5 * 4
+    # Read dw, write g in fp32, which is then read twice.
+    assert net_cost.update_bytes(2, fused=True, gathered=True) == 2 + 4 + 2 * 4 + 4 * 4 + 2
+    net = net_cost.resnet9(64, 10, fused=True)
+    saved = net.step_bytes(256, 2) - net.step_bytes(256, 2, fused_update=True)
+    assert saved == 20 * net.parameters
+    assert net.step_bytes(256, 2, fused_update=True) / 256 == pytest.approx(9.41e6, rel=1e-3)
+
+
 def test_an_image_s_share_of_the_update_falls_with_the_batch() -> None:
     net = net_cost.resnet9(16, 10)
     # As `bench micro` recorded it in November 2026, by hooks on the net.

@@ -300,6 +300,8 @@ def install_triton() -> None:
     original = JITFunction.run
 
     def on_cpu(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(on_cpu, value))
         return alias(value) if isinstance(value, Tensor) and value.is_cuda else value
 
     def launch(self, *args, grid, warmup, **kwargs):

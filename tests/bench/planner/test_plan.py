@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from repository import ROOT
 from bench.cli import main
 from bench.planner import measure as this_machine
 from bench.planner.command import make_plan, modelled, plan_table
-from bench.planner.model import Efficiency, Modelled, epoch_s
+from bench.planner.forms import EAGER, RUNS, forms_table, planned_seconds
+from bench.planner.model import HARDWARE, Efficiency, Modelled, epoch_s, layers_s
 from bench.planner.scaling import (
     Scaling,
     ScalingPoint,
@@ -92,7 +94,7 @@ def test_a_recipe_for_any_tree_of_images_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "expected a recipe or --check-paper"),
+        ([], "expected a recipe, --check-paper or --forms"),
         (["cifar10_swap", "--gpus", "0"], "gpus: expected 1 or more, got 0"),
         (["cifar10_swap", "--nodes", "2"], "gpus: expected the devices of each of 2 nodes"),
         (["cifar10_swap", "--price-per-gpu-hour", "-1"], "expected 0 or more, got -1"),
@@ -231,3 +233,40 @@ def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan.expected.phases_s[1] == pytest.approx(4 * 128 * measured.micro_batches_s[64])
     assert "measured here" in " ".join(plan_table(plan).footnotes)
     assert measured.efficiency == Efficiency(slowdown=1.0, epoch_s=0.0)
+
+
+# The forms of the step.
+
+
+def test_each_fused_part_makes_a_planned_run_faster() -> None:
+    assert main(["plan", "--forms"]) == 0
+    seconds = {
+        (name, gpus, form): [
+            planned_seconds(name, gpus, form, hardware, PAPER) for hardware in HARDWARE
+        ]
+        for name, gpus, forms in RUNS
+        for form in forms
+    }
+    for name, gpus, forms in RUNS:
+        rows = [seconds[name, gpus, form] for form in forms]
+        for slower, faster in pairwise(rows):
+            assert all(a > b for a, b in zip(slower, faster, strict=True)), (name, gpus)
+        assert all(v100 > a100 > h100 for v100, a100, h100 in rows)
+    table = forms_table(PAPER)
+    assert len(table.rows) == len(seconds)
+    assert "planned, not measured" in table.title
+    assert table.rows[0][2] == "28 + 8 x 1"
+
+
+def test_a_planned_run_by_hand() -> None:
+    """13 epochs of 100 steps by two replicas in turn, then 5 of 200 by each of two workers."""
+    hardware = HARDWARE["v100"]
+    phase1 = workload_of(RECIPES["cifar10_speed"](), PAPER).phases[0]
+    image_s = layers_s(phase1.net, hardware)
+    forward_s = layers_s(phase1.net, hardware, forward_only=True)
+    update_s = 42 * phase1.net.parameters / 900e9
+    steps_s = 13 * 100 * (2 * 250 * image_s + update_s)
+    steps_s += 2 * 5 * 200 * (250 * image_s + update_s)
+    expected_s = (steps_s + 50_000 * forward_s) / 0.475 + (13 + 10) * 0.006
+    found = planned_seconds("cifar10_speed", 1, EAGER, "v100", PAPER)
+    assert found == pytest.approx(expected_s)

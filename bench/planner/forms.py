@@ -1,0 +1,105 @@
+"""The fastest runs by the form of their step, on 1 and 8 devices of each kind: planned. No torch.
+
+Nothing here was measured: the traffic of each form is counted, and the rest is assumed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench.document import Table
+from bench.net_cost import update_bytes
+from bench.planner.model import HARDWARE, Efficiency, Modelled, estimate
+from bench.planner.workload import PhaseWork, workload_of
+from bench.records.paper import Paper
+from swap_fast.recipes.cifar10 import RECIPES
+
+ASSUMED = Efficiency(slowdown=1 / 0.475, epoch_s=0.006)
+"""Of a captured step whose images lie on the device: 45 to 50% of what the arithmetic and the
+memory allow, and 6 ms of each epoch for its plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """One form of the step."""
+
+    name: str
+    fused_norm: bool
+    """Whether batch norm, pool, ReLU (GELU) and sum are one kernel."""
+    fused_update: bool
+
+
+EAGER = Form(name="eager", fused_norm=False, fused_update=False)
+JOINED = Form(name="compiled, or fused norm", fused_norm=True, fused_update=False)
+FUSED = Form(name="fused norm and update", fused_norm=True, fused_update=True)
+
+RUNS = (
+    ("cifar10_dawnbench", 1, (EAGER, JOINED, FUSED)),
+    ("cifar10_dawnbench", 8, (EAGER, JOINED, FUSED)),
+    ("cifar10_speed", 1, (EAGER, JOINED)),
+    ("cifar10_speed_8", 8, (EAGER, JOINED)),
+)
+"""Recipe, devices, and the forms that its net and optimizer have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Modelled):
+    """The speed of a device with one form of the step."""
+
+    fused_update: bool
+
+    def update_s(self, phase: PhaseWork) -> float:
+        """By the bytes of this form's update."""
+        moved = update_bytes(
+            self.hardware.activation_bytes,
+            fused=self.fused_update,
+            gathered=phase.gpus_per_model > 1,
+        )
+        return (
+            self.efficiency.slowdown * moved * phase.net.parameters / self.hardware.memory_bytes_s
+        )
+
+
+def planned_seconds(recipe: str, gpus: int, form: Form, hardware: str, paper: Paper) -> float:
+    """Seconds of a run, with `ASSUMED`; on fewer devices than workers these take turns."""
+    work = workload_of(RECIPES[recipe](), paper, fused=form.fused_norm)
+    speed = Planned(hardware=HARDWARE[hardware], efficiency=ASSUMED, fused_update=form.fused_update)
+    return estimate(work, speed, gpus).total_s
+
+
+def forms_table(paper: Paper) -> Table:
+    """A row for each recipe, number of devices and form."""
+    return Table(
+        name="plan_forms",
+        title="Seconds of the fastest runs by the form of their step (planned, not measured)",
+        caption="28 + 1 epochs of the paper's net, and 13 + 5 of the modern base.",
+        columns=("Recipe", "GPUs", "Epochs", "Step", *map(str.upper, HARDWARE)),
+        rows=tuple(_rows(paper)),
+        footnotes=(
+            "Planned: no device was at hand. The floor of each layer is the longer of arithmetic "
+            "and traffic, by its maker's figures; every pass over a tensor is counted, in fp16.",
+            f"Assumed: {100 / ASSUMED.slowdown:.1f}% of that floor for steps, updates and "
+            f"all-reduces; {1e3 * ASSUMED.epoch_s:g} ms an epoch besides; evaluation, which is off "
+            "the clock, and input, which is beside training, take nothing.",
+            *(
+                f"{key.upper()}: {each.matrix_flop_s / 1e12:g} TFLOP/s, "
+                f"{each.memory_bytes_s / 1e12:g} TB/s, {each.link_bytes_s / 1e9:g} GB/s to the "
+                "other GPUs."
+                for key, each in HARDWARE.items()
+            ),
+            f"An update moves {update_bytes(2)} bytes a parameter; fused, "
+            f"{update_bytes(2, fused=True)}, or {update_bytes(2, fused=True, gathered=True)} where "
+            "replicas sum the gradient. Muon has no fused one; its matrix products are left out.",
+            "On one GPU the workers of phase 2 take turns: 28 + 8 x 1 and 13 + 2 x 5 epochs.",
+        ),
+    )
+
+
+def _rows(paper: Paper) -> Iterator[tuple[str, ...]]:
+    for recipe, gpus, forms in RUNS:
+        work = workload_of(RECIPES[recipe](), paper)
+        together, apart = work.phases
+        turns = apart.num_models // min(gpus, apart.num_models)
+        epochs = f"{together.epochs:g} + {f'{turns} x ' if turns > 1 else ''}{apart.epochs:g}"
+        for form in forms:
+            seconds = (planned_seconds(recipe, gpus, form, key, paper) for key in HARDWARE)
+            yield (recipe, str(gpus), epochs, form.name, *(f"{s:.1f}" for s in seconds))

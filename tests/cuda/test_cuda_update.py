@@ -1,0 +1,140 @@
+"""The fused update on the CUDA path, on the stand-in: the eager CPU step's, through an overflow."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from cuda_stand_in import StandIn
+
+pytestmark = pytest.mark.slow
+
+TRAIN = """
+import json, sys
+from dataclasses import replace
+import torch
+from small_trainer import SmallNet
+from swap_fast.config.execution import Execution
+from swap_fast.config.phase import Optimizer, Phase
+from swap_fast.distributed import ALONE
+from swap_fast.training.capture import Captures
+from swap_fast.training.optimizer import MomentumSGD
+from swap_fast.training.step import Step
+from swap_fast.training.weights import Weights
+
+BATCH, STEPS, OVERFLOWS = 8, 20, (0, 7)
+plain = Execution(device_type="cuda", precision=sys.argv[1])
+
+def train(execution, replicas, captures):
+    torch.manual_seed(0)
+    weights = Weights(execution.place(SmallNet(), torch.device(execution.device_type)))
+    optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=True)
+    optimizer.scaler.set_growth_interval(4)
+    optimizer._first_scale = optimizer.scaler.state_dict()
+    phase = Phase(global_batch_size=BATCH, peak_lr=1.0, max_epochs=1, gpus_per_model=replicas)
+    step = Step(weights, optimizer, phase, ALONE, execution)
+    step.warm_up(captures=captures)
+    draw, scales = torch.Generator().manual_seed(1), []
+    for number in range(STEPS):
+        images = torch.randn(step.images.shape, generator=draw)
+        if number in OVERFLOWS:
+            images[3] = torch.inf
+        step.images.copy_(images)
+        step.labels.copy_(torch.randint(10, (BATCH,), generator=draw))
+        step.set_learning_rate(0.002 * (number + 1))
+        before = weights.theta.detach().clone()
+        step()
+        assert torch.equal(before, weights.theta.detach()) == (number in OVERFLOWS), number
+        if number in OVERFLOWS:  # batch norm's statistics are not finite now
+            step.statistics.reset_()
+        scales.append(optimizer.scaler.get_scale())
+    metrics = step.read_metrics()
+    assert metrics.skipped_updates == 2 and max(scales) > scales[0]  # it grew, too
+    for parameter, trained in weights.trained.items():
+        assert torch.equal(parameter, trained.to(parameter.dtype))
+    halves = sum(p.dtype == torch.half for p in weights.trained)
+    return weights.theta.detach().cpu(), optimizer.velocity.cpu(), scales, halves
+
+def apart(one, other):
+    assert one[2] == other[2]
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(one[:2], other[:2]))
+
+answer = {}
+for replicas in (1, 2):
+    on_cpu = train(replace(plain, device_type="cpu"), replicas, None)
+    eager = train(plain, replicas, None)
+    for capture in (False, True):
+        with Captures() as captures:
+            execution = replace(plain, step="fused", capture=capture)
+            fused = train(execution, replicas, captures)
+        answer[f"{replicas} {capture}"] = apart(fused, eager), apart(fused, on_cpu), fused[3]
+print(json.dumps(answer))
+"""
+
+
+@pytest.mark.parametrize(("precision", "halves"), [("fp16", 4), ("fp32", 0)])
+@pytest.mark.parametrize("seed", ["", "1"])
+def test_twenty_updates_are_the_cpu_s(
+    cuda_stand_in: StandIn, precision: str, halves: int, seed: str
+) -> None:
+    env = {"STANDIN_DELAY": seed}
+    done = cuda_stand_in.run(["-c", TRAIN, precision], values=2, env=env)
+    assert done.returncode == 0, done.stderr
+    for case, (from_eager, from_cpu, found) in json.loads(done.stdout).items():
+        assert from_eager < 1e-6, case
+        assert from_cpu < (1e-6 if precision == "fp32" else 2e-2), case
+        assert found == halves, case
+
+
+RUN = """
+import json
+import torch
+from small_trainer import SWAP, SmallNet, make_dataset
+from swap_fast.algorithm import swap
+from swap_fast.config.execution import Execution
+from swap_fast.models.layers import FusableNorm
+from swap_fast.tasks.cifar import CifarSource
+from swap_fast.training.capture import Captures
+from swap_fast.training.clock import Clock
+from swap_fast.training.trainer import build_trainer
+
+class Norm(FusableNorm):
+    is_fused = False  # of this net the update alone is
+
+class Net(SmallNet):
+    def __init__(self):
+        super().__init__()
+        self.body[1], self.body[4] = Norm(4), Norm(6)
+
+def run(step):
+    execution = Execution(device_type="cuda", precision="fp16", step=step, capture=step == "fused")
+    with Captures() as captures:
+        trainer = build_trainer(
+            SWAP, Net, CifarSource(SWAP, make_dataset()), seed=3, captures=captures,
+            device=torch.device("cuda"), execution=execution, clock=Clock(torch.cuda.synchronize),
+        )
+        result = swap(SWAP, trainer)
+        halves = sum(p.dtype == torch.half for p in trainer.weights.model.parameters())
+        state = trainer.weights.state_dict()
+        assert all(t.dtype != torch.half for t in state.values())
+        samples = torch.stack([w.samples[-1] for w in result.workers]).cpu()
+        return samples, trainer.weights.theta.detach().cpu(), result.accuracies.top1, halves
+
+plain, fused = run("eager"), run("fused")
+apart = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(fused[:2], plain[:2])]
+print(json.dumps([*apart, fused[2] - plain[2], fused[3], plain[3]]))
+"""
+
+
+def test_a_small_run_is_that_of_torch_s_update(cuda_stand_in: StandIn) -> None:
+    """Phase 1 of two replicas in turn, two workers of one each, and their mean."""
+    done = cuda_stand_in.run(["-c", RUN], values=2)
+    assert done.returncode == 0, done.stderr
+    workers, mean, accuracy, halves, before = json.loads(done.stdout)
+    assert (halves, before) == (4, 0)
+    assert workers < 1e-3
+    assert mean < 1e-3
+    assert accuracy == 0.0
