@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TextIO, TypeVar
 
 from bench.statistics import Interval, Summary
 
@@ -178,14 +178,19 @@ def markdown_lines(table: Table) -> Iterator[str]:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A CSV file's text: the heads, then the rows.
+    """A CSV file's text, as `write_csv` writes it."""
+    text = io.StringIO()
+    write_csv(columns, rows, text)
+    return text.getvalue()
+
+
+def write_csv(columns: Sequence[str], rows: Iterable[Sequence[str]], file: TextIO) -> None:
+    """Write the heads, then the rows.
 
     Text that a spreadsheet would run as a formula gets an apostrophe before it.
     """
-    text = io.StringIO()
     cells = ([_inert(cell) for cell in row] for row in (columns, *rows))
-    csv.writer(text, lineterminator="\n").writerows(cells)
-    return text.getvalue()
+    csv.writer(file, lineterminator="\n").writerows(cells)
 
 
 _NUMBERS = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?%?( \w+ [-+]?[\d.,]+%?)?")
@@ -195,11 +200,6 @@ _NUMBERS = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?%?( \w+ [-+]?[\d.,]+%?)?")
 def _inert(cell: str) -> str:
     is_formula = cell.startswith(tuple("=+-@\t\r")) and not _NUMBERS.fullmatch(cell)
     return f"'{cell}" if is_formula else cell
-
-
-def to_csv(table: Table) -> str:
-    """The heads and the rows, without title, caption and footnotes."""
-    return csv_text(table.columns, table.rows)
 
 
 def to_latex(table: Table, *, full_page: bool = False) -> str:
@@ -374,11 +374,11 @@ def _longest_word(texts: Iterable[str]) -> int:
 def write_table(table: Table, folder: Path) -> list[Path]:
     """Write a table in each form: `folder/NAME.md` and `.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for ending, lines in (("md", markdown_lines(table)), ("csv", [to_csv(table)])):
-        paths.append(folder / f"{table.name}.{ending}")
-        with paths[-1].open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
+    paths = [folder / f"{table.name}.{ending}" for ending in ("md", "csv")]
+    with paths[0].open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(markdown_lines(table))
+    with paths[1].open("w", encoding="utf-8", newline="\n") as file:
+        write_csv(table.columns, table.rows, file)
     return paths
 
 

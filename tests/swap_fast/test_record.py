@@ -253,3 +253,29 @@ def test_only_the_paper_s_net_on_published_data_is_comparable() -> None:
     assert not record(True, "synthetic")
     assert not record(True, "subset")
     assert not record(True, "published", "--phase1.peak-lr")
+
+
+def test_records_of_a_folder_share_what_is_equal_and_nothing_else(tmp_path: Path) -> None:
+    written = [make_record("cifar10_cpu", seed) for seed in range(2)]
+    machine = {**written[0].machine, "memory_gib": 8}  # an integer, which a reader sees as 8.0
+    written.append(make_record("cifar10_cpu", 2, machine=machine))
+    written.append(make_record("cifar10_sgd_small_cpu", 3))
+    for record in written:
+        write_record(record, tmp_path)
+    read, skipped = read_records(tmp_path)
+    assert skipped == []
+    assert read == [read_record(tmp_path / f"{record.run_id}.json") for record in written]
+    first, second, _, other = read
+    for name in ("configuration", "settings", "code", "data", "machine"):
+        assert getattr(first, name) is getattr(second, name), name
+    assert first.times.reading_laps is second.times.reading_laps
+    assert first.times.laps_by_rank != second.times.laps_by_rank
+    assert other.settings != first.settings
+
+
+def test_a_recipe_with_a_number_of_over_64_bits_ends_no_reading(tmp_path: Path) -> None:
+    record = make_record("cifar10_cpu")
+    phase1 = {**record.configuration["recipe"]["phase1"], "peak_lr": 10**30}
+    write_record(with_recipe(record, phase1=phase1), tmp_path)
+    records, skipped = read_records(tmp_path)
+    assert len(records) + len(skipped) == 1
