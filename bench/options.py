@@ -291,7 +291,9 @@ class PlanOptions:
                 f"price_per_gpu_hour: expected 0 or more, got {self.price_per_gpu_hour:g}"
             )
         if self.json and (self.check_paper or self.forms or self.scaling):
-            raise ValueError("json: expected a recipe's plan, got another")
+            raise ValueError(
+                "json: expected a recipe's plan, got --check-paper, --forms or --scaling"
+            )
         if self.scaling and self.hardware == "this":
             raise ValueError(
                 "scaling: expected v100, a100 or h100, got this machine; a few of its steps say "

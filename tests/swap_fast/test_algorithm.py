@@ -300,7 +300,7 @@ def test_laps_follow_one_another_in_the_order_of_the_algorithm() -> None:
         *["phase2", "evaluation", "checkpoint", "phase2"],
     ]
     assert clock.order == [
-        *["model_init", "kernel_warmup", "data_preparation"],
+        *["model_init", "model_init", "kernel_warmup", "data_preparation"],
         *["checkpoint", "phase1", *["phase1", "evaluation", "checkpoint"] * 2, "phase1"],
         *worker * 2,
         *["waiting", "averaging", "batch_norm", "evaluation"],
@@ -314,10 +314,10 @@ def test_laps_follow_one_another_in_the_order_of_the_algorithm() -> None:
         *[*[8] * 5, (2, 1, 2), ("saved", 2, 1, "max_epochs"), ("ended", 2, 1, 2)],
         "averaging",
     ]
-    # A second a lap: model, data, four of phase 1 and five of each worker, before averaging.
+    # A second a lap: model and its steps, data, four of phase 1 and five of each worker, before averaging.
     assert [worker.time_s for worker in result.workers] == [5.0, 5.0]
-    assert result.before_averaging_s == 2 + 4 + 10
-    assert clock.reading() == 2 + 4 + 10 + 2
+    assert result.before_averaging_s == 3 + 4 + 10
+    assert clock.reading() == 3 + 4 + 10 + 2
 
 
 def test_the_same_run_twice_has_the_same_bits() -> None:
