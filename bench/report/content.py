@@ -48,6 +48,8 @@ class Content:
     """Why other files were left out."""
     main: list[Table]
     """Tables 1 to 4 in their forms that have runs; the times to an accuracy where we have one."""
+    first_looks: list[Table]
+    """Those at CPU size of which there is another form, which is in `main`."""
 
 
 def collect(results: Path) -> Content:
@@ -70,7 +72,7 @@ def collect(results: Path) -> Content:
     cosines, odd_cosines = read_all_cosines(results)
     micro, odd_micro = read_micro_records(results / "micro")
     skipped += [*odd_planes, *odd_cosines]
-    main = all_run_tables(ordered, paper)
+    main = all_run_tables(ordered, paper, first_looks=False)
     if any(place_of(record) == TIME_TO_TARGET for record in ordered):
         main.append(time_to_target(ordered, paper))
     return Content(
@@ -82,6 +84,7 @@ def collect(results: Path) -> Content:
         micro=micro,
         skipped=[*skipped, *odd_micro],
         main=main,
+        first_looks=all_run_tables(ordered, paper, first_looks=True),
     )
 
 
@@ -142,7 +145,7 @@ def summary(content: Content, warned: Table) -> Bullets:
 def _verdicts(content: Content) -> list[str]:
     """SWAP's final accuracy in each table that has runs of it, and the published one."""
     lines = []
-    for group in table_groups(content.records):
+    for group in (g for g in table_groups(content.records) if not g.is_first_look):
         table, column = group.table, group.table.target
         for each in deal(table, group.size, group.records):
             row, runs = each.row, each.records

@@ -70,9 +70,16 @@ PHASE1_EPOCHS, PAPER_GPUS, VERDICT = "Phase 1 (mean epochs)", f"Paper: {GPUS}", 
 """Heads of columns."""
 
 
-def all_run_tables(records: Sequence[RunRecord], paper: Paper) -> list[Table]:
-    """Tables 1 to 4 in all their forms that have runs."""
-    return [_run_table(group, paper) for group in table_groups(records)]
+def all_run_tables(
+    records: Sequence[RunRecord], paper: Paper, first_looks: bool | None = None
+) -> list[Table]:
+    """Tables 1 to 4 in all their forms that have runs.
+
+    Arguments:
+        first_looks: only those at CPU size where there are runs at another, or only the others.
+    """
+    groups = table_groups(records)
+    return [_run_table(g, paper) for g in groups if first_looks in (None, g.is_first_look)]
 
 
 def run_tables(

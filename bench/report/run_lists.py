@@ -30,6 +30,9 @@ from swap_fast.record import RunRecord
 Columns = dict[str, Callable[[RunRecord], str]]
 """How each column's cell is made of a run."""
 
+RECIPE = "Recipe"
+"""Head of a column."""
+
 
 def runs_table(records: Sequence[RunRecord]) -> Table:
     """Every run that is in another table, one a line, so that no mean hides its values."""
@@ -81,7 +84,7 @@ def _list_of_runs(
     }
     columns: Columns = {
         "Run": lambda run: run.run_id,
-        "Recipe": lambda run: run.recipe,
+        RECIPE: lambda run: run.recipe,
         "Phase 1 ended by": lambda run: run.stopped_by,
         "Phase 1 (epochs)": lambda run: str(run.phase1_epochs),
         "Before averaging (%)": lambda run: number_cell(run.accuracy_before_averaging, factor=100),
@@ -102,7 +105,7 @@ def _list_of_runs(
         columns=tuple(columns),
         rows=rows,
         footnotes=tuple(mark_notes(rows)),
-        details=(*details, "Recipe", "Phase 1 ended by", "Phase 1 (epochs)", "Machine", "Devices"),
+        details=(*details, RECIPE, "Phase 1 ended by", "Phase 1 (epochs)", "Machine", "Devices"),
     )
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.document import (
+    MARKS,
     Block,
     Bullets,
     Document,
@@ -54,6 +55,7 @@ from bench.report.claims import claims_tables
 from bench.report.content import Content, speed_table, summary, warning
 from bench.report.paper_tables import AT_TARGET, N, recipe_tables, time_to_target
 from bench.report.run_lists import (
+    RECIPE,
     configurations,
     machines_table,
     other_runs,
@@ -155,7 +157,8 @@ def build_document(
     """The report, its appendix, and every table that gets files of its own.
 
     The report begins with what most readers want: the first main table and Figure 1. The appendix
-    has what a few look up: statistics, settings, laps, whole configurations, and the other figures.
+    has what a few look up: tables at CPU size of which there is a nearer form, statistics,
+    settings, laps, whole configurations, and the other figures.
     """
     records, skipped = content.records, content.skipped
     speed, warned = speed_table(content.micro), stability_table(records)
@@ -177,13 +180,16 @@ def build_document(
             paper[0][0],
         ),
         {
-            "Compared with the paper": [fold_constants(table) for table in main[1:]],
-            "The paper's claims": claims,
+            "Compared with the paper": [fold_constants(table) for table in notes_once(main)[1:]],
+            "The paper's claims": notes_once(claims),
             "Independent runs or one (Section 4.1)": sampling_blocks(records),
             "The paper's other figures": [blocks[0] for blocks in paper[1:]],
             "Speed of the parts": [] if speed is None else [speed],
             "Stability": _stability(content, warned),
-            "Runs": [fold_constants(table) for table in (runs, others) if table.rows],
+            # A run's name begins with its recipe's.
+            "Runs": [
+                without(fold_constants(table), {RECIPE}) for table in (runs, others) if table.rows
+            ],
             left_out: [Bullets(items=tuple(skipped))] if skipped else [],
             "What does not agree in the paper": [
                 Bullets(
@@ -196,7 +202,7 @@ def build_document(
                 Paragraph(
                     text=f"From {len(records)} records by python -m bench report; {len(skipped)} "
                     "left out. The same records give the same report. With --appendix it also "
-                    "writes statistics, settings, laps and the other figures."
+                    "writes first looks, statistics, settings, laps and the other figures."
                 )
             ],
         },
@@ -206,6 +212,7 @@ def build_document(
         "Appendix of the results",
         (Paragraph(text=warning(content), strong=True),),
         {
+            "First looks: at CPU size": [fold_constants(table) for table in content.first_looks],
             "Statistics": statistics_tables(records, content.paper),
             "Comparisons": pair_tables(records),
             "The paper's settings": recipe_tables(content.paper),
@@ -229,7 +236,8 @@ def build_document(
             "Configuration": configurations(records),
         },
     )
-    shown = [main[0], *main[1:], *claims, *([] if speed is None else [speed]), runs, others, laps]
+    shown = [*main, *content.first_looks, *claims, *([] if speed is None else [speed])]
+    shown += [runs, others, laps]
     shown += [
         block
         for each in (document, appendix)
@@ -272,6 +280,29 @@ def _stability(content: Content, warned: Table) -> list[Block]:
     return [Paragraph(text=f"No warnings. {warned.caption}")]
 
 
+def without(table: Table, left_out: Collection[str]) -> Table:
+    """The table without those of its columns."""
+    kept = [i for i, column in enumerate(table.columns) if column not in left_out]
+    return replace(
+        table,
+        columns=tuple(table.columns[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
+    )
+
+
+def notes_once(tables: Iterable[Table]) -> list[Table]:
+    """Tables on one page: a note that stood under one is left out below, but for those on marks."""
+    seen: set[str] = set()
+    once = []
+    for table in tables:
+        kept = tuple(n for n in table.footnotes if n not in seen or n[:1] in MARKS)
+        if len(kept) < len(table.footnotes):
+            kept += ("Further notes: as under the tables above.",)
+        seen |= {*table.footnotes}
+        once.append(replace(table, footnotes=kept))
+    return once
+
+
 # Pages that are written by hand but for what is between two markers.
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -306,15 +337,8 @@ def update_readme(readme: Path, content: Content) -> None:
 
 def _short(table: Table) -> Table:
     """A table without its details, and with the first of its notes and those on marks alone."""
-    left_out = {*table.details, AT_TARGET} - {N}
-    kept = [i for i, column in enumerate(table.columns) if column not in left_out]
-    rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
-    return replace(
-        table,
-        columns=tuple(table.columns[i] for i in kept),
-        rows=rows,
-        footnotes=(table.footnotes[0], *mark_notes(rows)),
-    )
+    short = without(table, {*table.details, AT_TARGET} - {N})
+    return replace(short, footnotes=(table.footnotes[0], *mark_notes(short.rows)))
 
 
 def update_performance(page: Path, content: Content) -> None:
@@ -351,7 +375,7 @@ def print_summary(content: Content, console: Console | None = None) -> None:
     if console is None:
         console = rich.console.Console()
     console.print(Text(warning(content), style="bold"))
-    for table in content.main or [other_runs(content.records)]:
+    for table in notes_once(content.main) or [other_runs(content.records)]:
         show_table(table, console)
 
 

@@ -15,8 +15,16 @@ from record_factory import V100, cpu_runs, make_record, make_telemetry, write_re
 from repository import ROOT
 from rich.console import Console
 
+from bench.document import Table
 from bench.report.content import collect
-from bench.report.write import BEGIN, END, print_summary, update_readme, write_report
+from bench.report.write import (
+    BEGIN,
+    END,
+    notes_once,
+    print_summary,
+    update_readme,
+    write_report,
+)
 
 HOSTILE = "<script>|_%&$\\"
 
@@ -77,6 +85,35 @@ def test_report_of_cpu_runs(tmp_path: Path) -> None:
     took = "Checkpoints of cifar10\\_cpu took 0.41% of the wall clock, 0.41% at most (n = 2)."
     assert took in appendix
     assert "recipe.phase1.global\\_batch\\_size" in appendix
+
+
+def test_first_looks_give_way_to_runs_at_another_size(tmp_path: Path) -> None:
+    nearer = [make_record("cifar10_narrow", seed) for seed in (0, 1)]
+    results = write_results(tmp_path, [*cpu_runs(), *nearer])
+    content = collect(results)
+    assert [table.name for table in content.main][:1] == ["table1_narrow_machine1"]
+    assert [table.name for table in content.first_looks] == ["table1_cpu_machine1"]
+    text = write_report(content, appendix=True).read_text(encoding="utf-8")
+    appendix = (results / "appendix.md").read_text(encoding="utf-8")
+    assert "**Table 1 at width 16, machine 1**" in text
+    assert "**Table 1 at CPU size, machine 1**" not in text
+    assert "Table 1 at CPU size, SWAP" not in text
+    first_looks = appendix.partition("## First looks: at CPU size")[2].partition("\n## ")[0]
+    assert "**Table 1 at CPU size, machine 1**" in first_looks
+    assert (results / "tables/table1_cpu_machine1.md").is_file()
+
+
+def test_a_note_stands_once_on_a_page_but_marks_with_each_table() -> None:
+    one = Table(
+        name="one", title="", caption="", columns=("a",), rows=(("1†",),), footnotes=("n", "† m")
+    )
+    two = replace(one, name="two", footnotes=("n", "† m", "p"))
+    last = replace(one, name="last", footnotes=("q",))
+    assert [table.footnotes for table in notes_once([one, two, last])] == [
+        ("n", "† m"),
+        ("† m", "p", "Further notes: as under the tables above."),
+        ("q",),
+    ]
 
 
 def test_same_records_give_the_same_bytes(tmp_path: Path) -> None:

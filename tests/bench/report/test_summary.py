@@ -42,6 +42,7 @@ def test_the_final_accuracies_and_the_paper_s(count: int) -> None:
         cosines=[],
         micro=[],
         main=[],
+        first_looks=[],
     )
     items = summary(content, stability_table(records)).items
     if not count:
