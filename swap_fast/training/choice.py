@@ -377,6 +377,7 @@ def as_it_was(weights: Weights, optimizer: FlatOptimizer) -> Iterator[tuple[Tens
         try:
             yield start
         finally:
+            optimizer.fuse_(None)  # the next step has its own form of the update
             weights.load_state_dict(state)
             weights.load_(*start)
             weights.gradient.zero_()
