@@ -40,13 +40,14 @@ class AverageOptions:
     """
 
     files: FilesOrRun
-    """The models: files of one net, or the folder of a run, results/checkpoints/RUN."""
+    """The models: files of one net, or a folder: of a run, results/checkpoints/RUN, or of a result
+    that `swap` or `refine` saved."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Where the average is written: .safetensors, or .pt for a state dict of torch's."""
     soup: Literal["uniform", "greedy"] = "uniform"
     """The mean of all, or of those that, from the best on, make it no worse on held-out data."""
     shares: tuple[float, ...] | None = None
-    """A weight (a number of 0 or more) for each file; they are divided by their sum."""
+    """A weight (a number above 0) for each file; they are divided by their sum."""
     model: str | None = None
     """package.module:function, which makes the net that the files are of."""
     data: str | None = None
@@ -142,7 +143,9 @@ def _evaluation(options: AverageOptions, device: torch.device) -> Evaluation | N
         make_model = user_function("--model", options.model)
         make_data = user_function("--data", options.data)
         return user_evaluation(make_model, make_data(), device)
-    folders = [path for path in options.files if path.is_dir()]
+    from swap_fast.checkpoint.run_folder import RUN_FILE
+
+    folders = [path for path in options.files if (path / RUN_FILE).exists()]
     run = options.run or (folders[0] if len(folders) == 1 else None)
     if run is not None and options.evaluate:
         from swap_fast.averaging_files.evaluate import run_evaluation

@@ -40,9 +40,11 @@ from swap_fast.training.weights import Weights
 
 _OF_A_RUN = re.compile(rf"(worker(\d+)-epoch(\d+)|final|phase1){re.escape(MODEL)}")
 
+_SAVED = re.compile(r"worker(\d+)\.safetensors")
+
 
 def files_of(paths: Sequence[Path | str | WeightFile]) -> list[Path | WeightFile]:
-    """Files and models in memory as they are, folders of runs as their workers."""
+    """Files and models as they are; folders of runs and of saved results as their workers."""
     found: list[Path | WeightFile] = []
     for path in paths:
         if isinstance(path, WeightFile):
@@ -111,8 +113,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{error}; or name the files that are to be averaged") from None
     if info is None or "recipe" not in info.settings:
         raise ValueError(
-            f"{folder}: expected files of weights or a run's folder such as "
-            f"results/checkpoints/RUN, got a folder without a recipe's {RUN_FILE}"
+            f"{folder}: expected files of weights, a saved result or a run's folder such as "
+            f"results/checkpoints/RUN, got a folder without workers or a recipe's {RUN_FILE}"
         )
     return info.settings
 
@@ -120,9 +122,15 @@ def read_run(folder: Path) -> dict[str, Any]:
 def workers_of(folder: Path) -> list[Path]:
     """The weights of each worker of a run of SWAP at the end of phase 2, by number.
 
+    Arguments:
+        folder: of a run, or one into which `swap` or `refine` saved a result.
+
     Raises:
-        ValueError: no folder of a run of SWAP, or one whose workers are not all done.
+        ValueError: no such folder, or one of a run whose workers are not all done.
     """
+    saved = {int(m[1]): path for path in folder.iterdir() if (m := _SAVED.fullmatch(path.name))}
+    if saved and not (folder / RUN_FILE).exists():
+        return [saved[worker] for worker in sorted(saved)]
     recipe = read_run(folder)["recipe"]
     if "num_workers" not in recipe or recipe["phase2"].get("cycles", 1) > 1:
         raise ValueError(

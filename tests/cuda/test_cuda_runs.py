@@ -495,6 +495,7 @@ def test_verify_gpu(cuda_stand_in: StandIn, tmp_path: Path, devices: int, checks
         # The kernels are compiled, launched, and interpreted for their values.
         ("swap_fast/data/cifar/test_gather_kernel.py", 2),
         ("swap_fast/models/test_fused_norm.py", 2),
+        ("swap_fast/training/test_update_kernel.py", 2),
         ("bench/micro/test_micro_workers.py", 1),
     ],
 )

@@ -314,7 +314,7 @@ def test_laps_follow_one_another_in_the_order_of_the_algorithm() -> None:
         *[*[8] * 5, (2, 1, 2), ("saved", 2, 1, "max_epochs"), ("ended", 2, 1, 2)],
         "averaging",
     ]
-    # A second a lap: model and its steps, data, four of phase 1 and five of each worker, before averaging.
+    # A second a lap: model, its steps, data, four of phase 1 and five of each worker.
     assert [worker.time_s for worker in result.workers] == [5.0, 5.0]
     assert result.before_averaging_s == 3 + 4 + 10
     assert clock.reading() == 3 + 4 + 10 + 2

@@ -99,12 +99,27 @@ def test_a_net_and_data_by_name(
     assert capsys.readouterr().err == ""
 
 
+def test_the_folder_of_a_saved_result_stands_for_its_workers(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    for worker in (10, 2):
+        weight = torch.full((1,), float(worker))
+        save_file({"weight": weight}, saved / f"worker{worker}.safetensors")
+    save_file({"weight": torch.zeros(1)}, saved / "averaged.safetensors")
+    assert [path.name for path in workers_of(saved)] == [
+        "worker2.safetensors",
+        "worker10.safetensors",
+    ]
+    assert main(["average", str(saved), "-o", str(tmp_path / "out"), "--quiet"]) == 0
+    assert load_file(tmp_path / "out.safetensors")["weight"].item() == 6.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         ([], "expected two files or models, or more, to average, got 0"),
         (["w1.safetensors", "gone.pt"], "gone.pt: expected a file of weights, got No such file"),
-        (["w1.safetensors", "."], ".: expected files of weights or a run's folder"),
+        (["w1.safetensors", "."], ".: expected files of weights, a saved result or a run's folder"),
         (["PAIR", "--model", "users_own:net"], "model: expected --data beside it, got none"),
         (["PAIR", "--data", "users_own:data"], "data: expected --model beside it, got none"),
         (["PAIR", "--data-dir", "d"], "data_dir: expected the folder of one run, got none"),
