@@ -57,7 +57,11 @@ def typed_arguments(*own: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            given, hints = form.bind(*args, **kwargs), _hints(function)
+            try:
+                given = form.bind(*args, **kwargs)
+            except TypeError:  # in Python's words, which name the function
+                return function(*args, **kwargs)
+            hints = _hints(function)
             for name, value in given.arguments.items():
                 if name not in own:
                     given.arguments[name] = typed(name, value, hints[name])

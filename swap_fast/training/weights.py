@@ -397,10 +397,15 @@ def displacements(models: list[Tensor], origin: Tensor) -> tuple[list[float], li
     Returns:
         Norms [W] of theta_w - theta_T, and the cosines [W, W] among these.
     """
-    moves = [model.double() - origin.double() for model in models]
-    norms = [float(move.norm()) for move in moves]
-    cosines = [
-        [float(a @ b) / (m * n) if m * n else 0.0 for b, n in zip(moves, norms, strict=True)]
-        for a, m in zip(moves, norms, strict=True)
-    ]
+    origin = origin.double()
+    norms = [float((model.double() - origin).norm()) for model in models]
+    cosines = []
+    for one, m in zip(models, norms, strict=True):
+        a = one.double() - origin  # anew for each pair: all in float64 are two copies a worker
+        cosines.append(
+            [
+                float(a @ (other.double() - origin)) / (m * n) if m * n else 0.0
+                for other, n in zip(models, norms, strict=True)
+            ]
+        )
     return norms, cosines

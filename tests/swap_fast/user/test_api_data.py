@@ -496,6 +496,11 @@ def test_what_cannot_be_is_refused_in_one_line(said: dict[str, Any], message: st
     assert "\n" not in str(refused.value)
 
 
+def test_an_argument_that_swap_does_not_have_is_told_in_python_s_words() -> None:
+    with pytest.raises(TypeError, match=r"^swap\(\) got an unexpected keyword argument 'batches'"):
+        small_swap(batches=3)
+
+
 @pytest.mark.parametrize("of_phase", ["phase1", "phase2"])
 def test_batch_norm_of_one_example_is_refused_before_training(of_phase: str) -> None:
     rows: list[EpochRow] = []
