@@ -22,16 +22,16 @@ from bench.search.grid import SearchOptions, parse_grid
 from swap_fast import __version__
 from swap_fast.choices import choose
 from swap_fast.config.recipe import (
-    RECIPE_KINDS,
     AveragingRecipe,
     Recipe,
     SGDRecipe,
     SWAPRecipe,
     SWARecipe,
+    method_of,
 )
 from swap_fast.options import flow, name_the_user, parse_options
 from swap_fast.recipes.cifar10 import RECIPES
-from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
+from swap_fast.shutdown import EXIT_STATUS, InterruptedRunError
 
 Command = Callable[[list[str]], int]
 """Given the arguments behind its name; returns the exit status."""
@@ -153,7 +153,7 @@ def recipes(arguments: list[str]) -> int:
 def _described(recipe: Recipe) -> dict[str, Any]:
     return {
         "name": recipe.name,
-        "method": next(name for name, kind in RECIPE_KINDS.items() if type(recipe) is kind),
+        "method": method_of(recipe),
         "table": recipe.table,
         "summary": recipe.summary,
         "dataset": recipe.dataset,

@@ -22,7 +22,6 @@ from bench.statistics import Interval, Summary
 if TYPE_CHECKING:
     from rich.console import Console
 
-
 T = TypeVar("T")
 
 CORES, GPUS = "cores (processes x threads)", "GPUs"

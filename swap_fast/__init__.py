@@ -14,7 +14,7 @@ _HOME = {
     "refine": "user.refine",
     "SwapResult": "user.result",
     "RefineResult": "user.result",
-    "InterruptedRunError": "training.shutdown",
+    "InterruptedRunError": "shutdown",
     "Callback": "training.callback",
     "SGDRecipe": "config.recipe",
     "SWAPRecipe": "config.recipe",
@@ -50,10 +50,10 @@ if TYPE_CHECKING:  # what type checkers and editors see; a name that is not here
     from swap_fast.models import ResNet9 as ResNet9
     from swap_fast.onnx_export import export_onnx as export_onnx
     from swap_fast.recipes.cifar10 import RECIPES as RECIPES
+    from swap_fast.shutdown import InterruptedRunError as InterruptedRunError
     from swap_fast.training.batchnorm import recompute_statistics_ as recompute_statistics_
     from swap_fast.training.callback import Callback as Callback
     from swap_fast.training.muon import Muon as Muon
-    from swap_fast.training.shutdown import InterruptedRunError as InterruptedRunError
     from swap_fast.training.trainer import Trainer as Trainer
     from swap_fast.training.trainer import build_trainer as build_trainer
     from swap_fast.training.weights import Weights as Weights

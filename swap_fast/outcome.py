@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from swap_fast.clock import PAPER, READINGS, total
 from swap_fast.config.recipe import SWAPRecipe, SWARecipe
 from swap_fast.record import AverageRow, EpochRow, Times
-from swap_fast.training.clock import PAPER, READINGS, total
 from swap_fast.training.state import Result, TrainedModel
 from swap_fast.training.trainer import Trainer
 from swap_fast.training.weights import average, mean_of

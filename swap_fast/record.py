@@ -6,23 +6,20 @@ module needs no torch, so that a report can be drawn anywhere.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
-from pathlib import Path
-from textwrap import shorten
-from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-import msgspec
 from msgspec import Meta
 
-from swap_fast.config.recipe import RECIPE_KINDS, AveragingRecipe, Recipe, checked, recipe_from
+from swap_fast.clock import READINGS
+from swap_fast.config.recipe import RECIPE_KINDS, AveragingRecipe, Method, Recipe, recipe_from
 from swap_fast.config.step_choice import StepChoice, StepName
-from swap_fast.files import write_file
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 LARGEST = 10**18
 """No number of a record is larger: what a damaged one gives would overflow where it is drawn."""
@@ -43,9 +40,6 @@ DeviceType = Literal["cpu", "cuda"]
 
 Flag = Literal["degraded", "profiled"]
 """What keeps a run out of every table: an average that lacks workers; the profiler ran in it."""
-
-READINGS = ("paper", "dawnbench", "mlperf")
-"""The readings of the clock that each record has."""
 
 
 class Machine(TypedDict):
@@ -92,9 +86,7 @@ class ExecutionSettings(TypedDict):
     device_type: DeviceType
     precision: Literal["fp16", "bf16", "fp32"]
     memory_format: Literal["channels_last", "contiguous"]
-    step: NotRequired[StepName]  # absent of older records, which have ...
-    compile: NotRequired[bool]  # ... this, ...
-    fused: NotRequired[bool]  # ... and since there were fused kernels this
+    step: StepName
     capture: bool
     all_reduce: Literal["fp16", "fp32"]
     loader: str
@@ -258,7 +250,7 @@ class RunRecord:
     """Unique, and the file's name."""
     recipe: str
     """The recipe's name."""
-    method: Literal["swap", "swa", "sgd"]
+    method: Method
     seed: int
     """Of the initial weights, the orders and the augmentation."""
     created: str
@@ -398,109 +390,6 @@ def library_version(name: str) -> str | None:
 def plain(value: Any) -> Any:
     """A value as JSON keeps it: tuples are lists."""
     return json.loads(json.dumps(value))
-
-
-T = TypeVar("T")
-
-
-def write_record(record: RunRecord, folder: Path) -> Path:
-    """Write `folder/RUN_ID.json`, as `write_json_record` does."""
-    return write_json_record(asdict(record), folder, record.run_id)
-
-
-def write_json_record(
-    content: dict[str, Any], folder: Path, name: str, *, replace: bool = False
-) -> Path:
-    """Write `folder/NAME.json` whole or not at all.
-
-    Raises:
-        FileExistsError: a record of that name is there, and is not to be replaced.
-        OSError: the folder cannot be written to.
-        ValueError: a number that is not finite, which JSON does not have.
-    """
-    path, text = folder / f"{name}.json", json.dumps(content, indent=1, allow_nan=False)
-    write_file(path, f"{text}\n".encode(), new=not replace)
-    return path
-
-
-def read_record(path: Path) -> RunRecord:
-    """Read one run's record, as `read_json_record` does."""
-    record = read_json_record(path, RunRecord, SCHEMA_VERSION)
-    try:
-        record.check()
-    except ValueError as error:
-        raise ValueError(" ".join(f"{path.name}: {error}".split())) from None
-    return record
-
-
-def read_json_record(path: Path, kind: type[T], expected: int) -> T:
-    """Read one record, every field checked.
-
-    Raises:
-        ValueError: no file, not JSON, of another schema version, or a field that is missing,
-            unknown, of another type or a number that cannot be; in one line.
-    """
-    try:
-        if not path.is_file():  # to open a pipe would wait for its other end
-            raise ValueError("no file, but a folder or a link that leads nowhere")
-        content = msgspec.json.decode(path.read_bytes())  # it refuses NaN, Infinity and 1e400
-    except (OSError, ValueError, RecursionError) as error:
-        words = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"{path.name}: expected a JSON record, got {words}") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if type(version) is not int or version != expected:
-        raise ValueError(
-            f"{path.name}: expected schema version {expected}, got {version!r}; "
-            "use the swap_fast that wrote it"
-        )
-    return checked(content, kind, path.name)
-
-
-def read_records(folder: Path) -> tuple[list[RunRecord], list[str]]:
-    """All records of a folder in the order of their names, and why others were left out."""
-    known: dict[str, Any] = {}
-
-    def read(path: Path) -> RunRecord:
-        record = read_record(path)
-        _share_parts(record, known)
-        return record
-
-    return read_folder(folder, read)
-
-
-def _share_parts(record: RunRecord, known: dict[str, Any]) -> None:
-    """Let the record hold the objects of records before it where they are equal.
-
-    Runs of one recipe on one machine differ in their results alone; of 10,000 records what they
-    have in common takes more memory than all results.
-
-    Arguments:
-        known: the objects so far, by their JSON text, which tells 1, 1.0 and true apart.
-    """
-
-    def share(part: object, name: str, text: str) -> None:
-        object.__setattr__(part, name, known.setdefault(text, getattr(part, name)))
-
-    for name in ("configuration", "overrides", "code", "data", "machine"):
-        share(record, name, json.dumps(getattr(record, name)))
-    share(record, "settings", record.method + json.dumps(record.configuration["recipe"]))
-    share(record.times, "reading_laps", json.dumps(record.times.reading_laps))
-
-
-def read_folder(folder: Path, read: Callable[[Path], T]) -> tuple[list[T], list[str]]:
-    """What can be read of a folder, in the order of the names, and why the rest cannot.
-
-    A reason is one line of at most 500 characters that can be written as UTF-8, whatever the file
-    or its name holds.
-    """
-    records, skipped = [], []
-    for path in sorted(folder.glob("[!.]*.json")):  # a hidden one is another process's probe
-        try:
-            records.append(read(path))
-        except ValueError as error:
-            text = str(error).encode(errors="replace").decode()
-            skipped.append(shorten(text, 500, placeholder=" ..."))
-    return records, skipped
 
 
 def run_id(recipe: str, seed: int, created: str) -> str:

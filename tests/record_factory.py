@@ -7,20 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from swap_fast.clock import READINGS
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import RECIPE_KINDS, Recipe, SWAPRecipe
 from swap_fast.recipes.cifar10 import RECIPES
-from swap_fast.record import (
-    AverageRow,
-    EpochRow,
-    LapTelemetry,
-    RunRecord,
-    Telemetry,
-    Times,
-    plain,
-    write_record,
-)
-from swap_fast.training.clock import READINGS
+from swap_fast.record import AverageRow, EpochRow, LapTelemetry, RunRecord, Telemetry, Times, plain
+from swap_fast.record_files import write_record
 
 CPU = {
     "device_type": "cpu",

@@ -17,6 +17,7 @@ import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from swap_fast.clock import Clock
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Augmentation, Phase
 from swap_fast.config.recipe import Recipe, SGDRecipe, SWAPRecipe, SWARecipe
@@ -24,10 +25,9 @@ from swap_fast.data.cifar.augment import AugmentationPlan
 from swap_fast.data.cifar.dataset import Dataset, Split
 from swap_fast.distributed import ALONE, Comm, connect
 from swap_fast.record import EpochRow
+from swap_fast.shutdown import NEVER, GracefulShutdown
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.training.callback import Callback
-from swap_fast.training.clock import Clock
-from swap_fast.training.shutdown import NEVER, GracefulShutdown
 from swap_fast.training.state import Checkpoints, NoCheckpoints, Progress, TrainingState
 from swap_fast.training.trainer import Trainer, build_trainer
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.runner.launch import launch
 from bench.runner.run_folders import RunSpec
-from swap_fast.training.clock import LAPS, UNCOUNTED, Clock
+from swap_fast.clock import LAPS, UNCOUNTED, Clock
 
 COUNTED = set(LAPS) - set(UNCOUNTED) - {"checkpoint", "waiting"}
 """Of these laps nothing may be an import, or the first use of a shape by a convolution."""

@@ -23,7 +23,8 @@ from bench.records.timing import dawnbench_time, energy_j, laps_of_slowest_rank
 from bench.report.content import collect
 from bench.report.paper_tables import all_run_tables, recipe_tables
 from swap_fast.choices import choose
-from swap_fast.record import EpochRow, RunRecord, flatten, read_record
+from swap_fast.record import EpochRow, RunRecord, flatten
+from swap_fast.record_files import read_record
 
 # CSV: accuracies are fractions; units are in the names; what a run does not have is empty.
 

@@ -1,7 +1,7 @@
 """A run as an entry of DAWNBench, and as an MLPerf training log of the open division. No torch.
 
 DAWNBench's JSON and TSV follow its published rules: what loads, prepares and trains counts, testing
-and saving do not (`swap_fast.training.clock.DAWNBENCH`).
+and saving do not (`swap_fast.clock.DAWNBENCH`).
 
 MLPerf's log needs the time of each event. A record holds sums of laps, and of each epoch the
 paper's reading at its end: an event's time is worked out from these (`Timeline`), and the log's
@@ -18,8 +18,8 @@ from typing import Any, Literal
 from bench.export.options import DawnbenchOptions, MlperfOptions, caveats_of
 from bench.records.grouping import host_of, machine_key, recipe_of
 from bench.records.timing import before_phase1_s, laps_of_slowest_rank
+from swap_fast.clock import total
 from swap_fast.record import EpochRow, RunRecord
-from swap_fast.training.clock import total
 
 TARGETS = {"cifar10": 94.0, "imagenet": 93.0}
 """Percent that an entry must reach, by data set: top-1 accuracy on CIFAR-10, top-5 on ImageNet."""

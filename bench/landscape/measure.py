@@ -38,7 +38,8 @@ from swap_fast.landscape import (
 )
 from swap_fast.models import make_net
 from swap_fast.recipes.cifar10 import RECIPES
-from swap_fast.record import RunRecord, now, plain, read_record, read_records
+from swap_fast.record import RunRecord, now, plain
+from swap_fast.record_files import read_record, read_records
 from swap_fast.training.weights import Weights
 
 Say = Callable[[str], None]

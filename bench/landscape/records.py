@@ -25,12 +25,10 @@ from swap_fast.record import (
     Fraction,
     Index,
     Machine,
-    read_folder,
-    read_json_record,
-    write_json_record,
 )
+from swap_fast.record_files import read_folder, read_json_record, write_json_record
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 PLANES, COSINES = "planes", "cosines"
 """Folders of a results folder."""

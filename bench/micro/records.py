@@ -6,17 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from bench.options import MicroNet
-from swap_fast.record import (
-    LARGEST,
-    Amount,
-    Code,
-    Count,
-    Index,
-    Machine,
-    read_folder,
-    read_json_record,
-    write_json_record,
-)
+from swap_fast.record import LARGEST, Amount, Code, Count, Index, Machine
+from swap_fast.record_files import read_folder, read_json_record, write_json_record
 
 SCHEMA_VERSION = 3
 

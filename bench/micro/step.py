@@ -13,6 +13,7 @@ from bench.micro.data import MEAN, PAD, STD, make_loader, random_split, stock_lo
 from bench.micro.interleave import Turn
 from bench.micro.peak import STEPS, observe, synchronize
 from bench.options import MicroNet
+from swap_fast.clock import Clock
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Optimizer, Phase, triangle
 from swap_fast.data.cifar.dataset import Channels, Dataset, DatasetName, Split
@@ -23,7 +24,6 @@ from swap_fast.models.layers import Convolution
 from swap_fast.recipes.speed import OPTIMIZER as SPEED_OPTIMIZER
 from swap_fast.training.batchnorm import recompute_statistics_
 from swap_fast.training.capture import keep_freed_memory
-from swap_fast.training.clock import Clock
 from swap_fast.training.loop import TrainStage, train_epochs
 from swap_fast.training.optimizer import recipe_optimizer
 from swap_fast.training.state import Progress

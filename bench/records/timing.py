@@ -5,8 +5,8 @@ from statistics import fmean
 
 from bench.document import NOTHING, Table, number_cell, percent, rows_of
 from bench.records.grouping import group_by, recipe_of, scale_note
+from swap_fast.clock import LAPS, total
 from swap_fast.record import LapTelemetry, RunRecord
-from swap_fast.training.clock import LAPS, total
 
 READING_TITLES = {"paper": "paper", "dawnbench": "DAWNBench", "mlperf": "MLPerf"}
 """How each reading of the clock is printed."""

@@ -46,8 +46,8 @@ from bench.records.timing import (
 from bench.report.content import collect
 from bench.statistics import Interval, Summary, Values, contrast, exponential, logarithms, summarize
 from swap_fast.choices import choose
-from swap_fast.config.step_choice import execution_settings
-from swap_fast.record import RunRecord, read_record
+from swap_fast.record import RunRecord
+from swap_fast.record_files import read_record
 
 TEST_ACCURACY, TRAIN_TIME = "test accuracy (%)", "train time (s), measured"
 ACCURACIES: dict[str, Measure] = {
@@ -212,12 +212,7 @@ def _laps(side: Side) -> dict[str, float]:
 
 
 def _settings(run: RunRecord) -> dict[str, Any]:
-    return {
-        "recipe": run.configuration["recipe"],
-        "execution": execution_settings(run.configuration["execution"]),
-        "overrides": ", ".join(run.overrides) or None,
-        "data": run.data,
-    }
+    return {**run.configuration, "overrides": ", ".join(run.overrides) or None, "data": run.data}
 
 
 def _differing(

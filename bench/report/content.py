@@ -26,7 +26,8 @@ from bench.records.paper_tables import (
     table_groups,
 )
 from bench.report.paper_tables import all_run_tables, cpu_warning, time_to_target
-from swap_fast.record import RunRecord, read_records
+from swap_fast.record import RunRecord
+from swap_fast.record_files import read_records
 
 L = TypeVar("L", bound=LandscapeRecord)
 

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from swap_fast.files import write_file
-from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
+from swap_fast.shutdown import EXIT_STATUS, InterruptedRunError
 
 ORPHAN_S = 10.0
 """The time that a process has to end after the one that started it was killed."""

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from swap_fast.clock import LAPS
 from swap_fast.config.phase import Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe
 from swap_fast.data.cifar.augment import IMAGE_SIZE
 from swap_fast.training.callback import Callback
-from swap_fast.training.clock import LAPS
 from swap_fast.training.state import Progress
 from swap_fast.training.trainer import Trainer
 

@@ -26,9 +26,9 @@ from swap_fast.callbacks.progress import (
     progress_listener,
 )
 from swap_fast.callbacks.trackers import Tracking, make_tracking
+from swap_fast.clock import Clock
 from swap_fast.distributed import Comm
 from swap_fast.record import plain
-from swap_fast.training.clock import Clock
 
 
 def line_printer(form: Form) -> Callable[[str], None]:

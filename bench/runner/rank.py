@@ -30,7 +30,8 @@ from swap_fast.algorithm import large_batch_phase, sgd, small_batch_phase, swa, 
 from swap_fast.callbacks.events import merge_events
 from swap_fast.callbacks.watchdog import Watchdog
 from swap_fast.checkpoint.run_folder import RunFolder, enter_folder, keep_step, prune
-from swap_fast.config.recipe import AveragingRecipe, SWAPRecipe, SWARecipe
+from swap_fast.clock import Clock
+from swap_fast.config.recipe import AveragingRecipe, SWAPRecipe, SWARecipe, method_of
 from swap_fast.data.cifar.dataset import Dataset, hold_out
 from swap_fast.data.cifar.files import load_dataset
 from swap_fast.data.imagenet.scan import ImageTree, scan_tree
@@ -55,14 +56,13 @@ from swap_fast.record import (
     Telemetry,
     flatten,
     plain,
-    write_record,
 )
+from swap_fast.record_files import write_record
+from swap_fast.shutdown import GracefulShutdown, InterruptedRunError
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.tasks.imagenet import TreeSource
 from swap_fast.training.callback import Callback
 from swap_fast.training.capture import Captures, keep_freed_memory
-from swap_fast.training.clock import Clock
-from swap_fast.training.shutdown import GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import Progress, Result
 from swap_fast.training.trainer import ImageSource, Trainer, build_trainer
 from swap_fast.training.weights import displacements, pairwise_distances
@@ -442,7 +442,7 @@ def make_record(
     return RunRecord(
         run_id=name,
         recipe=recipe.name,
-        method="swap" if is_swap else "swa" if num_workers else "sgd",
+        method=method_of(recipe),
         seed=spec.seed,
         created=place.created,
         configuration=plain({"recipe": asdict(recipe), "execution": asdict(spec.execution)}),

@@ -30,9 +30,10 @@ from swap_fast.config.execution import default_execution
 from swap_fast.config.recipe import LoaderName, Recipe, SWAPRecipe
 from swap_fast.data.cifar.files import locate_dataset, locate_tree
 from swap_fast.files import write_file
-from swap_fast.record import flatten, read_record, write_json_record
+from swap_fast.record import flatten
+from swap_fast.record_files import read_record, write_json_record
+from swap_fast.shutdown import EXIT_STATUS, InterruptedRunError
 from swap_fast.tasks.cifar import choose_decoder, choose_loader
-from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
 
 
 def automatic_recipe(*, quick: bool) -> str:

@@ -20,7 +20,7 @@ from swap_fast.callbacks.progress import JsonLines, print_line
 from swap_fast.callbacks.trackers import require_trackers
 from swap_fast.config.recipe import Recipe, SWAPRecipe
 from swap_fast.record import run_id
-from swap_fast.training.shutdown import EXIT_STATUS, InterruptedRunError
+from swap_fast.shutdown import EXIT_STATUS, InterruptedRunError
 
 if TYPE_CHECKING:
     from submitit import Executor, Job

@@ -19,7 +19,7 @@ from tyro.conf import Positional
 from swap_fast.callbacks.events import Tail, seconds_of
 from swap_fast.callbacks.progress import RunView, bars, duration, line_of, print_line, state_lines
 from swap_fast.checkpoint.attempts import is_running
-from swap_fast.training.shutdown import EXIT_STATUS
+from swap_fast.shutdown import EXIT_STATUS
 
 POLL_S = 0.5
 SILENT_S = 5.0

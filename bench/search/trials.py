@@ -18,7 +18,8 @@ from bench.search.grid import TAU, Grid, Point, Scores, recipe_at
 from swap_fast.checkpoint.files import MODEL, read_checkpoint, read_tensors, write_checkpoint
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SGDRecipe
 from swap_fast.files import remove_parts
-from swap_fast.record import RunRecord, plain, read_record, read_records
+from swap_fast.record import RunRecord, plain
+from swap_fast.record_files import read_record, read_records
 from swap_fast.training.evaluate import Accuracies
 
 LABELS = ("name", "summary", "table")

@@ -27,6 +27,7 @@ from bench.verify.check import Form, UnavailableError
 from bench.verify.equivalence import fp16_execution, relative_difference, same_kernels
 from swap_fast.algorithm import swap
 from swap_fast.checkpoint.run_folder import RunFolder
+from swap_fast.clock import Clock
 from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.phase import Optimizer, Phase
 from swap_fast.config.recipe import SWAPRecipe
@@ -35,12 +36,11 @@ from swap_fast.data.cifar.synthetic import generate_synthetic
 from swap_fast.distributed import ALONE, Comm, connect
 from swap_fast.models import ResNet9, net_maker
 from swap_fast.recipes.cifar10 import cifar10_quick
+from swap_fast.shutdown import GracefulShutdown, InterruptedRunError
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.training.callback import Callback
 from swap_fast.training.capture import Captures
-from swap_fast.training.clock import Clock
 from swap_fast.training.optimizer import MomentumSGD
-from swap_fast.training.shutdown import GracefulShutdown, InterruptedRunError
 from swap_fast.training.step import Step
 from swap_fast.training.trainer import build_trainer
 from swap_fast.training.weights import Weights, average

@@ -19,6 +19,7 @@ from bench.planner.workload import NUM_CLASSES, workload_of
 from bench.records.paper import load_paper
 from bench.verify.check import Form, UnavailableError
 from bench.verify.equivalence import same_kernels
+from swap_fast.clock import Clock
 from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.phase import BatchShape, Phase, StagedPhase
 from swap_fast.config.recipe import SWAPRecipe
@@ -28,7 +29,6 @@ from swap_fast.models import make_tree_net
 from swap_fast.recipes.cifar10 import cifar10_swap
 from swap_fast.recipes.imagenet import CPU_ROWS, ROWS, imagenet_swap, imagenet_swap_cpu, scaled
 from swap_fast.training.capture import Captures
-from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.trainer import Evaluate, build_trainer
 from swap_fast.training.weights import Weights

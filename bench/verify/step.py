@@ -24,6 +24,7 @@ from bench.verify.equivalence import (
     same_kernels,
 )
 from swap_fast.algorithm import sgd
+from swap_fast.clock import Clock
 from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import LoaderName, SGDRecipe
@@ -35,7 +36,6 @@ from swap_fast.models import ResNet9, net_maker
 from swap_fast.tasks.cifar import CifarSource, missing_for_dali
 from swap_fast.training.batchnorm import BatchNormRecompute
 from swap_fast.training.capture import Captures
-from swap_fast.training.clock import Clock
 from swap_fast.training.loop import TrainStage, train_epochs
 from swap_fast.training.state import Progress
 from swap_fast.training.step import Metrics, Step

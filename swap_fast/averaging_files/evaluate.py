@@ -29,7 +29,6 @@ from swap_fast.checkpoint.run_folder import RUN_FILE, read_run_info
 from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.phase import shapes
 from swap_fast.config.recipe import SWAPRecipe, recipe_from
-from swap_fast.config.step_choice import execution_settings
 from swap_fast.data.cifar.files import load_dataset, locate_dataset
 from swap_fast.distributed import ALONE
 from swap_fast.models import make_net
@@ -483,7 +482,7 @@ def run_evaluation(folder: Path, data: Path | None, device: torch.device) -> Eva
 def _execution(about: dict[str, Any], device: torch.device) -> Execution:
     """The run's own arithmetic where it can be had here."""
     try:
-        execution = Execution(**execution_settings(about["execution"]))
+        execution = Execution(**about["execution"])
     except (KeyError, TypeError, ValueError):
         return default_execution(device.type)
     return execution if execution.device_type == device.type else default_execution(device.type)

@@ -25,8 +25,8 @@ from swap_fast.callbacks.events import (
 )
 from swap_fast.callbacks.progress import Plan, Screen, images_until
 from swap_fast.record import EpochRow
+from swap_fast.shutdown import InterruptedRunError
 from swap_fast.training.callback import Callback
-from swap_fast.training.shutdown import InterruptedRunError
 
 if TYPE_CHECKING:
     from swap_fast.training.state import Progress, Result

@@ -31,10 +31,10 @@ from swap_fast.checkpoint.files import (
     write_checkpoint,
     write_json,
 )
-from swap_fast.config.step_choice import StepChoice, execution_settings
+from swap_fast.clock import TRAINING, Clock, total
+from swap_fast.config.step_choice import StepChoice
 from swap_fast.files import remove_parts
 from swap_fast.record import EpochRow, flatten
-from swap_fast.training.clock import TRAINING, Clock, total
 from swap_fast.training.state import Progress, TrainingState
 from swap_fast.training.weights import Weights
 
@@ -71,15 +71,11 @@ def read_run_info(folder: Path) -> RunInfo | None:
     if not (folder / RUN_FILE).exists():
         return None
     try:
-        info = read_json(folder / RUN_FILE, RunInfo)
+        return read_json(folder / RUN_FILE, RunInfo)
     except DamagedError as error:
         raise ValueError(
             f"{folder}: {error}; delete this folder, or start a new run in another one"
         ) from None
-    execution = info.settings.get("execution")
-    if execution is None:
-        return info
-    return replace(info, settings={**info.settings, "execution": execution_settings(execution)})
 
 
 def enter_folder(folder: Path, info: RunInfo, *, resume: bool = True, part: str = "run") -> Attempt:

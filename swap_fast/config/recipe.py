@@ -176,8 +176,16 @@ AveragingRecipe = SWAPRecipe | SWARecipe
 Recipe = AveragingRecipe | SGDRecipe
 
 
-RECIPE_KINDS: dict[str, type[Recipe]] = {"swap": SWAPRecipe, "swa": SWARecipe, "sgd": SGDRecipe}
-"""By a record's method."""
+Method = Literal["swap", "swa", "sgd"]
+"""As records have it."""
+RECIPE_KINDS: dict[Method, type[Recipe]] = {"swap": SWAPRecipe, "swa": SWARecipe, "sgd": SGDRecipe}
+"""The kind of recipe of each method."""
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The method of a recipe: each is of one of the three kinds."""
+    return next(method for method, kind in RECIPE_KINDS.items() if type(recipe) is kind)
+
 
 T = TypeVar("T")
 R = TypeVar("R", bound=SGDRecipe)

@@ -1,8 +1,7 @@
 """Which kernels make a step, and how that was chosen."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -25,15 +24,3 @@ class StepChoice:
     replays on the slowest rank, without the all-reduce, which is the same for all."""
     dropped: dict[str, str]
     """Of each other step: why it was not."""
-
-
-def execution_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """An execution's fields by name, also of a record older than `step`.
-
-    Such a record has `compile`, and perhaps `fused`, in its place.
-    """
-    named = {name: value for name, value in settings.items() if name not in ("compile", "fused")}
-    if "step" not in named and "compile" in settings:
-        kinds = {"compiled": settings["compile"], "fused": settings.get("fused", False)}
-        named["step"] = next((kind for kind, is_so in kinds.items() if is_so), "eager")
-    return named

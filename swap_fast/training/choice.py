@@ -19,9 +19,9 @@ from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.config.step_choice import ChosenStep, StepChoice
 from swap_fast.distributed import Comm
 from swap_fast.models.layers import FusableNorm
+from swap_fast.shutdown import InterruptedRunError
 from swap_fast.training.capture import Captures
 from swap_fast.training.optimizer import FlatOptimizer
-from swap_fast.training.shutdown import InterruptedRunError
 from swap_fast.training.step import Step
 from swap_fast.training.weights import Weights, split
 

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from swap_fast.clock import Clock
 from swap_fast.config.phase import Phase
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.record import EpochRow
-from swap_fast.training.clock import Clock
-from swap_fast.training.shutdown import NEVER, GracefulShutdown, InterruptedRunError
+from swap_fast.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import Progress
 from swap_fast.training.step import BaseStep, Metrics
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from swap_fast.clock import Clock
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
@@ -16,6 +17,7 @@ from swap_fast.config.step_choice import StepChoice
 from swap_fast.data.cifar.batches import Loader, require_a_batch
 from swap_fast.distributed import ALONE, Comm, WorkerGroup
 from swap_fast.record import EpochRow
+from swap_fast.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.batchnorm import BatchNormRecompute
 from swap_fast.training.callback import Callback, Callbacks
 from swap_fast.training.capture import Captures
@@ -28,11 +30,9 @@ from swap_fast.training.choice import (
     has_fused_kernels,
     phase_shapes,
 )
-from swap_fast.training.clock import Clock
 from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.loop import TrainStage, train_epochs
 from swap_fast.training.optimizer import ScaledOptimizer, recipe_optimizer
-from swap_fast.training.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import (
     Checkpoints,
     NoCheckpoints,

@@ -401,7 +401,8 @@ def displacements(models: list[Tensor], origin: Tensor) -> tuple[list[float], li
     norms = [float((model.double() - origin).norm()) for model in models]
     cosines = []
     for one, m in zip(models, norms, strict=True):
-        a = one.double() - origin  # anew for each pair: all in float64 are two copies a worker
+        # One at a time: the differences of all workers in float64 are two weight vectors each.
+        a = one.double() - origin
         cosines.append(
             [
                 float(a @ (other.double() - origin)) / (m * n) if m * n else 0.0

@@ -19,15 +19,15 @@ from swap_fast.callbacks.progress import Form, make_plan, progress_listener
 from swap_fast.checkpoint.attempts import Attempt
 from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune
 from swap_fast.choices import choose_device
+from swap_fast.clock import Clock
 from swap_fast.config.checks import require, typed_arguments
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Phase, Schedule
 from swap_fast.distributed import ALONE, Comm, connect
 from swap_fast.record import flatten, now, plain
+from swap_fast.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.batchnorm import BatchNormRecompute, is_compiled
 from swap_fast.training.callback import Callback
-from swap_fast.training.clock import Clock
-from swap_fast.training.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.state import NoCheckpoints
 from swap_fast.training.trainer import assemble
 from swap_fast.training.weights import Weights, refuse_synchronized

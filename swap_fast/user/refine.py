@@ -52,7 +52,7 @@ from swap_fast.config.checks import require, typed_arguments, whole
 from swap_fast.distributed import connect, without_torchrun
 from swap_fast.files import write_file
 from swap_fast.record import flatten, now
-from swap_fast.training.shutdown import GracefulShutdown, InterruptedRunError
+from swap_fast.shutdown import GracefulShutdown, InterruptedRunError
 from swap_fast.user.api import leave_ranks, open_folder, refuse_process_group, require_timeout
 from swap_fast.user.clean_copy import Forward, Measure, copied, device_of, open_evaluation
 from swap_fast.user.data import generators_kept, require_seed, seed_everything, seed_of

@@ -17,7 +17,7 @@ from bench.hardware import machine
 from bench.runner.session import differences
 from swap_fast.options import flow
 from swap_fast.recipes.cifar10 import RECIPES
-from swap_fast.record import read_record
+from swap_fast.record_files import read_record
 from swap_fast.tasks import cifar as loaders
 
 pytestmark = pytest.mark.usefixtures("small_cifar")

@@ -98,7 +98,7 @@ from swap_fast.config.execution import Execution
 from swap_fast.models.layers import FusableNorm
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.training.capture import Captures
-from swap_fast.training.clock import Clock
+from swap_fast.clock import Clock
 from swap_fast.training.trainer import build_trainer
 
 class Norm(FusableNorm):

@@ -30,7 +30,7 @@ from bench.report.write import SCALING, SPEED, TIMING, build_document
 from swap_fast.config.phase import Augmentation, Optimizer, Phase
 from swap_fast.data.cifar.files import load_dataset
 from swap_fast.recipes.cifar10 import RECIPES
-from swap_fast.record import write_record
+from swap_fast.record_files import write_record
 
 pytestmark = pytest.mark.slow
 

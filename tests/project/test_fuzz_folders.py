@@ -29,9 +29,9 @@ from swap_fast.checkpoint.files import (
     write_checkpoint,
 )
 from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, read_run_info
+from swap_fast.clock import Clock
 from swap_fast.outcome import running_average
 from swap_fast.record import EpochRow
-from swap_fast.training.clock import Clock
 from swap_fast.training.state import Progress, TrainingState
 
 pytestmark = pytest.mark.slow

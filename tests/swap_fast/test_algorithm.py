@@ -27,11 +27,11 @@ from small_trainer import (
 from torch import Tensor, nn
 
 from swap_fast.algorithm import sgd, swap
+from swap_fast.clock import Clock
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import SGDRecipe, SWAPRecipe
 from swap_fast.data.cifar.augment import AugmentationPlan, plain_plan, plan_epoch
 from swap_fast.record import EpochRow
-from swap_fast.training.clock import Clock
 from swap_fast.training.state import NoCheckpoints, Progress, TrainingState
 
 SEED = 3

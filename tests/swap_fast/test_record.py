@@ -12,9 +12,9 @@ import pytest
 from record_factory import CPU, DATA, EXECUTION, make_record, make_telemetry, with_recipe
 from repository import RECORDED_RUNS
 
-from bench.records.grouping import accuracy_key, machine_key
-from swap_fast.config.step_choice import StepChoice, execution_settings
-from swap_fast.record import plain, read_record, read_records, run_id, write_record
+from swap_fast.config.step_choice import StepChoice
+from swap_fast.record import plain, run_id
+from swap_fast.record_files import read_record, read_records, write_record
 
 RECORD = make_record()
 
@@ -38,29 +38,6 @@ def test_round_trip_with_the_step_that_was_chosen(tmp_path: Path) -> None:
     choice = StepChoice(chosen="fused", times_s=times, dropped={"compiled": "no compiler"})
     record = replace(RECORD, step_choice=choice)
     assert read_record(write_record(record, tmp_path)) == record
-
-
-@pytest.mark.parametrize(
-    ("older", "step"),
-    [
-        ({"compile": False}, "eager"),
-        ({"compile": True}, "compiled"),
-        ({"compile": False, "fused": False}, "eager"),
-        ({"compile": False, "fused": True}, "fused"),
-    ],
-)
-def test_an_older_record_tells_its_step_too(
-    older: dict[str, bool], step: str, tmp_path: Path
-) -> None:
-    without = {name: value for name, value in EXECUTION.items() if name != "step"}
-    configuration = {**RECORD.configuration, "execution": {**without, **older}}
-    record = replace(RECORD, configuration=configuration)  # type: ignore[arg-type]
-    assert read_record(write_record(record, tmp_path)) == record
-    execution = record.configuration["execution"]
-    assert execution_settings(execution) == {**without, "step": step}
-    assert execution_settings(execution_settings(execution)) == execution_settings(execution)
-    assert accuracy_key(record) == accuracy_key(RECORD)
-    assert machine_key(record) == machine_key(RECORD)
 
 
 def test_every_record_of_the_project_is_read_and_holds_what_its_file_holds() -> None:
@@ -114,10 +91,10 @@ def refusal(path: Path) -> str:
     return message
 
 
-@pytest.mark.parametrize("version", [0, 5, 7, "6", None, True])
+@pytest.mark.parametrize("version", [0, 6, 8, "7", None, True])
 def test_another_schema_is_refused(tmp_path: Path, version: object) -> None:
     message = refusal(written(tmp_path, schema_version=version))
-    assert f"expected schema version 6, got {version!r}" in message
+    assert f"expected schema version 7, got {version!r}" in message
 
 
 def test_a_half_written_file_is_refused(tmp_path: Path) -> None:

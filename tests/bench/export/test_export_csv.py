@@ -15,7 +15,7 @@ from repository import ROOT
 
 from bench.cli import main
 from bench.export.command import epochs_csv, runs_csv
-from swap_fast.record import write_record
+from swap_fast.record_files import write_record
 
 RUNS = sorted((ROOT / "results" / "runs").glob("*.json"))
 

@@ -23,7 +23,8 @@ from bench.cli import main
 from bench.export.options import DawnbenchOptions
 from bench.export.submissions import make_entry
 from bench.records.timing import dawnbench_time
-from swap_fast.record import RunRecord, read_record, write_record
+from swap_fast.record import RunRecord
+from swap_fast.record_files import read_record, write_record
 
 RECORDS = sorted((ROOT / "results" / "runs").glob("cifar10_*.json"))
 THRESHOLDS = {"CIFAR10": ("top1Accuracy", 94.0), "ImageNet": ("top5Accuracy", 93.0)}

@@ -19,7 +19,8 @@ from repository import ROOT
 from bench.cli import main
 from bench.export.options import MlperfOptions
 from bench.export.submissions import mlperf_log
-from swap_fast.record import RunRecord, read_record, write_record
+from swap_fast.record import RunRecord
+from swap_fast.record_files import read_record, write_record
 
 RUNS = ROOT / "results" / "runs"
 # Trees of 10,000 small images and narrow nets: the log's form is MLPerf's, its figures are not.

@@ -20,7 +20,8 @@ from bench.cli import main
 from bench.export.onnx import check_images, final_model
 from bench.export.options import OnnxOptions
 from swap_fast.models import ResNet9, ResNet50, SpeedNet, WhitenedResNet9
-from swap_fast.record import RunRecord, read_record, write_record
+from swap_fast.record import RunRecord
+from swap_fast.record_files import read_record, write_record
 
 TREE = {
     "name": "imagenet",

@@ -17,8 +17,8 @@ import bench.runner.rank
 from bench.cli import main
 from bench.hardware.machine import device_uuid
 from bench.hardware.telemetry import EVERY_VALUE, Reading, Sampler, missing_line, summarize_lap
-from swap_fast.record import read_record
-from swap_fast.training.clock import Clock
+from swap_fast.clock import Clock
+from swap_fast.record_files import read_record
 
 UUID = "1"
 RUN = (

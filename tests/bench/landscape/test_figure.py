@@ -23,7 +23,8 @@ from bench.landscape.measure import (
 )
 from bench.landscape.records import read_all_cosines, read_planes, write_landscape
 from swap_fast.recipes.cifar10 import RECIPES
-from swap_fast.record import RunRecord, plain, read_records, write_record
+from swap_fast.record import RunRecord, plain
+from swap_fast.record_files import read_records, write_record
 
 BOWL = {"LB": (-3.0, 0.0), "SGD": (2.0, 1.0), "SWAP": (0.0, 0.0)}
 

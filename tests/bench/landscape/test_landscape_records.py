@@ -64,7 +64,7 @@ def _two_points(content: dict[str, Any]) -> None:
     ("damage", "words"),
     [
         (_without_a_point, "a grid with holes"),
-        (_other_version, "expected schema version 2, got 99"),
+        (_other_version, "expected schema version 3, got 99"),
         (_other_field, "required field `recipe`"),
         (_not_a_number, "expected a JSON record"),
         (_falling, "alphas: expected rising numbers"),

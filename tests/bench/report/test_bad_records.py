@@ -20,7 +20,7 @@ from record_factory import make_record
 from bench.landscape.records import write_landscape
 from bench.report.content import Content, collect
 from bench.report.write import write_report
-from swap_fast.record import write_record
+from swap_fast.record_files import write_record
 
 NUMBERS: dict[str, tuple[str | int, ...]] = {
     "runs": ("times", "wall_s"),

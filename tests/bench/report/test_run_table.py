@@ -21,7 +21,8 @@ from bench.report.runs_to_do import Eta, RunToDo
 from bench.runner.session import processes
 from swap_fast.config.recipe import Recipe, SWARecipe
 from swap_fast.data.cifar.files import load_dataset, locate_dataset
-from swap_fast.record import plain, write_record
+from swap_fast.record import plain
+from swap_fast.record_files import write_record
 
 
 @pytest.fixture

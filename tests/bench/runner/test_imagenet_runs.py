@@ -16,7 +16,8 @@ import bench.runner.session
 from bench.cli import main
 from swap_fast.config.phase import StagedPhase
 from swap_fast.config.recipe import Recipe, SWAPRecipe
-from swap_fast.record import EpochRow, RunRecord, read_record
+from swap_fast.record import EpochRow, RunRecord
+from swap_fast.record_files import read_record
 from swap_fast.tasks import imagenet as tree_source
 
 SWAP, SGD = "imagenet_swap_cpu", "imagenet_sgd_small_cpu"

@@ -16,7 +16,7 @@ from repository import ROOT
 
 from bench.runner.launch import launch
 from swap_fast.distributed import connect
-from swap_fast.training.shutdown import EXIT_STATUS, SIGNAL_INTERVAL_S
+from swap_fast.shutdown import EXIT_STATUS, SIGNAL_INTERVAL_S
 
 
 def add_ranks(start: float) -> float:
@@ -94,7 +94,7 @@ LONG_STEP = """
 import os, sys, time
 from pathlib import Path
 from bench.runner.launch import launch
-from swap_fast.training.shutdown import EXIT_STATUS, GracefulShutdown, InterruptedRunError
+from swap_fast.shutdown import EXIT_STATUS, GracefulShutdown, InterruptedRunError
 
 def step(folder):
     shutdown = GracefulShutdown()

@@ -18,7 +18,7 @@ from bench.records.grouping import why_not_comparable
 from bench.records.paper_tables import OTHER, place_of, why_other
 from bench.runner.profiler import ACTIVE, WAIT, WARMUP, Profiler, longest_operators, steps_within
 from swap_fast.recipes.cifar10 import RECIPES
-from swap_fast.record import read_record
+from swap_fast.record_files import read_record
 from swap_fast.training.state import Progress
 
 pytestmark = pytest.mark.usefixtures("small_cifar")

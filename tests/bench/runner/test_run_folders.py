@@ -186,18 +186,6 @@ def test_a_resumed_run_keeps_the_step_that_was_chosen(
     assert (place.start, place.step_choice) == (folder, CHOICE)
 
 
-def test_a_run_from_before_steps_had_names_is_resumed(tmp_path: Path) -> None:
-    made = request(tmp_path)
-    execution = describe(made).settings["execution"]
-    older = {name: value for name, value in execution.items() if name != "step"}
-    older |= {"compile": False, "fused": False}
-    folder = begin(made, "2026-11-22T12:00:00", execution=older)
-    assert find_place(made, describe(made)).folder == folder
-    compiled = replace(made, execution=replace(made.execution, step="compiled"))
-    with pytest.raises(ValueError, match=r"execution\.step 'compiled' in place of 'eager'"):
-        find_place(compiled, describe(compiled))
-
-
 class _Done:
     stopped_by = "max_epochs"
 

@@ -29,7 +29,8 @@ from processes import alive_in_group, all_end
 from same_bits import write_cifar
 
 from bench.hardware.machine import describe_code, describe_machine
-from swap_fast.record import EpochRow, now, read_records
+from swap_fast.record import EpochRow, now
+from swap_fast.record_files import read_records
 
 KILLS = int(os.environ.get("SWAP_SOAK_KILLS", "40"))
 ENDED_S = 20.0

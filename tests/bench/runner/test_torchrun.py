@@ -19,7 +19,7 @@ from bench.cli import main
 from bench.runner.launch import launch
 from swap_fast.checkpoint.attempts import is_running
 from swap_fast.distributed import connect
-from swap_fast.record import read_record
+from swap_fast.record_files import read_record
 
 pytestmark = pytest.mark.usefixtures("small_cifar")
 

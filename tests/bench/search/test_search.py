@@ -22,7 +22,7 @@ from bench.records.paper_tables import place_of
 from bench.runner.run_folders import RunSpec
 from bench.search import study as search_study
 from bench.search import trials as search_runs
-from swap_fast.record import read_records
+from swap_fast.record_files import read_records
 
 # Of 53 training images 20 are held out; the rest are two batches.
 SMALL = (

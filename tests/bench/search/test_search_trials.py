@@ -17,9 +17,9 @@ from bench.search.trials import phase_one, shares_phase1, write_start
 from swap_fast.algorithm import sgd, swa, swap
 from swap_fast.checkpoint.files import read_checkpoint
 from swap_fast.checkpoint.run_folder import RunFolder
+from swap_fast.clock import Clock
 from swap_fast.config.recipe import Recipe, SGDRecipe, SWAPRecipe, SWARecipe
 from swap_fast.recipes.cifar10 import cifar10_cpu, cifar10_sgd_small_cpu
-from swap_fast.training.clock import Clock
 from swap_fast.training.state import Result
 
 RECIPE = cifar10_cpu()

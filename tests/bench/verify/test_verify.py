@@ -27,7 +27,7 @@ from bench.verify.command import CHECKS
 from bench.verify.equivalence import growth
 from bench.verify.speed import planned, too_slow
 from swap_fast.config.execution import Execution
-from swap_fast.training.shutdown import InterruptedRunError
+from swap_fast.shutdown import InterruptedRunError
 from swap_fast.training.step import Step
 
 LIMIT_S = 2.0

@@ -17,11 +17,11 @@ from swap_fast.callbacks.emitter import EventLogger
 from swap_fast.callbacks.events import merge_events, read_events
 from swap_fast.callbacks.progress import Lines, RunView, plan_of
 from swap_fast.checkpoint.run_folder import RunFolder
+from swap_fast.clock import Clock
 from swap_fast.config.recipe import SGDRecipe, SWAPRecipe
 from swap_fast.distributed import Comm
 from swap_fast.record import EpochRow
-from swap_fast.training.clock import Clock
-from swap_fast.training.shutdown import InterruptedRunError
+from swap_fast.shutdown import InterruptedRunError
 from swap_fast.training.state import Progress
 
 DATA = make_dataset()

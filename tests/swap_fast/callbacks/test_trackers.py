@@ -17,7 +17,7 @@ from event_factory import at, began, done, epoch, phase_end, progress, training
 from bench.cli import main
 from swap_fast.callbacks import trackers
 from swap_fast.callbacks.trackers import MLflow, Tracking, WandB, make_tracking, require_trackers
-from swap_fast.record import read_record
+from swap_fast.record_files import read_record
 
 EVENTS = [
     began(),

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from swap_fast.record import RunRecord, read_record
+from swap_fast.record import RunRecord
+from swap_fast.record_files import read_record
 
 RUN = [
     *(sys.executable, "-m", "bench", "run", "cifar10_quick", "--dataset", "synthetic"),

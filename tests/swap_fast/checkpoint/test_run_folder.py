@@ -29,12 +29,12 @@ from swap_fast.checkpoint import files
 from swap_fast.checkpoint.attempts import Attempt
 from swap_fast.checkpoint.files import known_sha256, read_manifest, write_json
 from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune
+from swap_fast.clock import Clock
 from swap_fast.config.phase import Phase
 from swap_fast.config.recipe import Recipe, SWAPRecipe
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.outcome import running_average
 from swap_fast.record import AverageRow, EpochRow
-from swap_fast.training.clock import Clock
 from swap_fast.training.state import Progress, Result, TrainingState
 from swap_fast.training.trainer import Trainer
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from swap_fast.algorithm import stopped_by
+from swap_fast.clock import Clock
 from swap_fast.config.phase import Phase
 from swap_fast.record import EpochRow
-from swap_fast.training.clock import Clock
 from swap_fast.training.loop import TrainStage, train_epochs
 from swap_fast.training.state import Progress
 from swap_fast.training.step import GradientNoise, Metrics

@@ -10,11 +10,11 @@ import torch
 from small_trainer import SGD, SWAP, SmallNet, make_dataset, small_trainer, with_phases
 
 from swap_fast.algorithm import swap
+from swap_fast.clock import Clock
 from swap_fast.config.execution import Execution
 from swap_fast.config.recipe import LoaderName
 from swap_fast.data.cifar.augment import plan_epoch
 from swap_fast.distributed import Comm
-from swap_fast.training.clock import Clock
 from swap_fast.training.step import Step
 
 

@@ -40,8 +40,8 @@ from torch import nn
 from torch.nn import functional
 
 from swap_fast.checkpoint.attempts import Attempt
+from swap_fast.shutdown import EXIT_STATUS, SIGNAL_INTERVAL_S, InterruptedRunError
 from swap_fast.training.callback import Callback
-from swap_fast.training.shutdown import EXIT_STATUS, SIGNAL_INTERVAL_S, InterruptedRunError
 
 TEST = blobs(60, seed=2)
 

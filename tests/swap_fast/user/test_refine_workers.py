@@ -15,7 +15,7 @@ from processes import run_torchrun
 from torch import nn
 
 from swap_fast.checkpoint.attempts import Attempt
-from swap_fast.training.shutdown import InterruptedRunError
+from swap_fast.shutdown import InterruptedRunError
 
 
 class Counting:

@@ -15,13 +15,13 @@ import torch
 from small_trainer import calling, make_dataset, run_processes, small_trainer, with_phases
 from torch import Tensor
 
+from swap_fast import shutdown as module
 from swap_fast.algorithm import swap
 from swap_fast.checkpoint.run_folder import RunFolder
+from swap_fast.clock import Clock
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.record import EpochRow
-from swap_fast.training import shutdown as module
-from swap_fast.training.clock import Clock
-from swap_fast.training.shutdown import EXIT_STATUS, GracefulShutdown, InterruptedRunError
+from swap_fast.shutdown import EXIT_STATUS, GracefulShutdown, InterruptedRunError
 
 DATA = make_dataset(train_images=70)
 RECIPE = with_phases(phase1={"max_epochs": 3})
@@ -115,7 +115,7 @@ def test_a_ctrl_c_that_is_passed_on_counts_once() -> None:
 def test_the_second_signal_ends_it_at_once() -> None:
     code = """
 import os, signal, time
-from swap_fast.training import shutdown
+from swap_fast import shutdown
 shutdown.SIGNAL_INTERVAL_S = 0.0
 handler = shutdown.GracefulShutdown()
 with handler.installed(), handler.training():

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from swap_fast.training.clock import DAWNBENCH, LAPS, MLPERF, PAPER, READINGS, UNCOUNTED, Clock
+from swap_fast.clock import DAWNBENCH, LAPS, MLPERF, PAPER, READINGS, UNCOUNTED, Clock
 
 
 class Source:
