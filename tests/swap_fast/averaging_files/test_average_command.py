@@ -260,5 +260,5 @@ def test_a_runs_folder_must_be_whole(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run\.json: expected JSON .* or name the files"):
         workers_of(folder)
     write_json(folder / "run.json", replace(info, settings={}))
-    with pytest.raises(ValueError, match=r"got a folder without a recipe's run\.json"):
+    with pytest.raises(ValueError, match=r"got a folder without workers or a recipe's run\.json"):
         workers_of(folder)
