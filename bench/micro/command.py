@@ -86,8 +86,7 @@ def _groups(
     if options.precision != "auto":
         default = replace(default, precision=options.precision)
     steps = step_groups(default, threads, width, batch_sizes, options.net)
-    if options.net == "resnet9":
-        print(*traffic_lines(DEFAULT_WIDTH["cuda"], 256), sep="\n")
+    print(*traffic_lines(DEFAULT_WIDTH["cuda"], 256, options.net), sep="\n")
     if not options.peers:
         return steps, []
     data = None if options.dataset == "synthetic" else locate_dataset("cifar10", options.data)

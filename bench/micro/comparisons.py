@@ -116,7 +116,7 @@ def _step_variants(
 ) -> Iterator[Variant]:
     device = default.device_type
     shapes = _processes_and_threads(device, threads)
-    for kind, execution in _our_executions(default, fusable=net == "resnet9").items():
+    for kind, execution in _our_executions(default, fusable=True).items():
         for processes, each in shapes:
             yield Variant(
                 f"ours, {kind}{_in_processes(processes)}",
@@ -172,7 +172,9 @@ def _in_processes(processes: int) -> str:
 def _cost(width: int, batch_size: int, execution: Execution, net: MicroNet = "resnet9") -> Cost:
     """An image's cost in a step; of a compiled or fused one, with fused kernels."""
     count = net_cost.resnet9 if net == "resnet9" else net_cost.speed_net
-    counted_net = count(width, 10, fused=execution.step != "eager")
+    # Of the step with our kernels, ResNet-9's norms alone are fused.
+    fused = execution.step == "compiled" or (execution.step == "fused" and net == "resnet9")
+    counted_net = count(width, 10, fused=fused)
     step_bytes = counted_net.step_bytes(
         batch_size, DTYPES[execution.precision].itemsize, fused_update=execution.fused_update
     )

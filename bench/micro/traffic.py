@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bench import net_cost
 from bench.document import NOTHING
 from bench.micro.step import make_step
+from bench.options import MicroNet
 from swap_fast.config.execution import Execution
 from swap_fast.models.layers import FusableNorm
 
@@ -144,18 +145,42 @@ def _by_parts(arguments: dict[str, Any]) -> int:
     return values * (2 * 8 + rounded + itemsize)
 
 
+def _of_matrices(**passes: int) -> Callable[[dict[str, Any]], int]:
+    """A kernel over matrices: how often it goes over each of these vectors at their places.
+
+    A tuple's tensors are matrices of one type. What there is a value of for each matrix, or for
+    each program, is left out.
+    """
+
+    def moved(arguments: dict[str, Any]) -> int:
+        found = {name: arguments[name] for name in passes}
+        each = {n: (v[0] if isinstance(v, tuple) else v).element_size() for n, v in found.items()}
+        if not arguments.get("ROUNDS", True):
+            each["rounded"] = 0
+        return sum(arguments["SIZE"]) * sum(n * each[name] for name, n in passes.items())
+
+    return moved
+
+
 KERNELS: dict[str, dict[str, Callable[[dict[str, Any]], int]]] = {
     "swap_fast.models.fused_norm": {
-        "moments_kernel": _by_arguments(),
-        "statistics_kernel": _by_arguments("running_mean", "running_var"),
+        "moments_kernel": _by_arguments(
+            "means", "squares", "running_mean", "running_var", "counter"
+        ),
         "values_kernel": _by_arguments(),
-        "sums_kernel": _by_arguments(),
+        "sums_kernel": _by_arguments("sums", "products", "counter"),
         "gradient_kernel": _by_arguments(),
+    },
+    "swap_fast.models.fused_loss": {
+        "loss_kernel": _by_arguments("partial", "loss_sum", "correct", "counted", "counter"),
     },
     "swap_fast.training.update_kernel": {
         "overflow_kernel": _by_parts,
         "update_kernel": _by_parts,
         "scale_kernel": _by_arguments("scale", "tracker", "skipped"),
+        "muon_norms_kernel": _of_matrices(gradients=1, theta=1, velocity=1),
+        "muon_direction_kernel": _of_matrices(gradients=1, velocity=2, direction=1),
+        "muon_update_kernel": _of_matrices(directions=1, theta=2, rounded=1),
     },
 }
 """What each kernel reads and writes, from its arguments by name."""
@@ -184,29 +209,43 @@ def _counted_kernels(counter: Counter) -> Iterator[None]:
         yield
 
 
-def count(execution: Execution, width: int, batch_size: int, *, fused_update: bool) -> StepCount:
-    """Count a step of ResNet-9 on a CUDA device."""
+def count(
+    execution: Execution,
+    width: int,
+    batch_size: int,
+    *,
+    fused_update: bool,
+    net: MicroNet = "resnet9",
+) -> StepCount:
+    """Count a step of a net with its optimizer on a CUDA device.
+
+    Arguments:
+        fused_update: by our kernels; of a step that has them, with the loss.
+    """
+    modelled = {"resnet9": net_cost.resnet9, "speed_net": net_cost.speed_net}[net]
     if execution.step == "compiled":
+        parameters = modelled(width, 10).parameters
         return StepCount(
             launches=None,
-            bytes=net_cost.resnet9(width, 10, fused=True).step_bytes(batch_size, 2),
-            update_bytes=net_cost.resnet9(width, 10).parameters * net_cost.update_bytes(2),
+            bytes=modelled(width, 10, fused=True).step_bytes(batch_size, 2),
+            update_bytes=parameters * net_cost.update_bytes(2),
         )
     (launches, small), (_, large) = (
-        _count_once(execution, width, size, fused_update=fused_update)
+        _count_once(execution, width, size, fused_update=fused_update, net=net)
         for size in (batch_size, 2 * batch_size)
     )
-    layers = net_cost.resnet9(width, 10).layers
+    layers = modelled(width, 10).layers
     weights = sum((1 + layer.backward_products) * layer.weights for layer in layers)
     own = 2 * small - large - weights * execution.dtype.itemsize
     return StepCount(launches=launches, bytes=small, update_bytes=own)
 
 
 def _count_once(
-    execution: Execution, width: int, batch_size: int, *, fused_update: bool
+    execution: Execution, width: int, batch_size: int, *, fused_update: bool, net: MicroNet
 ) -> tuple[int, int]:
     counter = Counter()
-    step, _ = make_step(replace(execution, device_type="cpu", step="eager"), width, batch_size)
+    plain = replace(execution, device_type="cpu", step="eager")
+    step, _ = make_step(plain, width, batch_size, net=net)
     for module in step._weights.model.train().modules():
         if isinstance(module, FusableNorm):
             module.fused = execution.step == "fused"
@@ -214,26 +253,32 @@ def _count_once(
         step._optimizer.fuse_(execution.dtype if fused_update else None)
         with counter:
             step.update_no_sync()
+            counter.launches, counter.bytes = 0, 0  # what is made once, is made
+            step.update_no_sync()
     return counter.launches, counter.bytes
 
 
-def traffic_lines(width: int, batch_size: int) -> list[str]:
+def traffic_lines(width: int, batch_size: int, net: MicroNet = "resnet9") -> list[str]:
     """A line for each form of the step on a CUDA device, without one; none without Triton."""
     if find_spec("triton") is None:
         return []
     eager = Execution(device_type="cuda", precision="fp16")
+    fused = replace(eager, step="fused")
     forms = {
         "eager": (eager, False),
         "compiled (modelled)": (replace(eager, step="compiled"), False),
-        "fused norm": (replace(eager, step="fused"), False),
-        "fused norm and update": (replace(eager, step="fused"), True),
+        "fused norm": (fused, False),
+        "fused": (fused, True),
     }
+    if net == "speed_net":  # whose norms have no fused kernels
+        del forms["fused norm"], forms["compiled (modelled)"]
+    name_of = {"resnet9": "ResNet-9", "speed_net": "SpeedNet with Muon"}[net]
     lines = [
-        f"counted for a CUDA device in fp16: ResNet-9 of width {width}, batch {batch_size}",
+        f"counted for a CUDA device in fp16: {name_of} of width {width}, batch {batch_size}",
         f"{'':<24} {'MB an image':>12} {'MB the update':>14} {'launches':>9}",
     ]
     for name, (execution, fused_update) in forms.items():
-        found = count(execution, width, batch_size, fused_update=fused_update)
+        found = count(execution, width, batch_size, fused_update=fused_update, net=net)
         lines.append(
             f"{name:<24} {found.bytes / batch_size / 1e6:>12.2f} {found.update_bytes / 1e6:>14.1f} "
             f"{NOTHING if found.launches is None else found.launches:>9}"

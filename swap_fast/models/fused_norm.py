@@ -1,13 +1,14 @@
-"""Batch norm, 2x2 max pool, ReLU and a sum as three GPU kernels forward and three backward.
+"""Batch norm, 2x2 max pool, ReLU and a sum as two GPU kernels forward and two backward.
 
 torch has a kernel for each of them, and each reads and writes the whole map. Here a map is read
 twice forward (moments; values) and twice backward (sums; gradient), what lies between batch norm
 and the result is never written, and only the input is kept for the backward pass. Imported only
 where there is a GPU, since Triton comes with torch on Linux alone.
 
-Sums are in float32. The moments of parts of a map are merged as Chan et al. (1979) do, so that a
-mean far from 0 costs no digits. A value is rounded to the maps' type before maxima are compared, as
-torch's kernels round it: the same pixel wins.
+Sums are in float32, over parts of a map; the last program to finish merges its channels' parts, in
+their order, so that the same map gives the same bits. Moments are merged as Chan et al. (1979) do,
+so that a mean far from 0 costs no digits. A value is rounded to the maps' type before maxima are
+compared, as torch's kernels round it: the same pixel wins.
 """
 
 from typing import Any
@@ -22,6 +23,8 @@ ROWS = 1024
 BLOCK_ROWS, GRADIENT_ROWS = 16, 8
 """Of these at once, by 64 channels for 4 warps; fewer where a pool's gradient needs registers."""
 BLOCK_CHANNELS = 64
+MERGED = tl.constexpr(32)
+"""Parts of a map that are merged at once."""
 
 # A captured step's shapes are few; but a number of rows that is a multiple of 16 would be compiled
 # apart from one that is not, perhaps within a run.
@@ -72,26 +75,57 @@ def _picked(x, row, channel, valid, shift, scale, num_channels, height, width, P
     return best, best_x, place
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit
+def is_last(counter, programs):  # type: ignore[no-untyped-def]
+    """Whether a program is the last of those that share a counter, which is then 0 again.
+
+    What the others stored before they asked can then be read.
+    """
+    tl.debug_barrier()  # every thread of this program has stored
+    last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 1
+    if last:
+        tl.store(counter, 0)
+    return last
+
+
+@triton.jit
+def _parts(vectors, start, parts, channel, num_channels):  # type: ignore[no-untyped-def]
+    """Of float32 [parts, num_channels], some parts, 0 behind the last: from L2, where all SMs'
+    stores meet."""
+    part = start + tl.arange(0, MERGED)[:, None]
+    valid = (part < parts) & (channel < num_channels)[None, :]
+    at = part * num_channels + channel[None, :]
+    return tl.load(vectors + at, mask=valid, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit(do_not_specialize=[*_SIZES, "momentum", "epsilon"])
 def moments_kernel(  # type: ignore[no-untyped-def]
     x,  # [num_rows, num_channels]
     means,  # float32 [parts, num_channels], out
     squares,  # float32 [parts, num_channels], out: sums of squared distances from these means
+    mean_out,  # float32 [num_channels]; `inverse_out`, one over the standard deviation, too
+    inverse_out,
+    running_mean,  # float32 [num_channels], updated; `running_var`, unbiased, too
+    running_var,
+    counter,  # int32 [channels / BLOCK_CHANNELS], zeros before and after
     num_rows,
     num_channels,
+    momentum,
+    epsilon,
     ROWS: tl.constexpr,  # noqa: N803
     BLOCK_ROWS: tl.constexpr,  # noqa: N803
     BLOCK_CHANNELS: tl.constexpr,  # noqa: N803
 ):
-    """The moments of a part of ROWS rows; the grid is (parts, channels / BLOCK_CHANNELS)."""
-    part = tl.program_id(0)
+    """The moments of parts of ROWS rows, and of all; the grid is (parts, channels / ...)."""
+    part, parts = tl.program_id(0), tl.num_programs(0)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    inside = channel < num_channels
     count = 0.0
     mean = tl.zeros([BLOCK_CHANNELS], tl.float32)
     square = tl.zeros([BLOCK_CHANNELS], tl.float32)
     for start in range(0, ROWS, BLOCK_ROWS):
         row = part.to(tl.int64) * ROWS + start + tl.arange(0, BLOCK_ROWS)
-        valid = (row < num_rows)[:, None] & (channel < num_channels)[None, :]
+        valid = (row < num_rows)[:, None] & inside[None, :]
         at = row[:, None] * num_channels + channel[None, :]
         value = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
         here = tl.minimum(tl.maximum(num_rows - part * ROWS - start, 0), BLOCK_ROWS).to(tl.float32)
@@ -104,47 +138,33 @@ def moments_kernel(  # type: ignore[no-untyped-def]
         mean += apart * (here / total)
         count += here
     at = part * num_channels + channel
-    tl.store(means + at, mean, mask=channel < num_channels)
-    tl.store(squares + at, square, mask=channel < num_channels)
-
-
-@triton.jit(do_not_specialize=[*_SIZES, "momentum", "epsilon"])
-def statistics_kernel(  # type: ignore[no-untyped-def]
-    means,  # float32 [PARTS, num_channels]; `squares` too
-    squares,
-    mean_out,  # float32 [num_channels]; `inverse_out`, one over the standard deviation, too
-    inverse_out,
-    running_mean,  # float32 [num_channels], updated; `running_var`, unbiased, too
-    running_var,
-    num_rows,
-    num_channels,
-    momentum,
-    epsilon,
-    PARTS: tl.constexpr,  # noqa: N803
-    ROWS: tl.constexpr,  # noqa: N803
-    BLOCK_CHANNELS: tl.constexpr,  # noqa: N803
-):
-    """Merge the parts' moments; the grid is (channels / BLOCK_CHANNELS)."""
-    channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    valid = channel < num_channels
-    count = 0.0
-    mean = tl.zeros([BLOCK_CHANNELS], tl.float32)
-    square = tl.zeros([BLOCK_CHANNELS], tl.float32)
-    for part in range(PARTS):
-        here = tl.minimum(num_rows - part * ROWS, ROWS).to(tl.float32)
-        own_mean = tl.load(means + part * num_channels + channel, mask=valid, other=0.0)
-        own_square = tl.load(squares + part * num_channels + channel, mask=valid, other=0.0)
-        apart = own_mean - mean
-        square += own_square + apart * apart * (count * here / (count + here))
-        mean += apart * (here / (count + here))
-        count += here
-    tl.store(mean_out + channel, mean, mask=valid)
-    tl.store(inverse_out + channel, 1.0 / tl.sqrt(square / count + epsilon), mask=valid)
-    old = tl.load(running_mean + channel, mask=valid, other=0.0)
-    tl.store(running_mean + channel, old + momentum * (mean - old), mask=valid)
-    old = tl.load(running_var + channel, mask=valid, other=0.0)
-    unbiased = square / tl.maximum(count - 1.0, 1.0)
-    tl.store(running_var + channel, old + momentum * (unbiased - old), mask=valid)
+    tl.store(means + at, mean, mask=inside)
+    tl.store(squares + at, square, mask=inside)
+    if is_last(counter + tl.program_id(1), parts):
+        # Distances of the parts' means from the first of them: it is as near to the mean as most.
+        pivot = tl.load(means + channel, mask=inside, other=0.0, cache_modifier=".cg")
+        square = tl.zeros([BLOCK_CHANNELS], tl.float32)
+        first = tl.zeros([BLOCK_CHANNELS], tl.float32)  # sums of distances, and of their squares
+        second = tl.zeros([BLOCK_CHANNELS], tl.float32)
+        start = 0
+        while start < parts:
+            rows = num_rows - (start + tl.arange(0, MERGED)) * ROWS
+            rows = tl.minimum(tl.maximum(rows, 0), ROWS).to(tl.float32)[:, None]
+            away = _parts(means, start, parts, channel, num_channels) - pivot[None, :]
+            first += tl.sum(rows * away, 0)
+            second += tl.sum(rows * away * away, 0)
+            square += tl.sum(_parts(squares, start, parts, channel, num_channels), 0)
+            start += MERGED
+        count = num_rows.to(tl.float32)
+        mean = pivot + first / count
+        square += tl.maximum(second - first * (first / count), 0.0)
+        tl.store(mean_out + channel, mean, mask=inside)
+        tl.store(inverse_out + channel, 1.0 / tl.sqrt(square / count + epsilon), mask=inside)
+        old = tl.load(running_mean + channel, mask=inside, other=0.0)
+        tl.store(running_mean + channel, old + momentum * (mean - old), mask=inside)
+        old = tl.load(running_var + channel, mask=inside, other=0.0)
+        unbiased = square / tl.maximum(count - 1.0, 1.0)
+        tl.store(running_var + channel, old + momentum * (unbiased - old), mask=inside)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -179,12 +199,25 @@ def values_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + at, value.to(out.dtype.element_ty), mask=valid)
 
 
+@triton.jit
+def _given(gradient, second, at, valid, HAS_SECOND: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """The gradient by the result, of both its uses where it has two."""
+    given = tl.load(gradient + at, mask=valid, other=0.0).to(tl.float32)
+    if HAS_SECOND:
+        given += tl.load(second + at, mask=valid, other=0.0).to(tl.float32)
+    return given
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def sums_kernel(  # type: ignore[no-untyped-def]
     x,  # as in `values_kernel`
     gradient,  # of `out`, and of its shape
+    second,  # the same by way of `out`'s other use; read where HAS_SECOND
     sums,  # float32 [parts, num_channels], out: of the gradient by the normalised map
     products,  # float32 [parts, num_channels], out: of it times (x - mean) * inverse
+    total_out,  # float32 [num_channels]: the sums over all parts; `product_out` too
+    product_out,
+    counter,  # as in `moments_kernel`
     mean,
     inverse,
     weight,
@@ -194,12 +227,13 @@ def sums_kernel(  # type: ignore[no-untyped-def]
     height,
     width,
     POOL: tl.constexpr,  # noqa: N803
+    HAS_SECOND: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
     BLOCK_ROWS: tl.constexpr,  # noqa: N803
     BLOCK_CHANNELS: tl.constexpr,  # noqa: N803
 ):
-    """The sums of a part of ROWS rows; the grid is (parts, channels / BLOCK_CHANNELS)."""
-    part = tl.program_id(0)
+    """The sums of parts of ROWS rows, and of all; the grid is (parts, channels / ...)."""
+    part, parts = tl.program_id(0), tl.num_programs(0)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)[None, :]
     inside = channel < num_channels
     centre, inverses, scale, shift = _affine(mean, inverse, weight, bias, channel, inside)
@@ -211,19 +245,32 @@ def sums_kernel(  # type: ignore[no-untyped-def]
         value, at_x, _ = _picked(
             x, row, channel, valid, shift, scale, num_channels, height, width, POOL
         )
-        given = tl.load(gradient + row * num_channels + channel, mask=valid, other=0.0)
-        passed = tl.where(valid & (value > 0.0), given.to(tl.float32), 0.0)
+        at = row * num_channels + channel
+        given = _given(gradient, second, at, valid, HAS_SECOND)
+        passed = tl.where(valid & (value > 0.0), given, 0.0)
         total += passed
         product += passed * (at_x - centre) * inverses
     at = part * num_channels + channel
     tl.store(sums + at, tl.sum(total, 0)[None, :], mask=inside)
     tl.store(products + at, tl.sum(product, 0)[None, :], mask=inside)
+    if is_last(counter + tl.program_id(1), parts):
+        channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+        all_sums = tl.zeros([BLOCK_CHANNELS], tl.float32)
+        all_products = tl.zeros([BLOCK_CHANNELS], tl.float32)
+        start = 0
+        while start < parts:
+            all_sums += tl.sum(_parts(sums, start, parts, channels, num_channels), 0)
+            all_products += tl.sum(_parts(products, start, parts, channels, num_channels), 0)
+            start += MERGED
+        tl.store(total_out + channels, all_sums, mask=channels < num_channels)
+        tl.store(product_out + channels, all_products, mask=channels < num_channels)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def gradient_kernel(  # type: ignore[no-untyped-def]
     x,  # as in `values_kernel`
-    gradient,  # of `out`, and of its shape
+    gradient,  # of `out`, and of its shape; `second` as in `sums_kernel`
+    second,
     out,  # the gradient by x, of its shape
     total,  # float32 [num_channels]: `sums` over all parts; `product` too
     product,
@@ -237,6 +284,7 @@ def gradient_kernel(  # type: ignore[no-untyped-def]
     width,
     num_values,  # float: rows of `x`, over which the moments were taken
     POOL: tl.constexpr,  # noqa: N803
+    HAS_SECOND: tl.constexpr,  # noqa: N803
     BLOCK_ROWS: tl.constexpr,  # noqa: N803
     BLOCK_CHANNELS: tl.constexpr,  # noqa: N803
 ):
@@ -251,8 +299,8 @@ def gradient_kernel(  # type: ignore[no-untyped-def]
     value, at_x, place = _picked(
         x, row, channel, valid, shift, scale, num_channels, height, width, POOL
     )
-    given = tl.load(gradient + row * num_channels + channel, mask=valid, other=0.0)
-    passed = tl.where(value > 0.0, given.to(tl.float32), 0.0)
+    given = _given(gradient, second, row * num_channels + channel, valid, HAS_SECOND)
+    passed = tl.where(value > 0.0, given, 0.0)
     if POOL:
         first = _window(row, height, width)
         for i in tl.static_range(4):
@@ -276,10 +324,11 @@ class _NormReLU(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         running: tuple[Tensor, Tensor],
+        counter: Tensor,
         momentum: float,
         epsilon: float,
         pool: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         x = x.contiguous(memory_format=torch.channels_last)
         n, channels, height, width = x.shape
         num_rows, parts = n * height * width, triton.cdiv(n * height * width, ROWS)
@@ -289,12 +338,9 @@ class _NormReLU(torch.autograd.Function):
         moments = x.new_empty((2, channels), dtype=torch.float32)
         blocks = {"BLOCK_CHANNELS": BLOCK_CHANNELS}
         moments_kernel[(parts, columns)](
-            x, *partial, num_rows, channels, ROWS=ROWS, BLOCK_ROWS=BLOCK_ROWS, **blocks
-        )
-        statistics_kernel[(columns,)](
-            *(*partial, *moments, *running, num_rows, channels, momentum, epsilon),
-            PARTS=parts,
+            *(x, *partial, *moments, *running, counter, num_rows, channels, momentum, epsilon),
             ROWS=ROWS,
+            BLOCK_ROWS=BLOCK_ROWS,
             **blocks,
         )
         shape = (n, channels, height // 2, width // 2) if pool else x.shape
@@ -310,37 +356,43 @@ class _NormReLU(torch.autograd.Function):
             BLOCK_ROWS=BLOCK_ROWS,
             **blocks,
         )
-        ctx.save_for_backward(x, moments, weight, bias)
+        ctx.save_for_backward(x, moments, weight, bias, counter)
         ctx.pool, ctx.has_skip = pool, skip is not None
-        return out
+        ctx.set_materialize_grads(False)
+        return out, out.view_as(out)
 
     @staticmethod
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
-        x, moments, weight, bias = ctx.saved_tensors
-        given = given.contiguous(memory_format=torch.channels_last)
+    def backward(ctx: Any, *of_uses: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, moments, weight, bias, counter = ctx.saved_tensors
+        used = [g.contiguous(memory_format=torch.channels_last) for g in of_uses if g is not None]
+        if not used:
+            return (None,) * 9
+        given, second, has_second = used[0], used[-1], len(used) == 2
         n, channels, height, width = x.shape
         rows = given.numel() // channels
         parts, columns = triton.cdiv(rows, ROWS), triton.cdiv(channels, BLOCK_CHANNELS)
         partial = x.new_empty((2, parts, channels), dtype=torch.float32)
+        totals = x.new_empty((2, channels), dtype=torch.float32)
         sizes = (rows, channels, height, width)
-        blocks = {"BLOCK_CHANNELS": BLOCK_CHANNELS}
+        forms = {"POOL": ctx.pool, "HAS_SECOND": has_second, "BLOCK_CHANNELS": BLOCK_CHANNELS}
         sums_kernel[(parts, columns)](
-            *(x, given, *partial, *moments, weight, bias, *sizes),
-            POOL=ctx.pool,
+            *(x, given, second, *partial, *totals, counter, *moments, weight, bias, *sizes),
             ROWS=ROWS,
             BLOCK_ROWS=BLOCK_ROWS,
-            **blocks,
+            **forms,
         )
-        by_bias, by_weight = partial.sum(1)
         by_x = torch.empty_like(x)
         gradient_kernel[(triton.cdiv(rows, GRADIENT_ROWS), columns)](
-            *(x, given, by_x, by_bias, by_weight, *moments, weight, bias, *sizes),
+            *(x, given, second, by_x, *totals, *moments, weight, bias, *sizes),
             float(n * height * width),
-            POOL=ctx.pool,
             BLOCK_ROWS=GRADIENT_ROWS,
-            **blocks,
+            **forms,
         )
-        return by_x, given if ctx.has_skip else None, by_weight, by_bias, *[None] * 4
+        by_skip = None
+        if ctx.has_skip:
+            by_skip = given + second if has_second else given
+        by_bias, by_weight = totals
+        return by_x, by_skip, by_weight, by_bias, *[None] * 5
 
 
 def norm_relu(
@@ -348,23 +400,35 @@ def norm_relu(
     weight: Tensor,
     bias: Tensor,
     running: tuple[Tensor, Tensor],
+    counter: Tensor,
     *,
     momentum: float,
     epsilon: float,
     pool: bool = False,
     skip: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """relu(pool(batch norm(x))) + skip in training, with its gradients.
 
     Arguments:
         x: [B, C, H, W] of any floating type, best in channels_last.
         weight: float32 [C], as `bias`.
         running: mean and variance, float32 [C], updated in place as torch's batch norm does.
+        counter: see `new_counter`; of its own for each stream.
         pool: whether there is a 2x2 max pool; then H and W are even.
         skip: added to the result, and of its shape.
 
     Returns:
-        [B, C, H, W], or [B, C, H / 2, W / 2] with the pool, in channels_last.
+        [B, C, H, W], or [B, C, H / 2, W / 2] with the pool, in channels_last; twice the same
+        memory: where one is read in one place and one in another, the kernels of the backward pass
+        add their gradients, and torch need not.
     """
-    out: Tensor = _NormReLU.apply(x, skip, weight, bias, running, momentum, epsilon, pool)
+    out: tuple[Tensor, Tensor] = _NormReLU.apply(
+        x, skip, weight, bias, running, counter, momentum, epsilon, pool
+    )
     return out
+
+
+def new_counter(num_channels: int, device: torch.device) -> Tensor:
+    """What programs of a layer count themselves by: int32 zeros, which each launch leaves so."""
+    columns = triton.cdiv(num_channels, BLOCK_CHANNELS)
+    return torch.zeros(columns, dtype=torch.int32, device=device)

@@ -75,21 +75,27 @@ class FusableNorm(nn.BatchNorm2d):
 
     fused = False
     """Set by `Execution.place`, where the device and the memory format allow it."""
+    _counter: Tensor | None = None
 
-    def forward(self, x: Tensor, *, pool: bool = False, skip: Tensor | None = None) -> Tensor:
-        """Batch norm of [B, C, H, W]; fused, relu(pool(norm(x))) + skip: see `norm_relu`."""
+    def forward(
+        self, x: Tensor, *, pool: bool = False, skip: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Batch norm of [B, C, H, W]; fused, relu(pool(norm(x))) + skip, twice: see `norm_relu`."""
         if not self.is_fused:
             return super().forward(x)
-        from swap_fast.models.fused_norm import norm_relu  # Triton is on Linux alone
+        from swap_fast.models.fused_norm import new_counter, norm_relu  # Triton: on Linux alone
 
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
+        if self._counter is None or self._counter.device != x.device:
+            self._counter = new_counter(self.num_features, x.device)
         return norm_relu(
             x,
             self.weight,
             self.bias,
             (self.running_mean, self.running_var),
+            self._counter,
             momentum=self.momentum,
             epsilon=self.eps,
             pool=pool,

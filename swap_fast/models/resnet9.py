@@ -22,11 +22,18 @@ class Block(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self._pools = pool
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Map [B, in, H, W] to [B, out, H, W], with the pool half as high and wide; plus `skip`."""
+    def forward(
+        self, x: Tensor, skip: Tensor | None = None, *, twice: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Map [B, in, H, W] to [B, out, H, W], with the pool half as high and wide; plus `skip`.
+
+        Arguments:
+            twice: give the result for two uses; with fused kernels, which add their gradients.
+        """
         x = self.conv(x)
         if self.bn.is_fused:
-            return self.bn(x, pool=self._pools, skip=skip)
+            uses: tuple[Tensor, Tensor] = self.bn(x, pool=self._pools, skip=skip)
+            return uses if twice else uses[0]
         x = self.relu(self.pool(self.bn(x)))
         return x if skip is None else skip + x
 
@@ -39,9 +46,21 @@ class Residual(nn.Module):
         self.block1 = Block(channels, channels)
         self.block2 = Block(channels, channels)
 
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Map [B, C, H, W] to the same shape; `skip` is x too, for its second use."""
+        return self.block2(self.block1(x), skip=x if skip is None else skip)
+
+
+class BlockAndResidual(nn.Sequential):
+    """A block with a pool, then a residual sum over its result."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(Block(in_channels, out_channels, pool=True), Residual(out_channels))
+
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W] to the same shape."""
-        return self.block2(self.block1(x), skip=x)
+        """Map [B, in, H, W] to [B, out, H / 2, W / 2]."""
+        block, residual = self
+        return residual(*block(x, twice=True)) if block.bn.is_fused else super().forward(x)
 
 
 class ResNet9(nn.Module):
@@ -59,9 +78,9 @@ class ResNet9(nn.Module):
     ) -> None:
         super().__init__()
         self.prep = Block(3, width)
-        self.layer1 = nn.Sequential(Block(width, 2 * width, pool=True), Residual(2 * width))
+        self.layer1 = BlockAndResidual(width, 2 * width)
         self.layer2 = Block(2 * width, 4 * width, pool=True)
-        self.layer3 = nn.Sequential(Block(4 * width, 8 * width, pool=True), Residual(8 * width))
+        self.layer3 = BlockAndResidual(4 * width, 8 * width)
         self.pool = nn.MaxPool2d(4)
         self.linear = nn.Linear(8 * width, num_classes, bias=False)
         self.logit_scale = logit_scale

@@ -12,13 +12,12 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.config.step_choice import ChosenStep, StepChoice
 from swap_fast.distributed import Comm
-from swap_fast.models.layers import FusableNorm
 from swap_fast.shutdown import InterruptedRunError
 from swap_fast.training.capture import Captures
 from swap_fast.training.optimizer import FlatOptimizer
@@ -79,7 +78,7 @@ def phase_shapes(
     ]
 
 
-def candidates(execution: Execution, model: nn.Module) -> tuple[ChosenStep, ...]:
+def candidates(execution: Execution) -> tuple[ChosenStep, ...]:
     """The steps among which auto chooses, eager first.
 
     On a CPU eager alone: to compile there takes tens of seconds a shape, and the step is not faster
@@ -88,13 +87,8 @@ def candidates(execution: Execution, model: nn.Module) -> tuple[ChosenStep, ...]
     if execution.device_type == "cpu":
         return ("eager",)
     with_triton = importlib.util.find_spec("triton") is not None
-    fusable = execution.can_be_fused and has_fused_kernels(model) and with_triton
+    fusable = execution.can_be_fused and with_triton
     return ("eager", "compiled", "fused") if fusable else ("eager", "compiled")
-
-
-def has_fused_kernels(model: nn.Module) -> bool:
-    """Whether there are kernels of our own for layers of this net."""
-    return any(isinstance(module, FusableNorm) for module in model.modules())
 
 
 class Candidate(Step):

@@ -144,7 +144,7 @@ class Muon(torch.optim.Optimizer):
         direction = orthogonalize(
             gradient + momentum * velocity,
             group["ns_steps"],
-            torch.float32 if group["fp32"] else _half(gradient.device),
+            torch.float32 if group["fp32"] else half_of(gradient.device),
         )
         weight = old_weight
         if group["normalize_weights"]:
@@ -167,15 +167,20 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         matrices: G, [k, n, m].
         dtype: of the matrix products.
     """
-    a, b, c = QUINTIC
     x = (matrices / _norm(matrices)).to(dtype)
+    return newton_schulz(x, steps).to(matrices.dtype)
+
+
+def newton_schulz(x: Tensor, steps: int) -> Tensor:
+    """The iteration of `orthogonalize`, of matrices [k, n, m] of norm 1."""
+    a, b, c = QUINTIC
     is_tall = x.shape[1] > x.shape[2]
     if is_tall:  # the products of the shorter side are smaller
         x = x.mT
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if is_tall else x).to(matrices.dtype)
+    return x.mT if is_tall else x
 
 
 def _norm(matrices: Tensor) -> Tensor:
@@ -183,7 +188,7 @@ def _norm(matrices: Tensor) -> Tensor:
     return torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
-def _half(device: torch.device) -> torch.dtype:
+def half_of(device: torch.device) -> torch.dtype:
     """bf16; fp16 on GPUs older than sm_80, which have no bf16."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return torch.float16

@@ -47,8 +47,8 @@ class ScaledOptimizer(ABC):
         """Whether an update takes gradients where they lie: see `Weights.loosen_`."""
         return self._kernel is not None
 
-    def fuse_(self, dtype: torch.dtype | None) -> None:  # noqa: B027  # most have no kernel
-        """Make each update one GPU kernel, where this optimizer has one.
+    def fuse_(self, dtype: torch.dtype | None) -> None:  # noqa: B027  # a user's has no kernels
+        """Make each update by GPU kernels, where there are some for this optimizer.
 
         The weights, the state and the results are the same, so that it may be changed between
         updates; a captured step keeps what it was captured with.
@@ -68,6 +68,11 @@ class ScaledOptimizer(ABC):
     def scale(self, loss: Tensor) -> Tensor:
         """The loss whose gradient is taken."""
         return self.scaler.scale(loss)
+
+    @property
+    def loss_scale(self) -> Tensor | None:
+        """Its factor, float32 [] on the device; None: it is not scaled."""
+        return self.scaler._scale if self.scaler.is_enabled() else None
 
     def step(self) -> None:
         """One update of the weights from `weights.gradient`, left out where that is not finite."""
@@ -154,33 +159,14 @@ class FlatOptimizer(ScaledOptimizer):
             enabled=scale_gradients,
         )
         super().__init__(weights, optimizer, ratios, scaler)
+        self._own_kernel: Callable[[], None] | None = None
 
     @abstractmethod
     def _make(self, groups: list[dict[str, Any]], config: Optimizer) -> torch.optim.Optimizer:
         """The torch optimizer of these groups."""
 
-    def reset_(self) -> None:
-        """Go back to the state before the first update, in place."""
-        self.velocity.zero_()
-        self.scaler.load_state_dict(self._first_scale)
-
-
-class MomentumSGD(FlatOptimizer):
-    """torch's fused SGD over theta.
-
-    With gradient g, weight decay d, momentum m and learning rate a (torch's semantics):
-        g <- g + d theta;  v <- m v + g;  theta <- theta - a (g + m v)
-    and theta <- theta - a v without Nesterov's form.
-    """
-
-    _own_kernel: Callable[[], None] | None = None
-
-    def _make(self, groups: list[dict[str, Any]], config: Optimizer) -> torch.optim.Optimizer:
-        momentum, nesterov = config.momentum, config.nesterov
-        return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, fused=True)
-
     def fuse_(self, dtype: torch.dtype | None) -> None:
-        """Use the kernels of `KernelUpdate`, or torch's."""
+        """Use the kernels of `KernelUpdate`, or torch's optimizer."""
         if dtype is None:
             if self.is_fused:
                 self._weights.tighten_()
@@ -196,6 +182,24 @@ class MomentumSGD(FlatOptimizer):
                 self._weights, self.velocity, groups, self.scaler, self.skipped
             )
         self._kernel = self._own_kernel
+
+    def reset_(self) -> None:
+        """Go back to the state before the first update, in place."""
+        self.velocity.zero_()
+        self.scaler.load_state_dict(self._first_scale)
+
+
+class MomentumSGD(FlatOptimizer):
+    """torch's fused SGD over theta.
+
+    With gradient g, weight decay d, momentum m and learning rate a (torch's semantics):
+        g <- g + d theta;  v <- m v + g;  theta <- theta - a (g + m v)
+    and theta <- theta - a v without Nesterov's form.
+    """
+
+    def _make(self, groups: list[dict[str, Any]], config: Optimizer) -> torch.optim.Optimizer:
+        momentum, nesterov = config.momentum, config.nesterov
+        return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, fused=True)
 
 
 class MuonAndSGD(FlatOptimizer):

@@ -251,21 +251,25 @@ class BaseStep(ABC):
             self._weights.gradient.zero_()
         for replica in range(self._replicas):
             self.statistics.swap_in(replica)
-            loss, correct, counted, examples = self.forward(replica)
-            # The mean over replicas of their mean losses: lines 12 and 14 at once.
-            self._optimizer.scale(loss / self._num_replicas).backward()
+            self.backward_(replica)
             if not (is_fused and self._is_alone):
                 self._weights.gather_gradient_(replaces=is_fused and replica == 0)
             self.statistics.swap_out(replica)
-            self.loss_sum += loss.detach() * examples
-            self.correct += correct
-            self.counted += counted
             if meter is not None:
                 meter.after_replica_(replica)
         self._sum_over_ranks_()
         if meter is not None:
             meter.after_sum_(self._optimizer.scale)
         self._optimizer.step()
+
+    def backward_(self, replica: int) -> None:
+        """Take the gradient of a replica's micro-batch, and count its losses and right answers."""
+        loss, correct, counted, examples = self.forward(replica)
+        # The mean over replicas of their mean losses: lines 12 and 14 at once.
+        self._optimizer.scale(loss / self._num_replicas).backward()
+        self.loss_sum += loss.detach() * examples
+        self.correct += correct
+        self.counted += counted
 
     def _sum_over_ranks_(self) -> None:
         """Sum the gradient over the ranks, as it is or in half the bytes.
@@ -378,6 +382,8 @@ class Step(BaseStep):
         self._captured = execution.capture
         self._fused_dtype = execution.dtype if execution.fused_update else None
         self._forward = _forward(weights.model, execution, label_smoothing)
+        self._autocast, self._label_smoothing = execution.autocast, label_smoothing
+        self._loss: Callable[..., Tensor] | None = None  # of the fused form: see `backward_`
 
     @property
     def num_images(self) -> int:
@@ -386,8 +392,27 @@ class Step(BaseStep):
 
     def forward(self, replica: int) -> Forward:
         """Run the model on a replica's slice of the batch."""
-        images, labels = (part.chunk(self._replicas)[replica] for part in self.batch)
+        images, labels = self._micro_batch(replica)
         return Forward(*self._forward(images, labels), len(labels), len(labels))
+
+    def _micro_batch(self, replica: int) -> tuple[Tensor, ...]:
+        return tuple(part.chunk(self._replicas)[replica] for part in self.batch)
+
+    def backward_(self, replica: int) -> None:
+        """The same, where the update is fused with one kernel between forward and backward pass."""
+        if not self._optimizer.is_fused:
+            super().backward_(replica)
+            return
+        if self._loss is None:
+            from swap_fast.models.fused_loss import FusedLoss  # Triton is on Linux alone
+
+            sums = self.loss_sum, self.correct, self.counted
+            self._loss = FusedLoss(sums, self._label_smoothing)
+        images, labels = self._micro_batch(replica)
+        with self._autocast():
+            logits = self._weights.model(images)
+        scale = self._optimizer.loss_scale
+        logits.backward(self._loss(logits, labels, scale, num_replicas=self._num_replicas))
 
     def prepare_(self) -> None:
         """Put the model and the optimizer in the form in which this step runs them."""
@@ -398,9 +423,11 @@ class Step(BaseStep):
         """Run one replica forward and backward, without other ranks: what is compiled, is here."""
         self.prepare_()
         self.statistics.swap_in(0)
-        self._optimizer.scale(self.forward(0).loss).backward()
+        self.backward_(0)
         self._weights.gather_gradient_()
         self._weights.gradient.zero_()
+        for each in (self.loss_sum, self.correct, self.counted):
+            each.zero_()
 
     def warm_up(self, updates: int = 2, *, captures: Captures | None = None) -> None:
         """Run updates on random images, then put everything back as it was.

@@ -27,7 +27,6 @@ from swap_fast.training.choice import (
     candidates,
     choose_step,
     describe,
-    has_fused_kernels,
     phase_shapes,
 )
 from swap_fast.training.evaluate import Accuracies
@@ -317,11 +316,6 @@ def build_trainer(
     with clock.lap("model_init"):
         torch.manual_seed(seed)
         weights = Weights(execution.place(make_model(), device), groups=recipe.optimizer.groups)
-        if execution.step == "fused" and not has_fused_kernels(weights.model):
-            raise ValueError(
-                f"step fused: expected ResNet-9, whose layers have such kernels, got "
-                f"{type(weights.model).__name__}; use --step auto"
-            )
         comm.broadcast_(weights.theta.detach())
         optimizer = recipe_optimizer(
             weights, recipe.optimizer, scale_gradients=execution.precision == "fp16"
@@ -340,7 +334,7 @@ def build_trainer(
                     partial(Candidate, weights, optimizer, label_smoothing=smoothing),
                     execution,
                     of_run,
-                    candidates(execution, weights.model),
+                    candidates(execution),
                     weights=weights,
                     optimizer=optimizer,
                     comm=comm,

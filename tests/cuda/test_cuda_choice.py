@@ -30,11 +30,11 @@ from swap_fast.training import capture, choice, trainer
 
 kind, *arguments = sys.argv[1:]
 choice.REPLAYS, choice.SETTLE_S, choice.UPDATES, capture.WARM_UPS = 1, 0.0, 1, 1
-trainer.candidates = lambda execution, model: ("eager", "fused")
+trainer.candidates = lambda execution: ("eager", "fused")
 right = fused_norm.norm_relu
 
 def wrong(*given, **named):
-    return right(*given, **named) * 1.5
+    return tuple(each * 1.5 for each in right(*given, **named))
 
 def raises(*given, **named):
     raise RuntimeError("no kernel image is available")

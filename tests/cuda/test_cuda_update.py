@@ -95,25 +95,16 @@ import torch
 from small_trainer import SWAP, SmallNet, make_dataset
 from swap_fast.algorithm import swap
 from swap_fast.config.execution import Execution
-from swap_fast.models.layers import FusableNorm
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.training.capture import Captures
 from swap_fast.clock import Clock
 from swap_fast.training.trainer import build_trainer
 
-class Norm(FusableNorm):
-    is_fused = False  # of this net the update alone is
-
-class Net(SmallNet):
-    def __init__(self):
-        super().__init__()
-        self.body[1], self.body[4] = Norm(4), Norm(6)
-
 def run(step):
     execution = Execution(device_type="cuda", precision="fp16", step=step, capture=step == "fused")
     with Captures() as captures:
         trainer = build_trainer(
-            SWAP, Net, CifarSource(SWAP, make_dataset()), seed=3, captures=captures,
+            SWAP, SmallNet, CifarSource(SWAP, make_dataset()), seed=3, captures=captures,
             device=torch.device("cuda"), execution=execution, clock=Clock(torch.cuda.synchronize),
         )
         result = swap(SWAP, trainer)

@@ -69,11 +69,11 @@ def test_the_fused_update_saves_launches_and_bytes() -> None:
     assert eager.bytes > norm.bytes > whole.bytes
     assert eager.launches is not None
     assert whole.launches is not None
-    assert whole.launches < 0.7 * eager.launches
+    assert whole.launches <= 0.5 * eager.launches
 
 
 def test_the_paper_s_net_in_a_line_each() -> None:
     pytest.importorskip("triton", reason="no Triton")
     cells = {line[:24].strip(): line[24:].split() for line in traffic_lines(64, 256)[2:]}
     assert cells["compiled (modelled)"] == ["9.93", "276.1", "—"]
-    assert cells["fused norm and update"][:2] == ["9.42", "144.9"]
+    assert cells["fused"] == ["9.34", "144.9", "70"]

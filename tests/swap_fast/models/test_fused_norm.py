@@ -26,6 +26,8 @@ SHAPES = (
     (3, 70, 4, 6),  # more channels than a block has
     (5, 2, 16, 16),  # more rows than a part has
 )
+FEW_ROWS = 16
+"""Of a part: a map then has more parts than are merged at once."""
 
 
 def reference(
@@ -53,15 +55,24 @@ def compare(
     has_skip: bool,
     device: str = "cpu",
     mean: float = 0.0,
+    first: float = 0.0,
+    uses: int = 1,
     tolerance: float,
 ) -> None:
-    """Values, running statistics and gradients; an AssertionError where they differ."""
-    from swap_fast.models.fused_norm import norm_relu
+    """Values, running statistics and gradients; an AssertionError where they differ.
+
+    Arguments:
+        mean: of the map; `first` is added to that of the first image.
+        uses: of the result, 1 or 2.
+    """
+    from swap_fast.models.fused_norm import new_counter, norm_relu
 
     torch.manual_seed(0)
     n, c, h, w = shape
     small = (n, c, h // 2, w // 2) if pool else shape
-    x = (torch.randn(shape) + mean).to(dtype)
+    x = torch.randn(shape) + mean
+    x[0] += first
+    x = x.to(dtype)
     skip = torch.randn(small).to(dtype) if has_skip else None
     weight, bias, given = torch.rand(c) - 0.3, torch.randn(c), torch.randn(small).to(dtype)
     running = torch.zeros(c, device=device), torch.ones(c, device=device)
@@ -69,10 +80,12 @@ def compare(
         None if each is None else each.to(device).requires_grad_()
         for each in (x.to(memory_format=torch.channels_last), skip, weight, bias)
     ]
-    made = norm_relu(
+    counter = new_counter(c, torch.device(device))
+    made, again = norm_relu(
         leaves[0],
         *leaves[2:],
         running,
+        counter,
         momentum=MOMENTUM,
         epsilon=EPSILON,
         pool=pool,
@@ -80,34 +93,65 @@ def compare(
     )
     assert made.dtype == dtype
     assert made.is_contiguous(memory_format=torch.channels_last)
-    made.backward(given.to(device))
+    assert torch.equal(made, again)
+    other = torch.randn(small).to(dtype) if uses == 2 else torch.zeros(small)
+    of_uses = [(made, given), (again, other)][:uses]
+    torch.autograd.backward(*zip(*((out, g.to(device)) for out, g in of_uses), strict=True))
+    assert not counter.any()
     exact = [
         None if each is None else each.detach().double().requires_grad_()
         for each in (x, skip, weight, bias)
     ]
     expected, *statistics = reference(*exact, rounded=dtype, pool=pool)
-    expected.backward(given.double())
+    expected.backward(given.double() + other.double())
     pairs = [(made, expected), *zip(running, statistics, strict=True)]
     pairs += [
         (leaf.grad, one.grad)
         for leaf, one in zip(leaves, exact, strict=True)
         if leaf is not None and one is not None
     ]
-    for one, other in pairs:
-        away = (one.detach().double().cpu() - other.detach()).abs().max()
-        assert away <= tolerance * max(1.0, float(other.detach().abs().max())), (shape, away)
+    for one, wanted in pairs:
+        away = (one.detach().double().cpu() - wanted.detach()).abs().max()
+        assert away <= tolerance * max(1.0, float(wanted.detach().abs().max())), (shape, away)
 
 
 def compare_all(device: str) -> None:
     """Every form of the kernels."""
+    from swap_fast.models import fused_norm
+
     types = ((torch.float32, 2e-5), (torch.float16, 2e-3))
     for shape, (dtype, tolerance) in product(SHAPES, types):
         for pool, has_skip in product((False, True), repeat=2):
             form: dict[str, Any] = {"pool": pool, "has_skip": has_skip, "device": device}
             compare(shape, dtype, tolerance=tolerance, **form)
-    # A mean of 300 deviations: a sum of squares in float32 would lose all digits but three.
-    form = {"pool": False, "has_skip": False, "device": device}
-    compare((5, 2, 16, 16), torch.float32, mean=300.0, tolerance=5e-4, **form)
+            compare(shape, dtype, tolerance=tolerance, uses=2, **form)
+    rows = fused_norm.ROWS
+    for fused_norm.ROWS in (rows, FEW_ROWS):
+        form = {"pool": False, "has_skip": False, "device": device}
+        # A mean of 300 deviations: a sum of squares in float32 would lose all digits but three.
+        compare((5, 2, 16, 16), torch.float32, mean=300.0, tolerance=5e-4, **form)
+        # The first image is unlike all others: no mean of a part is near the mean of all.
+        compare((5, 3, 16, 16), torch.float32, first=100.0, tolerance=5e-5, **form)
+        compare((5, 70, 16, 16), torch.float16, tolerance=2e-3, **form | {"pool": True}, uses=2)
+    fused_norm.ROWS = rows
+    for _ in range(1 if device == "cpu" else 20):  # whichever program is the last
+        first, second = (result_and_gradients((5, 70, 32, 32), device) for _ in range(2))
+        assert all(map(torch.equal, first, second))
+
+
+def result_and_gradients(shape: tuple[int, ...], device: str) -> list[Tensor]:
+    """A result and its gradients."""
+    from swap_fast.models.fused_norm import new_counter, norm_relu
+
+    torch.manual_seed(0)
+    x = torch.randn(shape, device=device).to(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = (torch.randn(shape[1], device=device).requires_grad_() for _ in range(2))
+    running = torch.zeros(shape[1], device=device), torch.ones(shape[1], device=device)
+    made, _ = norm_relu(
+        *(x, weight, bias, running, new_counter(shape[1], x.device)), momentum=0.1, epsilon=EPSILON
+    )
+    made.square().sum().backward()
+    return [made.detach(), *(each.grad for each in (x, weight, bias)), *running]
 
 
 def test_the_interpreted_kernels_are_torch_s_operators() -> None:
@@ -116,11 +160,10 @@ def test_the_interpreted_kernels_are_torch_s_operators() -> None:
 
 
 KERNELS: dict[str, tuple[str, ...]] = {
-    "moments_kernel": ("*fp16", "*fp32", "*fp32", "i32", "i32"),
-    "statistics_kernel": (*["*fp32"] * 6, "i32", "i32", "fp32", "fp32"),
+    "moments_kernel": ("*fp16", *["*fp32"] * 6, "*i32", "i32", "i32", "fp32", "fp32"),
     "values_kernel": (*["*fp16"] * 3, *["*fp32"] * 4, *["i32"] * 4),
-    "sums_kernel": ("*fp16", "*fp16", *["*fp32"] * 6, *["i32"] * 4),
-    "gradient_kernel": (*["*fp16"] * 3, *["*fp32"] * 6, *["i32"] * 4, "fp32"),
+    "sums_kernel": (*["*fp16"] * 3, *["*fp32"] * 4, "*i32", *["*fp32"] * 4, *["i32"] * 4),
+    "gradient_kernel": (*["*fp16"] * 4, *["*fp32"] * 6, *["i32"] * 4, "fp32"),
 }
 """Each with the types of its arguments before the constants."""
 
@@ -137,7 +180,7 @@ def test_they_compile_for_each_gpu_without_spills(
 
     kernel = getattr(fused_norm, name)
     names, types = kernel.arg_names, KERNELS[name]
-    values = {"POOL": True, "HAS_SKIP": True, "PARTS": 256} | {
+    values = {"POOL": True, "HAS_SKIP": True, "HAS_SECOND": True} | {
         each: getattr(fused_norm, each) for each in ("ROWS", "BLOCK_ROWS", "BLOCK_CHANNELS")
     }
     if name == "gradient_kernel":

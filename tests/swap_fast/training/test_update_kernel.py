@@ -2,7 +2,7 @@
 
 The interpreter must be chosen before Triton is imported, so that it runs in a process of its own:
 this file, as a script, compares the kernels with torch's SGD and GradScaler, and with their
-formulas in float64.
+formulas in float64, and those of Muon with `Muon`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from triton_kernels import assert_interpreted_equal, compile_kernel
 
 from swap_fast.config.phase import Optimizer
-from swap_fast.training.optimizer import MomentumSGD
+from swap_fast.training.optimizer import FlatOptimizer, MomentumSGD, recipe_optimizer
 from swap_fast.training.weights import Weights
 
 SIZES = ((1,), (3, 1), (1023,), (1024,), (1025, 7), (16, 2049))
@@ -53,7 +53,7 @@ def give_(weights: Weights, values: Tensor, how: str) -> None:
         weights.gradient.copy_(values)
         return
     for parameter, part in weights.loose:
-        own = values[part.storage_offset() :][: part.numel()].view(part.shape)
+        own = values.as_strided(part.shape, part.stride(), part.storage_offset())
         parameter.grad = own.to(parameter.dtype)
 
 
@@ -131,8 +131,79 @@ def compare(
         torch.testing.assert_close(weights.theta, theirs.theta, rtol=1e-5, atol=1e-6)
 
 
+MUON = Optimizer(kind="muon", momentum=0.6, sgd_momentum=0.85, bias_lr_factor=2.0)
+
+
+def make_filters(*, scaled: bool, fp32: bool, device: str) -> tuple[Weights, FlatOptimizer]:
+    """Matrices that are alike side by side and apart, a tall one, and what has SGD."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(5, 7, 3, bias=True),
+        *(nn.Conv2d(7, 7, 3, bias=False) for _ in range(2)),
+        nn.BatchNorm2d(7),
+        nn.Conv2d(7, 20, 1, bias=False),
+        nn.Conv2d(5, 7, 3, bias=False),
+        nn.Linear(11, 3, bias=False),
+    )
+    net.to(device).to(memory_format=torch.channels_last)
+    weights = Weights(net, groups=MUON.groups)
+    optimizer = recipe_optimizer(weights, MUON, scale_gradients=scaled)
+    optimizer._torch.param_groups[0]["fp32"] = fp32
+    optimizer.set_learning_rate(RATE)
+    return weights, optimizer
+
+
+def compare_muon(
+    dtype: torch.dtype, how: str, device: str, *, scaled: bool, fp32: bool = True
+) -> None:
+    """Five updates, one of which overflows; an AssertionError where they differ."""
+    weights, optimizer = make_filters(scaled=scaled, fp32=fp32, device=device)
+    theirs, eager = make_filters(scaled=scaled, fp32=fp32, device=device)
+    optimizer.fuse_(dtype)
+    assert optimizer.is_fused
+    generator = torch.Generator().manual_seed(1)
+    for number in range(5):
+        scale = min(float(optimizer.scaler.get_scale()), 1024.0)
+        values = (torch.randn(len(weights.theta), generator=generator) * scale).to(device)
+        if number < 2:  # a matrix without a gradient keeps its direction
+            values[: 7 * 45] = 0.0
+        if number == 2 and scaled:
+            values[10 if how == "vector" else -1] = torch.inf  # of a matrix, and of SGD's
+        give_(weights, values, how)
+        if how == "parameters":
+            values = torch.cat(
+                [
+                    p.grad.float().as_strided((p.numel(),), (1,))
+                    for p, _ in weights.loose
+                    if p.grad is not None
+                ]
+            )
+        theirs.gradient.copy_(values)
+        before = weights.theta.detach().clone()
+        optimizer.step()
+        eager.step()
+        assert torch.equal(before, weights.theta.detach()) == (scaled and number == 2)
+        tolerance = {"rtol": 1e-4, "atol": 1e-5} if fp32 else {"rtol": 0.1, "atol": 1e-2}
+        torch.testing.assert_close(optimizer.velocity, eager.velocity, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(weights.theta, theirs.theta, **tolerance)
+        for parameter, trained in weights.trained.items():
+            assert torch.equal(parameter, trained.to(parameter.dtype))
+        assert optimizer.scaler.state_dict() == eager.scaler.state_dict()
+        assert optimizer.skipped == eager.skipped == (scaled and number >= 2)
+    assert not any(muon._counters.any() for muon in optimizer._own_kernel._muon)  # type: ignore
+
+
 def compare_all(device: str) -> None:
     """Every form of the kernels."""
+    from swap_fast.training import update_kernel
+
+    block = update_kernel.BLOCK
+    for update_kernel.BLOCK in (block, 16):  # also more programs than are added up at once
+        for how in ("vector", "parameters"):
+            compare_muon(torch.float16, how, device, scaled=True)
+            compare_muon(torch.float32, how, device, scaled=False)
+        compare_muon(torch.float32, "parameters", device, scaled=True, fp32=False)
+    update_kernel.BLOCK = block
     for sizes, how in product(SIZES, ("vector", "parameters")):
         compare(sizes, torch.float16, how, device, scaled=True)
         compare(sizes, torch.float32, how, device, scaled=False)
@@ -174,6 +245,18 @@ KERNELS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         {**table([sum(FILTERS)]), **SGD},
     ),
     "scale_kernel": (("*fp32", "*i32", "*fp32", "*fp64", "fp32", "fp32", "i32"), {}),
+    "muon_norms_kernel": (
+        (GRADIENTS, *["*fp32"] * 2, "*fp64", *["*fp32"] * 2, "*i32", *["*fp32"] * 2),
+        {**table(FILTERS), **SGD},
+    ),
+    "muon_direction_kernel": (
+        (GRADIENTS, "*fp32", "*bf16", *["*fp32"] * 3, "i32"),
+        {**table(FILTERS), **SGD},
+    ),
+    "muon_update_kernel": (
+        (("*bf16",) * len(FILTERS), "*fp32", "*fp16", *["*fp32"] * 3),
+        {**table(FILTERS), **SGD, "NORMALIZE": True},
+    ),
 }
 """Each with the types of its arguments, and its constants."""
 
