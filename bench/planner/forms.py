@@ -88,7 +88,8 @@ def forms_table(paper: Paper) -> Table:
             ),
             f"An update moves {update_bytes(2)} bytes a parameter; fused, "
             f"{update_bytes(2, fused=True)}, or {update_bytes(2, fused=True, gathered=True)} where "
-            "replicas sum the gradient. Muon's fused one is not counted here; nor are its matrix products.",
+            "replicas sum the gradient. Muon's fused one is not planned here, nor are its matrix "
+            "products.",
             "Epochs: of phase 1 and of each worker, times the workers that a GPU trains in turn.",
         ),
     )
