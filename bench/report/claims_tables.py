@@ -194,12 +194,12 @@ def _rows(
                 rows.append(_Row(cells=cells, runs=runs, note=note, why=why))
         if claim is ACCURACY_CLAIMS[0]:
             rows.append(_figure_1_row(records, size))
-    runs = {record.run_id: record for record in records}
+    by_id = {record.run_id: record for record in records}
     facts = landscape_facts(
-        [plane for plane in planes if plane.run_id in runs],
-        [path for path in cosines if path.run_id in runs],
+        [plane for plane in planes if plane.run_id in by_id],
+        [path for path in cosines if path.run_id in by_id],
     )
-    rows += [_Row(cells=_fact_row(it), runs=[runs[run] for run in it.shown]) for it in facts]
+    rows += [_Row(cells=_fact_row(it), runs=[by_id[run] for run in it.shown]) for it in facts]
     return rows
 
 
