@@ -40,6 +40,11 @@ class EarlyFork(NoFork):  # the stream is in the capture, but does not wait for 
         super().backward_(loss, replaces=replaces)
 
 class NoJoin(original):
+    def _sum_(self, bucket):
+        for _ in range(8):  # longer than what stands between the last sum and the optimizer
+            SLOW.add_(1)
+        super()._sum_(bucket)
+
     def finish_(self):
         if not self.in_buckets:
             super().finish_()
@@ -87,6 +92,7 @@ def train(comm, captures, buckets):
 
 GROUPS = {"bias_lr_factor": 8.0}  # two groups, so that the last bucket is in two places
 comm = connect("cuda", timeout_s=60)
+SLOW = torch.zeros(1, device="cuda")
 with Captures() as captures:
     expected, *_ = train(comm, captures, 1)
     found, skipped, buckets = train(comm, captures, 3)
