@@ -107,7 +107,7 @@ class GradientSum:
         def complete(parameter: Tensor) -> None:
             nonlocal begun
             for parameters in missing[:-1]:
-                parameters.discard(parameter)  # type: ignore[arg-type]  # of `trained`
+                parameters.discard(parameter)
             while begun < len(missing) - 1 and not missing[begun]:
                 self._begin_(self._buckets[begun], replaces=replaces)
                 begun += 1
