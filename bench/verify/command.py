@@ -72,7 +72,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     _check(
         runs.groups,
-        "workers of several ranks agree with one process, summed in fp32 and in fp16",
+        "workers of several ranks agree with one process, summed in fp32, in fp16 and in buckets",
         limit_s=120,
     ),
     _check(

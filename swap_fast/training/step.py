@@ -14,6 +14,7 @@ from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.data.cifar.augment import IMAGE_SIZE
 from swap_fast.data.cifar.batches import Batch
 from swap_fast.distributed import Comm
+from swap_fast.training.all_reduce import GradientSum
 from swap_fast.training.batchnorm import ReplicaStatistics
 from swap_fast.training.capture import Captures
 from swap_fast.training.optimizer import ScaledOptimizer
@@ -176,7 +177,7 @@ class BaseStep(ABC):
     """An update in which every replica takes the gradient of its micro-batch, and all are averaged.
 
     Replicas of other ranks run there, at the same time; replicas of this rank run one after
-    another and add up their gradients. One flat all-reduce then makes the sum of all.
+    another and add up their gradients. `GradientSum` makes the sum of all.
 
     Arguments:
         weights: the model.
@@ -185,7 +186,7 @@ class BaseStep(ABC):
         comm: the ranks that share the update; `ALONE` for a worker with one device.
         global_batch_size: images of an update, over all replicas.
         statistics: batch norm's, where steps of one phase share them.
-        bucket: where the gradient is summed over ranks, in fewer bytes; None: in place.
+        gradient_sum: over the ranks; None: as it is, by one all-reduce.
     """
 
     shape: BatchShape
@@ -202,12 +203,12 @@ class BaseStep(ABC):
         *,
         global_batch_size: int,
         statistics: ReplicaStatistics | None = None,
-        bucket: Tensor | None = None,
+        gradient_sum: GradientSum | None = None,
     ) -> None:
         self._weights, self._optimizer, self._comm = weights, optimizer, comm
         self._num_replicas = phase.gpus_per_model
         self._replicas = len(comm.replicas(phase.gpus_per_model))
-        self._bucket = bucket
+        self._sum = gradient_sum or GradientSum(weights, comm)
         self.statistics = statistics or ReplicaStatistics(weights, phase.gpus_per_model, comm)
         # Where the gradient's noise ends the phase; without, no update does anything for it.
         self.noise_meter = (
@@ -253,31 +254,24 @@ class BaseStep(ABC):
             self.statistics.swap_in(replica)
             loss, correct, counted, examples = self.forward(replica)
             # The mean over replicas of their mean losses: lines 12 and 14 at once.
-            self._optimizer.scale(loss / self._num_replicas).backward()
-            if not (is_fused and self._is_alone):
-                self._weights.gather_gradient_(replaces=is_fused and replica == 0)
+            scaled = self._optimizer.scale(loss / self._num_replicas)
+            replaces = is_fused and replica == 0
+            if self._sum.in_buckets and replica == self._replicas - 1:
+                self._sum.backward_(scaled, replaces=replaces)
+            else:
+                scaled.backward()
+                if not (is_fused and self._is_alone):
+                    self._weights.gather_gradient_(replaces=replaces)
             self.statistics.swap_out(replica)
             self.loss_sum += loss.detach() * examples
             self.correct += correct
             self.counted += counted
             if meter is not None:
                 meter.after_replica_(replica)
-        self._sum_over_ranks_()
+        self._sum.finish_()
         if meter is not None:
             meter.after_sum_(self._optimizer.scale)
         self._optimizer.step()
-
-    def _sum_over_ranks_(self) -> None:
-        """Sum the gradient over the ranks, as it is or in half the bytes.
-
-        Too large a sum becomes infinite on every rank alike, and the scaler leaves the update out.
-        """
-        gradient, bucket = self._weights.gradient, self._bucket
-        if bucket is None:
-            self._comm.all_reduce_(gradient)
-            return
-        bucket.copy_(gradient)
-        gradient.copy_(self._comm.all_reduce_(bucket))
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the next updates."""
@@ -359,7 +353,9 @@ class Step(BaseStep):
         label_smoothing: float = 0.0,
     ) -> None:
         self.shape = shape or shapes(phase, IMAGE_SIZE)[0]
-        low_precision = comm.world_size > 1 and execution.all_reduce != "fp32"
+        # Its noise is measured on a rank's own gradient, which must be whole before it is summed.
+        num_buckets = 1 if phase.stop == "auto" else execution.all_reduce_buckets
+        dtype = None if execution.all_reduce == "fp32" else DTYPES[execution.all_reduce]
         super().__init__(
             weights,
             optimizer,
@@ -367,9 +363,7 @@ class Step(BaseStep):
             comm,
             global_batch_size=self.shape.global_batch_size,
             statistics=statistics,
-            bucket=torch.empty_like(weights.gradient, dtype=DTYPES[execution.all_reduce])
-            if low_precision
-            else None,
+            gradient_sum=GradientSum(weights, comm, dtype=dtype, num_buckets=num_buckets),
         )
         count = self._replicas * self.shape.global_batch_size // phase.gpus_per_model
         # What a loader fills: images [B, 3, H, W], and labels [B] int64.
