@@ -20,6 +20,7 @@ from bench.report.content import collect
 from bench.report.write import (
     BEGIN,
     END,
+    MOST_LISTED,
     notes_once,
     print_summary,
     update_readme,
@@ -307,3 +308,14 @@ def test_report_is_built_where_torch_cannot_be_imported(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("report.md\n")
+
+
+def test_many_runs_are_listed_in_the_appendix(tmp_path: Path) -> None:
+    results = write_results(tmp_path, [make_record(seed=seed) for seed in range(MOST_LISTED + 1)])
+    text = write_report(collect(results), appendix=True).read_text(encoding="utf-8")
+    appendix = (results / "appendix.md").read_text(encoding="utf-8")
+    row = "| cifar10\\_cpu-seed7-20261122120000 "
+    assert row not in text
+    assert row in appendix
+    assert f"All {MOST_LISTED + 1} runs are in tables/runs.md and .csv." in text
+    assert "cifar10_cpu-seed7" in (results / "tables/runs.csv").read_text(encoding="utf-8")
