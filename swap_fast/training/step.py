@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from swap_fast.config.execution import DTYPES, Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.data.cifar.augment import IMAGE_SIZE
-from swap_fast.data.cifar.batches import Batch
+from swap_fast.data.cifar.batches import Batch, Batches
 from swap_fast.distributed import Comm
 from swap_fast.training.all_reduce import GradientSum
 from swap_fast.training.batchnorm import ReplicaStatistics
-from swap_fast.training.capture import Captures
+from swap_fast.training.capture import Captures, DeviceFeed
 from swap_fast.training.optimizer import ScaledOptimizer
 from swap_fast.training.weights import Weights
 
@@ -230,6 +230,8 @@ class BaseStep(ABC):
         self._seen = 0
         # What a call runs in place of the update: the replay of its capture.
         self.replay: Callable[[], None] | None = None
+        # What gives the update its batch and learning rate; None: the host does, before each call.
+        self.feed: DeviceFeed | None = None
 
     @property
     @abstractmethod
@@ -248,6 +250,8 @@ class BaseStep(ABC):
     def update_no_sync(self) -> None:
         """The update itself: tensors of fixed addresses, no host state, no wait for the device."""
         meter, is_fused = self.noise_meter, self._optimizer.is_fused
+        if self.feed is not None:
+            self.feed.fill_()
         if not is_fused:  # there the first replica's takes its place
             self._weights.gradient.zero_()
         for replica in range(self._replicas):
@@ -387,6 +391,13 @@ class Step(BaseStep):
         """Put the model and the optimizer in the form in which this step runs them."""
         self._weights.model.train()
         self._optimizer.fuse_(self._fused_dtype)
+
+    def load_from_(self, batches: Batches | None) -> None:
+        """Make the loading of its batch a part of the update, where there is what can be loaded.
+
+        Before the warm-up, which captures it with the update.
+        """
+        self.feed = None if batches is None else DeviceFeed(batches, self._optimizer)
 
     def first_pass(self) -> None:
         """Run one replica forward and backward, without other ranks: what is compiled, is here."""

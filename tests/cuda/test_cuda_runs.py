@@ -475,7 +475,7 @@ def test_a_group_that_is_closed_before_its_graphs_is_found(
 # DALI's libraries bring a CUDA runtime along, the profiler sees nothing of a stand-in, and of
 # inductor's kernels there are no values: their checks, and that of speed, need a device.
 ON_ONE_DEVICE = (
-    "replay statistics memory precision overflow telemetry no-waiting accuracy shared-pool "
+    "replay feed statistics memory precision overflow telemetry no-waiting accuracy shared-pool "
     "imagenet-memory teardown"
 )
 ON_TWO_DEVICES = "together groups teardown whole-run resume"
