@@ -93,6 +93,9 @@ class RunOptions(_DeviceOptions):
     """Capture the whole step as one CUDA graph; auto does on CUDA devices."""
     all_reduce: Literal["fp16", "fp32"] = "fp32"
     """Type in which the processes' gradients are summed; fp16 halves the bytes."""
+    all_reduce_buckets: Literal[1, 2, 3, 4] = 1
+    """Sum them in up to 4 parts, each beside the rest of the backward pass; 1: at once, after it.
+    For CUDA devices and steps that are not compiled: see `plan`, and measure."""
     resume: bool = False
     """Resume the interrupted run of this recipe and seed in OUT, if there is one, else start one; a
     finished one is left as it is. The same command may be given again and again."""

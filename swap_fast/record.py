@@ -89,6 +89,7 @@ class ExecutionSettings(TypedDict):
     step: StepName
     capture: bool
     all_reduce: Literal["fp16", "fp32"]
+    all_reduce_buckets: NotRequired[Count]  # where there are several
     loader: str
 
 

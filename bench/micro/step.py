@@ -16,6 +16,7 @@ from bench.options import MicroNet
 from swap_fast.clock import Clock
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Optimizer, Phase, triangle
+from swap_fast.data.cifar.batches import Batches
 from swap_fast.data.cifar.dataset import Channels, Dataset, DatasetName, Split
 from swap_fast.data.cifar.files import load_dataset
 from swap_fast.distributed import ALONE
@@ -100,8 +101,10 @@ def training_loop(
     keep_freed_memory()
     device = torch.device(execution.device_type)
     step, phase = make_step(execution, width, batch_size)
-    step.warm_up()
     batches = make_loader(split, execution, phase, step.batch, mean=mean, std=std)
+    if execution.capture and isinstance(batches, Batches):
+        step.load_from_(batches)
+    step.warm_up()
     clock = Clock()
 
     def turn() -> int:

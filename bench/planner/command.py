@@ -28,6 +28,7 @@ from bench.planner.model import (
     read_rates,
     sent_bytes,
 )
+from bench.planner.overlap import OVERLAP_ASSUMED, overlap_line
 from bench.planner.scaling import Scaling, scale, scaling_figure, scaling_table
 from bench.planner.workload import PhaseWork, Workload, workload_of
 from bench.records.paper import Paper, load_paper
@@ -273,6 +274,8 @@ def _facts(plan: Plan, price_per_gpu_hour: float | None) -> tuple[str, ...]:
             f"Time: steps {efficiency.slowdown:.2f} times the floor and {efficiency.epoch_s:.2f} s "
             "an epoch besides, as in the paper's CIFAR runs; another program differs."
         )
+        if line := overlap_line(work, plan.speed, plan.gpus):
+            facts += [line, OVERLAP_ASSUMED]
     else:
         facts.append(
             f"Time: from updates measured here, one device alone; matrix product "

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bench.net_cost import UPDATE_PASSES, WEIGHT_BYTES, Net
+from bench.net_cost import UPDATE_PASSES, WEIGHT_BYTES, Layer, Net
 from bench.planner.workload import PhaseWork, Workload, workload_of
 from bench.records.paper import Paper
 from swap_fast.recipes.cifar10 import RECIPES
@@ -261,15 +261,20 @@ class Modelled:
 
 def layers_s(net: Net, hardware: Hardware, *, forward_only: bool = False) -> float:
     """The floor of an image: the longer of arithmetic and memory traffic of each layer, summed."""
-    total = 0.0
-    for layer in net.layers:
-        passes = [(layer.forward_flop, layer.forward_values)]
-        if not forward_only:
-            passes.append((layer.backward_flop, layer.backward_values))
-        for flop, values in passes:
-            traffic_s = values * hardware.activation_bytes / hardware.memory_bytes_s
-            total += max(flop / hardware.matrix_flop_s, traffic_s)
+    total = sum(_pass_s(each.forward_flop, each.forward_values, hardware) for each in net.layers)
+    if not forward_only:
+        total += sum(backward_s(layer, hardware) for layer in net.layers)
     return total
+
+
+def backward_s(layer: Layer, hardware: Hardware) -> float:
+    """The floor of a layer's backward pass for an image."""
+    return _pass_s(layer.backward_flop, layer.backward_values, hardware)
+
+
+def _pass_s(flop: float, values: float, hardware: Hardware) -> float:
+    traffic_s = values * hardware.activation_bytes / hardware.memory_bytes_s
+    return max(flop / hardware.matrix_flop_s, traffic_s)
 
 
 def all_reduce_bytes(num_bytes: float, gpus: int) -> float:

@@ -15,17 +15,30 @@ from bench.landscape.records import (
     read_planes,
 )
 from bench.micro.records import MicroRecord, read_micro_records
-from bench.records.grouping import data_of, host_of, machine_key, pool_accuracies, scale_note
+from bench.records.grouping import (
+    data_of,
+    host_of,
+    machine_key,
+    pool_accuracies,
+    pool_times,
+    scale_note,
+    timed_alone,
+)
 from bench.records.paper import NOT_COMPARED, Paper, judge, load_paper
 from bench.records.paper_tables import (
     OTHER,
+    SGD_SMALL,
+    SWA_SMALL,
     TIME_TO_TARGET,
+    RowRuns,
+    RunTable,
     deal,
     number_machines,
     place_of,
     table_groups,
 )
 from bench.report.paper_tables import all_run_tables, cpu_warning, time_to_target
+from bench.statistics import DID_NOT_HOLD, HELD
 from swap_fast.record import RunRecord
 from swap_fast.record_files import read_records
 
@@ -124,18 +137,24 @@ def warning(content: Content) -> str:
 # The report at one look: what was measured, on what, how it compares, how sure and how fast it is.
 
 
-def summary(content: Content, warned: Table) -> Bullets:
-    """A few sentences, each from the records."""
+def summary(content: Content, warned: Table, claims: Sequence[Table]) -> Bullets:
+    """A few sentences, each from the records.
+
+    Arguments:
+        claims: their tables, the nearest to the paper's size first.
+    """
     records = content.records
     if not records:
         return Bullets(items=("Measured: nothing yet.",))
     recipes = {record.recipe for record in records}
     count = len(warned.rows)
+    machines = (f"machine {n}: {host.label}" for host, n in number_machines(records).items())
     return Bullets(
         items=(
-            f"Measured: {len(records)} runs of {len(recipes)} recipes on {data_of(records)}.",
-            *(f"Machine {n}: {host.label}." for host, n in number_machines(records).items()),
-            *_verdicts(content),
+            *_accuracies(content),
+            *_outcomes(claims),
+            f"Measured: {len(records)} runs of {len(recipes)} recipes on {data_of(records)}; "
+            f"{'; '.join(machines)}.",
             f"Stability: {counted(count, 'warning')}; see what to do."
             if count
             else "Stability: no warnings.",
@@ -143,27 +162,66 @@ def summary(content: Content, warned: Table) -> Bullets:
     )
 
 
-def _verdicts(content: Content) -> list[str]:
-    """SWAP's final accuracy in each table that has runs of it, and the published one."""
+COMPARED = {1: SGD_SMALL, 2: SGD_SMALL, 3: SGD_SMALL, 4: SWA_SMALL}
+"""The row of each table that SWAP is to equal in less time."""
+
+
+def _accuracies(content: Content) -> list[str]:
+    """SWAP's accuracies and times beside those that it is to equal, of each table with runs."""
     lines = []
     for group in (g for g in table_groups(content.records) if not g.is_first_look):
-        table, column = group.table, group.table.target
-        for each in deal(table, group.size, group.records):
-            row, runs = each.row, each.records
-            if each.machine is None or not row.is_final or runs[0].method != "swap":
-                continue
-            ours = pool_accuracies(runs, partial(row.accuracy, column))
-            if ours is None:
-                continue
-            published = content.paper.value(table.name, row.label, column.name)
-            verdict = judge(ours.scaled(100), published, runs)
-            lines.append(
-                f"{table.title(group.size)}, {each.label}, {column.short}: "
-                f"{summary_cell(ours, 100)}% on {each.machine.used} (n = {ours.n}), the paper's "
-                f"{plus_minus(published.mean, published.sd)}%"
-                + (f": {verdict}." if verdict != NOT_COMPARED else ".")
-            )
+        table = group.table
+        rows = [each for each in deal(table, group.size, group.records) if each.records]
+        swap = [e for e in rows if e.row.is_final and e.records[0].method == "swap"]
+        if not swap:
+            continue
+        said = [_accuracy(each, table, content.paper) for each in swap]
+        compared = next((e for e in rows if e.row.label == COMPARED[table.number]), None)
+        if compared is not None:
+            said.append(_accuracy(compared, table, content.paper))
+            ratios = [_time_ratio(each, compared) for each in swap]
+            words = " and ".join(f"{ratio:.2f}" for ratio in ratios if ratio is not None)
+            said.append(f"SWAP takes {words} of its time" if words else "")
+        head = f"{table.title(group.size)}, {machine_key(swap[0].records[0]).used}"
+        lines.append(f"{head}: {'; '.join(filter(None, said))}.")
     return lines
+
+
+def _accuracy(each: RowRuns, table: RunTable, paper: Paper) -> str:
+    """A row's accuracy, and the paper's."""
+    column = table.target
+    ours = pool_accuracies(each.records, partial(each.row.accuracy, column))
+    published = paper.value(table.name, each.row.label, column.name)
+    theirs = f"the paper's {plus_minus(published.mean, published.sd)}%"
+    if ours is None:
+        return f"{each.label} has none, {theirs}"
+    verdict = judge(ours.scaled(100), published, each.records)
+    return f"{each.label} {summary_cell(ours, 100)}% (n = {ours.n}), {theirs}" + f" ({verdict})" * (
+        verdict != NOT_COMPARED
+    )
+
+
+def _time_ratio(first: RowRuns, second: RowRuns) -> float | None:
+    """Of the mean times of two rows, each of runs that were timed alone."""
+    if any(run.had_other_work for e in (first, second) for run in timed_alone(e.records)):
+        return None
+    means = [pool_times(each.records, each.row.time_s) for each in (first, second)]
+    return None if None in means else means[0].mean / means[1].mean  # type: ignore[union-attr]
+
+
+def _outcomes(claims: Sequence[Table]) -> list[str]:
+    """How many of the paper's claims held: each at the nearest size at which runs decide it."""
+    found: dict[tuple[str, ...], str] = {}
+    for says, where, *_, result in (row for table in claims for row in table.rows):
+        if found.get((says, where)) not in (HELD, DID_NOT_HOLD):
+            found[says, where] = result
+    if not found:
+        return []
+    held, failed = ([*found.values()].count(result) for result in (HELD, DID_NOT_HOLD))
+    return [
+        f"Of the paper's claims, {len(found)} have runs here: {held} held, {failed} "
+        f"did not hold, {len(found) - held - failed} cannot be told from so few runs."
+    ]
 
 
 WHATS = ("step", "data", "jpeg")

@@ -51,7 +51,7 @@ from bench.records.paper_tables import (
     why_other,
 )
 from bench.records.timing import all_laps_table, energy_table, lap_table, readings_table
-from bench.report.claims import claims_tables
+from bench.report.claims_tables import claims_tables
 from bench.report.content import Content, speed_table, summary, warning
 from bench.report.paper_tables import AT_TARGET, N, recipe_tables, time_to_target
 from bench.report.run_lists import (
@@ -75,6 +75,9 @@ Drawn = dict[str, Path]
 TIMING, SPEED, SCALING = "Laps", "Speed", "Scaling"
 """The report's own figures: where each second went, of the measurements of single
 parts, and phase 1 on more and more devices, as planned."""
+
+MOST_LISTED = 20
+"""More runs than this are listed in the appendix, not in the report."""
 
 MOST_LAP_TABLES = 200
 """More runs than this have no table of their own laps in the appendix."""
@@ -166,16 +169,19 @@ def build_document(
     main = content.main
     if not any(table.name == TIME_TO_TARGET for table in main):
         main = [*main, time_to_target(records, content.paper)]
-    claims = claims_tables(records, content.paper, content.planes, content.cosines)
+    claims, old_claims = claims_tables(records, content.paper, content.planes, content.cosines)
     energy, plans = energy_table(records), scalings(content.paper)
     drawn = {what: figure_blocks(what, figures[what]) for what in figures}
     paper = [blocks for what, blocks in drawn.items() if what.startswith("Figure ")]
+    # A run's name begins with its recipe's.
+    listed = [without(fold_constants(table), {RECIPE}) for table in (runs, others) if table.rows]
+    is_long = len(records) > MOST_LISTED
     left_out = f"Records left out: {len(skipped)}"
     document = _document(
         "Results",
         (
             Paragraph(text=warning(content), strong=True),
-            summary(content, warned),
+            summary(content, warned, claims),
             fold_constants(main[0]),
             paper[0][0],
         ),
@@ -186,10 +192,9 @@ def build_document(
             "The paper's other figures": [blocks[0] for blocks in paper[1:]],
             "Speed of the parts": [] if speed is None else [speed],
             "Stability": _stability(content, warned),
-            # A run's name begins with its recipe's.
-            "Runs": [
-                without(fold_constants(table), {RECIPE}) for table in (runs, others) if table.rows
-            ],
+            "Runs": [Paragraph(text=f"All {len(records):,} runs are in tables/runs.md and .csv.")]
+            if is_long
+            else listed,
             left_out: [Bullets(items=tuple(skipped))] if skipped else [],
             "What does not agree in the paper": [
                 Bullets(
@@ -212,7 +217,10 @@ def build_document(
         "Appendix of the results",
         (Paragraph(text=warning(content), strong=True),),
         {
-            "First looks: at CPU size": [fold_constants(table) for table in content.first_looks],
+            "First looks: at CPU size": [
+                *map(fold_constants, content.first_looks),
+                *notes_once(old_claims),
+            ],
             "Statistics": statistics_tables(records, content.paper),
             "Comparisons": pair_tables(records),
             "The paper's settings": recipe_tables(content.paper),
@@ -233,10 +241,11 @@ def build_document(
                 *(drawn[SCALING] if figures[SCALING] else []),
             ],
             "Machines": [machines_table(records)],
+            "Runs": listed if is_long else [],
             "Configuration": configurations(records),
         },
     )
-    shown = [*main, *content.first_looks, *claims, *([] if speed is None else [speed])]
+    shown = [*main, *content.first_looks, *claims, *old_claims, *([] if speed is None else [speed])]
     shown += [runs, others, laps]
     shown += [
         block

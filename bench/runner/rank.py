@@ -445,7 +445,7 @@ def make_record(
         method=method_of(recipe),
         seed=spec.seed,
         created=place.created,
-        configuration=plain({"recipe": asdict(recipe), "execution": asdict(spec.execution)}),
+        configuration=plain({"recipe": asdict(recipe), "execution": spec.execution.settings()}),
         overrides=list(spec.overrides),
         code=spec.code,
         data=data,

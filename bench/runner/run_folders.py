@@ -111,7 +111,7 @@ def describe_run(request: RunSpec, data: Data, world_size: int) -> RunInfo:
         "recipe": asdict(request.recipe),
         "seed": request.seed,
         "data": data,
-        "execution": asdict(request.execution),
+        "execution": request.execution.settings(),
     }
     return RunInfo(
         created=now(),

@@ -105,6 +105,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
         step="eager" if (options.step, device_type) == ("auto", "cpu") else options.step,
         precision=options.precision or default.precision,
         all_reduce=options.all_reduce,
+        all_reduce_buckets=options.all_reduce_buckets,
         capture=default.capture if options.capture == "auto" else options.capture == "on",
         loader=loader,
     )

@@ -29,6 +29,9 @@ CHECKS: tuple[Check, ...] = (
     _check(step.replay, "a captured step stays equal to the eager one"),
     _check(step.statistics, "the captured batch-norm pass agrees with torch's `update_bn`"),
     _check(step.launches, "an update is one graph launch and no other"),
+    _check(
+        step.feed, "batches and learning rates that the graph reads are those that the host gives"
+    ),
     _check(step.memory, "1,000 updates allocate nothing more"),
     _check(step.precision, "every layer computes in fp16 channels_last, from fp32 weights"),
     _check(step.overflow, "a first update that overflows leaves weights and velocity as they were"),
@@ -72,7 +75,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     _check(
         runs.groups,
-        "workers of several ranks agree with one process, summed in fp32 and in fp16",
+        "workers of several ranks agree with one process, summed in fp32, in fp16 and in buckets",
         limit_s=120,
     ),
     _check(

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from bench.micro.data import make_loader, random_split
 from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.phase import Optimizer, Phase
+from swap_fast.data.cifar.batches import Batches
 from swap_fast.distributed import ALONE
 from swap_fast.models import ResNet9
 from swap_fast.training.optimizer import MomentumSGD
@@ -40,7 +42,11 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 class Trained:
-    """A small net with its step, always from the same weights."""
+    """A small net with its step, always from the same weights.
+
+    Arguments:
+        loads: images of noise, of which each update itself makes its batch; 0: the host loads it.
+    """
 
     def __init__(
         self,
@@ -49,6 +55,7 @@ class Trained:
         scaled: bool,
         measured: bool = False,
         step_type: type[Step] = Step,
+        loads: int = 0,
     ) -> None:
         torch.manual_seed(0)
         device = torch.device(execution.device_type)
@@ -62,6 +69,10 @@ class Trained:
             stop="auto" if measured else "accuracy",
         )
         self.step = step_type(self.weights, self.optimizer, phase, ALONE, execution)
+        if loads:
+            batches = make_loader(random_split(loads), execution, phase, self.step.batch)
+            assert isinstance(batches, Batches), "by default the images are resident"
+            self.step.load_from_(batches)
         self.weights.model.train()
         self.step.warm_up()
         self._start = self.weights.copy()
@@ -71,6 +82,10 @@ class Trained:
         self.weights.load_(*self._start)
         self.optimizer.reset_()
         self.step.statistics.reset_()
+
+    def rates(self) -> list[Tensor]:
+        """The learning rates, on the device."""
+        return [group["lr"] for group in self.optimizer._torch.param_groups]
 
     def state(self) -> list[Tensor]:
         """Everything that a step writes."""

@@ -54,7 +54,11 @@ FP32_LIMIT, FP16_LIMIT = 1e-4, 4 * 2.0**-11
 the factor 4 leaves room for the order of the sum too."""
 
 
-ALL_REDUCES: tuple[Literal["fp32", "fp16"], ...] = ("fp32", "fp16")
+SUMS: tuple[tuple[Literal["fp32", "fp16"], Literal[1, 3]], ...] = (
+    *(("fp32", 1), ("fp16", 1)),
+    *(("fp32", 3), ("fp16", 3)),
+)
+"""Of gradients: the type, and in how many buckets."""
 
 
 def devices_for(form: Form, on_cpu: int) -> int:
@@ -139,23 +143,24 @@ def groups(form: Form) -> str:
     with TemporaryDirectory() as folder, same_kernels():
         launch(_save_group_updates, form.device_type, folder, num_workers, num_ranks=ranks)
         seen = []
-        for all_reduce, limit in zip(ALL_REDUCES, (FP32_LIMIT, FP16_LIMIT), strict=True):
+        for all_reduce, buckets in SUMS:
+            limit = FP32_LIMIT if all_reduce == "fp32" else FP16_LIMIT
             execution = fp16_execution(form.device_type)
             alone = [
                 _update(execution, ALONE, 2, first_seed=2 * worker)[1]
                 for worker in range(num_workers)
             ]
             expected = [*alone, torch.stack(alone).mean(0)]
-            made = torch.load(f"{folder}/{all_reduce}.pt", weights_only=True)
+            made = torch.load(f"{folder}/{all_reduce}-{buckets}.pt", weights_only=True)
             pairs = zip(made, expected, strict=True)
             largest = max(relative_difference(ours, theirs) for ours, theirs in pairs)
+            name = all_reduce if buckets == 1 else f"{all_reduce} and {buckets} buckets"
             assert largest <= limit, (
-                f"summed in {all_reduce}: differs from one process by {largest:.1e}, allowed "
-                f"{limit:.1e}"
+                f"summed in {name}: differs from one process by {largest:.1e}, allowed {limit:.1e}"
             )
-            seen.append(f"{all_reduce} within {largest:.1e}")
+            seen.append(f"{name} within {largest:.1e}")
     many = f"{num_workers} worker{'s' if num_workers > 1 else ''} of 2 ranks ({_transport(form)})"
-    return f"{many}, gradients summed in {' and in '.join(seen)} of one process"
+    return f"{many}, gradients summed in {', in '.join(seen)} of one process"
 
 
 def _save_group_updates(device_type: str, folder: str, num_workers: int) -> None:
@@ -165,9 +170,10 @@ def _save_group_updates(device_type: str, folder: str, num_workers: int) -> None
     group = comm.worker_group(num_workers)
     (worker,) = group.workers
     with Captures() as captures, same_kernels():
-        for all_reduce in ALL_REDUCES:
+        for all_reduce, buckets in SUMS:
+            execution = fp16_execution(device_type)
             _, gradient = _update(
-                replace(fp16_execution(device_type), all_reduce=all_reduce),
+                replace(execution, all_reduce=all_reduce, all_reduce_buckets=buckets),
                 group.inside,
                 2,
                 first_seed=2 * worker,
@@ -177,7 +183,7 @@ def _save_group_updates(device_type: str, folder: str, num_workers: int) -> None
             ours = gradient if group.inside.rank == 0 else None
             made = [each for each in comm.gather(ours) if each is not None]
             if comm.rank == 0:
-                torch.save([*made, mean], f"{folder}/{all_reduce}.pt")
+                torch.save([*made, mean], f"{folder}/{all_reduce}-{buckets}.pt")
     comm.close()
 
 

@@ -1,12 +1,12 @@
 """Checks of the step and of the training loop: it never waits for the device, and it learns."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.hardware.machine import device_uuid, has_compiler, resident_bytes
 from bench.hardware.telemetry import Sampler
@@ -22,6 +22,7 @@ from bench.verify.equivalence import (
     no_wait,
     relative_difference,
     same_kernels,
+    trace_,
 )
 from swap_fast.algorithm import sgd
 from swap_fast.clock import Clock
@@ -90,7 +91,12 @@ class _Loader:
             self._loader.load(step)
 
 
-def _train(step: Step, execution: Execution) -> list[float]:
+def _train(
+    step: Step,
+    execution: Execution,
+    begin: Progress = Progress(phase=1),  # noqa: B008  # it is frozen
+    on_step: Callable[[int], None] = lambda images: None,
+) -> list[float]:
     """The losses of a phase's epochs, in the one training loop."""
     device_type = execution.device_type
     phase = Phase(global_batch_size=BATCH, peak_lr=0.1, max_epochs=EPOCHS, gpus_per_model=2)
@@ -104,11 +110,45 @@ def _train(step: Step, execution: Execution) -> list[float]:
     epochs = train_epochs(
         [TrainStage(epochs=range(EPOCHS), step=step, open_batches=open_batches)],
         phase,
-        begin=Progress(phase=1),
+        begin=begin,
         clock=Clock(),
-        on_step=lambda images: None,
+        on_step=on_step,
     )
     return [row.train_loss for row, _ in epochs]
+
+
+def feed(form: Form) -> str:
+    """Train by batches and learning rates that each update reads, and by those the host gives.
+
+    Two epochs, and one that is resumed in its middle; on a CPU by the update's trace.
+    """
+    execution, seen = fp16_execution(form.device_type), []
+    resumed = Progress(phase=1, epoch=1, step=STEPS // 2)
+    with same_kernels():
+        for loads in (0, STEPS * BATCH):
+            trained = Trained(execution, scaled=True, step_type=_Step, loads=loads)
+            if loads and not execution.capture:
+                trace_(trained)
+            read: list[Tensor] = []
+
+            def note(images: int, trained: Trained = trained, into: list[Tensor] = read) -> None:
+                into += [tensor.clone() for tensor in (*trained.step.batch, *trained.rates())]
+
+            with no_wait(form.device_type):
+                for begin in (Progress(phase=1), resumed):
+                    _train(trained.step, execution, begin, note)
+            seen.append((read, trained.state()))
+    (given, theirs), (read, ours) = seen
+    updates = EPOCHS * STEPS + STEPS - resumed.step
+    assert len(given) == 3 * updates, f"{len(given) // 3} updates of {updates}"
+    same = [torch.equal(a, b) for a, b in zip(read, given, strict=True)]
+    for number, equal in enumerate(same):
+        what = ("images", "labels", "learning rate")[number % 3]
+        assert equal, f"update {number // 3 + 1} reads another {what}"
+    apart = max(relative_difference(a, b) for a, b in zip(ours, theirs, strict=True) if b.any())
+    tolerance = 1e-3 if form.device_type == "cuda" else 0.0
+    assert apart <= tolerance, f"the weights differ by {apart:.1e}, allowed {tolerance:g}"
+    return f"{updates} updates read what the host gives; what they write is within {apart:.1e}"
 
 
 @contextmanager
@@ -226,16 +266,21 @@ def statistics(form: Form) -> str:
 
 
 def launches(form: Form) -> str:
-    """Count the graph launches of updates with the profiler."""
+    """Count the graph launches of an epoch's updates, loading included, with the profiler."""
     if form.device_type != "cuda":
         raise UnavailableError("CUDA graphs")
     from torch.profiler import ProfilerActivity, profile
 
-    trained = Trained(fp16_execution(form.device_type), scaled=True)
+    trained = Trained(fp16_execution(form.device_type), scaled=True, loads=50 * BATCH)
+    fed = trained.step.feed
+    assert fed is not None
+    fed.start_epoch(0, 0, first=0, learning_rates=[0.0] * 50)
+    torch.cuda.synchronize()
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     # With `acc_events` torch does not warn that another cycle would drop the events.
     with profile(activities=activities, acc_events=True) as seen:
-        for _ in range(50):
+        for i in range(50):
+            fed.before(i)
             trained.step()
         torch.cuda.synchronize()
     counts = {event.key: event.count for event in seen.key_averages()}

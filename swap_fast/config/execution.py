@@ -1,8 +1,8 @@
 """How the arithmetic is run: device, precision, memory format, and which kernels make a step."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -31,6 +31,9 @@ class Execution:
     """Whether the whole step is captured as one CUDA graph."""
     all_reduce: Literal["fp16", "fp32"] = "fp32"
     """Type in which the ranks' gradients are summed."""
+    all_reduce_buckets: Literal[1, 2, 3, 4] = 1
+    """Parts in which they are summed, all but the last beside the backward pass; 1: whole, after
+    it. See `swap_fast.training.all_reduce`."""
     loader: LoaderName = "tensor"
     """What makes the batches; of CIFAR's, evaluation and phase 3 always use the tensor backend."""
 
@@ -51,6 +54,13 @@ class Execution:
                 f"step fused: expected a CUDA device and channels_last, got {self.device_type} and "
                 f"{self.memory_format}; use --step eager"
             )
+
+    def settings(self) -> dict[str, Any]:
+        """As records and run.json keep it; one bucket goes unsaid, as in older ones."""
+        settings = asdict(self)
+        if self.all_reduce_buckets == 1:
+            del settings["all_reduce_buckets"]
+        return settings
 
     @property
     def can_be_fused(self) -> bool:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from swap_fast.models.fused_norm import is_last
 
-TILE = 2048
-"""Logits that a program takes at once: 16 for each thread of 4 warps."""
+TILE = 1024
+"""Logits that a program takes at once: 8 for each thread of 4 warps."""
 MERGED = tl.constexpr(256)
 """Programs whose sums are added up at once."""
 

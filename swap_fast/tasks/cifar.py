@@ -150,6 +150,7 @@ class CifarSource:
             )
         self.num_images, self._recipe = size, recipe
         self._dataset: Dataset | None = dataset
+        self._reserved: DeviceImages | None = None
 
     def warm_up(self, weights: Weights, execution: Execution) -> None:
         """Gather an image by each kind of plan, import the loader, evaluate black images."""
@@ -174,13 +175,40 @@ class CifarSource:
         )
         image_evaluator(weights, test, execution, mirrored=self._recipe.mirrored_evaluation)()
 
+    def resident_batches(
+        self,
+        phase: Phase,
+        into: Batch,
+        execution: Execution,
+        *,
+        number: int,
+        replicas: range,
+        seed: int,
+    ) -> Batches | None:
+        """Batches of black images, which `open_` replaces, where a captured step may load them."""
+        if not execution.capture or execution.loader != "tensor":
+            return None
+        if self._reserved is None:
+            self._reserved = DeviceImages(
+                black(self.num_images),
+                mean=(0.0, 0.0, 0.0),
+                std=(1.0, 1.0, 1.0),
+                device=into.labels.device,
+                pad=self._recipe.augmentation.pad,
+            )
+        return Batches(self._reserved, self._share(phase, number, replicas, seed), into)
+
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Move the data to the weights' device, and forget what is not needed on the host."""
         assert self._dataset is not None, "a source is opened once"
         dataset, device = self._dataset, weights.theta.device
         train = dataset.train[: self.num_images]
         mean, std, pad = dataset.mean, dataset.std, self._recipe.augmentation.pad
-        self._images = DeviceImages(train, mean=mean, std=std, device=device, pad=pad)
+        if self._reserved is None:
+            self._images = DeviceImages(train, mean=mean, std=std, device=device, pad=pad)
+        else:
+            self._images = self._reserved
+            self._images.fill_(train, mean=mean, std=std)
         test = DeviceImages(dataset.test, mean=mean, std=std, device=device)
         mirrored = self._recipe.mirrored_evaluation
         self._evaluator = image_evaluator(weights, test, execution, mirrored=mirrored)
@@ -198,15 +226,17 @@ class CifarSource:
     def batches(
         self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Batch
     ) -> Loader:
-        share = ShardSpec(
+        return self._make_loader(self._share(phase, number, replicas, self._seed), into)
+
+    def _share(self, phase: Phase, number: int, replicas: range, seed: int) -> ShardSpec:
+        return ShardSpec(
             num_images=self.num_images,
             augmentation=self._recipe.augmentation,
             phase=phase,
-            seed=self._seed,
+            seed=seed,
             number=number,
             replicas=replicas,
         )
-        return self._make_loader(share, into)
 
     def batch_norm_batches(self, buffer: Tensor, shape: BatchShape, comm: Comm) -> Iterable[Tensor]:
         """Every training image once, augmented where the recipe says so."""

@@ -84,6 +84,11 @@ class TreeSource:
         """Import the decoder; what it builds on the device it builds when a stage begins."""
         importlib.import_module(f"swap_fast.data.imagenet.{self._loader}")
 
+    def resident_batches(
+        self, phase: Phase, into: Batch, execution: Execution, **others: object
+    ) -> None:
+        """None: images are decoded on their way."""
+
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Note where the images go, and make the decoder of test images, which all stages share."""
         self._weights, self._execution, self._seed = weights, execution, seed

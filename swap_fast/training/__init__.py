@@ -1,1 +1,1 @@
-"""One rank's training: steps, capture, optimizer, weights, batch norm, clock, and the `Trainer`."""
+"""A rank's training: steps, capture, all-reduce, optimizer, weights, batch norm, and `Trainer`."""

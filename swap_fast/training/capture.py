@@ -3,11 +3,14 @@
 import contextlib
 import ctypes
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
+
+from swap_fast.data.cifar.batches import Batches
+from swap_fast.training.optimizer import ScaledOptimizer
 
 # On CPUs: freed memory is kept for the next step.
 
@@ -122,3 +125,46 @@ class Captures:
         for graph in self._graphs:
             graph.reset()
         self._graphs.clear()
+
+
+class DeviceFeed:
+    """Gives each update its batch and its learning rate inside the graph, by a counter there.
+
+    An epoch's plan and learning rates are uploaded at its start, in the order of the stream: behind
+    the updates that read those before. After that an update is one launch. Until an epoch is
+    started the counter stands still, so that a warm-up leaves it where it was; after the epoch's
+    last update there is nothing to read, which is an error on the device.
+
+    Arguments:
+        batches: which fill the step's batch.
+        optimizer: of that step, with its learning rates on the device.
+    """
+
+    def __init__(self, batches: Batches, optimizer: ScaledOptimizer) -> None:
+        self._batches, self._optimizer = batches, optimizer
+        self.steps_per_epoch = batches.steps_per_epoch
+        rates = optimizer.learning_rates([0.0] * self.steps_per_epoch)
+        self._rates = rates.to(batches.device)  # [groups, steps]
+        # The number of the next update, and what is added to it after one.
+        self._counter = torch.zeros(2, dtype=torch.int64, device=batches.device)
+        self._next, self._one = self._counter.split(1)
+
+    def start_epoch(
+        self, worker: int, epoch: int, *, first: int, learning_rates: Sequence[float]
+    ) -> None:
+        """Upload what the epoch's updates from number `first` on read."""
+        self._batches.start_epoch(worker, epoch)
+        for values, into in (
+            (self._optimizer.learning_rates(learning_rates), self._rates),
+            (torch.tensor([first, 1]), self._counter),
+        ):
+            into.copy_(values.pin_memory() if into.is_cuda else values, non_blocking=True)
+
+    def before(self, step: int) -> None:
+        """The host has nothing to do for an update."""
+
+    def fill_(self) -> None:
+        """What an update begins with: its batch, its learning rate, and the next one's number."""
+        self._batches.load_at_(self._next)
+        self._optimizer.take_learning_rates_(self._rates, self._next)
+        self._next += self._one

@@ -17,8 +17,9 @@ from torch import Tensor
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.config.step_choice import ChosenStep, StepChoice
-from swap_fast.distributed import Comm
+from swap_fast.distributed import ALONE, Comm
 from swap_fast.shutdown import InterruptedRunError
+from swap_fast.training.all_reduce import GradientSum
 from swap_fast.training.capture import Captures
 from swap_fast.training.optimizer import FlatOptimizer
 from swap_fast.training.step import Step
@@ -97,8 +98,9 @@ class Candidate(Step):
     It is the same for all candidates; and where one fails on one rank, no other waits for it there.
     """
 
-    def _sum_over_ranks_(self) -> None:
-        pass
+    def __init__(self, weights: Weights, *arguments: Any, **named: Any) -> None:
+        super().__init__(weights, *arguments, **named)
+        self._sum = GradientSum(weights, ALONE)
 
 
 def choose_step(

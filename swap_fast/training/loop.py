@@ -23,7 +23,29 @@ class TrainStage:
     step: BaseStep
     """One update."""
     open_batches: Callable[[], Loader]
-    """Gives what makes its batches, when the stage begins and those before it are gone."""
+    """Gives what makes its batches, when the stage begins and those before it are gone; not called
+    where the step's own feed does."""
+
+
+class HostFeed:
+    """Gives each update its batch and its learning rate from the host: see `DeviceFeed`."""
+
+    def __init__(self, batches: Loader, step: BaseStep) -> None:
+        self._batches, self._step = batches, step
+        self.steps_per_epoch = batches.steps_per_epoch
+        self._rates: Sequence[float] = ()
+
+    def start_epoch(
+        self, worker: int, epoch: int, *, first: int, learning_rates: Sequence[float]
+    ) -> None:
+        """Go to an epoch, whose updates have these learning rates."""
+        self._batches.start_epoch(worker, epoch)
+        self._rates = learning_rates
+
+    def before(self, step: int) -> None:
+        """Load the batch of an update, and set its learning rate."""
+        self._batches.load(step)
+        self._step.set_learning_rate(self._rates[step])
 
 
 def train_epochs(
@@ -63,19 +85,17 @@ def train_epochs(
         if not epochs:
             continue
         with clock.lap(f"phase{number}"):
-            batches = stage.open_batches()
-        steps = batches.steps_per_epoch
+            feed = step.feed or HostFeed(stage.open_batches(), step)
+        steps = feed.steps_per_epoch
         for epoch in epochs:
-            learning_rate = 0.0
             first, done = begin.step if epoch == begin.epoch else 0, steps
             if first:
                 step.add_sums_(begin.sums)
             with clock.lap(f"phase{number}"):
-                batches.start_epoch(worker, epoch)
+                rates = [schedule(epoch + (i + 1) / steps) for i in range(steps)]
+                feed.start_epoch(worker, epoch, first=first, learning_rates=rates)
                 for i in range(first, steps):
-                    batches.load(i)
-                    learning_rate = schedule(epoch + (i + 1) / steps)
-                    step.set_learning_rate(learning_rate)
+                    feed.before(i)
                     step()
                     on_step(step.num_images)
                     if i + 1 < steps and shutdown.ends_after(
@@ -95,7 +115,7 @@ def train_epochs(
             if not math.isfinite(metrics.loss):
                 raise FloatingPointError(
                     f"{where}: the loss is {metrics.loss}, expected a finite one; lower the "
-                    f"learning rate (now {learning_rate:g}, the phase's peak {phase.peak_lr:g})"
+                    f"learning rate (now {rates[-1]:g}, the phase's peak {phase.peak_lr:g})"
                 )
             # A first epoch of few updates may skip them all until the scale of the loss fits.
             is_last = epoch + 1 == phase.max_epochs
@@ -109,7 +129,7 @@ def train_epochs(
                 phase=number,
                 worker=worker,
                 epoch=epoch + 1,
-                learning_rate=learning_rate,
+                learning_rate=rates[-1],
                 train_loss=metrics.loss,
                 train_accuracy=metrics.accuracy,
                 time_s=clock.reading(),
@@ -117,4 +137,4 @@ def train_epochs(
                 skipped_updates=metrics.skipped_updates,
             )
             yield row, metrics
-        del batches  # a stage's loader is gone before the next one is opened
+        del feed  # a stage's loader is gone before the next one is opened

@@ -65,6 +65,19 @@ class ScaledOptimizer(ABC):
             else:
                 group["lr"] = learning_rate * ratio
 
+    def learning_rates(self, of_updates: Sequence[float]) -> Tensor:
+        """What `set_learning_rate` would set for some updates: fp32 [groups, updates]."""
+        rates = [[rate * ratio for rate in of_updates] for ratio in self._ratios]
+        return torch.tensor(rates, dtype=torch.float32)
+
+    def take_learning_rates_(self, table: Tensor, update: Tensor) -> None:
+        """Set the learning rates of an update whose number [1] is on the device, from such a table.
+
+        For learning rates that are tensors; nothing waits, and a capture reads what is there then.
+        """
+        for group, rates in zip(self._torch.param_groups, table, strict=True):
+            torch.index_select(rates, 0, update, out=group["lr"].view(1))
+
     def scale(self, loss: Tensor) -> Tensor:
         """The loss whose gradient is taken."""
         return self.scaler.scale(loss)

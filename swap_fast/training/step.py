@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from swap_fast.config.execution import DTYPES, Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.data.cifar.augment import IMAGE_SIZE
-from swap_fast.data.cifar.batches import Batch
+from swap_fast.data.cifar.batches import Batch, Batches
 from swap_fast.distributed import Comm
+from swap_fast.training.all_reduce import GradientSum
 from swap_fast.training.batchnorm import ReplicaStatistics
-from swap_fast.training.capture import Captures
+from swap_fast.training.capture import Captures, DeviceFeed
 from swap_fast.training.optimizer import ScaledOptimizer
 from swap_fast.training.weights import Weights
 
@@ -176,7 +177,7 @@ class BaseStep(ABC):
     """An update in which every replica takes the gradient of its micro-batch, and all are averaged.
 
     Replicas of other ranks run there, at the same time; replicas of this rank run one after
-    another and add up their gradients. One flat all-reduce then makes the sum of all.
+    another and add up their gradients. `GradientSum` makes the sum of all.
 
     Arguments:
         weights: the model.
@@ -185,7 +186,7 @@ class BaseStep(ABC):
         comm: the ranks that share the update; `ALONE` for a worker with one device.
         global_batch_size: images of an update, over all replicas.
         statistics: batch norm's, where steps of one phase share them.
-        bucket: where the gradient is summed over ranks, in fewer bytes; None: in place.
+        gradient_sum: over the ranks; None: as it is, by one all-reduce.
     """
 
     shape: BatchShape
@@ -202,12 +203,12 @@ class BaseStep(ABC):
         *,
         global_batch_size: int,
         statistics: ReplicaStatistics | None = None,
-        bucket: Tensor | None = None,
+        gradient_sum: GradientSum | None = None,
     ) -> None:
         self._weights, self._optimizer, self._comm = weights, optimizer, comm
         self._num_replicas = phase.gpus_per_model
         self._replicas = len(comm.replicas(phase.gpus_per_model))
-        self._bucket = bucket
+        self._sum = gradient_sum or GradientSum(weights, comm)
         self.statistics = statistics or ReplicaStatistics(weights, phase.gpus_per_model, comm)
         # Where the gradient's noise ends the phase; without, no update does anything for it.
         self.noise_meter = (
@@ -229,6 +230,8 @@ class BaseStep(ABC):
         self._seen = 0
         # What a call runs in place of the update: the replay of its capture.
         self.replay: Callable[[], None] | None = None
+        # What gives the update its batch and learning rate; None: the host does, before each call.
+        self.feed: DeviceFeed | None = None
 
     @property
     @abstractmethod
@@ -247,41 +250,40 @@ class BaseStep(ABC):
     def update_no_sync(self) -> None:
         """The update itself: tensors of fixed addresses, no host state, no wait for the device."""
         meter, is_fused = self.noise_meter, self._optimizer.is_fused
+        if self.feed is not None:
+            self.feed.fill_()
         if not is_fused:  # there the first replica's takes its place
             self._weights.gradient.zero_()
         for replica in range(self._replicas):
             self.statistics.swap_in(replica)
-            self.backward_(replica)
-            if not (is_fused and self._is_alone):
-                self._weights.gather_gradient_(replaces=is_fused and replica == 0)
+            root, gradient = self.forward_(replica)
+            replaces = is_fused and replica == 0
+            if self._sum.in_buckets and replica == self._replicas - 1:
+                self._sum.backward_(root, gradient, replaces=replaces)
+            else:
+                root.backward(gradient)
+                if not (is_fused and self._is_alone):
+                    self._weights.gather_gradient_(replaces=replaces)
             self.statistics.swap_out(replica)
             if meter is not None:
                 meter.after_replica_(replica)
-        self._sum_over_ranks_()
+        self._sum.finish_()
         if meter is not None:
             meter.after_sum_(self._optimizer.scale)
         self._optimizer.step()
 
-    def backward_(self, replica: int) -> None:
-        """Take the gradient of a replica's micro-batch, and count its losses and right answers."""
+    def forward_(self, replica: int) -> tuple[Tensor, Tensor | None]:
+        """Run a replica's forward pass, and count its losses and right answers.
+
+        Returns:
+            What its backward pass starts from, and the gradient by that; None: 1, of a loss.
+        """
         loss, correct, counted, examples = self.forward(replica)
-        # The mean over replicas of their mean losses: lines 12 and 14 at once.
-        self._optimizer.scale(loss / self._num_replicas).backward()
         self.loss_sum += loss.detach() * examples
         self.correct += correct
         self.counted += counted
-
-    def _sum_over_ranks_(self) -> None:
-        """Sum the gradient over the ranks, as it is or in half the bytes.
-
-        Too large a sum becomes infinite on every rank alike, and the scaler leaves the update out.
-        """
-        gradient, bucket = self._weights.gradient, self._bucket
-        if bucket is None:
-            self._comm.all_reduce_(gradient)
-            return
-        bucket.copy_(gradient)
-        gradient.copy_(self._comm.all_reduce_(bucket))
+        # The mean over replicas of their mean losses: lines 12 and 14 at once.
+        return self._optimizer.scale(loss / self._num_replicas), None
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the next updates."""
@@ -363,7 +365,9 @@ class Step(BaseStep):
         label_smoothing: float = 0.0,
     ) -> None:
         self.shape = shape or shapes(phase, IMAGE_SIZE)[0]
-        low_precision = comm.world_size > 1 and execution.all_reduce != "fp32"
+        # Its noise is measured on a rank's own gradient, which must be whole before it is summed.
+        num_buckets = 1 if phase.stop == "auto" else execution.all_reduce_buckets
+        dtype = None if execution.all_reduce == "fp32" else DTYPES[execution.all_reduce]
         super().__init__(
             weights,
             optimizer,
@@ -371,9 +375,7 @@ class Step(BaseStep):
             comm,
             global_batch_size=self.shape.global_batch_size,
             statistics=statistics,
-            bucket=torch.empty_like(weights.gradient, dtype=DTYPES[execution.all_reduce])
-            if low_precision
-            else None,
+            gradient_sum=GradientSum(weights, comm, dtype=dtype, num_buckets=num_buckets),
         )
         count = self._replicas * self.shape.global_batch_size // phase.gpus_per_model
         # What a loader fills: images [B, 3, H, W], and labels [B] int64.
@@ -383,7 +385,7 @@ class Step(BaseStep):
         self._fused_dtype = execution.dtype if execution.fused_update else None
         self._forward = _forward(weights.model, execution, label_smoothing)
         self._autocast, self._label_smoothing = execution.autocast, label_smoothing
-        self._loss: Callable[..., Tensor] | None = None  # of the fused form: see `backward_`
+        self._loss: Callable[..., Tensor] | None = None  # of the fused form: see `forward_`
 
     @property
     def num_images(self) -> int:
@@ -398,11 +400,10 @@ class Step(BaseStep):
     def _micro_batch(self, replica: int) -> tuple[Tensor, ...]:
         return tuple(part.chunk(self._replicas)[replica] for part in self.batch)
 
-    def backward_(self, replica: int) -> None:
-        """The same, where the update is fused with one kernel between forward and backward pass."""
+    def forward_(self, replica: int) -> tuple[Tensor, Tensor | None]:
+        """The same; where the update is fused, with one kernel for all that follows the logits."""
         if not self._optimizer.is_fused:
-            super().backward_(replica)
-            return
+            return super().forward_(replica)
         if self._loss is None:
             from swap_fast.models.fused_loss import FusedLoss  # Triton is on Linux alone
 
@@ -412,18 +413,26 @@ class Step(BaseStep):
         with self._autocast():
             logits = self._weights.model(images)
         scale = self._optimizer.loss_scale
-        logits.backward(self._loss(logits, labels, scale, num_replicas=self._num_replicas))
+        return logits, self._loss(logits, labels, scale, num_replicas=self._num_replicas)
 
     def prepare_(self) -> None:
         """Put the model and the optimizer in the form in which this step runs them."""
         self._weights.model.train()
         self._optimizer.fuse_(self._fused_dtype)
 
+    def load_from_(self, batches: Batches | None) -> None:
+        """Make the loading of its batch a part of the update, where there is what can be loaded.
+
+        Before the warm-up, which captures it with the update.
+        """
+        self.feed = None if batches is None else DeviceFeed(batches, self._optimizer)
+
     def first_pass(self) -> None:
         """Run one replica forward and backward, without other ranks: what is compiled, is here."""
         self.prepare_()
         self.statistics.swap_in(0)
-        self.backward_(0)
+        root, gradient = self.forward_(0)
+        root.backward(gradient)
         self._weights.gather_gradient_()
         self._weights.gradient.zero_()
         for each in (self.loss_sum, self.correct, self.counted):

@@ -14,7 +14,7 @@ from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
 from swap_fast.config.step_choice import StepChoice
-from swap_fast.data.cifar.batches import Loader, require_a_batch
+from swap_fast.data.cifar.batches import Batches, Loader, require_a_batch
 from swap_fast.distributed import ALONE, Comm, WorkerGroup
 from swap_fast.record import EpochRow
 from swap_fast.shutdown import NEVER, GracefulShutdown, InterruptedRunError
@@ -76,6 +76,18 @@ class ImageSource(Source, Protocol):
 
     def warm_up(self, weights: Weights, execution: Execution) -> None:
         """Import and run whatever makes its batches and tests the model, without the data."""
+
+    def resident_batches(
+        self,
+        phase: Phase,
+        into: Any,
+        execution: Execution,
+        *,
+        number: int,
+        replicas: range,
+        seed: int,
+    ) -> Batches | None:
+        """Batches that a captured update itself can load, in memory that `open_` fills; or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,10 +364,15 @@ def build_trainer(
         steps = [make_steps(make_step, phase, ranks, source.image_size) for phase, ranks in phases]
         recompute_batchnorm, buffer = BatchNormRecompute(weights, execution.autocast), None
     with clock.lap("kernel_warmup"):
-        for step in (step for of_phase in steps for step in of_phase):
-            if execution.step != "eager":
-                build_in_turn(step.first_pass, comm)
-            step.warm_up(captures=captures)
+        for number, ((phase, ranks), of_phase) in enumerate(zip(phases, steps, strict=True), 1):
+            told: Any = {"number": number, "replicas": ranks.replicas(phase.gpus_per_model)}
+            for step in of_phase:
+                if execution.step != "eager":
+                    build_in_turn(step.first_pass, comm)
+                step.load_from_(
+                    source.resident_batches(phase, step.batch, execution, seed=seed, **told)
+                )
+                step.warm_up(captures=captures)
         source.warm_up(weights, execution)
         if isinstance(recipe, AveragingRecipe):
             side, size = steps[-1][-1].shape.image_size, recipe.batch_norm_batch_size

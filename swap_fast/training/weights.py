@@ -1,6 +1,6 @@
 """A model's weights as the paper has them: one vector theta."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -129,6 +129,11 @@ class Weights:
         like = [trained.detach() for trained in self.trained.values()]
         return dict(zip(self.trained, split(vector, like), strict=True))
 
+    @property
+    def gradient_parts(self) -> dict[nn.Parameter, Tensor]:
+        """The parts of `gradient` that belong to each parameter."""
+        return self._split(self.gradient)
+
     def loosen_(self, dtype: torch.dtype) -> None:
         """Let gradients lie where autograd leaves them, for an update that takes them there.
 
@@ -153,7 +158,7 @@ class Weights:
                     parameter.data = copies[parameter]
                     self._loosened.add(parameter)
             self.refresh_()
-        self.loose = list(self._split(self.gradient).items())
+        self.loose = list(self.gradient_parts.items())
         self.drop_gradients_()
 
     def tighten_(self) -> None:
@@ -162,7 +167,7 @@ class Weights:
             parameter.grad = None
             parameter.data, self.trained[parameter] = self.trained[parameter].data, parameter
         self._loosened.clear()
-        views = self._split(self.gradient)
+        views = self.gradient_parts
         for parameter, trained in self.trained.items():
             if parameter is trained:
                 parameter.grad = views[parameter]
@@ -191,20 +196,25 @@ class Weights:
             if parameter not in self._loosened:
                 parameter.data.copy_(trained.data)
 
-    def gather_gradient_(self, *, replaces: bool = False) -> None:
+    def gather_gradient_(
+        self, *, replaces: bool = False, among: Collection[nn.Parameter] | None = None
+    ) -> None:
         """Add the gradients that lie elsewhere to `gradient`, in its precision.
 
         Arguments:
             replaces: whether they take the place of what is there; a missing one counts as 0.
+            among: of these parameters alone; None: of all.
         """
-        found = [(part, p.grad) for p, part in self.loose if p.grad is not None]
+        loose = [(p, part) for p, part in self.loose if among is None or p in among]
+        found = [(part, p.grad) for p, part in loose if p.grad is not None]
         if replaces:
-            for part in (part for p, part in self.loose if p.grad is None):
+            for part in (part for p, part in loose if p.grad is None):
                 part.zero_()
         if found:
             parts, gradients = map(list, zip(*found, strict=True))
             (torch._foreach_copy_ if replaces else torch._foreach_add_)(parts, gradients)
-            self.drop_gradients_()
+            for parameter, _ in loose:
+                parameter.grad = None
 
     def set_statistics_(self, statistics: Tensor) -> None:
         """Copy statistics [2C + extra] into the model."""

@@ -136,14 +136,16 @@ def test_two_devices_train_the_same_model(
     assert distance(*states) < 1e-3
 
 
-@pytest.mark.parametrize("all_reduce", ["fp32", "fp16"])
+@pytest.mark.parametrize(("all_reduce", "buckets"), [("fp32", 1), ("fp16", 1), ("fp16", 3)])
 def test_groups_of_devices_share_a_worker(
-    cuda_stand_in: StandIn, cifar: Path, tmp_path: Path, all_reduce: str
+    cuda_stand_in: StandIn, cifar: Path, tmp_path: Path, all_reduce: str, buckets: int
 ) -> None:
     options = {"phase1.gpus-per-model": 4, "phase2.gpus-per-model": 2, "all-reduce": all_reduce}
+    options["all-reduce-buckets"] = buckets
     train(cuda_stand_in, cifar, tmp_path, devices=4, **options)
     (record,) = records(tmp_path)
     assert record["world_size"] == 4
+    assert record["configuration"]["execution"].get("all_reduce_buckets", 1) == buckets
     assert len(record["worker_accuracies"]) == 2
     assert all(weight.isfinite().all() for weight in final_weights(tmp_path).values())
 
@@ -473,7 +475,7 @@ def test_a_group_that_is_closed_before_its_graphs_is_found(
 # DALI's libraries bring a CUDA runtime along, the profiler sees nothing of a stand-in, and of
 # inductor's kernels there are no values: their checks, and that of speed, need a device.
 ON_ONE_DEVICE = (
-    "replay statistics memory precision overflow telemetry no-waiting accuracy shared-pool "
+    "replay feed statistics memory precision overflow telemetry no-waiting accuracy shared-pool "
     "imagenet-memory teardown"
 )
 ON_TWO_DEVICES = "together groups teardown whole-run resume"

@@ -89,11 +89,11 @@ def test_models_on_one_line_are_refused() -> None:
             plane_through(first, first + step, third)
 
 
-def test_grid_has_thirty_percent_of_the_largest_distance_around_it() -> None:
-    # The largest distance is 5, from (0, 0) to (4, 3), so that the margin is 1.5.
+def test_grid_has_sixty_percent_of_the_largest_distance_around_it() -> None:
+    # The largest distance is 5, from (0, 0) to (4, 3), so that the margin is 3.
     alphas, betas = grid_around([(0, 0), (4, 3), (4, 0)], 8)
-    np.testing.assert_allclose(alphas, np.linspace(-1.5, 5.5, 8))
-    np.testing.assert_allclose(betas, np.linspace(-1.5, 4.5, 8))
+    np.testing.assert_allclose(alphas, np.linspace(-3, 7, 8))
+    np.testing.assert_allclose(betas, np.linspace(-3, 6, 8))
 
 
 def test_output_of_swap_has_the_error_of_its_run() -> None:

@@ -40,6 +40,12 @@ def test_round_trip_with_the_step_that_was_chosen(tmp_path: Path) -> None:
     assert read_record(write_record(record, tmp_path)) == record
 
 
+def test_round_trip_with_gradients_summed_in_buckets(tmp_path: Path) -> None:
+    execution = {**EXECUTION, "all_reduce_buckets": 3}
+    record = replace(RECORD, configuration={**RECORD.configuration, "execution": execution})
+    assert read_record(write_record(record, tmp_path)) == record
+
+
 def test_every_record_of_the_project_is_read_and_holds_what_its_file_holds() -> None:
     for path in RECORDED_RUNS.glob("*.json"):
         content = {"other_work": None, "step_choice": None} | json.loads(

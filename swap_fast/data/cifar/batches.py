@@ -124,7 +124,8 @@ class ShardSpec:
 class Batches:
     """The tensor backend: batches gathered from images that are resident on the device.
 
-    For a GPU a thread draws the next epoch's plan meanwhile, some milliseconds of the host.
+    For a GPU a thread draws the next epoch's plan meanwhile, some milliseconds of the host. What a
+    load reads stays in its place, so that a captured one reads whatever plan is there then.
 
     Arguments:
         images: the training split.
@@ -133,12 +134,12 @@ class Batches:
     """
 
     def __init__(self, images: DeviceImages, share: ShardSpec, into: Batch) -> None:
-        self.steps_per_epoch = share.steps_per_epoch
+        self.steps_per_epoch, self.device = share.steps_per_epoch, images.labels.device
         self._images, self._share, self._into = images, share, into
-        positions = [share.positions(step) for step in range(share.steps_per_epoch)]
-        on_device = torch.from_numpy(np.concatenate(positions)).to(images.labels.device)
-        self._positions = on_device.split(share.images_per_step)
-        self._plan: DevicePlan | None = None
+        positions = np.stack([share.positions(step) for step in range(share.steps_per_epoch)])
+        self._positions = torch.from_numpy(positions).to(self.device)  # [steps, B]
+        self._row = torch.zeros_like(self._positions[:1])
+        self._plan = images.empty_plan(share.augmentation.cutout)
         self._drawer = ThreadPoolExecutor(max_workers=1) if images.on_gpu else None
         # What it draws, by worker and epoch.
         self._ahead: dict[tuple[int, int], Future[DevicePlan]] = {}
@@ -147,7 +148,7 @@ class Batches:
         """Draw the epoch's plan and move it to the device, to the same place each time."""
         drawn = self._ahead.get((worker, epoch))
         packed = self._draw(worker, epoch) if drawn is None else drawn.result()
-        self._plan = self._images.upload(packed, self._plan)
+        self._images.upload(packed, self._plan)
         if self._drawer is not None:
             following = worker, epoch + 1
             self._ahead = {following: self._drawer.submit(self._draw, *following)}
@@ -156,8 +157,12 @@ class Batches:
         return self._images.pack(self._share.plan(worker, epoch))
 
     def load(self, step: int) -> None:
-        assert self._plan is not None, "an epoch is started first"
         self._images.load_(self._plan, self._positions[step], *self._into)
+
+    def load_at_(self, step: Tensor) -> None:
+        """Fill the step's batch with that of an update whose number [1] is on the device."""
+        torch.index_select(self._positions, 0, step, out=self._row)
+        self._images.load_(self._plan, self._row[0], *self._into)
 
 
 def pass_plan(

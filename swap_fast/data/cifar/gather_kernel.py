@@ -94,6 +94,11 @@ class KernelGather:
         self._images, self._labels = images.contiguous(), labels
         self._affine, self._pad = affine.contiguous(), pad
 
+    def fill_(self, images: Tensor, affine: Tensor) -> None:
+        """Take as many other images into the same memory."""
+        self._images.copy_(images)
+        self._affine.copy_(affine)
+
     def __call__(
         self, plan: "DevicePlan", positions: Tensor | slice, images: Tensor, labels: Tensor
     ) -> None:

@@ -27,6 +27,9 @@ class DevicePlan:
 class Gather(Protocol):
     """Makes a batch of resident images."""
 
+    def fill_(self, images: Tensor, affine: Tensor) -> None:
+        """Take as many other images [N, 32, 32, 3] into the same memory."""
+
     def __call__(
         self, plan: DevicePlan, positions: Tensor | slice, images: Tensor, labels: Tensor
     ) -> None:
@@ -58,11 +61,14 @@ class DeviceImages:
         self.labels = torch.from_numpy(split.labels).to(device, torch.int64)
         self.pad = pad
         images = torch.from_numpy(split.images).to(device)
-        scale = 1 / torch.tensor(std, dtype=torch.float64)
-        offset = -torch.tensor(mean, dtype=torch.float64) * scale
-        affine = torch.stack([scale, offset]).float().to(device)
+        affine = _affine(mean, std).to(device)
         kernel = _try_kernel(images, self.labels, affine, pad) if device.type == "cuda" else None
         self._gather: Gather = kernel or WindowGather(images, self.labels, affine, pad)
+
+    def fill_(self, split: Split, *, mean: Channels, std: Channels) -> None:
+        """Take a split of as many images into the same memory, where a captured gather finds it."""
+        self.labels.copy_(torch.from_numpy(split.labels).long())
+        self._gather.fill_(torch.from_numpy(split.images), _affine(mean, std))
 
     def __len__(self) -> int:
         """N, the number of images."""
@@ -93,6 +99,11 @@ class DeviceImages:
         packed = torch.stack(columns)
         return DevicePlan(packed.pin_memory() if self.on_gpu else packed, plan.cutout)
 
+    def empty_plan(self, cutout: int) -> DevicePlan:
+        """Memory on the device for a plan of all images, which says that each is the first one."""
+        columns = torch.zeros((6, len(self)), dtype=torch.int64, device=self.labels.device)
+        return DevicePlan(columns, cutout)
+
     def upload(
         self, plan: AugmentationPlan | DevicePlan, into: DevicePlan | None = None
     ) -> DevicePlan:
@@ -120,6 +131,12 @@ class DeviceImages:
         self._gather(plan, positions, images, labels)
 
 
+def _affine(mean: Channels, std: Channels) -> Tensor:
+    """Factor and summand of each channel, float32 [2, 3]."""
+    scale = 1 / torch.tensor(std, dtype=torch.float64)
+    return torch.stack([scale, -torch.tensor(mean, dtype=torch.float64) * scale]).float()
+
+
 class WindowGather:
     """Images padded once, by reflection, and kept in both orientations.
 
@@ -136,18 +153,26 @@ class WindowGather:
     def __init__(self, images: Tensor, labels: Tensor, affine: Tensor, pad: int) -> None:
         device, side = images.device, IMAGE_SIZE + 2 * pad
         places = torch.arange(-pad, IMAGE_SIZE + pad, device=device).abs()
-        reflected = torch.minimum(places, 2 * (IMAGE_SIZE - 1) - places)
-        both = torch.empty((len(images), 2, side, side, 3), dtype=torch.uint8, device=device)
-        for part, of in zip(both.split(4096), images.split(4096), strict=True):  # small copies
-            part[:, 0] = of[:, reflected][:, :, reflected]
-            part[:, 1] = part[:, 0].flip(2)
-        self._windows = both.as_strided(
+        self._reflected = torch.minimum(places, 2 * (IMAGE_SIZE - 1) - places)
+        shape = (len(images), 2, side, side, 3)
+        self._both = torch.empty(shape, dtype=torch.uint8, device=device)
+        self._windows = self._both.as_strided(
             (len(images), 2, 2 * pad + 1, 2 * pad + 1, IMAGE_SIZE, ROW),
             (2 * side * side * 3, side * side * 3, side * 3, 3, side * 3, 1),
         )
         self._labels = labels
         # Repeated to a whole image: a last dimension of 3 would be ten times slower on a CPU.
-        self._scale, self._offset = affine.repeat(1, IMAGE_SIZE**2)
+        self._affine = torch.empty((2, IMAGE_SIZE * ROW), device=device)
+        self._scale, self._offset = self._affine
+        self.fill_(images, affine)
+
+    def fill_(self, images: Tensor, affine: Tensor) -> None:
+        """Pad and mirror images [N, 32, 32, 3] into the memory of those before."""
+        reflected, small = self._reflected, 4096  # images of a copy
+        for part, of in zip(self._both.split(small), images.split(small), strict=True):
+            part[:, 0] = of.to(reflected.device)[:, reflected][:, :, reflected]
+            part[:, 1] = part[:, 0].flip(2)
+        self._affine.copy_(affine.repeat(1, IMAGE_SIZE**2))
 
     def __call__(
         self, plan: DevicePlan, positions: Tensor | slice, images: Tensor, labels: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from landscape_factory import bowl, cosine_path
@@ -12,18 +13,20 @@ from bench.document import Table
 from bench.landscape.records import CosineRecord, PlaneRecord
 from bench.plots.training import averages_against_workers
 from bench.records.paper import load_paper
-from bench.report.claims import (
-    ACCURACY_CLAIMS,
-    TIME_CLAIMS,
-    Claim,
-    PaperCell,
-    claims_tables,
-)
+from bench.report.claims import ACCURACY_CLAIMS, TIME_CLAIMS, Claim, PaperCell
+from bench.report.claims_tables import claims_tables as all_claims_tables
 from swap_fast.record import AverageRow, RunRecord
 
 PAPER = load_paper()
 NOISE = (0.0, 0.0004, -0.0003)
 SEEDS = (0, 1, 2)
+
+
+def claims_tables(*args: Any) -> list[Table]:
+    """Those that stand in the report; here there are no first looks beside them."""
+    tables, first_looks = all_claims_tables(*args)
+    assert first_looks == []
+    return tables
 
 
 def _runs(
@@ -137,9 +140,10 @@ def test_sizes_and_machines_have_tables_of_their_own() -> None:
         *[make_record("cifar10_swap", seed, machine=other) for seed in SEEDS],
         *[make_record(seed=seed) for seed in SEEDS],
     ]
-    tables = claims_tables(runs, PAPER)
+    standing, first_looks = all_claims_tables(runs, PAPER)
+    tables = [*standing, *first_looks]
     assert sorted(table.name for table in tables) == [
-        "claims_cpu_1",
+        "claims_cpu_1_first_looks",
         "claims_paper_1",
         "claims_paper_2",
     ]
@@ -172,6 +176,51 @@ def test_runs_of_unlike_recipes_are_held_apart() -> None:
         for r in _of_two(claim, 0.80, 0.75)
     ]
     assert _rows(claims_tables(fp16, PAPER), claim) == []
+
+
+def test_a_claim_at_cpu_size_is_a_first_look_where_a_nearer_size_has_runs() -> None:
+    on_par, small_best = ACCURACY_CLAIMS[1:3]
+    old = [*_of_two(on_par, 0.80, 0.75), *_runs(small_best.second, 0.7)]
+    table_2 = _of_two(ACCURACY_CLAIMS[4], 0.40, 0.45)
+    narrow = [make_record("cifar10_narrow", seed) for seed in SEEDS]
+    narrow += [make_record("cifar10_narrow_sgd_small", seed) for seed in SEEDS]
+    tables, first_looks = all_claims_tables([*old, *table_2, *narrow], PAPER)
+    assert [table.name for table in tables] == ["claims_narrow_1", "claims_cpu_1"]
+    assert [table.name for table in first_looks] == ["claims_cpu_1_first_looks"]
+    by_claim = [{row[:2]: row[-1] for row in table.rows} for table in (*tables, *first_looks)]
+    at_narrow, at_cpu, first = by_claim
+    key = (on_par.says, on_par.source)
+    assert key in at_narrow
+    assert key not in at_cpu
+    assert first[key] == "held"
+    # A claim that no nearer size has runs of stays, with the others of its table.
+    assert (small_best.says, small_best.source) in at_cpu
+    assert at_cpu[ACCURACY_CLAIMS[4].says, ACCURACY_CLAIMS[4].source] == "did not hold"
+    assert tables[1].caption.startswith("12 runs")
+
+
+def test_why_a_claim_did_not_hold() -> None:
+    def trained(record: RunRecord, accuracy: float) -> RunRecord:
+        rows = [replace(row, train_accuracy=accuracy) for row in record.epochs]
+        rows[0] = replace(rows[0], train_accuracy=0.1)  # the last epochs alone count
+        return replace(record, epochs=rows)
+
+    claim = ACCURACY_CLAIMS[1]
+    for accuracy, says in ((0.6, "behind in training already"), (0.9, "but in generalization")):
+        runs = [
+            trained(record, accuracy if record.recipe == "cifar10_cpu" else 0.75)
+            for record in _of_two(claim, 0.70, 0.75)
+        ]
+        (table,) = claims_tables(runs, PAPER)
+        (why,) = (note for note in table.footnotes if note.startswith("Why not"))
+        assert f"{accuracy:.1%} were right against 75.0%" in why
+        assert says in why
+    runs = _of_two(TIME_CLAIMS[1], 110.0, 100.0)
+    (table,) = claims_tables(runs, PAPER)
+    (why,) = (note for note in table.footnotes if note.startswith("Why not"))
+    assert "The paper's had 8 GPUs; of ours 4 shared 2 cores" in why
+    (table,) = claims_tables(_of_two(claim, 0.80, 0.75), PAPER)
+    assert not any(note.startswith("Why not") for note in table.footnotes)
 
 
 def test_average_against_each_worker_at_each_epoch() -> None:

@@ -20,6 +20,7 @@ from bench.report.content import collect
 from bench.report.write import (
     BEGIN,
     END,
+    MOST_LISTED,
     notes_once,
     print_summary,
     update_readme,
@@ -78,8 +79,8 @@ def test_report_of_cpu_runs(tmp_path: Path) -> None:
     assert "| Verdict" not in first_table
     assert "![Figure 1: " in first_table
     assert "27 s of 37 s are 73%" in text
-    assert "- Measured: 6 runs of 3 recipes on cifar10 (published)." in text
-    assert "SWAP (after averaging), accuracy: 81.05 ± 0.07% on 2 CPU cores (n = 2)" in text
+    assert "- Measured: 6 runs of 3 recipes on cifar10 (published); machine 1: " in text
+    assert "2 CPU cores: SWAP (after averaging) 81.05 ± 0.07% (n = 2), the paper's" in text
     assert "- Stability: 3 warnings; see what to do." in text
     # 0.5 s of 120.75 and 121.75 s
     took = "Checkpoints of cifar10\\_cpu took 0.41% of the wall clock, 0.41% at most (n = 2)."
@@ -97,7 +98,7 @@ def test_first_looks_give_way_to_runs_at_another_size(tmp_path: Path) -> None:
     appendix = (results / "appendix.md").read_text(encoding="utf-8")
     assert "**Table 1 at width 16, machine 1**" in text
     assert "**Table 1 at CPU size, machine 1**" not in text
-    assert "Table 1 at CPU size, SWAP" not in text
+    assert "Table 1 at CPU size, 2 CPU" not in text
     first_looks = appendix.partition("## First looks: at CPU size")[2].partition("\n## ")[0]
     assert "**Table 1 at CPU size, machine 1**" in first_looks
     assert (results / "tables/table1_cpu_machine1.md").is_file()
@@ -307,3 +308,14 @@ def test_report_is_built_where_torch_cannot_be_imported(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("report.md\n")
+
+
+def test_many_runs_are_listed_in_the_appendix(tmp_path: Path) -> None:
+    results = write_results(tmp_path, [make_record(seed=seed) for seed in range(MOST_LISTED + 1)])
+    text = write_report(collect(results), appendix=True).read_text(encoding="utf-8")
+    appendix = (results / "appendix.md").read_text(encoding="utf-8")
+    row = "| cifar10\\_cpu-seed7-20261122120000 "
+    assert row not in text
+    assert row in appendix
+    assert f"All {MOST_LISTED + 1} runs are in tables/runs.md and .csv." in text
+    assert "cifar10_cpu-seed7" in (results / "tables/runs.csv").read_text(encoding="utf-8")

@@ -34,6 +34,9 @@ def test_launches_are_counted_and_torch_warns_of_nothing(
                 with record_function(name):
                     pass
 
+    loaded: list[int] = []
+    started = SimpleNamespace(start_epoch=lambda *_, **__: None, before=loaded.append)
+    step.feed = started  # type: ignore[attr-defined]
     monkeypatch.setattr(checks, "Trained", lambda *_, **__: SimpleNamespace(step=step))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     on_a_cpu = SimpleNamespace(CPU=ProfilerActivity.CPU, CUDA=ProfilerActivity.CPU)
@@ -43,3 +46,4 @@ def test_launches_are_counted_and_torch_warns_of_nothing(
     except AssertionError as failure:
         told = str(failure)
     assert expected in told
+    assert loaded == [*range(50)]

@@ -47,3 +47,9 @@ def test_defaults() -> None:
     assert default_execution("cuda") == on_gpu
     assert Execution().memory_format == "channels_last"
     assert Execution().step == "eager"
+
+
+def test_one_bucket_goes_unsaid_as_in_older_records() -> None:
+    assert "all_reduce_buckets" not in Execution().settings()
+    assert Execution(all_reduce_buckets=3).settings()["all_reduce_buckets"] == 3
+    assert Execution(**Execution().settings()) == Execution()
