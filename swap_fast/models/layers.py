@@ -77,7 +77,7 @@ class FusableNorm(nn.BatchNorm2d):
     """Set by `Execution.place`, where the device and the memory format allow it."""
     _counter: Tensor | None = None
 
-    def forward(
+    def forward(  # type: ignore[override]  # two maps, where it is fused
         self, x: Tensor, *, pool: bool = False, skip: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Batch norm of [B, C, H, W]; fused, relu(pool(norm(x))) + skip, twice: see `norm_relu`."""

@@ -60,6 +60,7 @@ class BlockAndResidual(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, in, H, W] to [B, out, H / 2, W / 2]."""
         block, residual = self
+        assert isinstance(block, Block)
         return residual(*block(x, twice=True)) if block.bn.is_fused else super().forward(x)
 
 
