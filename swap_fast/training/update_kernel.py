@@ -65,8 +65,7 @@ def _unscaled(gradient, at, valid, scale, SCALED: tl.constexpr):  # type: ignore
     """Values of a gradient in float32, without the scale of the loss."""
     g = tl.load(gradient + at, mask=valid, other=0.0).to(tl.float32)
     if SCALED:
-        factor = 1.0 / tl.load(scale).to(tl.float64)
-        g = (g.to(tl.float64) * factor).to(tl.float32)
+        g *= 1.0 / tl.load(scale)
     return g
 
 
@@ -119,7 +118,10 @@ def update_kernel(  # type: ignore[no-untyped-def]
     if SCALED:
         keep = tl.load(found_inf)
     if keep == 0.0:
-        g = _unscaled(gradient, at, valid, scale, SCALED)
+        g = tl.load(gradient + at, mask=valid, other=0.0).to(tl.float32)
+        if SCALED:
+            factor = 1.0 / tl.load(scale).to(tl.float64)
+            g = (g.to(tl.float64) * factor).to(tl.float32)
         weight = tl.load(theta + place, mask=valid, other=0.0)
         if WEIGHT_DECAY != 0.0:
             g = (g.to(tl.float64) + weight.to(tl.float64) * WEIGHT_DECAY).to(tl.float32)

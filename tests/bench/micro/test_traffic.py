@@ -55,8 +55,9 @@ def test_the_counted_step_is_near_the_model_of_its_shapes(fused: bool) -> None:
     found = count(execution, WIDTH, BATCH, fused_update=fused)
     net = net_cost.resnet9(WIDTH, 10, fused=fused)
     model = net.step_bytes(BATCH, 2, fused_update=fused)
-    # The model leaves out the gradients' casts, the search for overflow and what is small.
-    assert model < found.bytes < 1.08 * model
+    # The model leaves out the gradients' casts, the search for overflow and what is small; it has
+    # the sums of two gradients where a residual branch begins, which our kernels need not write.
+    assert 0.99 * model < found.bytes < 1.08 * model
     parameters = net.parameters
     assert found.update_bytes == pytest.approx((22 if fused else 60) * parameters, rel=0.03)
 

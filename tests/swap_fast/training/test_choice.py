@@ -233,7 +233,7 @@ def test_on_a_cpu_auto_is_eager() -> None:
 
 
 def test_a_run_that_chose_is_the_run_that_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "candidates", lambda execution, model: ("eager", "compiled"))
+    monkeypatch.setattr(trainer, "candidates", lambda execution: ("eager", "compiled"))
     # Not compiled, but other arithmetic: which of both has run can be told from the bits.
     monkeypatch.setattr(torch, "compile", lambda function, **options: in_float64(function))
     seconds: list[float] = []
