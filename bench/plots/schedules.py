@@ -75,6 +75,10 @@ SWA_PANELS = (
 """Figure 6's two, and SWAP's two to compare them with."""
 
 
+SMALL_BATCHES = "#a8622a"
+"""Figure 6's colour of their lines and of their scale."""
+
+
 def figure_6(folder: Path, name: str = "figure6") -> Path:
     """Figure 6: the learning rates of SWA and of SWAP, and where models are sampled.
 
@@ -88,7 +92,7 @@ def figure_6(folder: Path, name: str = "figure6") -> Path:
         from matplotlib.figure import Figure
 
         stopped_after = round(load_paper().phase1_mean("cifar100").epochs)
-        figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+        figure = Figure(figsize=(8.6, 4.8), layout="constrained")
         panels = figure.subplots(2, 2, sharex=True, sharey=True)
         for axes, (letter, title, recipe) in zip(panels.flat, SWA_PANELS, strict=True):
             _draw_samples(axes, RECIPES[recipe](), stopped_after)
@@ -101,7 +105,11 @@ def figure_6(folder: Path, name: str = "figure6") -> Path:
             axes.set_xlabel("epoch")
         for axes in panels[:, 0]:
             axes.set_ylabel("learning rate")
-        handles, labels = panels[0][1].get_legend_handles_labels()
+        # Small batches are on axes of their own, the last.
+        found = [axes.get_legend_handles_labels() for axes in (panels[0][1], figure.axes[-1])]
+        handles, labels = (
+            [large, *small, *rest] for (large, *rest), small in zip(*found, strict=True)
+        )
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
         return save_figure(figure, folder, name)
 
@@ -115,14 +123,16 @@ def _draw_samples(axes: Axes, recipe: Recipe, stopped_after: int) -> None:
         axes.plot(whole.epochs, whole.rates, color="0.55", linewidth=1.0, linestyle=":")
     large = max(part.batch_size for part in parts)
     sampled = [(part.epochs[-1], part.rates[-1]) for part in parts if part.phase == 2]
+    small: Axes | None = None
     for i, part in enumerate(parts):
         is_large = part.batch_size == large
         first = not any((p.batch_size == large) == is_large for p in parts[:i])
         batch = "large" if is_large else "small"
-        axes.plot(
+        small = small or (None if is_large else _small_scale(axes, part.rates[0]))
+        (axes if small is None else small).plot(
             part.epochs,
             part.rates,
-            color="#1b3a5c" if is_large else "#c98a52",
+            color="#1b3a5c" if is_large else SMALL_BATCHES,
             linewidth=1.6,
             linestyle="-" if is_large else (0, (3, 1)),
             label=f"{batch} batches" if first else None,
@@ -155,6 +165,18 @@ def _draw_samples(axes: Axes, recipe: Recipe, stopped_after: int) -> None:
         fontsize=8,
         color="0.25",
     )
+
+
+def _small_scale(axes: Axes, peak: float) -> Axes:
+    """A scale of their own, on the right, for rates that would lie on the axis."""
+    scale = axes.twinx()
+    scale.set_ylim(0, 3.5 * peak)
+    scale.set_yticks([0, peak])
+    scale.tick_params(axis="y", colors=SMALL_BATCHES)
+    scale.spines["right"].set_visible(True)
+    scale.spines["right"].set_color(SMALL_BATCHES)
+    scale.set_ylabel("small batches", color=SMALL_BATCHES, fontsize=8, y=0.15)
+    return scale
 
 
 def _mark_border(axes: Axes, epoch: float, height: float = 1.0) -> None:
