@@ -323,7 +323,7 @@ MICRO_BEGIN, MICRO_END = "<!-- micro:begin -->", "<!-- micro:end -->"
 
 
 def update_readme(readme: Path, content: Content) -> None:
-    """Put the first main table, without its details, between the results markers of a README.
+    """Put the forms of the first main table, without details, between the results markers.
 
     What is between its speed markers, if it has them, is generated too; the rest stays as it is.
 
@@ -331,9 +331,12 @@ def update_readme(readme: Path, content: Content) -> None:
         ValueError: the markers are not there once each, in order.
     """
     report = Path(os.path.relpath(content.results / "report.md", readme.parent)).as_posix()
+    groups = [group for group in table_groups(content.records) if not group.is_first_look]
+    names = {group.name for group in groups if group.table is groups[0].table}
+    first = [table for table in content.main if table.name in names] or content.main[:1]
     lines = [
         *([] if content.main else [f"**{escape_markdown(warning(content))}**\n"]),
-        *(to_markdown(fold_constants(_short(table))) for table in content.main[:1]),
+        *(to_markdown(fold_constants(table)) for table in notes_once(map(_short, first))),
         f"All tables, runs, figures and times: [the report]({report}).",
         "",
     ]

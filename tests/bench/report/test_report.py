@@ -272,6 +272,15 @@ def test_readme_changes_between_its_markers_alone(tmp_path: Path) -> None:
     assert readme.read_bytes() == once
 
 
+def test_readme_has_each_form_of_the_first_table(tmp_path: Path) -> None:
+    runs = [make_record("cifar10_narrow"), make_record("cifar10_speed"), *cpu_runs()]
+    results, readme = write_results(tmp_path / "results", runs), tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    update_readme(readme, collect(results))
+    titles = re.findall(r"(?m)^\*\*(Table .*)\*\*$", readme.read_text(encoding="utf-8"))
+    assert titles == ["Table 1 on a modern base, machine 1", "Table 1 at width 16, machine 1"]
+
+
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
 def test_readme_without_its_markers_is_left_alone(tmp_path: Path, text: str) -> None:
     readme = tmp_path / "README.md"

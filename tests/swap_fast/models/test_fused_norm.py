@@ -6,6 +6,7 @@ this file, as a script, compares the kernels with torch's operators in float64.
 
 from __future__ import annotations
 
+import os
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,8 @@ def compare_all(device: str) -> None:
     for shape, (dtype, tolerance) in product(SHAPES, types):
         for pool, has_skip in product((False, True), repeat=2):
             form: dict[str, Any] = {"pool": pool, "has_skip": has_skip, "device": device}
-            compare(shape, dtype, tolerance=tolerance, **form)
-            compare(shape, dtype, tolerance=tolerance, uses=2, **form)
+            # With each pool either number of uses: interpreted, a form takes a second.
+            compare(shape, dtype, tolerance=tolerance, uses=1 + (pool == has_skip), **form)
     rows = fused_norm.ROWS
     for fused_norm.ROWS in (rows, FEW_ROWS):
         form = {"pool": False, "has_skip": False, "device": device}
@@ -134,7 +135,9 @@ def compare_all(device: str) -> None:
         compare((5, 3, 16, 16), torch.float32, first=100.0, tolerance=5e-5, **form)
         compare((5, 70, 16, 16), torch.float16, tolerance=2e-3, **form | {"pool": True}, uses=2)
     fused_norm.ROWS = rows
-    for _ in range(1 if device == "cpu" else 20):  # whichever program is the last
+    if {"TRITON_INTERPRET", "STANDIN_VALUES"} & os.environ.keys():  # one program after another
+        return
+    for _ in range(20):  # whichever program is the last
         first, second = (result_and_gradients((5, 70, 32, 32), device) for _ in range(2))
         assert all(map(torch.equal, first, second))
 
