@@ -43,7 +43,7 @@ class Overlap:
 
 
 def overlap(phase: PhaseWork, speed: Modelled, gpus: int) -> Overlap:
-    """The best number of buckets by the physical model, on so many devices a model."""
+    """The number of buckets with which least time is left, for a model on so many GPUs."""
     whole = phase.net.parameters * WEIGHT_BYTES
     after_s = speed.efficiency.slowdown * all_reduce_s(whole, gpus, speed.hardware)
     counts = range(2, MOST_BUCKETS + 1)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from bench.document import EMULATED, NOTHING, Table, interval_cell, mark_notes
@@ -121,40 +121,48 @@ MODELLED_NOTE = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """What the runs say of the paper's claims."""
+
+    tables: list[Table]
+    first_looks: list[Table]
+    """Of claims at CPU size that a nearer size has runs of."""
+    outcomes: list[str]
+    """Of each claim in the tables, at the nearest size at which its runs decide it."""
+
+
 def claims_tables(
     records: Sequence[RunRecord],
     paper: Paper,
     planes: Sequence[PlaneRecord] = (),
     cosines: Sequence[CosineRecord] = (),
-) -> tuple[list[Table], list[Table]]:
+) -> Claims:
     """Every claim, once for each size and machine that has runs of any.
 
     Arguments:
         planes: errors around some of the runs' models (Figures 2 and 3).
         cosines: of gradients along some of the runs (Figure 4).
-
-    Returns:
-        The tables; and first looks, of claims at CPU size that a nearer size has runs of.
     """
     cells = [cell for claim in ACCURACY_CLAIMS for cell in (claim.first, claim.second)]
     tables: dict[bool, list[Table]] = {False: [], True: []}
-    nearer: set[tuple[str, ...]] = set()
+    nearer: dict[tuple[str, ...], str] = {}  # of each claim its outcome
     for size in AT_SIZE:
         claimed = (r for r in records if any(cell.has(r, size) for cell in cells))
         groups = group_by(claimed, host_of)
         rows_of = {host: _rows(size, groups[host], paper, planes, cosines) for host in groups}
-        for is_first_look in tables if size == "cpu" else (False,):
+        is_far = size == "cpu"
+        seen = {*nearer} if is_far else set()
+        for is_first_look in tables if is_far else (False,):
             for number, host in enumerate(sorted(groups), start=1):
-                rows = [
-                    row
-                    for row in rows_of[host]
-                    if size != "cpu" or (row.claim in nearer) is is_first_look
-                ]
+                rows = [row for row in rows_of[host] if (row.claim in seen) is is_first_look]
                 if any(row.runs for row in rows):
                     name = f"claims_{size}_{number}" + "_first_looks" * is_first_look
                     tables[is_first_look].append(_table(name, size, host, rows))
-        nearer |= {row.claim for rows in rows_of.values() for row in rows if row.runs}
-    return tables[False], tables[True]
+        for row in (row for host in sorted(groups) for row in rows_of[host] if row.runs):
+            if row.claim not in seen and nearer.get(row.claim) not in (HELD, DID_NOT_HOLD):
+                nearer[row.claim] = row.outcome
+    return Claims(tables=tables[False], first_looks=tables[True], outcomes=[*nearer.values()])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +181,11 @@ class _Row:
         """What the paper says, and where."""
         return self.cells[:2]
 
+    @property
+    def outcome(self) -> str:
+        """The last cell."""
+        return self.cells[-1]
+
 
 def _rows(
     size: Size,
@@ -190,8 +203,10 @@ def _rows(
             for modelled in (False, True) if both else (False,):
                 cells = _claim_row(claim, pair, paper, modelled=modelled)
                 runs = () if cells[-1] == NO_RUNS else (*pair.first, *pair.second)
-                why = _why(claim, pair, paper) if cells[-1] == DID_NOT_HOLD else None
-                rows.append(_Row(cells=cells, runs=runs, note=note, why=why))
+                row = _Row(cells=cells, runs=runs, note=note)
+                # Two figures of the same runs were trained alike.
+                asks = row.outcome == DID_NOT_HOLD and not claim.is_of_one_row
+                rows.append(replace(row, why=_why(claim, pair, paper)) if asks else row)
         if claim is ACCURACY_CLAIMS[0]:
             rows.append(_figure_1_row(records, size))
     by_id = {record.run_id: record for record in records}

@@ -137,11 +137,11 @@ def warning(content: Content) -> str:
 # The report at one look: what was measured, on what, how it compares, how sure and how fast it is.
 
 
-def summary(content: Content, warned: Table, claims: Sequence[Table]) -> Bullets:
+def summary(content: Content, warned: Table, outcomes: Sequence[str]) -> Bullets:
     """A few sentences, each from the records.
 
     Arguments:
-        claims: their tables, the nearest to the paper's size first.
+        outcomes: of the paper's claims that have runs.
     """
     records = content.records
     if not records:
@@ -152,7 +152,7 @@ def summary(content: Content, warned: Table, claims: Sequence[Table]) -> Bullets
     return Bullets(
         items=(
             *_accuracies(content),
-            *_outcomes(claims),
+            *_claims(outcomes),
             f"Measured: {len(records)} runs of {len(recipes)} recipes on {data_of(records)}; "
             f"{'; '.join(machines)}.",
             f"Stability: {counted(count, 'warning')}; see what to do."
@@ -209,18 +209,14 @@ def _time_ratio(first: RowRuns, second: RowRuns) -> float | None:
     return None if None in means else means[0].mean / means[1].mean  # type: ignore[union-attr]
 
 
-def _outcomes(claims: Sequence[Table]) -> list[str]:
-    """How many of the paper's claims held: each at the nearest size at which runs decide it."""
-    found: dict[tuple[str, ...], str] = {}
-    for says, where, *_, result in (row for table in claims for row in table.rows):
-        if found.get((says, where)) not in (HELD, DID_NOT_HOLD):
-            found[says, where] = result
-    if not found:
+def _claims(outcomes: Sequence[str]) -> list[str]:
+    """How many of the paper's claims held."""
+    if not outcomes:
         return []
-    held, failed = ([*found.values()].count(result) for result in (HELD, DID_NOT_HOLD))
+    held, failed = (outcomes.count(each) for each in (HELD, DID_NOT_HOLD))
     return [
-        f"Of the paper's claims, {len(found)} have runs here: {held} held, {failed} "
-        f"did not hold, {len(found) - held - failed} cannot be told from so few runs."
+        f"Of the paper's claims, {len(outcomes)} have runs here: {held} held, {failed} did not "
+        f"hold, {len(outcomes) - held - failed} cannot be told from so few runs."
     ]
 
 

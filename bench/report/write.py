@@ -169,7 +169,7 @@ def build_document(
     main = content.main
     if not any(table.name == TIME_TO_TARGET for table in main):
         main = [*main, time_to_target(records, content.paper)]
-    claims, old_claims = claims_tables(records, content.paper, content.planes, content.cosines)
+    claims = claims_tables(records, content.paper, content.planes, content.cosines)
     energy, plans = energy_table(records), scalings(content.paper)
     drawn = {what: figure_blocks(what, figures[what]) for what in figures}
     paper = [blocks for what, blocks in drawn.items() if what.startswith("Figure ")]
@@ -181,13 +181,13 @@ def build_document(
         "Results",
         (
             Paragraph(text=warning(content), strong=True),
-            summary(content, warned, claims),
+            summary(content, warned, claims.outcomes),
             fold_constants(main[0]),
             paper[0][0],
         ),
         {
             "Compared with the paper": [fold_constants(table) for table in notes_once(main)[1:]],
-            "The paper's claims": notes_once(claims),
+            "The paper's claims": notes_once(claims.tables),
             "Independent runs or one (Section 4.1)": sampling_blocks(records),
             "The paper's other figures": [blocks[0] for blocks in paper[1:]],
             "Speed of the parts": [] if speed is None else [speed],
@@ -219,7 +219,7 @@ def build_document(
         {
             "First looks: at CPU size": [
                 *map(fold_constants, content.first_looks),
-                *notes_once(old_claims),
+                *notes_once(claims.first_looks),
             ],
             "Statistics": statistics_tables(records, content.paper),
             "Comparisons": pair_tables(records),
@@ -245,7 +245,13 @@ def build_document(
             "Configuration": configurations(records),
         },
     )
-    shown = [*main, *content.first_looks, *claims, *old_claims, *([] if speed is None else [speed])]
+    shown = [
+        *main,
+        *content.first_looks,
+        *claims.tables,
+        *claims.first_looks,
+        *([] if speed is None else [speed]),
+    ]
     shown += [runs, others, laps]
     shown += [
         block
