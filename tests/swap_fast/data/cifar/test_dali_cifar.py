@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import statistics
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +165,10 @@ def test_memory_is_flat(name: LoaderName, batch_size: int) -> None:
     before = list(work(loader, 500, 5))[-1]
     readings = list(work(loader, 2_100, 20))
     assert len(readings) == 21
-    assert max(readings) < 1.02 * before
+    # An allocator takes tens of MB at once, now and then. A leak grows at every turn.
+    growth = [after - earlier for earlier, after in pairwise(readings)]
+    assert statistics.median(growth) < 2**19
+    assert max(readings) < 1.1 * before
 
 
 @pytest.mark.gpu
