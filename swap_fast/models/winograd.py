@@ -10,10 +10,9 @@ products in the usual order is some 5e-7 from it.
 It pays where channels are many, since the transforms cost as much for few.
 """
 
-from functools import cache
-from itertools import product
+from functools import cache, cached_property
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +53,19 @@ def _matrices(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     return whole[0], whole[1], whole[2]
 
 
+class _Squares(NamedTuple):
+    """Memory of maps, and views of it."""
+
+    maps: Tensor
+    """[n, H, W, C], within a border of zeros."""
+    squares: Tensor
+    """[side, side, n, tiles down, tiles across, C]: those that overlap share memory."""
+    last_rows: Tensor
+    """What only the overlapping parts of squares reach, ..."""
+    last_columns: Tensor
+    """... at the other side."""
+
+
 class _Windows:
     """Squares of maps [n, H, W, C], 4 pixels apart, and a linear map of each square's values.
 
@@ -65,26 +77,19 @@ class _Windows:
 
     def __init__(self, like: Tensor, shape: tuple[int, int, int, int], matrix: Tensor) -> None:
         n, height, width, channels = shape
-        side = round(matrix.shape[1] ** 0.5)
-        border = (side - TILE) // 2
-        down, across = ceil(height / TILE), ceil(width / TILE)
-        padded = like.new_zeros(n, TILE * down + 2 * border, TILE * across + 2 * border, channels)
-        self._maps = padded[:, border : border + height, border : border + width]
-        image, row, column, _ = padded.stride()
-        self._squares = padded.as_strided(
-            (side, side, n, down, across, channels),
-            (row, column, image, TILE * row, TILE * column, 1),
-        )
-        self._values = like.new_empty(self._squares.shape)
-        self._matrix, self._padded = matrix, padded
-        self.results = like.new_empty(len(matrix), n * down * across, channels)
+        self._shape, self._matrix = shape, matrix
+        self._side = round(matrix.shape[1] ** 0.5)
+        self._tiles = ceil(height / TILE), ceil(width / TILE)
+        squares = n * self._tiles[0] * self._tiles[1]
+        self._values = like.new_empty(matrix.shape[1], squares * channels)
+        self.results = like.new_empty(len(matrix), squares, channels)
 
     def transform(self, maps: Tensor) -> Tensor:
         """`results` [36, squares, C] of up to n maps [m, H, W, C], as if zeros made up n."""
-        self._padded.zero_()
-        self._maps[: len(maps)] = maps
-        self._values.copy_(self._squares)
-        torch.mm(self._matrix, self._values.flatten(2).flatten(0, 1), out=self.results.flatten(1))
+        self._read.maps[: len(maps)] = maps
+        self._read.maps[len(maps) :] = 0
+        self._values.view(self._read.squares.shape).copy_(self._read.squares)
+        torch.mm(self._matrix, self._values, out=self.results.flatten(1))
         return self.results
 
     def adjoint(self, results: Tensor) -> Tensor:
@@ -92,14 +97,40 @@ class _Windows:
 
         Squares that overlap are added up.
         """
-        values = self._values.flatten(2).flatten(0, 1)
-        torch.mm(self._matrix.T, results.flatten(1), out=values)
-        self._padded.zero_()
-        # Within each of these parts no two squares overlap.
-        parts = (slice(TILE), slice(TILE, None))[: 1 + (len(self._squares) > TILE)]
-        for rows, columns in product(parts, parts):
-            self._squares[rows, columns] += self._values[rows, columns]
-        return self._maps
+        torch.mm(self._matrix.T, results.flatten(1), out=self._values)
+        maps, squares, *last = self._made
+        values = self._values.view(squares.shape)
+        squares[:TILE, :TILE] = values[:TILE, :TILE]
+        if self._side > TILE:
+            for border in last:
+                border.zero_()
+            # Within each of these parts no two squares overlap.
+            body, rest = slice(TILE), slice(TILE, None)
+            for part in ((rest, body), (body, rest), (rest, rest)):
+                squares[part] += values[part]
+        return maps
+
+    @cached_property
+    def _read(self) -> _Squares:
+        return self._padded()
+
+    @cached_property
+    def _made(self) -> _Squares:
+        return self._padded()  # of its own, so that the border of the other one stays zero
+
+    def _padded(self) -> _Squares:
+        n, height, width, channels = self._shape
+        down, across = self._tiles
+        border = (self._side - TILE) // 2
+        rows, columns = TILE * down + 2 * border, TILE * across + 2 * border
+        padded = self._values.new_zeros(n, rows, columns, channels)
+        image, row, column, _ = padded.stride()
+        squares = padded.as_strided(
+            (self._side, self._side, n, down, across, channels),
+            (row, column, image, TILE * row, TILE * column, 1),
+        )
+        maps = padded[:, border : border + height, border : border + width]
+        return _Squares(maps, squares, padded[:, TILE * down :], padded[:, :, TILE * across :])
 
 
 def _turns(batch: int, height: int, width: int) -> list[slice]:
