@@ -100,7 +100,7 @@ def step_groups(
     }
     if net != "resnet9":
         return groups
-    size = (default, width, batch_sizes[0])
+    size = (_of_wide_nets(default, width, net), width, batch_sizes[0])
     groups["the loop around it: input, schedule, metrics, clock"] = [
         Variant("the loop", step.our_loop, size, threads=threads, is_ours=True),
         Variant("ours", step.our_step, size, threads=threads, is_ours=True),
@@ -119,11 +119,9 @@ def _step_variants(
     shapes = _processes_and_threads(device, threads)
     executions = _our_executions(default, fusable=True)
     if default.can_be_winograd:
-        tried = candidates(default, step.make_net(net, width))
-        by_winograd = {"winograd": replace(default, step="winograd")}
-        # The first is the step that auto prefers, where it has a choice.
-        is_first = "winograd" in tried
-        executions = by_winograd | executions if is_first else executions | by_winograd
+        executions["winograd"] = replace(default, step="winograd")
+    first = _of_wide_nets(default, width, net)
+    executions = {first.step: first} | executions if first != default else executions
     for kind, execution in executions.items():
         for processes, each in shapes:
             yield Variant(
@@ -150,6 +148,13 @@ def _step_variants(
                 cost=_cost(width, batch_size, execution, net),
             )
     yield from peak_variants(device, eager.precision, shapes)
+
+
+def _of_wide_nets(default: Execution, width: int, net: MicroNet = "resnet9") -> Execution:
+    """On a CPU with Winograd's convolutions, where `--step auto` tries them; else the default."""
+    if default.device_type != "cpu":
+        return default
+    return replace(default, step=candidates(default, step.make_net(net, width))[-1])
 
 
 def _our_executions(default: Execution, *, fusable: bool) -> dict[str, Execution]:
@@ -194,14 +199,15 @@ def peer_groups(device: str, threads: int, setup: step.Setup) -> Groups:
     width, batch_size = setup.width, setup.batch_size
     shapes = _processes_and_threads(device, threads)
     eager = replace(setup.execution, capture=False)
+    our_setup = replace(setup, execution=_of_wide_nets(setup.execution, width))
     variants = [
         Variant(
             f"ours, crop, flip, cutout{_in_processes(processes)}",
             step.our_training,
-            (setup,),
+            (our_setup,),
             processes=processes,
             threads=each,
-            cost=_cost(width, batch_size, setup.execution),
+            cost=_cost(width, batch_size, our_setup.execution),
             is_ours=True,
         )
         for processes, each in shapes
