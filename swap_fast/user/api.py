@@ -35,6 +35,7 @@ from swap_fast.user.data import (
     Augment,
     Collate,
     Placement,
+    digest_of,
     generators_kept,
     num_examples,
     open_data,
@@ -269,6 +270,8 @@ def swap(
         data = {
             "train_examples": num_examples(train),
             "test_examples": None if test is None else num_examples(test),
+            "train_digest": digest_of(train),
+            "test_digest": None if test is None else digest_of(test),
         }
         settings = {
             **describe_method(method),

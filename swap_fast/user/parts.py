@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from swap_fast.config.checks import typed
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.data.cifar.batches import Loader
@@ -73,14 +74,14 @@ class UserOptimizer(ScaledOptimizer):
         largest_norm: float | None = None,
     ) -> None:
         self._trained, self._refresh = weights.trained, weights.refresh_
-        self._model, self._make, self._groups = weights.model, make, groups
-        self._largest_norm = largest_norm
+        self._model, self._groups, self._largest_norm = weights.model, groups, largest_norm
         if isinstance(make, torch.optim.Optimizer):
             name = type(make).__name__
             raise ValueError(
                 f"optimizer: expected a function that makes one of parameters, got a {name} that "
                 f"is made already; pass lambda parameters: {name}(parameters, lr=...)"
             )
+        self._make = typed("optimizer", make, Make)
         optimizer = self._new()
         self._check(optimizer)
         default = optimizer.defaults.get("lr")
@@ -193,6 +194,7 @@ def make_net(make_model: Callable[[], nn.Module], seed: int, device: torch.devic
             f"make_model: expected a function that makes the net, got {kind_of(make_model)}; pass "
             "the class, or lambda: Net(...)"
         )
+    make_model = typed("make_model", make_model, Callable[[], nn.Module])
     torch.manual_seed(seed)
     model = make_model()
     if not isinstance(model, nn.Module):
