@@ -11,7 +11,6 @@ from statistics import fmean
 
 from bench.document import (
     EMULATED,
-    GPUS,
     NOTHING,
     OTHER_WORK,
     SHARED,
@@ -23,6 +22,7 @@ from bench.document import (
     summary_cell,
 )
 from bench.records.grouping import (
+    GPUS,
     Host,
     Measure,
     accuracy_key,
