@@ -63,7 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except InterruptedRunError as error:
         again = " with --resume" if arguments[0] == "run" and "--resume" not in arguments else ""
-        print(f"bench: interrupted ({error}); the same command{again} goes on", file=sys.stderr)
+        print(
+            f"bench: interrupted ({error}); the same command{again} continues it", file=sys.stderr
+        )
         return EXIT_STATUS
     except KeyboardInterrupt:
         print("bench: interrupted", file=sys.stderr)

@@ -108,7 +108,7 @@ class Start(TypedDict):
 
 
 class Interruptions(TypedDict):
-    """How often a run went on from a checkpoint."""
+    """How often a run was resumed from a checkpoint."""
 
     count: Count
     lost_s: Amount  # seconds
@@ -225,7 +225,7 @@ class LapTelemetry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Telemetry:
-    """What the driver told of one rank's device during a run."""
+    """What the driver says of one rank's device during a run."""
 
     device: str | None
     """The device's name."""

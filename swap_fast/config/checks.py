@@ -20,6 +20,12 @@ def require(condition: bool, name: str, expected: str, got: object) -> None:
         raise ValueError(f"{name}: expected {expected}, got {got!r}")
 
 
+def one_line(error: object, most: int = 500) -> str:
+    """What an error says, in one line of at most that many characters; else its class."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def whole(name: str, value: object) -> None:
     """Refuse a value that is not a whole number of 1 or more."""
     is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1

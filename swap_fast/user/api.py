@@ -339,7 +339,7 @@ def swap(
                 place,
                 clock,
                 attempt=attempt,
-                on_save=lambda progress: parts.callbacks.on_save(progress),
+                on_save=lambda progress: trainer.callbacks.on_save(progress),
                 say=logger.note,
             )
         with attempt or nullcontext(), logger:
@@ -356,7 +356,7 @@ def swap(
                 size_mb = sum(each.nbytes for each in weights.copy()) / 1e6
                 for line in opening_lines(method, where, precision, size_mb):
                     logger.note(line)
-            parts = assemble(
+            trainer = assemble(
                 source,
                 phases,
                 [
@@ -386,12 +386,12 @@ def swap(
             handled = nullcontext() if place is None else shutdown.installed(always_uninstall=True)
             try:
                 with handled:
-                    done = run_algorithm(method, parts)
+                    done = run_algorithm(method, trainer)
             except InterruptedRunError as signal:
-                how = f"{signal}; the same call with resume=True goes on"
+                how = f"{signal}; the same call with resume=True continues it"
                 raise InterruptedRunError(how, together=signal.together) from None
             rows = checkpoints.rows
-            result = make_result(parts, done, rows, model, settings=settings, data=data)
+            result = make_result(trainer, done, rows, model, settings=settings, data=data)
             if comm.rank == 0:
                 if (doubt := doubt_of(result)) is not None:
                     logger.note(doubt)

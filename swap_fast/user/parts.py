@@ -14,17 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from swap_fast.config.checks import typed
+from swap_fast.config.checks import one_line, typed
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import Comm
 from swap_fast.training.batchnorm import is_compiled
-from swap_fast.training.evaluate import Accuracies, Count, Evaluator
+from swap_fast.training.evaluate import Accuracies, Count, Evaluate, Evaluator
 from swap_fast.training.optimizer import ScaledOptimizer
 from swap_fast.training.state import PLAIN
 from swap_fast.training.step import BaseStep, Forward
-from swap_fast.training.trainer import Evaluate
 from swap_fast.training.weights import Weights
 from swap_fast.user.batch import batch_length, leaves, transformed
 from swap_fast.user.data import (
@@ -356,7 +355,7 @@ def explained(name: str, batch: Any, model: nn.Module, remedy: str) -> Iterator[
         own = sorted({_type(parameter) for parameter in model.parameters()})
         raise ValueError(
             f"{name}: expected a batch that the net takes, whose parameters are "
-            f"{' and '.join(own)}, got {got}: {' '.join(str(error).split())[:160]}; change {remedy}"
+            f"{' and '.join(own)}, got {got}: {one_line(error, 160)}; change {remedy}"
         ) from error
 
 

@@ -229,7 +229,7 @@ def test_the_models_have_memory_of_their_own() -> None:
         result.worker_model(2)
 
 
-# Interrupted, and gone on with.
+# Interrupted, and resumed.
 
 
 class Cut(Callback):
@@ -265,7 +265,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     said: dict[str, Any], updates: int, tmp_path: Path
 ) -> None:
     whole, handlers = small_swap(test=TEST, **said), _handlers()
-    with pytest.raises(InterruptedRunError, match=r"; the same call with resume=True goes on$"):
+    with pytest.raises(
+        InterruptedRunError, match=r"; the same call with resume=True continues it$"
+    ):
         small_swap(test=TEST, **said, folder=tmp_path, callbacks=[Cut(updates)])
     assert _handlers() == handlers
     result = small_swap(test=TEST, **said, folder=tmp_path, resume=True)
