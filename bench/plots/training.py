@@ -148,7 +148,9 @@ def figure_1(record: RunRecord, folder: Path, name: str = "figure1") -> Path:
         ValueError: the run has no phase 2.
     """
     if record.method != "swap":
-        raise ValueError(f"Figure 1: expected a run of SWAP, got {record.run_id} of SGD")
+        raise ValueError(
+            f"Figure 1: expected a run of SWAP, got {record.run_id} of {record.method}"
+        )
     with figure_style():
         from matplotlib.figure import Figure
 
@@ -256,7 +258,7 @@ def _draw_learning_rate(axes: Axes, record: RunRecord) -> None:
     axes.set_ylabel("learning rate")
     axes.tick_params(labelbottom=False)
     axes.grid(axis="y")
-    _mark_border(axes, record)
+    mark_border(axes, record.phase1_epochs)
     border, ends = record.phase1_epochs, _phase2_epochs(record)
     for x, text in ((border / 2, "phase 1"), (border + ends / 2, "phase 2")):
         axes.annotate(
@@ -318,7 +320,7 @@ def _draw_accuracies(axes: Axes, record: RunRecord, num_ticks: int) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylabel("test accuracy (%)")
     axes.grid()
-    _mark_border(axes, record)
+    mark_border(axes, record.phase1_epochs)
     axes.margins(x=0.02)
     axes.xaxis.set_major_locator(MaxNLocator(num_ticks, integer=True))
 
@@ -337,8 +339,9 @@ def _zoom_on_phase_2(axes: Axes, record: RunRecord) -> None:
     axes.set_ylabel("")
 
 
-def _mark_border(axes: Axes, record: RunRecord) -> None:
-    axes.axvline(record.phase1_epochs, color="0.45", linewidth=0.9, linestyle=":")
+def mark_border(axes: Axes, epoch: float, height: float = 1.0) -> None:
+    """Draw where phase 2 starts, up to this share of the axes."""
+    axes.axvline(epoch, ymax=height, color="0.45", linewidth=0.9, linestyle=":")
 
 
 def _bar(runs: Sequence[RunRecord]) -> dict[str, float]:

@@ -182,7 +182,7 @@ def digest_of(data: "Data") -> str | None:
             std, mean = torch.std_mean(values, correction=0)
             digest.update(f"{std.item():.3g} {(mean / std).item():z.2f}".encode())
         else:
-            digest.update(sample.cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(sample.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
 
 
