@@ -83,8 +83,9 @@ class RunOptions(_DeviceOptions):
     """Layout of images and convolution weights."""
     step: StepName = "auto"
     """eager: torch's operators. compiled: torch.compile. fused: loss, update and ResNet-9's batch
-    norm, pool, ReLU and sum in kernels of our own, CUDA devices alone. auto: the fastest of these
-    on CUDA devices, timed before training; eager on CPUs."""
+    norm, pool, ReLU and sum in kernels of our own, CUDA devices alone. winograd: a quarter of the
+    multiplications in wide 3x3 convolutions, CPUs in fp32 alone. auto: the fastest of these,
+    timed before training; on CPUs eager or winograd, and eager for narrow nets."""
     loader: Literal["auto", "tensor", "dali", "torchvision"] = "auto"
     """What makes the batches; auto takes the recipe's own on CUDA devices, else the fastest."""
     skip_bad_files: bool = False

@@ -20,6 +20,7 @@ from swap_fast.config.execution import DTYPES, Execution, default_execution
 from swap_fast.config.recipe import LoaderName
 from swap_fast.config.step_choice import StepName
 from swap_fast.tasks.cifar import missing_for_dali
+from swap_fast.training.choice import candidates
 
 Groups = dict[str, list[Variant]]
 """Variants that take turns, by the group's title."""
@@ -116,7 +117,14 @@ def _step_variants(
 ) -> Iterator[Variant]:
     device = default.device_type
     shapes = _processes_and_threads(device, threads)
-    for kind, execution in _our_executions(default, fusable=True).items():
+    executions = _our_executions(default, fusable=True)
+    if default.can_be_winograd:
+        tried = candidates(default, step.make_net(net, width))
+        by_winograd = {"winograd": replace(default, step="winograd")}
+        # The first is the step that auto prefers, where it has a choice.
+        is_first = "winograd" in tried
+        executions = by_winograd | executions if is_first else executions | by_winograd
+    for kind, execution in executions.items():
         for processes, each in shapes:
             yield Variant(
                 f"ours, {kind}{_in_processes(processes)}",

@@ -9,7 +9,7 @@ from torch import nn
 
 from swap_fast.config.recipe import LoaderName
 from swap_fast.config.step_choice import StepName
-from swap_fast.models.layers import FusableNorm
+from swap_fast.models.layers import Convolution, FusableNorm
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -54,6 +54,11 @@ class Execution:
                 f"step fused: expected a CUDA device and channels_last, got {self.device_type} and "
                 f"{self.memory_format}; use --step eager"
             )
+        if self.step == "winograd" and not self.can_be_winograd:
+            raise ValueError(
+                f"step winograd: expected a CPU, fp32 and channels_last, got {self.device_type}, "
+                f"{self.precision} and {self.memory_format}; use --step eager"
+            )
 
     def settings(self) -> dict[str, Any]:
         """As records and run.json keep it; one bucket goes unsaid, as in older ones."""
@@ -66,6 +71,17 @@ class Execution:
     def can_be_fused(self) -> bool:
         """Whether the fused kernels are for this device and memory format."""
         return self.device_type == "cuda" and self.memory_format == "channels_last"
+
+    @property
+    def can_be_winograd(self) -> bool:
+        """Whether Winograd's convolutions are for this device, precision and memory format."""
+        here = self.device_type, self.precision, self.memory_format
+        return here == ("cpu", "fp32", "channels_last")
+
+    @property
+    def is_built(self) -> bool:
+        """Whether a compiler makes kernels of the step."""
+        return self.step in ("compiled", "fused")
 
     @property
     def fused_update(self) -> bool:
@@ -98,14 +114,16 @@ class Execution:
         for parameter in model.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.to(memory_format=self.format)
-        self.fuse_(model)
+        self.choose_kernels_(model)
         return model
 
-    def fuse_(self, model: nn.Module) -> None:
-        """Have the model's batch norms use the fused kernels, or torch's operators."""
+    def choose_kernels_(self, model: nn.Module) -> None:
+        """Have the model's batch norms and convolutions use this step's kernels, or torch's."""
         for module in model.modules():
             if isinstance(module, FusableNorm):
                 module.fused = self.step == "fused"
+            elif isinstance(module, Convolution):
+                module.winograd = self.step == "winograd"
 
     def empty_images(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
         """An uninitialised batch [B, C, H, W] of this type and memory format."""

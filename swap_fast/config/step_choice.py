@@ -5,12 +5,13 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-StepName = Literal["auto", "eager", "compiled", "fused"]
-"""The forward and backward pass: torch's operators, torch.compile, kernels of our own for batch
-norm, pool, ReLU and sum of ResNet-9; auto: the fastest of these, timed in the warm-up."""
+StepName = Literal["auto", "eager", "compiled", "fused", "winograd"]
+"""The forward and backward pass: torch's operators, torch.compile, GPU kernels of our own for batch
+norm, pool, ReLU and sum of ResNet-9, or on a CPU Winograd's form of wide 3x3 convolutions; auto:
+the fastest of those that the device has, timed in the warm-up."""
 
-ChosenStep = Literal["eager", "compiled", "fused"]
-"""One of the three themselves."""
+ChosenStep = Literal["eager", "compiled", "fused", "winograd"]
+"""One of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
 The convolution's weight gradient is fast on CPUs too. In bfloat16 oneDNN takes 3 to 8 times as long
 for it as for the forward pass where the maps are small: it goes through a map row by row, and a row
 has too few pixels for the matrix unit. So the images are laid side by side in one wide map, with a
-column of zeros between two, and the gradient is that of the wide map: the same sum.
+column of zeros between two, and the gradient is that of the wide map: the same sum. In float32
+there is Winograd's form of the whole layer, where a run chooses it.
 """
 
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
+
+from swap_fast.models import winograd
 
 
 def whitening_filters(images: Tensor, side: int = 3, epsilon: float = 1e-2) -> Tensor:
@@ -51,14 +54,23 @@ MOST_IN_A_ROW = 32
 """Images in a wide map; from some 10 on the time does not depend on it."""
 
 
+LEAST_PAIRS = 64 * 128
+"""Pairs of channels from which on Winograd's form of a layer was faster than oneDNN's."""
+
+
 class Convolution(nn.Conv2d):
     """Map [B, in_channels, H, W] to [B, out_channels, H, W], with zero padding, without bias."""
+
+    winograd = False
+    """Set by `Execution.place`: whether Winograd's form is used, where the channels are enough."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Convolve, in bfloat16 on a CPU with a weight gradient from wide maps."""
+        if self.winograd and self.pairs >= LEAST_PAIRS:
+            return winograd.convolve(images, self.weight)
         if (
             images.device.type == "cpu"
             and images.shape[-1] <= LARGEST_SIDE
@@ -68,6 +80,11 @@ class Convolution(nn.Conv2d):
         ):
             return _WideGradient.apply(images.bfloat16(), self.weight.bfloat16())
         return super().forward(images)
+
+    @property
+    def pairs(self) -> int:
+        """Of an input and an output channel."""
+        return self.in_channels * self.out_channels
 
 
 class FusableNorm(nn.BatchNorm2d):

@@ -12,12 +12,13 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.config.step_choice import ChosenStep, StepChoice
 from swap_fast.distributed import ALONE, Comm
+from swap_fast.models.layers import Convolution
 from swap_fast.shutdown import InterruptedRunError
 from swap_fast.training.all_reduce import GradientSum
 from swap_fast.training.capture import Captures
@@ -79,14 +80,21 @@ def phase_shapes(
     ]
 
 
-def candidates(execution: Execution) -> tuple[ChosenStep, ...]:
+WIDE = 256 * 256
+"""Pairs of channels of a net's widest 3x3 convolution, from which on auto tries Winograd's form. In
+narrower nets little of the step is in such layers, and their runs stay the same to the bit."""
+
+
+def candidates(execution: Execution, model: nn.Module) -> tuple[ChosenStep, ...]:
     """The steps among which auto chooses, eager first.
 
-    On a CPU eager alone: to compile there takes tens of seconds a shape, and the step is not faster
-    where it was measured (docs/performance.md).
+    On a CPU the compiled one is none: to compile there takes tens of seconds a shape, and the step
+    is not faster where it was measured (docs/performance.md).
     """
     if execution.device_type == "cpu":
-        return ("eager",)
+        pairs = [module.pairs for module in model.modules() if isinstance(module, Convolution)]
+        is_wide = execution.can_be_winograd and max(pairs, default=0) >= WIDE
+        return ("eager", "winograd") if is_wide else ("eager",)
     with_triton = importlib.util.find_spec("triton") is not None
     fusable = execution.can_be_fused and with_triton
     return ("eager", "compiled", "fused") if fusable else ("eager", "compiled")
@@ -135,7 +143,7 @@ def choose_step(
     with as_it_was(weights, optimizer) as start:
         for name in names:
             tried = replace(execution, step=name)
-            tried.fuse_(weights.model)
+            tried.choose_kernels_(weights.model)
             found: dict[str, float] = {}
             why: str | None = None
             for at, one in enumerate(shapes_of_run):

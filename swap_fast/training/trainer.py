@@ -276,6 +276,9 @@ def build_trainer(
     if execution.step == "auto":
         with clock.lap("kernel_warmup"):
             if step_choice is None:
+                names = candidates(execution, weights.model)
+                if len(names) > 1 and comm.rank == 0:
+                    say(f"timing the steps that the run may use: {', '.join(names)}")
                 of_run = phase_shapes(
                     phases,
                     len(group.workers),
@@ -286,7 +289,7 @@ def build_trainer(
                     partial(Candidate, weights, optimizer, label_smoothing=smoothing),
                     execution,
                     of_run,
-                    candidates(execution),
+                    names,
                     weights=weights,
                     optimizer=optimizer,
                     comm=comm,
@@ -294,7 +297,7 @@ def build_trainer(
                 for line in describe(step_choice) if comm.rank == 0 else ():
                     say(line)
             execution = replace(execution, step=step_choice.chosen)
-            execution.fuse_(weights.model)
+            execution.choose_kernels_(weights.model)
     else:
         step_choice = None
     with clock.lap("model_init"):
@@ -307,7 +310,7 @@ def build_trainer(
         for number, ((phase, ranks), of_phase) in enumerate(zip(phases, steps, strict=True), 1):
             told: Any = {"number": number, "replicas": ranks.replicas(phase.gpus_per_model)}
             for step in of_phase:
-                if execution.step != "eager":
+                if execution.is_built:
                     build_in_turn(step.first_pass, comm)
                 step.load_from_(
                     source.resident_batches(phase, step.batch, execution, seed=seed, **told)

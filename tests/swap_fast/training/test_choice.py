@@ -21,6 +21,7 @@ from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Optimizer, Phase
 from swap_fast.config.step_choice import ChosenStep, StepChoice
 from swap_fast.distributed import ALONE, Comm
+from swap_fast.models.layers import Convolution
 from swap_fast.training import choice, trainer
 from swap_fast.training.choice import Candidate, choose_step, phase_shapes
 from swap_fast.training.optimizer import MomentumSGD
@@ -192,11 +193,15 @@ def test_nothing_has_changed_afterwards(kind: type[Candidate]) -> None:
 
 
 def test_which_are_candidates() -> None:
-    assert choice.candidates(AUTO) == ("eager",)
+    narrow, wide = Convolution(128, 256), Convolution(256, 256)
     contiguous = replace(NAMED_CUDA, memory_format="contiguous")
-    assert choice.candidates(contiguous) == ("eager", "compiled")
+    assert choice.candidates(AUTO, narrow) == ("eager",)
+    assert choice.candidates(AUTO, wide) == ("eager", "winograd")
+    assert choice.candidates(replace(AUTO, precision="bf16"), wide) == ("eager",)
+    assert choice.candidates(replace(AUTO, memory_format="contiguous"), wide) == ("eager",)
+    assert choice.candidates(contiguous, wide) == ("eager", "compiled")
     pytest.importorskip("triton")
-    assert choice.candidates(NAMED_CUDA) == ALL
+    assert choice.candidates(NAMED_CUDA, wide) == ALL
 
 
 def on_two_ranks(kind: str, comm: Comm, folder: Path) -> None:
@@ -233,7 +238,7 @@ def test_on_a_cpu_auto_is_eager() -> None:
 
 
 def test_a_run_that_chose_is_the_run_that_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "candidates", lambda execution: ("eager", "compiled"))
+    monkeypatch.setattr(trainer, "candidates", lambda execution, model: ("eager", "compiled"))
     # Not compiled, but other arithmetic: which of both has run can be told from the bits.
     monkeypatch.setattr(torch, "compile", lambda function, **options: in_float64(function))
     seconds: list[float] = []
