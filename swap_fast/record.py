@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from msgspec import Meta
 
 from swap_fast.clock import READINGS
-from swap_fast.config.recipe import RECIPE_KINDS, AveragingRecipe, Method, Recipe, recipe_from
+from swap_fast.config.recipe import RECIPE_KINDS, Method, Recipe, recipe_from
 from swap_fast.config.step_choice import StepChoice, StepName
 
 SCHEMA_VERSION = 7
@@ -329,7 +329,7 @@ class RunRecord:
             ValueError: which, and why.
         """
         recipe, ranks = self.settings, len(self.times.laps_by_rank)
-        phases = (1, 2) if isinstance(recipe, AveragingRecipe) else (1,)
+        phases = range(1, len(recipe.phases) + 1)
         if len(phases) == 1 and "degraded" in self.flags:
             raise ValueError("flags: expected degraded of a run that averages models alone")
         tested = {row.phase for row in self.epochs if row.test_accuracy is not None}

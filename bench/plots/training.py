@@ -18,7 +18,7 @@ from bench.records.grouping import group_by, host_of, machine_key, recipe_of
 from bench.records.paper_tables import OTHER, place_of
 from bench.records.timing import counted_by, in_clock_order, laps_of_slowest_rank, unattributed_s
 from swap_fast.config.phase import Phase, StagedPhase
-from swap_fast.config.recipe import AveragingRecipe, Recipe
+from swap_fast.config.recipe import Recipe
 from swap_fast.record import AverageRow, RunRecord
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ def parts_of(recipe: Recipe, phase1_epochs: int | None = None) -> list[Part]:
     """
     parts: list[Part] = []
     start = 0
-    phases = [recipe.phase1, *([recipe.phase2] if isinstance(recipe, AveragingRecipe) else [])]
-    for number, phase in enumerate(phases, start=1):
+    for number, phase in enumerate(recipe.phases, start=1):
         lengths, before = _lengths(phase), start
         if number == 1 and phase1_epochs is not None and not isinstance(phase, StagedPhase):
             lengths = [(phase1_epochs, phase.global_batch_size)]

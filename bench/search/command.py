@@ -32,7 +32,7 @@ from bench.search.grid import (
 from bench.search.study import GRACE_S, GridStudy, check_installed, database_file
 from bench.search.trials import SearchRuns, phase_one, shares_phase1
 from bench.statistics import Summary, summarize
-from swap_fast.config.recipe import AveragingRecipe, Recipe
+from swap_fast.config.recipe import Recipe
 from swap_fast.data.cifar.dataset import hold_out
 from swap_fast.data.cifar.files import load_dataset
 
@@ -173,9 +173,7 @@ def _fitted(recipe: Recipe, train_images: int, say: Say) -> Recipe:
 
 def _check_images(recipe: Recipe, train_images: int) -> None:
     """Refuse, before the first run, a point that has too few images."""
-    phases = [recipe.phase1, *([recipe.phase2] if isinstance(recipe, AveragingRecipe) else [])]
-    least = max(phase.global_batch_size for phase in phases)
-    asked = recipe.train_images or train_images
+    least, asked = recipe.largest_batch_size, recipe.train_images or train_images
     if not least <= asked <= train_images:
         raise ValueError(
             f"search: expected {least:,} to {train_images:,} training images beside the held-out "

@@ -33,9 +33,8 @@ def plan_of(recipe: Recipe, num_images: int) -> Plan:
     Arguments:
         num_images: trained on.
     """
-    if isinstance(recipe, AveragingRecipe):
-        return make_plan((recipe.phase1, recipe.phase2), recipe.num_workers, num_images)
-    return make_plan((recipe.phase1,), 0, num_images)
+    workers = recipe.num_workers if isinstance(recipe, AveragingRecipe) else 0
+    return make_plan(recipe.phases, workers, num_images)
 
 
 def make_plan(phases: Sequence[Phase], workers: int, num_images: int, **more: Any) -> Plan:
