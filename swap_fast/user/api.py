@@ -188,7 +188,7 @@ def swap(
         parameter_groups: of the net, what `optimizer` is given in place of that list. Groups with
             learning rates of their own keep their ratio to the optimizer's.
         clip_gradient_norm: the largest norm of an update's gradient.
-        keep_momentum: carry the optimizer's history of phase 1 into phase 2.
+        keep_momentum: carry phase 1's optimizer state into phase 2.
         loss: of the model and a batch, the mean loss, or (the mean loss, how many were right, of
             how many); or one of torch's own, such as nn.CrossEntropyLoss(label_smoothing=0.1), of
             model(inputs) and targets. None: the cross entropy.
