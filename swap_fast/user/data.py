@@ -177,6 +177,8 @@ def digest_of(data: "Data") -> str | None:
     for tensor in leaves(data.columns):
         digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
         sample = tensor if tensor.dim() == 1 else tensor[:: -(-len(tensor) // SAMPLED)]
+        if sample.numel() == 0:
+            continue
         if sample.is_floating_point() or sample.is_complex():
             values = (sample.abs() if sample.is_complex() else sample).detach().double()
             std, mean = torch.std_mean(values, correction=0)
