@@ -1,12 +1,12 @@
 """What a results folder holds, and the report at one look. No torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from bench.document import Bullets, Table, counted, plus_minus, summary_cell
+from bench.document import NOTHING, Bullets, Table, counted, plus_minus, summary_cell
 from bench.landscape.records import (
     CosineRecord,
     LandscapeRecord,
@@ -151,7 +151,6 @@ def summary(content: Content, warned: Table, outcomes: Sequence[str]) -> Bullets
     machines = (f"machine {n}: {host.label}" for host, n in number_machines(records).items())
     return Bullets(
         items=(
-            *_accuracies(content),
             *_claims(outcomes),
             f"Measured: {len(records)} runs of {len(recipes)} recipes on {data_of(records)}; "
             f"{'; '.join(machines)}.",
@@ -166,39 +165,60 @@ COMPARED = {1: SGD_SMALL, 2: SGD_SMALL, 3: SGD_SMALL, 4: SWA_SMALL}
 """The row of each table that SWAP is to equal in less time."""
 
 
-def _accuracies(content: Content) -> list[str]:
+def overview(content: Content) -> Table | None:
     """SWAP's accuracies and times beside those that it is to equal, of each table with runs."""
-    lines = []
+    rows = tuple(_overview_rows(content))
+    if not rows:
+        return None
+    return Table(
+        name="overview",
+        title="SWAP, and what it is to equal in less time",
+        caption="Test accuracies (%), top-1 in Table 3; times as measured, one over the other.",
+        columns=(
+            *("Table", "SWAP", "n", "Compared with", "Its accuracy", "SWAP's share of its time"),
+            *("Paper: SWAP", "Paper: compared", "Paper: share"),
+        ),
+        rows=rows,
+        details=("Paper: SWAP", "Paper: compared", "Paper: share"),
+    )
+
+
+def _overview_rows(content: Content) -> Iterator[tuple[str, ...]]:
     for group in (g for g in table_groups(content.records) if not g.is_first_look):
         table = group.table
         rows = [each for each in deal(table, group.size, group.records) if each.records]
-        swap = [e for e in rows if e.row.is_final and e.records[0].method == "swap"]
-        if not swap:
-            continue
-        said = [_accuracy(each, table, content.paper) for each in swap]
         compared = next((e for e in rows if e.row.label == COMPARED[table.number]), None)
-        if compared is not None:
-            said.append(_accuracy(compared, table, content.paper))
-            ratios = [_time_ratio(each, compared) for each in swap]
-            words = " and ".join(f"{ratio:.2f}" for ratio in ratios if ratio is not None)
-            said.append(f"SWAP takes {words} of its time" if words else "")
-        head = f"{table.title(group.size)}, {machine_key(swap[0].records[0]).used}"
-        lines.append(f"{head}: {'; '.join(filter(None, said))}.")
-    return lines
+        for swap in rows:
+            if not swap.row.is_final or swap.records[0].method != "swap":
+                continue
+            ratio = compared and _time_ratio(swap, compared)
+            label = COMPARED[table.number]
+            seconds = [content.paper.time_s(table.name, row) for row in (swap.row.label, label)]
+            yield (
+                f"{table.title(group.size)}, {machine_key(swap.records[0]).used}",
+                _accuracy(swap, table, content.paper),
+                str(len(swap.records)),
+                label,
+                NOTHING if compared is None else _accuracy(compared, table, content.paper),
+                NOTHING if not ratio else f"{ratio:.2f}",
+                *(_published(row, table, content.paper) for row in (swap.row.label, label)),
+                f"{seconds[0] / seconds[1]:.2f}",
+            )
 
 
 def _accuracy(each: RowRuns, table: RunTable, paper: Paper) -> str:
-    """A row's accuracy, and the paper's."""
-    column = table.target
-    ours = pool_accuracies(each.records, partial(each.row.accuracy, column))
-    published = paper.value(table.name, each.row.label, column.name)
-    theirs = f"the paper's {plus_minus(published.mean, published.sd)}%"
+    """A row's accuracy, and how it compares with the paper's where it can be compared."""
+    ours = pool_accuracies(each.records, partial(each.row.accuracy, table.target))
     if ours is None:
-        return f"{each.label} has none, {theirs}"
+        return NOTHING
+    published = paper.value(table.name, each.row.label, table.target.name)
     verdict = judge(ours.scaled(100), published, each.records)
-    return f"{each.label} {summary_cell(ours, 100)}% (n = {ours.n}), {theirs}" + f" ({verdict})" * (
-        verdict != NOT_COMPARED
-    )
+    return summary_cell(ours, 100) + f" ({verdict})" * (verdict != NOT_COMPARED)
+
+
+def _published(label: str, table: RunTable, paper: Paper) -> str:
+    value = paper.value(table.name, label, table.target.name)
+    return plus_minus(value.mean, value.sd)
 
 
 def _time_ratio(first: RowRuns, second: RowRuns) -> float | None:

@@ -52,7 +52,7 @@ from bench.records.paper_tables import (
 )
 from bench.records.timing import all_laps_table, energy_table, lap_table, readings_table
 from bench.report.claims_tables import claims_tables
-from bench.report.content import Content, speed_table, summary, warning
+from bench.report.content import Content, overview, speed_table, summary, warning
 from bench.report.paper_tables import AT_TARGET, N, recipe_tables, time_to_target
 from bench.report.run_lists import (
     RECIPE,
@@ -164,6 +164,7 @@ def build_document(
     settings, laps, whole configurations, and the other figures.
     """
     records, skipped = content.records, content.skipped
+    at_one_look = overview(content)
     speed, warned = speed_table(content.micro), stability_table(records)
     runs, others, laps = runs_table(records), other_runs(records), all_laps_table(records)
     main = content.main
@@ -182,8 +183,9 @@ def build_document(
         (
             Paragraph(text=warning(content), strong=True),
             summary(content, warned, claims.outcomes),
-            fold_constants(main[0]),
+            *([] if at_one_look is None else [at_one_look]),
             paper[0][0],
+            fold_constants(main[0]),
         ),
         {
             "Compared with the paper": [fold_constants(table) for table in notes_once(main)[1:]],
