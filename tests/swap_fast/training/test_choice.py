@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from small_trainer import SWAP, SmallNet, run_processes, small_trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.hardware.machine import has_compiler
 from swap_fast.algorithm import swap
@@ -283,3 +283,29 @@ def test_later_runs_of_a_process_compile_nothing() -> None:
             compiled = counters["stats"]["unique_graphs"]
             assert compiled > 0
     assert counters["stats"]["unique_graphs"] == compiled
+
+
+class WideNet(SmallNet):
+    """A small net, between whose convolutions one of 256 channels stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        wide = (nn.Conv2d(4, 256, 1), Convolution(256, 256), nn.Conv2d(256, 4, 1))
+        self.body = nn.Sequential(*self.body[:3], *wide, *self.body[3:])
+
+
+def test_a_wide_net_on_a_cpu_is_timed_with_winograd_s_convolutions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = {
+        name: run(Execution(step=name), make_model=WideNet)[0]  # type: ignore[arg-type]
+        for name in ("eager", "winograd")
+    }
+    assert not torch.equal(told["eager"], told["winograd"])
+    torch.testing.assert_close(told["winograd"], told["eager"], rtol=0, atol=1e-3)
+    seconds = [2.0, 2.0, 1.0, 1.0]
+    monkeypatch.setattr(choice, "median_s", lambda step, device: seconds.pop(0))
+    found, chosen = run(AUTO, make_model=WideNet)
+    assert chosen is not None
+    assert (chosen.chosen, [*chosen.times_s]) == ("winograd", ["eager", "winograd"])
+    assert torch.equal(found, told["winograd"])
