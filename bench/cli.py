@@ -22,7 +22,6 @@ from bench.search.grid import SearchOptions, parse_grid
 from swap_fast import __version__
 from swap_fast.choices import choose
 from swap_fast.config.recipe import (
-    AveragingRecipe,
     Recipe,
     SGDRecipe,
     SWAPRecipe,
@@ -63,7 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except InterruptedRunError as error:
         again = " with --resume" if arguments[0] == "run" and "--resume" not in arguments else ""
-        print(f"bench: interrupted ({error}); the same command{again} goes on", file=sys.stderr)
+        print(
+            f"bench: interrupted ({error}); the same command{again} continues it", file=sys.stderr
+        )
         return EXIT_STATUS
     except KeyboardInterrupt:
         print("bench: interrupted", file=sys.stderr)
@@ -262,8 +263,8 @@ def parse(
     )
     # The parser sets fields that no constructor takes, such as the sums of a phase's stages, to
     # the default's values, after the constructor has computed them: compute them again.
-    phases = ("phase1", "phase2") if isinstance(recipe, AveragingRecipe) else ("phase1",)
-    summed = {phase: replace(getattr(parsed.recipe, phase)) for phase in phases}
+    phases = enumerate(parsed.recipe.phases, start=1)
+    summed = {f"phase{number}": replace(phase) for number, phase in phases}
     return replace(parsed, recipe=replace(parsed.recipe, **summed))
 
 

@@ -1,6 +1,6 @@
 """A report and its tables as data, and their forms. No torch.
 
-A table is Markdown, CSV, LaTeX or lines on the screen; a report is Markdown or one HTML file, by
+A table is Markdown, CSV or lines on the screen; a report is Markdown or one HTML file, by
 the template document.html.jinja. The texts hold no markup: each form escapes them.
 """
 
@@ -12,7 +12,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO, TypeVar
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
-
-CORES, GPUS = "cores (processes x threads)", "GPUs"
-"""What a column counts that says how many devices a row used."""
 
 NOTHING = "—"
 """A cell that has no value."""
@@ -41,35 +38,10 @@ MARKS = {
 }
 """What each says, in the order of the footnotes."""
 
-# Backslash first: what follows adds backslashes of its own.
 _MARKDOWN_BACKSLASHED = re.compile(r"([\\|_*`$~#\[\]])")
 _NUMBER = r"-?\d[\d,]*(\.\d+)?"
 _FIGURE = re.compile(rf"{NOTHING}|{_NUMBER}( ± \d+\.\d+| to {_NUMBER})? ?[{''.join(MARKS)}*]*")
 _MARKDOWN_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_LATEX = {
-    "\0": "{}",
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': "''",
-    "±": r"$\pm$",
-    "≥": r"$\geq$",
-    "†": r"$\dagger$",
-    "‡": r"$\ddagger$",
-    "§": r"\S{}",
-    "¶": r"\P{}",
-    "—": "---",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,25 +65,6 @@ class Table:
         assert all(len(row) == len(self.columns) for row in self.rows), self.name
 
 
-def fold_constants(table: Table) -> Table:
-    """A table without the columns that have one and the same cell: the caption has it instead."""
-    if len(table.rows) < 2:
-        return table
-    cells = [{row[i] for row in table.rows} for i in range(len(table.columns))]
-    kept = [i for i, each in enumerate(cells) if i == 0 or len(each) > 1]
-    constants = [
-        f"{column}: {next(iter(each))}."
-        for i, (column, each) in enumerate(zip(table.columns, cells, strict=True))
-        if i not in kept and each != {NOTHING}
-    ]
-    return replace(
-        table,
-        caption=" ".join([table.caption, *constants]),
-        columns=tuple(table.columns[i] for i in kept),
-        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
-    )
-
-
 def rows_of(
     columns: Mapping[str, Callable[[T], str]], items: Iterable[T]
 ) -> tuple[tuple[str, ...], ...]:
@@ -128,22 +81,6 @@ def escape_markdown(text: str) -> str:
     """The text as it is, on one line, in a Markdown cell or sentence."""
     text = "".join(_MARKDOWN_ENTITIES.get(character, character) for character in one_line(text))
     return _MARKDOWN_BACKSLASHED.sub(r"\\\1", text)
-
-
-def escape_latex(text: str) -> str:
-    """The text as it is, on one line, in LaTeX's text mode.
-
-    A character that no usual font has is shown by its number.
-    """
-    # Two hyphens would join to a dash.
-    apart = re.sub(r"-(?=-)", "-\0", one_line(text))
-    # A row's end takes what follows it for its own, be it in the next row.
-    guard = "{}" if apart.lstrip()[:1] in ("[", "*") else ""
-    return guard + "".join(
-        _LATEX.get(character)
-        or (character if character < "\u0180" else f"(U+{ord(character):04X})")
-        for character in apart
-    )
 
 
 def to_markdown(table: Table) -> str:
@@ -199,56 +136,6 @@ _NUMBERS = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?%?( \w+ [-+]?[\d.,]+%?)?")
 def _inert(cell: str) -> str:
     is_formula = cell.startswith(tuple("=+-@\t\r")) and not _NUMBERS.fullmatch(cell)
     return f"'{cell}" if is_formula else cell
-
-
-def to_latex(table: Table, *, full_page: bool = False) -> str:
-    """A `table` environment, for an input encoding of UTF-8.
-
-    Arguments:
-        full_page: as wide as the text, with its notes below; this needs the packages booktabs and
-            graphicx, the plain form needs none.
-    """
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(map(escape_latex, cells)) + r" \\"
-
-    top, middle, bottom = (
-        (r"\toprule", r"\midrule", r"\bottomrule") if full_page else (r"\hline",) * 3
-    )
-    alignment = "".join("r" if is_right else "l" for is_right in figure_columns(table))
-    tabular = [
-        rf"\begin{{tabular}}{{{alignment}}}",
-        top,
-        line(table.columns),
-        middle,
-        *(line(row) for row in table.rows),
-        bottom,
-    ]
-    title, *notes = map(escape_latex, (table.title, table.caption, *table.footnotes))
-    if full_page:
-        lines = [
-            r"\begin{table}[p]",
-            r"\centering",
-            rf"\caption{{{title}}}",
-            rf"\label{{tab:{table.name.replace('_', '-')}}}",
-            r"\resizebox{\textwidth}{!}{%",
-            *tabular,
-            r"\end{tabular}}",
-            r"\par\smallskip",
-            r"\begin{minipage}{\textwidth}\footnotesize",
-            *(rf"{note}\par" for note in notes),
-            r"\end{minipage}",
-        ]
-    else:
-        lines = [
-            r"\begin{table}",
-            r"\centering",
-            *tabular,
-            r"\end{tabular}",
-            rf"\caption{{{title}. {' '.join(notes)}}}",
-            rf"\label{{tab:{table.name}}}",
-        ]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
 def counted(number: int, noun: str, ending: str = "s") -> str:

@@ -233,7 +233,7 @@ class MicroOptions:
     largest: int = 2**26
     """collective: bytes of the largest message."""
     rounds: int = 7
-    """Alternations; each round times every implementation once."""
+    """Rounds, each of which times every implementation once."""
     threads: int | None = None
     """CPU threads; by default all cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -273,7 +273,7 @@ class PlanOptions:
     price_per_gpu_hour: float | None = None
     """Adds the cost, in the price's currency."""
     check_paper: bool = False
-    """Print what the models make of every time in the paper."""
+    """Print our estimate of every time in the paper beside it."""
     forms: bool = False
     """Print the seconds of the fastest runs with each form of the step, on 1 and 8 GPUs."""
     scaling: bool = False

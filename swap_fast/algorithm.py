@@ -27,7 +27,7 @@ class TwoPhases(Protocol):
 
     @property
     def keep_momentum(self) -> bool:
-        """Whether phase 2 continues phase 1's history of gradients, or starts without one."""
+        """Whether phase 2 starts with phase 1's optimizer state, or without one."""
 
 
 def swap(recipe: TwoPhases, trainer: Trainer) -> Result:

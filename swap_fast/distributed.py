@@ -269,9 +269,8 @@ class Comm:
         """Share out the one model that SWA trains in phase 2; every rank must call.
 
         A model of several replicas is trained by all ranks together. One of a single replica is
-        trained
-        by every rank for itself, to the same end: ranks that wait for one would wait longer than
-        a collective may last, and would be no faster.
+        trained by every rank for itself, to the same end: ranks that wait for one would wait longer
+        than a collective may last, and would be no faster.
         """
         if gpus_per_model > 1:
             return self.worker_group(1)

@@ -30,7 +30,7 @@ def write_file(path: Path, content: bytes, *, new: bool = False, sync: bool = Tr
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        with _taken(path) if new else nullcontext():
+        with taken(path) if new else nullcontext():
             part.replace(path)
         if sync:
             _sync(path.parent)
@@ -51,19 +51,28 @@ def remove_parts(folder: Path, name: str = "*") -> None:
 
 
 @contextmanager
-def _taken(path: Path) -> Iterator[None]:
-    """A name that is free, until it is written: of two that take it at once, one is refused."""
-    taken = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+def taken(path: Path) -> Iterator[None]:
+    """A name that is free, until it is written: of two that take it at once, one is refused.
+
+    Raises:
+        FileExistsError: another process writes it, or has written it.
+    """
+    refused = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     with open(path, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise taken from None
+            raise refused from None
         except OSError:  # a file system without locks
             pass
-        if path.stat().st_size:
-            raise taken
-        yield
+        if os.fstat(file.fileno()).st_nlink == 0 or path.stat().st_size:
+            raise refused
+        try:
+            yield
+        except BaseException:  # what could not be written is free again
+            if path.stat().st_size == 0:
+                path.unlink()
+            raise
 
 
 def _sync(folder: Path) -> None:

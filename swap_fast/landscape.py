@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swap_fast.config.checks import check
 from swap_fast.config.execution import Execution
 from swap_fast.config.recipe import AveragingRecipe
 from swap_fast.data.cifar.augment import plan_epoch
@@ -119,8 +120,7 @@ class Counts:
 
     def __post_init__(self) -> None:
         for name, least in (("batch_norm_images", 2), ("train_images", 1), ("test_images", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+            check(self, name, getattr(self, name) >= least, f"{least} or more")
 
     @property
     def total(self) -> int:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from msgspec import Meta
 
 from swap_fast.clock import READINGS
-from swap_fast.config.recipe import RECIPE_KINDS, AveragingRecipe, Method, Recipe, recipe_from
+from swap_fast.config.recipe import RECIPE_KINDS, Method, Recipe, recipe_from
 from swap_fast.config.step_choice import StepChoice, StepName
 
 SCHEMA_VERSION = 7
@@ -108,7 +108,7 @@ class Start(TypedDict):
 
 
 class Interruptions(TypedDict):
-    """How often a run went on from a checkpoint."""
+    """How often a run was resumed from a checkpoint."""
 
     count: Count
     lost_s: Amount  # seconds
@@ -225,7 +225,7 @@ class LapTelemetry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Telemetry:
-    """What the driver told of one rank's device during a run."""
+    """What the driver says of one rank's device during a run."""
 
     device: str | None
     """The device's name."""
@@ -329,7 +329,7 @@ class RunRecord:
             ValueError: which, and why.
         """
         recipe, ranks = self.settings, len(self.times.laps_by_rank)
-        phases = (1, 2) if isinstance(recipe, AveragingRecipe) else (1,)
+        phases = range(1, len(recipe.phases) + 1)
         if len(phases) == 1 and "degraded" in self.flags:
             raise ValueError("flags: expected degraded of a run that averages models alone")
         tested = {row.phase for row in self.epochs if row.test_accuracy is not None}

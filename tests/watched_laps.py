@@ -63,13 +63,13 @@ def forget_short_batches() -> None:
     BatchNormRecompute.warm_up = without  # type: ignore[method-assign,assignment]
 
 
-def watched_rank(request: RunSpec, folder: str, cold: bool) -> None:
+def watched_rank(spec: RunSpec, folder: str, cold: bool) -> None:
     """One rank of the run; leaves a file of what was found."""
     from bench.runner.rank import run_rank
     from swap_fast.distributed import Comm
 
     Clock.lap = watched_lap  # type: ignore[method-assign]
-    if request.execution.device_type == "cuda":
+    if spec.execution.device_type == "cuda":
         sys.modules["values"].watchers.append(watch_convolutions)
     if cold:
         forget_short_batches()
@@ -81,7 +81,7 @@ def watched_rank(request: RunSpec, folder: str, cold: bool) -> None:
         close(self)
 
     Comm.close = noted_close  # type: ignore[method-assign]
-    run_rank(request)
+    run_rank(spec)
     (Path(folder) / f"found{ranks[0]}.json").write_text(json.dumps(_found))
 
 
@@ -125,7 +125,7 @@ def main() -> None:
         quiet=True,
     )
     prepared = prepare(run, small, recipe)
-    arguments = prepared.request, str(options.folder), options.cold
+    arguments = prepared.spec, str(options.folder), options.cold
     launch(watched_rank, *arguments, num_ranks=prepared.num_ranks)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.document import csv_text, to_latex
+from bench.document import Table, csv_text, figure_columns, one_line
 from bench.export.options import (
     CsvOptions,
     DawnbenchOptions,
@@ -97,6 +97,83 @@ def _csv(lines: Sequence[Cells]) -> str:
     return csv_text(columns, [[_cell(line.get(column)) for column in columns] for line in lines])
 
 
+# LaTeX.
+
+_LATEX = {
+    "\0": "{}",
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "±": r"$\pm$",
+    "≥": r"$\geq$",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
+    "§": r"\S{}",
+    "¶": r"\P{}",
+    "—": "---",
+}
+
+
+def escape_latex(text: str) -> str:
+    """The text as it is, on one line, in LaTeX's text mode.
+
+    A character that no usual font has is shown by its number.
+    """
+    # Two hyphens would join to a dash.
+    apart = re.sub(r"-(?=-)", "-\0", one_line(text))
+    # A row's end takes what follows it for its own, be it in the next row.
+    guard = "{}" if apart.lstrip()[:1] in ("[", "*") else ""
+    return guard + "".join(
+        _LATEX.get(character)
+        or (character if character < "\u0180" else f"(U+{ord(character):04X})")
+        for character in apart
+    )
+
+
+def to_latex(table: Table) -> str:
+    """A `table` environment as wide as the text, with its notes below; in UTF-8.
+
+    It needs the packages booktabs and graphicx.
+    """
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(map(escape_latex, cells)) + r" \\"
+
+    alignment = "".join("r" if is_right else "l" for is_right in figure_columns(table))
+    title, *notes = map(escape_latex, (table.title, table.caption, *table.footnotes))
+    lines = [
+        r"\begin{table}[p]",
+        r"\centering",
+        rf"\caption{{{title}}}",
+        rf"\label{{tab:{table.name.replace('_', '-')}}}",
+        r"\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        line(table.columns),
+        r"\midrule",
+        *(line(row) for row in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\par\smallskip",
+        r"\begin{minipage}{\textwidth}\footnotesize",
+        *(rf"{note}\par" for note in notes),
+        r"\end{minipage}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 _PREAMBLE = r"""\documentclass{article}
 \usepackage[utf8]{inputenc}
 \usepackage[T1]{fontenc}
@@ -119,7 +196,7 @@ def latex(records: Sequence[RunRecord], results: Path, *, fragment: bool) -> str
     tables = [*all_run_tables(records, paper), *recipe_tables(paper)]
     if any(not record.comparable for record in records):
         tables += recipe_tables(paper, "cpu")
-    body = "\n".join(to_latex(table, full_page=True) for table in tables)
+    body = "\n".join(to_latex(table) for table in tables)
     return body if fragment else _PREAMBLE + body + _END
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bench.data_tools import CLASSES
 from bench.export.options import OnnxOptions
 from bench.records.grouping import recipe_of
+from swap_fast.config.checks import one_line
 from swap_fast.data.cifar.augment import IMAGE_SIZE
 from swap_fast.data.cifar.dataset import KNOWN
 from swap_fast.data.cifar.files import load_dataset, locate_dataset
@@ -56,10 +57,8 @@ def final_model(record: RunRecord, weights: Path) -> nn.Module:
     try:
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{weights}: expected the weights of {recipe['net']} of width {width}, got {first}"
-        ) from None
+        net, got = f"{recipe['net']} of width {width}", one_line(error, 200)
+        raise ValueError(f"{weights}: expected the weights of {net}, got {got}") from None
     return model.eval()
 
 

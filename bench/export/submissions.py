@@ -374,7 +374,7 @@ def _settings(record: RunRecord, at_s: float) -> Iterator[Event]:
         "eval_samples": record.data["test_images"],
         "global_batch_size": phase1["global_batch_size"],
         "gradient_accumulation_steps": max(1, record.settings.num_replicas // record.world_size),
-        "opt_name": "sgd",
+        "opt_name": record.settings.optimizer.kind,
         "opt_base_learning_rate": phase1["peak_lr"],
         "opt_learning_rate_warmup_epochs": phase1["warmup_epochs"],
         "opt_weight_decay": optimizer["weight_decay"],

@@ -113,7 +113,7 @@ def _draw(record: PlaneRecord | CosineRecord, options: FigureOptions) -> int:
         return _written(cosine_figure(record, plots))
     found = basin(record)
     distances = ", ".join(f"{name} {distance:.2f}" for name, distance in found.distances.items())
-    border = "; the basin goes on beyond the grid" if found.cut_off else ""
+    border = "; the basin reaches beyond the grid" if found.cut_off else ""
     print(f"from the basin's centre: {distances}{border}")
     return _written(plane_figure(record, plots))
 

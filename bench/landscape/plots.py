@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.landscape.records import CosineRecord, PlaneRecord, best
-from bench.plots.training import figure_style, save_figure
+from bench.plots.training import figure_style, mark_border, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,7 +151,7 @@ def cosine_figure(record: CosineRecord, folder: Path) -> Path:
         cosines = [row.cosine for row in record.rows]
         last_of_phase1 = sum(row.phase == 1 for row in record.rows)
         axes.axhline(0, color="0.6", linewidth=0.8)
-        axes.axvline(border, color="0.45", linewidth=0.9, linestyle=":")
+        mark_border(axes, border)
         axes.plot(epochs, cosines, color="black", linewidth=1.2, zorder=2)
         for part, marker, face, label in (
             (slice(0, last_of_phase1), "s", "black", "phase 1, all workers' model"),

@@ -69,7 +69,7 @@ class LandscapeRecord:
     seed: int
     """Its seed."""
     created: str
-    """UTC, ISO 8601, of the survey's end."""
+    """UTC, ISO 8601, of the measurement's end."""
     settings: dict[str, Any]
     """Images and points."""
     execution: ExecutionSettings

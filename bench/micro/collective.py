@@ -76,9 +76,7 @@ def measure_rank(
                 message = torch.zeros(size // dtype.itemsize, dtype=dtype, device=device)
                 try:
                     comm.all_reduce_(message)
-                except (
-                    RuntimeError
-                ) as error:  # the same on every rank: the backend does not support it
+                except RuntimeError as error:  # on every rank: the backend has no such sum
                     left_out.append(f"{precision}: {error}")
                     break
                 rows.append(

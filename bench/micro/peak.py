@@ -31,14 +31,12 @@ def observe(
     images: int,
     *,
     prepare: Callable[[], None] = lambda: None,
-    steps: int = STEPS,
 ) -> ObservedTurn:
     """Make a step, time its first update, and return a turn of several updates.
 
     Arguments:
         images: of one update.
         prepare: what the step does before its first update in a real run; timed with it.
-        steps: updates in a turn.
     """
     before = resident_bytes()[0]
     step = make()
@@ -50,10 +48,10 @@ def observe(
     first_step_s = time.perf_counter() - started
 
     def turn() -> int:
-        for _ in repeat(None, steps):
+        for _ in repeat(None, STEPS):
             step()
         synchronize(device)
-        return steps * images
+        return STEPS * images
 
     def facts() -> dict[str, float]:
         # Memory first, since profiling allocates some.

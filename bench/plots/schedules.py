@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.document import counted
-from bench.plots.training import figure_style, parts_of, save_figure
+from bench.plots.training import figure_style, mark_border, parts_of, save_figure
 from bench.records.paper import load_paper
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
 from swap_fast.recipes.cifar10 import RECIPES
@@ -50,7 +50,7 @@ def figure_5(folder: Path, name: str = "figure5") -> Path:
                 batches.plot(ends, [p.batch_size for p in parts for _ in range(2)], **style)
             swap = RECIPES[f"imagenet_swap{form}"]()
             for axes in (rates, batches):
-                _mark_border(axes, swap.phase1.max_epochs)
+                mark_border(axes, swap.phase1.max_epochs)
                 axes.margins(x=0.02)
                 axes.grid(axis="y")
                 axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -149,7 +149,7 @@ def _draw_samples(axes: Axes, recipe: Recipe, stopped_after: int) -> None:
         zorder=4,
         label="a model is sampled",
     )
-    _mark_border(axes, next(p.epochs[0] for p in parts if p.phase == 2), height=0.75)
+    mark_border(axes, next(p.epochs[0] for p in parts if p.phase == 2), height=0.75)
     assert isinstance(recipe, AveragingRecipe), "models are sampled in a phase 2"
     before, after = (
         f"batches of {phase.global_batch_size:,}, peak {phase.peak_lr:g}"
@@ -177,7 +177,3 @@ def _small_scale(axes: Axes, peak: float) -> Axes:
     scale.spines["right"].set_color(SMALL_BATCHES)
     scale.set_ylabel("small batches", color=SMALL_BATCHES, fontsize=8, y=0.15)
     return scale
-
-
-def _mark_border(axes: Axes, epoch: float, height: float = 1.0) -> None:
-    axes.axvline(epoch, ymax=height, color="0.45", linewidth=0.9, linestyle=":")

@@ -18,7 +18,7 @@ from bench.records.grouping import group_by, host_of, machine_key, recipe_of
 from bench.records.paper_tables import OTHER, place_of
 from bench.records.timing import counted_by, in_clock_order, laps_of_slowest_rank, unattributed_s
 from swap_fast.config.phase import Phase, StagedPhase
-from swap_fast.config.recipe import AveragingRecipe, Recipe
+from swap_fast.config.recipe import Recipe
 from swap_fast.record import AverageRow, RunRecord
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ def parts_of(recipe: Recipe, phase1_epochs: int | None = None) -> list[Part]:
     """
     parts: list[Part] = []
     start = 0
-    phases = [recipe.phase1, *([recipe.phase2] if isinstance(recipe, AveragingRecipe) else [])]
-    for number, phase in enumerate(phases, start=1):
+    for number, phase in enumerate(recipe.phases, start=1):
         lengths, before = _lengths(phase), start
         if number == 1 and phase1_epochs is not None and not isinstance(phase, StagedPhase):
             lengths = [(phase1_epochs, phase.global_batch_size)]
@@ -148,7 +147,9 @@ def figure_1(record: RunRecord, folder: Path, name: str = "figure1") -> Path:
         ValueError: the run has no phase 2.
     """
     if record.method != "swap":
-        raise ValueError(f"Figure 1: expected a run of SWAP, got {record.run_id} of SGD")
+        raise ValueError(
+            f"Figure 1: expected a run of SWAP, got {record.run_id} of {record.method}"
+        )
     with figure_style():
         from matplotlib.figure import Figure
 
@@ -256,7 +257,7 @@ def _draw_learning_rate(axes: Axes, record: RunRecord) -> None:
     axes.set_ylabel("learning rate")
     axes.tick_params(labelbottom=False)
     axes.grid(axis="y")
-    _mark_border(axes, record)
+    mark_border(axes, record.phase1_epochs)
     border, ends = record.phase1_epochs, _phase2_epochs(record)
     for x, text in ((border / 2, "phase 1"), (border + ends / 2, "phase 2")):
         axes.annotate(
@@ -318,7 +319,7 @@ def _draw_accuracies(axes: Axes, record: RunRecord, num_ticks: int) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylabel("test accuracy (%)")
     axes.grid()
-    _mark_border(axes, record)
+    mark_border(axes, record.phase1_epochs)
     axes.margins(x=0.02)
     axes.xaxis.set_major_locator(MaxNLocator(num_ticks, integer=True))
 
@@ -337,8 +338,9 @@ def _zoom_on_phase_2(axes: Axes, record: RunRecord) -> None:
     axes.set_ylabel("")
 
 
-def _mark_border(axes: Axes, record: RunRecord) -> None:
-    axes.axvline(record.phase1_epochs, color="0.45", linewidth=0.9, linestyle=":")
+def mark_border(axes: Axes, epoch: float, height: float = 1.0) -> None:
+    """Draw where phase 2 starts, up to this share of the axes."""
+    axes.axvline(epoch, ymax=height, color="0.45", linewidth=0.9, linestyle=":")
 
 
 def _bar(runs: Sequence[RunRecord]) -> dict[str, float]:

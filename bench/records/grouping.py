@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import Any, TypeVar
 
-from bench.document import CORES, GPUS, counted
+from bench.document import counted
 from bench.statistics import Summary, summarize
 from swap_fast.config.recipe import AveragingRecipe, Recipe
 from swap_fast.record import DeviceType, Machine, RunRecord, count_devices, flatten
 
 Key = TypeVar("Key", bound=Hashable)
+
+CORES, GPUS = "cores (processes x threads)", "GPUs"
+"""What a column counts that says how many devices a row used."""
 
 Measure = Callable[[RunRecord], float | None]
 """A value of a run, such as an accuracy or a time; None where the run has none."""
@@ -253,7 +256,7 @@ def _pool(
 
 
 def _devices(host: Host, count: str, of: int) -> str:
-    """So many of a host's devices, in words; `of` decides the plural."""
+    """A count of a host's devices, in words; `of` decides the plural."""
     if host.device_type == "cuda":
         return f"{count} {host.device}"
     return f"{count} CPU core{'' if of == 1 else 's'}"

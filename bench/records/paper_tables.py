@@ -1,6 +1,6 @@
 """The paper's Tables 1 to 4: whose runs are in each row, and which of their figures. No torch.
 
-Each table is told once, by its rows, its columns and the recipes of each size; how it is drawn,
+Each table is defined once, by its rows, its columns and the recipes of each size; how it is drawn,
 what it lacks and what its statistics are follow from that.
 """
 

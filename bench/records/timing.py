@@ -258,7 +258,7 @@ ENERGY_COLUMNS: dict[str, Callable[[RunRecord, str], str]] = {
 
 
 def energy_table(records: Sequence[RunRecord]) -> Table:
-    """One line a lap of every run whose devices told anything; without any, no lines."""
+    """One line a lap of every run whose devices were sampled; without any, no lines."""
     shown = [record for record in records if record.telemetry]
     return Table(
         name="energy",
@@ -280,12 +280,12 @@ def _energy_rows(record: RunRecord) -> list[tuple[str, ...]]:
         (record.run_id, name, *(cell(record, name) for cell in ENERGY_COLUMNS.values()))
         for name in names
     ]
-    told = [row for row in rows if set(row[2:]) != {NOTHING}]
+    known = [row for row in rows if set(row[2:]) != {NOTHING}]
     in_paper_j = energy_j(record, record.times.reading_laps["paper"])
     if in_paper_j is not None:
         nothing = [NOTHING] * (len(ENERGY_COLUMNS) - 1)
-        told.append((record.run_id, IN_PAPER, f"{in_paper_j:.0f}", *nothing))
-    return told
+        known.append((record.run_id, IN_PAPER, f"{in_paper_j:.0f}", *nothing))
+    return known
 
 
 def _lap_by_rank(record: RunRecord, name: str) -> dict[int, LapTelemetry]:

@@ -11,7 +11,6 @@ from statistics import fmean
 
 from bench.document import (
     EMULATED,
-    GPUS,
     NOTHING,
     OTHER_WORK,
     SHARED,
@@ -23,6 +22,7 @@ from bench.document import (
     summary_cell,
 )
 from bench.records.grouping import (
+    GPUS,
     Host,
     Measure,
     accuracy_key,
@@ -59,6 +59,7 @@ from bench.records.paper_tables import (
 from bench.records.timing import dawnbench_time
 from bench.statistics import Summary, share_interval, summarize, t_interval
 from swap_fast.config.phase import Phase
+from swap_fast.config.recipe import RESNET50_BLOCKS
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import RunRecord
 
@@ -283,8 +284,6 @@ def _published_row(name: str, time: PublishedTime) -> tuple[str, ...]:
 
 NETS = {"resnet9": "ResNet-9", "resnet50": "ResNet-50", "speed_net": "SpeedNet"}
 """As printed."""
-WHOLE_RESNET50 = (3, 4, 6, 3)
-"""Its blocks."""
 
 
 def cpu_warning(records: Sequence[RunRecord]) -> str:
@@ -360,8 +359,8 @@ def _net(record: RunRecord) -> tuple[int, str, tuple[int, ...]]:
     """Where it stands among the nets, its name, and its blocks where they are not the paper's."""
     recipe = recipe_of(record)
     name = str(recipe.get("net", "resnet9"))
-    blocks = tuple(recipe.get("blocks", WHOLE_RESNET50))
-    is_whole = name != "resnet50" or blocks == WHOLE_RESNET50
+    blocks = tuple(recipe.get("blocks", RESNET50_BLOCKS))
+    is_whole = name != "resnet50" or blocks == RESNET50_BLOCKS
     place = list(NETS).index(name) if name in NETS else len(NETS)
     return place, NETS.get(name, name), () if is_whole else blocks
 

@@ -236,6 +236,12 @@ def _of_group(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str]]:
         )
     if any(run.code.get("changed") for run in runs):
         yield "the code had changes that its commit does not hold", "commit, and repeat the runs"
+    if beside := [run.other_work or 0.0 for run in runs if run.had_other_work]:
+        yield (
+            f"other programs ran beside {len(beside)} of {counted(len(runs), 'run')}, with up to "
+            f"{max(beside):g} CPU cores",
+            "such a time counts where its row has no other; leave the machine to the run",
+        )
     if kinds > 1:
         return  # neither spread nor number says anything of unlike runs
     times = summarize(run.times.after_averaging_s for run in runs)
@@ -273,11 +279,6 @@ def _of_run(run: RunRecord) -> Iterator[tuple[str, str]]:
         yield (
             f"was interrupted and went on ({counts})",
             "its clock counts what was kept; for a time to publish, run it in one piece",
-        )
-    if run.had_other_work:
-        yield (
-            f"other programs used {run.other_work:g} CPU cores meanwhile",
-            "its time counts where its row has no other; leave the machine to the run",
         )
     for rank, telemetry in enumerate(run.telemetry or []):
         throttled = "; ".join(

@@ -205,7 +205,7 @@ def plan_lines(
             line += f"; phase 1 of {job.start}" if each.shares else ""
         lines.append(line)
     if missing:
-        lines.append(f"in all {total(missing)}; cut short, the same command goes on")
+        lines.append(f"in all {total(missing)}; interrupted, the same command continues")
     return lines
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from bench.document import (
     MARKS,
+    NOTHING,
     Block,
     Bullets,
     Document,
@@ -27,7 +28,6 @@ from bench.document import (
     document_to_html,
     document_to_markdown,
     escape_markdown,
-    fold_constants,
     mark_notes,
     show_table,
     to_markdown,
@@ -305,6 +305,16 @@ def without(table: Table, left_out: Collection[str]) -> Table:
         columns=tuple(table.columns[i] for i in kept),
         rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
     )
+
+
+def fold_constants(table: Table) -> Table:
+    """A table without the columns that have one and the same cell: the caption has it instead."""
+    if len(table.rows) < 2:
+        return table
+    columns = zip(table.columns, zip(*table.rows, strict=True), strict=True)
+    constant = {name: cells[0] for name, cells in list(columns)[1:] if len({*cells}) == 1}
+    said = [f"{column}: {cell}." for column, cell in constant.items() if cell != NOTHING]
+    return replace(without(table, constant), caption=" ".join([table.caption, *said]))
 
 
 def notes_once(tables: Iterable[Table]) -> list[Table]:

@@ -97,7 +97,7 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
             # After a second signal the launcher comes here before its processes have ended.
             for process in multiprocessing.active_children():
                 process.kill()
-            raise InterruptedRunError("told to end") from None
+            raise InterruptedRunError("by a signal") from None
         except ChildFailedError as error:
             # The rank that failed first is the cause; a peer's broken connection came after it.
             rank, failure = error.get_first_failure()
@@ -106,7 +106,7 @@ def launch(function: Callable[..., Any], *arguments: Any, num_ranks: int) -> Any
             if silent:
                 raise RuntimeError(f"rank {silent[0]} ended early, without a result") from None
             if failure.exitcode == EXIT_STATUS:
-                raise InterruptedRunError(f"rank {rank} was told to end") from None
+                raise InterruptedRunError(f"rank {rank} got a signal to end") from None
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
                 name = signal.Signals(-failure.exitcode).name
                 raise RuntimeError(f"rank {rank} was ended by {name}{where}") from None

@@ -12,6 +12,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any, Self
 
 from bench.runner.launch import end_with_parent
+from swap_fast.config.checks import one_line
 
 ENDS_S = 10.0
 """Seconds that a process may take to end; one that waits in a driver may never end."""
@@ -148,7 +149,7 @@ def _try(function: Callable[..., Any], *arguments: object) -> tuple[Any, Excepti
     try:
         return function(*arguments), None
     except Exception as error:  # whatever a device answers is a finding
-        text = " ".join(str(error).split())[:500]
+        text = one_line(error)
         if type(error) is ValueError:
             return None, ValueError(text)
         return None, RuntimeError(f"{type(error).__name__}: {text}")

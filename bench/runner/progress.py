@@ -96,7 +96,7 @@ def log_start(
     events = [e for e in read_events(place.folder) if e["part"] != "run" and e["event"] == "epoch"]
     logger.replay(events, only=Tracking)
     if resumed:
-        logger.note(f"{place.folder.name} goes on")
+        logger.note(f"{place.folder.name} is resumed")
     if place.start is not None:
         logger.note(f"phase 1 is that of {place.start.name}; its time counts")
 

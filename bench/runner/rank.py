@@ -63,8 +63,9 @@ from swap_fast.tasks.cifar import CifarSource
 from swap_fast.tasks.imagenet import TreeSource
 from swap_fast.training.callback import Callback
 from swap_fast.training.capture import Captures, keep_freed_memory
+from swap_fast.training.loop import ImageSource
 from swap_fast.training.state import Progress, Result
-from swap_fast.training.trainer import ImageSource, Trainer, build_trainer
+from swap_fast.training.trainer import Trainer, build_trainer
 from swap_fast.training.weights import displacements, pairwise_distances
 
 

@@ -30,7 +30,7 @@ Part = Literal["all", "phase1", "workers"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """What every rank of a run is told."""
+    """A run's settings, the same for every rank."""
 
     recipe: Recipe
     """What to run."""
@@ -101,17 +101,17 @@ class RunDir:
     record: Path | None
     """Of a run that is done."""
     step_choice: StepChoice | None = None
-    """The step that it has begun with, or the run whose phase 1 it takes over."""
+    """The step that it started with, or the run whose phase 1 it takes over."""
 
 
-def describe_run(request: RunSpec, data: Data, world_size: int) -> RunInfo:
+def describe_run(spec: RunSpec, data: Data, world_size: int) -> RunInfo:
     """What a run is, as its folder keeps it."""
-    machine = describe_machine(request.execution.device_type)
+    machine = describe_machine(spec.execution.device_type)
     settings = {
-        "recipe": asdict(request.recipe),
-        "seed": request.seed,
+        "recipe": asdict(spec.recipe),
+        "seed": spec.seed,
         "data": data,
-        "execution": request.execution.settings(),
+        "execution": spec.execution.settings(),
     }
     return RunInfo(
         created=now(),
@@ -120,27 +120,27 @@ def describe_run(request: RunSpec, data: Data, world_size: int) -> RunInfo:
             **{name: machine[name] for name in ("device_type", "device", "device_count")},
             "torch": machine["libraries"]["torch"],
             "world_size": world_size,
-            "threads": request.threads,
+            "threads": spec.threads,
         },
     )
 
 
-def find_place(request: RunSpec, info: RunInfo) -> RunDir:
+def find_place(spec: RunSpec, info: RunInfo) -> RunDir:
     """A new folder; asked to resume, that of the run which was interrupted, or which is done.
 
     Raises:
         ValueError: the interrupted run was started with other settings, data or arithmetic; or the
             run.json is damaged, by which it is known.
     """
-    out, name, seed = request.out, request.recipe.name, request.seed
-    start = request.start
-    if request.share_phase1 and request.folder is None:
+    out, name, seed = spec.out, spec.recipe.name, spec.seed
+    start = spec.start
+    if spec.share_phase1 and spec.folder is None:
         start = find_start(out / "checkpoints", info)
-    folder, record = request.folder, None
-    if folder is None and request.resume != "no":
-        only_same = info if request.resume == "if_same" else None
+    folder, record = spec.folder, None
+    if folder is None and spec.resume != "no":
+        only_same = info if spec.resume == "if_same" else None
         folder = find_unfinished(out, name, seed, only_same=only_same)
-        if folder is None and request.resume == "yes":
+        if folder is None and spec.resume == "yes":
             folder = _find_finished(out, info)
     if folder is None:
         folder = out / "checkpoints" / run_id(name, seed, info.created)

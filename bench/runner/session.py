@@ -55,7 +55,7 @@ def run_session(
         ValueError: a device, a number of processes or data that are not available.
     """
     prepared = prepare(options, recipe, original)
-    spec, say = prepared.request, prepared.say
+    spec, say = prepared.spec, prepared.say
     if resume:
         spec = replace(spec, resume="if_same")
     for number in range(options.runs):
@@ -75,7 +75,7 @@ def run_session(
 class Prepared:
     """What is the same for all runs of a session."""
 
-    request: RunSpec
+    spec: RunSpec
     """Of its first run."""
     num_ranks: int
     """Processes of each."""
@@ -155,7 +155,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
         progress=form,
         track=options.track,
     )
-    return Prepared(request=spec, num_ranks=ranks, say=say)
+    return Prepared(spec=spec, num_ranks=ranks, say=say)
 
 
 def differences(original: dict[str, Any], changed: dict[str, Any]) -> list[str]:
@@ -368,7 +368,7 @@ def _run_workers(spec: RunSpec, workers: Sequence[int], at_once: int) -> dict[in
                 devices.append(device)
                 del running[worker]
                 if process.exitcode == EXIT_STATUS:
-                    raise InterruptedRunError(f"worker {worker} was told to end")
+                    raise InterruptedRunError(f"worker {worker} got a signal to end")
                 if process.exitcode:
                     failures[worker] = _why(process.exitcode)
     finally:

@@ -55,7 +55,7 @@ class JobPart:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         prepared = prepare(self.options, self.recipe, self.original)
         spec = replace(
-            prepared.request,
+            prepared.spec,
             part=self.part,
             track=self.options.track if self.part != "workers" else (),
             workers=None if worker is None else (worker,),
@@ -117,7 +117,7 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
         except UncompletedJobError as error:  # a local job
             raise RuntimeError(
                 f"{name}: a job did not end well ({_reason(str(error))}); the same command with "
-                "--resume goes on"
+                "--resume continues it"
             ) from None
     return 0
 

@@ -32,7 +32,7 @@ from bench.search.grid import (
 from bench.search.study import GRACE_S, GridStudy, check_installed, database_file
 from bench.search.trials import SearchRuns, phase_one, shares_phase1
 from bench.statistics import Summary, summarize
-from swap_fast.config.recipe import AveragingRecipe, Recipe
+from swap_fast.config.recipe import Recipe
 from swap_fast.data.cifar.dataset import hold_out
 from swap_fast.data.cifar.files import load_dataset
 
@@ -65,8 +65,10 @@ def run_search(options: SearchOptions, grid: Grid, recipe: Recipe, original: Rec
     runs = _runs(prepared, grid, options, original, note=f"search {name}")
     if options.dry_run:
         file = database_file(url)
-        begun = file is None or file.exists()
-        print(_plan(grid, GridStudy(url, name, grid, _settings(runs)) if begun else None, runs))
+        is_started = file is None or file.exists()
+        print(
+            _plan(grid, GridStudy(url, name, grid, _settings(runs)) if is_started else None, runs)
+        )
         return 0
     study = GridStudy(url, name, grid, _settings(runs))
     if damaged := study.num_damaged:
@@ -96,19 +98,19 @@ def _runs(
     prepared: Prepared, grid: Grid, options: SearchOptions, original: Recipe, *, note: str
 ) -> SearchRuns:
     """The runs of the search, after a check that there are enough images for each point."""
-    request, name = prepared.request, prepared.request.recipe.dataset
+    spec, name = prepared.spec, prepared.spec.recipe.dataset
     assert name != "imagenet", "trees of files are refused before"
-    dataset = hold_out(load_dataset(name, request.data), options.held_out)
-    recipe = _fitted(request.recipe, len(dataset.train), prepared.say)
+    dataset = hold_out(load_dataset(name, spec.data), options.held_out)
+    recipe = _fitted(spec.recipe, len(dataset.train), prepared.say)
     for point in grid.points:
         _check_images(recipe_at(recipe, point), len(dataset.train))
     held_out_note = f"tested on {options.held_out:,} held-out training images"
     return SearchRuns(
-        request=replace(
-            request,
+        spec=replace(
+            spec,
             recipe=recipe,
             held_out=options.held_out,
-            notes=(*request.notes, note, held_out_note),
+            notes=(*spec.notes, note, held_out_note),
         ),
         original=original,
         data=dataset.sha256,
@@ -121,14 +123,14 @@ def _runs(
 
 def _settings(runs: SearchRuns) -> dict[str, Any]:
     """The settings that must be equal for all processes of a study."""
-    request = runs.request
+    spec = runs.spec
     return {
-        "recipe": request.recipe.name,
-        "changed": differences(asdict(runs.original), asdict(request.recipe)),
-        "held_out": request.held_out,
+        "recipe": spec.recipe.name,
+        "changed": differences(asdict(runs.original), asdict(spec.recipe)),
+        "held_out": spec.held_out,
         "seeds": list(runs.seeds),
         "data": runs.data,
-        "execution": [request.execution.device_type, request.execution.precision],
+        "execution": [spec.execution.device_type, spec.execution.precision],
     }
 
 
@@ -137,7 +139,7 @@ def _plan(grid: Grid, study: GridStudy | None, runs: SearchRuns) -> str:
     waiting = [Outcome(point=point, state="waiting") for point in grid.points]
     outcomes = waiting if study is None else study.outcomes
     left = [
-        recipe_at(runs.request.recipe, outcome.point)
+        recipe_at(runs.spec.recipe, outcome.point)
         for outcome in outcomes
         if outcome.state in ("waiting", "failed")
     ]
@@ -171,9 +173,7 @@ def _fitted(recipe: Recipe, train_images: int, say: Say) -> Recipe:
 
 def _check_images(recipe: Recipe, train_images: int) -> None:
     """Refuse, before the first run, a point that has too few images."""
-    phases = [recipe.phase1, *([recipe.phase2] if isinstance(recipe, AveragingRecipe) else [])]
-    least = max(phase.global_batch_size for phase in phases)
-    asked = recipe.train_images or train_images
+    least, asked = recipe.largest_batch_size, recipe.train_images or train_images
     if not least <= asked <= train_images:
         raise ValueError(
             f"search: expected {least:,} to {train_images:,} training images beside the held-out "

@@ -43,7 +43,7 @@ class SearchOptions(RunOptions):
     json: Annotated[bool, Suppress] = False
     """A search says what it found as a table."""
     resume: Annotated[bool, Suppress] = False
-    """A search goes on by itself."""
+    """A search always resumes."""
     share_phase1: Annotated[bool, Suppress] = False
     """A search shares by itself."""
     keep_epochs: Annotated[bool, Suppress] = False

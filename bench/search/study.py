@@ -82,8 +82,8 @@ class GridStudy:
                     self._study.set_user_attr(key, value)
             elif (stored := known[key]) != value:
                 raise ValueError(
-                    f"search {name}: was begun with {key} = {stored}, got {value}; take these, or "
-                    "give the new search a --name"
+                    f"search {name}: was started with {key} = {stored}, got {value}; take these, "
+                    "or give the new search a --name"
                 )
 
     @property

@@ -53,9 +53,9 @@ def phase_one(recipe: Recipe, tau: float | None) -> SGDRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRuns:
-    """Makes the runs of a search in its folder, `request.out`, and finds those that are there."""
+    """Makes the runs of a search in its folder, `spec.out`, and finds those that are there."""
 
-    request: RunSpec
+    spec: RunSpec
     """Of all runs, except recipe, seed and start."""
     original: Recipe
     """The recipe without changes, to list the overrides."""
@@ -85,7 +85,7 @@ class SearchRuns:
 
     def _run(self, point: Point, seed: int) -> RunRecord:
         """One run; a finished or interrupted one of an earlier trial is taken."""
-        recipe = recipe_at(self.request.recipe, point)
+        recipe = recipe_at(self.spec.recipe, point)
         record = self._find(recipe, seed)
         if record is None:
             start = self._start(recipe, seed) if self.shared else None
@@ -101,7 +101,7 @@ class SearchRuns:
         tau, taus = recipe.phase1.stopping_accuracy, [*self.taus, recipe.phase1.stopping_accuracy]
         one = phase_one(recipe, None if None in taus else max(taus))
         key = _key(one)
-        folder = self.request.out / "phase1"
+        folder = self.spec.out / "phase1"
         folder.mkdir(exist_ok=True)
         diverged = folder / f"{key}-seed{seed}.diverged"
         with FileLock(diverged.with_suffix(".lock")):
@@ -125,8 +125,8 @@ class SearchRuns:
     def _launch(
         self, recipe: Recipe, seed: int, *, start: Path | None = None, keep_epochs: bool = False
     ) -> RunRecord:
-        request = replace(
-            self.request,
+        spec = replace(
+            self.spec,
             recipe=recipe,
             overrides=tuple(differences(_labelless(self.original), _labelless(recipe))),
             seed=seed,
@@ -134,13 +134,13 @@ class SearchRuns:
             keep_epochs=keep_epochs,
             resume="if_same",
         )
-        path = launch(run_rank, request, num_ranks=self.num_ranks)
+        path = launch(run_rank, spec, num_ranks=self.num_ranks)
         assert path is not None, "rank 0 writes the record"
         return read_record(path)
 
     def _find(self, recipe: Recipe, seed: int) -> RunRecord | None:
         """The record of a run of this recipe on these data."""
-        records, _ = read_records(self.request.out / "runs")
+        records, _ = read_records(self.spec.out / "runs")
         wanted = (_labelless(recipe), seed, self.data)
         for record in records:
             found = _without_labels(record.configuration["recipe"])
@@ -149,7 +149,7 @@ class SearchRuns:
         return None
 
     def _weights_of(self, record: RunRecord) -> Path:
-        return self.request.out / "checkpoints" / record.run_id
+        return self.spec.out / "checkpoints" / record.run_id
 
 
 def _labelless(recipe: Recipe) -> dict[str, Any]:

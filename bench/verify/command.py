@@ -86,7 +86,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     _check(
         runs.resume,
-        "a run that is told to end goes on to the weights of one that was let alone",
+        "a run that is interrupted and resumed ends with the weights of one that was not",
         limit_s=240,
     ),
     _check(

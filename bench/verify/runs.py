@@ -254,8 +254,8 @@ EPOCHS = 3
 BATCH = 32
 """Images of a replica in phase 1, and of a worker in phase 2."""
 STOPPED_AFTER = (7, 9)
-"""Updates after which the first and the second attempt are told to stop. With one or two ranks of
-two workers the first is in phase 1, and the second in phase 2."""
+"""Updates after which the first and the second attempt get a signal to end. With one or two ranks
+of two workers the first is in phase 1, and the second in phase 2."""
 CONTROL_LIMIT = 0.02
 """Share of the distance that the weights move in a run: one lost or repeated update of the 20 would
 be about 5%."""
@@ -332,7 +332,7 @@ def _run_twice(form: Form, ranks: int, data: Path, out: Path) -> list[dict[str, 
 def resume(form: Form) -> str:
     """Compare a run that is stopped in each phase and resumed with one that is not stopped."""
     ranks = devices_for(form, on_cpu=2)
-    many = f"{_ranks(ranks)}, told to stop in both phases"
+    many = f"{_ranks(ranks)}, interrupted in both phases"
     with TemporaryDirectory() as name:
         folder = Path(name)
         for number, stop_after in enumerate((*STOPPED_AFTER, None)):
@@ -432,7 +432,7 @@ def _run(form: Form, comm: Comm, folder: Path, run: str, stop_after: int | None)
     recipe = _recipe(comm.world_size, 4 if form.small else 16)
 
     with Captures() as captures, shutdown.installed():
-        parts = build_trainer(
+        trainer = build_trainer(
             recipe,
             net_maker(recipe, dataset),
             CifarSource(recipe, dataset),
@@ -446,8 +446,8 @@ def _run(form: Form, comm: Comm, folder: Path, run: str, stop_after: int | None)
             shutdown=shutdown,
             captures=captures,
         )
-        start = torch.cat(parts.weights.copy()).cpu()
-        swap(recipe, parts)
+        start = torch.cat(trainer.weights.copy()).cpu()
+        swap(recipe, trainer)
         if comm.rank == 0:
-            end = torch.cat(parts.weights.copy()).cpu()
+            end = torch.cat(trainer.weights.copy()).cpu()
             torch.save((start, end), folder / f"{run}.pt")

@@ -29,8 +29,9 @@ from swap_fast.models import make_tree_net
 from swap_fast.recipes.cifar10 import cifar10_swap
 from swap_fast.recipes.imagenet import CPU_ROWS, ROWS, imagenet_swap, imagenet_swap_cpu, scaled
 from swap_fast.training.capture import Captures
-from swap_fast.training.evaluate import Accuracies
-from swap_fast.training.trainer import Evaluate, build_trainer
+from swap_fast.training.evaluate import Accuracies, Evaluate
+from swap_fast.training.loop import ImageSource
+from swap_fast.training.trainer import build_trainer
 from swap_fast.training.weights import Weights
 
 # Memory: the graphs share one pool, and ImageNet's stages fit.
@@ -96,7 +97,7 @@ def _train_in_turn(
     return [step.read_metrics().loss for step in steps], sizes
 
 
-class _NoImages:
+class _NoImages(ImageSource):
     """The data of a run that is made and never trained."""
 
     image_size = 224
@@ -105,8 +106,6 @@ class _NoImages:
         self.num_images = num_images
 
     def warm_up(self, weights: Weights, execution: Execution) -> None: ...
-
-    def resident_batches(self, *phase: object, **others: object) -> None: ...
 
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None: ...
 

@@ -214,7 +214,7 @@ def _short_training(form: Form) -> tuple[Dataset, SGDRecipe]:
 
 def _test_accuracy(recipe: SGDRecipe, dataset: Dataset, execution: Execution) -> float:
     with Captures() as captures:
-        parts = build_trainer(
+        trainer = build_trainer(
             recipe,
             net_maker(recipe, dataset),
             CifarSource(recipe, dataset),
@@ -224,7 +224,7 @@ def _test_accuracy(recipe: SGDRecipe, dataset: Dataset, execution: Execution) ->
             clock=Clock(),
             captures=captures,
         )
-        return sgd(recipe, parts).accuracies.top1
+        return sgd(recipe, trainer).accuracies.top1
 
 
 def replay(form: Form) -> str:

@@ -14,6 +14,7 @@ import tyro
 
 from swap_fast.averaging_files.report import BARRIER
 from swap_fast.choices import choose, choose_device
+from swap_fast.config.checks import one_line
 from swap_fast.options import parse_options
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def user_function(option: str, named: str) -> Callable[[], Any]:
     except Exception as error:  # the user's module may raise anything
         raise ValueError(
             f"{option}: expected a module {module_name}, importing it gave "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
+            f"{type(error).__name__}: {one_line(error)}"
         ) from error
     functions = [each for each, value in vars(module).items() if callable(value)]
     return getattr(module, choose(f"function of {option}, {module_name}", name, functions))

@@ -23,6 +23,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from swap_fast.config.checks import one_line
+
 INDEX = ".index.json"
 """Ends the name of a JSON object whose `weight_map` gives the file of each tensor, a shard."""
 
@@ -89,7 +91,9 @@ def _safetensors(path: Path, head: bytes) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no dict
     except Exception as error:  # damage may raise anything that the library does not foresee
-        raise ValueError(f"{path}: expected a safetensors file, got {_line(error)}") from None
+        raise ValueError(
+            f"{path}: expected a safetensors file, got {one_line(error, 160)}"
+        ) from None
 
 
 _TEXTS = {
@@ -140,7 +144,7 @@ def _torch_file(path: Path, head: bytes) -> object:
         wanted = re.search(r"(?:GLOBAL|class(?:es)?) ['\"<]*([\w.]+)", str(error))
         if wanted is None:
             _, _, why = str(error).partition("WeightsUnpickler error:")
-            why = _line(why.strip().partition("\n")[0] or "a damaged pickle")
+            why = one_line(why.strip().partition("\n")[0] or "a damaged pickle", 160)
             if why.startswith("Unsupported operand"):
                 why = "text" if head.isascii() else "bytes that torch.save did not write"
             raise ValueError(
@@ -153,7 +157,7 @@ def _torch_file(path: Path, head: bytes) -> object:
         ) from None
     except Exception as error:  # as above
         raise ValueError(
-            f"{path}: expected a file of torch or safetensors, got {_line(error)}"
+            f"{path}: expected a file of torch or safetensors, got {one_line(error, 160)}"
         ) from None
 
 
@@ -161,9 +165,3 @@ def _is_stored(path: Path) -> bool:
     """Whether no entry of a zip is compressed: torch maps those as if they were not."""
     with ZipFile(path) as archive:
         return all(entry.compress_type == ZIP_STORED for entry in archive.infolist())
-
-
-def _line(error: object) -> str:
-    """The first words of a message that may have many lines."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else f"{text[:157]}..."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,13 +79,13 @@ def barrier(accuracies: Sequence[float]) -> float:
     return max(0.0, *drops)
 
 
-def show(report: SoupReport, write: Callable[[str], object] = print) -> None:
+def show(report: SoupReport) -> None:
     """Print the table of models, how far they lie apart, and the notes."""
-    _table(_rows(report), write)
+    _table(_rows(report))
     for line in (*_lines(report), *(f"note: {note}" for note in report.notes)):
-        write(line)
+        print(line)
     if report.output is not None:
-        write(f"{report.output} sha256 {report.sha256}")
+        print(f"{report.output} sha256 {report.sha256}")
 
 
 def _rows(report: SoupReport) -> list[list[str]]:
@@ -133,8 +133,8 @@ def _percent(fraction: float | None) -> str:
     return "" if fraction is None else f"{100 * fraction:.2f}"
 
 
-def _table(rows: Sequence[Sequence[str]], write: Callable[[str], object]) -> None:
-    if write is print and sys.stdout.isatty():
+def _table(rows: Sequence[Sequence[str]]) -> None:
+    if sys.stdout.isatty():
         from rich import box
         from rich.console import Console
         from rich.table import Table
@@ -151,4 +151,4 @@ def _table(rows: Sequence[Sequence[str]], write: Callable[[str], object]) -> Non
     for row in rows:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        write("  ".join(cells).rstrip())
+        print("  ".join(cells).rstrip())

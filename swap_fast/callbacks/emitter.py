@@ -24,6 +24,7 @@ from swap_fast.callbacks.events import (
     make_event,
 )
 from swap_fast.callbacks.progress import Plan, Screen, images_until
+from swap_fast.config.checks import one_line
 from swap_fast.record import EpochRow
 from swap_fast.shutdown import InterruptedRunError
 from swap_fast.training.callback import Callback
@@ -78,7 +79,6 @@ class EventLogger(Callback):
         tick_s: float | None = None,
         warn: Callable[[str], None] = _warn,
     ) -> None:
-
         self._listeners = [listener for listener in listeners if listener is not None]
         self._plan, self._reading = plan, reading
         self._part, self._rank, self._warn = part, rank, warn
@@ -121,7 +121,7 @@ class EventLogger(Callback):
         if isinstance(error, InterruptedRunError | KeyboardInterrupt):
             self.emit("interrupted", reason=str(error))
         elif error is not None:
-            self.emit("failed", error=f"{type(error).__name__}: {_one_line(error)}")
+            self.emit("failed", error=f"{type(error).__name__}: {one_line(error)}")
         self.close()
 
     # The callback.
@@ -272,7 +272,7 @@ class EventLogger(Callback):
         except Exception as error:
             self._listeners.remove(listener)
             name = getattr(listener, "name", None) or type(listener).__name__
-            self._warn(f"{name} failed, and gets no more events of the run: {_one_line(error)}")
+            self._warn(f"{name} failed, and gets no more events of the run: {one_line(error)}")
 
     # The thread.
 
@@ -310,7 +310,3 @@ class EventLogger(Callback):
 def _finite(value: Any) -> Any:
     """The value; None for a number that JSON does not have, such as the mean of no images."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

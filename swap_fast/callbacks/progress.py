@@ -33,9 +33,8 @@ def plan_of(recipe: Recipe, num_images: int) -> Plan:
     Arguments:
         num_images: trained on.
     """
-    if isinstance(recipe, AveragingRecipe):
-        return make_plan((recipe.phase1, recipe.phase2), recipe.num_workers, num_images)
-    return make_plan((recipe.phase1,), 0, num_images)
+    workers = recipe.num_workers if isinstance(recipe, AveragingRecipe) else 0
+    return make_plan(recipe.phases, workers, num_images)
 
 
 def make_plan(phases: Sequence[Phase], workers: int, num_images: int, **more: Any) -> Plan:
@@ -89,15 +88,15 @@ class ModelView:
     """Of its last epoch, as is the next one."""
     test_accuracy: float | None = None
     stopped_by: str | None = None
-    begun: tuple[float, int] = (0.0, 0)
+    started: tuple[float, int] = (0.0, 0)
     """When its process started or resumed it, and the images that were done by then."""
     seen: tuple[float, int] = (0.0, 0)
     """When its last event was, and the images that were done by then."""
 
     @property
     def pace(self) -> float | None:
-        """Images per second since `begun`, evaluation and checkpoints included."""
-        seconds, images = (b - a for a, b in zip(self.begun, self.seen, strict=True))
+        """Images per second since `started`, evaluation and checkpoints included."""
+        seconds, images = (b - a for a, b in zip(self.started, self.seen, strict=True))
         return images / seconds if seconds > 0 and images > 0 else None
 
 
@@ -216,7 +215,7 @@ class RunView:
         model.state = "running" if model.stopped_by is None else "ended"
         model.seen = seconds_of(event), images_until(self.phase(model), model.epoch, model.step)
         if kind == "training":
-            model.begun = model.seen
+            model.started = model.seen
 
 
 # How it is shown.
@@ -321,7 +320,7 @@ def line_of(event: Event, view: RunView) -> str | None:
     if kind == "epoch":
         return _epoch_line(event, view)
     if kind == "training" and event["restored"]:
-        state = "done" if event["stopped_by"] else "goes on"
+        state = "done" if event["stopped_by"] else "resumed"
         name = who(event["phase"], event["worker"])
         return f"{name:<17} {state} after epoch {event['epoch']}, as it was saved"
     if kind == "phase_end":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from swap_fast.callbacks.events import ENDINGS, Event, seconds_of
+from swap_fast.config.checks import one_line
 from swap_fast.record import flatten
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
@@ -181,8 +182,8 @@ class Tracking:
             while (event := self._events.get()) is not None:
                 self._pass_on(event)
         except Exception as error:
-            words = " ".join(str(error).split()) or type(error).__name__
-            self._warn(f"{self.name} failed, and gets no more events of the run: {words}")
+            words = f"{self.name} failed, and gets no more events of the run: {one_line(error)}"
+            self._warn(words)
         finally:
             self._ready.set()
 

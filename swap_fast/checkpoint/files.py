@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from swap_fast.config.checks import one_line
 from swap_fast.files import write_file
 from swap_fast.record import EpochRow
 from swap_fast.training.state import Progress
@@ -114,7 +115,7 @@ def read_json(path: Path, kind: type[T]) -> T:
             return msgspec.convert(plain, kind)
     # Deep nesting is a RecursionError.
     except (OSError, ValueError, KeyError, RecursionError, msgspec.MsgspecError) as error:
-        words = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        words = error.strerror if isinstance(error, OSError) else one_line(error)
         raise DamagedError(
             f"{path.name}: expected JSON with its own sha256 in it, got {words}"
         ) from None

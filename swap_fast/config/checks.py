@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache, wraps
-from inspect import signature
+from inspect import isfunction, signature
 from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -18,6 +18,12 @@ def require(condition: bool, name: str, expected: str, got: object) -> None:
     """Refuse a value with one line: its name, what was expected, what it is."""
     if not condition:
         raise ValueError(f"{name}: expected {expected}, got {got!r}")
+
+
+def one_line(error: object, most: int = 500) -> str:
+    """What an error says, in one line of at most that many characters; else its class."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def whole(name: str, value: object) -> None:
@@ -89,6 +95,8 @@ def typed(name: str, value: Any, kind: Any) -> Any:
         (odd,) = error.args
         is_plain = isinstance(odd, str | numbers.Number | None)
         got = repr(odd) if is_plain else f"a {type(odd).__name__}"
+        if isfunction(odd):
+            got = f"{odd.__name__}{signature(odd)}"
         inside = "" if odd is value else " in it"
         raise ValueError(f"{name}: expected {_words(kind)}, got {got}{inside}") from None
 
@@ -100,7 +108,7 @@ def _cast(value: Any, kind: Any) -> Any:
         _OtherTypeError: it is not.
     """
     origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any:
+    if kind is Any or getattr(kind, "_is_protocol", False):
         return value
     if isinstance(value, bool) and kind in (int, float):
         raise _OtherTypeError(value)
@@ -123,9 +131,24 @@ def _cast(value: Any, kind: Any) -> Any:
         if not isinstance(value, (str, bytes, Mapping)) and not callable(value):
             values = value.tolist() if hasattr(value, "tolist") else value
             return [_cast(each, inner[0]) for each in values]
+    elif origin is Callable:
+        if callable(value) and (not isinstance(inner[0], list) or takes(value, len(inner[0]))):
+            return value
     elif origin not in (Literal, tuple, Sequence) and isinstance(value, origin or kind):
         return value
     raise _OtherTypeError(value)
+
+
+def takes(function: Any, count: int) -> bool:
+    """Whether a function can be called with that many arguments, as far as can be known."""
+    try:
+        form = signature(function)
+    except (TypeError, ValueError):  # of one that is written in C
+        return True
+    with suppress(TypeError):
+        form.bind(*range(count))
+        return True
+    return False
 
 
 _WORDS: dict[Any, str] = {
@@ -141,6 +164,9 @@ def _words(kind: Any) -> str:
         return _either(inner)
     if origin in (Union, UnionType):
         return _either([_words(each) for each in inner])
+    if origin is Callable and isinstance(inner[0], list):
+        count = len(inner[0])
+        return f"a function of {count or 'no'} argument{'' if count == 1 else 's'}"
     if origin in (Sequence, tuple) and inner:
         return f"a list, each {_words(inner[0])}"
     return _WORDS.get(origin or kind) or f"a {(origin or kind).__name__}"

@@ -83,9 +83,14 @@ class SGDRecipe:
         check(self, "train_images", size is None or size >= largest, expected)
 
     @property
+    def phases(self) -> tuple[Phase, ...]:
+        """In their order."""
+        return (self.phase1,)
+
+    @property
     def largest_batch_size(self) -> int:
         """The largest global batch of any phase."""
-        return self.phase1.global_batch_size
+        return max(phase.global_batch_size for phase in self.phases)
 
     @property
     def num_replicas(self) -> int:
@@ -122,8 +127,8 @@ class _TwoPhases(SGDRecipe):
         check(self, "batch_norm_augmented", fits, expected)
 
     @property
-    def largest_batch_size(self) -> int:
-        return max(self.phase1.global_batch_size, self.phase2.global_batch_size)
+    def phases(self) -> tuple[Phase, ...]:
+        return self.phase1, self.phase2
 
 
 @dataclass(frozen=True, kw_only=True)

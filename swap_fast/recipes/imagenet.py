@@ -41,15 +41,15 @@ def scaled(rows: tuple[Row, ...], devices: int, *, base: int) -> tuple[Stage, ..
     Arguments:
         base: the devices whose learning rates the rows have.
     """
-    many = devices / base
+    factor = devices / base
     return tuple(
         Stage(
             epochs=epochs,
             image_size=px,
             min_scale=min_scale,
             global_batch_size=batch * devices,
-            first_lr=first * many,
-            last_lr=last * many,
+            first_lr=first * factor,
+            last_lr=last * factor,
             rectangular_test=px == rows[-1][1],
         )
         for epochs, px, min_scale, batch, first, last in rows

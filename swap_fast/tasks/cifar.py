@@ -135,8 +135,7 @@ class CifarSource:
     image_size = IMAGE_SIZE
 
     def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
-        phases = [recipe.phase1, *([recipe.phase2] if isinstance(recipe, AveragingRecipe) else [])]
-        for number, phase in enumerate(phases, start=1):
+        for number, phase in enumerate(recipe.phases, start=1):
             if isinstance(phase, StagedPhase):
                 raise ValueError(
                     f"phase{number}: expected no stages for {recipe.dataset}, whose images "

@@ -21,6 +21,7 @@ from swap_fast.data.imagenet.crops import Crops, evaluation_batches, plan_crops
 from swap_fast.data.imagenet.scan import ImageSplit, ImageTree
 from swap_fast.distributed import Comm
 from swap_fast.training.evaluate import Count, Evaluator
+from swap_fast.training.loop import ImageSource
 from swap_fast.training.weights import Weights
 
 TEST_BATCH_SIZE = 128
@@ -61,7 +62,7 @@ def tree_evaluator(
     return Evaluator(model, batches, count, execution.autocast, device, second="top5")
 
 
-class TreeSource:
+class TreeSource(ImageSource):
     """A tree's training and test images, at the size and batch of each stage.
 
     A stage has a decoder of its own, made when it begins and after the last one's is gone: decoders
@@ -83,11 +84,6 @@ class TreeSource:
     def warm_up(self, weights: Weights, execution: Execution) -> None:
         """Import the decoder; what it builds on the device it builds when a stage begins."""
         importlib.import_module(f"swap_fast.data.imagenet.{self._loader}")
-
-    def resident_batches(
-        self, phase: Phase, into: Batch, execution: Execution, **others: object
-    ) -> None:
-        """None: images are decoded on their way."""
 
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Note where the images go, and make the decoder of test images, which all stages share."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from swap_fast.config.checks import typed_arguments
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.models.layers import FusableNorm
 from swap_fast.training.capture import Captures
@@ -280,6 +281,7 @@ class BatchNormRecompute:
             model.train(was_training)
 
 
+@typed_arguments()
 def recompute_statistics_(
     weights: Weights,
     batches: Iterable[Tensor],

@@ -37,6 +37,9 @@ class Accuracies(NamedTuple):
         return None if math.isnan(self.top1) else self.top1
 
 
+Evaluate = Callable[[Comm], Accuracies]
+"""The model's accuracies on the test images, shared out over the ranks given."""
+
 Count = tuple[Tensor | float, Tensor | float, Tensor | float]
 """Of a batch: right by the largest logit, right by a second measure (0: none), of all."""
 

@@ -1,17 +1,65 @@
-"""The updates of a phase, epoch by epoch."""
+"""The data of a run, and the updates of a phase, epoch by epoch."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from swap_fast.clock import Clock
-from swap_fast.config.phase import Phase
-from swap_fast.data.cifar.batches import Loader
+from swap_fast.config.execution import Execution
+from swap_fast.config.phase import BatchShape, Phase
+from swap_fast.data.cifar.batches import Batches, Loader
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.record import EpochRow
 from swap_fast.shutdown import NEVER, GracefulShutdown, InterruptedRunError
+from swap_fast.training.evaluate import Evaluate
 from swap_fast.training.state import Progress
 from swap_fast.training.step import BaseStep, Metrics
+from swap_fast.training.weights import Weights
+
+
+class Source(Protocol):
+    """A run's data: read when it is made, and moved to the device when the steps are warm."""
+
+    def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
+        """Move the data to the weights' device."""
+
+    def batches(
+        self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Any
+    ) -> Loader:
+        """What fills the step's batch in a stage of phase `number`, for this rank's replicas."""
+
+    def batch_norm_batches(self, buffer: Any, shape: BatchShape, comm: Comm) -> Iterable[Any]:
+        """This rank's share of phase 3's pass over the training data: of images the buffer
+        [B, 3, H, W] or its first part, written over for each batch."""
+
+    def evaluator(self, shape: BatchShape) -> Evaluate:
+        """Test accuracy as it is measured during these epochs."""
+
+
+class ImageSource(Source, Protocol):
+    """The images of a recipe."""
+
+    num_images: int
+    """To train on."""
+    image_size: int
+    """Side of the images of a phase without stages, in pixels."""
+
+    def warm_up(self, weights: Weights, execution: Execution) -> None:
+        """Import and run whatever makes its batches and tests the model, without the data."""
+
+    def resident_batches(
+        self,
+        phase: Phase,
+        into: Any,
+        execution: Execution,
+        *,
+        number: int,
+        replicas: range,
+        seed: int,
+    ) -> Batches | None:
+        """Batches that a captured update itself can load, in memory that `open_` fills."""
+        return None  # for images that are decoded on their way
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ class Progress:
     sums: tuple[float, ...] = ()
     """This rank's sums behind that epoch's metrics."""
     stopped_by: str | None = None
-    """What ended the phase; None: it goes on."""
+    """What ended the phase; None: it has not ended."""
     accuracies: Accuracies = NOT_TESTED
     """On the test images, after the last epoch."""
 

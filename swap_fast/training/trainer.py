@@ -4,17 +4,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from swap_fast.clock import Clock
+from swap_fast.config.checks import require, typed_arguments
 from swap_fast.config.execution import Execution
-from swap_fast.config.phase import BatchShape, Phase, shapes
+from swap_fast.config.phase import Phase, shapes
 from swap_fast.config.recipe import AveragingRecipe, Recipe, SWARecipe
 from swap_fast.config.step_choice import StepChoice
-from swap_fast.data.cifar.batches import Batches, Loader, require_a_batch
+from swap_fast.data.cifar.batches import require_a_batch
 from swap_fast.distributed import ALONE, Comm, WorkerGroup
 from swap_fast.record import EpochRow
 from swap_fast.shutdown import NEVER, GracefulShutdown, InterruptedRunError
@@ -29,8 +30,8 @@ from swap_fast.training.choice import (
     describe,
     phase_shapes,
 )
-from swap_fast.training.evaluate import Accuracies
-from swap_fast.training.loop import TrainStage, train_epochs
+from swap_fast.training.evaluate import Accuracies, Evaluate
+from swap_fast.training.loop import ImageSource, Source, TrainStage, train_epochs
 from swap_fast.training.optimizer import ScaledOptimizer, recipe_optimizer
 from swap_fast.training.state import (
     Checkpoints,
@@ -42,52 +43,6 @@ from swap_fast.training.state import (
 )
 from swap_fast.training.step import BaseStep, Metrics, Step
 from swap_fast.training.weights import Weights, average
-
-Evaluate = Callable[[Comm], Accuracies]
-"""The model's accuracies on the test images, shared out over the ranks given."""
-
-
-class Source(Protocol):
-    """A run's data: read when it is made, and moved to the device when the steps are warm."""
-
-    def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
-        """Move the data to the weights' device."""
-
-    def batches(
-        self, phase: Phase, shape: BatchShape, *, number: int, replicas: range, into: Any
-    ) -> Loader:
-        """What fills the step's batch in a stage of phase `number`, for this rank's replicas."""
-
-    def batch_norm_batches(self, buffer: Any, shape: BatchShape, comm: Comm) -> Iterable[Any]:
-        """This rank's share of phase 3's pass over the training data: of images the buffer
-        [B, 3, H, W] or its first part, written over for each batch."""
-
-    def evaluator(self, shape: BatchShape) -> Evaluate:
-        """Test accuracy as it is measured during these epochs."""
-
-
-class ImageSource(Source, Protocol):
-    """The images of a recipe."""
-
-    num_images: int
-    """To train on."""
-    image_size: int
-    """Side of the images of a phase without stages, in pixels."""
-
-    def warm_up(self, weights: Weights, execution: Execution) -> None:
-        """Import and run whatever makes its batches and tests the model, without the data."""
-
-    def resident_batches(
-        self,
-        phase: Phase,
-        into: Any,
-        execution: Execution,
-        *,
-        number: int,
-        replicas: range,
-        seed: int,
-    ) -> Batches | None:
-        """Batches that a captured update itself can load, in memory that `open_` fills; or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +221,7 @@ class Trainer:
         return number == 1 or self.group.is_first
 
 
+@typed_arguments()
 def build_trainer(
     recipe: Recipe,
     make_model: Callable[[], nn.Module],
@@ -302,26 +258,10 @@ def build_trainer(
             fused kernels for a net that has none.
     """
     assert captures is not None or not execution.capture, "captured steps, and nobody to reset them"
-    if seed < 0:
-        raise ValueError(f"seed: expected 0 or more, got {seed}")
-    if comm.world_size > recipe.num_replicas:
-        raise ValueError(
-            f"recipe {recipe.name}: expected 1 to {recipe.num_replicas} processes, one a "
-            f"replica of phase 1, got {comm.world_size}"
-        )
-    group, phases = (
-        WorkerGroup(workers=range(0), inside=ALONE, across=comm),
-        [(recipe.phase1, comm)],
-    )
+    require(seed >= 0, "seed", "0 or more", seed)
+    group = worker_group(recipe, comm, workers)
+    phases = [(recipe.phase1, comm)]
     if isinstance(recipe, AveragingRecipe):
-        group = (
-            comm.sequence_group(recipe.phase2.gpus_per_model)
-            if isinstance(recipe, SWARecipe)
-            else comm.worker_group(recipe.num_workers)
-        )
-        if workers is not None:
-            assert comm.world_size == 1, "a process alone runs the workers named"
-            group = WorkerGroup(workers=tuple(workers), inside=ALONE, across=ALONE)
         phases.append((recipe.phase2, group.inside))
     for number, (phase, _) in enumerate(phases, start=1):
         require_a_batch(number, phase.global_batch_size, source.num_images)
@@ -407,6 +347,27 @@ def build_trainer(
         shutdown=shutdown,
         step_choice=step_choice,
     )
+
+
+def worker_group(recipe: Recipe, comm: Comm, workers: Sequence[int] | None) -> WorkerGroup:
+    """The workers of phase 2 that this rank runs, and the ranks it shares them with.
+
+    Raises:
+        ValueError: more ranks than the recipe has use for.
+    """
+    if comm.world_size > recipe.num_replicas:
+        raise ValueError(
+            f"recipe {recipe.name}: expected 1 to {recipe.num_replicas} processes, one a "
+            f"replica of phase 1, got {comm.world_size}"
+        )
+    if not isinstance(recipe, AveragingRecipe):
+        return WorkerGroup(workers=range(0), inside=ALONE, across=comm)
+    if workers is not None:
+        assert comm.world_size == 1, "a process alone runs the workers named"
+        return WorkerGroup(workers=tuple(workers), inside=ALONE, across=ALONE)
+    if isinstance(recipe, SWARecipe):
+        return comm.sequence_group(recipe.phase2.gpus_per_model)
+    return comm.worker_group(recipe.num_workers)
 
 
 def make_steps(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from swap_fast.config.checks import require, typed, typed_arguments
 from swap_fast.config.phase import GroupName
 from swap_fast.distributed import ALONE, Comm
 
@@ -35,18 +36,16 @@ class Weights:
 
     Raises:
         ValueError: no trainable parameter, parameters that are lazy, complex, on several devices
-            or share memory, or a batch norm whose momentum is None.
+            or share memory, a batch norm whose momentum is None, or groups without a parameter's.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        groups: Iterable[GroupName] = ("others",),
-    ) -> None:
+    @typed_arguments("self")
+    def __init__(self, model: nn.Module, *, groups: Iterable[GroupName] = ("others",)) -> None:
+        order = typed("groups", list(groups), Sequence[GroupName])
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         _require_one_vector(named)
-        group_of, order = _groups(model, groups), list(groups)
+        group_of = _groups(model, order)
+        require(set(group_of.values()) <= set(order), "groups", '"others" among them', order)
         named.sort(key=lambda pair: order.index(group_of[pair[0]]))
         parameters = [p for _, p in named]
         wide = any(p.dtype == torch.float64 for p in parameters)
@@ -351,6 +350,7 @@ def _dense(tensor: Tensor) -> Tensor:
 # Averages of models: line 28 of Algorithm 1.
 
 
+@typed_arguments()
 def average(models: Iterable[tuple[int, Tensor]], comm: Comm = ALONE) -> Tensor:
     """The mean of weight vectors [P], those of this rank and of all others.
 
@@ -360,8 +360,8 @@ def average(models: Iterable[tuple[int, Tensor]], comm: Comm = ALONE) -> Tensor:
         models: this rank's workers' numbers, each with its vector; at least one.
 
     Raises:
-        ValueError: on every rank, where a vector of any rank is not finite: one diverged model
-            would spoil the average.
+        ValueError: no model; on every rank, where a vector of any rank is not finite: one diverged
+            model would spoil the average.
     """
     total: Tensor | None = None
     finite: dict[int, bool] = {}
@@ -377,7 +377,8 @@ def average(models: Iterable[tuple[int, Tensor]], comm: Comm = ALONE) -> Tensor:
             f"worker {names}: expected finite weights to average, got NaN or infinity; "
             "lower the learning rate of phase 2"
         )
-    assert total is not None, "a rank without a model to average"
+    if total is None:
+        raise ValueError("models: expected a weight vector or more on each rank, got none")
     return comm.all_reduce_(total).div_(len(finite))
 
 

@@ -35,6 +35,7 @@ from swap_fast.user.data import (
     Augment,
     Collate,
     Placement,
+    digest_of,
     generators_kept,
     num_examples,
     open_data,
@@ -187,7 +188,7 @@ def swap(
         parameter_groups: of the net, what `optimizer` is given in place of that list. Groups with
             learning rates of their own keep their ratio to the optimizer's.
         clip_gradient_norm: the largest norm of an update's gradient.
-        keep_momentum: carry the optimizer's history of phase 1 into phase 2.
+        keep_momentum: carry phase 1's optimizer state into phase 2.
         loss: of the model and a batch, the mean loss, or (the mean loss, how many were right, of
             how many); or one of torch's own, such as nn.CrossEntropyLoss(label_smoothing=0.1), of
             model(inputs) and targets. None: the cross entropy.
@@ -269,6 +270,8 @@ def swap(
         data = {
             "train_examples": num_examples(train),
             "test_examples": None if test is None else num_examples(test),
+            "train_digest": digest_of(train),
+            "test_digest": None if test is None else digest_of(test),
         }
         settings = {
             **describe_method(method),
@@ -336,7 +339,7 @@ def swap(
                 place,
                 clock,
                 attempt=attempt,
-                on_save=lambda progress: parts.callbacks.on_save(progress),
+                on_save=lambda progress: trainer.callbacks.on_save(progress),
                 say=logger.note,
             )
         with attempt or nullcontext(), logger:
@@ -353,7 +356,7 @@ def swap(
                 size_mb = sum(each.nbytes for each in weights.copy()) / 1e6
                 for line in opening_lines(method, where, precision, size_mb):
                     logger.note(line)
-            parts = assemble(
+            trainer = assemble(
                 source,
                 phases,
                 [
@@ -383,12 +386,12 @@ def swap(
             handled = nullcontext() if place is None else shutdown.installed(always_uninstall=True)
             try:
                 with handled:
-                    done = run_algorithm(method, parts)
+                    done = run_algorithm(method, trainer)
             except InterruptedRunError as signal:
-                how = f"{signal}; the same call with resume=True goes on"
+                how = f"{signal}; the same call with resume=True continues it"
                 raise InterruptedRunError(how, together=signal.together) from None
             rows = checkpoints.rows
-            result = make_result(parts, done, rows, model, settings=settings, data=data)
+            result = make_result(trainer, done, rows, model, settings=settings, data=data)
             if comm.rank == 0:
                 if (doubt := doubt_of(result)) is not None:
                     logger.note(doubt)

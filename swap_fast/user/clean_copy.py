@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from swap_fast.averaging_files.evaluate import Evaluation, measured_weights
 from swap_fast.averaging_files.weight_files import plain_names
-from swap_fast.config.checks import require, typed_arguments
+from swap_fast.config.checks import one_line, require, typed_arguments
 from swap_fast.training.weights import refuse_synchronized
 from swap_fast.user.batch import batch_length
 from swap_fast.user.data import BatchesAsGiven, Placement, generators_kept, one_pass
@@ -133,10 +133,8 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:  # whatever the net holds may raise
-        words = " ".join(str(error).split())
-        raise ValueError(
-            f"model: expected one that copy.deepcopy copies, got {type(error).__name__}: {words}"
-        ) from error
+        got = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"model: expected one that copy.deepcopy copies, got {got}") from error
 
 
 def device_of(model: nn.Module) -> torch.device:

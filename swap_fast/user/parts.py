@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from swap_fast.config.checks import one_line, typed
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import Comm
 from swap_fast.training.batchnorm import is_compiled
-from swap_fast.training.evaluate import Accuracies, Count, Evaluator
+from swap_fast.training.evaluate import Accuracies, Count, Evaluate, Evaluator
 from swap_fast.training.optimizer import ScaledOptimizer
 from swap_fast.training.state import PLAIN
 from swap_fast.training.step import BaseStep, Forward
-from swap_fast.training.trainer import Evaluate
 from swap_fast.training.weights import Weights
 from swap_fast.user.batch import batch_length, leaves, transformed
 from swap_fast.user.data import (
@@ -73,14 +73,14 @@ class UserOptimizer(ScaledOptimizer):
         largest_norm: float | None = None,
     ) -> None:
         self._trained, self._refresh = weights.trained, weights.refresh_
-        self._model, self._make, self._groups = weights.model, make, groups
-        self._largest_norm = largest_norm
+        self._model, self._groups, self._largest_norm = weights.model, groups, largest_norm
         if isinstance(make, torch.optim.Optimizer):
             name = type(make).__name__
             raise ValueError(
                 f"optimizer: expected a function that makes one of parameters, got a {name} that "
                 f"is made already; pass lambda parameters: {name}(parameters, lr=...)"
             )
+        self._make = typed("optimizer", make, Make)
         optimizer = self._new()
         self._check(optimizer)
         default = optimizer.defaults.get("lr")
@@ -193,6 +193,7 @@ def make_net(make_model: Callable[[], nn.Module], seed: int, device: torch.devic
             f"make_model: expected a function that makes the net, got {kind_of(make_model)}; pass "
             "the class, or lambda: Net(...)"
         )
+    make_model = typed("make_model", make_model, Callable[[], nn.Module])
     torch.manual_seed(seed)
     model = make_model()
     if not isinstance(model, nn.Module):
@@ -354,7 +355,7 @@ def explained(name: str, batch: Any, model: nn.Module, remedy: str) -> Iterator[
         own = sorted({_type(parameter) for parameter in model.parameters()})
         raise ValueError(
             f"{name}: expected a batch that the net takes, whose parameters are "
-            f"{' and '.join(own)}, got {got}: {' '.join(str(error).split())[:160]}; change {remedy}"
+            f"{' and '.join(own)}, got {got}: {one_line(error, 160)}; change {remedy}"
         ) from error
 
 

@@ -4,9 +4,10 @@ import copy
 import html
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from swap_fast.averaging_files.weight_files import plain_names
 from swap_fast.checkpoint.files import on_host
 from swap_fast.checkpoint.run_folder import RunInfo
 from swap_fast.config.checks import typed_arguments
-from swap_fast.files import remove_parts, write_file
+from swap_fast.files import remove_parts, taken, write_file
 from swap_fast.outcome import gather_rows, gather_times, workers_on_first
 from swap_fast.record import EpochRow, Times, library_version, now
 from swap_fast.training.state import Result
@@ -263,7 +264,7 @@ class AveragedResult:
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the weights as safetensors, a model card and the record; only one process does.
 
-        The record is written last: a folder that has it is whole.
+        The record is written last: a folder with one that is not empty is whole.
 
         Arguments:
             overwrite: replace a result that is there; else this one goes into the first free
@@ -276,30 +277,38 @@ class AveragedResult:
         Raises:
             OSError: the folder cannot be written to.
         """
-        wanted = folder = Path(folder)
+        folder = Path(folder)
         if not self.is_first:
             return folder
-        if not overwrite:
-            name = wanted.resolve() if wanted.name in ("", "..") else wanted
-            for number in count(2):
-                if not (folder.is_file() or (folder / RECORD).exists()):
-                    break
-                folder = Path(f"{name}-{number}")
-            if folder != wanted:
-                print(f"{wanted} holds another result: this one is saved in {folder}")
-        remove_parts(folder)
-        if (folder / RECORD).exists():
-            (folder / RECORD).unlink()
-            for former in folder.glob("worker[0-9]*.safetensors"):
-                if former.stem.removeprefix("worker").isdigit():
-                    former.unlink()
-        averaged = on_host(bare(self.model).state_dict())
-        named = {f"worker{w}": state for w, state in enumerate(self.worker_states)}
-        for stem, state in {"averaged": averaged, **named}.items():
-            write_file(folder / f"{stem}.safetensors", save(state, {"format": "pt"}))
-        write_file(folder / "README.md", model_card(self.record).encode())
-        write_file(folder / RECORD, (json.dumps(self.record, indent=1) + "\n").encode())
+        with nullcontext(folder) if overwrite else _free(folder) as folder:
+            remove_parts(folder)
+            if overwrite and (folder / RECORD).exists():
+                (folder / RECORD).unlink()
+                for former in folder.glob("worker[0-9]*.safetensors"):
+                    if former.stem.removeprefix("worker").isdigit():
+                        former.unlink()
+            averaged = on_host(bare(self.model).state_dict())
+            named = {f"worker{w}": state for w, state in enumerate(self.worker_states)}
+            for stem, state in {"averaged": averaged, **named}.items():
+                write_file(folder / f"{stem}.safetensors", save(state, {"format": "pt"}))
+            write_file(folder / "README.md", model_card(self.record).encode())
+            write_file(folder / RECORD, (json.dumps(self.record, indent=1) + "\n").encode())
         return folder
+
+
+@contextmanager
+def _free(wanted: Path) -> Iterator[Path]:
+    """The first free folder of WANTED, WANTED-2 and so on, which others find taken meanwhile."""
+    name = wanted.resolve() if wanted.name in ("", "..") else wanted
+    with ExitStack() as claim:
+        for folder in chain([wanted], (Path(f"{name}-{number}") for number in count(2))):
+            with suppress(FileExistsError):
+                folder.mkdir(parents=True, exist_ok=True)
+                claim.enter_context(taken(folder / RECORD))
+                break
+        if folder != wanted:
+            print(f"{wanted} holds another result: this one is saved in {folder}")
+        yield folder
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

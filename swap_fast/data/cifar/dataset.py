@@ -56,7 +56,7 @@ KNOWN: dict[DatasetName, KnownSet] = {
         num_classes=100,
         mean=(129.30, 124.07, 112.43),
         std=(68.17, 65.39, 70.42),
-        # Of the binary files with the published SHA-256, which tests/test_cifar.py has.
+        # Of the binary files with the published SHA-256, which test_cifar.py has.
         published_sha256="cb08878971c50009492feac3f9c92ac8879526dd8b39f19a3aecf64afd25714f",
     ),
     "synthetic": KnownSet(

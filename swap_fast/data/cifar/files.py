@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from swap_fast.config.checks import one_line
 from swap_fast.data.cifar.dataset import (
     IMAGE_BYTES,
     KNOWN,
@@ -75,7 +76,7 @@ def load_arrays(content: bytes, where: str) -> dict[str, Any]:
     except Exception as error:  # a damaged pickle may raise anything, as pickle's manual says
         raise ValueError(
             f"{where}: expected a pickle of numpy arrays and lists only, "
-            f"got one that cannot be loaded: {' '.join(str(error).split())}"
+            f"got one that cannot be loaded: {one_line(error)}"
         ) from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{where}: expected a pickled dictionary, got {type(loaded).__name__}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from swap_fast.config.checks import one_line
 from swap_fast.config.execution import Execution
 from swap_fast.data.imagenet.crops import Crops
 from swap_fast.data.imagenet.scan import IMAGENET_MEAN, IMAGENET_STD, ImageSplit
@@ -96,8 +97,7 @@ class _Decoded(Dataset[Tensor | str]):
         try:
             return decode_crop(content, window, resized, start, flip, size)
         except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damage
-            reason = " ".join(str(error).split())
-            return self._split.error_line(index, f"cannot be decoded: {reason}")
+            return self._split.error_line(index, f"cannot be decoded: {one_line(error)}")
 
 
 def decode_crop(

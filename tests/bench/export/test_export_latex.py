@@ -15,8 +15,8 @@ from record_factory import make_record
 from repository import ROOT
 
 from bench.cli import main
-from bench.document import Table, escape_latex, to_latex
-from bench.export.command import latex
+from bench.document import Table
+from bench.export.command import escape_latex, latex, to_latex
 from bench.records.paper import load_paper
 from bench.report.paper_tables import all_run_tables, recipe_tables
 
@@ -139,7 +139,7 @@ def test_a_hostile_table_stays_a_table() -> None:
         rows=((evil, "1.00"), ("x\ny", evil), ("[2cm]", " *"), ("*", "[")),
         footnotes=(evil,),
     )
-    caption, rows, notes = read_table(to_latex(table, full_page=True))
+    caption, rows, notes = read_table(to_latex(table))
     expected = evil.replace("日本", "(U+65E5)(U+672C)")
     assert caption == expected
     assert rows == [

@@ -16,9 +16,9 @@ from bench.document import (
     csv_text,
     escape_markdown,
     plus_minus,
-    to_latex,
     to_markdown,
 )
+from bench.export.command import to_latex
 from bench.records.paper import load_paper
 from bench.records.paper_tables import (
     TABLE_1,

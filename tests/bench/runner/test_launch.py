@@ -84,7 +84,7 @@ def test_an_interrupt_ends_all_ranks_in_one_line(tmp_path: Path) -> None:
     assert process.returncode == EXIT_STATUS == 75
     last = error.strip().splitlines()[-1]
     assert last.startswith("bench: interrupted (")
-    assert last.endswith("); the same command with --resume goes on")
+    assert last.endswith("); the same command with --resume continues it")
     assert "Traceback" not in error
     assert not list((tmp_path / "runs").glob("*.json"))
     assert all_end(process.pid), "an orphan was left"

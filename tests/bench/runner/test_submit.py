@@ -98,7 +98,7 @@ def test_a_job_that_is_told_to_end_says_how_to_go_on(
     (folder,) = (tmp_path / "checkpoints").iterdir()
     last = error.strip().splitlines()[-1]
     assert last.startswith(f"bench: {folder.name}: a job did not end well (Job ")
-    assert last.endswith("); the same command with --resume goes on")
+    assert last.endswith("); the same command with --resume continues it")
     again = ["submit", "cifar10_quick", *SMALL, *JOBS, "--resume", "--out", str(tmp_path)]
     assert main([*again, "--width", "8"]) == 1
     assert "recipe.width 8 in place of 4" in capsys.readouterr().err

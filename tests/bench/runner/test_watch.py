@@ -212,7 +212,7 @@ def test_a_real_run_is_watched_to_its_interruption_and_its_end(tmp_path: Path) -
     assert f"{folder.name}: interrupted (" in seen
     assert " stopped" in seen
     done = subprocess.run([*run, "--resume"], capture_output=True, text=True, check=True)
-    assert f"phase 1           goes on after epoch {stopped}, as it was saved" in done.stdout
+    assert f"phase 1           resumed after epoch {stopped}, as it was saved" in done.stdout
     events = read_events(folder)
     kinds = [event["event"] for event in events]
     assert (kinds.count("began"), kinds[-1]) == (2, "done")

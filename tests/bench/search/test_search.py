@@ -139,7 +139,7 @@ def test_a_run_of_a_point_that_was_told_to_end_goes_on(data: str, tmp_path: Path
     process.terminate()
     _, error = process.communicate(timeout=100)
     assert process.returncode == 75
-    assert error.strip().splitlines()[-1].endswith("the same command goes on")
+    assert error.strip().splitlines()[-1].endswith("the same command continues it")
     assert not list(folder.glob("runs/*.json"))
     subprocess.run(command, check=True, timeout=300)
     records, _ = read_records(folder / "runs")

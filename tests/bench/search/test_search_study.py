@@ -121,7 +121,9 @@ def test_a_wider_grid_adds_its_new_points(tmp_path: Path) -> None:
 
 def test_another_search_of_the_same_name_is_refused(tmp_path: Path) -> None:
     _study(tmp_path)
-    with pytest.raises(ValueError, match=r"^search s: was begun with held_out = 10, got 20; take"):
+    with pytest.raises(
+        ValueError, match=r"^search s: was started with held_out = 10, got 20; take"
+    ):
         _study(tmp_path, held_out=20)
 
 

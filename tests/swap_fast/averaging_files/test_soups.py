@@ -458,11 +458,14 @@ def test_half_precision_files_are_tried_in_float32_and_written_as_they_were(tmp_
     assert {t.dtype for t in made.tensors.values()} == {torch.bfloat16, torch.int64}
 
 
-def test_the_table_says_what_the_report_holds(tmp_path: Path) -> None:
+def test_the_table_says_what_the_report_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths, _ = normed(tmp_path)
     made = average_files(paths, tmp_path / "o", model=Normed, data=(batches([64]), batches([64])))
-    lines: list[str] = []
-    show(made.report, lines.append)
+    capsys.readouterr()
+    show(made.report)
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("  ")[0] == "model"
     assert [line.split("  ")[0] for line in lines[1:6]] == [
         *("net0.pt", "net1.pt", "net2.pt"),

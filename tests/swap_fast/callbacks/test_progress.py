@@ -125,7 +125,7 @@ def test_a_resumed_run_says_where_it_goes_on() -> None:
     lines(at(4, "failed", error="ValueError: no"))
     assert said == [
         "phase 1           done after epoch 2, as it was saved",
-        "phase 2, worker 1 goes on after epoch 1, as it was saved",
+        "phase 2, worker 1 resumed after epoch 1, as it was saved",
     ]
     # The bar is where it was: 1 epoch and 4 updates of 2 epochs of 40.
     assert state_lines(lines.view)[2] == "phase 2, worker 1  55%  epoch 1/2  stopped"

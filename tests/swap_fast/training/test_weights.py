@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,25 @@ def small_net(*, channels_last: bool = False) -> nn.Module:
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+@pytest.mark.parametrize(
+    ("model", "groups", "message"),
+    [
+        (3, ["others"], r"^model: expected a Module, got 3$"),
+        (SmallNet, ["others"], r"^model: expected a Module, got a type$"),
+        (SmallNet(), 3, r"^groups: expected an iterable, got 3$"),
+        (
+            SmallNet(),
+            "others",
+            r"^groups: expected a list, each filters, .* or others, got 'o' in it",
+        ),
+        (SmallNet(), [], r"^groups: expected \"others\" among them, got \[\]$"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(model: Any, groups: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Weights(model, groups=groups)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

@@ -436,7 +436,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "phase2.stopping_accuracy: expected None",
     ),
     "a phase": ({"phase1": 3}, "phase1: expected a swap_fast.Phase without stages, or None, got 3"),
-    "a schedule": ({"schedule1": 0.1}, "schedule1: expected a function or None, got 0.1"),
+    "a schedule": (
+        {"schedule1": 0.1},
+        "schedule1: expected a function of 1 argument or None, got 0.1",
+    ),
     "no rate": (
         {"schedule2": lambda epoch: -epoch},
         "learning rate at epoch 0.2: expected a finite number >= 0, got -0.2",
@@ -479,11 +482,22 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"loss": nn.CrossEntropyLoss},
         "loss: .*, got a class; pass CrossEntropyLoss\\(\\)",
     ),
-    "loss": ({"loss": "mse"}, "loss: expected a function or None, got 'mse'"),
-    "augment": ({"augment": 3}, "augment: expected a function or None, got 3"),
-    "groups": ({"parameter_groups": []}, "parameter_groups: expected a function or None, got a l"),
+    "loss": ({"loss": "mse"}, "loss: expected a function of 2 arguments or None, got 'mse'"),
+    "loss of one": (
+        {"loss": lambda m: 0},
+        "loss: expected .* of 2 arguments or None, got <lambda>",
+    ),
+    "optimizer": ({"optimizer": "sgd"}, "optimizer: expected a function of 1 argument, got 'sgd'"),
+    "augment": ({"augment": 3}, "augment: expected a function of 2 arguments or None, got 3"),
+    "groups": (
+        {"parameter_groups": []},
+        "parameter_groups: expected a function of 1 argument or None, got a l",
+    ),
     "folder": ({"folder": 3}, "folder: expected a text, a Path or None, got 3"),
-    "listeners": ({"listeners": print}, "listeners: expected a list, each a function, got a bu"),
+    "listeners": (
+        {"listeners": print},
+        "listeners: expected a list, each a function of 1 argument, got a bu",
+    ),
     "a callback": ({"callbacks": [3]}, "callbacks: expected a list, each a Callback, got 3 in it"),
     "time limit": ({"timeout_s": math.nan}, "timeout_s: expected seconds above 0"),
 }

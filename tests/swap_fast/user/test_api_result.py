@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -40,6 +41,7 @@ from torch import nn
 from torch.nn import functional
 
 from swap_fast.checkpoint.attempts import Attempt
+from swap_fast.files import write_file
 from swap_fast.shutdown import EXIT_STATUS, SIGNAL_INTERVAL_S, InterruptedRunError
 from swap_fast.training.callback import Callback
 
@@ -125,7 +127,9 @@ def test_the_record_is_json_and_says_how(tmp_path: Path) -> None:
     assert record["schema_version"] == 1
     assert record["settings"]["optimizer"]["name"] == "AdamW"
     assert record["settings"]["optimizer"]["groups"][0]["parameters"] == 48 + 16 + 36
-    assert record["data"] == {"train_examples": 44, "test_examples": 60}
+    data = record["data"]
+    assert (data["train_examples"], data["test_examples"]) == (44, 60)
+    assert data["train_digest"] != data["test_digest"]
     assert record["environment"]["libraries"]["torch"] == torch.__version__.partition("+")[0] or (
         record["environment"]["libraries"]["torch"] == torch.__version__
     )
@@ -162,6 +166,40 @@ def test_a_result_is_not_written_over_unless_told(
         assert record == json.loads(json.dumps(other.record))
 
 
+def test_two_processes_that_save_at_once_take_two_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, write, others = small_swap(), write_file, list[Path]()
+
+    def late(path: Path, content: bytes) -> None:
+        """The other comes before the first has written anything."""
+        if not others:
+            others.append(tmp_path)
+            others.append(result.save(tmp_path / "run"))
+        write(path, content)
+
+    monkeypatch.setattr("swap_fast.user.result.write_file", late)
+    assert result.save(tmp_path / "run") == tmp_path / "run"
+    assert others[1] == tmp_path / "run-2"
+    for folder in ("run", "run-2"):
+        assert json.loads((tmp_path / folder / "record.json").read_text())["method"] == "swap"
+
+
+def test_a_result_that_could_not_be_saved_leaves_its_folder_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    result = small_swap()
+    with monkeypatch.context() as patched:
+        patched.setattr("swap_fast.user.result.write_file", full)
+        with pytest.raises(OSError, match="No space"):
+            result.save(tmp_path / "run")
+    assert not (tmp_path / "run" / "record.json").exists()
+    assert result.save(tmp_path / "run") == tmp_path / "run"
+
+
 def test_a_result_is_five_lines_and_a_table() -> None:
     result = small_swap(net, test=TEST)
     low, high = sorted(result.worker_accuracies)
@@ -191,7 +229,7 @@ def test_the_models_have_memory_of_their_own() -> None:
         result.worker_model(2)
 
 
-# Interrupted, and gone on with.
+# Interrupted, and resumed.
 
 
 class Cut(Callback):
@@ -227,7 +265,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     said: dict[str, Any], updates: int, tmp_path: Path
 ) -> None:
     whole, handlers = small_swap(test=TEST, **said), _handlers()
-    with pytest.raises(InterruptedRunError, match=r"; the same call with resume=True goes on$"):
+    with pytest.raises(
+        InterruptedRunError, match=r"; the same call with resume=True continues it$"
+    ):
         small_swap(test=TEST, **said, folder=tmp_path, callbacks=[Cut(updates)])
     assert _handlers() == handlers
     result = small_swap(test=TEST, **said, folder=tmp_path, resume=True)
@@ -322,6 +362,9 @@ def test_a_folder_has_one_run(tmp_path: Path) -> None:
         small_swap(plain_net, folder=tmp_path, resume=True)
     with Attempt(tmp_path), pytest.raises(ValueError, match="another process is at; wait for it"):
         small_swap(folder=tmp_path, resume=True)
+    inputs, targets = blobs()
+    with pytest.raises(ValueError, match=r"^resume: .* got train_digest '\w{12}' in place of '\w"):
+        small_swap(net, (inputs, targets.flip(0)), folder=tmp_path, resume=True)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"run\.json: expected JSON .*; delete this folder, or "):
         small_swap(folder=tmp_path, resume=True)

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from image_trees import bad_forms, damaged_in_the_middle, encoded, legal_forms, texture, write_tree
+from image_trees import bad_forms, encoded, legal_forms, texture, write_tree
 
 from swap_fast.data.imagenet.scan import PREPARED, BadFile, scan_tree
 
@@ -81,13 +81,6 @@ def test_bad_files_are_skipped_when_asked(root: Path) -> None:
     assert list(tree.skipped) == told
     assert str(told[0]) == r"'train/class0/new\nline.jpg' (empty file)"
     assert tree.describe().endswith(", 1 bad files skipped")
-
-
-def test_damage_in_the_middle_is_found_by_a_thorough_scan(root: Path) -> None:
-    (root / "train/class0/damaged.jpg").write_bytes(damaged_in_the_middle(IMAGE))
-    assert len(scan_tree(root).train) == 10
-    assert "1 damaged" in message_of(root, thorough=True)
-    assert len(scan_tree(root, thorough=True, skip_bad_files=True).train) == 9
 
 
 def test_hidden_files_are_ignored(root: Path) -> None:
