@@ -20,9 +20,6 @@ from torch import Tensor
 TILE = 4
 """Side of a tile of outputs, in pixels."""
 
-WINDOW = 6
-"""Side of the window of inputs under it."""
-
 TILES_AT_ONCE = 128
 """Of a batch's tiles: what is made of them stays in the cache, and the products are still large."""
 
