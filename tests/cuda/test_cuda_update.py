@@ -1,4 +1,4 @@
-"""The fused update on the CUDA path, on the stand-in: the eager CPU step's, through an overflow."""
+"""The fused step on the CUDA path, on the stand-in: the eager CPU step's, through an overflow."""
 
 from __future__ import annotations
 
