@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from statistics import mean
 from typing import TYPE_CHECKING
 
 import pytest
@@ -160,3 +161,57 @@ def test_a_small_run_is_that_of_torch_s_update(cuda_stand_in: StandIn) -> None:
     assert workers < 1e-3
     assert mean < 1e-3
     assert accuracy == 0.0
+
+
+ACCURACIES = """
+import json
+from dataclasses import replace
+import numpy as np
+import torch
+from small_trainer import SGD, make_dataset
+from swap_fast.algorithm import sgd
+from swap_fast.clock import Clock
+from swap_fast.config.execution import Execution
+from swap_fast.config.phase import Phase
+from swap_fast.data.cifar.dataset import Split
+from swap_fast.models import ResNet9, fused_norm
+from swap_fast.tasks.cifar import CifarSource
+from swap_fast.training import capture
+from swap_fast.training.trainer import build_trainer
+
+capture.WARM_UPS = 1
+fused_norm.ROWS = fused_norm.BLOCK_ROWS = fused_norm.GRADIENT_ROWS = 1024  # as above
+fused_norm.BLOCK_CHANNELS = 8
+
+def of_four_colours(split):
+    labels = split.labels % 4
+    colour = np.stack([labels % 2 * 120, labels // 2 * 120, 0 * labels], axis=1)
+    return Split(images=(split.images // 2 + colour[:, None, None]).astype(np.uint8), labels=labels)
+
+data = make_dataset(64, 100)
+data = replace(data, train=of_four_colours(data.train), test=of_four_colours(data.test))
+phase = Phase(global_batch_size=8, peak_lr=0.2, max_epochs=3, warmup_epochs=0.5)
+recipe = replace(SGD, phase1=phase)
+
+def accuracy(step, seed):
+    execution = Execution(device_type="cuda", precision="fp16", step=step, capture=True)
+    with capture.Captures() as captures:
+        trainer = build_trainer(
+            recipe, lambda: ResNet9(width=2), CifarSource(recipe, data), seed=seed,
+            captures=captures, device=torch.device("cuda"), execution=execution,
+            clock=Clock(torch.cuda.synchronize),
+        )
+        return sgd(recipe, trainer).accuracies.top1
+
+runs = [("eager", 6), ("fused", 2)]
+print(json.dumps([[accuracy(step, seed) for seed in range(seeds)] for step, seeds in runs]))
+"""
+
+
+def test_a_fused_training_is_as_accurate_as_an_eager_one(cuda_stand_in: StandIn) -> None:
+    """ResNet-9 of width 2 in fp16, 24 updates, four classes: within the spread of the seeds."""
+    done = cuda_stand_in.run(["-c", ACCURACIES], values=2, timeout=600)
+    assert done.returncode == 0, done.stderr
+    eager, fused = json.loads(done.stdout)
+    assert mean(fused) > 0.4
+    assert abs(mean(fused) - mean(eager)) <= max(eager) - min(eager), (eager, fused)
