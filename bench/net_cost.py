@@ -15,9 +15,11 @@ For each layer from x to y, with d for a gradient, w for weights:
 | max pool | read x, write y, places | read dy, places, write dx |
 | x + f(x) | read x, f, write y | read both gradients, write their sum |
 | norm, pool, ReLU (GELU), fused | read x; read x, write y | read x, dy; read x, dy, write dx |
+| x + f(x), fused | read x | read one more gradient, twice |
 
 The image's gradient is not needed. Fused kernels, which a compiler can make, choose the pool's
-places again; the residual sum is in the last of them. The loss over 10 classes is left out, and so
+places again. The residual sum is in the last of them; its two gradients are added by those of the
+layer that made x, each of which reads both. The loss over 10 classes is left out, and so
 is the arithmetic of the update (Muon's matrix products too).
 """
 
@@ -34,7 +36,7 @@ UPDATE_PASSES = 9
 write theta, v."""
 
 
-def update_bytes(activation_bytes: int, *, fused: bool = False, gathered: bool = False) -> int:
+def update_bytes(activation_bytes: int, *, fused: bool = False) -> int:
     """Memory traffic of an update, of each parameter.
 
     Arguments:
@@ -42,14 +44,11 @@ def update_bytes(activation_bytes: int, *, fused: bool = False, gathered: bool =
         fused: by the kernels of `swap_fast.training.update_kernel`: read g for the search of
             overflow, where there is a loss scale; read theta, v, g, write theta, v, and theta in
             the narrow type.
-        gathered: several devices sum g, so that the fused form copies dw to g in float32 first.
     """
     is_narrow = activation_bytes != WEIGHT_BYTES
     if fused:
-        gradient = WEIGHT_BYTES if gathered else activation_bytes
-        gather = gathered * (activation_bytes + WEIGHT_BYTES)
         rounding = is_narrow * activation_bytes
-        return gather + (1 + is_narrow) * gradient + 4 * WEIGHT_BYTES + rounding
+        return (1 + is_narrow) * activation_bytes + 4 * WEIGHT_BYTES + rounding
     return UPDATE_PASSES * WEIGHT_BYTES + is_narrow * (WEIGHT_BYTES + activation_bytes)
 
 
@@ -147,7 +146,8 @@ def resnet9(width: int, num_classes: int, *, fused: bool = False) -> Net:
         yield from block(channels, channels, side)
         yield from block(channels, channels, side)
         y = channels * side**2
-        yield Layer(forward_values=y if fused else 3 * y, backward_values=3 * y, saved_values=y)
+        read, added = (y, 2 * y) if fused else (3 * y, 3 * y)
+        yield Layer(forward_values=read, backward_values=added, saved_values=y)
 
     layers = (
         *block(3, width, 32),

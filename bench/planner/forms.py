@@ -7,16 +7,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.document import Table
-from bench.net_cost import update_bytes
 from bench.planner.model import HARDWARE, Efficiency, Modelled, estimate
 from bench.planner.overlap import OVERLAP_ASSUMED, by_link, overlap
 from bench.planner.workload import PhaseWork, workload_of
 from bench.records.paper import Paper
+from swap_fast.config.recipe import Recipe
 from swap_fast.recipes.cifar10 import RECIPES
 
 ASSUMED = Efficiency(slowdown=1 / 0.475, epoch_s=0.006)
 """Of a captured step whose images lie on the device: 45 to 50% of what the arithmetic and the
 memory allow, and 6 ms of each epoch for its plan."""
+
+
+UPDATE_BYTES = {"sgd": {False: 60.0, True: 22.0}, "muon": {False: 296.2, True: 70.6}}
+"""Bytes that an update moves for each parameter, by the kind of optimizer and by whether it is
+fused, with Muon's matrix products: as `micro step` counts them in fp16 of the nets of width 64."""
+GATHERED_BYTES = 10
+"""More of a fused one where several devices sum the gradient: it is copied to fp32, and then read
+twice."""
+RUNS = (
+    *(("cifar10_dawnbench", 1), ("cifar10_dawnbench", 8)),
+    *(("cifar10_speed", 1), ("cifar10_speed_8", 8)),
+)
+"""Recipes, each with a number of devices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,41 +42,46 @@ class Form:
     fused_update: bool
 
 
-EAGER = Form(name="eager", fused_norm=False, fused_update=False)
-JOINED = Form(name="compiled, or fused norm", fused_norm=True, fused_update=False)
-FUSED = Form(name="fused norm and update", fused_norm=True, fused_update=True)
-
-RUNS = (
-    ("cifar10_dawnbench", 1, (EAGER, JOINED, FUSED)),
-    ("cifar10_dawnbench", 8, (EAGER, JOINED, FUSED)),
-    ("cifar10_speed", 1, (EAGER, JOINED)),
-    ("cifar10_speed_8", 8, (EAGER, JOINED)),
-)
-"""Recipe, devices, and the forms that its net and optimizer have."""
+def forms_of(recipe: Recipe) -> tuple[Form, ...]:
+    """The forms that a recipe's step has: kernels of ours for batch norm in ResNet-9 alone."""
+    has_norm = recipe.net == "resnet9"
+    joined, fused = "compiled, or fused norm", "fused norm and update"
+    if not has_norm:
+        joined, fused = "compiled", "fused update"
+    return (
+        Form(name="eager", fused_norm=False, fused_update=False),
+        Form(name=joined, fused_norm=True, fused_update=False),
+        Form(name=fused, fused_norm=has_norm, fused_update=True),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned(Modelled):
     """The speed of a device with one form of the step."""
 
+    optimizer: str
+    """Its kind."""
     fused_update: bool
 
     def update_s(self, phase: PhaseWork) -> float:
         """By the bytes of this form's update."""
-        moved = update_bytes(
-            self.hardware.activation_bytes,
-            fused=self.fused_update,
-            gathered=phase.gpus_per_model > 1,
-        )
+        moved = UPDATE_BYTES[self.optimizer][self.fused_update]
+        if self.fused_update and phase.gpus_per_model > 1:
+            moved += GATHERED_BYTES
         return (
             self.efficiency.slowdown * moved * phase.net.parameters / self.hardware.memory_bytes_s
         )
 
 
-def planned_seconds(recipe: str, gpus: int, form: Form, hardware: str, paper: Paper) -> float:
+def planned_seconds(recipe: Recipe, gpus: int, form: Form, hardware: str, paper: Paper) -> float:
     """Seconds of a run, with `ASSUMED`; on fewer devices than workers these take turns."""
-    work = workload_of(RECIPES[recipe](), paper, fused=form.fused_norm)
-    speed = Planned(hardware=HARDWARE[hardware], efficiency=ASSUMED, fused_update=form.fused_update)
+    work = workload_of(recipe, paper, fused=form.fused_norm)
+    speed = Planned(
+        hardware=HARDWARE[hardware],
+        efficiency=ASSUMED,
+        optimizer=recipe.optimizer.kind,
+        fused_update=form.fused_update,
+    )
     return estimate(work, speed, gpus).total_s
 
 
@@ -87,10 +105,15 @@ def forms_table(paper: Paper) -> Table:
                 "other GPUs."
                 for key, each in HARDWARE.items()
             ),
-            f"An update moves {update_bytes(2)} bytes a parameter; fused, "
-            f"{update_bytes(2, fused=True)}, or {update_bytes(2, fused=True, gathered=True)} where "
-            "replicas sum the gradient. Muon's fused one is not planned here, nor are its matrix "
-            "products.",
+            *(
+                f"An update by {words} moves {moved[False]:g} bytes a parameter; fused, "
+                f"{moved[True]:g}, or {moved[True] + GATHERED_BYTES:g} where replicas sum the "
+                "gradient."
+                for words, moved in (
+                    ("SGD", UPDATE_BYTES["sgd"]),
+                    ("Muon, with its matrix products,", UPDATE_BYTES["muon"]),
+                )
+            ),
             "The rows sum gradients after the backward pass. In buckets beside it, "
             f"cifar10_dawnbench on 8 GPUs would take less: {_saved(paper)}.",
             OVERLAP_ASSUMED,
@@ -112,11 +135,11 @@ def _saved(paper: Paper) -> str:
 
 
 def _rows(paper: Paper) -> Iterator[tuple[str, ...]]:
-    for recipe, gpus, forms in RUNS:
-        work = workload_of(RECIPES[recipe](), paper)
-        together, apart = work.phases
+    for name, gpus in RUNS:
+        recipe = RECIPES[name]()
+        together, apart = workload_of(recipe, paper).phases
         turns = apart.num_models // min(gpus, apart.num_models)
         epochs = f"{together.epochs:g} + {f'{turns} x ' if turns > 1 else ''}{apart.epochs:g}"
-        for form in forms:
+        for form in forms_of(recipe):
             seconds = (planned_seconds(recipe, gpus, form, key, paper) for key in HARDWARE)
-            yield (recipe, str(gpus), epochs, form.name, *(f"{s:.1f}" for s in seconds))
+            yield (name, str(gpus), epochs, form.name, *(f"{s:.1f}" for s in seconds))

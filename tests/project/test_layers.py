@@ -20,7 +20,7 @@ WITHOUT_TORCH = (
     *("bench.report.paper_tables", "bench.plots.training", "bench.report.write"),
     *("bench.records.timing", "bench.report.compare", "bench.hardware.telemetry"),
     *("bench.landscape.records", "bench.landscape.parallel_points"),
-    *("bench.export.command", "bench.export.submissions"),
+    *("bench.export.command", "bench.export.submissions", "bench.planner.forms"),
     *("bench.runner.watch", "swap_fast.__main__", "swap_fast.averaging_files.report"),
     *("swap_fast.record", "swap_fast.callbacks.emitter", "swap_fast.callbacks.progress"),
     "swap_fast.callbacks.trackers",

@@ -11,9 +11,10 @@ from bench.net_cost import Layer, Net, resnet9
 from bench.planner.command import make_plan, modelled, plan_table
 from bench.planner.forms import forms_table
 from bench.planner.model import FLOOR, Hardware, Modelled
-from bench.planner.overlap import Overlap, cut, left_s, overlap
+from bench.planner.overlap import Overlap, left_s, overlap
 from bench.planner.workload import PhaseWork
 from bench.records.paper import load_paper
+from swap_fast.config.buckets import cut_sizes
 from swap_fast.models import ResNet9
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.training import all_reduce
@@ -62,8 +63,8 @@ def test_it_does_not_pay_where_an_all_reduce_is_all_latency() -> None:
 
 @pytest.mark.parametrize("num_buckets", [1, 2, 3, 4])
 def test_the_buckets_are_the_net_s_own(num_buckets: int) -> None:
-    net = resnet9(64, 10)
-    planned = [sum(net.layers[i].parameters for i in layers) for layers in cut(net, num_buckets)]
+    sizes = [layer.parameters for layer in resnet9(64, 10).layers]
+    planned = [sum(sizes[i] for i in layers) for layers in cut_sizes(sizes, num_buckets)]
     weights = Weights(ResNet9(width=64))
     made = [
         sum(place.stop - place.start for place in bucket.places)

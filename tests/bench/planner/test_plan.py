@@ -15,7 +15,7 @@ from repository import ROOT
 from bench.cli import main
 from bench.planner import measure as this_machine
 from bench.planner.command import make_plan, modelled, plan_table
-from bench.planner.forms import EAGER, RUNS, forms_table, planned_seconds
+from bench.planner.forms import RUNS, forms_of, forms_table, planned_seconds
 from bench.planner.model import HARDWARE, Efficiency, Modelled, epoch_s, layers_s
 from bench.planner.scaling import (
     Scaling,
@@ -240,20 +240,18 @@ def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_fused_part_makes_a_planned_run_faster() -> None:
     assert main(["plan", "--forms"]) == 0
-    seconds = {
-        (name, gpus, form): [
-            planned_seconds(name, gpus, form, hardware, PAPER) for hardware in HARDWARE
+    for name, gpus in RUNS:
+        recipe = RECIPES[name]()
+        rows = [
+            [planned_seconds(recipe, gpus, form, hardware, PAPER) for hardware in HARDWARE]
+            for form in forms_of(recipe)
         ]
-        for name, gpus, forms in RUNS
-        for form in forms
-    }
-    for name, gpus, forms in RUNS:
-        rows = [seconds[name, gpus, form] for form in forms]
         for slower, faster in pairwise(rows):
             assert all(a > b for a, b in zip(slower, faster, strict=True)), (name, gpus)
         assert all(v100 > a100 > h100 for v100, a100, h100 in rows)
     table = forms_table(PAPER)
-    assert len(table.rows) == len(seconds)
+    assert len(table.rows) == 3 * len(RUNS)
+    assert [row[3] for row in table.rows[-3:]] == ["eager", "compiled", "fused update"]
     assert "planned, not measured" in table.title
     assert table.rows[0][2] == "28 + 8 x 1"
 
@@ -261,12 +259,16 @@ def test_each_fused_part_makes_a_planned_run_faster() -> None:
 def test_a_planned_run_by_hand() -> None:
     """13 epochs of 100 steps by two replicas in turn, then 5 of 200 by each of two workers."""
     hardware = HARDWARE["v100"]
-    phase1 = workload_of(RECIPES["cifar10_speed"](), PAPER).phases[0]
+    recipe = RECIPES["cifar10_speed"]()
+    eager, _, fused = forms_of(recipe)
+    phase1 = workload_of(recipe, PAPER).phases[0]
     image_s = layers_s(phase1.net, hardware)
     forward_s = layers_s(phase1.net, hardware, forward_only=True)
-    update_s = 42 * phase1.net.parameters / 900e9
-    steps_s = 13 * 100 * (2 * 250 * image_s + update_s)
-    steps_s += 2 * 5 * 200 * (250 * image_s + update_s)
-    expected_s = (steps_s + 50_000 * forward_s) / 0.475 + (13 + 10) * 0.006
-    found = planned_seconds("cifar10_speed", 1, EAGER, "v100", PAPER)
-    assert found == pytest.approx(expected_s)
+    # With Muon's matrix products; phase 1's replicas gather the gradient, a worker need not.
+    for form, together, apart in ((eager, 296.2, 296.2), (fused, 70.6 + 10, 70.6)):
+        first_s, second_s = (n * phase1.net.parameters / 900e9 for n in (together, apart))
+        steps_s = 13 * 100 * (2 * 250 * image_s + first_s)
+        steps_s += 2 * 5 * 200 * (250 * image_s + second_s)
+        expected_s = (steps_s + 50_000 * forward_s) / 0.475 + (13 + 10) * 0.006
+        found = planned_seconds(recipe, 1, form, "v100", PAPER)
+        assert found == pytest.approx(expected_s)
