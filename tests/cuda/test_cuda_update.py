@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from statistics import mean
 from typing import TYPE_CHECKING
 
 import pytest
@@ -193,25 +192,25 @@ data = replace(data, train=of_four_colours(data.train), test=of_four_colours(dat
 phase = Phase(global_batch_size=8, peak_lr=0.2, max_epochs=3, warmup_epochs=0.5)
 recipe = replace(SGD, phase1=phase)
 
-def accuracy(step, seed):
-    execution = Execution(device_type="cuda", precision="fp16", step=step, capture=True)
+def accuracy(step):
+    execution = Execution(device_type="cuda", step=step, capture=True)
     with capture.Captures() as captures:
         trainer = build_trainer(
-            recipe, lambda: ResNet9(width=2), CifarSource(recipe, data), seed=seed,
+            recipe, lambda: ResNet9(width=2), CifarSource(recipe, data), seed=0,
             captures=captures, device=torch.device("cuda"), execution=execution,
             clock=Clock(torch.cuda.synchronize),
         )
         return sgd(recipe, trainer).accuracies.top1
 
-runs = [("eager", 6), ("fused", 2)]
-print(json.dumps([[accuracy(step, seed) for seed in range(seeds)] for step, seeds in runs]))
+print(json.dumps([accuracy("eager"), accuracy("fused")]))
 """
 
 
 def test_a_fused_training_is_as_accurate_as_an_eager_one(cuda_stand_in: StandIn) -> None:
-    """ResNet-9 of width 2 in fp16, 24 updates, four classes: within the spread of the seeds."""
-    done = cuda_stand_in.run(["-c", ACCURACIES], values=2, timeout=600)
+    """ResNet-9 of width 2 in fp32, 24 updates, four classes, 100 test images."""
+    done = cuda_stand_in.run(["-c", ACCURACIES], values=2, timeout=300)
     assert done.returncode == 0, done.stderr
     eager, fused = json.loads(done.stdout)
-    assert mean(fused) > 0.4
-    assert abs(mean(fused) - mean(eager)) <= max(eager) - min(eager), (eager, fused)
+    assert eager > 0.5
+    # In fp16 two seeds differ by more than this, and so do two roundings of one seed.
+    assert abs(fused - eager) <= 0.05
