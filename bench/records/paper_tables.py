@@ -33,6 +33,10 @@ AT_SIZE: dict[Size, str] = {
 """In a title."""
 
 
+LANDSCAPES: dict[Size, str] = {"narrow": "cifar10_narrow_4"}
+"""A recipe of a size that is in no table, but whose planes and paths Figures 3 and 4 show."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """One accuracy that a table gives for each row."""

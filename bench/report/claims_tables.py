@@ -10,7 +10,7 @@ from bench.landscape.records import Basin, CosineRecord, PlaneRecord, basin, on_
 from bench.plots.training import averages_against_workers
 from bench.records.grouping import Host, data_of, group_by, host_of, machine_key
 from bench.records.paper import ACCURACY_MARGIN, TIME_MARGIN, Paper
-from bench.records.paper_tables import AT_SIZE, SWAP_AFTER, Size
+from bench.records.paper_tables import AT_SIZE, LANDSCAPES, SWAP_AFTER, Size
 from bench.report.claims import (
     ACCURACY_CLAIMS,
     TIME_CLAIMS,
@@ -148,7 +148,11 @@ def claims_tables(
     tables: dict[bool, list[Table]] = {False: [], True: []}
     nearer: dict[tuple[str, ...], str] = {}  # of each claim its outcome
     for size in AT_SIZE:
-        claimed = (r for r in records if any(cell.has(r, size) for cell in cells))
+        claimed = (
+            r
+            for r in records
+            if r.recipe == LANDSCAPES.get(size) or any(cell.has(r, size) for cell in cells)
+        )
         groups = group_by(claimed, host_of)
         rows_of = {host: _rows(size, groups[host], paper, planes, cosines) for host in groups}
         is_far = size == "cpu"
