@@ -30,7 +30,7 @@ from swap_fast.training import capture, choice, trainer
 
 kind, *arguments = sys.argv[1:]
 choice.REPLAYS, choice.SETTLE_S, choice.UPDATES, capture.WARM_UPS = 1, 0.0, 1, 1
-trainer.candidates = lambda execution: ("eager", "fused")
+trainer.candidates = lambda execution, model: ("eager", "fused")
 right = fused_norm.norm_relu
 
 def wrong(*given, **named):
