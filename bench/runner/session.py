@@ -102,7 +102,7 @@ def prepare(options: RunOptions, recipe: Recipe, original: Recipe) -> Prepared:
     execution = replace(
         default,
         memory_format=options.memory_format,
-        step="eager" if (options.step, device_type) == ("auto", "cpu") else options.step,
+        step=options.step,
         precision=options.precision or default.precision,
         all_reduce=options.all_reduce,
         all_reduce_buckets=options.all_reduce_buckets,

@@ -135,8 +135,6 @@ def choose_step(
     Raises:
         RuntimeError: the eager step failed.
     """
-    if len(names) == 1:
-        return StepChoice(chosen=names[0], times_s={}, dropped={})
     times: dict[str, dict[str, float]] = {}
     dropped: dict[str, str] = {}
     expected: list[Outcome] = []
@@ -173,8 +171,6 @@ def choose_step(
 
 def describe(choice: StepChoice) -> list[str]:
     """A line with the times of all candidates, and one for each that was dropped."""
-    if not choice.times_s:
-        return []
     times = [
         f"{name} {', '.join(f'{1e3 * seconds:.3g} ms' for seconds in found.values())}"
         for name, found in choice.times_s.items()

@@ -273,11 +273,14 @@ def build_trainer(
             weights, recipe.optimizer, scale_gradients=execution.precision == "fp16"
         )
     smoothing = recipe.label_smoothing
-    if execution.step == "auto":
+    if execution.step != "auto":
+        step_choice = None
+    elif len(names := candidates(execution, weights.model)) == 1:
+        step_choice, execution = None, replace(execution, step=names[0])
+    else:
         with clock.lap("kernel_warmup"):
             if step_choice is None:
-                names = candidates(execution, weights.model)
-                if len(names) > 1 and comm.rank == 0:
+                if comm.rank == 0:
                     say(f"timing the steps that the run may use: {', '.join(names)}")
                 of_run = phase_shapes(
                     phases,
@@ -298,8 +301,6 @@ def build_trainer(
                     say(line)
             execution = replace(execution, step=step_choice.chosen)
             execution.choose_kernels_(weights.model)
-    else:
-        step_choice = None
     with clock.lap("model_init"):
         make_step = partial(
             Step, weights, optimizer, execution=execution, label_smoothing=smoothing

@@ -234,7 +234,7 @@ def test_on_a_cpu_auto_is_eager() -> None:
     found, chosen = run(AUTO)
     assert torch.equal(found, eager)
     assert none is None
-    assert chosen == StepChoice(chosen="eager", times_s={}, dropped={})
+    assert chosen is None
 
 
 def test_a_run_that_chose_is_the_run_that_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
