@@ -28,9 +28,11 @@ from swap_fast.training.weights import Weights, split
 
 UPDATES, LEARNING_RATE = 5, 0.01
 """What a candidate trains before it is compared with the eager step."""
-TOLERANCE = {"fp32": 0.01, "fp16": 0.1, "bf16": 0.1}
+TOLERANCE = {"fp32": 0.05, "fp16": 0.1, "bf16": 0.1}
 """How far each tensor of a candidate may be from the eager step's, in shares of its length. Kernels
-round differently, fp32 in the TF32 of matrix units; a kernel that is wrong is off by about 1."""
+round differently, fp32 in the TF32 of matrix units, and updates amplify it: ResNet-9 of width 64 in
+fp32 on a CPU, in torch's two memory formats or from weights 1e-6 off, is 0.011 apart after two. A
+kernel that is wrong is off by about 1."""
 REPLAYS, SETTLE_S = 30, 0.2
 """Updates that are timed, and how long untimed ones run before, until the device's clock is up."""
 CPU_S = 3.0

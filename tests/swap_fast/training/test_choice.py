@@ -161,7 +161,7 @@ def test_the_run_s_updates_are_weighed() -> None:
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        (Wrong, "ValueError: it differs from the eager step by 0.25 after 5 updates, allowed 0.01"),
+        (Wrong, "ValueError: it differs from the eager step by 0.25 after 5 updates, allowed 0.05"),
         (WrongStatistics, "ValueError: it differs from the eager step by "),
         (NotANumber, "ValueError: the gradients of 40 updates overflow torch.float32"),
         (Fails, "NotImplementedError: no kernel for this device"),
