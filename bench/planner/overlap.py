@@ -44,7 +44,7 @@ class Overlap:
 
 
 def overlap(phase: PhaseWork, speed: Modelled, gpus: int) -> Overlap:
-    """The number of buckets with which least time is left, for a model on so many GPUs."""
+    """The number of buckets that adds the least time to an update, for a model on `gpus` GPUs."""
     whole = phase.net.parameters * WEIGHT_BYTES
     after_s = speed.efficiency.slowdown * all_reduce_s(whole, gpus, speed.hardware)
     counts = range(2, MOST_BUCKETS + 1)

@@ -131,10 +131,10 @@ class _Windows:
 
 
 def _turns(batch: int, height: int, width: int) -> list[slice]:
-    """The images of a batch in turns of equal length, the last may be shorter."""
+    """The images of a batch in chunks of equal length; the last may be shorter."""
     tiles = ceil(height / TILE) * ceil(width / TILE)
-    turns = max(1, ceil(batch * tiles / TILES_AT_ONCE))
-    length = max(1, ceil(batch / turns))
+    chunks = max(1, ceil(batch * tiles / TILES_AT_ONCE))
+    length = max(1, ceil(batch / chunks))
     return [slice(first, min(first + length, batch)) for first in range(0, batch, length)]
 
 
@@ -147,12 +147,12 @@ class _Winograd(torch.autograd.Function):
         maps, filters = images.permute(0, 2, 3, 1), _transformed(weight).transpose(1, 2)
         batch, height, width, _ = maps.shape
         out = maps.new_empty(batch, height, width, len(weight))
-        turns = _turns(batch, height, width)
-        inputs, outputs = _both(images, weight, turns)
-        for turn in turns:
-            torch.bmm(inputs.transform(maps[turn]), filters, out=outputs.results)
+        chunks = _turns(batch, height, width)
+        inputs, outputs = _both(images, weight, chunks)
+        for chunk in chunks:
+            torch.bmm(inputs.transform(maps[chunk]), filters, out=outputs.results)
             made = outputs.adjoint(outputs.results)
-            out[turn] = made[: turn.stop - turn.start]
+            out[chunk] = made[: chunk.stop - chunk.start]
         return out.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -162,15 +162,15 @@ class _Winograd(torch.autograd.Function):
         filters = _transformed(weight)
         by_filters = torch.zeros_like(filters)
         by_input = torch.empty_like(maps) if ctx.needs_input_grad[0] else None
-        turns = _turns(*maps.shape[:3])
-        inputs, outputs = _both(images, weight, turns)
-        for turn in turns:
-            by_products = outputs.transform(by_output[turn])
-            by_filters.baddbmm_(by_products.transpose(1, 2), inputs.transform(maps[turn]))
+        chunks = _turns(*maps.shape[:3])
+        inputs, outputs = _both(images, weight, chunks)
+        for chunk in chunks:
+            by_products = outputs.transform(by_output[chunk])
+            by_filters.baddbmm_(by_products.transpose(1, 2), inputs.transform(maps[chunk]))
             if by_input is not None:
                 torch.bmm(by_products, filters, out=inputs.results)
                 made = inputs.adjoint(inputs.results)
-                by_input[turn] = made[: turn.stop - turn.start]
+                by_input[chunk] = made[: chunk.stop - chunk.start]
         _, of_filters, _ = _matrices(weight.dtype)
         by_weight = (of_filters.T @ by_filters.flatten(1)).view(3, 3, *weight.shape[:2])
         return (
@@ -179,9 +179,9 @@ class _Winograd(torch.autograd.Function):
         )
 
 
-def _both(images: Tensor, weight: Tensor, turns: list[slice]) -> tuple[_Windows, _Windows]:
-    """The windows of the inputs and the tiles of the outputs, of as many maps as a turn has."""
-    length = turns[0].stop if turns else 0
+def _both(images: Tensor, weight: Tensor, chunks: list[slice]) -> tuple[_Windows, _Windows]:
+    """The windows of the inputs and the tiles of the outputs, of as many maps as a chunk has."""
+    length = chunks[0].stop if chunks else 0
     height, width = images.shape[2:]
     of_window, _, of_tile = _matrices(images.dtype)
     outputs, inputs = weight.shape[:2]
