@@ -130,7 +130,7 @@ class _Windows:
         return _Squares(maps, squares, padded[:, TILE * down :], padded[:, :, TILE * across :])
 
 
-def _turns(batch: int, height: int, width: int) -> list[slice]:
+def _chunks(batch: int, height: int, width: int) -> list[slice]:
     """The images of a batch in chunks of equal length; the last may be shorter."""
     tiles = ceil(height / TILE) * ceil(width / TILE)
     chunks = max(1, ceil(batch * tiles / TILES_AT_ONCE))
@@ -147,7 +147,7 @@ class _Winograd(torch.autograd.Function):
         maps, filters = images.permute(0, 2, 3, 1), _transformed(weight).transpose(1, 2)
         batch, height, width, _ = maps.shape
         out = maps.new_empty(batch, height, width, len(weight))
-        chunks = _turns(batch, height, width)
+        chunks = _chunks(batch, height, width)
         inputs, outputs = _both(images, weight, chunks)
         for chunk in chunks:
             torch.bmm(inputs.transform(maps[chunk]), filters, out=outputs.results)
@@ -162,7 +162,7 @@ class _Winograd(torch.autograd.Function):
         filters = _transformed(weight)
         by_filters = torch.zeros_like(filters)
         by_input = torch.empty_like(maps) if ctx.needs_input_grad[0] else None
-        chunks = _turns(*maps.shape[:3])
+        chunks = _chunks(*maps.shape[:3])
         inputs, outputs = _both(images, weight, chunks)
         for chunk in chunks:
             by_products = outputs.transform(by_output[chunk])
