@@ -26,13 +26,17 @@ from swap_fast.training.optimizer import FlatOptimizer
 from swap_fast.training.step import Step
 from swap_fast.training.weights import Weights, split
 
-UPDATES, LEARNING_RATE = 5, 0.01
-"""What a candidate trains before it is compared with the eager step."""
+UPDATES, RATE_SHARE = 3, 1e-3
+"""What a candidate trains before it is compared with the eager step: updates, and their learning
+rate in shares of the phase's peak. Only the last has the peak itself, so that its change is above
+the weights' rounding, and no update follows to amplify what differs: SpeedNet with Muon from
+weights 1e-6 apart is 0.3 apart after five updates at a hundredth of the peak, 0.01 at a thousandth.
+"""
 TOLERANCE = {"fp32": 0.05, "fp16": 0.1, "bf16": 0.1}
 """How far each tensor of a candidate may be from the eager step's, in shares of its length. Kernels
-round differently, fp32 in the TF32 of matrix units, and updates amplify it: ResNet-9 of width 64 in
-fp32 on a CPU, in torch's two memory formats or from weights 1e-6 off, is 0.011 apart after two. A
-kernel that is wrong is off by about 1."""
+round differently, fp32 in the TF32 of matrix units: with Winograd's convolutions in fp32 ResNet-9 of
+width 64 is 0.003 off, and SpeedNet, whose Muon multiplies in bf16, 0.02. A kernel that is wrong is
+off by about 1."""
 REPLAYS, SETTLE_S = 30, 0.2
 """Updates that are timed, and how long untimed ones run before, until the device's clock is up."""
 CPU_S = 3.0
@@ -196,8 +200,8 @@ def build_in_turn(build: Callable[[], None], comm: Comm) -> None:
 
 
 Outcome = list[list[Tensor]]
-"""What updates left behind: of each parameter the momentum; the change of the running means and
-variances; the mean loss."""
+"""What updates left behind: of each parameter the momentum and the change; the change of the running
+means and variances; the mean loss."""
 
 
 class _Trial:
@@ -215,7 +219,7 @@ class _Trial:
         weights.load_(*start)  # one that failed has left them anywhere
         self.step = make(shape.phase, shape.ranks, execution=execution, shape=shape.shape)
         self._execution, self._weights, self._optimizer = execution, weights, optimizer
-        self._start = start
+        self._start, self._peak_lr = start, shape.phase.peak_lr
         images = torch.randn(self.step.images.shape, generator=torch.Generator().manual_seed(0))
         self.step.images.copy_(images)
         self.step.labels.zero_()
@@ -262,20 +266,25 @@ class _Trial:
 
     def _train(self) -> Outcome:
         step, optimizer = self.step, self._optimizer
-        step.set_learning_rate(LEARNING_RATE)
+        taken = 0
         for number in range(1, MOST_UPDATES + 1):
+            is_last = taken == UPDATES - 1
+            step.set_learning_rate(self._peak_lr if is_last else RATE_SHARE * self._peak_lr)
             step()
-            if number - optimizer.skipped.item() >= UPDATES:
+            taken = number - int(optimizer.skipped.item())
+            if taken == UPDATES:
                 break
         else:
             raise ValueError(
                 f"the gradients of {MOST_UPDATES} updates overflow {step.images.dtype}"
             )
-        velocity = optimizer.velocity.clone()
+        trained = [*self._weights.trained.values()]
+        trained = [*self._weights.trained.values()]
         means = sum(norm.num_features for norm in self._weights.norms)
         moved = step.statistics.values - self._start[1]
         return [
-            split(velocity, [*self._weights.trained.values()]),
+            split(optimizer.velocity.clone(), trained),
+            split(self._weights.theta.detach() - self._start[0], trained),
             [moved[:, :means], moved[:, means : 2 * means]] if means else [],
             [step.loss_sum / number],
         ]
