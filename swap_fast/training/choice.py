@@ -34,9 +34,9 @@ weights 1e-6 apart is 0.3 apart after five updates at a hundredth of the peak, 0
 """
 TOLERANCE = {"fp32": 0.05, "fp16": 0.1, "bf16": 0.1}
 """How far each tensor of a candidate may be from the eager step's, in shares of its length. Kernels
-round differently, fp32 in the TF32 of matrix units: with Winograd's convolutions in fp32 ResNet-9 of
-width 64 is 0.003 off, and SpeedNet, whose Muon multiplies in bf16, 0.02. A kernel that is wrong is
-off by about 1."""
+round differently, fp32 in the TF32 of matrix units: with Winograd's convolutions in fp32 ResNet-9
+of width 64 is 0.003 off, and SpeedNet, whose Muon multiplies in bf16, 0.02. A kernel that is wrong
+is off by about 1."""
 REPLAYS, SETTLE_S = 30, 0.2
 """Updates that are timed, and how long untimed ones run before, until the device's clock is up."""
 CPU_S = 3.0
@@ -200,8 +200,8 @@ def build_in_turn(build: Callable[[], None], comm: Comm) -> None:
 
 
 Outcome = list[list[Tensor]]
-"""What updates left behind: of each parameter the momentum and the change; the change of the running
-means and variances; the mean loss."""
+"""What updates left behind: of each parameter the momentum and the change; the change of the
+running means and variances; the mean loss."""
 
 
 class _Trial:
