@@ -5,6 +5,7 @@ They are in OUT/planes and OUT/cosines, next to OUT/runs.
 
 from __future__ import annotations
 
+import cmath
 import math
 import re
 from dataclasses import asdict, dataclass
@@ -265,18 +266,20 @@ def basin(record: PlaneRecord) -> Basin:
     )
 
 
-def on_other_sides(record: PlaneRecord, first: str, second: str) -> bool:
-    """Whether two marked points are on unlike sides of the basin's centre.
+def angle_at_centre(record: PlaneRecord, first: str, second: str) -> float:
+    """The angle, in degrees from 0 to 180, at which two marked points are seen from the centre.
 
-    Seen from the centre, the second's projection on the direction of the first is then negative.
+    Over 90 they are on different sides of the basin.
 
     Raises:
         KeyError: no such point.
     """
     centre, points = basin(record), {point.name: point for point in record.marked}
-    a, b = points[first], points[second]
-    product = (a.alpha - centre.alpha) * (b.alpha - centre.alpha)
-    return product + (a.beta - centre.beta) * (b.beta - centre.beta) < 0
+    a, b = (
+        complex(points[name].alpha - centre.alpha, points[name].beta - centre.beta)
+        for name in (first, second)
+    )
+    return abs(math.degrees(cmath.phase(a * b.conjugate())))
 
 
 def best(record: PlaneRecord) -> GridPoint:

@@ -154,7 +154,8 @@ def _of_wide_nets(default: Execution, width: int, net: MicroNet = "resnet9") -> 
     """On a CPU with Winograd's convolutions, where `--step auto` tries them; else the default."""
     if default.device_type != "cpu":
         return default
-    return replace(default, step=candidates(default, step.make_net(net, width))[-1])
+    is_wide = "winograd" in candidates(default, step.make_net(net, width))
+    return replace(default, step="winograd") if is_wide else default
 
 
 def _our_executions(default: Execution, *, fusable: bool) -> dict[str, Execution]:

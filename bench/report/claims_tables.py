@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from bench.document import EMULATED, NOTHING, Table, interval_cell, mark_notes
-from bench.landscape.records import Basin, CosineRecord, PlaneRecord, basin, on_other_sides
+from bench.landscape.records import Basin, CosineRecord, PlaneRecord, angle_at_centre, basin
 from bench.plots.training import averages_against_workers
 from bench.records.grouping import Host, data_of, group_by, host_of, machine_key
 from bench.records.paper import ACCURACY_MARGIN, TIME_MARGIN, Paper
@@ -45,6 +45,8 @@ class Fact:
     says: str
     shown: dict[str, tuple[str, bool]]
     """By the run of each plane or path: its figures, and whether the claim holds."""
+    why: str | None = None
+    """What the figures say of the reason, where it does not hold."""
 
 
 def landscape_facts(planes: Sequence[PlaneRecord], cosines: Sequence[CosineRecord]) -> list[Fact]:
@@ -61,6 +63,7 @@ def landscape_facts(planes: Sequence[PlaneRecord], cosines: Sequence[CosineRecor
             "Section 4, Figure 2",
             "During phase 2 the model traversed to a different side of the basin",
             {run: _is_crossing(plane) for run, plane in second.items()},
+            why="; ".join(map(_way_past_the_centre, second.values())),
         ),
         Fact(
             "Section 4, Figure 3",
@@ -72,13 +75,23 @@ def landscape_facts(planes: Sequence[PlaneRecord], cosines: Sequence[CosineRecor
             "The cosine similarity of -g and the direction to the output of SWAP decreases as "
             "the training enters its later stages",
             {path.run_id: _is_falling(path) for path in cosines},
+            why="; ".join(map(_rise_and_fall, cosines)),
         ),
     ]
 
 
 def _is_crossing(plane: PlaneRecord) -> tuple[str, bool]:
-    crossed = on_other_sides(plane, "LB", "SGD")
-    return f"LB and SGD on {'unlike sides' if crossed else 'one side'}", crossed
+    angle = angle_at_centre(plane, "LB", "SGD")
+    return f"LB and SGD at {angle:.0f} degrees, seen from the center", angle > 90
+
+
+def _way_past_the_centre(plane: PlaneRecord) -> str:
+    """Where the way from LB, the plane's origin, to SGD, on its first axis, passes the centre."""
+    centre, (sgd,) = basin(plane), [point for point in plane.marked if point.name == "SGD"]
+    return (
+        f"different sides begin at 90 degrees; the way from LB to SGD, {sgd.alpha:.2f} long, "
+        f"passes the center after {centre.alpha:.2f}, at a distance of {abs(centre.beta):.2f}"
+    )
 
 
 def _is_falling(path: CosineRecord) -> tuple[str, bool]:
@@ -89,6 +102,15 @@ def _is_falling(path: CosineRecord) -> tuple[str, bool]:
     return (
         f"mean of the first third of the epochs {first:.3f}, of the last {last:.3f}",
         last < first,
+    )
+
+
+def _rise_and_fall(path: CosineRecord) -> str:
+    """Where a path's cosine is highest, and where it ends."""
+    top, last = max(path.rows, key=lambda row: row.cosine), path.rows[-1]
+    return (
+        f"it rises from {path.rows[0].cosine:.3f} to {top.cosine:.3f} (phase {top.phase}, epoch "
+        f"{top.epoch}) and falls to {last.cosine:.3f} (phase {last.phase}, epoch {last.epoch})"
     )
 
 
@@ -218,7 +240,11 @@ def _rows(
         [plane for plane in planes if plane.run_id in by_id],
         [path for path in cosines if path.run_id in by_id],
     )
-    rows += [_Row(cells=_fact_row(it), runs=[by_id[run] for run in it.shown]) for it in facts]
+    for fact in facts:
+        row = _Row(cells=_fact_row(fact), runs=[by_id[run] for run in fact.shown])
+        asks = row.outcome == DID_NOT_HOLD and fact.why is not None
+        why = f"Why not ({fact.source}, {fact.says}): {fact.why}."
+        rows.append(replace(row, why=why) if asks else row)
     return rows
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from landscape_factory import make_plane
 
-from bench.landscape.records import basin, best, on_other_sides
+from bench.landscape.records import angle_at_centre, basin, best
 
 
 def _bowl(alpha: float, beta: float) -> float:
@@ -39,13 +39,14 @@ def test_a_flat_plane_is_all_basin() -> None:
     assert flat.level == 0.2
 
 
-def test_sides_are_seen_from_the_centre() -> None:
-    points = {"LB": (-3.0, 0.5), "SGD": (2.0, 1.0), "SWAP": (-0.1, 2.0)}
+def test_angles_are_seen_from_the_centre() -> None:
+    points = {"LB": (-3.0, 0.0), "SGD": (2.0, 2.0), "SWAP": (-0.1, 2.0)}
     record = make_plane(_bowl, points)
-    assert on_other_sides(record, "LB", "SGD")  # -6 + 0.5
-    assert not on_other_sides(record, "LB", "SWAP")  # 0.3 + 1
+    assert angle_at_centre(record, "LB", "SGD") == pytest.approx(135)
+    assert angle_at_centre(record, "SGD", "LB") == pytest.approx(135)
+    assert angle_at_centre(record, "LB", "SWAP") == pytest.approx(math.degrees(math.atan(20)))
     with pytest.raises(KeyError):
-        on_other_sides(record, "LB", "SGD1")
+        angle_at_centre(record, "LB", "SGD1")
 
 
 def test_best_is_the_grids_lowest_test_error() -> None:

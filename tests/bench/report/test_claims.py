@@ -278,3 +278,14 @@ def test_claims_of_the_landscape() -> None:
     assert _landscape_outcomes([good, bad], []) == ["did not hold"] * 2
     strange = replace(good, run_id="of-another-folder")
     assert _landscape_outcomes([strange], []) == []
+
+
+def test_landscapes_that_do_not_hold_say_what_was_seen() -> None:
+    bad = bowl(2, LB=(0.0, 0.0), SGD=(0.5, 0.0), SWAP=(1.8, 0.0))
+    rising = cosine_path(0.1, 0.3, 0.2)
+    (table,) = claims_tables([make_record()], PAPER, [bad], [rising])
+    crossing, cosine = (note for note in table.footnotes if "Why not (Section 4" in note)
+    assert "the way from LB to SGD, 0.50 long, passes the center after " in crossing
+    assert cosine.endswith(
+        "rises from 0.100 to 0.300 (phase 1, epoch 2) and falls to 0.200 (phase 1, epoch 3)."
+    )
