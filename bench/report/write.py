@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ from bench.plots.schedules import figure_5, figure_6
 from bench.plots.training import figure_1, timing_figure
 from bench.records.grouping import group_by, host_of, machine_key
 from bench.records.paper_tables import (
+    LANDSCAPES,
     OTHER,
     TIME_TO_TARGET,
     number_machines,
@@ -96,8 +98,13 @@ def draw_figures(content: Content, folder: Path, figure_run: str | None) -> dict
     if importlib.util.find_spec("matplotlib") is None:
         return {what: {} for what in (*paper, TIMING, SPEED, SCALING)}
     numbers, records = number_machines(content.records), content.records
-    # The first of each is shown first: of a run in the first table.
-    in_tables = [record.run_id for group in table_groups(records) for record in group.records]
+    shown = group_by(records, attrgetter("recipe"))
+    # The first of each is shown first: of a run in the first table, or shown for its size.
+    in_tables = [
+        record.run_id
+        for group in table_groups(records)
+        for record in (*group.records, *shown.get(LANDSCAPES.get(group.size), ()))
+    ]
     place = {run: i for i, run in enumerate(dict.fromkeys(in_tables))}
 
     def order(record: RunRecord | LandscapeRecord) -> int:
