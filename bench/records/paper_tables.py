@@ -277,11 +277,16 @@ class RowRuns:
     """The runs that one row of a table puts together."""
 
     row: PaperRow
-    label: str
-    """The row's; with a number where runs of its recipe may not all be put together."""
+    mark: str
+    """What tells them apart from the row's other runs, with which they may not be put together."""
     records: list[RunRecord]
     """Runs of one recipe, data set and precision, on one kind of machine and number of its devices;
     empty where there are none."""
+
+    @property
+    def label(self) -> str:
+        """The row's, and the mark."""
+        return self.row.label + self.mark
 
     @property
     def machine(self) -> MachineKey | None:
@@ -295,11 +300,20 @@ def deal(table: RunTable, size: Size, records: Sequence[RunRecord]) -> list[RowR
     for row in table.rows:
         runs = [record for record in records if record.recipe == row.recipes[size]]
         kinds = group_by(runs, lambda record: (machine_key(record), accuracy_key(record)))
-        groups = [kinds[kind] for kind in sorted(kinds, key=lambda kind: kind[0])]
-        for i, group in enumerate(groups or [[]], start=1):
-            mark = f" [{i}]" if len(groups) > 1 else ""
-            dealt.append(RowRuns(row=row, label=f"{row.label}{mark}", records=group))
+        groups = [kinds[k] for k in sorted(kinds, key=lambda k: (k[0], k[1].precision))]
+        for mark, group in zip(_marks(groups), groups or [[]], strict=True):
+            dealt.append(RowRuns(row=row, mark=mark, records=group))
     return dealt
+
+
+def _marks(groups: Sequence[list[RunRecord]]) -> list[str]:
+    """What tells the groups of a row apart: their precision, else numbers; of one, nothing."""
+    if len(groups) < 2:
+        return [""]
+    precisions = [accuracy_key(group[0]).precision for group in groups]
+    if len({*precisions}) == len(groups):
+        return [f", {precision}" for precision in precisions]
+    return [f" [{i}]" for i in range(1, len(groups) + 1)]
 
 
 # Which tables a run belongs in, and the number of the machine that it ran on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bench.report.write import (
     SPEED_END,
     update_readme,
 )
+from swap_fast.record import RunRecord
 
 
 @pytest.mark.parametrize("count", [0, 3])
@@ -33,17 +35,7 @@ def test_the_final_accuracies_and_the_paper_s(count: int) -> None:
         for recipe in recipes
         for seed in range(count)
     ]
-    content = Content(
-        results=Path(),
-        paper=load_paper(),
-        records=records,
-        skipped=[],
-        planes=[],
-        cosines=[],
-        micro=[],
-        main=[],
-        first_looks=[],
-    )
+    content = _content(records)
     outcomes = ["held", "did not hold", "held"]
     items = summary(content, stability_table(records), outcomes).items
     table = overview(content)
@@ -161,3 +153,36 @@ def test_it_stands_between_a_readmes_markers_if_there_are_any(tmp_path: Path) ->
     readme.write_text(rest)
     update_readme(readme, collect(results))
     assert SPEED_BEGIN not in readme.read_text()
+
+
+def test_swap_is_compared_in_its_own_precision() -> None:
+    names = ("cifar10_cpu", "cifar10_sgd_small_cpu")
+    fp32 = [make_record(name, seed) for name in names for seed in range(3)]
+    execution = {**fp32[0].configuration["execution"], "precision": "bf16"}
+    bf16 = [
+        replace(r, configuration={**r.configuration, "execution": execution})
+        for r in (make_record(name, 7) for name in names)
+    ]
+    table = overview(_content([*fp32, bf16[0]]))
+    assert table is not None
+    assert [(row[0], row[2], row[4]) for row in table.rows] == [
+        ("Table 1 at CPU size, 2 CPU cores, bf16", "1", "—"),
+        ("Table 1 at CPU size, 2 CPU cores, fp32", "3", "76.10 ± 0.10"),
+    ]
+    table = overview(_content([*fp32, *bf16]))
+    assert table is not None
+    assert [row[4] for row in table.rows] == ["76.70", "76.10 ± 0.10"]
+
+
+def _content(records: list[RunRecord]) -> Content:
+    return Content(
+        results=Path(),
+        paper=load_paper(),
+        records=records,
+        skipped=[],
+        planes=[],
+        cosines=[],
+        micro=[],
+        main=[],
+        first_looks=[],
+    )
