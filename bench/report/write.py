@@ -39,6 +39,7 @@ from bench.landscape.records import LandscapeRecord
 from bench.micro.tables import micro_figures, micro_tables
 from bench.planner.check import check_table
 from bench.planner.command import scalings
+from bench.planner.forms import headline_table
 from bench.planner.scaling import scaling_figure, scaling_table
 from bench.plots.schedules import figure_5, figure_6
 from bench.plots.training import figure_1, timing_figure
@@ -179,6 +180,7 @@ def build_document(
         main = [*main, time_to_target(records, content.paper)]
     claims = claims_tables(records, content.paper, content.planes, content.cosines)
     energy, plans = energy_table(records), scalings(content.paper)
+    headline = headline_table(content.paper)
     drawn = {what: figure_blocks(what, figures[what]) for what in figures}
     paper = [blocks for what, blocks in drawn.items() if what.startswith("Figure ")]
     # A run's name begins with its recipe's.
@@ -196,6 +198,7 @@ def build_document(
         ),
         {
             "Compared with the paper": [fold_constants(table) for table in notes_once(main)[1:]],
+            "Planned": [fold_constants(headline)],
             "The paper's claims": notes_once(claims.tables),
             "Independent runs or one (Section 4.1)": sampling_blocks(records),
             "The paper's other figures": [blocks[0] for blocks in paper[1:]],
@@ -256,6 +259,7 @@ def build_document(
     )
     shown = [
         *main,
+        headline,
         *content.first_looks,
         *claims.tables,
         *claims.first_looks,
@@ -418,7 +422,7 @@ def print_summary(content: Content, console: Console | None = None) -> None:
 
 _GENERATED = re.compile(
     r"(table\d|statistics|time_to_target|claims|sampling|micro|runs|other_runs|timing|laps|energy"
-    r"|machines|stability|pairs_table\d|figure\d|roofline|collective|plan_check_paper"
+    r"|machines|stability|pairs_table\d|figure\d|roofline|collective|plan_check_paper|plan_27_seconds"
     r"|scaling_(?:cifar10|imagenet)_swap)[\w-]*\.(md|csv|svg)"
 )
 """Names of files that a report writes."""

@@ -15,7 +15,7 @@ from repository import ROOT
 from bench.cli import main
 from bench.planner import measure as this_machine
 from bench.planner.command import make_plan, modelled, plan_table
-from bench.planner.forms import RUNS, forms_of, forms_table, planned_seconds
+from bench.planner.forms import RUNS, forms_of, forms_table, headline_table, planned_seconds
 from bench.planner.model import HARDWARE, Efficiency, Modelled, epoch_s, layers_s
 from bench.planner.scaling import (
     Scaling,
@@ -272,3 +272,18 @@ def test_a_planned_run_by_hand() -> None:
         expected_s = (steps_s + 50_000 * forward_s) / 0.475 + (13 + 10) * 0.006
         found = planned_seconds(recipe, 1, form, "v100", PAPER)
         assert found == pytest.approx(expected_s)
+
+
+def test_the_27_seconds_on_each_kind_of_device() -> None:
+    table, recipe = headline_table(PAPER), RECIPES["cifar10_dawnbench"]()
+    (v100, a100, h100) = table.rows
+    assert v100[:2] == ("V100 SXM2", "27")
+    assert (a100[1], h100[1]) == ("—", "—")
+    plan = make_plan(recipe, modelled("v100", None, PAPER), None, PAPER)
+    assert v100[2] == f"{plan.expected.total_s:.1f}"
+    for key, row in zip(HARDWARE, table.rows, strict=True):
+        assert [float(cell) for cell in row[3:]] == [
+            pytest.approx(planned_seconds(recipe, 8, form, key, PAPER), abs=0.05)
+            for form in forms_of(recipe)
+        ]
+    assert all("planned" in column.lower() for column in table.columns[2:])
