@@ -30,6 +30,7 @@ from bench.records.paper_tables import (
     OTHER,
     SGD_SMALL,
     SWA_SMALL,
+    SWAP_AFTER,
     TIME_TO_TARGET,
     RowRuns,
     RunTable,
@@ -176,7 +177,7 @@ def overview(content: Content) -> Table | None:
         title="SWAP, and what it is to equal in less time",
         caption="Test accuracies (%), top-1 in Table 3; times as measured, one over the other.",
         columns=(
-            *("Table", "SWAP", "n", "Compared with", "Its accuracy", "SWAP's share of its time"),
+            *("Table", "SWAP", "Compared", "SWAP's share of the time", "n", "Compared with", "On"),
             *("Paper: SWAP", "Paper: compared", "Paper: share"),
         ),
         rows=rows,
@@ -194,14 +195,16 @@ def _overview_rows(content: Content) -> Iterator[tuple[str, ...]]:
             compared = next((e for e in rows if _is_compared(swap, e, table)), None)
             ratio = compared and _time_ratio(swap, compared)
             label = COMPARED[table.number]
+            name = "" if swap.row.label == SWAP_AFTER else f", {swap.row.label}"
             seconds = [content.paper.time_s(table.name, row) for row in (swap.row.label, label)]
             yield (
-                f"{table.title(group.size)}, {machine_key(swap.records[0]).used}{swap.mark}",
+                f"{table.title(group.size)}{name}{swap.mark}",
                 _accuracy(swap, table, content.paper),
-                str(len(swap.records)),
-                label,
                 NOTHING if compared is None else _accuracy(compared, table, content.paper),
                 NOTHING if not ratio else f"{ratio:.2f}",
+                str(len(swap.records)),
+                label,
+                machine_key(swap.records[0]).used,
                 *(_published(row, table, content.paper) for row in (swap.row.label, label)),
                 f"{seconds[0] / seconds[1]:.2f}",
             )

@@ -192,7 +192,7 @@ def build_document(
         (
             Paragraph(text=warning(content), strong=True),
             summary(content, warned, claims.outcomes),
-            *([] if at_one_look is None else [at_one_look]),
+            *([] if at_one_look is None else [fold_constants(at_one_look)]),
             paper[0][0],
             fold_constants(main[0]),
         ),
