@@ -277,11 +277,19 @@ class RowRuns:
     """The runs that one row of a table puts together."""
 
     row: PaperRow
-    mark: str
-    """What tells them apart from the row's other runs, with which they may not be put together."""
+    precision: str | None = None
+    """Where runs of the table were made in several: theirs."""
+    number: int | None = None
+    """Of the row's groups, from 1, where its runs may not all be put together for other reasons."""
     records: list[RunRecord]
     """Runs of one recipe, data set and precision, on one kind of machine and number of its devices;
     empty where there are none."""
+
+    @property
+    def mark(self) -> str:
+        """What tells them apart from other runs in the table; of most, nothing."""
+        precision = "" if self.precision is None else f", {self.precision}"
+        return precision if self.number is None else f"{precision} [{self.number}]"
 
     @property
     def label(self) -> str:
@@ -297,23 +305,24 @@ class RowRuns:
 def deal(table: RunTable, size: Size, records: Sequence[RunRecord]) -> list[RowRuns]:
     """The runs of one kind of machine, dealt out to a table's rows, those on few devices first."""
     dealt = []
+    in_several = len({accuracy_key(record).precision for record in records}) > 1
     for row in table.rows:
         runs = [record for record in records if record.recipe == row.recipes[size]]
-        kinds = group_by(runs, lambda record: (machine_key(record), accuracy_key(record)))
-        groups = [kinds[k] for k in sorted(kinds, key=lambda k: (k[0], k[1].precision))]
-        for mark, group in zip(_marks(groups), groups or [[]], strict=True):
-            dealt.append(RowRuns(row=row, mark=mark, records=group))
+        if not runs:
+            dealt.append(RowRuns(row=row, records=[]))
+        by_precision = group_by(runs, lambda record: accuracy_key(record).precision)
+        for precision in sorted(by_precision):
+            kinds = group_by(by_precision[precision], lambda r: (machine_key(r), accuracy_key(r)))
+            for i, kind in enumerate(sorted(kinds, key=lambda kind: kind[0]), start=1):
+                dealt.append(
+                    RowRuns(
+                        row=row,
+                        precision=precision if in_several else None,
+                        number=i if len(kinds) > 1 else None,
+                        records=kinds[kind],
+                    )
+                )
     return dealt
-
-
-def _marks(groups: Sequence[list[RunRecord]]) -> list[str]:
-    """What tells the groups of a row apart: their precision, else numbers; of one, nothing."""
-    if len(groups) < 2:
-        return [""]
-    precisions = [accuracy_key(group[0]).precision for group in groups]
-    if len({*precisions}) == len(groups):
-        return [f", {precision}" for precision in precisions]
-    return [f" [{i}]" for i in range(1, len(groups) + 1)]
 
 
 # Which tables a run belongs in, and the number of the machine that it ran on.

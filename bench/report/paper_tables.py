@@ -105,9 +105,9 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
     rows = [tuple(each.values()) for each in cells]
     configurations = [
         f"{each.label}: {', '.join(record.run_id for record in each.records)}; "
-        "not the same recipe, data, precision or number of devices."
+        "not the same recipe, data or number of devices."
         for each in dealt
-        if each.mark
+        if each.number is not None
     ]
     caption = f"Ours: machine {group.number}, {host.label}. {paper_caption(paper, table)}"
     if group.size != "paper":

@@ -155,7 +155,7 @@ def test_times_on_unlike_numbers_of_devices_are_rows_of_their_own() -> None:
     (note,) = (note for note in table.footnotes if note.startswith(f"{SWAP} [1]: "))
     assert note == (
         f"{SWAP} [1]: {', '.join(r.run_id for r in two)}; "
-        "not the same recipe, data, precision or number of devices."
+        "not the same recipe, data or number of devices."
     )
 
 
