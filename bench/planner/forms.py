@@ -136,7 +136,7 @@ def headline_table(paper: Paper) -> Table:
         ours = [planned_seconds(recipe, gpus, form, key, paper) for form in forms]
         rows.append(
             (
-                hardware.name.split(" (")[0],
+                key.upper(),
                 f"{paper.claim.time_s:g}" if key == "v100" else NOTHING,
                 *(f"{seconds:.1f}" for seconds in (as_paper.total_s, *ours)),
             )

@@ -75,7 +75,7 @@ def landscape_facts(planes: Sequence[PlaneRecord], cosines: Sequence[CosineRecor
             "The cosine similarity of -g and the direction to the output of SWAP decreases as "
             "the training enters its later stages",
             {path.run_id: _is_falling(path) for path in cosines},
-            why="; ".join(map(_rise_and_fall, cosines)),
+            why="; ".join(map(_course, cosines)),
         ),
     ]
 
@@ -105,12 +105,13 @@ def _is_falling(path: CosineRecord) -> tuple[str, bool]:
     )
 
 
-def _rise_and_fall(path: CosineRecord) -> str:
-    """Where a path's cosine is highest, and where it ends."""
+def _course(path: CosineRecord) -> str:
+    """Where a path's cosine begins, is highest and ends."""
     top, last = max(path.rows, key=lambda row: row.cosine), path.rows[-1]
     return (
-        f"it rises from {path.rows[0].cosine:.3f} to {top.cosine:.3f} (phase {top.phase}, epoch "
-        f"{top.epoch}) and falls to {last.cosine:.3f} (phase {last.phase}, epoch {last.epoch})"
+        f"it begins at {path.rows[0].cosine:.3f}, is highest at {top.cosine:.3f} "
+        f"(phase {top.phase}, epoch {top.epoch}) and ends at {last.cosine:.3f} "
+        f"(phase {last.phase}, epoch {last.epoch})"
     )
 
 

@@ -16,7 +16,6 @@ from bench.landscape.records import (
 )
 from bench.micro.records import MicroRecord, read_micro_records
 from bench.records.grouping import (
-    accuracy_key,
     data_of,
     host_of,
     machine_key,
@@ -192,9 +191,11 @@ def _overview_rows(content: Content) -> Iterator[tuple[str, ...]]:
         for swap in rows:
             if not swap.row.is_final or swap.records[0].method != "swap":
                 continue
-            compared = next((e for e in rows if _is_compared(swap, e, table)), None)
-            ratio = compared and _time_ratio(swap, compared)
             label = COMPARED[table.number]
+            compared = next(
+                (e for e in rows if (e.row.label, e.precision) == (label, swap.precision)), None
+            )
+            ratio = compared and _time_ratio(swap, compared)
             name = "" if swap.row.label == SWAP_AFTER else f", {swap.row.label}"
             seconds = [content.paper.time_s(table.name, row) for row in (swap.row.label, label)]
             yield (
@@ -208,12 +209,6 @@ def _overview_rows(content: Content) -> Iterator[tuple[str, ...]]:
                 *(_published(row, table, content.paper) for row in (swap.row.label, label)),
                 f"{seconds[0] / seconds[1]:.2f}",
             )
-
-
-def _is_compared(swap: RowRuns, other: RowRuns, table: RunTable) -> bool:
-    """Whether a row is the one that SWAP is to equal, of runs in the same precision."""
-    keys = [accuracy_key(each.records[0]) for each in (swap, other)]
-    return other.row.label == COMPARED[table.number] and keys[0].precision == keys[1].precision
 
 
 def _accuracy(each: RowRuns, table: RunTable, paper: Paper) -> str:

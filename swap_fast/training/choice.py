@@ -279,7 +279,6 @@ class _Trial:
                 f"the gradients of {MOST_UPDATES} updates overflow {step.images.dtype}"
             )
         trained = [*self._weights.trained.values()]
-        trained = [*self._weights.trained.values()]
         means = sum(norm.num_features for norm in self._weights.norms)
         moved = step.statistics.values - self._start[1]
         return [

@@ -287,5 +287,6 @@ def test_landscapes_that_do_not_hold_say_what_was_seen() -> None:
     crossing, cosine = (note for note in table.footnotes if "Why not (Section 4" in note)
     assert "the way from LB to SGD, 0.50 long, passes the center after " in crossing
     assert cosine.endswith(
-        "rises from 0.100 to 0.300 (phase 1, epoch 2) and falls to 0.200 (phase 1, epoch 3)."
+        "begins at 0.100, is highest at 0.300 (phase 1, epoch 2) "
+        "and ends at 0.200 (phase 1, epoch 3)."
     )
