@@ -159,11 +159,19 @@ class Follower:
         ending = self.view.ending
         if ending is None or not self._is_done():
             return []
-        before = ending["accuracy_before_averaging"]
-        words = "" if before is None else f", {before:.2%} before averaging"
+        metric = self.view.plan.get("metric")
+
+        def words(value: float | None) -> str:
+            if value is None:
+                return "not measured"
+            return f"{value:.2%}" if metric is None else f"{value:.4g}"
+
+        before, record = ending["accuracy_before_averaging"], ending.get("record")
         return [
-            f"test accuracy {ending['test_accuracy']:.2%}{words}; training time "
-            f"{ending['training_time_s']:.1f} s; record: {ending['record']}"
+            f"{metric or 'test accuracy'} {words(ending['test_accuracy'])}"
+            + ("" if before is None else f", {words(before)} before averaging")
+            + f"; training time {ending['training_time_s']:.1f} s"
+            + ("" if record is None else f"; record: {record}")
         ]
 
     def _silent_s(self) -> float:

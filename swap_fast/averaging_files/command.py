@@ -139,11 +139,11 @@ def _evaluation(options: AverageOptions, device: torch.device) -> Evaluation | N
         given, lacking = ("model", "data") if options.data is None else ("data", "model")
         raise ValueError(f"{given}: expected --{lacking} beside it, got none")
     if options.model is not None and options.data is not None:
-        from swap_fast.averaging_files.evaluate import user_evaluation
+        from swap_fast.averaging_files.evaluate import called, user_evaluation
 
         make_model = user_function("--model", options.model)
         make_data = user_function("--data", options.data)
-        return user_evaluation(make_model, make_data(), device)
+        return user_evaluation(make_model, called("data", make_data), device)
     from swap_fast.checkpoint.run_folder import RUN_FILE
 
     folders = [path for path in options.files if (path / RUN_FILE).exists()]

@@ -24,8 +24,16 @@ from swap_fast.averaging_files.weight_files import (
     read_weights,
     require_alike,
 )
-from swap_fast.checkpoint.files import MODEL, known_sha256, load_state_, read_manifest
+from swap_fast.checkpoint.files import (
+    COUNT,
+    MODEL,
+    known_sha256,
+    load_state_,
+    read_manifest,
+    tensors_of,
+)
 from swap_fast.checkpoint.run_folder import RUN_FILE, read_run_info
+from swap_fast.config.checks import one_line
 from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.phase import shapes
 from swap_fast.config.recipe import SWAPRecipe, recipe_from
@@ -232,7 +240,7 @@ class Evaluation:
         self._recompute = BatchNormRecompute(
             weights, autocast, forward=forward, leave_out_lone=True
         )
-        self._names = plain_names(weights.model.state_dict())
+        self._names = plain_names(tensors_of(weights.model))
 
     def fitted(self, file: WeightFile) -> tuple[WeightFile, str]:
         """A file by the net's own names, and the prefix that all of these have in the file.
@@ -240,9 +248,10 @@ class Evaluation:
         So has a checkpoint of Lightning `model.`; what does not begin with it is left out.
         """
         own = set(self._names.values())
-        longest = max(own, key=len, default="")
+        needed = [name for name in own if not name.endswith(COUNT)]
+        longest = max(needed, key=len, default="")
         starts = [name.removesuffix(longest) for name in file.tensors if name.endswith(longest)]
-        found = [each for each in starts if all(each + name in file.tensors for name in own)]
+        found = [each for each in starts if all(each + name in file.tensors for name in needed)]
         if len(found) != 1 or not found[0]:
             return file, ""
         (prefix,) = found
@@ -257,7 +266,7 @@ class Evaluation:
         """
         own = {short: name for name, short in self._names.items()}
         given = {own.get(name, name): t for name, t in tensors.items()}
-        state = self.weights.model.state_dict()
+        state = tensors_of(self.weights.model)
         if given and not given.keys() & state.keys():
             raise ValueError(
                 f"{where}: expected the net's names, {next(iter(state))} and the like, got "
@@ -323,7 +332,22 @@ def measured_weights(model: nn.Module) -> Weights:
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.momentum is None:
             module.momentum = 0.1  # the pass has its own
-    return Weights(model)
+    return Weights(model, may_move=True)
+
+
+def called(name: str, function: Callable[[], Any]) -> Any:
+    """What a function of the user's gives; what it raises is one line.
+
+    Raises:
+        ValueError: it has raised, as one does that needs arguments.
+    """
+    try:
+        return function()
+    except Exception as error:  # the user's function may raise anything
+        raise ValueError(
+            f"{name}: expected a function that needs no arguments and gives its result, got "
+            f"{type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 def user_evaluation(
@@ -337,9 +361,9 @@ def user_evaluation(
             a list, a DataLoader or what else gives batches (inputs, labels) more than once.
 
     Raises:
-        ValueError: no net, or data of another form.
+        ValueError: no net, a function that raises, or data of another form.
     """
-    model = make_model()
+    model = called("model", make_model)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     weights = measured_weights(model.float().to(device))

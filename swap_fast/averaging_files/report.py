@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,11 +69,13 @@ def barrier(accuracies: Sequence[float]) -> float:
 
     With a(t) the accuracy at t, it is the largest (1 - t) a(0) + t a(1) - a(t), as Entezari et al.
     (2022) have it, and 0 or more; Frankle et al. (2020) take the mean of the ends instead, which is
-    the same where they are equally good.
+    the same where they are equally good. NaN, where one of them is not finite.
 
     Arguments:
         accuracies: fractions, at points of equal distance with the ends among them.
     """
+    if not all(map(math.isfinite, accuracies)):
+        return math.nan
     last = len(accuracies) - 1
     line = ((accuracies[0] * (last - i) + accuracies[-1] * i) / last for i in range(last + 1))
     drops = (expected - got for expected, got in zip(line, accuracies, strict=True))

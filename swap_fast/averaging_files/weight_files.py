@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from swap_fast.averaging_files.content import read_content
-from swap_fast.checkpoint.files import on_host
+from swap_fast.checkpoint.files import COUNT, on_host
 from swap_fast.choices import choose
 
 WRAPPERS = (
@@ -222,8 +222,6 @@ def _require_plain(tensor: Tensor, where: str) -> None:
 
 _VALUES = 1 << 22  # read at once, of all files together: 32 MiB in float64
 
-COUNT = "num_batches_tracked"
-"""Ends the name of a batch norm's count of batches; nothing reads it, and it becomes 0."""
 STATISTICS = ("running_mean", "running_var")
 """Ends of the names of a batch norm's running statistics."""
 
@@ -243,6 +241,8 @@ class Geometry:
 def require_alike(files: Sequence[WeightFile]) -> None:
     """Refuse files that are not of one net: other names, shapes or types.
 
+    Counts of batches may be missing, as in files of torch before 0.4.1.
+
     Raises:
         ValueError: names the first tensor that differs, and says how many do.
     """
@@ -254,7 +254,8 @@ def require_alike(files: Sequence[WeightFile]) -> None:
                 f"{other.path}: expected the tensors of {first.path}, got none of them: it has "
                 f"{next(iter(b))} and the like, not {next(iter(a))}"
             )
-        differ = [name for name in sorted(a.keys() | b.keys()) if _form(a, name) != _form(b, name)]
+        names = sorted(name for name in a.keys() | b.keys() if not name.endswith(COUNT))
+        differ = [name for name in names if _form(a, name) != _form(b, name)]
         if differ:
             name = differ[0]
             raise ValueError(
@@ -337,8 +338,9 @@ def between(a: dict[str, Tensor], b: WeightFile, share: float) -> dict[str, Tens
     """The point a + share (b - a) of the segment from a to b."""
     point = {}
     for name, tensor in a.items():
-        point[name], other = tensor, b.tensors[name]
+        point[name] = tensor
         if _is_averaged(tensor):
+            other = b.tensors[name]
             between = torch.lerp(_wide(tensor), _wide(other), share).to(tensor.dtype)
             point[name] = torch.where(tensor == other, tensor, between)  # infinity stays
     return point

@@ -136,7 +136,7 @@ class EventLogger(Callback):
             self._epoch, self._step = progress.epoch, progress.step
             self._epoch_start_s, self._epoch_first_step = self._reading(), progress.step
             self._samples.clear()
-        tested = {"test_accuracy": progress.accuracies.top1} if progress.epoch > 0 else {}
+        tested = {"test_accuracy": progress.accuracies.tested} if progress.epoch > 0 else {}
         self._emit_of_model(
             "training",
             epoch=progress.epoch,
@@ -172,7 +172,7 @@ class EventLogger(Callback):
             "phase_end",
             epoch=progress.epoch,
             stopped_by=progress.stopped_by,
-            test_accuracy=progress.accuracies.top1,
+            test_accuracy=progress.accuracies.tested,
         )
         self._model = None
 

@@ -355,7 +355,7 @@ def _epoch_line(event: Event, view: RunView) -> str:
     skipped = event.get("skipped_updates")  # older events have none
     parts = [
         f"{who(event['phase'], event['worker']):<17} epoch {event['epoch']:>3}{epochs}",
-        f"lr {event['learning_rate']:.4f}",
+        f"lr {_rate(event['learning_rate'])}",
         f"loss {event['train_loss']:.4f}",
         *([] if train is None else [f"train {train:7.2%}"]),
         *([] if test is None else [tested(test, view, width=7)]),
@@ -366,6 +366,13 @@ def _epoch_line(event: Event, view: RunView) -> str:
     ]
     to_go = remaining(view)
     return "  ".join([*parts, *([to_go] if to_go else [])])
+
+
+def _rate(learning_rate: float) -> str:
+    """Six characters: 0.2500, and 2.0e-5 below 0.001."""
+    if learning_rate == 0 or learning_rate >= 0.001:
+        return f"{learning_rate:.4f}"
+    return f"{learning_rate:.1e}".replace("e-0", "e-")
 
 
 def tested(value: float, view: RunView, *, width: int) -> str:

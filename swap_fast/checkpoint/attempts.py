@@ -3,11 +3,13 @@
 This module needs no torch, so that a run can be watched from anywhere.
 """
 
+import errno
 import fcntl
 import json
 import os
 import time
-from contextlib import suppress
+import warnings
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 
 from swap_fast.files import write_file
@@ -19,8 +21,37 @@ HEARTBEAT_S = 1.0
 """An attempt's file is touched at most this often."""
 
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS)
+"""What a lock meets on a file system that has none, such as some network ones."""
+
+
 class RunningError(ValueError):
     """Another process is at a run, or at this part of it."""
+
+
+def locked(path: Path, timeout_s: float = -1.0) -> AbstractContextManager[object]:
+    """Hold a lock's file from now on; without a lock, and with a warning, where there are none.
+
+    Arguments:
+        timeout_s: how long it is tried; below 0: for ever.
+
+    Raises:
+        filelock.Timeout: another process holds it.
+    """
+    from filelock import FileLock  # a slow import, of no use to `is_running`
+
+    try:
+        return FileLock(path).acquire(timeout=timeout_s, poll_interval=0.05)
+    except NotImplementedError:  # an older filelock's word for ENOSYS
+        pass
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    warnings.warn(
+        f"{path.parent}: its file system has no locks; start no second process there meanwhile",
+        stacklevel=1,  # one place, so that Python says it once
+    )
+    return nullcontext()
 
 
 class Attempt(Callback):
@@ -41,13 +72,13 @@ class Attempt(Callback):
     """
 
     def __init__(self, folder: Path, name: str = "run") -> None:
-        from filelock import FileLock, Timeout  # a slow import, of no use to `is_running`
+        from filelock import Timeout
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / LOCK.format(name))
+        self._held = ExitStack()
         try:
             # Tried for a second, since `is_running` holds it for an instant.
-            self._lock.acquire(timeout=1.0, poll_interval=0.05)
+            self._held.enter_context(locked(folder / LOCK.format(name), timeout_s=1.0))
         except Timeout:
             raise RunningError(
                 f"{folder.name}: expected a run that nobody runs, got one that another process is "
@@ -70,7 +101,7 @@ class Attempt(Callback):
         """The process is no longer at it."""
         if error is None:
             self._path.unlink(missing_ok=True)
-        self._lock.release()
+        self._held.close()
 
     def on_step(self, images: int) -> None:
         """Show that the process lives; cheap enough for every step."""
@@ -104,6 +135,8 @@ class Attempt(Callback):
 def is_running(folder: Path, *, without: str | None = None) -> bool:
     """Whether a process is at this run, or at a part of it; needs no right to write.
 
+    Where locks cannot be asked, nobody knows of one.
+
     Arguments:
         without: a part that does not count: the caller's own.
     """
@@ -113,10 +146,10 @@ def is_running(folder: Path, *, without: str | None = None) -> bool:
         try:
             with open(path) as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            continue
         except BlockingIOError:
             return True
+        except OSError:
+            continue
     return False
 
 

@@ -16,7 +16,7 @@ import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from swap_fast.config.checks import one_line
 from swap_fast.files import write_file
@@ -34,8 +34,29 @@ Laps = dict[str, float]
 T = TypeVar("T")
 
 
+COUNT = "num_batches_tracked"
+"""Ends the name of a batch norm's count of batches; nothing reads it, and it becomes 0."""
+
+
 class DamagedError(ValueError):
     """A file is missing, or does not hold what was written."""
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        DamagedError: there is no such file.
+        ValueError: it cannot be read now, which says nothing of its content.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path.name}: expected a file, got {error.strerror}") from None
+    except OSError as error:
+        raise ValueError(
+            f"{path}: could not be read: {error.strerror}; nothing was changed, try again"
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,19 +126,19 @@ def read_json(path: Path, kind: type[T]) -> T:
 
     Raises:
         DamagedError: no file, or not the bytes that were written.
-        ValueError: another schema version.
+        ValueError: another schema version, or a file that cannot be read now.
     """
+    content = _content(path)
     try:
-        plain = json.loads(path.read_bytes())
+        plain = json.loads(content)
         if not isinstance(plain, dict) or plain.pop("sha256", None) != _checksum(plain):
             raise ValueError("JSON without it, or with another one")
         if (version := plain.pop("schema_version")) == SCHEMA_VERSION:
             return msgspec.convert(plain, kind)
     # Deep nesting is a RecursionError.
-    except (OSError, ValueError, KeyError, RecursionError, msgspec.MsgspecError) as error:
-        words = error.strerror if isinstance(error, OSError) else one_line(error)
+    except (ValueError, KeyError, RecursionError, msgspec.MsgspecError) as error:
         raise DamagedError(
-            f"{path.name}: expected JSON with its own sha256 in it, got {words}"
+            f"{path.name}: expected JSON with its own sha256 in it, got {one_line(error)}"
         ) from None
     raise ValueError(
         f"{path.name}: expected schema_version {SCHEMA_VERSION}, got {version}; use the version of "
@@ -135,7 +156,7 @@ def on_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # safetensors refuses tensors that share memory, as views of one vector do. Counts of batches
     # depend on how the replicas were dealt out to processes, and nothing reads them: they become 0.
     return {
-        name: torch.zeros_like(t) if name.endswith("num_batches_tracked") else t.clone()
+        name: torch.zeros_like(t) if name.endswith(COUNT) else t.clone()
         for name, t in ((name, t.detach().cpu().contiguous()) for name, t in state.items())
     }
 
@@ -151,13 +172,20 @@ def save_weights(weights: Weights, path: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state, without what is no tensor (`get_extra_state`)."""
+    return {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+
+
 def load_state_(weights: Weights, saved: Mapping[str, Tensor], name: str) -> None:
-    """Put a saved state into the model.
+    """Put a saved state into the model; counts of batches that it lacks are 0.
 
     Raises:
         ValueError: names or shapes that are not the model's; the model is then as it was.
     """
-    state = weights.model.state_dict()
+    state = tensors_of(weights.model)
+    counts = {name: torch.zeros_like(t) for name, t in state.items() if name.endswith(COUNT)}
+    saved = counts | {n: t for n, t in saved.items() if n in state or not n.endswith(COUNT)}
     for key in sorted(set(state) | set(saved)):
         expected = tuple(state[key].shape) if key in state else "no such tensor"
         got = tuple(saved[key].shape) if key in saved else "no such tensor"
@@ -189,11 +217,9 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
 
     Raises:
         DamagedError: no file, or another one.
+        ValueError: it cannot be read now.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DamagedError(f"{path.name}: expected a file, got {error.strerror}") from None
+    content = _content(path)
     got = hashlib.sha256(content).hexdigest()
     if sha256 is not None and sha256 != got:
         raise DamagedError(
@@ -248,7 +274,7 @@ def read_checkpoint(stem: Path) -> Checkpoint:
 
     Raises:
         DamagedError: no manifest, one that is damaged, or files that are not what it says.
-        ValueError: another schema version.
+        ValueError: another schema version, or a file that cannot be read now.
     """
     manifest = read_manifest(stem)
     model, state = (

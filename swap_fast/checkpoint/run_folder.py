@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from swap_fast.checkpoint.attempts import Attempt, is_running
+from swap_fast.checkpoint.attempts import Attempt, is_running, locked
 from swap_fast.checkpoint.files import (
     MANIFEST,
     MODEL,
@@ -66,7 +66,7 @@ def read_run_info(folder: Path) -> RunInfo | None:
     """What the folder's run is; None where there is none.
 
     Raises:
-        ValueError: a damaged file, or one of another schema version.
+        ValueError: a damaged file, one of another schema version, or one that cannot be read now.
     """
     if not (folder / RUN_FILE).exists():
         return None
@@ -90,10 +90,8 @@ def enter_folder(folder: Path, info: RunInfo, *, resume: bool = True, part: str 
             resumed or has other settings.
         OSError: the folder cannot be written to.
     """
-    from filelock import FileLock  # a slow import
-
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ENTRY):  # of two that start there at once, one sees the other's run
+    with locked(folder / ENTRY):  # of two that start there at once, one sees the other's run
         found = read_run_info(folder)
         if found is not None:
             if not resume:
@@ -157,6 +155,8 @@ class RunFolder:
         clock: of this rank.
         start: another run's folder, whose phase 1 this one takes over.
         keep_epochs: keep the weights of every epoch of phase 1 too.
+        keep_every: of phase 2 keep the weights of the epochs that this divides; of all, as
+            Figure 1 needs them, by default.
         attempt: on the first rank, notes how much training is saved.
         on_save: is given the progress at each save.
         say: is given a line about each damaged file.
@@ -169,16 +169,18 @@ class RunFolder:
         *,
         start: Path | None = None,
         keep_epochs: bool = False,
+        keep_every: int = 1,
         attempt: Attempt | None = None,
         on_save: Callable[[Progress], None] = lambda progress: None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.path, self._clock, self._start = path, clock, start
-        self._keep_epochs, self._attempt = keep_epochs, attempt
+        self._keep_epochs, self._keep_every, self._attempt = keep_epochs, keep_every, attempt
         self._on_save, self._say = on_save, say
         self._rows: dict[tuple[int, int], list[EpochRow]] = {}
         self._laps_before: dict[tuple[int, int], Laps] = {}
         self._sha256: dict[tuple[int, int], dict[str, str]] = {}
+        self._damaged: set[str] = set()  # checkpoints that were left out, by name
         self._weights: Weights | None = None
         self.origin: str | None = None
         """The sha256 of the theta with which phase 1 ended; None before its end."""
@@ -262,6 +264,7 @@ class RunFolder:
             )
             about = write_checkpoint(self.path / _stem(progress), checkpoint)
             self._sha256[key] = about.weights_sha256
+            self._damaged.discard(_stem(progress))
             self._prune(progress)
             if self._attempt is not None:
                 self._attempt.keep(total(self._clock.laps, TRAINING) - self.restored_s)
@@ -303,6 +306,7 @@ class RunFolder:
                 found = read_checkpoint(stem)
             except DamagedError as error:
                 self._say(f"a damaged checkpoint is left out: {error}")
+                self._damaged.add(stem.name)
                 continue
             if stem.parent != self.path:
                 taken_from = found.about.taken_from or stem.parent.name
@@ -313,7 +317,7 @@ class RunFolder:
     def _note_origin(self, progress: Progress, state: TrainingState) -> None:
         """Name phase 1's result, once it is there, by the bytes of theta."""
         if progress.phase == 1 and progress.stopped_by is not None:
-            theta = state.weights.theta.detach().cpu().numpy()
+            theta = state.weights.copy()[0].cpu().numpy()
             self.origin = hashlib.sha256(theta.tobytes()).hexdigest()
 
     def _laps_of(self, key: tuple[int, int]) -> Laps:
@@ -327,11 +331,17 @@ class RunFolder:
 
     def _prune(self, progress: Progress) -> None:
         """Delete what a newer state has made useless."""
-        names = _saved(self.path, progress.phase, progress.worker)
+        # A damaged one may be of a later epoch: it is no newer state.
+        saved = _saved(self.path, progress.phase, progress.worker)
+        names = [name for name in saved if name not in self._damaged]
         for name in names[:-1] if progress.stopped_by else names[:-KEPT]:
             stem = self.path / name
-            # A worker's weights after each epoch are averaged after the run, for Figure 1.
-            keeps_model = (progress.phase == 2 or self._keep_epochs) and "-step" not in name
+            # A worker's weights after an epoch may be averaged with later ones.
+            keeps_model = "-step" not in name and (
+                int(name.rpartition("epoch")[2]) % self._keep_every == 0
+                if progress.phase == 2
+                else self._keep_epochs
+            )
             for ending in (MANIFEST, STATE, *([] if keeps_model else [MODEL])):
                 file_of(stem, ending).unlink(missing_ok=True)
 

@@ -63,7 +63,8 @@ def count_right(
     Arguments:
         ignored: the target that does not count.
     """
-    return (logits.argmax(1) == targets).sum(), (targets != ignored).sum()
+    kept = targets != ignored
+    return ((logits.argmax(1) == targets) & kept).sum(), kept.sum()
 
 
 def require_classes(targets: Tensor, num_classes: int, ignored: int = IGNORED_TARGET) -> None:

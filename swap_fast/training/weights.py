@@ -33,14 +33,23 @@ class Weights:
         model: on one device. Frozen parameters stay outside.
         groups: parameters that are updated alike, in the order of their places in theta. "others"
             has those that are in no other group.
+        may_move: whether the net may put other tensors into its parameters, as `p.data = ...` in a
+            forward pass does. Else theta is what an update writes to, which would not reach them.
 
     Raises:
         ValueError: no trainable parameter, parameters that are lazy, complex, on several devices
-            or share memory, a batch norm whose momentum is None, or groups without a parameter's.
+            or share memory, a batch norm whose momentum is None, a buffer that is sparse or
+            expanded, or groups without a parameter's.
     """
 
     @typed_arguments("self")
-    def __init__(self, model: nn.Module, *, groups: Iterable[GroupName] = ("others",)) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        groups: Iterable[GroupName] = ("others",),
+        may_move: bool = False,
+    ) -> None:
         order = typed("groups", list(groups), Sequence[GroupName])
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         _require_one_vector(named)
@@ -51,13 +60,15 @@ class Weights:
         wide = any(p.dtype == torch.float64 for p in parameters)
         dtype = torch.float64 if wide else torch.float32
         dense = [_dense(p.detach()).to(dtype) for p in parameters]
-        self.model = model
+        self.model, self._may_move = model, may_move
         self.theta = nn.Parameter(join(dense))  # [P]
         self.gradient = torch.zeros_like(self.theta, requires_grad=False)  # [P]
         self.theta.grad = self.gradient
         # What an optimizer is given for each parameter: itself, or its part of theta.
         self.trained: dict[nn.Parameter, nn.Parameter] = {}
         views = split(self.theta.detach(), dense), split(self.gradient, dense)
+        # Of each parameter its part of theta, even while the net has another tensor in it.
+        self._parts = dict(zip(parameters, views[0], strict=True))
         for parameter, value, gradient in zip(parameters, *views, strict=True):
             if parameter.dtype == dtype:
                 parameter.data, trained = value, parameter
@@ -104,6 +115,8 @@ class Weights:
             and (module, name) not in of_norms
         ]
         buffers = [module.get_buffer(name) for module, name in places]
+        for (module, name), buffer in zip(places, buffers, strict=True):
+            _require_own_memory(self.model, module, name, buffer)
         copies = [_dense(buffer).to(self.theta.device, dtype) for buffer in buffers]
         # Values at the end of the statistics that are other buffers.
         self.num_extra = sum(copy.numel() for copy in copies[len(of_norms) :])
@@ -125,8 +138,8 @@ class Weights:
 
     def _split(self, vector: Tensor) -> dict[nn.Parameter, Tensor]:
         """The parts of a vector [P] that belong to each parameter."""
-        like = [trained.detach() for trained in self.trained.values()]
-        return dict(zip(self.trained, split(vector, like), strict=True))
+        parts = split(vector, list(self._parts.values()))
+        return dict(zip(self._parts, parts, strict=True))
 
     @property
     def gradient_parts(self) -> dict[nn.Parameter, Tensor]:
@@ -177,14 +190,42 @@ class Weights:
         for parameter, _ in self.loose:
             parameter.grad = None
 
+    def _moved(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Parameters into which the net has put another tensor, each with its part of theta.
+
+        Raises:
+            ValueError: the net may not.
+        """
+        moved = [
+            (parameter, part)
+            for parameter, part in self._parts.items()
+            if self.trained[parameter] is parameter and parameter.data_ptr() != part.data_ptr()
+        ]
+        if moved and not self._may_move:
+            name = next(n for n, p in self.model.named_parameters() if p is moved[0][0])
+            raise ValueError(
+                f"parameter {name}: expected the tensor that updates write to, got another one, "
+                "which the net has put there by .data; let it write into the parameter by copy_"
+            )
+        return moved
+
+    def take_in_(self) -> None:
+        """Copy what the net has put into its parameters to theta, and make them its parts again."""
+        for parameter, part in self._moved():
+            part.copy_(parameter.data)
+            parameter.data = part
+
     def load_(self, theta: Tensor, statistics: Tensor) -> None:
         """Copy a vector of weights and one of statistics into the model."""
+        for parameter, part in self._moved():
+            parameter.data = part
         self.theta.detach().copy_(theta)
         self.set_statistics_(statistics)
         self.refresh_()
 
     def copy(self) -> tuple[Tensor, Tensor]:
         """Copies of theta [P] and of the statistics [2C + extra]."""
+        self.take_in_()
         return self.theta.detach().clone(), self.get_statistics().clone()
 
     def refresh_(self) -> None:
@@ -232,8 +273,11 @@ class Weights:
         return self.model.state_dict() | self._unrounded()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put such a state back."""
-        self.model.load_state_dict(state)
+        """Put such a state back; what is no tensor (`get_extra_state`) may be missing in it."""
+        self.take_in_()
+        own = self.model.state_dict().items()
+        others = {name: value for name, value in own if not isinstance(value, Tensor)}
+        self.model.load_state_dict({**others, **state} if others else state)
         self.get_statistics()
         for name, value in self._unrounded().items():
             value.copy_(state[name])
@@ -303,6 +347,23 @@ def _require_one_vector(named: Sequence[tuple[str, nn.Parameter]]) -> None:
                 f"parameter {name}: expected memory of its own, got that of {other}; tie weights "
                 "by assigning the parameter itself"
             )
+
+
+def _require_own_memory(model: nn.Module, module: nn.Module, name: str, buffer: Tensor) -> None:
+    """Refuse a buffer into which no values can be copied."""
+    got = None
+    if buffer.layout != torch.strided:
+        got = "a sparse one; register its to_dense()"
+    elif any(
+        size > 1 and step == 0 for size, step in zip(buffer.shape, buffer.stride(), strict=True)
+    ):
+        got = "one that expand() has made, whose values share memory; register its clone()"
+    if got is not None:
+        prefix = next(prefix for prefix, each in model.named_modules() if each is module)
+        raise ValueError(
+            f"buffer {f'{prefix}.{name}'.lstrip('.')}: expected one with memory for each value, "
+            f"got {got}"
+        )
 
 
 def _groups(model: nn.Module, groups: Iterable[GroupName]) -> dict[str, GroupName]:

@@ -15,16 +15,22 @@ from torch import nn
 from swap_fast.algorithm import swap as run_algorithm
 from swap_fast.callbacks.emitter import EventLogger
 from swap_fast.callbacks.events import Listener, merge_events
-from swap_fast.callbacks.progress import Form, make_plan, progress_listener
+from swap_fast.callbacks.progress import Form, make_plan, print_line, progress_listener
 from swap_fast.checkpoint.attempts import Attempt
-from swap_fast.checkpoint.run_folder import RunFolder, RunInfo, enter_folder, prune
+from swap_fast.checkpoint.run_folder import (
+    RunFolder,
+    RunInfo,
+    enter_folder,
+    prune,
+    read_run_info,
+)
 from swap_fast.choices import choose_device
 from swap_fast.clock import Clock
 from swap_fast.config.checks import require, typed_arguments
 from swap_fast.config.execution import Execution
 from swap_fast.config.phase import Phase, Schedule
 from swap_fast.distributed import ALONE, Comm, connect
-from swap_fast.record import flatten, now, plain
+from swap_fast.record import flatten, now, plain, run_id
 from swap_fast.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.batchnorm import BatchNormRecompute, is_compiled
 from swap_fast.training.callback import Callback
@@ -41,9 +47,17 @@ from swap_fast.user.data import (
     open_data,
     require_seed,
 )
-from swap_fast.user.method import describe_method, name_of, opening_lines, user_method
+from swap_fast.user.method import (
+    describe_method,
+    name_of,
+    opening_lines,
+    order_lines,
+    structure_of,
+    user_method,
+)
 from swap_fast.user.objective import Loss, Metric, Objective, counts_right
 from swap_fast.user.parts import (
+    FrozenValues,
     Groups,
     Make,
     UserOptimizer,
@@ -53,7 +67,7 @@ from swap_fast.user.parts import (
     make_net,
     refuse_lone_examples,
 )
-from swap_fast.user.result import SwapResult, describe_environment, doubt_of, make_result
+from swap_fast.user.result import SwapResult, describe_environment, make_result
 
 # The run's folder.
 
@@ -190,8 +204,9 @@ def swap(
         clip_gradient_norm: the largest norm of an update's gradient.
         keep_momentum: carry phase 1's optimizer state into phase 2.
         loss: of the model and a batch, the mean loss, or (the mean loss, how many were right, of
-            how many); or one of torch's own, such as nn.CrossEntropyLoss(label_smoothing=0.1), of
-            model(inputs) and targets. None: the cross entropy.
+            how many); or a criterion of model(inputs) and targets: a module, such as
+            nn.CrossEntropyLoss(label_smoothing=0.1), or a function of torch's. None: the cross
+            entropy.
         metric: of the model and a test batch, (a sum, over how many), in place of the accuracy.
         augment: of a batch on its device and a torch.Generator, the batch to train on.
         collate: makes a batch of a list of a data set's examples. None: torch's default.
@@ -205,7 +220,8 @@ def swap(
         resume: the run in `folder`, if there is one.
         progress: print what is trained, draw a bar for each model on a terminal, print a line for
             each epoch elsewhere, and one where phase 1 misses tau or averaging does not help.
-        listeners: functions of one event, such as trackers: see `swap_fast.callbacks.events`.
+        listeners: functions of one event, such as trackers: see `swap_fast.callbacks.events`. The
+            first process calls them, for the others' workers too where there is a folder.
         callbacks: called by the training itself, on every process, one after another.
         timeout_s: after which a process that does not answer ends the run: more than a process
             with fewer workers has to wait for the others.
@@ -238,12 +254,13 @@ def swap(
                 collate=collate,
                 processes=loader_processes,
                 device=where if data_on_device else None,
+                say=print_line if progress and comm.rank == 0 else lambda line: None,
             )
             train = opened(train_data, "train_data")
             test = None if test_data is None else opened(test_data, "test_data")
         with clock.lap("model_init"):
             model = make_net(make_model, seed, where)
-            weights = Weights(bare(model))
+            weights = Weights(bare(model), may_move=True)
             refuse_synchronized(weights.norms)
             own_optimizer = UserOptimizer(
                 weights,
@@ -282,11 +299,14 @@ def swap(
             "loss": "cross entropy" if loss is None else name_of(loss),
             "metric": None if metric is None else name_of(metric),
             "augment": None if augment is None else name_of(augment),
+            "collate": None if collate is None else name_of(collate),
             "model": {
                 "name": type(bare(model)).__name__,
                 "made_by": name_of(make_model),
                 "parameters": len(weights.theta),
+                "structure": structure_of(bare(model)),
                 "compiled": bare(model) is not model or is_compiled(model),
+                "wrapped": bare(model) is not model,
             },
         }
         info = RunInfo(
@@ -319,8 +339,10 @@ def swap(
         place = None if folder is None else Path(folder)
         attempt = None if place is None else open_folder(place, info, comm, resume=resume)
         shutdown = NEVER if place is None else GracefulShutdown(synchronize)
-        # Each rank prints the lines of its own workers; rank 0 alone draws bars.
-        form: Form = ("auto" if comm.rank == 0 else "lines") if progress else "none"
+        # Rank 0 shows all workers where it can read the others' events in the folder; else each
+        # rank prints the lines of its own.
+        is_heard = comm.rank == 0 or place is None
+        form: Form = ("auto" if comm.rank == 0 else "lines") if progress and is_heard else "none"
         logger = EventLogger(
             [progress_listener(form), *(listeners if comm.rank == 0 else ())],
             make_plan(
@@ -332,29 +354,42 @@ def swap(
             reading=clock.reading,
             rank=comm.rank,
             folder=place,
+            follows=comm.rank == 0,
         )
         checkpoints: RunFolder | NoCheckpoints = NoCheckpoints()
         if place is not None:
             checkpoints = RunFolder(
                 place,
                 clock,
+                keep_every=method.phase2.cycle_epochs,
                 attempt=attempt,
                 on_save=lambda progress: trainer.callbacks.on_save(progress),
                 say=logger.note,
             )
         with attempt or nullcontext(), logger:
-            net = settings["model"]["name"]
-            logger.emit_began(
-                net,
-                {"name": net, **settings},
-                seed=seed,
-                world_size=comm.world_size,
-                machine=info.machine,
-                resumed=attempt is not None and attempt.resumed,
-            )
+            net, begun = settings["model"]["name"], info
+            if place is not None and comm.rank == 0:  # a resumed run keeps its name
+                begun = read_run_info(place) or info
+            if is_heard:
+                logger.emit_began(
+                    run_id(net, seed, begun.created),
+                    {"name": net, **settings},
+                    seed=seed,
+                    world_size=comm.world_size,
+                    machine=info.machine,
+                    resumed=attempt is not None and attempt.resumed,
+                )
             if comm.rank == 0:
                 size_mb = sum(each.nbytes for each in weights.copy()) / 1e6
-                for line in opening_lines(method, where, precision, size_mb):
+                lines = opening_lines(method, where, precision, size_mb) + order_lines(
+                    train, method
+                )
+                if test is not None and not source.measures:
+                    lines.append(
+                        "nothing is measured on test_data: the loss does not count what is right; "
+                        "pass metric=, or let it return that too"
+                    )
+                for line in lines:
                     logger.note(line)
             trainer = assemble(
                 source,
@@ -377,7 +412,10 @@ def swap(
                 comm=comm,
                 group=group,
                 clock=clock,
-                callbacks=[logger, *callbacks, *([] if attempt is None else [attempt])],
+                callbacks=[
+                    *(logger, FrozenValues(weights.model), *callbacks),
+                    *([] if attempt is None else [attempt]),
+                ],
                 checkpoints=checkpoints,
                 shutdown=shutdown,
             )
@@ -393,8 +431,8 @@ def swap(
             rows = checkpoints.rows
             result = make_result(trainer, done, rows, model, settings=settings, data=data)
             if comm.rank == 0:
-                if (doubt := doubt_of(result)) is not None:
-                    logger.note(doubt)
+                for note in result.notes:
+                    logger.note(note)
                 logger.emit_done(
                     done,
                     worker_accuracies=result.worker_accuracies,

@@ -1,7 +1,6 @@
 """A clean copy of a user's model: what its batch-norm statistics are, and how good it is."""
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ from torch.utils.data import Dataset
 
 from swap_fast.averaging_files.evaluate import Evaluation, measured_weights
 from swap_fast.averaging_files.weight_files import plain_names
-from swap_fast.config.checks import one_line, require, typed_arguments
+from swap_fast.config.checks import one_line, typed_arguments
 from swap_fast.training.weights import refuse_synchronized
 from swap_fast.user.batch import batch_length
 from swap_fast.user.data import BatchesAsGiven, Placement, generators_kept, one_pass
@@ -115,13 +114,11 @@ def _measured(evaluate: Measure, net: nn.Module) -> float:
     with torch.no_grad():
         found = evaluate(net)
     try:
-        number = float(found)
+        return float(found)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
             f"evaluate: expected a number, got a {type(found).__name__}; return the accuracy alone"
         ) from None
-    require(math.isfinite(number), "evaluate", "a finite number", number)
-    return number
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from torch.utils.data import (
     Dataset,
     DistributedSampler,
     IterableDataset,
+    SequentialSampler,
     default_collate,
 )
 
@@ -194,14 +195,23 @@ def _collated(dataset: Any, collate: Collate, request: SampleRequest) -> Any:
     return collate([dataset[int(index)] for index in request.indices])
 
 
+MOST_COUNTED = 1_000_000
+"""Batches without a length that are counted; a stream without an end has more."""
+
+
 class BatchesAsGiven:
     """Batches as they come, from something that can be gone through again and again.
+
+    Arguments:
+        say: given a line, where the batches have to be counted.
 
     Raises:
         ValueError: it can be gone through only once, holds nothing, or shares batches out itself.
     """
 
-    def __init__(self, batches: Iterable[Any], name: str) -> None:
+    def __init__(
+        self, batches: Iterable[Any], name: str, say: Callable[[str], None] = lambda line: None
+    ) -> None:
         if isinstance(batches, Iterator):
             raise ValueError(
                 f"{name}: expected batches that every epoch can go through again, got a "
@@ -213,7 +223,7 @@ class BatchesAsGiven:
                 f"{name}: expected a DataLoader without DistributedSampler, got one with it; the "
                 "processes share the batches out by themselves"
             )
-        self.name, self._batches = name, batches
+        self.name, self._batches, self._say = name, batches, say
         self._generators = [
             generator
             for owner in (batches, sampler)
@@ -227,11 +237,31 @@ class BatchesAsGiven:
 
     @cached_property
     def count(self) -> int:
-        """Batches of an epoch; where they have no length, one epoch is gone through."""
-        try:
-            return len(self._batches)  # type: ignore[arg-type]  # which raises where it has none
-        except TypeError:
-            return sum(1 for _ in self._batches)
+        """Batches of an epoch; where they have no length, one epoch is gone through.
+
+        Raises:
+            ValueError: an epoch of more than `MOST_COUNTED`, which may have no end.
+        """
+        with suppress(TypeError):  # they have no length
+            return len(self._batches)  # type: ignore[arg-type]
+        self._say(
+            f"{self.name} has no length: counting its batches, which reads an epoch of them; give "
+            "it a __len__"
+        )
+        found = sum(1 for _ in islice(self._batches, MOST_COUNTED + 1))
+        if found > MOST_COUNTED:
+            raise ValueError(
+                f"{self.name}: expected epochs with an end, or a length, got more than "
+                f"{MOST_COUNTED:,} batches without one; end each epoch, as by itertools.islice"
+            )
+        return found
+
+    @property
+    def is_in_one_order(self) -> bool:
+        """Whether a sampler is known to give the same order in every epoch."""
+        batched = getattr(self._batches, "batch_sampler", None)
+        owner = self._batches if batched is None else batched
+        return isinstance(getattr(owner, "sampler", None), SequentialSampler)
 
     @property
     def ends_alone(self) -> bool:
@@ -266,12 +296,14 @@ def open_data(
     collate: Collate | None = None,
     processes: int = 0,
     device: torch.device | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Data:
     """What the user's data are: tensors, a data set of examples, or batches as they come.
 
     Arguments:
         name: the argument's, for messages.
         device: where tensors are kept; None: where they are.
+        say: given a line, where batches have to be counted.
 
     Raises:
         ValueError: none of these, or such that no epoch can be made of them.
@@ -295,7 +327,7 @@ def open_data(
             hint=hint if isinstance(data, list) else "",
         )
     if hasattr(data, "__iter__") and not is_other:
-        return BatchesAsGiven(data, name)
+        return BatchesAsGiven(data, name, say)
     raise ValueError(
         f"{name}: expected tensors, a data set with __len__ and __getitem__, or batches to iterate "
         f"over, got a {type(data).__name__}"

@@ -1,16 +1,18 @@
 """SWAP's phases for data of any size: what the user says of them, and the rest."""
 
+import hashlib
 import math
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swap_fast.config.checks import require, whole
 from swap_fast.config.phase import Phase, Schedule, StagedPhase
 from swap_fast.training.state import PLAIN
-from swap_fast.user.data import BatchesAsGiven, Data, num_examples
+from swap_fast.user.data import SAMPLED, BatchesAsGiven, Data, num_examples
 
 RATE_PER_EXAMPLE = 1.2 / 4096
 """Peak learning rate over batch size, of both of CIFAR-10's phases in Table 5."""
@@ -224,14 +226,48 @@ def opening_lines(
     ]
 
 
+def order_lines(data: Data, method: UserMethod) -> list[str]:
+    """What a fixed order of the batches does to a run; nothing of other data."""
+    if not isinstance(data, BatchesAsGiven) or not data.is_in_one_order:
+        return []
+    lines = [
+        f"{data.name} gives its batches in the same order in every epoch, so that workers differ "
+        "by random augmentation and dropout alone: pass shuffle=True to its DataLoader"
+    ]
+    for name, phase in (("phase 1", method.phase1), ("phase 2", method.phase2)):
+        if rest := data.count % phase.gpus_per_model:
+            lines.append(
+                f"{name} never uses the last {rest} of {data.count} batches: an update takes "
+                f"{phase.gpus_per_model}"
+            )
+    return lines
+
+
 def name_of(function: Any) -> str:
     """What a function of the user's is called, with a partial's or a loss's own settings."""
     inner = getattr(function, "func", function)  # a partial's
-    own = vars(function) if isinstance(function, nn.Module) else getattr(function, "keywords", {})
+    own = getattr(function, "keywords", {})
+    if isinstance(function, nn.Module):
+        own = vars(function) | function.state_dict()
     settings = [
-        f"{name}={value!r}"
+        f"{name}={_digest(value) if isinstance(value, Tensor) else repr(value)}"
         for name, value in sorted(own.items())
-        if isinstance(value, PLAIN) and name != "training" and not name.startswith("_")
+        if isinstance(value, PLAIN | Tensor) and name != "training" and not name.startswith("_")
     ]
     named = getattr(inner, "__qualname__", type(inner).__name__)
     return f"{named}({', '.join(settings)})" if settings else str(named)
+
+
+def _digest(tensor: Tensor) -> str:
+    """12 digits of what tells a tensor from others, by up to 1,024 of its values."""
+    flat = tensor.detach().reshape(-1)
+    sample = flat[:: max(1, -(-len(flat) // SAMPLED))].cpu().contiguous()
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def structure_of(model: nn.Module) -> str:
+    """12 digits of the net as it is printed: its modules and their settings."""
+    printed = re.sub(r" at 0x[0-9a-f]+", "", repr(model))  # where a function lies in memory
+    return hashlib.sha256(printed.encode()).hexdigest()[:12]

@@ -1,12 +1,15 @@
 """The loss of a model on the user's batches, and how much of them was right."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.loss import _Loss
 
+from swap_fast.config.checks import one_line
 from swap_fast.training.evaluate import IGNORED_TARGET, count_right, logits_of, require_classes
 
 Loss = Callable[[nn.Module, Any], Any]
@@ -28,22 +31,39 @@ class Measured(NamedTuple):
 
 
 def is_criterion(loss: Any) -> bool:
-    """Whether it is a loss of torch's own, of what the model returns and the targets."""
-    loss = getattr(loss, "func", loss)  # a partial's
-    return isinstance(loss, _Loss) or getattr(loss, "__module__", "") == functional.__name__
+    """Whether it is a loss of what the model returns and the targets: a module, or torch's."""
+    loss = _function(loss)
+    return isinstance(loss, nn.Module) or getattr(loss, "__module__", "") == functional.__name__
+
+
+def _function(loss: Any) -> Any:
+    """The loss itself, where it is a partial."""
+    return loss.func if isinstance(loss, partial) else loss
 
 
 def counts_right(loss: Any) -> bool:
     """Whether accuracy is known to follow from the loss: it has classes as its targets."""
     of_classes = (functional.cross_entropy, functional.nll_loss)
     is_one = isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss))
-    return loss is None or is_one or getattr(loss, "func", loss) in of_classes
+    return loss is None or is_one or _function(loss) in of_classes
+
+
+def _takes_indices(loss: Any) -> bool:
+    """Whether its targets stay whole numbers: those of a module of the user's, or of classes."""
+    loss = _function(loss)
+    kinds = (nn.MultiMarginLoss, nn.MultiLabelMarginLoss, nn.CTCLoss)
+    functions = (
+        *(functional.multi_margin_loss, functional.multilabel_margin_loss),
+        functional.ctc_loss,
+    )
+    is_own = isinstance(loss, nn.Module) and not isinstance(loss, _Loss)
+    return is_own or isinstance(loss, kinds) or loss in functions
 
 
 class Objective:
     """The loss of a model on a batch, and how much of the batch was right.
 
-    Without a loss function, and with one of torch's own, a batch is (inputs..., targets), or a
+    Without a loss function, and with a criterion, a batch is (inputs..., targets), or a
     mapping in which "labels" are the targets. The model is called with the inputs, several of a
     mapping by their names, and gives logits [B, C] or [B, C, ...] for targets [B] or [B, ...] of
     class numbers. Inputs are rounded to the type of the model's parameters, where they share one.
@@ -52,7 +72,7 @@ class Objective:
         loss: the user's; None: cross entropy.
 
     Raises:
-        ValueError: a class of losses.
+        ValueError: a class of losses, or one with parameters to train.
     """
 
     def __init__(self, model: nn.Module, loss: Loss | None) -> None:
@@ -64,13 +84,19 @@ class Objective:
         self._model, self._loss = model, loss
         self._criterion: Any = loss if is_criterion(loss) else functional.cross_entropy
         if isinstance(self._criterion, nn.Module):  # its class weights go where the logits are
+            if any(parameter.requires_grad for parameter in self._criterion.parameters()):
+                raise ValueError(
+                    "loss: expected one without trainable parameters, which no optimizer gets, got "
+                    f"{kind_of(loss)} with some; make them a part of the net"
+                )
             self._criterion.to(next(model.parameters()).device)
-        # Whether the loss is torch's; a function of the user's takes the model and the batch.
-        self.is_torchs = loss is None or is_criterion(loss)
+        # Whether the loss takes outputs and targets; another one takes the model and the batch.
+        self.is_criterion = loss is None or is_criterion(loss)
         self._counts = counts_right(loss)
         self._num_classes: int | None = None  # known once a batch was tried
         said = getattr(loss, "keywords", {}).get("ignore_index", IGNORED_TARGET)  # a partial's
         self._ignored = getattr(loss, "ignore_index", said)
+        self._takes_indices = _takes_indices(loss)
         types = {p.dtype for p in model.parameters() if p.is_floating_point()}
         self._dtype = types.pop() if len(types) == 1 else None
 
@@ -80,10 +106,17 @@ class Objective:
         Raises:
             ValueError: a batch, logits or a loss of another form.
         """
-        if self.is_torchs or self._loss is None:
+        if self.is_criterion or self._loss is None:
             said = self._of_targets(batch)
         else:
-            said = self._loss(self._model, batch)
+            try:
+                said = self._loss(self._model, batch)
+            except (TypeError, AttributeError) as error:  # as of one that takes other arguments
+                raise ValueError(
+                    "loss: expected a function of the model and a batch, got one that fails on "
+                    f"them: {type(error).__name__}: {one_line(error, 160)}; for outputs and "
+                    "targets make it an nn.Module, or call the model in it"
+                ) from error
         loss, *counts = said if isinstance(said, tuple) else (said,)
         if not isinstance(loss, Tensor) or loss.dim() != 0 or len(counts) not in (0, 2):
             got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else kind_of(loss)
@@ -112,6 +145,9 @@ class Objective:
         """The criterion of a batch, and of classes how many were right and of how many."""
         logits, targets = self.outputs(batch)
         if not self._counts:
+            is_tensor = isinstance(targets, Tensor) and not targets.is_complex()
+            if is_tensor and not targets.is_floating_point() and not self._takes_indices:
+                targets = targets.to(self._dtype or torch.float32)
             return self._criterion(logits, self._rounded(targets))
         if not isinstance(logits, Tensor) or logits.dim() < 2:
             _refuse("model", "logits [B, C] for the cross entropy", _shape(logits))
@@ -144,8 +180,8 @@ class Objective:
         if targets.device.type == "cpu" and not targets.is_floating_point():
             require_classes(targets, self._num_classes, self._ignored)
 
-    def try_batch(self, batch: Any, all_targets: Tensor | None) -> None:
-        """Run the model and torch's loss on a batch, before any training.
+    def try_batch(self, batch: Any, all_targets: Tensor | None) -> Measured:
+        """Run the model and a criterion on a batch, before any training.
 
         Arguments:
             all_targets: of all examples, where they are at hand, to see that none lacks a logit.
@@ -159,7 +195,7 @@ class Objective:
             for each in (targets, all_targets):
                 if isinstance(each, Tensor) and not each.is_floating_point():
                     require_classes(each, self._num_classes, self._ignored)
-        self(batch)
+        return self(batch)
 
     def _rounded(self, given: Any) -> Any:
         is_real = isinstance(given, Tensor) and given.is_floating_point()

@@ -19,10 +19,12 @@ from swap_fast.config.execution import Execution
 from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.data.cifar.batches import Loader
 from swap_fast.distributed import Comm
+from swap_fast.record import EpochRow
 from swap_fast.training.batchnorm import is_compiled
+from swap_fast.training.callback import Callback
 from swap_fast.training.evaluate import Accuracies, Count, Evaluate, Evaluator
 from swap_fast.training.optimizer import ScaledOptimizer
-from swap_fast.training.state import PLAIN
+from swap_fast.training.state import PLAIN, Progress
 from swap_fast.training.step import BaseStep, Forward
 from swap_fast.training.weights import Weights
 from swap_fast.user.batch import batch_length, leaves, transformed
@@ -37,7 +39,7 @@ from swap_fast.user.data import (
     seed_everything,
     targets_of,
 )
-from swap_fast.user.objective import Metric, Objective, kind_of, require_numbers
+from swap_fast.user.objective import Measured, Metric, Objective, kind_of, require_numbers
 
 Make = Callable[[Any], torch.optim.Optimizer]
 """Makes an optimizer of a list of parameters, or of groups of them."""
@@ -50,7 +52,7 @@ class UserOptimizer(ScaledOptimizer):
     """A torch optimizer that follows a schedule, made again for each phase and worker.
 
     Where groups have learning rates of their own, each keeps its ratio to the optimizer's: the
-    schedule gives the one, and the others follow.
+    schedule gives the one, and the others follow. An optimizer's own rate of 0 has no effect.
 
     Arguments:
         make: called at each reset, so that no state can stay.
@@ -86,9 +88,9 @@ class UserOptimizer(ScaledOptimizer):
         default = optimizer.defaults.get("lr")
         # The optimizer's own learning rate; None where it has none above 0.
         self.learning_rate = float(default) if default and float(default) > 0 else None
-        ratios = [
-            float(group["lr"]) / (self.learning_rate or 1.0) for group in optimizer.param_groups
-        ]
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        own = None if default is None else float(default)
+        ratios = [1.0 if rate == own else rate / (self.learning_rate or 1.0) for rate in rates]
         scaler = torch.amp.GradScaler(weights.theta.device.type, enabled=scale_gradients)
         super().__init__(weights, optimizer, ratios, scaler)
 
@@ -185,8 +187,8 @@ def make_net(make_model: Callable[[], nn.Module], seed: int, device: torch.devic
     """The net at its initial weights, on its device.
 
     Raises:
-        ValueError: no function, or one whose result is no net, a wrapped one, or one that was
-            trained before.
+        ValueError: no function, or one whose result is no net, a wrapped one, one that was trained
+            before, or one whose state is more than tensors.
     """
     if isinstance(make_model, nn.Module) or not callable(make_model):
         raise ValueError(
@@ -207,6 +209,7 @@ def make_net(make_model: Callable[[], nn.Module], seed: int, device: torch.devic
             "make_model: expected a new net from each call, got one that swap has trained before; "
             "return copy.deepcopy(net)"
         )
+    refuse_extra_state(bare(model), "make_model")
     _TRAINED.add(bare(model))
     return model.to(device)
 
@@ -226,6 +229,57 @@ def refuse_wrapped(model: nn.Module, name: str) -> None:
             f"{name}: expected the bare net, got it in shards over processes (FSDP2); give a net "
             "that has loaded its full state dict"
         )
+
+
+def refuse_extra_state(model: nn.Module, name: str) -> None:
+    """Refuse a net whose state no file of tensors holds.
+
+    Raises:
+        ValueError: its `get_extra_state` gives what is no tensor.
+    """
+    for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{name}: expected a net whose state is tensors, got {kind_of(value)} in it, "
+                f"{key}; keep it in a buffer, or leave get_extra_state out"
+            )
+
+
+class FrozenValues(Callback):
+    """Sees that frozen parameters stay as they are, as an averaging teacher's do not.
+
+    They are no part of theta: a worker would go on from the one before it, and the average have
+    the last worker's.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._frozen = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if not parameter.requires_grad and parameter.is_floating_point()
+        }
+        self._sums: list[float] = []
+
+    def _read(self) -> list[float]:
+        sums = [p.detach().sum(dtype=torch.float64) for p in self._frozen.values()]
+        return torch.stack(sums).nan_to_num().tolist() if sums else []
+
+    def on_begin(self, progress: Progress) -> None:
+        self._sums = self._read()
+
+    def on_epoch_end(self, row: EpochRow) -> None:
+        """Compare their sums. Waits for the device, off the clock.
+
+        Raises:
+            ValueError: names the first that has changed.
+        """
+        pairs = zip(self._frozen, self._read(), self._sums, strict=True)
+        if (name := next((n for n, now, before in pairs if now != before), None)) is not None:
+            raise ValueError(
+                f"parameter {name}: expected a frozen one to keep its values, got one that the net "
+                "changes itself; register it as a buffer, of which each worker has its own and the "
+                "average the mean"
+            )
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -388,6 +442,8 @@ class UserSource:
         self._model, self._train, self._test = model, train, test
         self._objective, self._metric, self._augment = objective, metric, augment
         self._batch_size = batch_size
+        self.measures = test is not None
+        """Whether there is anything to measure on the test data; known once batches were tried."""
 
     def open_(self, weights: Weights, execution: Execution, *, seed: int) -> None:
         """Note where the batches go."""
@@ -410,24 +466,28 @@ class UserSource:
         eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
         try:
             with eager, torch.no_grad(), self._autocast():
-                if self._objective.is_torchs:
+                if self._objective.is_criterion:
                     self._try("train_data", self._train, self._place)
                 if self._test is None:
                     return
                 place = replace(self._place, augment=None)
-                if self._objective.is_torchs and self._metric is None:
-                    self._try("test_data", self._test, place)
-                else:  # what the user's own function raises says where
+                if self._metric is not None:  # what the user's own function raises says where
                     self._count(self._first(self._test, place))
+                elif self._objective.is_criterion:
+                    self.measures = self._try("test_data", self._test, place).correct is not None
+                else:
+                    said = self._objective(self._first(self._test, place))
+                    self.measures = said.correct is not None
         finally:
             self._model.train(was_training)
 
-    def _try(self, name: str, data: Data, place: Placement) -> None:
+    def _try(self, name: str, data: Data, place: Placement) -> Measured:
         batch = self._first(data, place)
         # What augment makes of the targets is known of this batch alone.
         targets = targets_of(data) if place.augment is None else None
         with explained(name, batch, self._model, "the data, collate= or augment="):
-            self._objective.try_batch(batch, targets)
+            tried = self._objective.try_batch(batch, targets)
+        return tried
 
     def _first(self, data: Data, place: Placement) -> Any:
         passing = one_pass(data, place, batch_size=self._batch_size, shuffled=False)
@@ -453,7 +513,7 @@ class UserSource:
 
     def evaluator(self, shape: BatchShape) -> Evaluate:
         """Accuracy or metric on the test data as they are; NaN without any."""
-        if self._test is None:
+        if self._test is None or not self.measures:
             return lambda comm: Accuracies(math.nan)
         place = replace(self._place, augment=None)
         batches = partial(

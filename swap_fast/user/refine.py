@@ -6,6 +6,7 @@ A trained copy counts as its state dict alone: hooks, wrappers and the device th
 behind do not reach the average, which is made in a clean copy of the model.
 """
 
+import math
 import os
 import time
 import warnings
@@ -57,7 +58,7 @@ from swap_fast.user.api import leave_ranks, open_folder, refuse_process_group, r
 from swap_fast.user.clean_copy import Forward, Measure, copied, device_of, open_evaluation
 from swap_fast.user.data import generators_kept, require_seed, seed_everything, seed_of
 from swap_fast.user.method import name_of
-from swap_fast.user.parts import bare, refuse_wrapped
+from swap_fast.user.parts import bare, refuse_extra_state, refuse_wrapped
 from swap_fast.user.result import RefineResult, describe_environment, make_refine_result
 
 Train = Callable[[int, nn.Module], nn.Module | Mapping[str, Any] | None]
@@ -102,6 +103,7 @@ def refine(
             tuple or list but its last entry (the targets), or with a mapping's entries by name.
         evaluate: measures a model, such as its accuracy on test data; called without gradients on
             the model handed in, each worker, and the average before and after the batch-norm pass.
+            Of the first it must give a finite number; NaN or infinity later is not measured.
         basin_points: of the straight line between the two workers that lie farthest apart, both
             among them, on which `evaluate` shows whether they share a basin. 0: none.
         max_barrier: drop of the accuracy along this line above which they do not.
@@ -124,6 +126,7 @@ def refine(
     whole("workers", workers)
     require(workers > 1, "workers", "2 or more models to average", workers)
     refuse_wrapped(model, "model")
+    refuse_extra_state(bare(model), "model")
     require_seed(seed)
     require(folder is not None or not resume, "resume", "a folder= to go on from", resume)
     require_timeout(timeout_s)
@@ -145,6 +148,8 @@ def refine(
         start = weights_of("the model", bare(model))
         evaluation.load_(start.tensors, start.path)
         phase1_accuracy = evaluation.accuracies().get("test")
+        is_finite = phase1_accuracy is None or math.isfinite(phase1_accuracy)
+        require(is_finite, "evaluate", "a finite number", phase1_accuracy)
         del evaluation  # its memory is the trainer's
         settings = {
             "num_workers": workers,
@@ -303,19 +308,33 @@ def _phase3(
     """Average the workers; the barrier between two of them; and the time of each."""
     files, times_s = zip(*workers, strict=True)
     soup = average_files(files, evaluation=evaluation, start=start, basin_points=0, say=say)
-    if basin_points == 0:
-        return soup, None, times_s
-    first, second, drop = farthest_barrier(evaluation, files, soup.report.distances, basin_points)
-    between = f"workers {first} and {second}"
-    say(f"{between}: a barrier of {100 * drop:.2f} points")
-    if drop > max_barrier:
-        note = (
-            f"{between} lie in different basins: between them the accuracy falls {100 * drop:.2f} "
-            "points below the straight line; train the model longer before, or the workers at a "
-            "lower learning rate"
+    measured = {each.name: each.accuracies for each in soup.report.ingredients}
+    odd = [
+        name
+        for name, found in (measured | {"the average": soup.report.after}).items()
+        if not all(map(math.isfinite, found.values()))
+    ]
+    notes, drop = [*soup.report.notes], None
+    if basin_points > 0:
+        distances = soup.report.distances
+        first, second, fall = farthest_barrier(evaluation, files, distances, basin_points)
+        between = f"workers {first} and {second}"
+        if math.isnan(fall):
+            odd.append(f"the line between {between}")
+        else:
+            drop = fall
+            say(f"{between}: a barrier of {100 * drop:.2f} points")
+        if fall > max_barrier:
+            notes.append(
+                f"{between} lie in different basins: between them the accuracy falls "
+                f"{100 * fall:.2f} points below the straight line; train the model longer before, "
+                "or the workers at a lower learning rate"
+            )
+    if odd:
+        notes.append(
+            f"evaluate gave no finite number for {', '.join(odd)}: this counts as not measured"
         )
-        soup = replace(soup, report=replace(soup.report, notes=(*soup.report.notes, note)))
-    return soup, drop, times_s
+    return replace(soup, report=replace(soup.report, notes=tuple(notes))), drop, times_s
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """What a run of the user's gives: models, accuracies, times, and files of these."""
 
-import copy
 import html
 import json
+import math
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
-from itertools import chain, count
+from itertools import chain, combinations, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from swap_fast.record import EpochRow, Times, library_version, now
 from swap_fast.training.state import Result
 from swap_fast.training.trainer import Trainer
 from swap_fast.training.weights import displacements, pairwise_distances
+from swap_fast.user.clean_copy import copied
 from swap_fast.user.parts import bare
 
 # The model card.
@@ -53,7 +54,7 @@ def model_card(record: dict[str, Any]) -> str:
         for name, value in record["accuracies"].items()
         if name not in ("metric", "workers")
     }
-    wrapper = "._orig_mod" if net.get("compiled") else ""
+    wrapper = "._orig_mod" if net.get("wrapped") else ""
     made = _made_by_swap(record) if record["method"] == "swap" else _made_by_refine(record)
     return f"""---
 library_name: pytorch
@@ -212,6 +213,8 @@ class AveragedResult:
     """At the end of phase 1."""
     record: dict[str, Any]
     """All that is known of the run, as `record.json` keeps it."""
+    notes: tuple[str, ...]
+    """What you should know, such as workers that are equal; each was printed or a warning."""
     is_first: bool
     """Whether this process is the first, which writes."""
 
@@ -248,7 +251,7 @@ class AveragedResult:
         """A net of its own with a worker's weights, in eval mode, where the averaged one is.
 
         Raises:
-            ValueError: there is no such worker here.
+            ValueError: there is no such worker here, or the net cannot be copied.
         """
         if number not in range(len(self.worker_states)):
             raise ValueError(
@@ -256,7 +259,7 @@ class AveragedResult:
                 if self.is_first
                 else "workers: expected the first process, which alone has them"
             )
-        made = copy.deepcopy(bare(self.model))
+        made = copied(bare(self.model))
         made.load_state_dict(self.worker_states[number])
         return made.eval()
 
@@ -346,6 +349,10 @@ def make_result(
     weights.load_(*final)
     norms, cosines = displacements(thetas, done.phase1.theta.cpu())
     weights.release_()
+    accuracy, distances = done.accuracies.tested, pairwise_distances(thetas)
+    metric = "accuracy" if settings["metric"] is None else settings["metric"]
+    doubts = [twins_in(distances), doubt_of(accuracy, before) if metric == "accuracy" else None]
+    notes = [each for each in doubts if each is not None]
     record = {
         "schema_version": SCHEMA_VERSION,
         "method": "swap",
@@ -357,37 +364,51 @@ def make_result(
         "stopped_by": done.phase1.progress.stopped_by,
         "phase1_epochs": done.phase1.progress.epoch,
         "accuracies": {
-            "metric": "accuracy" if settings["metric"] is None else settings["metric"],
+            "metric": metric,
             "phase1": done.phase1.progress.accuracies.tested,
             "workers": list(accuracies),
             "before_averaging": before,
-            "averaged": done.accuracies.tested,
+            "averaged": accuracy,
         },
         "epochs": [_row(row) for row in epochs],
         "times": asdict(times),
-        "pairwise_distances": pairwise_distances(thetas),
+        "pairwise_distances": distances,
         "displacement_norms": norms,
         "displacement_cosines": cosines,
+        "notes": notes,
     }
     return SwapResult(
         model=model.eval(),
         worker_states=tuple(states),
-        accuracy=done.accuracies.tested,
+        accuracy=accuracy,
         accuracy_before_averaging=before,
         worker_accuracies=accuracies,
         phase1_accuracy=done.phase1.progress.accuracies.tested,
         epochs=tuple(epochs),
         times=times,
         record=record,
+        notes=tuple(notes),
         is_first=comm.rank == 0,
     )
 
 
-def doubt_of(result: SwapResult) -> str | None:
+def twins_in(distances: list[list[float]]) -> str | None:
+    """A line, where workers are equal: an average of these gains nothing."""
+    pairs = combinations(range(len(distances)), 2)
+    twins = [(one, other) for one, other in pairs if distances[one][other] == 0]
+    if not twins:
+        return None
+    more = f", and {len(twins) - 1} more pairs of workers too" if twins[1:] else ""
+    return (
+        f"workers {twins[0][0]} and {twins[0][1]} have the same weights{more}: let train_data give "
+        "its batches in another order in each epoch, as a DataLoader with shuffle=True, and phase "
+        "2 have a learning rate above 0"
+    )
+
+
+def doubt_of(accuracy: float | None, before: float | None) -> str | None:
     """A line, where the average is no better than what it was made of."""
-    accuracy, before = result.accuracy, result.accuracy_before_averaging
-    is_metric = result.record["accuracies"]["metric"] != "accuracy"  # which may be better lower
-    if is_metric or accuracy is None or before is None or accuracy >= before:
+    if accuracy is None or before is None or accuracy >= before:
         return None
     return (
         f"averaging did not help: {accuracy:.2%} after it, {before:.2%} before, the workers' mean; "
@@ -412,8 +433,10 @@ class RefineResult(AveragedResult):
     barrier: float | None
     """How far the accuracy falls below the straight line on the way between the two workers that
     lie farthest apart, a fraction; None where it was not measured."""
-    notes: tuple[str, ...]
-    """What you should know, such as workers in different basins; each was a warning too."""
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def make_refine_result(
@@ -442,9 +465,9 @@ def make_refine_result(
         return {name: tensors[short] for name, short in names.items() if short in tensors}
 
     net.load_state_dict(net.state_dict() | state_of(tensors))
-    accuracies = tuple(each.accuracies.get("test") for each in report.ingredients)
+    accuracies = tuple(_finite(each.accuracies.get("test")) for each in report.ingredients)
     known = [accuracy for accuracy in accuracies if accuracy is not None]
-    before, after = sum(known) / len(known) if known else None, report.after.get("test")
+    before, after = sum(known) / len(known) if known else None, _finite(report.after.get("test"))
     record = {
         "schema_version": SCHEMA_VERSION,
         "method": "refine",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from event_factory import at, began, done, epoch, phase_end, training
@@ -68,6 +69,27 @@ def test_a_run_that_is_done(
         "test accuracy 75.00%, 50.00% before averaging; training time 60.0 s; record: "
         "results/runs/small.json",
     ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "tests", "line"),
+    [
+        (None, (0.75, 0.5), "test accuracy 75.00%, 50.00% before averaging; training time 60.0 s"),
+        (None, (None, None), "test accuracy not measured; training time 60.0 s"),
+        ("rmse", (1.5, 2.0), "rmse 1.5, 2 before averaging; training time 60.0 s"),
+    ],
+)
+def test_a_run_of_swap_has_no_record_and_measures_what_it_likes(
+    metric: str | None, tests: Any, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoints" / "Net-seed0-20261122120000"
+    end = done(20) | dict(zip(("test_accuracy", "accuracy_before_averaging"), tests, strict=True))
+    del end["record"]
+    told = began(run=folder.name, plan=began()["plan"] | {"metric": metric})
+    tell(folder, told, training(1, 1), epoch(5, 1, 0, 1, test_accuracy=tests[0]), end)
+    code, lines = watch(tmp_path, "--once", capsys=capsys)
+    assert (code, lines[-1]) == (0, line)
+    assert "nan" not in "".join(lines)
 
 
 def test_a_run_that_died_is_said_to_be_dead(

@@ -34,6 +34,9 @@ def data():
     inputs = torch.eye(2)
     batches = [(inputs, torch.tensor([0, 1]))]
     return {"test": batches, "held_out": batches}
+
+def misspelt():
+    return data()["trian"]
 """
 
 
@@ -134,6 +137,14 @@ def test_the_folder_of_a_saved_result_stands_for_its_workers(tmp_path: Path) -> 
         (
             ["PAIR", "--model", "users_own.py:net", "--data", "users_own:data"],
             "--model: expected package.module:function, got users_own.py:net; try users_own:net",
+        ),
+        (
+            ["PAIR", "--model", "torch.nn:Linear", "--data", "users_own:data"],
+            "model: expected a function that needs no arguments and gives its result, got Type",
+        ),
+        (
+            ["PAIR", "--model", "users_own:net", "--data", "users_own:misspelt"],
+            "data: expected a function that needs no arguments and gives its result, got KeyError",
         ),
         (["PAIR", "--soup", "greedy"], "greedy: expected held_out data to choose by, got none"),
         (["PAIR", "--basin-points", "2"], "basin_points: expected 3 to 1,000"),

@@ -50,6 +50,38 @@ def test_a_prefix_that_the_net_has_not_is_left_out_and_said(tmp_path: Path) -> N
     assert next(iter(alone.tensors)) == "model.0.weight"  # as the program that reads it wants
 
 
+@pytest.mark.parametrize("lacking", [0, 1])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_counts_of_batches_may_be_missing(prefix: str, lacking: int, tmp_path: Path) -> None:
+    data = (batches(X, Y, 11), [(X, Y)])
+    whole = average_files(saved(tmp_path, prefix), model=net, data=data)
+    paths = saved(tmp_path, prefix)
+    state = torch.load(paths[lacking])["state_dict"]
+    torch.save({n: t for n, t in state.items() if "tracked" not in n}, paths[lacking])
+    made = average_files(paths, model=net, data=data)
+    assert made.report.after == whole.report.after
+    for name, tensor in made.tensors.items():
+        assert torch.equal(tensor, whole.tensors[name]), name
+    net().load_state_dict(made.tensors)
+
+
+class Versioned(nn.Linear):
+    def get_extra_state(self) -> Any:
+        return {"version": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        assert state == {"version": 1}
+
+
+def test_a_net_with_more_than_tensors_is_loaded(tmp_path: Path) -> None:
+    for seed in range(2):
+        torch.manual_seed(seed)
+        torch.save(nn.Linear(4, 3).state_dict(), tmp_path / f"{seed}.pt")
+    paths = [tmp_path / "0.pt", tmp_path / "1.pt"]
+    made = average_files(paths, model=lambda: Versioned(4, 3), data={"test": [(X, Y)]})
+    assert made.report.after.keys() == {"test"}
+
+
 def test_files_of_another_net_are_named_by_their_names(tmp_path: Path) -> None:
     torch.save({"body.w": torch.ones(2)}, tmp_path / "w.pt")
     line = r"w\.pt: expected the net's names, 0\.weight and the like, got body\.w and the like; "

@@ -151,6 +151,18 @@ def test_a_noise_scale_and_no_test_are_lines_too() -> None:
     assert "images/s" not in said[0]
 
 
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [(0.0, "0.0000"), (0.25, "0.2500"), (0.001, "0.0010"), (0.00054, "5.4e-4"), (2e-5, "2.0e-5")],
+)
+def test_small_learning_rates_are_readable_and_as_wide(rate: float, words: str) -> None:
+    said: list[str] = []
+    lines = Lines(said.append)
+    lines(began())
+    lines(epoch(20, 1, 0, 1, learning_rate=rate))
+    assert f"  lr {words}  loss 1.5000  " in said[0]
+
+
 def test_json_is_the_events_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
     show = JsonLines()
     for event in RUN:

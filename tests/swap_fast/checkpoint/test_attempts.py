@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -12,6 +13,7 @@ from threading import Timer
 import pytest
 
 from swap_fast.checkpoint.attempts import Attempt, is_running
+from swap_fast.checkpoint.run_folder import RunInfo, enter_folder
 
 
 def test_who_only_looks_keeps_no_attempt_from_beginning(tmp_path: Path) -> None:
@@ -57,6 +59,31 @@ def test_what_was_lost_does_not_depend_on_the_machine_s_time(
         raise KeyboardInterrupt
     with Attempt(tmp_path) as second:
         assert second.interruptions() == {"count": 1, "lost_s": pytest.approx(20.0, abs=1e-3)}
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_used_without(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    class NoLock:
+        def __init__(self, path: Path) -> None: ...
+
+        def acquire(self, **how: float) -> None:
+            no_locks(None, 0)
+
+    monkeypatch.setattr("filelock.FileLock", NoLock)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    (tmp_path / "attempt-worker1.lock").touch()
+    assert not is_running(tmp_path)
+    info = RunInfo(created="", settings={}, machine={})
+    with (
+        pytest.warns(UserWarning, match="its file system has no locks; start no second process"),
+        enter_folder(tmp_path, info) as attempt,
+    ):
+        assert not attempt.resumed
 
 
 def test_an_attempt_that_ends_well_leaves_nothing_to_tell(tmp_path: Path) -> None:

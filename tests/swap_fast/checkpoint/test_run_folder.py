@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -203,6 +204,55 @@ def test_a_damaged_checkpoint_is_left_out(ending: str, damage: str, tmp_path: Pa
         assert len(said) == 1
         assert said[0].startswith("a damaged checkpoint is left out: phase1-epoch2")
         assert "\n" not in said[0]
+
+
+@pytest.mark.parametrize("ending", [".state.safetensors", ".json"])
+def test_a_file_that_cannot_be_read_now_is_no_damage(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CutError):
+        run(SWAP_3, tmp_path, saves=2)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    read = Path.read_bytes
+
+    def stale(path: Path) -> bytes:
+        if path.name.endswith(ending):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", stale)
+        line = rf"phase1-epoch2{ending}: could not be read: Stale file handle; nothing was changed"
+        with pytest.raises(ValueError, match=line):
+            run(SWAP_3, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert_same(run(SWAP_3, tmp_path), run(SWAP_3, tmp_path / "whole"))
+
+
+def test_new_checkpoints_are_kept_beside_damaged_ones_of_later_epochs(tmp_path: Path) -> None:
+    recipe = with_phases(phase1={"max_epochs": 6})
+    with pytest.raises(CutError):
+        run(recipe, tmp_path, saves=5)
+    for epoch in (4, 5):
+        flip_a_bit(tmp_path / f"phase1-epoch{epoch}.state.safetensors")
+    with pytest.raises(CutError):
+        run(recipe, tmp_path, saves=2)
+    assert {f"phase1-epoch{n}.json" for n in (1, 2)} < {path.name for path in tmp_path.iterdir()}
+    said: list[str] = []
+    done = run(recipe, tmp_path, say=said.append)
+    assert [line.partition(":")[2].split(".")[0].strip() for line in said] == [
+        *("phase1-epoch5", "phase1-epoch4"),
+    ]
+    assert [row.epoch for row in done.rows if row.phase == 1] == [1, 2, 3, 4, 5, 6]
+    assert not list(tmp_path.glob("phase1-epoch*"))
+
+
+def test_of_phase_2_the_weights_of_the_cycles_ends_may_be_enough(tmp_path: Path) -> None:
+    kept = RunFolder(tmp_path, clock := Clock(), keep_every=2)
+    trainer = small_trainer(CYCLES, dataset=DATA, clock=clock, checkpoints=kept)
+    swap(CYCLES, trainer)
+    files = {path.stem for path in tmp_path.glob("worker0-epoch?.safetensors")}
+    assert files == {"worker0-epoch2", "worker0-epoch4"}
 
 
 @pytest.mark.parametrize("saves", [8, 9])  # in the second cycle of worker 1, or at its end

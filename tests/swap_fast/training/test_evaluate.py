@@ -11,7 +11,7 @@ from swap_fast.config.execution import Execution
 from swap_fast.data.cifar.dataset import Split
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.distributed import Comm
-from swap_fast.training.evaluate import Evaluator, image_evaluator
+from swap_fast.training.evaluate import Evaluator, count_right, image_evaluator
 from swap_fast.training.weights import Weights
 
 CPU = torch.device("cpu")
@@ -61,6 +61,12 @@ def test_the_model_is_as_it_was(training: bool) -> None:
     evaluator(weights, SPLIT, 20)()
     assert all(m.training is training for m in weights.model.modules())
     assert all(torch.equal(a, b) for a, b in zip(weights.copy(), before, strict=True))
+
+
+def test_an_ignored_class_is_not_right_where_it_is_said() -> None:
+    says_0 = torch.tensor([[1.0, 0.0, 0.0]]).expand(4, 3)
+    right, of = count_right(says_0, torch.tensor([0, 0, 1, 2]), ignored=0)
+    assert (int(right), int(of)) == (0, 2)
 
 
 class FirstPixel(nn.Module):

@@ -198,6 +198,51 @@ def test_theta_is_float64_where_a_parameter_is_and_half_precision_is_rounded_fro
     assert torch.equal(weights.copy()[0], 2 * theta)
 
 
+def test_what_a_net_puts_in_place_of_a_parameter_is_theta_s() -> None:
+    model = nn.Linear(3, 2)
+    weights = Weights(model, may_move=True)
+    model.weight.data = torch.full((2, 3), 7.0)
+    theta, statistics = weights.copy()
+    assert theta[:6].tolist() == 6 * [7.0]
+    with torch.no_grad():
+        weights.theta.fill_(2.0)
+    assert (model.weight == 2).all()  # a part of theta again
+    model.weight.data = torch.zeros(2, 3)
+    weights.load_(theta, statistics)
+    assert (model.weight == 7).all()
+    model.weight.data = torch.zeros(2, 3)
+    weights.load_state_dict({"weight": torch.ones(2, 3), "bias": torch.ones(2)})
+    assert weights.copy()[0].tolist() == 8 * [1.0]
+
+
+def test_where_theta_is_updated_a_net_may_not_move_its_parameters() -> None:
+    model = nn.Linear(3, 2)
+    weights = Weights(model)
+    model.weight.data = torch.zeros(2, 3)
+    line = (
+        r"^parameter weight: expected the tensor that updates write to, got another one, .*copy_$"
+    )
+    for read in (weights.copy, lambda: weights.load_(weights.theta, weights.statistics)):
+        with pytest.raises(ValueError, match=line):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("buffer", "got"),
+    [
+        (torch.eye(2).to_sparse(), r"a sparse one; register its to_dense\(\)"),
+        (torch.ones(1).expand(2), r"one that expand\(\) has made, .*; register its clone\(\)"),
+    ],
+)
+def test_buffers_without_a_value_for_each_place_are_refused(buffer: Any, got: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].register_buffer("graph", buffer)
+    with pytest.raises(
+        ValueError, match=f"^buffer 0.graph: expected one with memory .*, got {got}"
+    ):
+        Weights(model)
+
+
 def test_a_model_without_trainable_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^model: expected trainable parameters, got none; "):
         Weights(nn.ReLU())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,10 @@ from small_trainer import calling
 from torch import nn
 
 import swap_fast
+from swap_fast.callbacks.emitter import EventLogger
 from swap_fast.callbacks.events import read_events
+from swap_fast.checkpoint.files import write_json
+from swap_fast.checkpoint.run_folder import read_run_info
 from swap_fast.record import EpochRow
 from swap_fast.user.result import doubt_of
 
@@ -262,13 +266,55 @@ def test_what_the_phases_will_be_and_a_tau_that_was_missed_are_said(
 
 
 def test_an_average_that_is_worse_is_said() -> None:
-    result = small_swap(test=blobs(20, seed=2))
-    worse = replace(result, accuracy=0.5, accuracy_before_averaging=0.75)
-    assert str(doubt_of(worse)).startswith(
+    assert str(doubt_of(0.5, 0.75)).startswith(
         "averaging did not help: 50.00% after it, 75.00% before, the workers' mean; "
     )
-    assert doubt_of(replace(result, accuracy=0.75, accuracy_before_averaging=0.75)) is None
-    assert doubt_of(small_swap()) is None
+    assert doubt_of(0.75, 0.75) is None
+    assert doubt_of(None, None) is None
+
+
+def test_where_the_loss_counts_nothing_the_test_data_are_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        modes.append(model.training)
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    modes: list[bool] = []
+    small_swap(plain_net, test=blobs(20, seed=2), loss=loss, progress=True)
+    assert modes.count(False) == 1  # before training
+    line = capsys.readouterr().out.splitlines()[2]
+    assert line.startswith("nothing is measured on test_data: the loss does not count what is")
+
+
+def test_runs_have_names_of_their_own_and_a_resumed_one_keeps_it(tmp_path: Path) -> None:
+    def name(**said: Any) -> str:
+        told: list[dict[str, Any]] = []
+        small_swap(listeners=[told.append], **said)
+        return next(event["run"] for event in told if event["event"] == "began")
+
+    first = name(folder=tmp_path)
+    assert re.fullmatch(r"Sequential-seed0-\d{14}", first)
+    info = read_run_info(tmp_path)
+    assert info is not None
+    write_json(tmp_path / "run.json", replace(info, created="2020-01-02T03:04:05+00:00"))
+    assert name(folder=tmp_path, resume=True) == "Sequential-seed0-20200102030405"
+    assert name(seed=1).startswith("Sequential-seed1-")
+
+
+def test_in_a_folder_the_first_process_hears_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    class Noting(EventLogger):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            made.append(named)
+            super().__init__(*given, **named)
+
+    monkeypatch.setattr("swap_fast.user.api.EventLogger", Noting)
+    small_swap(folder=tmp_path)
+    assert made[0]["follows"]
 
 
 def test_a_metric_of_the_user_s_is_called_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,15 @@ import torch
 from own_nets import PHASE1, PHASE2, assert_same_bits, bits, blobs, plain_net, small_swap
 from small_trainer import calling
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+)
 
 from swap_fast.config.phase import Phase
 from swap_fast.record import EpochRow
@@ -176,9 +184,40 @@ class Stream(IterableDataset[Any]):
         return iter(zip(X, Y, strict=True))
 
 
-def test_batches_without_a_length_are_counted() -> None:
-    result = small_swap(train=DataLoader(Stream(), batch_size=8))
+def test_batches_without_a_length_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    result = small_swap(train=DataLoader(Stream(), batch_size=8), progress=True)
     assert_same_bits(bits(result), bits(small_swap(train=loader())))
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("train_data has no length: counting its batches, which reads an epoch")
+
+
+def test_a_stream_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            while True:
+                yield X[0], Y[0]
+
+    monkeypatch.setattr("swap_fast.user.data.MOST_COUNTED", 20)
+    line = r"^train_data: expected epochs with an end, .* got more than 20 batches .*islice$"
+    with pytest.raises(ValueError, match=line):
+        small_swap(train=DataLoader(Endless(), batch_size=8))
+
+
+def test_what_a_fixed_order_costs_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    phases = {"phase1": replace(PHASE1, global_batch_size=32), "phase2": PHASE2, "workers": 4}
+    result = small_swap(train=loader(), progress=True, **phases)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("train_data gives its batches in the same order in every epoch, so")
+    assert lines[3] == "phase 1 never uses the last 2 of 6 batches: an update takes 4"
+    (note,) = result.notes
+    assert note.startswith("workers 0 and 1 have the same weights, and 5 more pairs of workers too")
+    assert lines[-1] == note
+    assert result.record["notes"] == [note]
+    data = TensorDataset(X, Y)
+    by_sampler = BatchSampler(RandomSampler(data), 8, drop_last=False)
+    for each in (DataLoader(data, 8, shuffle=True), DataLoader(data, batch_sampler=by_sampler)):
+        assert small_swap(train=each, progress=True, **phases).notes == ()
+        assert "same order" not in capsys.readouterr().out
 
 
 def test_phases_follow_from_the_loaders_batch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from own_nets import (
     plain_net,
     small_swap,
 )
+from small_trainer import calling
 from torch import Tensor, nn
 
 from swap_fast.training.weights import Weights
@@ -190,7 +192,66 @@ def test_dropout_follows_from_the_seed() -> None:
     assert not torch.equal(runs[0]["averaged.0.weight"], runs[2]["averaged.0.weight"])
 
 
+class Constrained(nn.Linear):
+    """A layer with a largest norm, which it keeps by another tensor in each forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.5)
+        return super().forward(x)
+
+
+def test_a_layer_that_replaces_its_weights_is_trained_by_each_worker_and_averaged() -> None:
+    result = small_swap(lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), Constrained(8, 4)))
+    first, second = (state["2.weight"] for state in result.worker_states)
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(result.model[2].weight.detach(), (first + second) / 2)
+
+
+class Teacher(nn.Module):
+    """A frozen copy follows the net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher = nn.Linear(6, 4), nn.Linear(6, 4).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            for own, other in zip(
+                self.teacher.parameters(), self.student.parameters(), strict=True
+            ):
+                own.data = 0.9 * own.data + 0.1 * other.data
+        return self.student(x)
+
+
+def test_frozen_parameters_that_the_net_changes_are_refused_after_an_epoch() -> None:
+    rows: list[Any] = []
+    line = r"^parameter teacher\.weight: expected a frozen one to keep its values, .* as a buffer"
+    with pytest.raises(ValueError, match=line):
+        small_swap(Teacher, callbacks=[calling(on_epoch_end=rows.append)])
+    assert len(rows) == 0  # the first epoch was the last
+
+
+def test_a_net_that_cannot_be_copied_has_its_workers_states() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of this form of weight norm
+        result = small_swap(lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 4))))
+    with pytest.raises(
+        ValueError, match=r"^model: expected one that copy\.deepcopy copies, got Ru"
+    ):
+        result.worker_model(0)
+
+
 # What cannot be.
+
+
+class Extra(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(6, 4)
+
+    def get_extra_state(self) -> Any:
+        return {"version": 1}
+
+    def set_extra_state(self, state: Any) -> None: ...
 
 
 class Lazy(nn.Sequential):
@@ -223,6 +284,7 @@ BAD = {
     "a module": (net(), "make_model: expected a function that makes the net, got a Sequential"),
     "no module": (lambda: 3, "make_model: expected a function that returns an nn.Module"),
     "in parallel": (lambda: nn.DataParallel(net()), "make_model: expected the bare net"),
+    "more than tensors": (Extra, "make_model: expected a net whose state is tensors, got a dict"),
     "no logits": (lambda: nn.Sequential(net(), nn.Flatten(0)), "model: expected logits"),
 }
 

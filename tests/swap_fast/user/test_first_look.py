@@ -239,6 +239,41 @@ def test_a_criterion_of_numbers_counts_none() -> None:
     )
 
 
+class Own(nn.Module):
+    """A loss of outputs and targets, as many libraries have them."""
+
+    def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, target)
+
+
+def test_a_module_is_a_loss_of_outputs_and_targets() -> None:
+    result = small_swap(test=(X, Y), loss=Own())
+    assert_same_bits(bits(result), bits(small_swap(test=(X, Y))))
+    assert result.accuracy is None
+    scaled = Own()
+    scaled.scale = nn.Parameter(torch.ones(()))
+    refused("loss: expected one without trainable parameters, .* got a Own", loss=scaled)
+
+
+def test_a_function_of_outputs_and_targets_is_refused() -> None:
+    line = r"loss: expected a function of the model and a batch, .* fails on them: TypeError: .*"
+    refused(line, test=(X, Y), loss=lambda outputs, target: Own()(outputs, target))
+
+
+def one_number() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), functional.mse_loss, partial(functional.l1_loss)])
+def test_whole_numbers_are_targets_of_a_loss_of_numbers(loss: Any) -> None:
+    whole, real = (small_swap(one_number, (X, y), loss=loss) for y in (Y, Y.float()))
+    assert_same_bits(bits(whole), bits(real))
+
+
+def test_classes_stay_whole_for_a_margin_loss() -> None:
+    small_swap(plain_net, (X, Y), loss=nn.MultiMarginLoss())
+
+
 def returning(form: Any) -> Any:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -144,6 +144,16 @@ def test_it_is_described_by_name_and_options() -> None:
     assert json.loads(json.dumps(about))["groups"]
 
 
+@pytest.mark.parametrize(("default", "ratio"), [(0.0, 1.0), (0.5, 1.0), (torch.tensor(0.0), 1.0)])
+def test_an_optimizers_own_rate_has_no_effect(default: Any, ratio: float) -> None:
+    weights = weights_of()
+    optimizer = UserOptimizer(weights, lambda p: torch.optim.SGD(p, lr=default))
+    assert optimizer.describe()["groups"][0]["lr_ratio"] == ratio
+    before = weights.copy()[0]
+    updates(optimizer, weights, 1)
+    assert not torch.equal(weights.copy()[0], before)
+
+
 def views(tensor: Tensor, of: Tensor) -> bool:
     return tensor.untyped_storage().data_ptr() == of.untyped_storage().data_ptr()
 

@@ -304,7 +304,50 @@ def test_workers_of_one_basin_have_no_barrier(capsys: pytest.CaptureFixture[str]
     assert lines[-1].startswith("workers 0 and 2: a barrier of ")
 
 
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_a_measurement_that_fails_after_training_costs_no_worker(value: float) -> None:
+    calls: list[float] = []
+
+    def measured(model: nn.Module) -> float:
+        calls.append(share(model) if len(calls) != 2 else value)  # of worker 1
+        return calls[-1]
+
+    with pytest.warns(UserWarning, match=r"^evaluate gave no finite number for worker 1: this"):
+        result = small_refine(evaluate=measured)
+    assert [each is None for each in result.worker_accuracies] == [False, True, False]
+    assert result.accuracy_before_averaging == pytest.approx((calls[1] + calls[3]) / 2)
+    assert json.loads(json.dumps(result.record, allow_nan=False))["notes"] == list(result.notes)
+
+
+def test_a_line_that_cannot_be_measured_has_no_barrier() -> None:
+    def measured(model: nn.Module) -> float:
+        calls.append(0.5)
+        return 0.5 if len(calls) < 7 else float("nan")
+
+    calls: list[float] = []
+    with pytest.warns(UserWarning, match="number for the line between workers"):
+        result = small_refine(evaluate=measured, basin_points=3, workers=2)
+    assert (result.barrier, result.record["barrier"]) == (None, None)
+
+
+def test_workers_may_be_without_counts_of_batches() -> None:
+    def how(worker: int, model: nn.Module) -> dict[str, Tensor]:
+        train(worker, model)
+        return {n: t for n, t in model.state_dict().items() if "tracked" not in n}
+
+    result = small_refine(how=how, evaluate=share)
+    assert_same_bits(bits(result), bits(small_refine(evaluate=share)))
+    assert share(result.worker_model(1)) == result.worker_accuracies[1]
+
+
 # What cannot be.
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self) -> Any:
+        return {"version": 1}
+
+    def set_extra_state(self, state: Any) -> None: ...
 
 
 def with_nan(worker: int, model: nn.Module) -> None:
@@ -339,6 +382,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "forward": ({"forward": 3}, "forward: expected a function of 2 arguments or None, got 3"),
     "folder": ({"folder": 3}, "folder: expected a text, a Path or None, got 3"),
     "time limit": ({"timeout_s": 0}, "timeout_s: expected seconds above 0"),
+    "more than tensors": ({"model": Extra(6, 4)}, "model: expected a net whose state is tensors"),
     "shapes": (
         {"batches": [torch.zeros(4, 9)]},
         r"batches: expected a batch that the net takes, .*, got float32 \[4, 9\]: .* pass forward=",

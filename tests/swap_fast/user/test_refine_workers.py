@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -51,6 +52,26 @@ def test_a_worker_that_died_is_trained_again_alone_to_the_same_bits(tmp_path: Pa
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     assert_same_bits(bits(small_refine(how=damaged, folder=tmp_path, resume=True)), bits(whole))
     assert damaged.trained == [2]
+
+
+def test_a_worker_that_cannot_be_read_now_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_refine(how=Counting(), folder=tmp_path)
+    read, again = Path.read_bytes, Counting()
+
+    def denied(path: Path) -> bytes:
+        if path.name == "refined-worker1.safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    line = (
+        r"refined-worker1\.safetensors: could not be read: Permission denied; nothing was changed"
+    )
+    with pytest.raises(ValueError, match=line):
+        small_refine(how=again, folder=tmp_path, resume=True)
+    assert again.trained == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
