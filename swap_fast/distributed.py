@@ -1,6 +1,7 @@
 """Ranks and collectives. One process alone takes the same path: collectives are the identity."""
 
 import json
+import math
 import os
 import re
 import sys
@@ -8,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
 from threading import Thread
@@ -63,7 +64,7 @@ class Store:
 
     def __init__(self, store: dist.Store, timeout_s: float = 300.0) -> None:
         self._store, self.timeout_s = store, timeout_s
-        self.comparisons = count()  # of the ranks' settings: each has keys of its own
+        self.meetings = count()  # of all ranks: each has keys of its own
 
     def set(self, key: str, text: str) -> None:
         """Set a key's text."""
@@ -104,6 +105,11 @@ class Comm:
     """The processes meant; None: all of them."""
     store: Store | None = None
     """Where ranks say that a collective failed, for the others to know who did not."""
+    parts: dict[tuple[tuple[int, ...], ...], dist.ProcessGroup] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """This rank's group in each division of the ranks, for all runs of one connection: a group has
+    memory on the device as long as the connection lasts."""
 
     def replicas(self, num_replicas: int) -> range:
         """The replicas, or workers, that this rank runs."""
@@ -166,6 +172,32 @@ class Comm:
         )
         return values[0]
 
+    def finish_together(self, work: Callable[[], T]) -> T:
+        """Do this rank's own work, and wait until every rank has done its own; all must call.
+
+        By the store, as long as it takes: a compiler or a slow disk may need more time than a
+        collective may last.
+
+        Raises:
+            RuntimeError: names a rank whose work failed; or the store is lost.
+        """
+        if self.world_size == 1:
+            return work()
+        assert self.store is not None, "ranks that were connected have a store"
+        place = f"work/{next(self.store.meetings)}"
+        try:
+            result = work()
+        except BaseException:
+            with suppress(RuntimeError):  # the store may be what is lost
+                self.store.set(f"{place}/{self.rank}", "failed")
+            raise
+        self.store.set(f"{place}/{self.rank}", "done")
+        for rank in range(self.world_size):
+            if self.store.wait_for(f"{place}/{rank}", math.inf) == "failed":
+                time.sleep(GRACE_S)  # that rank's own message comes first
+                raise RuntimeError(f"the other ranks wait for rank {rank}, whose work failed")
+        return result
+
     def last_step_requested(self, where: str, step: int) -> int | None:
         """Publish that this rank got a signal to end at `step` of `where`, if it has not yet.
 
@@ -197,7 +229,7 @@ class Comm:
         if self.world_size == 1:
             return
         assert self.store is not None, "ranks that were connected have a store"
-        place, ranks = f"settings/{next(self.store.comparisons)}", range(self.world_size)
+        place, ranks = f"settings/{next(self.store.meetings)}", range(self.world_size)
         self.store.set(f"{place}/{self.rank}", json.dumps(settings))
         first: dict[str, Any] = {}
         for rank in ranks:
@@ -278,9 +310,14 @@ class Comm:
 
     def _part(self, parts: Sequence[Sequence[int]], rank: int) -> "Comm":
         """This rank's part of a division of all ranks, in which it has another number."""
-        with _silent_stdout():
-            group, _ = dist.new_subgroups_by_enumeration([list(part) for part in parts])
-        return replace(self, rank=rank, world_size=len(parts[0]), group=group)
+        key = tuple(map(tuple, parts))
+        if key not in self.parts:
+            timeout = None if self.store is None else timedelta(seconds=self.store.timeout_s)
+            with _silent_stdout():
+                self.parts[key], _ = dist.new_subgroups_by_enumeration(
+                    [list(part) for part in parts], timeout=timeout
+                )
+        return replace(self, rank=rank, world_size=len(parts[0]), group=self.parts[key])
 
     def _together(self, what: str, call: Callable[[], object]) -> None:
         """Call a collective; where it fails, find out who was missing."""

@@ -82,7 +82,9 @@ CHECKS: tuple[Check, ...] = (
         runs.teardown, "process groups end after their collectives were in a graph", limit_s=120
     ),
     _check(
-        runs.whole_run, "a tiny run ends well on one device and on all, twice in a row", limit_s=240
+        runs.whole_run,  # of step auto: it compiles what `compiled` and `fused` above have checked
+        "a tiny run ends well on one device and on all, twice in a row",
+        limit_s=600,
     ),
     _check(
         runs.resume,

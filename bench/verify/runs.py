@@ -382,7 +382,7 @@ def _recipe(ranks: int, width: int) -> SWAPRecipe:
         batch_norm_batch_size=256,
         phase1=replace(
             recipe.phase1,
-            global_batch_size=IMAGES // 5,
+            global_batch_size=IMAGES // 5 // workers * workers,
             gpus_per_model=workers,
             max_epochs=2,
             horizon_epochs=3,

@@ -11,6 +11,8 @@ so that a mean far from 0 costs no digits. A value is rounded to the maps' type 
 compared, as torch's kernels round it: the same pixel wins.
 """
 
+from functools import cache
+from math import log2
 from typing import Any
 
 import torch
@@ -19,16 +21,22 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS = 1024
-"""Rows of the map, as a matrix [B * H * W, C], that a program of a reduction takes."""
-BLOCK_ROWS, GRADIENT_ROWS = 16, 8
-"""Of these at once, by 64 channels for 4 warps; fewer where a pool's gradient needs registers."""
+"""Rows of the map, as a matrix [B * H * W, C], that a program of a reduction takes, at most."""
+PROGRAMS = 4
+"""Of a reduction, for each multiprocessor; a small map of many channels has shorter parts."""
+MOMENT_ROWS, BLOCK_ROWS, GRADIENT_ROWS = 64, 16, 8
+"""Of these at once, by 64 channels for 4 warps: for the moments, which need few registers; for
+others; and for a pool's gradient, which needs most."""
 BLOCK_CHANNELS = 64
 MERGED = tl.constexpr(32)
 """Parts of a map that are merged at once."""
 
 # A captured step's shapes are few; but a number of rows that is a multiple of 16 would be compiled
-# apart from one that is not, perhaps within a run.
-_SIZES = ["num_rows", "num_channels", "height", "width"]
+# apart from one that is not, perhaps within a run. The number of channels is compiled apart: only
+# where a row is known to begin at a multiple of 16 bytes are 8 values of fp16 one access. So are
+# the sides of a map that is pooled: a row's place in it is found by divisions. Rows are counted in
+# int32, and values in int64.
+_VARYING = ["num_rows"]
 
 
 @triton.jit
@@ -41,15 +49,31 @@ def _affine(mean, inverse, weight, bias, channel, inside):  # type: ignore[no-un
 
 
 @triton.jit
-def _window(row, height, width):  # type: ignore[no-untyped-def]
+def _window(row, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """The first row of `x` in the 2x2 window of a row of the output."""
-    half_h, half_w = height // 2, width // 2
-    image, rest = row // (half_h * half_w), row % (half_h * half_w)
-    return (image * height + 2 * (rest // half_w)) * width + 2 * (rest % half_w)
+    image, rest = row // (HEIGHT // 2 * (WIDTH // 2)), row % (HEIGHT // 2 * (WIDTH // 2))
+    return (image * HEIGHT + 2 * (rest // (WIDTH // 2))) * WIDTH + 2 * (rest % (WIDTH // 2))
 
 
 @triton.jit
-def _picked(x, row, channel, valid, shift, scale, num_channels, height, width, POOL: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _at(row, channel, num_channels):  # type: ignore[no-untyped-def]
+    """The place of a value in its map."""
+    return row.to(tl.int64) * num_channels + channel
+
+
+@triton.jit
+def _picked(  # type: ignore[no-untyped-def]
+    x,
+    row,
+    channel,
+    valid,
+    shift,
+    scale,
+    num_channels,
+    POOL: tl.constexpr,  # noqa: N803
+    HEIGHT: tl.constexpr,  # noqa: N803
+    WIDTH: tl.constexpr,  # noqa: N803
+):
     """Of each output row's window: the largest normalised value, that x, and its place (0 to 3).
 
     Arguments:
@@ -57,19 +81,20 @@ def _picked(x, row, channel, valid, shift, scale, num_channels, height, width, P
         shift: and `scale`, [1, C]: a normalised value is x * scale + shift.
     """
     if POOL:
-        first = _window(row, height, width)
-        best_x = tl.load(x + first * num_channels + channel, mask=valid, other=0.0).to(tl.float32)
+        first = _at(_window(row, HEIGHT, WIDTH), channel, num_channels)
+        best_x = tl.load(x + first, mask=valid, other=0.0).to(tl.float32)
         best = (best_x * scale + shift).to(x.dtype.element_ty).to(tl.float32)
         place = tl.zeros_like(best).to(tl.int32)
         for i in tl.static_range(1, 4):
-            at = first + (i // 2) * width + i % 2
-            next_x = tl.load(x + at * num_channels + channel, mask=valid, other=0.0).to(tl.float32)
+            at = first + (i // 2 * WIDTH + i % 2) * num_channels
+            next_x = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
             value = (next_x * scale + shift).to(x.dtype.element_ty).to(tl.float32)
             larger = value > best
             best, best_x = tl.where(larger, value, best), tl.where(larger, next_x, best_x)
             place = tl.where(larger, i, place)
     else:
-        best_x = tl.load(x + row * num_channels + channel, mask=valid, other=0.0).to(tl.float32)
+        at = _at(row, channel, num_channels)
+        best_x = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
         best = (best_x * scale + shift).to(x.dtype.element_ty).to(tl.float32)
         place = tl.zeros_like(best).to(tl.int32)
     return best, best_x, place
@@ -98,7 +123,7 @@ def _parts(vectors, start, parts, channel, num_channels):  # type: ignore[no-unt
     return tl.load(vectors + at, mask=valid, other=0.0, cache_modifier=".cg")
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "momentum", "epsilon"])
+@triton.jit(do_not_specialize=[*_VARYING, "momentum", "epsilon"])
 def moments_kernel(  # type: ignore[no-untyped-def]
     x,  # [num_rows, num_channels]
     means,  # float32 [parts, num_channels], out
@@ -124,9 +149,9 @@ def moments_kernel(  # type: ignore[no-untyped-def]
     mean = tl.zeros([BLOCK_CHANNELS], tl.float32)
     square = tl.zeros([BLOCK_CHANNELS], tl.float32)
     for start in range(0, ROWS, BLOCK_ROWS):
-        row = part.to(tl.int64) * ROWS + start + tl.arange(0, BLOCK_ROWS)
+        row = part * ROWS + start + tl.arange(0, BLOCK_ROWS)
         valid = (row < num_rows)[:, None] & inside[None, :]
-        at = row[:, None] * num_channels + channel[None, :]
+        at = _at(row[:, None], channel[None, :], num_channels)
         value = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
         here = tl.minimum(tl.maximum(num_rows - part * ROWS - start, 0), BLOCK_ROWS).to(tl.float32)
         own_mean = tl.sum(value, 0) / tl.maximum(here, 1.0)
@@ -167,7 +192,7 @@ def moments_kernel(  # type: ignore[no-untyped-def]
         tl.store(running_var + channel, old + momentum * (unbiased - old), mask=inside)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_VARYING)
 def values_kernel(  # type: ignore[no-untyped-def]
     x,  # [B, height, width, num_channels]
     skip,  # as `out`; read where HAS_SKIP
@@ -178,22 +203,22 @@ def values_kernel(  # type: ignore[no-untyped-def]
     bias,
     num_rows,  # of `out`
     num_channels,
-    height,
-    width,
     POOL: tl.constexpr,  # noqa: N803
+    HEIGHT: tl.constexpr,  # noqa: N803  # of `x`, where it is pooled
+    WIDTH: tl.constexpr,  # noqa: N803
     HAS_SKIP: tl.constexpr,  # noqa: N803
     BLOCK_ROWS: tl.constexpr,  # noqa: N803
     BLOCK_CHANNELS: tl.constexpr,  # noqa: N803
 ):
     """out = relu(pool(norm(x))) + skip; the grid is (rows / BLOCK_ROWS, channels / ...)."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)[None, :]
     inside = channel < num_channels
     valid = (row < num_rows) & inside
     _, _, scale, shift = _affine(mean, inverse, weight, bias, channel, inside)
-    value, _, _ = _picked(x, row, channel, valid, shift, scale, num_channels, height, width, POOL)
+    value, _, _ = _picked(x, row, channel, valid, shift, scale, num_channels, POOL, HEIGHT, WIDTH)
     value = tl.maximum(value, 0.0)
-    at = row * num_channels + channel
+    at = _at(row, channel, num_channels)
     if HAS_SKIP:
         value += tl.load(skip + at, mask=valid, other=0.0).to(tl.float32)
     tl.store(out + at, value.to(out.dtype.element_ty), mask=valid)
@@ -208,7 +233,7 @@ def _given(gradient, second, at, valid, HAS_SECOND: tl.constexpr):  # type: igno
     return given
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_VARYING)
 def sums_kernel(  # type: ignore[no-untyped-def]
     x,  # as in `values_kernel`
     gradient,  # of `out`, and of its shape
@@ -224,9 +249,9 @@ def sums_kernel(  # type: ignore[no-untyped-def]
     bias,
     num_rows,  # of `gradient`
     num_channels,
-    height,
-    width,
     POOL: tl.constexpr,  # noqa: N803
+    HEIGHT: tl.constexpr,  # noqa: N803  # of `x`, where it is pooled
+    WIDTH: tl.constexpr,  # noqa: N803
     HAS_SECOND: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
     BLOCK_ROWS: tl.constexpr,  # noqa: N803
@@ -240,12 +265,12 @@ def sums_kernel(  # type: ignore[no-untyped-def]
     total = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.float32)
     product = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.float32)
     for start in range(0, ROWS, BLOCK_ROWS):
-        row = part.to(tl.int64) * ROWS + start + tl.arange(0, BLOCK_ROWS)[:, None]
+        row = part * ROWS + start + tl.arange(0, BLOCK_ROWS)[:, None]
         valid = (row < num_rows) & inside
         value, at_x, _ = _picked(
-            x, row, channel, valid, shift, scale, num_channels, height, width, POOL
+            x, row, channel, valid, shift, scale, num_channels, POOL, HEIGHT, WIDTH
         )
-        at = row * num_channels + channel
+        at = _at(row, channel, num_channels)
         given = _given(gradient, second, at, valid, HAS_SECOND)
         passed = tl.where(valid & (value > 0.0), given, 0.0)
         total += passed
@@ -266,7 +291,7 @@ def sums_kernel(  # type: ignore[no-untyped-def]
         tl.store(product_out + channels, all_products, mask=channels < num_channels)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_VARYING)
 def gradient_kernel(  # type: ignore[no-untyped-def]
     x,  # as in `values_kernel`
     gradient,  # of `out`, and of its shape; `second` as in `sums_kernel`
@@ -280,16 +305,16 @@ def gradient_kernel(  # type: ignore[no-untyped-def]
     bias,
     num_rows,  # of `gradient`
     num_channels,
-    height,
-    width,
     num_values,  # float: rows of `x`, over which the moments were taken
     POOL: tl.constexpr,  # noqa: N803
+    HEIGHT: tl.constexpr,  # noqa: N803  # of `x`, where it is pooled
+    WIDTH: tl.constexpr,  # noqa: N803
     HAS_SECOND: tl.constexpr,  # noqa: N803
     BLOCK_ROWS: tl.constexpr,  # noqa: N803
     BLOCK_CHANNELS: tl.constexpr,  # noqa: N803
 ):
     """The gradient by x; the grid is that of `values_kernel`."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)[None, :]
     inside = channel < num_channels
     valid = (row < num_rows) & inside
@@ -297,21 +322,21 @@ def gradient_kernel(  # type: ignore[no-untyped-def]
     common = tl.load(total + channel, mask=inside, other=0.0) / num_values
     slope = tl.load(product + channel, mask=inside, other=0.0) / num_values
     value, at_x, place = _picked(
-        x, row, channel, valid, shift, scale, num_channels, height, width, POOL
+        x, row, channel, valid, shift, scale, num_channels, POOL, HEIGHT, WIDTH
     )
-    given = _given(gradient, second, row * num_channels + channel, valid, HAS_SECOND)
+    at = _at(row, channel, num_channels)
+    given = _given(gradient, second, at, valid, HAS_SECOND)
     passed = tl.where(value > 0.0, given, 0.0)
     if POOL:
-        first = _window(row, height, width)
+        first = _at(_window(row, HEIGHT, WIDTH), channel, num_channels)
         for i in tl.static_range(4):
-            at = (first + (i // 2) * width + i % 2) * num_channels + channel
+            at = first + (i // 2 * WIDTH + i % 2) * num_channels
             here = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
             own = tl.where(place == i, passed, 0.0)
             made = scale * (own - common - (here - centre) * inverses * slope)
             tl.store(out + at, made.to(out.dtype.element_ty), mask=valid)
     else:
         made = scale * (passed - common - (at_x - centre) * inverses * slope)
-        at = row * num_channels + channel
         tl.store(out + at, made.to(out.dtype.element_ty), mask=valid)
 
 
@@ -331,17 +356,20 @@ class _NormReLU(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         x = x.contiguous(memory_format=torch.channels_last)
         n, channels, height, width = x.shape
-        num_rows, parts = n * height * width, triton.cdiv(n * height * width, ROWS)
-        columns = triton.cdiv(channels, BLOCK_CHANNELS)
+        num_rows, columns = n * height * width, triton.cdiv(channels, BLOCK_CHANNELS)
+        assert num_rows < 2**31 - ROWS, "rows are counted in int32"
+        part_rows = rows_of_a_part(num_rows, columns, x.device)
+        parts = triton.cdiv(num_rows, part_rows)
         # [2, parts, C], then mean and 1 / deviation [2, C].
         partial = x.new_empty((2, parts, channels), dtype=torch.float32)
         moments = x.new_empty((2, channels), dtype=torch.float32)
-        blocks = {"BLOCK_CHANNELS": BLOCK_CHANNELS}
+        sides = {"HEIGHT": height, "WIDTH": width} if pool else {"HEIGHT": 1, "WIDTH": 1}
+        forms = {"POOL": pool, "BLOCK_CHANNELS": BLOCK_CHANNELS, **sides}
         moments_kernel[(parts, columns)](
             *(x, *partial, *moments, *running, counter, num_rows, channels, momentum, epsilon),
-            ROWS=ROWS,
-            BLOCK_ROWS=BLOCK_ROWS,
-            **blocks,
+            ROWS=part_rows,
+            BLOCK_ROWS=MOMENT_ROWS,
+            BLOCK_CHANNELS=BLOCK_CHANNELS,
         )
         shape = (n, channels, height // 2, width // 2) if pool else x.shape
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -350,14 +378,13 @@ class _NormReLU(torch.autograd.Function):
             skip = skip.contiguous(memory_format=torch.channels_last)
         values_kernel[(triton.cdiv(rows, BLOCK_ROWS), columns)](
             *(x, x if skip is None else skip, out, *moments, weight, bias),
-            *(rows, channels, height, width),
-            POOL=pool,
+            *(rows, channels),
             HAS_SKIP=skip is not None,
             BLOCK_ROWS=BLOCK_ROWS,
-            **blocks,
+            **forms,
         )
         ctx.save_for_backward(x, moments, weight, bias, counter)
-        ctx.pool, ctx.has_skip = pool, skip is not None
+        ctx.forms, ctx.has_skip = forms, skip is not None
         ctx.set_materialize_grads(False)
         return out, out.view_as(out)
 
@@ -368,23 +395,24 @@ class _NormReLU(torch.autograd.Function):
         if not used:
             return (None,) * 9
         given, second, has_second = used[0], used[-1], len(used) == 2
-        n, channels, height, width = x.shape
-        rows = given.numel() // channels
-        parts, columns = triton.cdiv(rows, ROWS), triton.cdiv(channels, BLOCK_CHANNELS)
+        channels = x.shape[1]
+        rows, columns = given.numel() // channels, triton.cdiv(channels, BLOCK_CHANNELS)
+        part_rows = rows_of_a_part(rows, columns, x.device)
+        parts = triton.cdiv(rows, part_rows)
         partial = x.new_empty((2, parts, channels), dtype=torch.float32)
         totals = x.new_empty((2, channels), dtype=torch.float32)
-        sizes = (rows, channels, height, width)
-        forms = {"POOL": ctx.pool, "HAS_SECOND": has_second, "BLOCK_CHANNELS": BLOCK_CHANNELS}
+        forms = {**ctx.forms, "HAS_SECOND": has_second}
         sums_kernel[(parts, columns)](
-            *(x, given, second, *partial, *totals, counter, *moments, weight, bias, *sizes),
-            ROWS=ROWS,
+            *(x, given, second, *partial, *totals, counter, *moments, weight, bias),
+            *(rows, channels),
+            ROWS=part_rows,
             BLOCK_ROWS=BLOCK_ROWS,
             **forms,
         )
         by_x = torch.empty_like(x)
         gradient_kernel[(triton.cdiv(rows, GRADIENT_ROWS), columns)](
-            *(x, given, second, by_x, *totals, *moments, weight, bias, *sizes),
-            float(n * height * width),
+            *(x, given, second, by_x, *totals, *moments, weight, bias, rows, channels),
+            float(x.numel() // channels),
             BLOCK_ROWS=GRADIENT_ROWS,
             **forms,
         )
@@ -426,6 +454,20 @@ def norm_relu(
         x, skip, weight, bias, running, counter, momentum, epsilon, pool
     )
     return out
+
+
+def rows_of_a_part(num_rows: int, columns: int, device: torch.device) -> int:
+    """Rows for a program of a reduction: the power of two that gives about `PROGRAMS` for each
+    multiprocessor."""
+    wanted = num_rows * columns / (PROGRAMS * _multiprocessors(device))
+    return min(max(2 ** round(log2(wanted)), MOMENT_ROWS), ROWS)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1  # Triton's interpreter runs one program after another
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def new_counter(num_channels: int, device: torch.device) -> Tensor:

@@ -192,11 +192,9 @@ def build_in_turn(build: Callable[[], None], comm: Comm) -> None:
     Every rank must call.
     """
     if comm.world_size == 1:
-        return
+        return  # the warm-up builds it
     for is_first in (True, False):
-        if (comm.local_rank == 0) is is_first:
-            build()
-        comm.barrier()
+        comm.finish_together(build if (comm.local_rank == 0) is is_first else lambda: None)
 
 
 Outcome = list[list[Tensor]]
@@ -220,9 +218,6 @@ class _Trial:
         self.step = make(shape.phase, shape.ranks, execution=execution, shape=shape.shape)
         self._execution, self._weights, self._optimizer = execution, weights, optimizer
         self._start, self._peak_lr = start, shape.phase.peak_lr
-        images = torch.randn(self.step.images.shape, generator=torch.Generator().manual_seed(0))
-        self.step.images.copy_(images)
-        self.step.labels.zero_()
         self.step.prepare_()
 
     def build(self) -> None:
@@ -236,6 +231,9 @@ class _Trial:
             ValueError: that is not what is expected.
         """
         step = self.step
+        images = torch.randn(step.images.shape, generator=torch.Generator().manual_seed(0))
+        step.images.copy_(images)
+        step.labels.zero_()
         with Captures() as captures:
             step.set_learning_rate(0.0)
             if self._execution.capture:
@@ -358,16 +356,18 @@ def _on_all_ranks(
 
 def _attempt(work: Callable[[], Any], comm: Comm) -> tuple[list[Any], str | None]:
     """What each rank's work gives, or in one line why a rank's failed."""
-    value, why = None, None
-    try:
-        value = work()
-    except InterruptedRunError:
-        raise
-    # Whatever a compiler, a driver or the allocator raises: a candidate is not needed.
-    except Exception as error:
-        text = " ".join(str(error).split())
-        why = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    found = comm.gather((value, why))
+
+    def attempt() -> tuple[Any, str | None]:
+        try:
+            return work(), None
+        except InterruptedRunError:
+            raise
+        # Whatever a compiler, a driver or the allocator raises: a candidate is not needed.
+        except Exception as error:
+            text = " ".join(str(error).split())
+            return None, f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+    found = comm.gather(comm.finish_together(attempt))
     reasons = [reason for _, reason in found if reason is not None]
     return [value for value, _ in found], shorten(reasons[0], 200) if reasons else None
 

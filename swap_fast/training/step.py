@@ -428,13 +428,21 @@ class Step(BaseStep):
         self.feed = None if batches is None else DeviceFeed(batches, self._optimizer)
 
     def first_pass(self) -> None:
-        """Run one replica forward and backward, without other ranks: what is compiled, is here."""
+        """Run one replica forward and backward, without other ranks: what is compiled, is here.
+
+        On blank images, and without a trace: in memory that nothing was written to yet may be NaN,
+        which running statistics would keep for good.
+        """
+        statistics = self._weights.copy()[1]
+        self.images.zero_()
+        self.labels.zero_()
         self.prepare_()
         self.statistics.swap_in(0)
         root, gradient = self.forward_(0)
         root.backward(gradient)
         self._weights.gather_gradient_()
         self._weights.gradient.zero_()
+        self._weights.set_statistics_(statistics)
         for each in (self.loss_sum, self.correct, self.counted):
             each.zero_()
 

@@ -515,6 +515,16 @@ def test_a_missing_wait_shows_in_torch(cuda_stand_in: StandIn, waits: bool) -> N
     assert set(result(cuda_stand_in, code, STANDIN_DELAY="1")) == ({8} if waits else {0, 8})
 
 
+def test_memory_that_nothing_was_written_to_is_not_a_number(cuda_stand_in: StandIn) -> None:
+    code = """
+    import torch
+    kinds = torch.half, torch.bfloat16, torch.float, torch.double
+    made = [torch.empty(9, dtype=kind, device="cuda") for kind in kinds]
+    answer = [bool(one.isnan().all()) for one in made]
+    """
+    assert result(cuda_stand_in, code) == [True] * 4
+
+
 @pytest.mark.parametrize("seed", ["", "1"])
 def test_sizes_that_depend_on_data_wait(cuda_stand_in: StandIn, seed: str) -> None:
     code = """

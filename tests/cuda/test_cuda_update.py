@@ -29,8 +29,8 @@ from swap_fast.training.weights import Weights
 precision, net, smoothing = sys.argv[1], sys.argv[2], float(sys.argv[3])
 BATCH, STEPS, OVERFLOWS = 2 if net == "resnet9" else 8, 20, (0, 7)
 # Interpreted, a program takes as long whatever its block's size: few programs of large blocks.
-fused_norm.ROWS, fused_norm.BLOCK_ROWS, fused_norm.GRADIENT_ROWS = 1024, 512, 512
-fused_norm.BLOCK_CHANNELS = 8
+fused_norm.ROWS = fused_norm.MOMENT_ROWS = 1024
+fused_norm.BLOCK_ROWS, fused_norm.GRADIENT_ROWS, fused_norm.BLOCK_CHANNELS = 512, 512, 8
 rate = 2e-5 if net == "speed" else 2e-3  # at more, Muon enlarges a rounding 10,000 times
 plain = Execution(device_type="cuda", precision=precision)
 config = Optimizer(kind="muon", bias_lr_factor=4.0) if net == "speed" else Optimizer()
@@ -179,8 +179,8 @@ from swap_fast.training import capture
 from swap_fast.training.trainer import build_trainer
 
 capture.WARM_UPS = 1
-fused_norm.ROWS = fused_norm.BLOCK_ROWS = fused_norm.GRADIENT_ROWS = 1024  # as above
-fused_norm.BLOCK_CHANNELS = 8
+fused_norm.ROWS = fused_norm.MOMENT_ROWS = fused_norm.BLOCK_ROWS = 1024  # as above
+fused_norm.GRADIENT_ROWS, fused_norm.BLOCK_CHANNELS = 1024, 8
 
 def of_four_colours(split):
     labels = split.labels % 4

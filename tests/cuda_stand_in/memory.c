@@ -3,6 +3,8 @@
 #include "stand_in.h"
 #include <sys/mman.h>
 
+#define SPOILT (32 << 20) /* bytes of a block that are NaN at first, in any floating type, and -1 */
+
 typedef struct { char *at; size_t size; int kind, device; } Block;
 static Block blocks[65536];
 static int num_blocks;
@@ -37,6 +39,7 @@ static cudaError_t take(void **p, size_t size, int kind, const char *what) {
     pthread_mutex_unlock(&lock);
     if (full && at != MAP_FAILED) munmap(at, size);
     if (full) return fail(cudaErrorMemoryAllocation, what);
+    if (kind == cudaMemoryTypeDevice) memset(at, 0xff, size < SPOILT ? size : SPOILT);
     *p = at;
     return 0;
 }

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from shutil import which
@@ -77,6 +78,11 @@ def check_collectives(comm: Comm, folder: Path) -> None:
         calls.append(comm.rank)
         return [7, comm.rank]
 
+    inside = [comm.worker_group(1).inside for _ in range(2)]
+    assert inside[0].group is inside[1].group  # of one connection, whatever the number of runs
+    assert inside[0].group is not None
+    options = inside[0].group._get_backend(torch.device("cpu")).options
+    assert options._timeout == timedelta(seconds=60)
     assert comm.on_first(make) == [7, 0]
     assert calls == ([0] if comm.rank == 0 else [])
     comm.barrier()
@@ -222,6 +228,44 @@ def test_ranks_with_different_settings_are_refused_by_the_same_line() -> None:
 def test_a_rank_that_does_not_start_is_named() -> None:
     (said,) = compared({}, world_size=3)
     assert said.startswith("RuntimeError: no answer from rank 1, 2 within 1 s")
+
+
+def working(*work: Callable[[], object]) -> list[tuple[object, float]]:
+    """What each of these ranks has when all have done their work, in threads over one store, and
+    how many seconds it took."""
+    shared = dist.HashStore()
+
+    def run(rank: int) -> tuple[object, float]:
+        comm = Comm(rank=rank, world_size=len(work), store=Store(shared, timeout_s=0.1))
+        started = time.monotonic()
+        try:
+            made = comm.finish_together(work[rank])
+        except (ValueError, RuntimeError) as error:
+            made = f"{type(error).__name__}: {error}"
+        return made, time.monotonic() - started
+
+    with ThreadPoolExecutor(len(work)) as ranks:
+        return list(ranks.map(run, range(len(work))))
+
+
+def test_work_is_waited_for_longer_than_a_collective() -> None:
+    slow, other = working(lambda: time.sleep(0.5), lambda: "at once")
+    assert (slow[0], other[0]) == (None, "at once")
+    assert min(slow[1], other[1]) > 0.4
+    assert ALONE.finish_together(lambda: 5) == 5
+
+
+def test_work_that_fails_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "GRACE_S", 0.0)
+
+    def fail() -> None:
+        raise ValueError("no such folder")
+
+    assert [made for made, _ in working(lambda: 1, fail, lambda: 3)] == [
+        "RuntimeError: the other ranks wait for rank 1, whose work failed",
+        "ValueError: no such folder",
+        "RuntimeError: the other ranks wait for rank 1, whose work failed",
+    ]
 
 
 def test_a_silent_program_on_the_port_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

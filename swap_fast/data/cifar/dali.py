@@ -165,13 +165,15 @@ def define_pipeline(
             mirror=flip,
             mean=list(mean),
             std=list(std),
-            dtype=types.FLOAT16 if half else types.FLOAT,
+            dtype=types.FLOAT,
             output_layout="HWC" if channels_last else "CHW",
         )
         if cutout:
             images = fn.erase(
                 images, anchor=inputs[5], shape=(cutout, cutout), axis_names="HW", fill_value=0.0
             )
+        if half:  # last: on a GPU `erase` has no fp16
+            images = fn.cast(images, dtype=types.FLOAT16)
         pipeline.set_outputs(images, labels)
     return pipeline
 
@@ -185,7 +187,7 @@ def define_once() -> None:
         cutout=1,
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
-        half=False,
+        half=True,
         channels_last=True,
         device_id=None,
         threads=1,

@@ -7,15 +7,19 @@ import shutil
 import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from image_trees import bad_forms, damaged_in_the_middle, legal_forms, texture, write_tree
 
 import bench.runner.session
 from bench.cli import main
-from swap_fast.config.phase import StagedPhase
+from bench.runner.rank import _TreeSource
+from swap_fast.config.phase import BatchShape, StagedPhase
 from swap_fast.config.recipe import Recipe, SWAPRecipe
+from swap_fast.distributed import ALONE
 from swap_fast.record import EpochRow, RunRecord
 from swap_fast.record_files import read_record
 from swap_fast.tasks import imagenet as tree_source
@@ -207,6 +211,21 @@ def test_bad_files_are_named_before_training(
     assert len(named) == len(bad)
     for name in bad:
         assert sum(repr(name) in line for line in named) == 1
+
+
+def test_cudnn_tries_no_kernels_for_the_shapes_of_test_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    plain = tree_source.TreeSource
+    monkeypatch.setattr(plain, "evaluator", lambda self, shape: lambda comm: cudnn.benchmark)
+    tree: Any = SimpleNamespace(train=())
+    source = _TreeSource(tree, loader="dali", threads=1)
+    shape = BatchShape(epochs=range(1), image_size=40, global_batch_size=8)
+    measured: Any = source.evaluator(shape)(ALONE)
+    assert measured is False
+    assert cudnn.benchmark is True
 
 
 def test_with_skip_bad_files_the_run_goes_on_and_counts_them(tree: Path, tmp_path: Path) -> None:

@@ -393,6 +393,13 @@ def test_a_resumed_run_is_held_against_what_kernels_differ_by(
         resume_to(monkeypatch, 0.0, 0.0, ends_early=True)
 
 
+@pytest.mark.parametrize("ranks", range(1, 9))
+def test_the_run_that_is_resumed_is_for_any_number_of_ranks(ranks: int) -> None:
+    phase = run_checks._recipe(ranks, 4).phase1
+    updates = phase.max_epochs * (run_checks.IMAGES // phase.global_batch_size)
+    assert run_checks.STOPPED_AFTER[0] < updates < sum(run_checks.STOPPED_AFTER)
+
+
 def test_whole_runs_that_do_not_learn_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def record(losses: list[float], world_size: int) -> dict[str, Any]:
         rows = [{"train_loss": loss} for loss in losses]

@@ -7,6 +7,7 @@ this file, as a script, compares the kernels with torch's operators in float64.
 from __future__ import annotations
 
 import os
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -126,15 +127,15 @@ def compare_all(device: str) -> None:
             form: dict[str, Any] = {"pool": pool, "has_skip": has_skip, "device": device}
             # With each pool either number of uses: interpreted, a form takes a second.
             compare(shape, dtype, tolerance=tolerance, uses=1 + (pool == has_skip), **form)
-    rows = fused_norm.ROWS
-    for fused_norm.ROWS in (rows, FEW_ROWS):
+    rows = fused_norm.ROWS, fused_norm.MOMENT_ROWS
+    for fused_norm.ROWS, fused_norm.MOMENT_ROWS in (rows, (FEW_ROWS, FEW_ROWS)):
         form = {"pool": False, "has_skip": False, "device": device}
         # A mean of 300 deviations: a sum of squares in float32 would lose all digits but three.
         compare((5, 2, 16, 16), torch.float32, mean=300.0, tolerance=5e-4, **form)
         # The first image is unlike all others: no mean of a part is near the mean of all.
         compare((5, 3, 16, 16), torch.float32, first=100.0, tolerance=5e-5, **form)
         compare((5, 70, 16, 16), torch.float16, tolerance=2e-3, **form | {"pool": True}, uses=2)
-    fused_norm.ROWS = rows
+    fused_norm.ROWS, fused_norm.MOMENT_ROWS = rows
     if {"TRITON_INTERPRET", "STANDIN_VALUES"} & os.environ.keys():  # one program after another
         return
     for _ in range(20):  # whichever program is the last
@@ -164,9 +165,9 @@ def test_the_interpreted_kernels_are_torch_s_operators() -> None:
 
 KERNELS: dict[str, tuple[str, ...]] = {
     "moments_kernel": ("*fp16", *["*fp32"] * 6, "*i32", "i32", "i32", "fp32", "fp32"),
-    "values_kernel": (*["*fp16"] * 3, *["*fp32"] * 4, *["i32"] * 4),
-    "sums_kernel": (*["*fp16"] * 3, *["*fp32"] * 4, "*i32", *["*fp32"] * 4, *["i32"] * 4),
-    "gradient_kernel": (*["*fp16"] * 4, *["*fp32"] * 6, *["i32"] * 4, "fp32"),
+    "values_kernel": (*["*fp16"] * 3, *["*fp32"] * 4, "i32", "i32"),
+    "sums_kernel": (*["*fp16"] * 3, *["*fp32"] * 4, "*i32", *["*fp32"] * 4, "i32", "i32"),
+    "gradient_kernel": (*["*fp16"] * 4, *["*fp32"] * 6, "i32", "i32", "fp32"),
 }
 """Each with the types of its arguments before the constants."""
 
@@ -174,7 +175,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [70, 80, 90])
 @pytest.mark.parametrize("name", KERNELS)
-def test_they_compile_for_each_gpu_without_spills(
+def test_they_compile_for_each_gpu_without_spills_and_with_wide_accesses(
     name: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton", reason="no Triton")
@@ -183,19 +184,29 @@ def test_they_compile_for_each_gpu_without_spills(
 
     kernel = getattr(fused_norm, name)
     names, types = kernel.arg_names, KERNELS[name]
-    values = {"POOL": True, "HAS_SKIP": True, "HAS_SECOND": True} | {
+    values = {"POOL": True, "HEIGHT": 32, "WIDTH": 32, "HAS_SKIP": True, "HAS_SECOND": True} | {
         each: getattr(fused_norm, each) for each in ("ROWS", "BLOCK_ROWS", "BLOCK_CHANNELS")
     }
-    if name == "gradient_kernel":
-        values["BLOCK_ROWS"] = fused_norm.GRADIENT_ROWS
+    own_rows = {"moments_kernel": "MOMENT_ROWS", "gradient_kernel": "GRADIENT_ROWS"}
+    if name in own_rows:
+        values["BLOCK_ROWS"] = getattr(fused_norm, own_rows[name])
     made = compile_kernel(
         kernel,
         types,
         {each: values[each] for each in names[len(types) :]},
         capability,
         tmp_path,
-        aligned=[each for each, kind in zip(names, types, strict=False) if kind[0] == "*"],
+        aligned=[
+            each
+            for each, kind in zip(names, types, strict=False)
+            if kind[0] == "*" or each == "num_channels"
+        ],
     )
+    # The maps' values are in fp16, and no other's: 4 or 8 of them at once.
+    wide = "v2" if name == "gradient_kernel" else "v4"
+    assert re.search(rf"ld\.global\.(?:\w+\.)*{wide}\.b32", made.ptx)
+    assert not re.search(r"(?:ld|st)\.global\.(?:\w+\.)*[bu]16\b", made.ptx)
+    assert not re.search(r"\b(?:div|rem)\.[su](?:32|64)\b", made.ptx)
     assert made.shared_bytes <= 16 * 2**10
     assert made.registers <= 128  # 4 programs of 128 threads on a multiprocessor
     assert made.spills == ["0", "0"]

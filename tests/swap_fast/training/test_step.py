@@ -140,6 +140,20 @@ def test_warm_up_leaves_no_trace() -> None:
     assert torch.equal(optimizer.velocity, other_optimizer.velocity)
 
 
+def test_a_first_pass_over_memory_of_nan_leaves_no_trace() -> None:
+    step, weights, optimizer = small_step(2, 8)
+    (theta, statistics), random = weights.copy(), torch.get_rng_state()
+    step.images.fill_(torch.nan)
+    step.labels.fill_(-1)
+    step.first_pass()
+    assert torch.equal(weights.theta.detach(), theta)
+    assert torch.equal(torch.stack(weights.copy()[1:]), statistics[None])
+    assert torch.equal(step.statistics.values, statistics.expand(2, -1))
+    assert not weights.gradient.any()
+    assert not optimizer.velocity.any()
+    assert torch.equal(torch.get_rng_state(), random)
+
+
 def test_warm_up_leaves_the_gradient_s_scale_as_it_was() -> None:
     _, weights, _ = small_step(1, 4)
     optimizer = MomentumSGD(weights, Optimizer(), scale_gradients=True)
