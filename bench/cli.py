@@ -100,9 +100,9 @@ USAGE = {
     "run": """RECIPE [OPTIONS]
 
 `run RECIPE --help` shows the options, and the recipe's own fields, each of
-which can be overridden: --phase1.peak-lr 1.5. RECIPE is `auto`
-(cifar10_dawnbench with CUDA devices, else cifar10_speed_half, or cifar10_quick
-after --quick) or one of these, of which `python -m bench recipes` says more:
+which can be overridden: --phase1.peak-lr 1.5. RECIPE is `auto` (cifar10_quick with
+--quick; else cifar10_dawnbench with CUDA devices, cifar10_speed_half without)
+or one of these, of which `python -m bench recipes` says more:
 """,
     "submit": """RECIPE [OPTIONS]
 

@@ -30,7 +30,8 @@ NOTHING = "—"
 EMULATED, UNSTABLE, SHARED, OTHER_WORK = "†", "‡", "§", "¶"
 """Marks behind a time."""
 MARKS = {
-    EMULATED: "emulated_workers: fewer processes than the recipe's devices, taking turns.",
+    EMULATED: "emulated_workers: fewer processes than the recipe's devices, whose replicas or "
+    "workers take turns.",
     SHARED: "shared phase 1: taken from another run of the same seed, its time added as it was "
     "measured there.",
     OTHER_WORK: "other_work: other programs ran on the machine meanwhile, in every run of the row.",
@@ -40,7 +41,9 @@ MARKS = {
 
 _MARKDOWN_BACKSLASHED = re.compile(r"([\\|_*`$~#\[\]])")
 _NUMBER = r"-?\d[\d,]*(\.\d+)?"
-_FIGURE = re.compile(rf"{NOTHING}|{_NUMBER}( ± \d+\.\d+| to {_NUMBER})? ?[{''.join(MARKS)}*]*")
+_FIGURE = re.compile(
+    rf"{NOTHING}|{_NUMBER}( ± \d+\.\d+| to {_NUMBER})? ?[{''.join(MARKS)}*]*( \(\d+ of \d+\))?"
+)
 _MARKDOWN_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 

@@ -17,7 +17,8 @@ For each layer from x to y, with d for a gradient, w for weights:
 | norm, pool, ReLU (GELU), fused | read x; read x, write y | read x, dy; read x, dy, write dx |
 | x + f(x), fused | read x | read one more gradient, twice |
 
-The image's gradient is not needed. Fused kernels, which a compiler can make, choose the pool's
+Places are int64, as torch's pool writes them, with or without gradients. The image's gradient is
+not needed. Fused kernels, which a compiler can make, choose the pool's
 places again. The residual sum is in the last of them; its two gradients are added by those of the
 layer that made x, each of which reads both. The loss over 10 classes is left out, and so
 is the arithmetic of the update (Muon's matrix products too).
@@ -82,6 +83,14 @@ class Layer:
     def backward_flop(self) -> int:
         return 2 * self.macs * self.backward_products
 
+    def forward_bytes(self, activation_bytes: int) -> int:
+        """Memory traffic of the forward pass without the weights'."""
+        return self.forward_values * activation_bytes + self.saved_indices * INDEX_BYTES
+
+    def backward_bytes(self, activation_bytes: int) -> int:
+        """The same for the backward pass."""
+        return self.backward_values * activation_bytes + self.saved_indices * INDEX_BYTES
+
 
 @dataclass(frozen=True, kw_only=True)
 class Net:
@@ -120,11 +129,12 @@ class Net:
                 written in the narrow type.
             fused_update: see `update_bytes`.
         """
-        values = sum(layer.forward_values + layer.backward_values for layer in self.layers)
-        indices = 2 * sum(layer.saved_indices for layer in self.layers)
+        per_image = sum(
+            layer.forward_bytes(activation_bytes) + layer.backward_bytes(activation_bytes)
+            for layer in self.layers
+        )
         weights = sum((1 + layer.backward_products) * layer.weights for layer in self.layers)
         update = self.parameters * update_bytes(activation_bytes, fused=fused_update)
-        per_image = values * activation_bytes + indices * INDEX_BYTES
         return batch_size * per_image + weights * activation_bytes + update
 
 

@@ -17,8 +17,9 @@ MOST_RESAMPLED = 250_000
 """Values that it holds at once, in 4 MB with their indices."""
 BOOTSTRAP_SEED = 0
 """Fixed, so that the same records give the same report."""
+WELCH = "Welch's t"
 HELD, DID_NOT_HOLD, NO_RUNS = "held", "did not hold", "no runs"
-"""Outcomes of a claim; the other one is "not distinguishable at n = N"."""
+"""Outcomes of a claim; the other one is "undecided at n = N"."""
 
 Values = Sequence[tuple[Hashable, float]]
 """One (key, value) a run; runs of two rows with the same key are paired."""
@@ -178,14 +179,19 @@ class Contrast:
     @property
     def test(self) -> str:
         """How the interval was made."""
-        return "Welch's t" if self.paired_by is None else f"paired t, by {self.paired_by}"
+        return WELCH if self.paired_by is None else f"paired t, by {self.paired_by}"
+
+
+NO_SPREAD = 1e-9
+"""An interval no wider than this comes from values that are equal, or differ by rounding only:
+they say nothing of how far others would be."""
 
 
 def contrast(first: Values, second: Values, *, paired_by: str = "seed") -> Contrast:
     """The difference of two rows' means, and its 95% interval.
 
     Where both rows have the same keys, each once, runs of one key are paired; else the two are
-    independent samples (Welch).
+    independent samples (Welch). Values without any spread give no interval.
 
     Arguments:
         paired_by: what the keys are.
@@ -196,16 +202,24 @@ def contrast(first: Values, second: Values, *, paired_by: str = "seed") -> Contr
     one, other = dict(first), dict(second)
     if len(one) == len(first) and len(other) == len(second) and one.keys() == other.keys():
         paired = summarize(value - other[key] for key, value in first)
-        return Contrast(
-            mean=paired.mean, interval=t_interval(paired), n=str(paired.n), paired_by=paired_by
-        )
+        found = _with_spread(t_interval(paired))
+        return Contrast(mean=paired.mean, interval=found, n=str(paired.n), paired_by=paired_by)
+    return independent(first, second)
+
+
+def independent(first: Values, second: Values) -> Contrast:
+    """The same by Welch's test, whatever their keys."""
     left, right = (summarize(value for _, value in row) for row in (first, second))
     found = welch((left.mean, left.std, left.n), (right.mean, right.std, right.n))
     return Contrast(
         mean=left.mean - right.mean,
-        interval=None if found is None else found.interval,
+        interval=_with_spread(None if found is None else found.interval),
         n=f"{left.n} and {right.n}",
     )
+
+
+def _with_spread(found: Interval | None) -> Interval | None:
+    return found if found is not None and found.high - found.low > NO_SPREAD else None
 
 
 def outcome(found: Contrast, *, least: float = 0.0, enough: float = 0.0) -> str:
@@ -220,7 +234,7 @@ def outcome(found: Contrast, *, least: float = 0.0, enough: float = 0.0) -> str:
         return HELD
     if found.interval is not None and found.interval.high < enough:
         return DID_NOT_HOLD
-    return f"not distinguishable at n = {found.n}"
+    return f"undecided at n = {found.n}"
 
 
 def logarithms(values: Values) -> Values:

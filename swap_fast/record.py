@@ -38,6 +38,10 @@ Count = Annotated[int, Meta(ge=1, le=LARGEST)]
 
 DeviceType = Literal["cpu", "cuda"]
 
+CPU_UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""Vector and matrix units that decide a CPU's speed, as Linux names them: virtual machines of one
+CPU model do not all have the same."""
+
 Flag = Literal["degraded", "profiled"]
 """What keeps a run out of every table: an average that lacks workers; the profiler ran in it."""
 
@@ -50,6 +54,7 @@ class Machine(TypedDict):
     device_count: Count  # GPUs, or CPU cores, that the machine has
     cpu: str
     cpu_count: Count
+    cpu_units: NotRequired[list[str]]  # of `CPU_UNITS`; Linux only
     memory_gib: Amount
     system: str
     python: str

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.hardware.telemetry import driver_version
-from swap_fast.record import Code, DeviceType, Machine, library_version
+from swap_fast.record import CPU_UNITS, Code, DeviceType, Machine, library_version
 
 
 def core_numbers() -> set[int]:
@@ -59,11 +59,12 @@ LIBRARIES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda120", "nvidia-ml-
 def describe_machine(device_type: DeviceType) -> Machine:
     """The machine as a record keeps it, with null for what is absent."""
     libraries = {name: library_version(name) for name in LIBRARIES}
+    cpu = _cpu_model()
     machine: Machine = {
         "device_type": device_type,
-        "device": _cpu_model(),
+        "device": cpu,
         "device_count": os.cpu_count() or 1,
-        "cpu": _cpu_model(),
+        "cpu": cpu,
         "cpu_count": os.cpu_count() or 1,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
@@ -72,6 +73,8 @@ def describe_machine(device_type: DeviceType) -> Machine:
         "cuda": None,
         "libraries": libraries,
     }
+    if units := _cpu_units():
+        machine["cpu_units"] = units
     if device_type == "cuda":
         import torch
 
@@ -219,9 +222,19 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _cpu_model() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_units() -> list[str]:
+    flags = _cpuinfo("flags").split()
+    return [unit for unit in CPU_UNITS if unit in flags]
+
+
+def _cpuinfo(field: str) -> str:
+    """What Linux says of the first core; empty where it does not."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return ""

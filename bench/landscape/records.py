@@ -206,6 +206,8 @@ def read_all_cosines(results: Path) -> tuple[list[CosineRecord], list[str]]:
 
 SHARE = 0.25
 """Of the grid's points, those with the lowest train error, that are taken for the basin."""
+SHARES = (0.05, 0.1, SHARE, 0.4)
+"""What is said of the basin should not depend on this choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,10 +243,10 @@ class GridPoint:
     """There, a fraction."""
 
 
-def basin(record: PlaneRecord) -> Basin:
-    """The basin of a plane by train error."""
+def basin(record: PlaneRecord, share: float = SHARE) -> Basin:
+    """The basin of a plane by train error: that share of the grid's points."""
     errors = sorted(error for row in record.train_error for error in row)
-    level = errors[max(math.ceil(SHARE * len(errors)), 1) - 1]
+    level = errors[max(math.ceil(share * len(errors)), 1) - 1]
     inside = [
         (row, column)
         for row, values in enumerate(record.train_error)
@@ -266,7 +268,7 @@ def basin(record: PlaneRecord) -> Basin:
     )
 
 
-def angle_at_centre(record: PlaneRecord, first: str, second: str) -> float:
+def angle_at_centre(record: PlaneRecord, first: str, second: str, share: float = SHARE) -> float:
     """The angle, in degrees from 0 to 180, at which two marked points are seen from the centre.
 
     Over 90 they are on different sides of the basin.
@@ -274,7 +276,7 @@ def angle_at_centre(record: PlaneRecord, first: str, second: str) -> float:
     Raises:
         KeyError: no such point.
     """
-    centre, points = basin(record), {point.name: point for point in record.marked}
+    centre, points = basin(record, share), {point.name: point for point in record.marked}
     a, b = (
         complex(points[name].alpha - centre.alpha, points[name].beta - centre.beta)
         for name in (first, second)

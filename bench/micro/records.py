@@ -14,6 +14,9 @@ SCHEMA_VERSION = 3
 What = Literal["step", "data", "jpeg", "workers", "collective"]
 Unit = Literal["images", "FLOP", "bytes"]
 
+NETS: dict[MicroNet, str] = {"resnet9": "ResNet-9", "speed_net": "SpeedNet"}
+"""As printed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -180,6 +183,18 @@ class MicroRecord:
         what, device, width, net, precision = self.key
         more = [f"width{width}"] * (width > 0) + [net] * (net != "resnet9")
         return "_".join(["micro", what, device, *more, *[precision] * (precision != "auto")])
+
+    @property
+    def net_words(self) -> str:
+        """Such as "SpeedNet of width 64, bf16"; nothing of an input path."""
+        if self.what in ("data", "jpeg"):
+            return ""
+        precision = "" if self.precision == "auto" else f", {self.precision}"
+        return f"{NETS[self.net]} of width {self.width}{precision}"
+
+    def work(self, title: str) -> str:
+        """A group's title with what it does not say: the net, or the batch of an input path."""
+        return f"{title}, {self.net_words or f'batch {self.batch_size}'}"
 
     @property
     def file(self) -> str:

@@ -378,11 +378,7 @@ def _share(share: float | None) -> str:
 
 def _where(record: MicroRecord) -> str:
     machine, threads = record.machine, record.threads
-    size = f"batch {record.batch_size}"
-    if record.what not in ("data", "jpeg"):
-        net = {"resnet9": "ResNet-9", "speed_net": "SpeedNet"}[record.net]
-        precision = "" if record.precision == "auto" else f", {record.precision}"
-        size = f"{net} of width {record.width}{precision}, {size}"
+    size = ", ".join(filter(None, (record.net_words, f"batch {record.batch_size}")))
     return (
         f"{machine['device']}, {counted(threads, 'thread')}, torch "
         f"{machine['libraries'].get('torch')}; {size}"

@@ -116,11 +116,16 @@ def mean_error(rows: list[CheckedRow]) -> float:
     return fmean(abs(row.rate_error) for row in rows if row.counts and row.rate_error is not None)
 
 
+def cifar_errors(rows: list[CheckedRow]) -> list[float]:
+    """The physical model's absolute errors over CIFAR's rows, shares."""
+    return [abs(row.physical_error) for row in rows if row.table != IMAGENET_TABLE]
+
+
 def check_table(paper: Paper) -> Table:
     """Predicted and published times."""
     rows = check_paper(paper)
+    cifar = cifar_errors(rows)
     efficiency = paper_efficiency(paper, read_rates(paper))
-    cifar = [abs(row.physical_error) for row in rows if row.table != IMAGENET_TABLE]
     imagenet = [abs(row.physical_error) for row in rows if row.table == IMAGENET_TABLE]
     return Table(
         name="plan_check_paper",

@@ -261,7 +261,10 @@ class Modelled:
 
 def layers_s(net: Net, hardware: Hardware, *, forward_only: bool = False) -> float:
     """The floor of an image: the longer of arithmetic and memory traffic of each layer, summed."""
-    total = sum(_pass_s(each.forward_flop, each.forward_values, hardware) for each in net.layers)
+    size = hardware.activation_bytes
+    total = sum(
+        _pass_s(each.forward_flop, each.forward_bytes(size), hardware) for each in net.layers
+    )
     if not forward_only:
         total += sum(backward_s(layer, hardware) for layer in net.layers)
     return total
@@ -269,12 +272,12 @@ def layers_s(net: Net, hardware: Hardware, *, forward_only: bool = False) -> flo
 
 def backward_s(layer: Layer, hardware: Hardware) -> float:
     """The floor of a layer's backward pass for an image."""
-    return _pass_s(layer.backward_flop, layer.backward_values, hardware)
+    moved = layer.backward_bytes(hardware.activation_bytes)
+    return _pass_s(layer.backward_flop, moved, hardware)
 
 
-def _pass_s(flop: float, values: float, hardware: Hardware) -> float:
-    traffic_s = values * hardware.activation_bytes / hardware.memory_bytes_s
-    return max(flop / hardware.matrix_flop_s, traffic_s)
+def _pass_s(flop: float, moved_bytes: float, hardware: Hardware) -> float:
+    return max(flop / hardware.matrix_flop_s, moved_bytes / hardware.memory_bytes_s)
 
 
 def all_reduce_bytes(num_bytes: float, gpus: int) -> float:

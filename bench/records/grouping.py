@@ -37,6 +37,8 @@ class Host:
     """The model."""
     device_count: int
     """GPUs, or CPU cores, that the machine has."""
+    units: tuple[str, ...] = ()
+    """Of a CPU, as `CPU_UNITS`; empty where the record does not tell."""
     torch_minor: str
     """Such as "2.10"."""
 
@@ -57,7 +59,8 @@ class Host:
 
     def labelled(self, devices: str) -> str:
         """The label with other words for the devices."""
-        model = f" ({self.device})" if self.device_type == "cpu" else ""
+        matrix_units = ", AMX" if "amx_bf16" in self.units else ""
+        model = f" ({self.device}{matrix_units})" if self.device_type == "cpu" else ""
         return f"{devices}{model}, torch {self.torch_minor}"
 
 
@@ -153,6 +156,7 @@ def kind_of_machine(machine: Machine, world_size: int, threads: int) -> MachineK
         device_type=machine["device_type"],
         device=machine["device"],
         device_count=machine["device_count"],
+        units=tuple(machine.get("cpu_units", ())) if machine["device_type"] == "cpu" else (),
         torch_minor=".".join(torch_version.split("+")[0].split(".")[:2]),
     )
     devices = count_devices(host.device_type, world_size, threads)

@@ -21,16 +21,16 @@ from bench.records.grouping import (
 )
 from swap_fast.record import RunRecord
 
-Size = Literal["paper", "modern", "narrow", "cpu"]
+Size = Literal["paper", "narrow", "modern", "cpu"]
 """The paper's net and data, or other nets and epochs; no run is in a table of two sizes."""
 
 AT_SIZE: dict[Size, str] = {
     "paper": "at the paper's size",
-    "modern": "on a modern base",
     "narrow": "at width 16",
+    "modern": "on a modern base",
     "cpu": "at CPU size",
 }
-"""In a title."""
+"""In a title; the nearest to the paper first."""
 
 
 LANDSCAPES: dict[Size, str] = {"narrow": "cifar10_narrow_4"}

@@ -39,8 +39,20 @@ def counted_by(record: RunRecord, lap: str) -> list[str]:
     ]
 
 
+def is_one_process(record: RunRecord) -> bool:
+    """Whether the wall clock, which is of the last process, is of all laps.
+
+    Laps of a run that was resumed are of each of its processes; of one that began from another
+    run's phase 1, of that run too.
+    """
+    return record.start is None and record.interruptions is None
+
+
 def unattributed_s(record: RunRecord) -> float:
-    """The harness's own time: the wall clock less all laps of the slowest rank."""
+    """The harness's own time: the wall clock less all laps of the slowest rank.
+
+    It has a meaning where `is_one_process` alone.
+    """
     return record.times.wall_s - sum(laps_of_slowest_rank(record).values())
 
 
@@ -52,7 +64,8 @@ def checkpoint_s(record: RunRecord) -> float:
 def checkpoint_notes(records: Sequence[RunRecord]) -> list[str]:
     """What checkpoints took of the wall clock: of all runs of each recipe, and of one at most."""
     notes = []
-    for recipe, runs in group_by(records, lambda run: run.recipe).items():
+    whole = filter(is_one_process, records)
+    for recipe, runs in group_by(whole, lambda run: run.recipe).items():
         share = _share(sum(map(checkpoint_s, runs)), sum(run.times.wall_s for run in runs))
         shares = [checkpoint_s(run) / run.times.wall_s for run in runs if run.times.wall_s > 0]
         at_most = percent(max(shares)) if shares else NOTHING
@@ -107,23 +120,27 @@ def lap_table(record: RunRecord) -> Table:
         caption=ranks + scale_note([record]),
         columns=LAP_COLUMNS,
         rows=tuple(lap_rows(record)),
-        footnotes=tuple(
-            f"{READING_TITLES.get(name, name)}: {record.times.readings_s[name]:.2f} s"
-            f" = {' + '.join(laps)}."
-            for name, laps in record.times.reading_laps.items()
+        footnotes=(
+            *(
+                f"{READING_TITLES.get(name, name)}: {record.times.readings_s[name]:.2f} s"
+                f" = {' + '.join(laps)}."
+                for name, laps in record.times.reading_laps.items()
+            ),
+            *_process_notes([record]),
         ),
     )
 
 
 def lap_rows(record: RunRecord) -> list[tuple[str, ...]]:
     """The rows of a run's table of laps."""
-    wall_s, harness_s = record.times.wall_s, unattributed_s(record)
     laps = [
         (name, seconds, ", ".join(counted_by(record, name)) or "none")
         for name, seconds in laps_of_slowest_rank(record).items()
     ]
-    laps += [("unattributed (harness)", harness_s, "none"), ("wall", wall_s, NOTHING)]
-    return [(name, f"{s:.2f}", _share(s, wall_s), counted) for name, s, counted in laps]
+    if is_one_process(record):
+        laps.append(("unattributed (harness)", unattributed_s(record), "none"))
+    laps.append(("wall", record.times.wall_s, NOTHING))
+    return [(name, f"{s:.2f}", _share_of_wall(record, s), counted) for name, s, counted in laps]
 
 
 def all_laps_table(records: Sequence[RunRecord]) -> Table:
@@ -134,6 +151,7 @@ def all_laps_table(records: Sequence[RunRecord]) -> Table:
         caption="The slowest rank's laps of every run." + scale_note(records),
         columns=("Run", *LAP_COLUMNS),
         rows=tuple((record.run_id, *row) for record in records for row in lap_rows(record)),
+        footnotes=tuple(_process_notes(records)),
     )
 
 
@@ -156,9 +174,11 @@ def readings_table(records: Sequence[RunRecord]) -> Table:
         ),
         "To target (s)": lambda run: number_cell(dawnbench_time(run)),
         "Wall (s)": lambda run: number_cell(run.times.wall_s),
-        "Unattributed (s)": lambda run: number_cell(unattributed_s(run)),
-        "Unattributed (%)": lambda run: _share(unattributed_s(run), run.times.wall_s),
-        "Checkpoints (%)": lambda run: _share(checkpoint_s(run), run.times.wall_s),
+        "Unattributed (s)": lambda run: number_cell(
+            unattributed_s(run) if is_one_process(run) else None
+        ),
+        "Unattributed (%)": lambda run: _share_of_wall(run, unattributed_s(run)),
+        "Checkpoints (%)": lambda run: _share_of_wall(run, checkpoint_s(run)),
         "Phase 1 (images/s)": lambda run: number_cell(images_per_second(run, 1), 0),
         "Phase 2 (images/s)": lambda run: number_cell(images_per_second(run, 2), 0),
         "Peak host memory (GiB a process)": lambda run: number_cell(run.peak_memory_gib),
@@ -183,6 +203,7 @@ def readings_table(records: Sequence[RunRecord]) -> Table:
             "phase 1 as measured.",
             "Images/s: those of all ranks together over the phase's lap.",
             "Unattributed and checkpoints: shares of the wall clock.",
+            *_process_notes(records),
             *device_note,
             *checkpoint_notes(records),
         ),
@@ -191,6 +212,20 @@ def readings_table(records: Sequence[RunRecord]) -> Table:
 
 def _share(part: float, whole: float) -> str:
     return percent(part / whole) if whole > 0 else NOTHING
+
+
+def _share_of_wall(record: RunRecord, seconds: float) -> str:
+    return _share(seconds, record.times.wall_s) if is_one_process(record) else NOTHING
+
+
+def _process_notes(records: Sequence[RunRecord]) -> list[str]:
+    """Why some runs have no share of the wall clock."""
+    if all(map(is_one_process, records)):
+        return []
+    return [
+        "No share of the wall clock, and no unattributed time: of a run that was resumed or began "
+        "from another run's phase 1. Its laps are of several processes, the wall clock of the last."
+    ]
 
 
 # Where each joule went, and what held the devices back.

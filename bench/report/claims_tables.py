@@ -1,16 +1,35 @@
 """The tables of claims: each claim's outcome at each size, and why one did not hold. No torch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from bench.document import EMULATED, NOTHING, Table, interval_cell, mark_notes
-from bench.landscape.records import Basin, CosineRecord, PlaneRecord, angle_at_centre, basin
+from bench.document import EMULATED, NOTHING, OTHER_WORK, Table, interval_cell, mark_notes
+from bench.landscape.records import (
+    SHARE,
+    SHARES,
+    CosineRecord,
+    PlaneRecord,
+    angle_at_centre,
+    basin,
+)
 from bench.plots.training import averages_against_workers
-from bench.records.grouping import Host, data_of, group_by, host_of, machine_key
+from bench.records.grouping import (
+    accuracy_key,
+    group_by,
+    host_of,
+    machine_key,
+    timed_alone,
+)
 from bench.records.paper import ACCURACY_MARGIN, TIME_MARGIN, Paper
-from bench.records.paper_tables import AT_SIZE, LANDSCAPES, SWAP_AFTER, Size
+from bench.records.paper_tables import (
+    AT_SIZE,
+    LANDSCAPES,
+    SWAP_AFTER,
+    Size,
+    number_machines,
+)
 from bench.report.claims import (
     ACCURACY_CLAIMS,
     TIME_CLAIMS,
@@ -20,13 +39,16 @@ from bench.report.claims import (
     pairs_of,
     values_of,
 )
+from bench.report.paper_tables import MODELLED_NOTE
 from bench.statistics import (
     DID_NOT_HOLD,
     HELD,
     NO_RUNS,
+    WELCH,
     Values,
     contrast,
     exponential,
+    independent,
     logarithms,
     outcome,
     summarize,
@@ -43,8 +65,9 @@ class Fact:
 
     source: str
     says: str
-    shown: dict[str, tuple[str, bool]]
-    """By the run of each plane or path: its figures, and whether the claim holds."""
+    shown: dict[str, tuple[str, bool | None]]
+    """By the run of each plane or path: its figures, and whether the claim holds; None: they do
+    not say."""
     why: str | None = None
     """What the figures say of the reason, where it does not hold."""
 
@@ -57,7 +80,7 @@ def landscape_facts(planes: Sequence[PlaneRecord], cosines: Sequence[CosineRecor
             "Section 4, Figure 2",
             "The final model (SWAP) is closer to the center of the training error's basin "
             "than the output of phase 1 and a worker",
-            {run: _is_swap_nearest(basin(plane)) for run, plane in second.items()},
+            {run: _is_swap_nearest(plane) for run, plane in second.items()},
         ),
         Fact(
             "Section 4, Figure 2",
@@ -68,7 +91,12 @@ def landscape_facts(planes: Sequence[PlaneRecord], cosines: Sequence[CosineRecor
         Fact(
             "Section 4, Figure 3",
             "SWAP is closer to the center than three workers",
-            {run: _is_swap_nearest(basin(plane)) for run, plane in third.items()},
+            {run: _is_swap_nearest(plane) for run, plane in third.items()},
+        ),
+        Fact(
+            "Section 4, Figure 3b",
+            "Three workers lie in regions of higher testing error than SWAP",
+            {run: _has_swap_least_error(plane) for run, plane in third.items()},
         ),
         Fact(
             "Section 4.2, Figure 4",
@@ -80,9 +108,28 @@ def landscape_facts(planes: Sequence[PlaneRecord], cosines: Sequence[CosineRecor
     ]
 
 
-def _is_crossing(plane: PlaneRecord) -> tuple[str, bool]:
-    angle = angle_at_centre(plane, "LB", "SGD")
-    return f"LB and SGD at {angle:.0f} degrees, seen from the center", angle > 90
+def _always(found: Sequence[bool]) -> bool | None:
+    """Whether a claim holds, if it does so whatever share of the grid is taken for the basin."""
+    return found[0] if len({*found}) == 1 else None
+
+
+OF_GRID = f"basins of {SHARES[0]:.0%} to {SHARES[-1]:.0%} of the grid"
+
+
+def _is_crossing(plane: PlaneRecord) -> tuple[str, bool | None]:
+    angle, *others = (angle_at_centre(plane, "LB", "SGD", share) for share in (SHARE, *SHARES))
+    figures = (
+        f"LB and SGD at {angle:.0f} degrees, seen from the center; {min(others):.0f} to "
+        f"{max(others):.0f} with {OF_GRID}"
+    )
+    return figures, _always([other > 90 for other in others])
+
+
+def _has_swap_least_error(plane: PlaneRecord) -> tuple[str, bool]:
+    errors = {point.name: point.test_error for point in plane.marked}
+    least = min(error for name, error in errors.items() if name != "SWAP")
+    figures = ", ".join(f"{name} {100 * error:.2f}%" for name, error in errors.items())
+    return f"test errors: {figures}", errors["SWAP"] < least
 
 
 def _way_past_the_centre(plane: PlaneRecord) -> str:
@@ -94,15 +141,19 @@ def _way_past_the_centre(plane: PlaneRecord) -> str:
     )
 
 
-def _is_falling(path: CosineRecord) -> tuple[str, bool]:
-    """The mean cosine over the first and over the last third of a path's epochs, or one of each."""
-    values = [row.cosine for row in path.rows]
-    count = max(1, len(values) // 3)
-    first, last = fmean(values[:count]), fmean(values[-count:])
-    return (
-        f"mean of the first third of the epochs {first:.3f}, of the last {last:.3f}",
-        last < first,
-    )
+def _is_falling(path: CosineRecord) -> tuple[str, bool | None]:
+    """By the first and the last third of the epochs, or one of each: of the run, of phase 2."""
+    falls, figures = [], []
+    parts = {"the run": path.rows, "phase 2": [row for row in path.rows if row.phase == 2]}
+    for what, rows in parts.items():
+        if rows is not path.rows and len(rows) < 2:
+            continue
+        values, count = [row.cosine for row in rows], max(1, len(rows) // 3)
+        first, last = fmean(values[:count]), fmean(values[-count:])
+        falls.append(last < first)
+        figures.append(f"{first:.3f} and {last:.3f} of {what}")
+    means = f"means of the first and the last third of the epochs: {', '.join(figures)}"
+    return means, _always(falls)
 
 
 def _course(path: CosineRecord) -> str:
@@ -115,14 +166,18 @@ def _course(path: CosineRecord) -> str:
     )
 
 
-def _is_swap_nearest(found: Basin) -> tuple[str, bool]:
+def _is_swap_nearest(plane: PlaneRecord) -> tuple[str, bool | None]:
+    found = basin(plane)
     each = ", ".join(f"{name} {distance:.2f}" for name, distance in found.distances.items())
     cut_off = "; the basin reaches the grid's border" if found.cut_off else ""
-    return f"from the center: {each}{cut_off}", found.nearest == "SWAP"
+    nearest = [basin(plane, share).nearest == "SWAP" for share in SHARES]
+    count = f"SWAP is nearest in {sum(nearest)} of {len(nearest)} {OF_GRID}"
+    return f"from the center: {each}{cut_off}; {count}", _always(nearest)
 
 
 # The tables.
 
+MODELLED = "modelled"
 NO_FIGURES = (*[NOTHING] * 5, NO_RUNS)
 """The last cells of a claim without runs."""
 
@@ -131,82 +186,104 @@ NOTE = (
     f"{DID_NOT_HOLD} where it is below; of 'on par', 'reaches', 'recovers', 'unable to improve': "
     f"{HELD} where it is above -{ACCURACY_MARGIN:g} points, else {DID_NOT_HOLD} where it is below "
     f"0; of times: {HELD} where the interval of the ratio is above the paper's less "
-    f"{TIME_MARGIN:.0%}, else {DID_NOT_HOLD} where it is below the paper's; otherwise not "
-    "distinguishable. Ratios are geometric means."
+    f"{TIME_MARGIN:.0%} (of 'takes longer': above 1), else {DID_NOT_HOLD} where it is below the "
+    "paper's (1); else undecided. Ratios are geometric means, of runs with the "
+    "machine to themselves where there are any."
 )
 PAIRING_NOTE = (
     "Paired by run: two figures of the same runs. Paired by seed: runs of both rows with the same "
-    "seeds, each once, differences by seed. Welch's: rows whose seeds are not the same."
+    f"seeds, each once, differences by seed; {WELCH} of the same runs is given behind it, and "
+    "decides nothing. Welch's: rows whose seeds are not the same. Equal differences have no "
+    "interval."
 )
-MODELLED_NOTE = (
-    "Modelled: had all workers of phase 2 run at the same time, phase 1 as measured. "
-    "Not a measurement."
+NOT_TESTED = "not tested"
+NOT_TESTED_NOTE = (
+    f"{NOT_TESTED.capitalize()}, of times: SWAP's workers took turns; or SWAP had more devices "
+    "than the other row in the paper, and has no more here."
 )
+UNDECIDED = "undecided"
+"""Where figures of a landscape say both, or planes do not agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claims:
     """What the runs say of the paper's claims."""
 
-    tables: list[Table]
-    first_looks: list[Table]
-    """Of claims at CPU size that a nearer size has runs of."""
-    outcomes: list[str]
-    """Of each claim in the tables, at the nearest size at which its runs decide it."""
+    table: Table | None
+    """Of all sizes; None where no claim has runs."""
+    nearest: Table | None
+    """Of each claim the size that decides it, and those that came out the other way."""
+    outcomes: list[tuple[str, str]]
+    """What each claim that has runs is of, and its outcome at the nearest size that decides it."""
+    contradicted: int
+    """Of these, how many came out the other way at another size."""
 
 
-def claims_tables(
+def claims_of(
     records: Sequence[RunRecord],
     paper: Paper,
     planes: Sequence[PlaneRecord] = (),
     cosines: Sequence[CosineRecord] = (),
 ) -> Claims:
-    """Every claim, once for each size and machine that has runs of any.
+    """Every claim at each size and on each machine with runs, the nearest to the paper first.
 
     Arguments:
         planes: errors around some of the runs' models (Figures 2 and 3).
         cosines: of gradients along some of the runs (Figure 4).
     """
     cells = [cell for claim in ACCURACY_CLAIMS for cell in (claim.first, claim.second)]
-    tables: dict[bool, list[Table]] = {False: [], True: []}
-    nearer: dict[tuple[str, ...], str] = {}  # of each claim its outcome
+    by_claim: dict[tuple[str, ...], list[_Row]] = {}
+    numbers = number_machines(records)
     for size in AT_SIZE:
         claimed = (
             r
             for r in records
             if r.recipe == LANDSCAPES.get(size) or any(cell.has(r, size) for cell in cells)
         )
-        groups = group_by(claimed, host_of)
-        rows_of = {host: _rows(size, groups[host], paper, planes, cosines) for host in groups}
-        is_far = size == "cpu"
-        seen = {*nearer} if is_far else set()
-        for is_first_look in tables if is_far else (False,):
-            for number, host in enumerate(sorted(groups), start=1):
-                rows = [row for row in rows_of[host] if (row.claim in seen) is is_first_look]
-                if any(row.runs for row in rows):
-                    name = f"claims_{size}_{number}" + "_first_looks" * is_first_look
-                    tables[is_first_look].append(_table(name, size, host, rows))
-        for row in (row for host in sorted(groups) for row in rows_of[host] if row.runs):
-            if row.claim not in seen and nearer.get(row.claim) not in (HELD, DID_NOT_HOLD):
-                nearer[row.claim] = row.outcome
-    return Claims(tables=tables[False], first_looks=tables[True], outcomes=[*nearer.values()])
+        for host, group in sorted(group_by(claimed, host_of).items(), key=lambda item: item[0]):
+            where = f"{AT_SIZE[size]}, machine {numbers[host]}"
+            for row in _rows(size, group, paper, planes, cosines):
+                by_claim.setdefault(row.claim, []).append(replace(row, where=where))
+    found = {claim: [r for r in rows if r.runs] for claim, rows in by_claim.items()}
+    found = {claim: rows for claim, rows in found.items() if rows}
+    decided = {
+        claim: [row for row in rows if row.outcome in (HELD, DID_NOT_HOLD)]
+        for claim, rows in found.items()
+    }
+    nearest = {claim: (decided[claim] or rows)[0] for claim, rows in found.items()}
+    against = {
+        claim: [row for row in decided[claim] if row.outcome != nearest[claim].outcome]
+        for claim in found
+    }
+    absent = len(by_claim) - len(found)
+    short = {claim: [row, *against[claim]] for claim, row in nearest.items()}
+    return Claims(
+        table=_table(found, absent) if found else None,
+        nearest=_table(short, absent) if found else None,
+        outcomes=[(row.kind, row.outcome) for row in nearest.values()],
+        contradicted=sum(map(bool, against.values())),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """A claim's row."""
+    """A claim at one size, on one kind of machine."""
 
     cells: tuple[str, ...]
+    kind: str
+    """What the claim is of: accuracies, times or landscapes."""
     runs: Sequence[RunRecord]
     """Behind it; none: the claim has none at this size."""
+    where: str = ""
+    """The size and the machine."""
     note: str | None = None
     why: str | None = None
     """What its runs say of the reason, where it did not hold."""
 
     @property
     def claim(self) -> tuple[str, ...]:
-        """What the paper says, and where."""
-        return self.cells[:2]
+        """What the paper says, where, and its figures."""
+        return self.cells[:3]
 
     @property
     def outcome(self) -> str:
@@ -226,45 +303,51 @@ def _rows(
     for claim in (*ACCURACY_CLAIMS, *TIME_CLAIMS):
         for pair in pairs_of(claim, records, size):
             note = _pair_note(pair) if pair.mark else None
-            both = claim.is_of_times and pair.first and pair.second
-            for modelled in (False, True) if both else (False,):
+            in_turn = any(map(_takes_turns, (*pair.first, *pair.second)))
+            for modelled in (False, True) if claim.is_of_times and in_turn else (False,):
                 cells = _claim_row(claim, pair, paper, modelled=modelled)
                 runs = () if cells[-1] == NO_RUNS else (*pair.first, *pair.second)
-                row = _Row(cells=cells, runs=runs, note=note)
+                kind = "times" if claim.is_of_times else "accuracies"
+                row = _Row(cells=cells, kind=kind, runs=runs, note=note)
                 # Two figures of the same runs were trained alike.
                 asks = row.outcome == DID_NOT_HOLD and not claim.is_of_one_row
                 rows.append(replace(row, why=_why(claim, pair, paper)) if asks else row)
         if claim is ACCURACY_CLAIMS[0]:
-            rows.append(_figure_1_row(records, size))
+            rows += _figure_1_rows(records, size)
     by_id = {record.run_id: record for record in records}
     facts = landscape_facts(
         [plane for plane in planes if plane.run_id in by_id],
         [path for path in cosines if path.run_id in by_id],
     )
     for fact in facts:
-        row = _Row(cells=_fact_row(fact), runs=[by_id[run] for run in fact.shown])
-        asks = row.outcome == DID_NOT_HOLD and fact.why is not None
+        shown = [by_id[run] for run in fact.shown]
+        row = _Row(cells=_fact_row(fact), kind="landscapes", runs=shown)
+        asks = row.outcome in (DID_NOT_HOLD, UNDECIDED) and fact.why is not None
         why = f"Why not ({fact.source}, {fact.says}): {fact.why}."
         rows.append(replace(row, why=why) if asks else row)
     return rows
 
 
-def _table(name: str, size: Size, host: Host, rows: Sequence[_Row]) -> Table:
-    shown = [row.cells for row in rows if row.runs]
-    runs = {run.run_id: run for row in rows for run in row.runs}.values()
-    notes = dict.fromkeys(row.note for row in rows if row.note is not None)
-    absent = len(rows) - len(shown)
+def _table(found: Mapping[tuple[str, ...], Sequence[_Row]], absent: int) -> Table:
+    cells = tuple(
+        (*(claim if number == 0 else [""] * len(claim)), row.where, *row.cells[len(claim) :])
+        for claim, rows in found.items()
+        for number, row in enumerate(rows)
+    )
+    rows = [row for each in found.values() for row in each]
+    is_modelled = any(MODELLED in cell for row in cells for cell in row)
     return Table(
-        name=name,
-        title=f"The paper's claims {AT_SIZE[size]}, {host.label}",
+        name="claims",
+        title="The paper's claims",
         caption=(
-            f"{len(runs)} runs on {data_of([*runs])}. Each outcome is of these runs at this "
-            "size: it says nothing of another. Accuracies in percent, times in seconds."
+            "Each at the size nearest to the paper that decides it; below it, other sizes. An "
+            "outcome is of its own runs. Accuracies in percent, times in seconds."
         ),
         columns=(
             "The paper says",
             "Where",
             "Paper",
+            "Ours: size",
             "Ours",
             "n",
             "Difference (points) or ratio",
@@ -272,12 +355,16 @@ def _table(name: str, size: Size, host: Host, rows: Sequence[_Row]) -> Table:
             "Test",
             "Outcome",
         ),
-        rows=tuple(shown),
+        rows=cells,
         footnotes=(
-            *(NOTE, PAIRING_NOTE, MODELLED_NOTE, *mark_notes(shown), *notes),
-            *([f"Of {absent} further claims there are no runs at this size."] if absent else []),
+            *(NOTE, PAIRING_NOTE, *([MODELLED_NOTE] if is_modelled else [])),
+            *([NOT_TESTED_NOTE] if any(row.outcome == NOT_TESTED for row in rows) else []),
+            *mark_notes(cells),
+            *dict.fromkeys(row.note for row in rows if row.note is not None),
+            *([f"Of {absent} further claims there are no runs."] if absent else []),
             *dict.fromkeys(row.why for row in rows if row.why is not None),
         ),
+        details=("Where", "Paper", "Test"),
     )
 
 
@@ -295,56 +382,76 @@ def _claim_row(
     if claim.is_of_times:
         found = contrast(logarithms(first), logarithms(second))
         emulated = any(record.emulated_workers for record in (*pair.first, *pair.second))
-        how = "modelled" if modelled else "measured"
-        ours = f"{how}: {_means(first, second)}" + f" {EMULATED}" * (emulated and not modelled)
+        ours = _means(first, second) + f" {EMULATED}" * (emulated and not modelled)
+        ours = f"{MODELLED}: {ours}" if modelled else ours
         figure, interval = f"{math.exp(found.mean):.2f}", interval_cell(exponential(found.interval))
         test = f"{found.test}, of logarithms"
-        least, enough = math.log((1 - TIME_MARGIN) * ratio), math.log(ratio)
+        is_by = claim.rule == "longer by a factor"
+        least, enough = (math.log((1 - TIME_MARGIN) * ratio), math.log(ratio)) if is_by else (0, 0)
+        is_beside = any(
+            run.had_other_work for side in (pair.first, pair.second) for run in timed_alone(side)
+        )
+        ours += f" {OTHER_WORK}" * is_beside
     else:
         found = contrast(first, second, paired_by="run" if claim.is_of_one_row else "seed")
         ours = _means(first, second, 100)
         figure, interval = f"{100 * found.mean:.2f}", interval_cell(found.interval, 100)
         test = found.test
+        if found.paired_by == "seed":
+            test += f"; {WELCH} {interval_cell(independent(first, second).interval, 100)}"
         least, enough = 0.0 if claim.rule == "higher" else -ACCURACY_MARGIN / 100, 0.0
     ours += pair.mark
     if found.paired_by is not None and not claim.is_of_times:
         other = dict(second)
         ours += f"; higher in {sum(v > other[key] for key, v in first)} of {len(first)}"
     held = outcome(found, least=least, enough=enough)
+    if claim.is_of_times:
+        fewer, more = first_paper.devices, second_paper.devices
+        devices = [machine_key(side[0]).devices for side in (pair.first, pair.second)]
+        in_turn = not modelled and any(map(_takes_turns, pair.second))
+        if in_turn or (fewer < more and devices[0] >= devices[1]):
+            held = NOT_TESTED
     return (claim.says, claim.source, published, ours, found.n, figure, interval, test, held)
 
 
-def _figure_1_row(records: Sequence[RunRecord], size: Size) -> _Row:
+def _takes_turns(run: RunRecord) -> bool:
+    """Whether its workers did not all run at the same time."""
+    return run.method == "swap" and len(run.worker_accuracies) > run.world_size
+
+
+def _figure_1_rows(records: Sequence[RunRecord], size: Size) -> list[_Row]:
     """Held where the average is above every worker at every epoch of every run."""
     cells = (
         "The averaged model performs consistently better than each individual model",
         "Section 3, Figure 1",
         "at every epoch of the one run shown",
     )
-    runs = [r for r in records if PaperCell(1, SWAP_AFTER).has(r, size)]
-    leads = [lead for lead in map(averages_against_workers, runs) if lead]
-    if not leads:
-        return _Row(cells=(*cells, *NO_FIGURES), runs=())
-    ahead, epochs = sum(each > 0 for lead in leads for each in lead), sum(map(len, leads))
-    of_runs = summarize(summarize(lead).mean for lead in leads)
-    least = min(min(lead) for lead in leads)
-    found = (
-        *cells,
-        f"above the best worker at {ahead} of {epochs} epochs, by {100 * least:.2f} or more",
-        str(len(leads)),
-        f"{100 * of_runs.mean:.2f}",
-        interval_cell(t_interval(of_runs), 100),
-        "t, of each run's mean over epochs; the outcome counts epochs",
-        HELD if ahead == epochs else DID_NOT_HOLD,
-    )
-    return _Row(cells=found, runs=[r for r in runs if r.average_by_epoch])
+    followed = [r for r in records if PaperCell(1, SWAP_AFTER).has(r, size) and r.average_by_epoch]
+    rows = []
+    for runs in group_by(followed, lambda r: (accuracy_key(r), machine_key(r))).values():
+        leads = [lead for lead in map(averages_against_workers, runs) if lead]
+        ahead, epochs = sum(each > 0 for lead in leads for each in lead), sum(map(len, leads))
+        of_runs = summarize(summarize(lead).mean for lead in leads)
+        least = min(min(lead) for lead in leads)
+        found = (
+            *cells,
+            f"above the best worker at {ahead} of {epochs} epochs, by {100 * least:.2f} or more",
+            str(len(leads)),
+            f"{100 * of_runs.mean:.2f}",
+            interval_cell(t_interval(of_runs), 100),
+            "t, of means over epochs; the outcome counts epochs",
+            HELD if ahead == epochs else DID_NOT_HOLD,
+        )
+        rows.append(_Row(cells=found, kind="accuracies", runs=runs))
+    return rows or [_Row(cells=(*cells, *NO_FIGURES), kind="accuracies", runs=())]
 
 
 def _fact_row(fact: Fact) -> tuple[str, ...]:
     """Held where it holds of every plane or path."""
     if not fact.shown:
         return (fact.says, fact.source, NOTHING, *NO_FIGURES)
-    count, n = sum(holds for _, holds in fact.shown.values()), len(fact.shown)
+    verdicts, n = [holds for _, holds in fact.shown.values()], len(fact.shown)
+    count, failed = verdicts.count(True), verdicts.count(False)
     return (
         fact.says,
         fact.source,
@@ -353,7 +460,7 @@ def _fact_row(fact: Fact) -> tuple[str, ...]:
         str(n),
         *[NOTHING] * 2,
         f"holds of {count} of {n}",
-        HELD if count == n else DID_NOT_HOLD,
+        HELD if count == n else DID_NOT_HOLD if failed == n else UNDECIDED,
     )
 
 
@@ -371,8 +478,8 @@ def _why(claim: Claim, pair: Pair, paper: Paper) -> str:
         fmean(_last_train_accuracy(record) for record in runs) for runs in (pair.first, pair.second)
     )
     found = (
-        f"{opening} of the training images, in their last epochs, {first:.1%} were right against "
-        f"{second:.1%}."
+        f"{opening} of the augmented training images, in the last epochs, {first:.1%} were right "
+        f"against {second:.1%}."
     )
     if first < second:
         return f"{found} It is behind in training already, not in generalization alone."

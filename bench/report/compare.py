@@ -4,6 +4,7 @@ A difference of accuracies gets Welch's 95% interval. A ratio of times is one of
 Welch's interval of the difference of their logarithms, made a ratio again. Noise that multiplies a
 time becomes even in its logarithm, neither spread nor number of runs need be equal, and unlike a
 bootstrap it does not get too narrow with few runs. A single run has no spread: no interval.
+Times are of the runs that had their machine to themselves, where a side has any.
 """
 
 import json
@@ -17,6 +18,7 @@ import tyro
 
 from bench.document import (
     NOTHING,
+    OTHER_WORK,
     UNSTABLE,
     Document,
     Paragraph,
@@ -35,11 +37,13 @@ from bench.records.grouping import (
     host_of,
     machine_key,
     scale_note,
+    timed_alone,
     values_by_field,
 )
 from bench.records.timing import (
     dawnbench_time,
     in_clock_order,
+    is_one_process,
     laps_of_slowest_rank,
     unattributed_s,
 )
@@ -63,6 +67,9 @@ TIMES: dict[str, Measure] = {
     "time to the target (s)": dawnbench_time,
     "wall clock (s)": lambda run: run.times.wall_s,
 }
+
+UNATTRIBUTED = "unattributed"
+"""Among the laps: the harness's own time."""
 
 METHOD_NOTE = (
     "Differences: Welch's t, 95%. Ratios: of geometric means, Welch's t of the logarithms, 95%. "
@@ -89,6 +96,16 @@ class Side:
                 f"{self.name}: expected runs of one recipe with one configuration, data set and "
                 f"precision, got {kinds} kinds among {len(self.runs)} runs; name a run instead"
             )
+
+    @property
+    def timed(self) -> Sequence[RunRecord]:
+        """The runs whose times count: those timed alone; all, where none was."""
+        return timed_alone(self.runs)
+
+    @property
+    def mark(self) -> str:
+        """Behind its times: whether other programs ran beside all of its runs."""
+        return OTHER_WORK * all(run.had_other_work for run in self.runs)
 
     @property
     def machines(self) -> tuple[str, ...]:
@@ -125,8 +142,8 @@ class Comparison:
     second: Side
     quantities: tuple[Quantity, ...]
     laps_s: dict[str, tuple[float | None, float | None]]
-    """A's and B's seconds of each lap of the slowest rank, mean over the runs; "unattributed" is
-    the harness's own time."""
+    """A's and B's seconds of each lap of the slowest rank, mean over the timed runs; "unattributed"
+    is the harness's own time, left out where a run was made by several processes."""
     configuration: Differing
     """What of recipe, execution and data differs."""
     machine: Differing
@@ -145,6 +162,9 @@ def compare(first: Side, second: Side) -> Comparison:
     quantities = [_quantity(name, sides, of) for name, of in ACCURACIES.items()]
     quantities += [_ratio(name, sides, of, formed=alike) for name, of in TIMES.items()]
     laps = [_laps(side) for side in sides]
+    if not all(is_one_process(run) for side in sides for run in side.timed):
+        for each in laps:
+            del each[UNATTRIBUTED]
     return Comparison(
         first=first,
         second=second,
@@ -165,7 +185,7 @@ Sides = tuple[Side, Side]
 
 def _quantity(name: str, sides: Sides, of: Measure) -> Quantity:
     """An accuracy of both sides in percent, B less A by Welch's test."""
-    a, b = (_values(side, of, 100) for side in sides)
+    a, b = (_values(side.runs, of, 100) for side in sides)
     found = contrast(b, a) if a and b else None
     return Quantity(
         name=name,
@@ -179,7 +199,7 @@ def _quantity(name: str, sides: Sides, of: Measure) -> Quantity:
 
 def _ratio(name: str, sides: Sides, of: Measure, *, formed: bool) -> Quantity:
     """A time of both sides, B over A by Welch's test; not compared unless `formed`."""
-    a, b = (_values(side, of) for side in sides)
+    a, b = (_values(side.timed, of) for side in sides)
     formed = formed and bool(a and b) and all(value > 0 for _, value in (*a, *b))
     found = contrast(logarithms(b), logarithms(a)) if formed else None
     return Quantity(
@@ -196,17 +216,17 @@ def _summary(values: Values) -> Summary | None:
     return summarize(value for _, value in values) if values else None
 
 
-def _values(side: Side, of: Measure, factor: float = 1) -> Values:
+def _values(runs: Sequence[RunRecord], of: Measure, factor: float = 1) -> Values:
     """Of every run, or none where one lacks it: a mean over some would mislead.
 
     The keys, one a run, keep runs of one seed from being paired.
     """
-    found = [(object(), factor * value) for run in side.runs if (value := of(run)) is not None]
-    return found if len(found) == len(side.runs) else []
+    found = [(object(), factor * value) for run in runs if (value := of(run)) is not None]
+    return found if len(found) == len(runs) else []
 
 
 def _laps(side: Side) -> dict[str, float]:
-    laps = [{**laps_of_slowest_rank(run), "unattributed": unattributed_s(run)} for run in side.runs]
+    laps = [{**laps_of_slowest_rank(run), UNATTRIBUTED: unattributed_s(run)} for run in side.timed]
     names = dict.fromkeys(name for each in laps for name in each)
     return {name: sum(each.get(name, 0.0) for each in laps) / len(laps) for name in names}
 
@@ -260,9 +280,11 @@ def _cautions(first: Side, second: Side, alike: bool) -> list[str]:
         )
     for label, side in (("A", first), ("B", second)):
         if beside := sum(run.had_other_work for run in side.runs):
+            rest = len(side.runs) - beside
             cautions.append(
                 f"{label}: other programs ran beside {beside} of its {len(side.runs)} runs, which "
-                "makes their times longer."
+                "makes their times longer; "
+                + (f"times are of the other {rest}." if rest else "its times are marked.")
             )
     return cautions
 
@@ -270,7 +292,7 @@ def _cautions(first: Side, second: Side, alike: bool) -> list[str]:
 def comparison_tables(found: Comparison) -> list[Table]:
     """The figures, the laps, and what differs; in the order of reading."""
     runs = (*found.first.runs, *found.second.runs)
-    rows = [_quantity_row(quantity) for quantity in found.quantities]
+    rows = [_quantity_row(quantity, found) for quantity in found.quantities]
     tables = [
         Table(
             name="comparison",
@@ -283,7 +305,7 @@ def comparison_tables(found: Comparison) -> list[Table]:
         Table(
             name="comparison_laps",
             title="Laps, side by side",
-            caption="Seconds of the slowest rank, mean over the runs.",
+            caption="Seconds of the slowest rank, mean over the runs whose times count.",
             columns=("Lap", "A (s)", "B (s)", "B - A (s)"),
             rows=tuple(
                 (name, number_cell(a), number_cell(b), f"{(b or 0.0) - (a or 0.0):.2f}")
@@ -325,7 +347,9 @@ def comparison_json(found: Comparison) -> dict[str, Any]:
 
     def about(side: Side) -> dict[str, Any]:
         runs = [run.run_id for run in side.runs]
-        return {"name": side.name, "runs": runs, "machines": list(side.machines)}
+        timed = [run.run_id for run in side.timed]
+        machines = list(side.machines)
+        return {"name": side.name, "runs": runs, "timed_runs": timed, "machines": machines}
 
     return {
         "A": about(found.first),
@@ -349,13 +373,15 @@ def comparison_json(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _quantity_row(quantity: Quantity) -> tuple[str, ...]:
-    def cell(summary: Summary | None) -> str:
-        is_marked = summary is not None and quantity.is_ratio and summary.unstable
-        return summary_cell(summary) + f" {UNSTABLE}" * is_marked
+def _quantity_row(quantity: Quantity, found: Comparison) -> tuple[str, ...]:
+    def cell(summary: Summary | None, side: Side) -> str:
+        if summary is None or not quantity.is_ratio:
+            return summary_cell(summary)
+        marks = side.mark + UNSTABLE * summary.unstable
+        return summary_cell(summary) + (f" {marks}" if marks else "")
 
     change = (NOTHING, number_cell(quantity.change))
-    both = (cell(quantity.first), cell(quantity.second))
+    both = (cell(quantity.first, found.first), cell(quantity.second, found.second))
     interval = interval_cell(quantity.interval)
     return (quantity.name, *both, *(change if quantity.is_ratio else change[::-1]), interval)
 

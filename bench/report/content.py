@@ -1,12 +1,21 @@
 """What a results folder holds, and the report at one look. No torch."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from bench.document import NOTHING, Bullets, Table, counted, plus_minus, summary_cell
+from bench.document import (
+    NOTHING,
+    Bullets,
+    Table,
+    counted,
+    interval_cell,
+    plus_minus,
+    summary_cell,
+)
 from bench.landscape.records import (
     CosineRecord,
     LandscapeRecord,
@@ -27,19 +36,23 @@ from bench.records.grouping import (
 from bench.records.paper import NOT_COMPARED, Paper, judge, load_paper
 from bench.records.paper_tables import (
     OTHER,
+    SGD_LARGE,
     SGD_SMALL,
     SWA_SMALL,
     SWAP_AFTER,
     TIME_TO_TARGET,
     RowRuns,
     RunTable,
+    TableGroup,
     deal,
     number_machines,
     place_of,
     table_groups,
 )
-from bench.report.paper_tables import all_run_tables, cpu_warning, time_to_target
-from bench.statistics import DID_NOT_HOLD, HELD
+from bench.report.claims_tables import NOT_TESTED, Claims
+from bench.report.paper_tables import all_run_tables, nets, time_to_target
+from bench.statistics import DID_NOT_HOLD, HELD, Summary, Values, contrast, summarize
+from swap_fast.config.recipe import AveragingRecipe
 from swap_fast.record import RunRecord
 from swap_fast.record_files import read_records
 
@@ -61,6 +74,8 @@ class Content:
     """The newest of each kind."""
     skipped: list[str]
     """Why other files were left out."""
+    limits: tuple[str, ...] = ()
+    """What a reader must know of these runs and no record says: the items of `limits.md`."""
     main: list[Table]
     """Tables 1 to 4 in their forms that have runs; the times to an accuracy where we have one."""
     first_looks: list[Table]
@@ -98,9 +113,18 @@ def collect(results: Path) -> Content:
         cosines=_of_runs(cosines, records, skipped),
         micro=micro,
         skipped=[*skipped, *odd_micro],
+        limits=_items(results / "limits.md"),
         main=main,
         first_looks=all_run_tables(ordered, paper, first_looks=True),
     )
+
+
+def _items(page: Path) -> tuple[str, ...]:
+    """The items of a list in Markdown, each on one line; none without the page."""
+    if not page.is_file():
+        return ()
+    text = page.read_text(encoding="utf-8")
+    return tuple(" ".join(item.split()) for item in re.split(r"^- ", text, flags=re.M)[1:])
 
 
 def _of_runs(
@@ -117,103 +141,225 @@ def _of_runs(
 
 def warning(content: Content) -> str:
     """The report's first line: how far its figures are from the paper's setting."""
-    shown = [record for record in content.records if place_of(record) != OTHER]
-    cpu = [record for record in shown if not record.comparable]
-    full = [record for record in shown if record.comparable]
-    lines = []
-    if cpu:
-        lines.append(cpu_warning(cpu))
+    records = content.records
+    if not records:
+        return "There are no runs yet."
+    shown = [record for record in records if place_of(record) != OTHER]
+    if not shown:
+        words = "No run here can be compared with published figures; the list says why."
+        return f"{words}{scale_note(records)}"
+    machines = " or ".join(sorted({machine_key(record).used for record in shown}))
     device = content.paper.values[0].device
-    machines = sorted({machine_key(r).used for r in full if device not in host_of(r).device})
-    if machines:
-        lines.append(f"Not the paper's hardware, NVIDIA {device}: {' and '.join(machines)}.")
-    if not content.records:
-        lines.append("There are no runs yet.")
-    elif not shown:
-        lines.append("No run here can be compared with published figures; the list says why.")
-        lines.append(scale_note(content.records).strip())
-    return " ".join(filter(None, lines)) or "On the paper's hardware."
+    lines = []
+    if all(record.machine["device_type"] == "cpu" for record in shown):
+        counts = sorted({machine_key(record).devices for record in shown})
+        lines.append(f"No GPU was used: the runs are on {' or '.join(map(str, counts))} CPU cores.")
+    elif any(device not in host_of(record).device for record in shown):
+        lines.append(f"Not the paper's hardware, NVIDIA {device}: {machines}.")
+    if small := sum(not record.comparable for record in shown):
+        of = "All" if small == len(shown) else f"{small} of {len(shown)}"
+        lines.append(
+            f"{of} runs are of smaller nets, fewer epochs or fewer images than the paper's, whose "
+            "columns are printed for orientation only."
+        )
+    return " ".join(lines) or "On the paper's hardware."
 
 
 # The report at one look: what was measured, on what, how it compares, how sure and how fast it is.
 
 
-def summary(content: Content, warned: Table, outcomes: Sequence[str]) -> Bullets:
+def summary(content: Content, claims: Claims, warned: Table) -> Bullets:
     """A few sentences, each from the records.
 
     Arguments:
-        outcomes: of the paper's claims that have runs.
+        warned: the warnings, which have files of their own.
     """
     records = content.records
     if not records:
         return Bullets(items=("Measured: nothing yet.",))
+    groups = [group for group in table_groups(records) if not group.is_first_look]
     recipes = {record.recipe for record in records}
-    count = len(warned.rows)
     machines = (f"machine {n}: {host.label}" for host, n in number_machines(records).items())
     return Bullets(
         items=(
-            *_claims(outcomes),
+            *(line for g in groups if g.table is groups[0].table for line in _accuracies(g)),
+            *_times(content),
+            *_claims(claims),
             f"Measured: {len(records)} runs of {len(recipes)} recipes on {data_of(records)}; "
-            f"{'; '.join(machines)}.",
-            f"Stability: {counted(count, 'warning')}; see what to do."
-            if count
+            f"{'; '.join(machines)}. {_alone(records)}",
+            f"Stability: {counted(len(warned.rows), 'warning')}, in tables/{warned.name}.md."
+            if warned.rows
             else "Stability: no warnings.",
         )
     )
 
 
+def _alone(records: Sequence[RunRecord]) -> str:
+    """How many runs had their machine to themselves."""
+    beside = sum(record.had_other_work for record in records)
+    unknown = sum(record.other_work is None for record in records)
+    return (
+        f"Of these {len(records) - beside - unknown} had the machine to themselves, {beside} had "
+        f"other programs beside them, and of {unknown} it was not recorded."
+    )
+
+
+def _accuracies(group: TableGroup) -> Iterator[str]:
+    """What SWAP's runs ended with, beside small and large batches; a line for each precision."""
+    rows = [each for each in deal(group.table, group.size, group.records) if each.records]
+    for swap in (each for each in rows if each.row.label == SWAP_AFTER):
+        sides = [
+            (label, each)
+            for label in (SGD_SMALL, SGD_LARGE)
+            for each in rows
+            if (each.row.label, each.precision) == (label, swap.precision)
+        ]
+        ended = ", ".join(
+            f"{name} {summary_cell(accuracy, 100)}% (n = {accuracy.n})"
+            for name, each in (("SWAP", swap), *sides)
+            if (accuracy := _final(each, group.table)) is not None
+        )
+        gain = summarize(
+            run.test_accuracy - before
+            for run in swap.records
+            if (before := run.accuracy_before_averaging) is not None
+        )
+        yield (
+            f"{group.title}{swap.mark} ({' and '.join(nets(swap.records))}): {ended}. Averaging "
+            f"added {summary_cell(gain, 100)} points to the workers' mean."
+        )
+
+
+def _times(content: Content) -> Iterator[str]:
+    """SWAP's time as a share of its baseline's, on more devices and on as many."""
+    kinds: dict[bool, list[float]] = {True: [], False: []}
+    for each in _compared(content):
+        if each.ratio is not None and each.baseline is not None:
+            kinds[_devices(each.swap) > _devices(each.baseline)].append(each.ratio)
+    words = {True: "on more devices than its baseline", False: "on as many devices"}
+    found = [
+        f"{words[more]} {min(ratios):.2f}" + f" to {max(ratios):.2f}" * (len(ratios) > 1)
+        for more, ratios in kinds.items()
+        if ratios
+    ]
+    if found:
+        yield f"SWAP's time as a share of its baseline's: {'; '.join(found)}."
+
+
 COMPARED = {1: SGD_SMALL, 2: SGD_SMALL, 3: SGD_SMALL, 4: SWA_SMALL}
-"""The row of each table that SWAP is to equal in less time."""
+"""The row of each table that SWAP is to equal in less time: its baseline."""
+SHARE = "Time: SWAP's share"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compared:
+    """SWAP's runs in a table, and those of its baseline."""
+
+    group: TableGroup
+    swap: RowRuns
+    baseline: RowRuns | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Of the mean times, each of runs that were timed alone."""
+        return None if self.baseline is None else _time_ratio(self.swap, self.baseline)
+
+
+def _compared(content: Content) -> Iterator[_Compared]:
+    for group in (g for g in table_groups(content.records) if not g.is_first_look):
+        rows = [e for e in deal(group.table, group.size, group.records) if e.records]
+        for swap in rows:
+            if swap.row.is_final and swap.records[0].method == "swap":
+                alike = (COMPARED[group.table.number], swap.precision)
+                baseline = next((e for e in rows if (e.row.label, e.precision) == alike), None)
+                yield _Compared(group=group, swap=swap, baseline=baseline)
 
 
 def overview(content: Content) -> Table | None:
     """SWAP's accuracies and times beside those that it is to equal, of each table with runs."""
-    rows = tuple(_overview_rows(content))
+    rows = tuple(_overview_row(each, content.paper) for each in _compared(content))
     if not rows:
         return None
+    paper = ("Paper: SWAP", "Paper: baseline", "Paper: share")
     return Table(
         name="overview",
-        title="SWAP, and what it is to equal in less time",
-        caption="Test accuracies (%), top-1 in Table 3; times as measured, one over the other.",
+        title="SWAP, and the baseline that it is to equal in less time",
+        caption=(
+            "Test accuracies (%), top-1 in Table 3. Time: as measured, the mean of SWAP's runs "
+            "over that of the baseline's, of runs with the machine to themselves. Expected: that "
+            "share, were an epoch the same work in every row, shared out over the devices."
+        ),
         columns=(
-            *("Table", "SWAP", "Compared", "SWAP's share of the time", "n", "Compared with", "On"),
-            *("Paper: SWAP", "Paper: compared", "Paper: share"),
+            *("Table", "SWAP", "Baseline", "Difference (points), 95%", SHARE, "expected"),
+            *("Devices", "n", "Baseline is", *paper),
         ),
         rows=rows,
-        details=("Paper: SWAP", "Paper: compared", "Paper: share"),
+        footnotes=("Devices, n: of SWAP and of its baseline.",),
+        details=("expected", "n", *paper),
     )
 
 
-def _overview_rows(content: Content) -> Iterator[tuple[str, ...]]:
-    for group in (g for g in table_groups(content.records) if not g.is_first_look):
-        table = group.table
-        rows = [each for each in deal(table, group.size, group.records) if each.records]
-        for swap in rows:
-            if not swap.row.is_final or swap.records[0].method != "swap":
-                continue
-            label = COMPARED[table.number]
-            compared = next(
-                (e for e in rows if (e.row.label, e.precision) == (label, swap.precision)), None
-            )
-            ratio = compared and _time_ratio(swap, compared)
-            name = "" if swap.row.label == SWAP_AFTER else f", {swap.row.label}"
-            seconds = [content.paper.time_s(table.name, row) for row in (swap.row.label, label)]
-            yield (
-                f"{table.title(group.size)}{name}{swap.mark}",
-                _accuracy(swap, table, content.paper),
-                NOTHING if compared is None else _accuracy(compared, table, content.paper),
-                NOTHING if not ratio else f"{ratio:.2f}",
-                str(len(swap.records)),
-                label,
-                machine_key(swap.records[0]).used,
-                *(_published(row, table, content.paper) for row in (swap.row.label, label)),
-                f"{seconds[0] / seconds[1]:.2f}",
-            )
+def _overview_row(each: _Compared, paper: Paper) -> tuple[str, ...]:
+    swap, baseline, table = each.swap, each.baseline, each.group.table
+    labels = swap.row.label, COMPARED[table.number]
+    name = "" if swap.row.label == SWAP_AFTER else f", {swap.row.label}, ours {_apart(swap)}"
+    seconds = [paper.time_s(table.name, label) for label in labels]
+    both = [swap] if baseline is None else [swap, baseline]
+    expected = [_device_epochs(side) for side in both]
+    return (
+        f"{each.group.title}{name}{swap.mark}",
+        _accuracy(swap, table, paper),
+        NOTHING if baseline is None else _accuracy(baseline, table, paper),
+        NOTHING if baseline is None else _difference(swap, baseline, table),
+        NOTHING if not each.ratio else f"{each.ratio:.2f}",
+        NOTHING if not each.ratio else f"{expected[0] / expected[-1]:.2f}",
+        " and ".join(str(_devices(side)) for side in both),
+        " and ".join(str(len(side.records)) for side in both),
+        labels[1],
+        *(_published(label, table, paper) for label in labels),
+        f"{seconds[0] / seconds[1]:.2f}",
+    )
+
+
+def _devices(each: RowRuns) -> int:
+    return machine_key(each.records[0]).devices
+
+
+def _apart(each: RowRuns) -> int:
+    """Epochs of each worker in phase 2."""
+    recipe = each.records[0].settings
+    assert isinstance(recipe, AveragingRecipe), "a row of SWAP or SWA"
+    return recipe.phase2.max_epochs
+
+
+def _device_epochs(each: RowRuns) -> float:
+    """Epochs of all models that a row's runs train, over their devices."""
+    epochs = summarize(run.phase1_epochs for run in each.records).mean
+    recipe = each.records[0].settings
+    if isinstance(recipe, AveragingRecipe):
+        epochs += recipe.num_workers * _apart(each)
+    return epochs / _devices(each)
+
+
+def _final(each: RowRuns, table: RunTable) -> Summary | None:
+    return pool_accuracies(each.records, partial(each.row.accuracy, table.target))
+
+
+def _difference(first: RowRuns, second: RowRuns, table: RunTable) -> str:
+    """Of two rows' accuracies, in points, with its 95% interval."""
+
+    def of(side: RowRuns) -> Values:
+        found = ((run.seed, side.row.accuracy(table.target, run)) for run in side.records)
+        return [(seed, value) for seed, value in found if value is not None]
+
+    found = contrast(of(first), of(second))
+    interval = "" if found.interval is None else f" ({interval_cell(found.interval, 100)})"
+    return f"{100 * found.mean:.2f}{interval}"
 
 
 def _accuracy(each: RowRuns, table: RunTable, paper: Paper) -> str:
     """A row's accuracy, and how it compares with the paper's where it can be compared."""
-    ours = pool_accuracies(each.records, partial(each.row.accuracy, table.target))
+    ours = _final(each, table)
     if ours is None:
         return NOTHING
     published = paper.value(table.name, each.row.label, table.target.name)
@@ -234,15 +380,25 @@ def _time_ratio(first: RowRuns, second: RowRuns) -> float | None:
     return None if None in means else means[0].mean / means[1].mean  # type: ignore[union-attr]
 
 
-def _claims(outcomes: Sequence[str]) -> list[str]:
-    """How many of the paper's claims held."""
+def _claims(claims: Claims) -> Iterator[str]:
+    """How many of the paper's claims held, by what they are of."""
+    outcomes = claims.outcomes
     if not outcomes:
-        return []
-    held, failed = (outcomes.count(each) for each in (HELD, DID_NOT_HOLD))
-    return [
-        f"Of the paper's claims, {len(outcomes)} have runs here: {held} held, {failed} did not "
-        f"hold, {len(outcomes) - held - failed} cannot be told from so few runs."
-    ]
+        return
+    found = []
+    for kind in dict.fromkeys(kind for kind, _ in outcomes):
+        of = [outcome for other, outcome in outcomes if other == kind]
+        counts = [of.count(each) for each in (HELD, DID_NOT_HOLD, NOT_TESTED)]
+        words = ("held", "did not", "not tested", "undecided")
+        each = zip((*counts, len(of) - sum(counts)), words, strict=True)
+        found.append(f"of {kind} {', '.join(f'{count} {word}' for count, word in each if count)}")
+    elsewhere = f" At another size {claims.contradicted} came out the other way." * bool(
+        claims.contradicted
+    )
+    yield (
+        f"{counted(len(outcomes), 'claim')} of the paper, each at the nearest size that decides "
+        f"it: {'; '.join(found)}.{elsewhere}"
+    )
 
 
 WHATS = ("step", "data", "jpeg")
@@ -273,7 +429,7 @@ def speed_table(records: Sequence[MicroRecord]) -> Table | None:
 def _speed_rows(record: MicroRecord) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for title, timings in record.results.items():
-        first = (title, _machine(record), f"{timings[0].median:,.0f}")
+        first = (record.work(title), _machine(record), f"{timings[0].median:,.0f}")
         for timing in (timing for timing in timings if timing.is_headline):
             least, median, most = timing.ratio
             times = f"{median:.2f} ({least:.2f} to {most:.2f})"

@@ -32,6 +32,7 @@ from bench.records.grouping import (
     pool_accuracies,
     pool_times,
     recipe_of,
+    timed_alone,
 )
 from bench.records.paper import (
     NOT_COMPARED,
@@ -69,6 +70,11 @@ INTERVAL, N, AT_TARGET = "Ours: 95% interval (%)", "n", "Runs at target"
 MIRRORED = "Ours: with mirrored test images (%)"
 PHASE1_EPOCHS, PAPER_GPUS, VERDICT = "Phase 1 (mean epochs)", f"Paper: {GPUS}", "Verdict"
 """Heads of columns."""
+MODELLED_NOTE = (
+    "Modelled: had all workers of phase 2 run at the same time, phase 1 as measured. "
+    "Not a measurement."
+)
+SHARE_NOTE = "; behind the runs at target, of their share, by Wilson's score."
 
 
 def all_run_tables(
@@ -100,9 +106,16 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
     rows_of_paper = deal(table, group.size, group.records)
     dealt = [each for each in rows_of_paper if each.records]
     absent = [each.label for each in rows_of_paper if not each.records]
-    mirrored = any(record.mirrored_test_accuracy is not None for record in group.records)
-    cells = [_cells(table, each, host, paper, mirrored=mirrored) for each in dealt]
-    rows = [tuple(each.values()) for each in cells]
+    cells = [_cells(table, each, host, paper) for each in dealt]
+    without = {
+        *([] if any(r.mirrored_test_accuracy for r in group.records) else [MIRRORED]),
+        # Where all workers ran at once, what would be modelled was measured.
+        *([] if any(r.emulated_workers for r in group.records) else [_modelled(table, paper)]),
+        *([AT_TARGET] if group.size in ("narrow", "cpu") else []),  # whose target is no one else's
+        *([VERDICT] if {each[VERDICT] for each in cells} == {NOT_COMPARED} else []),
+    }
+    columns = [name for name in cells[0] if name not in without]
+    rows = [tuple(each[name] for name in columns) for each in cells]
     configurations = [
         f"{each.label}: {', '.join(record.run_id for record in each.records)}; "
         "not the same recipe, data or number of devices."
@@ -111,28 +124,27 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
     ]
     caption = f"Ours: machine {group.number}, {host.label}. {paper_caption(paper, table)}"
     if group.size != "paper":
-        caption = f"{cpu_caption(dealt, table.dataset)} {caption}"
+        caption = f"{form_caption(dealt, table.dataset)} {caption}"
     dataset = group.records[0].settings.dataset
     return Table(
         name=group.name,
         title=group.title,
         caption=caption,
-        columns=tuple(cells[0]),
+        columns=tuple(columns),
         rows=tuple(rows),
         footnotes=(
-            "mean ± sample standard deviation over n runs; accuracy of the last epoch; times "
-            "count preprocessing and not test evaluation.",
-            "Modelled: had all workers of phase 2 run at the same time, phase 1 as measured. "
-            "Not a measurement.",
-            f"95% interval: of the mean {table.target.title.removesuffix(' (%)')}, by Student's t; "
-            "behind the runs at target, of their share, by Wilson's score.",
+            "mean ± sample standard deviation over n runs; times (k of n) over those that had the "
+            "machine to themselves; accuracy of the last epoch; times count preprocessing and not "
+            "test evaluation.",
+            *([] if _modelled(table, paper) in without else [MODELLED_NOTE]),
+            f"95% interval: of the mean {table.target.title.removesuffix(' (%)')}, by Student's t"
+            + ("." if AT_TARGET in without else SHARE_NOTE),
             *([phase1_note(paper, dataset)] if table.counts_phase1 else []),
-            *(["Top-5 is of the final model alone."] if TOP_5 in table.accuracies else []),
-            VERDICT_NOTE,
+            *(["Top-5: of the final model only."] if TOP_5 in table.accuracies else []),
+            *([] if VERDICT in without else [VERDICT_NOTE]),
             *mark_notes(rows),
             *([f"No runs of: {', '.join(absent)}."] if absent else []),
             *start_notes(dealt),
-            *other_work_notes(dealt),
             *configurations,
         ),
         details=(
@@ -152,14 +164,13 @@ def time_unit(table: RunTable, paper: Paper) -> tuple[str, float]:
     return UNITS[paper.value(table.name, table.rows[0].label, "train_time").units]
 
 
-def _cells(
-    table: RunTable, runs: RowRuns, host: Host, paper: Paper, *, mirrored: bool
-) -> dict[str, str]:
-    """A row's cells by the heads of their columns, in the table's order.
+def _modelled(table: RunTable, paper: Paper) -> str:
+    """The head of the column of modelled times."""
+    return f"Ours: parallel time ({time_unit(table, paper)[0]}), modelled"
 
-    Arguments:
-        mirrored: whether there is a column of accuracies averaged over mirrored test images.
-    """
+
+def _cells(table: RunTable, runs: RowRuns, host: Host, paper: Paper) -> dict[str, str]:
+    """A row's cells by the heads of all columns that a table may have, in their order."""
     row, records = runs.row, runs.records
     cells = {table.dataset: runs.label}
     judged: list[tuple[str, Summary | None, PaperValue]] = []
@@ -171,8 +182,7 @@ def _cells(
         cells[f"Ours: {column.title}"] = summary_cell(pooled, 100)
         if column is table.target:
             cells[INTERVAL] = interval_cell(t_interval(pooled) if pooled else None, 100)
-    if mirrored:
-        cells[MIRRORED] = summary_cell(pool_accuracies(records, row.mirrored_accuracy), 100)
+    cells[MIRRORED] = summary_cell(pool_accuracies(records, row.mirrored_accuracy), 100)
     published = paper.value(table.name, row.label, "train_time")
     unit, factor = time_unit(table, paper)
     time, modelled = (
@@ -182,9 +192,9 @@ def _cells(
     judged.append(("time", time, published))
     marks, machine = marks_of(records), runs.machine
     cells[f"Paper: time ({unit})"] = plus_minus(published.mean, published.sd)
-    cells[f"Ours: time ({unit}), measured"] = time_cell(time, marks)
+    cells[f"Ours: time ({unit}), measured"] = time_cell(time, marks) + _of_all(time, records)
     not_in_turn = marks.replace(EMULATED, "")
-    cells[f"Ours: parallel time ({unit}), modelled"] = time_cell(modelled, not_in_turn)
+    cells[_modelled(table, paper)] = time_cell(modelled, not_in_turn) + _of_all(modelled, records)
     cells[N] = str(len(records))
     cells[AT_TARGET] = _at_target(records, partial(row.accuracy, table.target))
     if table.counts_phase1:
@@ -204,6 +214,11 @@ def _verdict_cell(
     if {verdict for _, verdict in verdicts} == {NOT_COMPARED}:
         return NOT_COMPARED
     return "; ".join(f"{name}: {verdict}" for name, verdict in verdicts) or NOTHING
+
+
+def _of_all(time: Summary | None, records: Sequence[RunRecord]) -> str:
+    """Of how many of the runs a time is, where it is not of all."""
+    return f" ({time.n} of {len(records)})" if time and time.n < len(records) else ""
 
 
 def time_cell(summary: Summary | None, marks: str) -> str:
@@ -249,7 +264,8 @@ def time_to_target(records: Sequence[RunRecord], paper: Paper) -> Table:
     rows += [_published_row(peer.name, peer) for peer in peers]
     by_machine = sorted(ours.items(), key=lambda item: (item[0][0], item[1][0].recipe))
     for (machine, _), group in by_machine:
-        reached = [t for t in map(dawnbench_time, group) if t is not None]
+        alone = timed_alone(group)
+        reached = [t for t in map(dawnbench_time, alone) if t is not None]
         final = pool_accuracies(group, lambda record: record.test_accuracy)
         rows.append(
             (
@@ -258,16 +274,15 @@ def time_to_target(records: Sequence[RunRecord], paper: Paper) -> Table:
                 _short_percent(group[0].settings.target_accuracy),
                 machine.used,
                 f"machine {numbers[machine.host]}",
-                f"{len(reached)} of {len(group)} runs; final {summary_cell(final, 100)}%",
+                f"{len(reached)} of {len(alone)} runs; final {summary_cell(final, 100)}%",
             )
         )
     return Table(
         name="time_to_target",
         title="Seconds to an accuracy on CIFAR-10",
-        caption=(
-            "Published times are on the hardware named, and are no measurement of ours. Ours: "
-            "DAWNBench's reading, mean ± sample standard deviation over the runs that reach it."
-        ),
+        caption="Published times are on the hardware named, and are no measurement of ours."
+        + " Ours: DAWNBench's reading, mean ± sample standard deviation over the runs that reach "
+        "the accuracy." * bool(ours),
         columns=("Who", "Time (s)", "Test accuracy (%)", "Hardware", "Source", "Note"),
         rows=tuple(rows),
         footnotes=tuple(mark_notes(rows)),
@@ -286,21 +301,14 @@ NETS = {"resnet9": "ResNet-9", "resnet50": "ResNet-50", "speed_net": "SpeedNet"}
 """As printed."""
 
 
-def cpu_warning(records: Sequence[RunRecord]) -> str:
-    """What the CPU forms are, in place of the paper's hardware and net; from the records."""
-    machines = sorted({machine_key(record).used for record in records})
-    return (
-        f"Not the paper's hardware or net: {' and '.join(_nets(records))} on "
-        f"{' or '.join(machines)}, with fewer epochs. The paper's columns are printed for "
-        "orientation only."
-    )
-
-
-def cpu_caption(dealt: Sequence[RowRuns], dataset: str) -> str:
-    """The warning with the epochs of every recipe, and the data."""
+def form_caption(dealt: Sequence[RowRuns], dataset: str) -> str:
+    """Of other nets than the paper's: which, the epochs of every recipe, and the data."""
     records = [record for each in dealt for record in each.records]
     epochs = sorted({f"{_epochs(record)} ({record.recipe})" for record in records})
-    return f"{cpu_warning(records)} Epochs: {'; '.join(epochs)}. {_data_note(dealt, dataset)}"
+    return (
+        f"Not the paper's hardware, net or epochs. Net: {' and '.join(nets(records))}. "
+        f"Epochs: {'; '.join(epochs)}. {_data_note(dealt, dataset)}"
+    )
 
 
 def paper_caption(paper: Paper, table: RunTable) -> str:
@@ -334,18 +342,7 @@ def start_notes(dealt: Iterable[RowRuns]) -> list[str]:
     return notes
 
 
-def other_work_notes(dealt: Iterable[RowRuns]) -> list[str]:
-    """For each row some of whose runs had other work beside them: of how many its times are."""
-    notes = []
-    for each in dealt:
-        alone = sum(not record.had_other_work for record in each.records)
-        if 0 < alone < len(each.records):
-            of = f"{alone} of {len(each.records)} runs"
-            notes.append(f"{each.label}: times of {of}; other programs ran beside the rest.")
-    return notes
-
-
-def _nets(records: Iterable[RunRecord]) -> list[str]:
+def nets(records: Iterable[RunRecord]) -> list[str]:
     """Such as "ResNet-9 of width 8 or 16", a net each."""
     texts = []
     for (_, net, blocks), runs in sorted(group_by(records, _net).items(), key=lambda item: item[0]):

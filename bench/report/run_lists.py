@@ -21,6 +21,7 @@ from bench.records.grouping import (
     host_of,
     machine_key,
     scale_note,
+    timed_alone,
     values_by_field,
 )
 from bench.records.paper_tables import OTHER, number_machines, place_of, why_other
@@ -38,12 +39,13 @@ def runs_table(records: Sequence[RunRecord]) -> Table:
     """Every run that is in another table, one a line, so that no mean hides its values."""
     return _list_of_runs(
         [record for record in records if place_of(record) != OTHER],
-        {"Workers (%), lowest to highest": _workers, "Best epoch (%)": _best_epoch},
+        {"Workers (%), lowest to highest": _workers, "Best by epoch (%)": _best_by_epoch},
         number_machines(records),
         name="runs",
         title="Runs",
-        caption="Best epoch is the highest test accuracy over the epochs of SGD, or of the running "
-        "average; it is chosen on the test set and stands in no other table.",
+        caption="Best by epoch: the highest test accuracy of what a run returns, over its epochs: "
+        "of SGD's model, of SWAP's average after each epoch of phase 2, of SWA's after each cycle. "
+        "It is chosen on the test set and stands in no other table.",
     )
 
 
@@ -116,8 +118,8 @@ def _workers(run: RunRecord) -> str:
     return f"{percent(accuracies[0])} to {percent(accuracies[-1])}"
 
 
-def _best_epoch(run: RunRecord) -> str:
-    rows = run.average_by_epoch or run.epochs  # SGD has no average
+def _best_by_epoch(run: RunRecord) -> str:
+    rows = run.epochs if run.method == "sgd" else run.average_by_epoch
     seen = [row.test_accuracy for row in rows if row.test_accuracy is not None]
     return number_cell(max(seen, default=None), factor=100)
 
@@ -193,13 +195,31 @@ THROTTLED_SHARE = 0.05
 def stability_table(records: Sequence[RunRecord]) -> Table:
     """A line a warning: spread, few runs, unlike runs, throttling, interruptions, outliers."""
     numbers = number_machines(records)
+    precisions = {
+        recipe: {accuracy_key(run).precision for run in runs}
+        for recipe, runs in group_by(records, lambda run: run.recipe).items()
+    }
     rows: list[tuple[str, str, str]] = []
-    for (recipe, machine), runs in group_by(records, lambda r: (r.recipe, machine_key(r))).items():
-        where = f"{recipe}, machine {numbers[machine.host]}, {machine.used}"
-        rows += [(where, what, remedy) for what, remedy in _of_group(runs)]
-        for run in _outliers(runs):
-            what = f"its {run.times.after_averaging_s:.2f} s stand apart from the other runs' times"
-            rows.append((run.run_id, what, "look at its laps; repeat it rather than leave it out"))
+    for (recipe, precision, machine), runs in group_by(
+        records, lambda run: (run.recipe, accuracy_key(run).precision, machine_key(run))
+    ).items():
+        name = recipe if len(precisions[recipe]) == 1 else f"{recipe}, {precision}"
+        where = f"{name}, machine {numbers[machine.host]}, {machine.used}"
+        kinds = group_by(runs, accuracy_key)
+        if len(kinds) > 1:
+            what = f"{len(runs)} runs of {len(kinds)} configurations, data sets or overrides"
+            remedy = "they are not pooled; repeat them alike, or keep them in folders of their own"
+            rows.append((where, what, remedy))
+        for pooled in kinds.values():
+            if place_of(pooled[0]) == OTHER:
+                continue  # in no mean
+            which = where if len(kinds) == 1 else f"{where}, runs like {pooled[0].run_id}"
+            rows += [(which, what, remedy) for what, remedy in _of_pooled(pooled)]
+            for run in _outliers(timed_alone(pooled)):
+                seconds = f"{run.times.after_averaging_s:.2f} s"
+                what = f"its {seconds} stand apart from the other runs' times"
+                remedy = "look at its laps; repeat it rather than leave it out"
+                rows.append((run.run_id, what, remedy))
     for recipe, runs in group_by(records, lambda run: run.recipe).items():
         machines = sorted({numbers[host_of(run)] for run in runs})
         if len(machines) > 1:
@@ -220,14 +240,9 @@ def stability_table(records: Sequence[RunRecord]) -> Table:
     )
 
 
-def _of_group(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str]]:
-    """Warnings of one recipe's runs on one machine, each with what to do."""
-    kinds = len({accuracy_key(run) for run in runs})
-    if kinds > 1:
-        yield (
-            f"{len(runs)} runs of {kinds} configurations, data sets or overrides",
-            "they are not pooled; repeat them alike, or keep them in folders of their own",
-        )
+def _of_pooled(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str]]:
+    """Warnings of runs that a table puts into one mean, each with what to do."""
+    alone = timed_alone(runs)
     commits = len({run.code.get("commit") for run in runs})
     if commits > 1:
         yield (
@@ -237,19 +252,18 @@ def _of_group(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str]]:
     if any(run.code.get("changed") for run in runs):
         yield "the code had changes that its commit does not hold", "commit, and repeat the runs"
     if beside := [run.other_work or 0.0 for run in runs if run.had_other_work]:
+        rest = "" if len(alone) == len(runs) else f"; the time is of the rest, n = {len(alone)}"
         yield (
             f"other programs ran beside {len(beside)} of {counted(len(runs), 'run')}, with up to "
-            f"{max(beside):g} CPU cores",
+            f"{max(beside):g} CPU cores{rest}",
             "such a time counts where its row has no other; leave the machine to the run",
         )
-    if kinds > 1:
-        return  # neither spread nor number says anything of unlike runs
-    times = summarize(run.times.after_averaging_s for run in runs)
-    if times.n < FEWEST_RUNS:
+    if len(runs) < FEWEST_RUNS:
         yield (
-            f"n = {times.n}, fewer than {FEWEST_RUNS}",
+            f"n = {len(runs)}, fewer than {FEWEST_RUNS}",
             f"--runs {FEWEST_RUNS} or more, with seeds of their own",
         )
+    times = summarize(run.times.after_averaging_s for run in alone)
     if times.unstable and times.std is not None:
         yield (
             f"time {times.mean:.2f} ± {times.std:.2f} s: the deviation is "
@@ -260,7 +274,7 @@ def _of_group(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str]]:
 
 def _outliers(runs: Sequence[RunRecord]) -> list[RunRecord]:
     """Runs whose time has a modified z-score, 0.6745 |x - median| / MAD, above the bound."""
-    if len(runs) < FEWEST_FOR_OUTLIERS or len({accuracy_key(run) for run in runs}) > 1:
+    if len(runs) < FEWEST_FOR_OUTLIERS:
         return []
     times = [run.times.after_averaging_s for run in runs]
     median = statistics.median(times)
@@ -275,9 +289,10 @@ def _outliers(runs: Sequence[RunRecord]) -> list[RunRecord]:
 def _of_run(run: RunRecord) -> Iterator[tuple[str, str]]:
     """Warnings of one run, each with what to do."""
     if run.interruptions:
-        counts = ", ".join(f"{name} {value}" for name, value in run.interruptions.items())
+        count, lost_s = run.interruptions["count"], run.interruptions["lost_s"]
+        often = "once" if count == 1 else f"{count} times"
         yield (
-            f"was interrupted and went on ({counts})",
+            f"was interrupted and resumed {often}; {lost_s:.1f} s were lost",
             "its clock counts what was kept; for a time to publish, run it in one piece",
         )
     for rank, telemetry in enumerate(run.telemetry or []):

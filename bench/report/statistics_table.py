@@ -6,6 +6,7 @@ from itertools import combinations
 
 from bench.document import (
     NOTHING,
+    OTHER_WORK,
     Table,
     interval_cell,
     mark_notes,
@@ -22,6 +23,7 @@ from bench.records.grouping import (
     pool_accuracies,
     pool_times,
     scale_note,
+    timed_alone,
 )
 from bench.records.paper import (
     NOT_COMPARED,
@@ -88,6 +90,7 @@ def _statistics_of(group: TableGroup, paper: Paper) -> Table:
             f"{BOOTSTRAP_SEED}; of few runs it is too narrow. Of the share: Wilson's score. "
             "Difference and p: Welch's test against the paper's mean, deviation and n.",
             VERDICT_NOTE,
+            "Times: of the runs that had the machine to themselves, where a row has any.",
             *mark_notes(rows),
         ),
     )
@@ -115,7 +118,7 @@ def _rows_of(table: RunTable, runs: RowRuns, paper: Paper) -> list[tuple[str, ..
         target = records[0].settings.target_accuracy
         at_target = pool_accuracies(records, partial(row.accuracy, table.target))
         rows.append(_share(at_target, target))
-        reached = [t for t in map(dawnbench_time, records) if t is not None]
+        reached = [t for t in map(dawnbench_time, timed_alone(records)) if t is not None]
         if reached:
             name = f"time (s) to {100 * target:g}%, DAWNBench's reading"
             ours = summarize(reached)
@@ -160,7 +163,8 @@ def _share(accuracy: Summary | None, target: float) -> tuple[str, ...]:
 def pair_tables(records: Sequence[RunRecord]) -> list[Table]:
     """Each two recipes of each of the paper's tables, where both ran on one kind of machine.
 
-    Runs of one recipe on other numbers of its devices are a side of their own.
+    Runs of one recipe in another precision, or on other numbers of its devices, are a side of
+    their own. Two sides of unlike precision are no pair.
     """
     tables = [_pair_table(group) for group in table_groups(records)]
     return [table for table in tables if table.rows]
@@ -173,6 +177,14 @@ def _pair_table(group: TableGroup) -> Table:
     def of(name: str, cell: Callable[[Quantity], str]) -> Callable[[Comparison], str]:
         return lambda found: cell(next(q for q in found.quantities if q.name == name))
 
+    def ratio(found: Comparison) -> str:
+        text = of(TRAIN_TIME, lambda q: number_cell(q.change))(found)
+        return text if text == NOTHING else text + _mark(found)
+
+    all_sides = _sides_of(group.records)
+    pairs = [
+        compare(*two) for two in combinations(all_sides, 2) if len({*map(_precision, two)}) == 1
+    ]
     columns: dict[str, Callable[[Comparison], str]] = {
         "A": lambda found: found.first.name,
         "B": lambda found: found.second.name,
@@ -180,7 +192,7 @@ def _pair_table(group: TableGroup) -> Table:
         group.host.devices_head: sides(lambda side: machine_key(side.runs[0]).devices_cell),
         "Accuracy, B - A (points)": of(TEST_ACCURACY, lambda q: number_cell(q.change)),
         "its 95% interval": of(TEST_ACCURACY, lambda q: interval_cell(q.interval)),
-        "Time, measured, B / A": of(TRAIN_TIME, lambda q: number_cell(q.change)),
+        "Time, measured, B / A": ratio,
         "its 95% interval (ratio)": of(TRAIN_TIME, lambda q: interval_cell(q.interval)),
     }
     return Table(
@@ -189,12 +201,40 @@ def _pair_table(group: TableGroup) -> Table:
         caption=f"Any two: python -m bench compare A B. On {group.host.label}."
         + scale_note(group.records),
         columns=tuple(columns),
-        rows=rows_of(columns, (compare(*two) for two in combinations(_sides_of(group.records), 2))),
-        footnotes=(METHOD_NOTE,),
+        rows=rows_of(columns, pairs),
+        footnotes=(
+            METHOD_NOTE,
+            *([BESIDE_NOTE] if any(map(_mark, pairs)) else []),
+            *(
+                f"{side.name}: times of {len(side.timed)} of {len(side.runs)} runs; other programs "
+                "ran beside the rest."
+                for side in all_sides
+                if len(side.timed) < len(side.runs)
+            ),
+        ),
     )
+
+
+BESIDE_NOTE = (
+    f"{OTHER_WORK} other_work: other programs ran on the machine meanwhile, in every run of A, of "
+    "B, or of both."
+)
+
+
+def _mark(found: Comparison) -> str:
+    """Behind the ratio of two times."""
+    return f" {OTHER_WORK}" if found.first.mark or found.second.mark else ""
+
+
+def _precision(side: Side) -> str:
+    return accuracy_key(side.runs[0]).precision
 
 
 def _sides_of(runs: Sequence[RunRecord]) -> list[Side]:
     """A side a recipe; a recipe whose runs do not agree in all has one for each kind."""
     groups = group_by(runs, lambda run: (run.recipe, accuracy_key(run), machine_key(run)))
-    return [Side(name=group[0].recipe, runs=tuple(group)) for group in groups.values()]
+    in_several = len({accuracy_key(run).precision for run in runs}) > 1
+    return [
+        Side(name=f"{recipe}, {key.precision}" if in_several else recipe, runs=tuple(group))
+        for (recipe, key, _), group in groups.items()
+    ]

@@ -30,12 +30,13 @@ from bench.document import (
     document_to_markdown,
     escape_markdown,
     mark_notes,
+    percent,
     show_table,
     to_markdown,
     write_table,
 )
 from bench.landscape.plots import cosine_figure, plane_figure
-from bench.landscape.records import LandscapeRecord
+from bench.landscape.records import LandscapeRecord, PlaneRecord
 from bench.micro.tables import micro_figures, micro_tables
 from bench.planner.check import check_table
 from bench.planner.command import scalings
@@ -54,7 +55,7 @@ from bench.records.paper_tables import (
     why_other,
 )
 from bench.records.timing import all_laps_table, energy_table, lap_table, readings_table
-from bench.report.claims_tables import claims_tables
+from bench.report.claims_tables import claims_of
 from bench.report.content import Content, overview, speed_table, summary, warning
 from bench.report.paper_tables import AT_TARGET, N, recipe_tables, time_to_target
 from bench.report.run_lists import (
@@ -86,11 +87,18 @@ MOST_LAP_TABLES = 200
 """More runs than this have no table of their own laps in the appendix."""
 
 SHOWN = {
-    2: "train and test error on the plane through LB, SGD and SWAP",
+    2: "train and test error on the plane through LB (the end of phase 1), SGD (a worker's end) "
+    "and SWAP (the average)",
     3: "train and test error on the plane through three workers",
-    4: "cosine of -g and the direction to the output of SWAP",
+    4: "cosine of -g and the direction to the output of SWAP, at the end of each epoch",
 }
 """What the figures of landscapes show."""
+
+OFF_PLANE = 0.01
+"""A distance from the plane, in weight space, that is no rounding."""
+
+LIMITS = "Limits"
+"""A section of what is written by hand about a folder's runs."""
 
 
 def draw_figures(content: Content, folder: Path, figure_run: str | None) -> dict[str, Drawn]:
@@ -114,9 +122,11 @@ def draw_figures(content: Content, folder: Path, figure_run: str | None) -> dict
     drawn = {"Figure 1": _figures_1(sorted(records, key=order), folder, figure_run)}
     for number in (2, 3):
         planes = sorted((p for p in content.planes if p.figure == number), key=order)
-        drawn[f"Figure {number}"] = {_of_run(each): plane_figure(each, folder) for each in planes}
-    paths = sorted(content.cosines, key=order)
-    drawn["Figure 4"] = {_of_run(path): cosine_figure(path, folder) for path in paths}
+        drawn[f"Figure {number}"] = {_of_plane(each): plane_figure(each, folder) for each in planes}
+    drawn["Figure 4"] = {
+        f"{SHOWN[4]}. {path.run_id}": cosine_figure(path, folder)
+        for path in sorted(content.cosines, key=order)
+    }
     drawn["Figure 5"] = {"ImageNet's schedules, from the recipes": figure_5(folder)}
     drawn["Figure 6"] = {"schedules of SWA and SWAP, from the recipes": figure_6(folder)}
     drawn[TIMING] = {
@@ -139,8 +149,17 @@ def figure_blocks(what: str, drawn: Drawn) -> list[Block]:
     return [Figure(caption=f"{what}: {title}", svg=svg) for title, svg in drawn.items()]
 
 
-def _of_run(record: LandscapeRecord) -> str:
-    return f"{SHOWN[record.figure]}, {record.run_id}"
+def _of_plane(plane: PlaneRecord) -> str:
+    """What a figure shows, of which run, and how it was measured."""
+    off, settings = max(point.off_plane for point in plane.marked), plane.settings
+    grid = f"{len(plane.betas)} x {len(plane.alphas)} points"
+    images = ", ".join(
+        f"{settings[name]:,} {name.replace('_', ' ')}"
+        for name in ("train_images", "test_images")
+        if name in settings
+    )
+    beside = f"; SWAP is {off:.1f} off the plane" if off > OFF_PLANE else ""
+    return f"{SHOWN[plane.figure]}{beside}. {grid}, {images}. {plane.run_id}"
 
 
 def _figures_1(records: Sequence[RunRecord], folder: Path, figure_run: str | None) -> Drawn:
@@ -154,9 +173,20 @@ def _figures_1(records: Sequence[RunRecord], folder: Path, figure_run: str | Non
         shown = next((r for r in group if r.run_id == figure_run), group[0])
         name = f"figure1-{re.sub(r'[^A-Za-z0-9_-]', '-', recipe)}-machine{numbers[host]}"
         why = f" ({why_other(shown)})" if other else ""
-        title = f"{shown.run_id}{why}, {machine_key(shown).label}"
+        title = f"{_of_training(shown)} {shown.run_id}{why}, {machine_key(shown).label}"
         figures[title] = figure_1(shown, folder, f"{name}-other" if other else name)
     return figures
+
+
+def _of_training(record: RunRecord) -> str:
+    """What Figure 1 shows, and what its run ended with."""
+    workers, before = record.worker_accuracies, record.accuracy_before_averaging
+    assert before is not None, "SWAP averages"
+    ends = f"{percent(min(workers))} to {percent(max(workers))}%, on average {percent(before)}%"
+    return (
+        f"learning rates and test accuracies of one run of SWAP. Its {len(workers)} workers end "
+        f"at {ends}; their average at {percent(record.test_accuracy)}%."
+    )
 
 
 # The document.
@@ -178,7 +208,7 @@ def build_document(
     main = content.main
     if not any(table.name == TIME_TO_TARGET for table in main):
         main = [*main, time_to_target(records, content.paper)]
-    claims = claims_tables(records, content.paper, content.planes, content.cosines)
+    claims = claims_of(records, content.paper, content.planes, content.cosines)
     energy, plans = energy_table(records), scalings(content.paper)
     headline = headline_table(content.paper)
     drawn = {what: figure_blocks(what, figures[what]) for what in figures}
@@ -191,19 +221,19 @@ def build_document(
         "Results",
         (
             Paragraph(text=warning(content), strong=True),
-            summary(content, warned, claims.outcomes),
+            summary(content, claims, warned),
             *([] if at_one_look is None else [fold_constants(at_one_look)]),
             paper[0][0],
             fold_constants(main[0]),
         ),
         {
+            LIMITS: [Bullets(items=content.limits)] if content.limits else [],
+            "The paper's claims": [] if claims.nearest is None else [claims.nearest],
             "Compared with the paper": [fold_constants(table) for table in notes_once(main)[1:]],
             "Planned": [fold_constants(headline)],
-            "The paper's claims": notes_once(claims.tables),
             "Independent runs or one (Section 4.1)": sampling_blocks(records),
             "The paper's other figures": [blocks[0] for blocks in paper[1:]],
             "Speed of the parts": [] if speed is None else [speed],
-            "Stability": _stability(content, warned),
             "Runs": [Paragraph(text=f"All {len(records):,} runs are in tables/runs.md and .csv.")]
             if is_long
             else listed,
@@ -229,10 +259,8 @@ def build_document(
         "Appendix of the results",
         (Paragraph(text=warning(content), strong=True),),
         {
-            "First looks: at CPU size": [
-                *map(fold_constants, content.first_looks),
-                *notes_once(claims.first_looks),
-            ],
+            "The paper's claims at all sizes": [] if claims.table is None else [claims.table],
+            "First looks: at CPU size": [*map(fold_constants, content.first_looks)],
             "Statistics": statistics_tables(records, content.paper),
             "Comparisons": pair_tables(records),
             "The paper's settings": recipe_tables(content.paper),
@@ -252,6 +280,7 @@ def build_document(
                 *map(scaling_table, plans),
                 *(drawn[SCALING] if figures[SCALING] else []),
             ],
+            "Stability": _stability(content, warned),
             "Machines": [machines_table(records)],
             "Runs": listed if is_long else [],
             "Configuration": configurations(records),
@@ -261,8 +290,7 @@ def build_document(
         *main,
         headline,
         *content.first_looks,
-        *claims.tables,
-        *claims.first_looks,
+        *([] if claims.table is None else [claims.table]),
         *([] if speed is None else [speed]),
     ]
     shown += [runs, others, laps]

@@ -141,6 +141,15 @@ def test_memory_traffic_of_a_block_by_hand() -> None:
     assert (relu.forward_values, relu.backward_values) == (2 * y, 3 * y)
 
 
+def test_a_pool_s_places_are_written_and_read_as_int64() -> None:
+    # The second block's: 2 x 32 x 32 to 2 x 16 x 16 values; fused kernels keep no places.
+    pool = net_cost.resnet9(1, 10).layers[5]
+    x, y = 2 * 1024, 2 * 256
+    assert pool.forward_bytes(2) == pool.backward_bytes(2) == 2 * (x + y) + 8 * y
+    fused = net_cost.resnet9(1, 10, fused=True).layers[3]
+    assert fused.forward_bytes(2) == 2 * fused.forward_values
+
+
 def test_fused_kernels_by_hand() -> None:
     """Moments, then values; their sums, then the gradient: pool and ReLU are in the latter."""
     net, fused = net_cost.resnet9(1, 10), net_cost.resnet9(1, 10, fused=True)

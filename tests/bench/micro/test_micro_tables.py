@@ -92,6 +92,18 @@ def test_speeds_and_shares_are_two_tables(tmp_path: Path) -> None:
     assert shares.rows[4][1:5] == ("roof: copy, 1 x 2 threads", "—", "—", "10.0")
 
 
+def test_a_group_is_named_with_its_net_or_its_batch(tmp_path: Path) -> None:
+    write(tmp_path, "micro-step-cpu-1.json", MICRO)
+    write(tmp_path, "micro-jpeg-cpu-2.json", {**MICRO, "what": "jpeg", "batch_size": 64})
+    write(tmp_path, "micro-step-cpu-3.json", {**MICRO, "net": "speed_net", "precision": "bf16"})
+    named = [record.work("title") for record in read_micro_records(tmp_path)[0]]
+    assert sorted(named) == [
+        "title, ResNet-9 of width 16",
+        "title, SpeedNet of width 16, bf16",
+        "title, batch 64",
+    ]
+
+
 def test_all_reduces_by_hand(tmp_path: Path) -> None:
     write(tmp_path, "a.json", COLLECTIVE)
     (table,) = micro_tables(read_micro_records(tmp_path)[0])

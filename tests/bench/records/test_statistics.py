@@ -57,8 +57,8 @@ def test_one_run_and_runs_without_spread() -> None:
     assert contrast([(0, 2.0)], [(0, 1.0)]).interval is None
     assert contrast([(0, 2.0)], [(1, 1.0), (2, 1.5)]).interval is None
     alike = contrast([(0, 2.0), (1, 2.0)], [(2, 1.5), (3, 1.5)])
-    assert alike.interval is not None
-    assert (alike.interval.low, alike.interval.high) == (0.5, 0.5)
+    assert alike.interval is None
+    assert contrast([(0, 0.3), (1, 0.4)], [(0, 0.2), (1, 0.3)]).interval is None
     with pytest.raises(ValueError, match="at least one value"):
         contrast(FIRST, [])
 
@@ -70,8 +70,8 @@ def test_outcomes() -> None:
 
     assert of(1.0, 1.1, 0.9) == HELD
     assert of(-1.0, -1.1, -0.9) == DID_NOT_HOLD
-    assert of(-1.0, 1.1, 0.9) == "not distinguishable at n = 3"
-    assert of(1.0) == "not distinguishable at n = 1"
+    assert of(-1.0, 1.1, 0.9) == "undecided at n = 3"
+    assert of(1.0) == "undecided at n = 1"
     # Within the margin below, two figures count as equal.
     assert of(-0.1, -0.11, -0.09) == DID_NOT_HOLD
     assert of(-0.1, -0.11, -0.09, least=-0.3) == HELD
@@ -79,11 +79,11 @@ def test_outcomes() -> None:
 
 
 def test_ratios_are_differences_of_logarithms() -> None:
-    found = contrast(logarithms([(0, 6.0), (1, 12.0)]), logarithms([(0, 2.0), (1, 4.0)]))
-    assert math.exp(found.mean) == pytest.approx(3.0)
+    found = contrast(logarithms([(0, 4.0), (1, 18.0)]), logarithms([(0, 2.0), (1, 4.0)]))
+    assert math.exp(found.mean) == pytest.approx(3.0)  # of 2 and 4.5
     ratio = exponential(found.interval)
     assert ratio is not None
-    assert (ratio.low, ratio.high) == pytest.approx((3.0, 3.0))
+    assert ratio.low * ratio.high == pytest.approx(9.0)
     assert exponential(None) is None
 
 

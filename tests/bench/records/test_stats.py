@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from record_factory import CPU, EXECUTION, V100, make_record, with_recipe
 
 from bench import statistics
+from bench.hardware.machine import describe_machine
 from bench.records import grouping as stats
 from bench.records.paper import load_paper
+from swap_fast.record import CPU_UNITS
 
 
 def test_mean_and_sample_deviation_by_hand() -> None:
@@ -39,6 +42,16 @@ def test_unstable_from_a_tenth_of_the_mean(values: list[float], unstable: bool) 
 
 def test_runs_at_the_target_are_counted() -> None:
     assert stats.count_reaching([0.9399, 0.94, 0.95, 0.90], 0.94) == 2
+
+
+def test_a_cpu_of_one_model_with_other_units_is_another_machine() -> None:
+    plain = make_record()
+    amx = replace(plain, machine={**plain.machine, "cpu_units": [*CPU_UNITS]})
+    assert stats.host_of(amx) != stats.host_of(plain)
+    assert stats.host_of(amx).label == stats.host_of(plain).label.replace(")", ", AMX)")
+    here = describe_machine("cpu").get("cpu_units", [])
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    assert here == [unit for unit in CPU_UNITS if unit in flags]
 
 
 def test_times_of_one_kind_of_machine_are_pooled() -> None:
@@ -167,7 +180,7 @@ def test_paper_has_every_cell_of_tables_1_to_4() -> None:
     assert paper.value("Table 4", "SWAP (10 small-batch epochs)", "train_time").mean == 125.30
     assert (paper.claim.time_s, paper.claim.source) == (27.0, "Section 5.1")
     assert {peer.name: peer.time_s for peer in paper.peers}["Apple"] == 9.43
-    assert len(paper.inconsistencies) == 6
+    assert len(paper.inconsistencies) == 8
     with pytest.raises(KeyError):
         paper.value("Table 9", "SWAP", "train_time")
 

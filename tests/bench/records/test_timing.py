@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from record_factory import LAPS, make_record, with_recipe
@@ -99,6 +100,27 @@ def test_readings_by_hand() -> None:
     assert (swap["To target (s)"], sgd["To target (s)"]) == ("100.00", "—")
     assert "Not the paper's hardware or net" in table.caption
     assert swap["Peak host memory (GiB a process)"] == "1.25"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"interruptions": {"count": 1, "lost_s": 5.0}},
+        {"start": {"run_id": "another", "origin": "ab"}},
+    ],
+)
+def test_laps_of_several_processes_have_no_share_of_the_wall_clock(changed: dict[str, Any]) -> None:
+    record = make_record(**changed)
+    table = timing.readings_table([record, make_record(seed=1)])
+    several, one = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    for column in ("Unattributed (s)", "Unattributed (%)", "Checkpoints (%)"):
+        assert several[column] == "—"
+        assert one[column] != "—"
+    assert [note for note in table.footnotes if "several processes" in note]
+    assert "(n = 1)" in table.footnotes[-1]
+    rows = {row[0]: row[1:] for row in timing.lap_table(record).rows}
+    assert rows["phase1"][:2] == ("60.00", "—")
+    assert "unattributed (harness)" not in rows
 
 
 def test_the_device_s_memory_has_a_column_where_any_run_has_it() -> None:

@@ -16,7 +16,7 @@ from repository import ROOT
 from scipy.stats import ttest_ind
 
 from bench.cli import main
-from bench.document import NOTHING
+from bench.document import NOTHING, OTHER_WORK
 from bench.report.compare import (
     Comparison,
     Quantity,
@@ -73,6 +73,33 @@ def test_other_work_beside_a_run_is_a_caution() -> None:
     found = compare(Side(name="a", runs=tuple(quiet)), Side(name="b", runs=tuple(busy)))
     (caution,) = [each for each in found.cautions if "other programs" in each]
     assert caution.startswith("B: other programs ran beside 1 of its 3 runs")
+    assert caution.endswith("times are of the other 2.")
+
+
+def test_times_are_of_the_runs_timed_alone() -> None:
+    quiet = tuple(make_record(seed=s) for s in (0, 1))
+    slow = replace(quiet[1].times, after_averaging_s=500.0)
+    mixed = (quiet[0], make_record(seed=1, other_work=1.0, times=slow))
+    found = compare(Side(name="a", runs=quiet), Side(name="b", runs=mixed))
+    time, accuracy = _quantity(found, "train time"), _quantity(found, "test accuracy")
+    assert time.second is not None
+    assert time.second.values == (98.0,)
+    assert accuracy.second is not None
+    assert accuracy.second.n == 2
+    assert comparison_json(found)["B"]["timed_runs"] == [quiet[0].run_id]
+    # Where none was, all count, and are marked.
+    found = compare(Side(name="a", runs=quiet), Side(name="b", runs=mixed[1:]))
+    rows = {row[0]: row for row in comparison_tables(found)[0].rows}
+    assert rows["train time (s), measured"][1:3] == ("98.50 ± 0.71", "500.00 ¶")
+    assert OTHER_WORK not in rows["test accuracy (%)"][2]
+    assert any(caution.endswith("its times are marked.") for caution in found.cautions)
+
+
+def test_runs_of_several_processes_have_no_unattributed_time() -> None:
+    resumed = make_record(seed=1, interruptions={"count": 1, "lost_s": 1.0})
+    found = compare(_side("cifar10_cpu", 0), Side(name="resumed", runs=(resumed,)))
+    assert "unattributed" not in found.laps_s
+    assert "phase1" in found.laps_s
 
 
 def test_a_single_run_has_a_ratio_without_an_interval() -> None:
@@ -181,6 +208,30 @@ def test_the_report_pairs_a_tables_recipes() -> None:
     runs = ("cifar10_cpu", "cifar10_sgd_small_cpu", "2 and 2")
     assert table.rows[0][:4] == (*runs, "2 (1 x 2) and 2 (1 x 2)")
     assert pair_tables(records[:2]) == []
+
+
+def test_pairs_are_timed_alone_and_of_one_precision() -> None:
+    swap = [make_record(seed=seed, other_work=0.5 * seed) for seed in (0, 1)]
+    sgd = [make_record("cifar10_sgd_small_cpu", seed, other_work=0.5) for seed in (0, 1)]
+    (table,) = pair_tables([*swap, *sgd])
+    ((*_, ratio, interval),) = table.rows
+    # All of the sides' runs, or the one that was alone: 61.5 and 62.5 s against 98 s.
+    assert (ratio, interval) == (f"{(61.5 * 62.5) ** 0.5 / 98:.2f} ¶", NOTHING)
+    note = "cifar10_cpu: times of 1 of 2 runs; other programs ran beside the rest."
+    assert note in table.footnotes
+    assert any(note.startswith(OTHER_WORK) for note in table.footnotes)
+
+    def in_bf16(run: RunRecord) -> RunRecord:
+        execution = {**run.configuration["execution"], "precision": "bf16"}
+        changed = {**run.configuration, "execution": execution}
+        return replace(run, run_id=f"{run.run_id}-bf16", configuration=changed)
+
+    assert pair_tables([swap[0], in_bf16(swap[1])]) == []
+    (table,) = pair_tables([*swap, *sgd, in_bf16(swap[0]), in_bf16(sgd[0])])
+    assert [row[:2] for row in table.rows] == [
+        (f"cifar10_cpu, {precision}", f"cifar10_sgd_small_cpu, {precision}")
+        for precision in ("fp32", "bf16")
+    ]
 
 
 def test_rows_on_other_numbers_of_a_machines_devices_are_paired() -> None:

@@ -55,7 +55,9 @@ def test_report_of_cpu_runs(tmp_path: Path) -> None:
     appendix = (tmp_path / "appendix.md").read_text(encoding="utf-8")
     title, _, first = text.splitlines()[:3]
     assert title == "# Results"
-    assert first.startswith("**Not the paper's hardware or net: ResNet-9 of width 16")
+    assert first.startswith(
+        "**No GPU was used: the runs are on 2 CPU cores. All runs are of smaller"
+    )
     assert "From 6 records by" in text
     assert "## Records left out: 0" in text
     links = re.findall(r"\]\(((?:plots|tables)/[^)]*)\)", text + appendix)
@@ -65,23 +67,24 @@ def test_report_of_cpu_runs(tmp_path: Path) -> None:
         f"{name}.svg" for name in ("figure1-cifar10_cpu-machine1", "timing-machine1", *DRAWN_ALWAYS)
     }
     names = ("table1_cpu_machine1", "time_to_target", "runs", "other_runs", "timing", "laps",
-             "machines", "statistics_table1_cpu_machine1", "claims_cpu_1",
+             "machines", "statistics_table1_cpu_machine1", "claims",
              "pairs_table1_cpu_machine1", "stability",
              "table5", "table6", "plan_27_seconds", "plan_check_paper", *SCALED)  # fmt: skip
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {
         f"{name}.{ending}" for name in names for ending in ("md", "csv")
     }
     whole = (tmp_path / "tables/table1_cpu_machine1.md").read_text(encoding="utf-8")
-    assert "| Verdict" in whole
+    assert "| Paper: GPUs" in whole
     # In the report what all rows have alike is in the caption; before the first heading.
     first_table = text.partition("**Table 1 at CPU size, machine 1**")[2].partition("\n## ")[0]
-    assert "Verdict: other hardware, net or data: not compared." in first_table
-    assert "| Verdict" not in first_table
+    assert "Phase 1 (mean epochs): 5.0." in first_table
+    assert "| Phase 1" not in first_table
+    assert "Verdict" not in first_table  # nothing is compared with the paper's
     assert "![Figure 1: " in text.partition("**Table 1 at CPU size, machine 1**")[0]
     assert "27 s of 37 s are 73%" in text
     assert "- Measured: 6 runs of 3 recipes on cifar10 (published); machine 1: " in text
-    assert "| Table 1 at CPU size | 81.05 ± 0.07 | 76.05 ± 0.07 | 1.59 |   2 |" in text
-    assert "- Stability: 3 warnings; see what to do." in text
+    assert "| Table 1 at CPU size, machine 1 | 81.05 ± 0.07 | 76.05 ± 0.07 | 5.00 | 1.59 |" in text
+    assert "- Stability: 3 warnings, in tables/stability.md." in text
     # 0.5 s of 120.75 and 121.75 s
     took = "Checkpoints of cifar10\\_cpu took 0.41% of the wall clock, 0.41% at most (n = 2)."
     assert took in appendix
@@ -199,12 +202,20 @@ def test_first_line_says_where_the_hardware_is_not_the_papers(tmp_path: Path) ->
     ]
 
 
+def test_limits_written_by_hand_are_in_the_report(tmp_path: Path) -> None:
+    results = write_results(tmp_path, cpu_runs())
+    assert "## Limits" not in _report(results)
+    (results / "limits.md").write_text("Words before.\n\n- One,\n  two.\n- Three.\n")
+    assert "## Limits\n\n- One, two.\n- Three.\n" in _report(results)
+
+
 def test_figure_1_of_a_chosen_run(tmp_path: Path) -> None:
     records = [make_record(seed=seed) for seed in (0, 1)]
     results = write_results(tmp_path, records)
     text = write_report(collect(results), figure_run=records[1].run_id).read_text(encoding="utf-8")
-    assert r"Figure 1: cifar10\_cpu-seed1" in text
-    assert r"Figure 1: cifar10\_cpu-seed0" not in text
+    ((alt, caption),) = re.findall(r"!\[(Figure 1: .*)\]\(.*\)\n\n(Figure 1: .*)\.", text)
+    assert alt == caption
+    assert r"79.10 to 79.70%, on average 79.40%; their average at 81.10%. cifar10\_cpu-seed1" in alt
     with pytest.raises(ValueError, match="expected a run of"):
         write_report(collect(results), figure_run="nobody")
 
@@ -239,9 +250,9 @@ def test_summary_fits_the_screen(tmp_path: Path, width: int) -> None:
     results = write_results(tmp_path, cpu_runs())
     print_summary(collect(results), Console(file=screen, width=width))
     text = screen.getvalue()
-    assert text.startswith("Not the paper's hardware or net")
+    assert text.startswith("No GPU was used")
     assert max(map(len, text.splitlines())) <= width
-    words = ("(small-batch)", "averaging)", "accuracy", "modelled", "measured", "target", "80%")
+    words = ("(small-batch)", "averaging)", "accuracy", "modelled", "measured")
     assert all(word in text for word in words)
     assert "emulated_workers" in text
     assert "…" not in text
@@ -266,7 +277,7 @@ def test_readme_changes_between_its_markers_alone(tmp_path: Path) -> None:
     assert once.endswith(END.encode() + b"\n\nBottom\n")
     assert b"old" not in once
     assert b"81.05 \xc2\xb1 0.07" in once  # seeds 0 and 1: 81.0 and 81.1%
-    assert b"Not the paper's hardware or net" in once
+    assert b"Not the paper's hardware, net or epochs" in once
     assert b"(results/report.md)" in once
     update_readme(readme, collect(results))
     assert readme.read_bytes() == once
@@ -278,7 +289,7 @@ def test_readme_has_each_form_of_the_first_table(tmp_path: Path) -> None:
     readme.write_text(f"{BEGIN}\n{END}\n")
     update_readme(readme, collect(results))
     titles = re.findall(r"(?m)^\*\*(Table .*)\*\*$", readme.read_text(encoding="utf-8"))
-    assert titles == ["Table 1 on a modern base, machine 1", "Table 1 at width 16, machine 1"]
+    assert titles == ["Table 1 at width 16, machine 1", "Table 1 on a modern base, machine 1"]
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])

@@ -59,12 +59,18 @@ def test_steady_runs_have_no_warning() -> None:
         (
             [STEADY[0], *(replace(run, other_work=0.1 * run.seed) for run in STEADY[1:])],
             "cifar10_cpu, machine 1, 2 CPU cores",
-            "other programs ran beside 2 of 3 runs, with up to 0.2 CPU cores",
+            "other programs ran beside 2 of 3 runs, with up to 0.2 CPU cores; the time is of the "
+            "rest, n = 1",
         ),
         (
-            [*STEADY[:2], replace(STEADY[2], interruptions={"times": 1, "lost_s": 3.5})],
+            [*STEADY[:2], replace(STEADY[2], interruptions={"count": 1, "lost_s": 3.54})],
             STEADY[2].run_id,
-            "was interrupted and went on (times 1, lost_s 3.5)",
+            "was interrupted and resumed once; 3.5 s were lost",
+        ),
+        (
+            [*STEADY[:2], replace(STEADY[2], interruptions={"count": 2, "lost_s": 3.54})],
+            STEADY[2].run_id,
+            "was interrupted and resumed 2 times; 3.5 s were lost",
         ),
         (
             [_timed(seed, 100 + seed % 3) for seed in range(5)] + [_timed(5, 109)],
@@ -78,6 +84,22 @@ def test_each_warning(records: list[RunRecord], where: str, what: str) -> None:
     assert found_where == where
     assert what in found_what
     assert remedy
+
+
+def test_runs_of_unlike_precision_are_in_no_mean_together() -> None:
+    execution = {**STEADY[0].configuration["execution"], "precision": "bf16"}
+    configuration = {**STEADY[0].configuration, "execution": execution}
+    other = make_record(
+        seed=7, configuration=configuration, code={"commit": "1" * 40, "changed": False}
+    )
+    where = "cifar10_cpu, bf16, machine 1, 2 CPU cores"
+    assert [row[:2] for row in _warned([*STEADY, other])] == [(where, "n = 1, fewer than 3")]
+
+
+def test_spread_is_of_the_runs_that_were_timed_alone() -> None:
+    slow = replace(_timed(3, 300.0), other_work=1.0)
+    ((_, what, _),) = _warned([*STEADY, slow])
+    assert what.endswith("; the time is of the rest, n = 3")
 
 
 def test_throttling_counts_and_idling_does_not() -> None:

@@ -13,6 +13,7 @@ from record_factory import make_record
 from bench.document import Table
 from bench.micro.records import read_micro_records
 from bench.records.paper import load_paper
+from bench.report.claims_tables import Claims
 from bench.report.content import Content, collect, overview, speed_table, summary
 from bench.report.run_lists import stability_table
 from bench.report.write import (
@@ -22,6 +23,7 @@ from bench.report.write import (
     SPEED_END,
     update_readme,
 )
+from swap_fast.config.recipe import SWAPRecipe
 from swap_fast.record import RunRecord
 
 
@@ -36,8 +38,9 @@ def test_the_final_accuracies_and_the_paper_s(count: int) -> None:
         for seed in range(count)
     ]
     content = _content(records)
-    outcomes = ["held", "did not hold", "held"]
-    items = summary(content, stability_table(records), outcomes).items
+    outcomes = [("accuracies", "held"), ("accuracies", "did not hold"), ("times", "not tested")]
+    claims = Claims(table=None, nearest=None, outcomes=outcomes, contradicted=1)
+    items = summary(content, claims, stability_table(records)).items
     table = overview(content)
     if not count:
         assert items == ("Measured: nothing yet.",)
@@ -51,27 +54,45 @@ def test_the_final_accuracies_and_the_paper_s(count: int) -> None:
     assert table is not None
     assert table.rows == (
         (
-            *("Table 1 at CPU size", ours, "76.10 ± 0.10", share, "3", small, "2 CPU cores"),
+            *("Table 1 at CPU size, machine 1", ours, "76.10 ± 0.10", "5.00", share),
+            # Epochs of all models over devices; both rows on two cores.
+            *(f"{_epochs(records[-4]) / _epochs(records[-1]):.2f}", "2 and 2", "3 and 3", small),
             *("95.23 ± 0.08", "95.24 ± 0.09", "0.67"),  # 169.20 of 254.12 s
         ),
         (
-            *("Table 2 at CPU size", ours, "—", "—", "3", small, "2 CPU cores"),
+            *("Table 2 at CPU size, machine 1", ours, *["—"] * 4, "2", "3", small),
             *("78.18 ± 0.21", "77.01 ± 0.25", "0.22"),  # 125.34 of 573.76 s
         ),
         (
-            "Table 4 at CPU size, SWAP (10 small-batch epochs)",
-            *(ours, "—", "—", "3", "Small-batch SWA", "2 CPU cores"),
+            "Table 4 at CPU size, machine 1, SWAP (10 small-batch epochs), ours 2",
+            *(ours, *["—"] * 4, "2", "3", "Small-batch SWA"),
             *("78.18 ± 0.21", "79.09 ± 0.19", "0.15"),  # 125.30 of 848.60 s
         ),
     )
     assert items[0] == (
-        "Of the paper's claims, 3 have runs here: 2 held, 1 did not hold, 0 cannot be told from "
-        "so few runs."
+        "Table 1 at CPU size, machine 1 (ResNet-9 of width 16): SWAP 81.10 ± 0.10% (n = 3), SGD "
+        "(small-batch) 76.10 ± 0.10% (n = 3). Averaging added 1.70 ± 0.00 points to the workers' "
+        "mean."
     )
-    assert items[1].startswith(
+    assert items[1] == (f"SWAP's time as a share of its baseline's: on as many devices {share}.")
+    assert items[2] == (
+        "3 claims of the paper, each at the nearest size that decides it: of accuracies 1 held, "
+        "1 did not; of times 1 not tested. At another size 1 came out the other way."
+    )
+    assert items[3].startswith(
         "Measured: 9 runs of 3 recipes on cifar10 (published), cifar100 (subset); machine 1: 2 CPU"
     )
-    assert items[-1] == "Stability: no warnings."
+    assert items[3].endswith(
+        "Of these 0 had the machine to themselves, 0 had other programs beside them, and of 9 it "
+        "was not recorded."
+    )
+    assert items[4:] == ("Stability: no warnings.",)
+
+
+def _epochs(record: RunRecord) -> float:
+    recipe = record.settings
+    apart = recipe.num_workers * recipe.phase2.max_epochs if isinstance(recipe, SWAPRecipe) else 0
+    return record.phase1_epochs + apart
 
 
 STEP: dict[str, Any] = {
@@ -111,11 +132,12 @@ DATA: dict[str, Any] = {
 }
 ROWS = (
     (
-        *("whole training, input included, batch 256", "A CPU, 2 threads", "100"),
+        "whole training, input included, batch 256, ResNet-9 of width 16",
+        *("A CPU, 2 threads", "100"),
         *("stock", "50", "2.00 (1.80 to 2.25)"),
     ),
     (
-        *("augmented batches, float32, 2 threads", "A CPU, 2 threads", "2,000"),
+        *("augmented batches, float32, 2 threads, batch 256", "A CPU, 2 threads", "2,000"),
         *("theirs", "15", "150.00 (100.00 to 200.00)"),
     ),
 )
@@ -166,9 +188,9 @@ def test_swap_is_compared_in_its_own_precision() -> None:
     ]
     table = overview(_content([*fp32, bf16[0]]))
     assert table is not None
-    assert [(row[0], row[4], row[2]) for row in table.rows] == [
-        ("Table 1 at CPU size, bf16", "1", "—"),
-        ("Table 1 at CPU size, fp32", "3", "76.10 ± 0.10"),
+    assert [(row[0], row[7], row[2]) for row in table.rows] == [
+        ("Table 1 at CPU size, machine 1, bf16", "1", "—"),
+        ("Table 1 at CPU size, machine 1, fp32", "3 and 3", "76.10 ± 0.10"),
     ]
     table = overview(_content([*fp32, *bf16]))
     assert table is not None
