@@ -100,8 +100,8 @@ USAGE = {
     "run": """RECIPE [OPTIONS]
 
 `run RECIPE --help` shows the options, and the recipe's own fields, each of
-which can be overridden: --phase1.peak-lr 1.5. RECIPE is `auto` (cifar10_quick with
---quick; else cifar10_dawnbench with CUDA devices, cifar10_speed_half without)
+which can be overridden: --phase1.peak-lr 1.5. RECIPE is `auto` (cifar10_quick
+with --quick, else cifar10_dawnbench on CUDA devices, else cifar10_speed_half)
 or one of these, of which `python -m bench recipes` says more:
 """,
     "submit": """RECIPE [OPTIONS]

@@ -203,7 +203,7 @@ def test_same_records_give_the_same_bytes_anywhere(tmp_path: Path) -> None:
         MATPLOTLIBRC=str(style / "matplotlibrc"),
     )
     first, second = _contents(one), _contents(other)
-    assert {"report.md", "report.html", "appendix.html", "tables/claims_cpu_1.csv",
+    assert {"report.md", "report.html", "appendix.html", "tables/claims.csv",
             "plots/timing-machine1.svg", "plots/figure6.svg"} <= first.keys()  # fmt: skip
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
