@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.options import MicroNet
+from bench.records.grouping import NETS
 from swap_fast.record import LARGEST, Amount, Code, Count, Index, Machine
 from swap_fast.record_files import read_folder, read_json_record, write_json_record
 
@@ -13,9 +14,6 @@ SCHEMA_VERSION = 3
 
 What = Literal["step", "data", "jpeg", "workers", "collective"]
 Unit = Literal["images", "FLOP", "bytes"]
-
-NETS: dict[MicroNet, str] = {"resnet9": "ResNet-9", "speed_net": "SpeedNet"}
-"""As printed."""
 
 
 @dataclass(frozen=True, kw_only=True)

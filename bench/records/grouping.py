@@ -19,6 +19,9 @@ Key = TypeVar("Key", bound=Hashable)
 CORES, GPUS = "cores (processes x threads)", "GPUs"
 """What a column counts that says how many devices a row used."""
 
+NETS = {"resnet9": "ResNet-9", "resnet50": "ResNet-50", "speed_net": "SpeedNet"}
+"""As printed."""
+
 Measure = Callable[[RunRecord], float | None]
 """A value of a run, such as an accuracy or a time; None where the run has none."""
 

@@ -157,7 +157,8 @@ ACCURACY_CLAIMS = (
 
 _LONGER = "Training with small batches takes longer than SWAP"
 _COMPARABLE = (
-    "SWAP ends in time comparable to the large-batch run, whose time is as large a share of it"
+    "SWAP terminates in time comparable to the large-batch run (its time over SWAP's, as in the "
+    "paper)"
 )
 _TIMES: tuple[tuple[Rule, int, str, str, str, str], ...] = (
     ("longer", 1, SGD_SMALL, SWAP_AFTER, "Section 5.1, Table 1", _LONGER),

@@ -177,7 +177,6 @@ def _is_swap_nearest(plane: PlaneRecord) -> tuple[str, bool | None]:
 
 # The tables.
 
-MODELLED = "modelled"
 NO_FIGURES = (*[NOTHING] * 5, NO_RUNS)
 """The last cells of a claim without runs."""
 
@@ -276,6 +275,8 @@ class _Row:
     """Behind it; none: the claim has none at this size."""
     where: str = ""
     """The size and the machine."""
+    is_modelled: bool = False
+    """Whether SWAP's times are modelled: had its workers run at the same time."""
     note: str | None = None
     why: str | None = None
     """What its runs say of the reason, where it did not hold."""
@@ -308,7 +309,7 @@ def _rows(
                 cells = _claim_row(claim, pair, paper, modelled=modelled)
                 runs = () if cells[-1] == NO_RUNS else (*pair.first, *pair.second)
                 kind = "times" if claim.is_of_times else "accuracies"
-                row = _Row(cells=cells, kind=kind, runs=runs, note=note)
+                row = _Row(cells=cells, kind=kind, runs=runs, is_modelled=modelled, note=note)
                 # Two figures of the same runs were trained alike.
                 asks = row.outcome == DID_NOT_HOLD and not claim.is_of_one_row
                 rows.append(replace(row, why=_why(claim, pair, paper)) if asks else row)
@@ -335,7 +336,6 @@ def _table(found: Mapping[tuple[str, ...], Sequence[_Row]], absent: int) -> Tabl
         for number, row in enumerate(rows)
     )
     rows = [row for each in found.values() for row in each]
-    is_modelled = any(MODELLED in cell for row in cells for cell in row)
     return Table(
         name="claims",
         title="The paper's claims",
@@ -357,7 +357,8 @@ def _table(found: Mapping[tuple[str, ...], Sequence[_Row]], absent: int) -> Tabl
         ),
         rows=cells,
         footnotes=(
-            *(NOTE, PAIRING_NOTE, *([MODELLED_NOTE] if is_modelled else [])),
+            *(NOTE, PAIRING_NOTE),
+            *([MODELLED_NOTE] if any(row.is_modelled for row in rows) else []),
             *([NOT_TESTED_NOTE] if any(row.outcome == NOT_TESTED for row in rows) else []),
             *mark_notes(cells),
             *dict.fromkeys(row.note for row in rows if row.note is not None),
@@ -383,7 +384,7 @@ def _claim_row(
         found = contrast(logarithms(first), logarithms(second))
         emulated = any(record.emulated_workers for record in (*pair.first, *pair.second))
         ours = _means(first, second) + f" {EMULATED}" * (emulated and not modelled)
-        ours = f"{MODELLED}: {ours}" if modelled else ours
+        ours = f"modelled: {ours}" if modelled else ours
         figure, interval = f"{math.exp(found.mean):.2f}", interval_cell(exponential(found.interval))
         test = f"{found.test}, of logarithms"
         is_by = claim.rule == "longer by a factor"

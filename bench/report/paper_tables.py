@@ -23,6 +23,7 @@ from bench.document import (
 )
 from bench.records.grouping import (
     GPUS,
+    NETS,
     Host,
     Measure,
     accuracy_key,
@@ -296,9 +297,6 @@ def _published_row(name: str, time: PublishedTime) -> tuple[str, ...]:
 
 
 # What a reader must know before a table's figures: hardware, net, epochs, data.
-
-NETS = {"resnet9": "ResNet-9", "resnet50": "ResNet-50", "speed_net": "SpeedNet"}
-"""As printed."""
 
 
 def form_caption(dealt: Sequence[RowRuns], dataset: str) -> str:

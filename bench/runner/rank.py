@@ -31,7 +31,6 @@ from swap_fast.callbacks.events import merge_events
 from swap_fast.callbacks.watchdog import Watchdog
 from swap_fast.checkpoint.run_folder import RunFolder, enter_folder, keep_step, prune
 from swap_fast.clock import Clock
-from swap_fast.config.phase import BatchShape
 from swap_fast.config.recipe import AveragingRecipe, SWAPRecipe, SWARecipe, method_of
 from swap_fast.data.cifar.dataset import Dataset, hold_out
 from swap_fast.data.cifar.files import load_dataset
@@ -64,7 +63,6 @@ from swap_fast.tasks.cifar import CifarSource
 from swap_fast.tasks.imagenet import TreeSource
 from swap_fast.training.callback import Callback
 from swap_fast.training.capture import Captures, keep_freed_memory
-from swap_fast.training.evaluate import Accuracies, Evaluate
 from swap_fast.training.loop import ImageSource
 from swap_fast.training.state import Progress, Result
 from swap_fast.training.trainer import Trainer, build_trainer
@@ -393,7 +391,7 @@ def _tree(spec: RunSpec, comm: Comm, say: Callable[[str], None]) -> RunData:
     assert loader != "tensor", "a tree's images are not resident"
     counts = (len(tree.train), len(tree.test), len(tree.classes))
     return RunData(
-        source=_TreeSource(tree, loader=loader, threads=spec.threads),
+        source=TreeSource(tree, loader=loader, threads=spec.threads),
         make_model=partial(make_tree_net, spec.recipe, len(tree.classes)),
         description={
             "name": "imagenet",
@@ -407,22 +405,6 @@ def _tree(spec: RunSpec, comm: Comm, say: Callable[[str], None]) -> RunData:
             "skipped_files": len(tree.skipped),
         },
     )
-
-
-class _TreeSource(TreeSource):
-    """Rectangular test images have many shapes, and cuDNN would try its kernels for each."""
-
-    def evaluator(self, shape: BatchShape) -> Evaluate:  # type: ignore[override]
-        evaluate = super().evaluator(shape)
-
-        def measure(comm: Comm) -> Accuracies:
-            torch.backends.cudnn.benchmark = False
-            try:
-                return evaluate(comm)
-            finally:
-                torch.backends.cudnn.benchmark = True
-
-        return measure
 
 
 # The record.

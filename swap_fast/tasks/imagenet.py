@@ -20,7 +20,7 @@ from swap_fast.data.imagenet.batches import (
 from swap_fast.data.imagenet.crops import Crops, evaluation_batches, plan_crops
 from swap_fast.data.imagenet.scan import ImageSplit, ImageTree
 from swap_fast.distributed import Comm
-from swap_fast.training.evaluate import Count, Evaluator
+from swap_fast.training.evaluate import Accuracies, Count, Evaluate, Evaluator
 from swap_fast.training.loop import ImageSource
 from swap_fast.training.weights import Weights
 
@@ -123,8 +123,9 @@ class TreeSource(ImageSource):
         shown = one_pass(self._decoder(size), batches, buffer, self._execution, comm)
         return (images for images, _ in shown)
 
-    def evaluator(self, shape: BatchShape) -> Evaluator:
-        return tree_evaluator(
+    def evaluator(self, shape: BatchShape) -> Evaluate:
+        """Accuracies on the test images; cuDNN tries no kernels: rectangular ones vary in shape."""
+        evaluate = tree_evaluator(
             self._weights.model,
             self._tree.test,
             self._testing,
@@ -134,6 +135,16 @@ class TreeSource(ImageSource):
             rectangular=shape.rectangular_test,
             batch_size=TEST_BATCH_SIZE,
         )
+
+        def measure(comm: Comm) -> Accuracies:
+            cudnn = torch.backends.cudnn
+            before, cudnn.benchmark = cudnn.benchmark, False
+            try:
+                return evaluate(comm)
+            finally:
+                cudnn.benchmark = before
+
+        return measure
 
     def _decoder(self, batch_size: int) -> Decoder:
         """The decoder of training images: the last one, where it has this batch."""

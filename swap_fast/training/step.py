@@ -433,7 +433,7 @@ class Step(BaseStep):
         On blank images, and without a trace: in memory that nothing was written to yet may be NaN,
         which running statistics would keep for good.
         """
-        statistics = self._weights.copy()[1]
+        statistics = self._weights.get_statistics().clone()
         self.images.zero_()
         self.labels.zero_()
         self.prepare_()

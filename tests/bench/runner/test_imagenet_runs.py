@@ -16,7 +16,6 @@ from image_trees import bad_forms, damaged_in_the_middle, legal_forms, texture, 
 
 import bench.runner.session
 from bench.cli import main
-from bench.runner.rank import _TreeSource
 from swap_fast.config.phase import BatchShape, StagedPhase
 from swap_fast.config.recipe import Recipe, SWAPRecipe
 from swap_fast.distributed import ALONE
@@ -218,10 +217,12 @@ def test_cudnn_tries_no_kernels_for_the_shapes_of_test_images(
 ) -> None:
     cudnn = torch.backends.cudnn
     monkeypatch.setattr(cudnn, "benchmark", True)
-    plain = tree_source.TreeSource
-    monkeypatch.setattr(plain, "evaluator", lambda self, shape: lambda comm: cudnn.benchmark)
-    tree: Any = SimpleNamespace(train=())
-    source = _TreeSource(tree, loader="dali", threads=1)
+    evaluator = lambda *args, **settings: lambda comm: cudnn.benchmark  # noqa: E731
+    monkeypatch.setattr(tree_source, "tree_evaluator", evaluator)
+    tree: Any = SimpleNamespace(train=(), test=())
+    source = tree_source.TreeSource(tree, loader="dali", threads=1)
+    opened: Any = SimpleNamespace(model=None)
+    source._weights = source._testing = source._execution = source._device = opened
     shape = BatchShape(epochs=range(1), image_size=40, global_batch_size=8)
     measured: Any = source.evaluator(shape)(ALONE)
     assert measured is False
