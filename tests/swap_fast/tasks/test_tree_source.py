@@ -110,7 +110,7 @@ def test_a_rank_decodes_its_replicas_share_alone(tree: ImageTree, recorded: Reco
 
 def test_all_stages_share_the_decoder_of_test_images(tree: ImageTree, recorded: Recorded) -> None:
     source = opened(tree, net())
-    tested = [source.evaluator(shape)() for shape in (SMALL, MIDDLE, LAST)]
+    tested = [source.evaluator(shape)(ALONE) for shape in (SMALL, MIDDLE, LAST)]
     assert recorded.asked == [("val", 128)]
     assert all(accuracies.top5 == 1.0 for accuracies in tested)  # of three classes
 
