@@ -320,7 +320,8 @@ class RunRecord:
     """None: never."""
     other_work: Amount | None = None
     """CPU cores that other programs used on a host of the run meanwhile, on average; None: not
-    known. Of a run that was resumed, or whose workers ran separately, in its last process alone."""
+    known, as of a resumed run whose last process was alone. Where workers ran separately, it is
+    of the last process."""
     step_choice: StepChoice | None = None
     """Which step ran and why, where that was left to the warm-up."""
     notes: list[str] = field(default_factory=list)

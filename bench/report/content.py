@@ -157,10 +157,10 @@ def warning(content: Content) -> str:
     elif any(device not in host_of(record).device for record in shown):
         lines.append(f"Not the paper's hardware, NVIDIA {device}: {machines}.")
     if small := sum(not record.comparable for record in shown):
-        of = "All" if small == len(shown) else f"{small} of {len(shown)}"
+        of = f"{small} of the {len(shown)} runs in the paper's tables"
         lines.append(
-            f"{of} runs are of smaller nets, fewer epochs or fewer images than the paper's, whose "
-            "columns are printed for orientation only."
+            f"{'All runs' if small == len(shown) else of} are of smaller nets, fewer epochs or "
+            "fewer images than the paper's, whose columns are printed for orientation only."
         )
     return " ".join(lines) or "On the paper's hardware."
 

@@ -46,6 +46,7 @@ from swap_fast.outcome import (
     workers_on_first,
 )
 from swap_fast.record import (
+    QUIET_CORES,
     AverageRow,
     Data,
     EpochRow,
@@ -442,6 +443,8 @@ def make_record(
     models = [theta for samples, _ in workers_on_first(trainer, result) for theta in samples]
     norms, cosines = displacements(models, result.phase1.theta.cpu())
     peaks = comm.gather(peak_device_memory_gib(spec.execution.device_type))
+    if interruptions is not None and (other_work or 0.0) < QUIET_CORES:
+        other_work = None  # nobody saw what ran beside the earlier attempts
     reserved, allocated = (
         max((gib for gib in of_ranks if gib is not None), default=None)
         for of_ranks in zip(*peaks, strict=True)
