@@ -183,6 +183,7 @@ def summary(content: Content, claims: Claims, warned: Table) -> Bullets:
     return Bullets(
         items=(
             *(line for g in groups if g.table is groups[0].table for line in _accuracies(g)),
+            *_to_target(records),
             *_times(content),
             *_claims(claims),
             f"Measured: {len(records)} runs of {len(recipes)} recipes on {data_of(records)}; "
@@ -227,6 +228,26 @@ def _accuracies(group: TableGroup) -> Iterator[str]:
         yield (
             f"{group.title}{swap.mark} ({' and '.join(nets(swap.records))}): {ended}. Averaging "
             f"added {summary_cell(gain, 100)} points to the workers' mean."
+        )
+
+
+def _to_target(records: Sequence[RunRecord]) -> Iterator[str]:
+    """What SWAP's runs for time to an accuracy ended with; a line for each recipe."""
+    recipes: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if record.method == "swap" and place_of(record) == TIME_TO_TARGET:
+            recipes.setdefault(record.recipe, []).append(record)
+    for recipe, runs in recipes.items():
+        ended = summarize(run.test_accuracy for run in runs)
+        gain = summarize(
+            run.test_accuracy - before
+            for run in runs
+            if (before := run.accuracy_before_averaging) is not None
+        )
+        yield (
+            f"{runs[0].settings.table}, {recipe} ({' and '.join(nets(runs))}): SWAP "
+            f"{summary_cell(ended, 100)}% (n = {ended.n}). Averaging added "
+            f"{summary_cell(gain, 100)} points to the workers' mean."
         )
 
 

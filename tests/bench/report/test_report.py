@@ -48,6 +48,15 @@ def _report(results: Path) -> str:
     return write_report(collect(results)).read_text(encoding="utf-8")
 
 
+def test_the_run_for_time_to_an_accuracy_is_among_the_first_lines(tmp_path: Path) -> None:
+    runs = [make_record("cifar10_dawnbench", seed) for seed in (0, 1)]
+    first = _report(write_results(tmp_path, [*cpu_runs(), *runs])).split("**SWAP and")[0]
+    (line,) = (line for line in first.splitlines() if "27 seconds" in line)
+    gain = [run.test_accuracy - (run.accuracy_before_averaging or 0.0) for run in runs]
+    assert "(ResNet-9 of width 64): SWAP 81.05 ± 0.07% (n = 2)" in line
+    assert f"Averaging added {100 * sum(gain) / 2:.2f} " in line
+
+
 def test_report_of_cpu_runs(tmp_path: Path) -> None:
     path = write_report(collect(write_results(tmp_path, cpu_runs())), appendix=True)
     assert path == tmp_path / "report.md"
