@@ -220,15 +220,20 @@ def _accuracies(group: TableGroup) -> Iterator[str]:
             for name, each in (("SWAP", swap), *sides)
             if (accuracy := _final(each, group.table)) is not None
         )
-        gain = summarize(
-            run.test_accuracy - before
-            for run in swap.records
-            if (before := run.accuracy_before_averaging) is not None
-        )
         yield (
-            f"{group.title}{swap.mark} ({' and '.join(nets(swap.records))}): {ended}. Averaging "
-            f"added {summary_cell(gain, 100)} points to the workers' mean."
+            f"{group.title}{swap.mark} ({' and '.join(nets(swap.records))}): {ended}. "
+            f"{_gain(swap.records)}"
         )
+
+
+def _gain(runs: Sequence[RunRecord]) -> str:
+    """What averaging added, in a sentence."""
+    gain = summarize(
+        run.test_accuracy - before
+        for run in runs
+        if (before := run.accuracy_before_averaging) is not None
+    )
+    return f"Averaging added {summary_cell(gain, 100)} points to the workers' mean."
 
 
 def _to_target(records: Sequence[RunRecord]) -> Iterator[str]:
@@ -239,15 +244,9 @@ def _to_target(records: Sequence[RunRecord]) -> Iterator[str]:
             recipes.setdefault(record.recipe, []).append(record)
     for recipe, runs in recipes.items():
         ended = summarize(run.test_accuracy for run in runs)
-        gain = summarize(
-            run.test_accuracy - before
-            for run in runs
-            if (before := run.accuracy_before_averaging) is not None
-        )
         yield (
             f"{runs[0].settings.table}, {recipe} ({' and '.join(nets(runs))}): SWAP "
-            f"{summary_cell(ended, 100)}% (n = {ended.n}). Averaging added "
-            f"{summary_cell(gain, 100)} points to the workers' mean."
+            f"{summary_cell(ended, 100)}% (n = {ended.n}). {_gain(runs)}"
         )
 
 
