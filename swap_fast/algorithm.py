@@ -104,7 +104,7 @@ def averaging_phase(trainer: Trainer, workers: list[TrainedModel]) -> None:
         if trainer.weights.num_extra:  # buffers that the pass over the data does not recompute
             own = [model.statistics for model in workers]
             statistics = mean_statistics(own, trainer.group.across)
-        trainer.weights.load_(theta, statistics)
+        trainer.load_average_(theta, statistics, workers)
     with trainer.clock.lap("batch_norm"):
         trainer.recompute_batchnorm(trainer.batch_norm_batches(), trainer.comm)
 

@@ -324,7 +324,7 @@ class Comm:
         try:
             call()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().partition("\n")[0]
             missing = self._missing(what)
             raise RuntimeError(
                 f"{what}: no answer from rank {', '.join(map(str, missing))}, which hangs or has "
@@ -456,5 +456,5 @@ def connect(
             "that its machine can be reached, and that no other program has this port"
         ) from None
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().partition("\n")[0]
         raise RuntimeError(f"rendezvous at {place}: {reason}") from error

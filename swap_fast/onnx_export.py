@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swap_fast.config.checks import typed_arguments
+from swap_fast.config.checks import one_line, typed_arguments
 from swap_fast.files import write_file
 
 INPUT, OUTPUT = "images", "logits"
@@ -67,8 +67,14 @@ def export_onnx(
         with torch.no_grad():
             expected = [plain(batch) for batch in batches]
     except RuntimeError as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"model: expected one that takes any batch, got: {first}") from error
+        words = f"model: expected one that takes any batch, got: {one_line(error)}"
+        raise ValueError(words) from error
+    if not all(isinstance(outputs, torch.Tensor) for outputs in expected):
+        got = type(expected[0]).__name__
+        raise ValueError(
+            f"model: expected one that returns a tensor, got a {got}; wrap it in a module that "
+            "returns one"
+        )
     try:
         with warnings.catch_warnings(), torch.no_grad():
             # torch's exporter and onnxscript use deprecated parts of torch.
@@ -83,7 +89,7 @@ def export_onnx(
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
             )
     except torch.onnx.OnnxExporterError as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        cause = one_line(error.__cause__ or error)
         raise ValueError(
             f"model: expected one that torch.export can trace for any batch, got: {cause}"
         ) from error

@@ -50,18 +50,27 @@ def gather_rows(trainer: Trainer, rows: Sequence[EpochRow]) -> list[EpochRow]:
     return [row for row in rows if row.phase == 1] + phase2
 
 
-def workers_on_first(trainer: Trainer, result: Result) -> list[tuple[list[Tensor], Tensor]]:
-    """Each worker's samples [P] and statistics, by its number, on rank 0's host; elsewhere none.
+def workers_on_first(
+    trainer: Trainer, result: Result
+) -> list[tuple[list[Tensor], Tensor, dict[str, Tensor]]]:
+    """Each worker's samples [P], statistics and loose buffers, by its number, on rank 0's host.
+
+    Elsewhere none.
 
     Every rank must call.
     """
     own = [
-        (model.worker, [theta.cpu() for theta in model.samples], model.statistics.cpu())
+        (
+            model.worker,
+            [theta.cpu() for theta in model.samples],
+            model.statistics.cpu(),
+            {name: value.cpu() for name, value in model.loose_buffers.items()},
+        )
         for model in (result.workers if trainer.group.is_first else [])
     ]
     gathered = [each for rank in trainer.comm.gather_on_first(own) for each in rank]
     gathered.sort(key=lambda each: each[0])
-    return [(samples, statistics) for _, samples, statistics in gathered]
+    return [each[1:] for each in gathered]
 
 
 def running_average(recipe: SWAPRecipe, trainer: Trainer, result: Result) -> list[AverageRow]:

@@ -21,8 +21,11 @@ SIGNAL_INTERVAL_S = 1.0
 passes it on."""
 
 
-class InterruptedRunError(Exception):
+class InterruptedRunError(BaseException):
     """A signal ended the run; what it had done is in its checkpoints.
+
+    No `Exception`, as KeyboardInterrupt is none: it is raised within a user's code too, whose
+    `except Exception` must not keep the run going.
 
     Arguments:
         together: all ranks that share updates end here, by agreement.

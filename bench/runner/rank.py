@@ -1,5 +1,6 @@
 """One rank's part in one run of a recipe, from its `RunSpec` to its record."""
 
+import gc
 import importlib
 import time
 from collections.abc import Callable, Iterator
@@ -70,6 +71,18 @@ from swap_fast.training.trainer import Trainer, build_trainer
 from swap_fast.training.weights import displacements, pairwise_distances
 
 
+def forget_earlier_runs(device: torch.device) -> None:
+    """Drop what runs before in this process left: their memory's peak, and what was compiled.
+
+    torch compiles a function for 8 shapes at most, and then runs it eagerly with a line in its log.
+    """
+    gc.collect()
+    torch.compiler.reset()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def run_rank(spec: RunSpec) -> Path | None:
     """Run the recipe on this rank.
 
@@ -91,6 +104,7 @@ def run_rank(spec: RunSpec) -> Path | None:
         # torch imports with the first optimizer.
         torch.zeros(1, device=device)
         importlib.import_module("torch._dynamo")
+        forget_earlier_runs(device)
         imports_s = time.monotonic() - spec.started
 
         # The clock, and what watches this process. The stack resets the CUDA graphs before the
@@ -440,7 +454,7 @@ def make_record(
     accuracies = [row.test_accuracy or 0.0 for _, row in sorted(last_rows.items())]
     measured = [row.mirrored_test_accuracy for row in last_rows.values()]
     mirrored = [accuracy for accuracy in measured if accuracy is not None]
-    models = [theta for samples, _ in workers_on_first(trainer, result) for theta in samples]
+    models = [theta for samples, _, _ in workers_on_first(trainer, result) for theta in samples]
     norms, cosines = displacements(models, result.phase1.theta.cpu())
     peaks = comm.gather(peak_device_memory_gib(spec.execution.device_type))
     if interruptions is not None and (other_work or 0.0) < QUIET_CORES:

@@ -92,7 +92,9 @@ def target(output: Path, files: Sequence[WeightFile], *, overwrite: bool) -> Pat
         if any(os.path.samefile(path, file.path) for file in files):
             raise ValueError(f"{path}: expected an output beside the inputs, got one of them")
         if path.is_dir() or not overwrite:
-            raise ValueError(f"{path}: is there already; choose another name, or give --force")
+            raise ValueError(
+                f"{path}: is there already; choose another name, or give overwrite (--force)"
+            )
     folder = next(each for each in path.absolute().parents if each.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise ValueError(f"{path}: expected a folder that can be written to, got {folder}")

@@ -244,7 +244,7 @@ def _require_settings(
         if "test" in splits:
             remedy = (
                 "what is chosen by the test images fits them: give held_out data, or accept that "
-                "by --select-on test"
+                "by select_on test (--select-on test)"
             )
         got = " and ".join(splits) or "none"
         raise ValueError(f"greedy: expected {select_on} data to choose by, got {got}; {remedy}")
@@ -352,12 +352,11 @@ def _notes(
     if batch_norm == "averaged":
         notes.append(
             "the batch-norm statistics are mere averages, which do not fit the averaged weights: "
-            "give --model and --data with training batches, and they are recomputed"
+            "give model and data (--model, --data) with training batches, and they are recomputed"
         )
     if not evaluated:
         notes.append(
-            "whether the models share a basin was not tested: give --model and --data with test "
-            "batches"
+            "whether the models share a basin was not tested: give model and data with test batches"
         )
     notes += [
         f"{name} lies in another basin: on the way from the average the accuracy falls "

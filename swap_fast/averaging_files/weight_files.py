@@ -173,7 +173,8 @@ def _state_dict(
         wrapped = [name for name in WRAPPERS if name in within]
         if len(wrapped) > 1:
             raise ValueError(
-                f"{path}: expected one state dict, got {', '.join(wrapped)}; choose by --key NAME"
+                f"{path}: expected one state dict, got {', '.join(wrapped)}; choose by key (--key "
+                "NAME)"
             )
         state = within[wrapped[0]] if wrapped else found
     tensors = {str(name): t for name, t in state.items() if isinstance(t, Tensor)}
@@ -181,7 +182,7 @@ def _state_dict(
         keys = [str(name) for name in state]
         raise ValueError(
             f"{path}: expected tensors by name, or a checkpoint with {', '.join(WRAPPERS[:4])}, "
-            f"got {_some(keys)}" + ("; choose by --key NAME" if within else "")
+            f"got {_some(keys)}" + ("; choose by key (--key NAME)" if within else "")
         )
     return tensors, tuple(str(name) for name in state if str(name) not in tensors)
 

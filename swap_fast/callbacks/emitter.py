@@ -267,8 +267,6 @@ class EventLogger(Callback):
     def _try(self, listener: Listener, call: Callable[[], object]) -> None:
         try:
             call()
-        except InterruptedRunError:
-            raise
         except Exception as error:
             self._listeners.remove(listener)
             name = getattr(listener, "name", None) or type(listener).__name__

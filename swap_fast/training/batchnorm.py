@@ -160,7 +160,7 @@ class BatchNormRecompute:
         weights = self._weights
         if not self._channels:
             return
-        before, num_batches = weights.copy()[1], 0
+        before, loose, num_batches = weights.copy()[1], weights.loose_buffers(), 0
         try:
             with self.passing():
                 for batch in batches:
@@ -181,6 +181,8 @@ class BatchNormRecompute:
         except BaseException:
             weights.set_statistics_(before)
             raise
+        finally:
+            weights.set_loose_buffers_(loose)
         n = count.clamp(min=2)
         mean = total / n
         variance = (squares / n - mean.square()) * n / (n - 1)

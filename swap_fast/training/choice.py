@@ -19,7 +19,6 @@ from swap_fast.config.phase import BatchShape, Phase, shapes
 from swap_fast.config.step_choice import ChosenStep, StepChoice
 from swap_fast.distributed import ALONE, Comm
 from swap_fast.models.layers import Convolution
-from swap_fast.shutdown import InterruptedRunError
 from swap_fast.training.all_reduce import GradientSum
 from swap_fast.training.capture import Captures
 from swap_fast.training.optimizer import FlatOptimizer
@@ -264,14 +263,20 @@ class _Trial:
 
     def _train(self) -> Outcome:
         step, optimizer = self.step, self._optimizer
-        taken = 0
+        taken = counted = 0
         for number in range(1, MOST_UPDATES + 1):
             is_last = taken == UPDATES - 1
             step.set_learning_rate(self._peak_lr if is_last else RATE_SHARE * self._peak_lr)
             step()
-            taken = number - int(optimizer.skipped.item())
+            before, taken = taken, number - int(optimizer.skipped.item())
+            counted += 1
             if taken == UPDATES:
                 break
+            if taken == before:  # rounding decides how often the scale is too large at first
+                self._weights.set_statistics_(self._start[1])
+                step.statistics.reset_()
+                step.loss_sum.zero_()
+                counted = 0
         else:
             raise ValueError(
                 f"the gradients of {MOST_UPDATES} updates overflow {step.images.dtype}"
@@ -283,7 +288,7 @@ class _Trial:
             split(optimizer.velocity.clone(), trained),
             split(self._weights.theta.detach() - self._start[0], trained),
             [moved[:, :means], moved[:, means : 2 * means]] if means else [],
-            [step.loss_sum / number],
+            [step.loss_sum / counted],
         ]
 
 
@@ -360,8 +365,6 @@ def _attempt(work: Callable[[], Any], comm: Comm) -> tuple[list[Any], str | None
     def attempt() -> tuple[Any, str | None]:
         try:
             return work(), None
-        except InterruptedRunError:
-            raise
         # Whatever a compiler, a driver or the allocator raises: a candidate is not needed.
         except Exception as error:
             text = " ".join(str(error).split())

@@ -13,7 +13,7 @@ from swap_fast.distributed import ALONE, Comm
 from swap_fast.record import EpochRow
 from swap_fast.shutdown import NEVER, GracefulShutdown, InterruptedRunError
 from swap_fast.training.evaluate import Evaluate
-from swap_fast.training.state import Progress
+from swap_fast.training.state import NOT_TESTED, Progress
 from swap_fast.training.step import BaseStep, Metrics
 from swap_fast.training.weights import Weights
 
@@ -154,7 +154,8 @@ def train_epochs(
                 if done == steps:
                     metrics = step.read_metrics()
             if done < steps:
-                save(replace(begin, epoch=epoch, step=done, sums=step.read_sums()))
+                here = replace(begin, epoch=epoch, step=done, accuracies=NOT_TESTED)
+                save(replace(here, sums=step.read_sums()))
                 raise InterruptedRunError(f"after step {done} of epoch {epoch + 1}", together=True)
             where = (
                 f"phase {number}, worker {worker}, epoch {epoch + 1} (updates {epoch * steps + 1} "
@@ -163,7 +164,8 @@ def train_epochs(
             if not math.isfinite(metrics.loss):
                 raise FloatingPointError(
                     f"{where}: the loss is {metrics.loss}, expected a finite one; lower the "
-                    f"learning rate (now {rates[-1]:g}, the phase's peak {phase.peak_lr:g})"
+                    f"learning rate (now {rates[-1]:g}, the phase's peak {phase.peak_lr:g}), or "
+                    "look for NaN in the data"
                 )
             # A first epoch of few updates may skip them all until the scale of the loss fits.
             is_last = epoch + 1 == phase.max_epochs

@@ -1,5 +1,6 @@
 """Where a run is, and all that its next update depends on: what a checkpoint holds."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from swap_fast.training.evaluate import Accuracies
 from swap_fast.training.optimizer import ScaledOptimizer
 from swap_fast.training.weights import Weights
 
-NOT_TESTED = Accuracies(0.0)
+NOT_TESTED = Accuracies(math.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class TrainedModel:
     """Its weights [P] at the end of each cycle of the learning rate; the last are its own."""
     statistics: Tensor
     """Its batch-norm statistics [2C]; of phase 1, those of all replicas merged."""
+    loose_buffers: dict[str, Tensor]
+    """Its buffers that are in no vector, by name."""
     optimizer_state: Any
     """The optimizer's state at the end of phase 1, for `keep_momentum`; None: of a worker."""
     time_s: float

@@ -97,10 +97,20 @@ class Trainer:
         """Begin a worker from phase 1's model: weights, statistics, and its optimizer's state."""
         with self.clock.lap("phase2"):
             self.weights.load_(start.theta, start.statistics)
+            self.weights.set_loose_buffers_(start.loose_buffers)
             self.phases[1].state.statistics.reset_()
             self.optimizer.reset_()
             if keep_momentum:
                 self.optimizer.load_state_dict(start.optimizer_state)
+
+    def load_average_(
+        self, theta: Tensor, statistics: Tensor, workers: Sequence[TrainedModel]
+    ) -> None:
+        """Put an average into the model; buffers that have none are the first worker's."""
+        self.weights.load_(theta, statistics)
+        if self.weights.loose_buffers():
+            own = {name: value.cpu() for name, value in workers[0].loose_buffers.items()}
+            self.weights.set_loose_buffers_(self.comm.gather(own)[0])
 
     def resume(self, number: int, phase: Phase, worker: int) -> tuple[Progress, list[Tensor]]:
         """Put back what an interrupted run had done of a phase; at its start, nothing.
@@ -162,7 +172,11 @@ class Trainer:
             mirrored_test_accuracy=accuracies.mirrored,
         )
         if reports:
+            modes = [(module, module.training) for module in self.weights.model.modules()]
             self.callbacks.on_epoch_end(row)
+            if not self.weights.model.training:  # a callback has tested it
+                for module, mode in modes:
+                    module.training = mode
         progress = Progress(
             phase=row.phase,
             worker=row.worker,
@@ -192,11 +206,13 @@ class Trainer:
         """The model as it is at the end of a phase."""
         with self.clock.lap(f"phase{progress.phase}"):
             theta, statistics = self.weights.copy()
+            loose_buffers = self.weights.loose_buffers()
             optimizer_state = self.optimizer.state_dict() if progress.phase == 1 else None
         return TrainedModel(
             progress=progress,
             samples=(*samples, theta),
             statistics=statistics,
+            loose_buffers=loose_buffers,
             optimizer_state=optimizer_state,
             time_s=self.clock.reading() - started_s,
         )

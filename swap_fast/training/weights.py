@@ -1,6 +1,7 @@
 """A model's weights as the paper has them: one vector theta."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
@@ -27,7 +28,8 @@ class Weights:
     the optimizer updates and phase 3 averages. Floating-point buffers that are no batch norm's
     statistics (a spectral norm's vectors, a moving average of the net's own) stand behind these:
     each replica and each worker has its own, and their mean is taken where statistics are merged
-    and models averaged.
+    and models averaged. Other buffers (integers, flags, such as are not saved) are in no vector:
+    see `loose_buffers`.
 
     Arguments:
         model: on one device. Frozen parameters stay outside.
@@ -96,7 +98,8 @@ class Weights:
         self._collect_buffers(dtype)
 
     def _collect_buffers(self, dtype: torch.dtype) -> None:
-        norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
+        named = list(self.model.named_modules())
+        norms = [m for _, m in named if isinstance(m, _BatchNorm)]
         self.norms = [norm for norm in norms if norm.track_running_stats]
         if any(norm.momentum is None for norm in self.norms):
             raise ValueError(
@@ -114,6 +117,9 @@ class Weights:
             and name not in module._non_persistent_buffers_set
             and (module, name) not in of_norms
         ]
+        prefixes = {module: f"{prefix}." * bool(prefix) for prefix, module in named}
+        counters = [(norm, "num_batches_tracked") for norm in self.norms]
+        self._held = {f"{prefixes[module]}{name}" for module, name in (*places, *counters)}
         buffers = [module.get_buffer(name) for module, name in places]
         for (module, name), buffer in zip(places, buffers, strict=True):
             _require_own_memory(self.model, module, name, buffer)
@@ -140,6 +146,21 @@ class Weights:
         """The parts of a vector [P] that belong to each parameter."""
         parts = split(vector, list(self._parts.values()))
         return dict(zip(self._parts, parts, strict=True))
+
+    @contextmanager
+    def gradients_apart(self) -> Iterator[None]:
+        """Within it parameters have no gradient, as before a first backward pass.
+
+        So code of a user that makes gradients of its own, or drops them, leaves `gradient` as it
+        is. What is in the parameters at its end is added to it.
+        """
+        for parameter, _ in self._attached:
+            parameter.grad = None
+        yield
+        for parameter, part in self._attached:
+            if parameter.grad is not None:
+                part.add_(parameter.grad)
+            parameter.grad = part
 
     @property
     def gradient_parts(self) -> dict[nn.Parameter, Tensor]:
@@ -180,9 +201,10 @@ class Weights:
             parameter.data, self.trained[parameter] = self.trained[parameter].data, parameter
         self._loosened.clear()
         views = self.gradient_parts
-        for parameter, trained in self.trained.items():
-            if parameter is trained:
-                parameter.grad = views[parameter]
+        # Parameters whose gradients autograd adds to their parts of `gradient`.
+        self._attached = [(p, views[p]) for p, trained in self.trained.items() if p is trained]
+        for parameter, part in self._attached:
+            parameter.grad = part
         self.loose = [(parameter, views[parameter]) for parameter, _ in self._rounded]
 
     def drop_gradients_(self) -> None:
@@ -255,6 +277,24 @@ class Weights:
             (torch._foreach_copy_ if replaces else torch._foreach_add_)(parts, gradients)
             for parameter, _ in loose:
                 parameter.grad = None
+
+    def loose_buffers(self) -> dict[str, Tensor]:
+        """Copies of the buffers that are in no vector, by name; a batch norm's count is none."""
+        named = self.model.named_buffers()
+        return {name: buffer.clone() for name, buffer in named if name not in self._held}
+
+    def set_loose_buffers_(self, values: Mapping[str, Tensor]) -> None:
+        """Put such copies into the model; a buffer that has its value already is not touched."""
+        for name, value in values.items():
+            owner, _, leaf = name.rpartition(".")
+            module = self.model.get_submodule(owner)
+            now = module._buffers.get(leaf)
+            value = value.to(self.theta.device)
+            alike = now is not None and (now.shape, now.dtype) == (value.shape, value.dtype)
+            if now is None or not alike:
+                module._buffers[leaf] = value.clone()
+            elif not torch.equal(now, value):
+                now.copy_(value)
 
     def set_statistics_(self, statistics: Tensor) -> None:
         """Copy statistics [2C + extra] into the model."""

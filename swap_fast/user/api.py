@@ -65,6 +65,7 @@ from swap_fast.user.parts import (
     UserStep,
     bare,
     make_net,
+    mark_trained,
     refuse_lone_examples,
 )
 from swap_fast.user.result import SwapResult, describe_environment, make_result
@@ -422,6 +423,7 @@ def swap(
             # The script or notebook around this run may continue after a signal.
             handled: AbstractContextManager[None]
             handled = nullcontext() if place is None else shutdown.installed(always_uninstall=True)
+            mark_trained(model)
             try:
                 with handled:
                     done = run_algorithm(method, trainer)

@@ -93,8 +93,8 @@ def as_tensors(data: Any, name: str) -> Any:
     columns = list(data.values()) if isinstance(data, Mapping) else data
     if not isinstance(columns, (tuple, list)) or not any(map(_is_array, columns)):
         return None
-    # The labels of a tuple may be a list of numbers.
-    also = list if isinstance(data, tuple) else ()
+    # The labels of a tuple or a mapping may be a list of numbers.
+    also = () if isinstance(data, list) else list
     if not all(_is_array(each) or isinstance(each, also) for each in columns):
         return None
     # A list holds examples, but for inputs [N, D] and labels [N]: unlike, and of one length.

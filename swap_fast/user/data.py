@@ -373,7 +373,9 @@ class Placement:
             generator = torch.Generator(self.device)
             moved = self.augment(moved, generator.manual_seed(seed_of(self.seed, *where, AUGMENT)))
             require(moved is not None, "augment", "the batch to train on, which it returns", moved)
-        return MicroBatch(moved, batch_length(moved), seed_of(self.seed, *where, FORWARD))
+        if (examples := batch_length(moved)) == 0:
+            raise ValueError("batch: expected examples, got an empty batch; leave it out")
+        return MicroBatch(moved, examples, seed_of(self.seed, *where, FORWARD))
 
 
 def phase_batches(

@@ -179,8 +179,8 @@ def _check(phase1: Phase, phase2: Phase, given: int | None, data: Data) -> None:
             require(
                 phase.global_batch_size == given * phase.gpus_per_model,
                 f"{name}.global_batch_size",
-                f"{given * phase.gpus_per_model}, {phase.gpus_per_model} of the {given} examples "
-                "in each batch of train_data",
+                f"{given * phase.gpus_per_model}: for each of {phase.gpus_per_model} devices a "
+                f"batch of train_data, which has {given} examples",
                 phase.global_batch_size,
             )
         if examples < phase.global_batch_size:

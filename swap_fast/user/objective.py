@@ -154,9 +154,10 @@ class Objective:
         shape = [len(logits), *logits.shape[2:]]
         if not isinstance(targets, Tensor) or list(targets.shape) != shape:
             expected = f"class numbers {shape} for logits {list(logits.shape)}"
-            _refuse("targets", expected, _shape(targets))
+            _refuse("targets", expected, _shape(targets), _as_class_numbers(targets, logits))
         if targets.is_floating_point():
-            _refuse("targets", "class numbers", str(targets.dtype))
+            remedy = f"give whole numbers, targets.long(), or {PASS_LOSS}"
+            _refuse("targets", "class numbers", str(targets.dtype), remedy)
         targets = targets.long()
         exact = logits.float() if logits.dtype.itemsize == 2 else logits
         try:
@@ -218,8 +219,20 @@ def _targets(batch: Any) -> Any:
     return batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
 
 
-def _refuse(what: str, expected: str, got: str) -> NoReturn:
-    remedy = "pass loss=, a function of the model and a batch"
+PASS_LOSS = "pass loss=, a function of the model and a batch"
+
+
+def _as_class_numbers(targets: Any, logits: Tensor) -> str:
+    """What makes class numbers of targets [B, 1] or [B, C]; else another loss."""
+    shape = list(targets.shape) if isinstance(targets, Tensor) else []
+    if shape == [len(logits), 1] != list(logits.shape):
+        return f"give targets.squeeze(1), or {PASS_LOSS}"
+    if shape == list(logits.shape):
+        return f"give targets.argmax(1), or {PASS_LOSS}"
+    return PASS_LOSS
+
+
+def _refuse(what: str, expected: str, got: str, remedy: str = PASS_LOSS) -> NoReturn:
     raise ValueError(f"{what}: expected {expected}, got {got}; {remedy}")
 
 

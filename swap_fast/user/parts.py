@@ -183,6 +183,11 @@ _TRAINED: WeakSet[nn.Module] = WeakSet()
 """Nets that a run has trained: one may not be the start of another by mistake."""
 
 
+def mark_trained(model: nn.Module) -> None:
+    """Note that a run trains this net from here on."""
+    _TRAINED.add(bare(model))
+
+
 def make_net(make_model: Callable[[], nn.Module], seed: int, device: torch.device) -> nn.Module:
     """The net at its initial weights, on its device.
 
@@ -210,7 +215,6 @@ def make_net(make_model: Callable[[], nn.Module], seed: int, device: torch.devic
             "return copy.deepcopy(net)"
         )
     refuse_extra_state(bare(model), "make_model")
-    _TRAINED.add(bare(model))
     return model.to(device)
 
 
@@ -369,7 +373,7 @@ class UserStep(BaseStep):
         """
         batch, examples, seed = self.batch[replica]
         seed_everything(seed)
-        with self._autocast():
+        with self._weights.gradients_apart(), self._autocast():
             loss, correct, total = self._objective(batch)
         if not loss.requires_grad:
             raise ValueError(

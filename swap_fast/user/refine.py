@@ -101,9 +101,10 @@ def refine(
             a DataLoader, or a list of batches. Not needed by a net without batch norm.
         forward: runs a model on a batch. None: the model is called with a tensor, with all of a
             tuple or list but its last entry (the targets), or with a mapping's entries by name.
-        evaluate: measures a model, such as its accuracy on test data; called without gradients on
-            the model handed in, each worker, and the average before and after the batch-norm pass.
-            Of the first it must give a finite number; NaN or infinity later is not measured.
+        evaluate: measures a model, such as its accuracy on test data, as a fraction; called
+            without gradients on the model handed in, each worker, and the average before and after
+            the batch-norm pass. Of the first it must give a finite number; NaN or infinity later
+            is not measured.
         basin_points: of the straight line between the two workers that lie farthest apart, both
             among them, on which `evaluate` shows whether they share a basin. 0: none.
         max_barrier: drop of the accuracy along this line above which they do not.

@@ -65,7 +65,7 @@ def test_a_state_dict_within_a_checkpoint_is_found(checkpoint: dict, tmp_path: P
 def test_of_several_one_is_chosen_by_its_key(tmp_path: Path) -> None:
     other = {name: -t for name, t in STATE.items()}
     torch.save({"model": other, "state_dict": other, "ema": STATE}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"got state_dict, model; choose by --key"):
+    with pytest.raises(ValueError, match=r"got state_dict, model; choose by key"):
         read_weights(tmp_path / "w.pt")
     assert is_state(read_weights(tmp_path / "w.pt", "ema").tensors)
     with pytest.raises(ValueError, match="did you mean ema"):
@@ -74,7 +74,7 @@ def test_of_several_one_is_chosen_by_its_key(tmp_path: Path) -> None:
 
 def test_what_has_no_state_dict_is_named_by_its_keys(tmp_path: Path) -> None:
     torch.save({"generator": {"a": torch.ones(1)}, "step": 5}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"got generator, step; choose by --key NAME"):
+    with pytest.raises(ValueError, match=r"got generator, step; choose by key"):
         read_weights(tmp_path / "w.pt")
     torch.save({"step": 5, "loss": 0.1}, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=r"got step, loss$"):

@@ -254,6 +254,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(bad: float) -> None:
     message = str(stopped.value)
     at = "phase 2, worker 4, epoch 2 (updates 4 to 6)"
     assert message.startswith(f"{at}: the loss is {bad}, expected a finite one; lower the learning")
-    assert message.endswith(f"(now {script.rates[-1]:g}, the phase's peak 0.6)")
+    peak = f"(now {script.rates[-1]:g}, the phase's peak 0.6)"
+    assert message.endswith(f"{peak}, or look for NaN in the data")
     assert "\n" not in message
     assert script.events.count("after") == 1

@@ -442,7 +442,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "test data": ({"test": 3}, "test_data: expected tensors, a data set with"),
     "another batch": (
         {"train": DataLoader(Pairs(), batch_size=4)},
-        "phase1.global_batch_size: expected 8, 2 of the 4 examples in each batch of train_data",
+        "phase1.global_batch_size: expected 8: for each of 2 devices a batch of "
+        "train_data, which has 4",
     ),
     "losses": (
         {"loss": lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1], reduction="none")},

@@ -161,6 +161,81 @@ def test_each_worker_has_buffers_of_its_own_and_their_mean_is_taken() -> None:
     torch.testing.assert_close(means[1], expected.mean)
 
 
+class Counting(nn.Module):
+    """A step counter, and a trace that is not saved, both read in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("trace", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps += 1
+            self.trace += 2
+        return self.body(x) + torch.sin(self.steps + self.trace) * torch.eye(4)[0]
+
+
+def test_each_worker_begins_with_phase_1_s_counters_and_keeps_its_own() -> None:
+    trainers: list[Any] = []
+    began = {}
+
+    def note(progress: Any) -> None:
+        model = trainers[0].weights.model
+        began[progress.phase, progress.worker] = (int(model.steps), int(model.trace))
+
+    noting = calling(on_start=trainers.append, on_begin=note)
+    result = small_swap(Counting, test=blobs(20, seed=2), callbacks=[noting])
+    (phase1, trace), first, second = (began[key] for key in ((1, 0), (2, 0), (2, 1)))
+    assert (phase1, trace) == (0, 0)
+    assert first == second == (8, 16)  # two epochs of two updates with two replicas
+    assert [int(state["steps"]) for state in result.worker_states] == [18, 18]
+    assert int(result.model.steps) == 18
+    x, y = blobs(20, seed=2)
+    for worker, accuracy in enumerate(result.worker_accuracies):
+        tested = result.worker_model(worker).eval()
+        tested.trace.fill_(36)  # in no state dict
+        assert (tested(x).argmax(1) == y).sum().item() == round(accuracy * len(y))
+
+
+def test_gradients_that_a_user_drops_or_makes_do_not_reach_the_update() -> None:
+    trainers: list[Any] = []
+
+    def plain(model: nn.Module, batch: Any) -> Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(model(x), y)
+
+    def adversarial(model: nn.Module, batch: Any) -> Tensor:
+        x, y = batch
+        if torch.is_grad_enabled():  # not in tests, nor in the batch-norm pass
+            nn.functional.cross_entropy(model.eval()(x), y).backward()  # for its inputs' gradient
+            model.train().zero_grad()
+        return plain(model, batch)
+
+    def drop(row: Any) -> None:
+        trainers[0].weights.model.zero_grad()
+
+    dropping = calling(on_start=trainers.append, on_epoch_end=drop)
+    result = small_swap(net, loss=adversarial, callbacks=[dropping])
+    assert_same_bits(bits(result), bits(small_swap(net, loss=plain)))
+
+
+def test_a_callback_that_tests_the_net_does_not_end_its_training() -> None:
+    trainers: list[Any] = []
+    modes = []
+
+    def test(row: Any) -> None:
+        trainers[0].weights.model.eval()
+
+    def note(images: int) -> None:
+        modes.append(all(module.training for module in trainers[0].weights.model.modules()))
+
+    small_swap(net, callbacks=[calling(on_start=trainers.append, on_epoch_end=test, on_step=note)])
+    assert len(modes) == 24
+    assert all(modes)
+
+
 class Frozen(nn.Module):
     """A batch norm that stays in eval mode, as in fine tuning."""
 
