@@ -89,12 +89,12 @@ class Captures:
         """
         if self._stream is None:
             self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-        stream = self._stream
-        stream.wait_stream(torch.cuda.current_stream())
+        stream, before = self._stream, torch.cuda.current_stream()
+        stream.wait_stream(before)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 update()
-        torch.cuda.current_stream().wait_stream(stream)
+        before.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         failed: Exception | None = None
         try:
@@ -110,13 +110,30 @@ class Captures:
         except Exception as error:
             # The capture that is broken ends in an error of its own, which hides the first.
             cause = failed or error
-            with contextlib.suppress(RuntimeError):
-                graph.reset()
+            self._end_broken(graph, before)
             raise RuntimeError(
                 f"the step could not be captured as a CUDA graph: {cause}; use --capture off"
             ) from cause
         self._graphs.append(graph)
         return graph.replay
+
+    def _end_broken(self, graph: torch.cuda.CUDAGraph, before: torch.cuda.Stream) -> None:
+        """Leave a capture that failed, as torch's own way out does not after an error of its end.
+
+        The stream would stay the current one, the allocator in the graph's pool, and random numbers
+        in the state of a capture, which the end of another one brings back.
+        """
+        torch.cuda.set_stream(before)
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(before.device_index, self._pool)
+        with contextlib.suppress(RuntimeError):
+            graph.reset()
+        empty = torch.cuda.CUDAGraph()
+        with contextlib.suppress(RuntimeError):
+            with torch.cuda.graph(empty, stream=self._stream, capture_error_mode="thread_local"):
+                torch.zeros(1, device=before.device)
+            empty.reset()
+        torch.cuda.set_stream(before)
 
     def reset(self) -> None:
         """Destroy all graphs; a replay after it raises a RuntimeError. Again is no harm."""

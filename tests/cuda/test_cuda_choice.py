@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 
 RUN = """
 import sys
+import torch
 from bench.cli import main
 from swap_fast.models import fused_norm
 from swap_fast.training import capture, choice, trainer
@@ -39,7 +40,13 @@ def wrong(*given, **named):
 def raises(*given, **named):
     raise RuntimeError("no kernel image is available")
 
-fused_norm.norm_relu = {"right": right, "wrong": wrong, "raises": raises}[kind]
+def waits(*given, **named):
+    if torch.cuda.is_current_stream_capturing():
+        torch.cuda.synchronize()
+    return right(*given, **named)
+
+kinds = {"right": right, "wrong": wrong, "raises": raises, "waits": waits}
+fused_norm.norm_relu = kinds[kind]
 sys.exit(main(arguments))
 """
 SHAPE = "phase 1, 1 x 2 images of 32x32"
@@ -112,6 +119,7 @@ def test_the_faster_of_two_is_used_and_kept(
     [
         ("wrong", "ValueError: it differs from the eager step by "),
         ("raises", "RuntimeError: no kernel image is available"),
+        ("waits", "RuntimeError: the step could not be captured as a CUDA graph: "),
     ],
 )
 def test_kernels_that_are_wrong_or_cannot_run_are_dropped(
@@ -122,3 +130,33 @@ def test_kernels_that_are_wrong_or_cannot_run_are_dropped(
     assert (choice["chosen"], [*choice["times_s"]]) == ("eager", ["eager"])
     assert choice["dropped"]["fused"].startswith(why)
     assert f"step fused is not used: {why}" in done.stdout
+
+
+BROKEN = """
+import torch
+from swap_fast.training.capture import Captures
+
+values = torch.ones(2, device="cuda")
+
+def update():
+    values.add_(1)
+    if torch.cuda.is_current_stream_capturing():
+        torch.cuda.synchronize()
+
+before = torch.cuda.current_stream()
+with Captures() as captures:
+    try:
+        captures.capture(update)
+    except RuntimeError as error:
+        print(error)
+    assert torch.cuda.current_stream() == before, "the stream of the capture stayed"
+    values.normal_()  # random numbers are drawn as outside a capture
+    captures.capture(lambda: values.add_(1))()
+    torch.cuda.synchronize()
+"""
+
+
+def test_after_a_capture_that_broke_work_goes_on_as_before(cuda_stand_in: StandIn) -> None:
+    done = cuda_stand_in.run(["-c", BROKEN], values=2, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("the step could not be captured as a CUDA graph: ")
