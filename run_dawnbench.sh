@@ -7,7 +7,7 @@ here=${script%"${script##*/}"}
 cd -- "${here:-.}"
 source ./install.sh
 
-if [[ ${1-} == --help || ${1-} == -h ]]; then
+if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
     echo 'usage: ./run_dawnbench.sh [RECIPE] [OPTION...]'
     echo
     echo 'Installs into .venv (the first call only), runs RECIPE, then writes and prints the report.'
@@ -35,7 +35,7 @@ if [[ " $* " == *" --quick "* || $1 == cifar10_quick ]]; then
 fi
 for ((i = 1; i <= $#; i++)); do
     case ${!i} in
-        --out) j=$((i + 1)) && results=${!j} ;;
+        --out) j=$((i + 1)) && results=${!j-} ;; # `run` says that it needs a folder
         --out=*) results=${!i#--out=} ;;
     esac
 done

@@ -127,7 +127,9 @@ class RunOptions(_DeviceOptions):
         if self.min_workers is not None and self.phase2 == "together":
             raise ValueError("min_workers: expected --phase2 separate beside it, got together")
         if not 0 < self.timeout_s < 1e6:
-            raise ValueError(f"timeout_s: expected seconds above 0, got {self.timeout_s:g}")
+            raise ValueError(
+                f"timeout_s: expected seconds above 0 and below 1e6, got {self.timeout_s:g}"
+            )
         require_counts(self, "seed", least=0)
 
 
@@ -180,12 +182,13 @@ class JobOptions:
     """local runs them here, one after another, to try what would be submitted."""
     nodes: int = 1
     """Nodes of phase 1 and phase 3; a worker of phase 2 has one."""
-    gpus_per_node: int = 8
-    """GPUs of phase 1 and phase 3, one a process; 0 runs on CPUs. A worker of phase 2 has one."""
+    gpus_per_node: int | None = None
+    """GPUs of phase 1 and phase 3, one a process; by default as many of 8 as the recipe can use.
+    0 runs on CPUs. A worker of phase 2 has one."""
     cpus_per_task: int = 4
     """CPU cores a process."""
     time_min: int = 60
-    """Minutes after which a job is queued again, to resume."""
+    """Minutes after which a job is queued again, to resume; at most 100 times."""
     at_once: int = 256
     """Workers of phase 2 that may run at the same time."""
     partition: str | None = None
@@ -294,9 +297,10 @@ class PlanOptions:
             raise ValueError(
                 f"price_per_gpu_hour: expected 0 or more, got {self.price_per_gpu_hour:g}"
             )
-        if self.json and (self.check_paper or self.forms or self.scaling):
+        if self.json and (self.check_paper or self.forms or self.scaling or self.out):
             raise ValueError(
-                "json: expected a recipe's plan, got --check-paper, --forms or --scaling"
+                "json: expected a recipe's plan alone, which is printed, got --check-paper, "
+                "--forms, --scaling or --out"
             )
         if self.scaling and self.hardware == "this":
             raise ValueError(

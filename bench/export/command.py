@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from bench.export.options import (
     caveats_of,
 )
 from bench.records.paper import load_paper
+from bench.records.paper_tables import table_groups
 from bench.records.timing import dawnbench_time, energy_j, laps_of_slowest_rank
 from bench.report.content import collect
 from bench.report.paper_tables import all_run_tables, recipe_tables
@@ -186,7 +188,7 @@ _END = "\\end{document}\n"
 
 
 def latex(records: Sequence[RunRecord], results: Path, *, fragment: bool) -> str:
-    """Tables 1 to 4 that these runs are in, then Tables 5 and 6 from the recipes.
+    """Tables 1 to 4 that these runs are in, then Tables 5 and 6 from the recipes of their sizes.
 
     Arguments:
         results: may hold published figures of its own.
@@ -194,8 +196,8 @@ def latex(records: Sequence[RunRecord], results: Path, *, fragment: bool) -> str
     """
     paper = load_paper(results)
     tables = [*all_run_tables(records, paper), *recipe_tables(paper)]
-    if any(not record.comparable for record in records):
-        tables += recipe_tables(paper, "cpu")
+    for size in dict.fromkeys(group.size for group in table_groups(records)):
+        tables += recipe_tables(paper, size) if size != "paper" else []
     body = "\n".join(to_latex(table) for table in tables)
     return body if fragment else _PREAMBLE + body + _END
 
@@ -276,9 +278,10 @@ def find_runs(names: Sequence[str], results: Path) -> list[ExportedRun]:
     """
     content = collect(results)
     everything = [ExportedRun(record=record, results=results) for record in content.records]
-    if not names:
+    if not names or not all(name.endswith(".json") for name in names):
         for reason in content.skipped:
-            print(f"left out: {reason}")
+            print(f"left out: {reason}", file=sys.stderr)
+    if not names:
         if not everything:
             raise ValueError(
                 f"results: expected records in {results / 'runs'}, found none; `python -m bench "

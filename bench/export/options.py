@@ -121,7 +121,7 @@ def caveats_of(record: RunRecord) -> list[str]:
     if kind != "published":
         found.append(f"{train} training and {test} test images, which are not the published set")
     if not recipe["paper_scale"]:
-        found.append(f"{recipe['net']} of width {recipe['width']}, a form for a CPU")
+        found.append(f"{recipe['net']} of width {recipe['width']}, not the paper's net or epochs")
     if held_out := record.data.get("held_out"):
         found.append(f"tested on {held_out} held-out training images")
     if record.machine["device_type"] == "cpu":

@@ -1,1 +1,1 @@
-"""The machine that a run ran on (`machine`), its cores (`cores`) and telemetry (`telemetry`)."""
+"""The machine that a run ran on (`machine`), and its telemetry (`telemetry`)."""

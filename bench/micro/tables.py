@@ -263,8 +263,9 @@ def micro_figures(records: Sequence[MicroRecord], plots: Path) -> dict[str, Path
         if record.collective is not None:
             figures[f"Bandwidth of all-reduces, {where}"] = collective_figure(record, plots)
         elif has_roofline(record):
-            title = f"Roofline, ResNet-9 of width {record.width}, {where}"
-            figures[title] = roofline_figure(record, plots)
+            figures[f"Roofline, {record.net_words}, {where} ({record.file})"] = roofline_figure(
+                record, plots
+            )
     return figures
 
 

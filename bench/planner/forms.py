@@ -96,7 +96,7 @@ def forms_table(paper: Paper) -> Table:
         columns=("Recipe", "GPUs", "Epochs", "Step", *map(str.upper, HARDWARE)),
         rows=tuple(_rows(paper)),
         footnotes=(
-            "Planned: no device was at hand. The floor of each layer is the longer of arithmetic "
+            "Planned: the floor of each layer is the longer of arithmetic "
             "and traffic, by its maker's figures; every pass over activations and their gradients "
             "is counted, in fp16, and over the places of torch's max pools, in int64; a step's "
             "passes over the weights are not.",
@@ -149,8 +149,8 @@ def headline_table(paper: Paper) -> Table:
         name="plan_27_seconds",
         title=f"The 27 seconds on {gpus} GPUs (planned, not measured)",
         caption=(
-            "cifar10_dawnbench: 28 epochs at 2048 and one at 256. No device was at hand; the "
-            "paper's own figure alone is measured."
+            "cifar10_dawnbench: 28 epochs at 2048 and one at 256. The paper's own figure alone is "
+            "measured."
         ),
         columns=(
             f"{gpus} GPUs",

@@ -27,11 +27,11 @@ IMAGENET_LINES: dict[str, dict[str, Any]] = {
 """Figure 5's three recipes; their forms for a CPU are drawn alike."""
 
 
-def figure_5(folder: Path, name: str = "figure5") -> Path:
+def figure_5(folder: Path) -> Path:
     """Figure 5: ImageNet's learning rates and mini-batches, at the paper's size and at a CPU's.
 
     Returns:
-        The file written, `folder/NAME.svg`.
+        The file written, `folder/figure5.svg`.
     """
     with figure_style():
         from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ def figure_5(folder: Path, name: str = "figure5") -> Path:
         panels[1][0].set_ylabel("images in a mini-batch")
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3)
-        return save_figure(figure, folder, name)
+        return save_figure(figure, folder, "figure5")
 
 
 SWA_PANELS = (
@@ -79,14 +79,14 @@ SMALL_BATCHES = "#a8622a"
 """Figure 6's colour of their lines and of their scale."""
 
 
-def figure_6(folder: Path, name: str = "figure6") -> Path:
+def figure_6(folder: Path) -> Path:
     """Figure 6: the learning rates of SWA and of SWAP, and where models are sampled.
 
     A phase 1 that stops at a train accuracy ends after the paper's mean epochs; what it would have
     had to its maximum is dotted.
 
     Returns:
-        The file written, `folder/NAME.svg`.
+        The file written, `folder/figure6.svg`.
     """
     with figure_style():
         from matplotlib.figure import Figure
@@ -111,7 +111,7 @@ def figure_6(folder: Path, name: str = "figure6") -> Path:
             [large, *small, *rest] for (large, *rest), small in zip(*found, strict=True)
         )
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-        return save_figure(figure, folder, name)
+        return save_figure(figure, folder, "figure6")
 
 
 def _draw_samples(axes: Axes, recipe: Recipe, stopped_after: int) -> None:

@@ -212,7 +212,7 @@ def pairs_of(claim: Claim, records: Sequence[RunRecord], size: Size) -> Iterator
         fitting = [
             (first, second)
             for first, second in product(*sides)
-            if _conditions(first[0]) == _conditions(second[0])
+            if conditions(first[0]) == conditions(second[0])
         ]
     for number, (first, second) in enumerate(fitting, start=1):
         yield Pair(first=first, second=second, mark=f" [{number}]" if len(fitting) > 1 else "")
@@ -220,7 +220,7 @@ def pairs_of(claim: Claim, records: Sequence[RunRecord], size: Size) -> Iterator
         yield Pair(first=[], second=[], mark="")
 
 
-def _conditions(record: RunRecord) -> tuple[object, ...]:
+def conditions(record: RunRecord) -> tuple[object, ...]:
     """What must be equal for runs of two recipes to be compared."""
     key = accuracy_key(record)
     return (key.precision, key.data_hash, record.settings.train_images)

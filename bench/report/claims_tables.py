@@ -186,8 +186,8 @@ NOTE = (
     f"{HELD} where it is above -{ACCURACY_MARGIN:g} points, else {DID_NOT_HOLD} where it is below "
     f"0; of times: {HELD} where the interval of the ratio is above the paper's less "
     f"{TIME_MARGIN:.0%} (of 'takes longer': above 1), else {DID_NOT_HOLD} where it is below the "
-    "paper's (1); else undecided. Ratios are geometric means, of runs with the "
-    "machine to themselves where there are any."
+    "paper's (1); else undecided. Ratios are geometric means, of the runs beside which no other "
+    "programs ran where there are any."
 )
 PAIRING_NOTE = (
     "Paired by run: two figures of the same runs. Paired by seed: runs of both rows with the same "
@@ -214,8 +214,10 @@ class Claims:
     """Of each claim the size that decides it, and those that came out the other way."""
     outcomes: list[tuple[str, str]]
     """What each claim that has runs is of, and its outcome at the nearest size that decides it."""
+    modelled: int
+    """How many of them were decided by modelled times."""
     contradicted: int
-    """Of these, how many came out the other way at another size."""
+    """Of the decided ones, how many came out the other way at another size."""
 
 
 def claims_of(
@@ -245,14 +247,10 @@ def claims_of(
                 by_claim.setdefault(row.claim, []).append(replace(row, where=where))
     found = {claim: [r for r in rows if r.runs] for claim, rows in by_claim.items()}
     found = {claim: rows for claim, rows in found.items() if rows}
-    decided = {
-        claim: [row for row in rows if row.outcome in (HELD, DID_NOT_HOLD)]
-        for claim, rows in found.items()
-    }
-    nearest = {claim: (decided[claim] or rows)[0] for claim, rows in found.items()}
+    nearest = {claim: _nearest(rows) for claim, rows in found.items()}
     against = {
-        claim: [row for row in decided[claim] if row.outcome != nearest[claim].outcome]
-        for claim in found
+        claim: [row for row in rows if row.is_decided and row.outcome != nearest[claim].outcome]
+        for claim, rows in found.items()
     }
     absent = len(by_claim) - len(found)
     short = {claim: [row, *against[claim]] for claim, row in nearest.items()}
@@ -260,7 +258,8 @@ def claims_of(
         table=_table(found, absent) if found else None,
         nearest=_table(short, absent) if found else None,
         outcomes=[(row.kind, row.outcome) for row in nearest.values()],
-        contradicted=sum(map(bool, against.values())),
+        modelled=sum(row.is_modelled and row.is_decided for row in nearest.values()),
+        contradicted=sum(nearest[c].is_decided and bool(rows) for c, rows in against.items()),
     )
 
 
@@ -291,6 +290,17 @@ class _Row:
         """The last cell."""
         return self.cells[-1]
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether the claim held or did not."""
+        return self.outcome in (HELD, DID_NOT_HOLD)
+
+
+def _nearest(rows: Sequence[_Row]) -> _Row:
+    """The first that decides a claim, else the first; a modelled one where nothing is measured."""
+    measured = [row for row in rows if not row.is_modelled and row.outcome != NOT_TESTED] or rows
+    return next((row for row in measured if row.is_decided), measured[0])
+
 
 def _rows(
     size: Size,
@@ -312,7 +322,8 @@ def _rows(
                 row = _Row(cells=cells, kind=kind, runs=runs, is_modelled=modelled, note=note)
                 # Two figures of the same runs were trained alike.
                 asks = row.outcome == DID_NOT_HOLD and not claim.is_of_one_row
-                rows.append(replace(row, why=_why(claim, pair, paper)) if asks else row)
+                why = _why(claim, pair, paper, is_modelled=modelled) if asks else None
+                rows.append(replace(row, why=why))
         if claim is ACCURACY_CLAIMS[0]:
             rows += _figure_1_rows(records, size)
     by_id = {record.run_id: record for record in records}
@@ -340,8 +351,9 @@ def _table(found: Mapping[tuple[str, ...], Sequence[_Row]], absent: int) -> Tabl
         name="claims",
         title="The paper's claims",
         caption=(
-            "Each at the size nearest to the paper that decides it; below it, other sizes. An "
-            "outcome is of its own runs. Accuracies in percent, times in seconds."
+            "Each at the size nearest to the paper that decides it, by modelled times only where "
+            "none were measured; below it, other sizes. An outcome is of its own runs. Accuracies "
+            "in percent, times in seconds."
         ),
         columns=(
             "The paper says",
@@ -465,14 +477,15 @@ def _fact_row(fact: Fact) -> tuple[str, ...]:
     )
 
 
-def _why(claim: Claim, pair: Pair, paper: Paper) -> str:
+def _why(claim: Claim, pair: Pair, paper: Paper, *, is_modelled: bool) -> str:
     """What the runs say of the reason for which a claim did not hold."""
     if claim.is_of_times:
-        gpus, cores = claim.second.published(paper).devices, machine_key(pair.second[0]).devices
+        gpus, ours = claim.second.published(paper).devices, machine_key(pair.second[0]).used
+        workers = len(pair.second[0].worker_accuracies)
+        alone = ", and where the time is modelled each had one" if is_modelled else ""
         return (
             f"Why not, of times: SWAP is faster by workers side by side. The paper's had {gpus} "
-            f"GPUs; of ours {len(pair.second[0].worker_accuracies)} shared {cores} cores, and "
-            "where the time is modelled each had one."
+            f"GPUs; our {workers} shared {ours}{alone}."
         )
     opening = f"Why not ({claim.source}, {claim.says}):"
     first, second = (

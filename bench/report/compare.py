@@ -4,11 +4,12 @@ A difference of accuracies gets Welch's 95% interval. A ratio of times is one of
 Welch's interval of the difference of their logarithms, made a ratio again. Noise that multiplies a
 time becomes even in its logarithm, neither spread nor number of runs need be equal, and unlike a
 bootstrap it does not get too narrow with few runs. A single run has no spread: no interval.
-Times are of the runs that had their machine to themselves, where a side has any.
+Times are of the runs beside which no other programs ran, where a side has any.
 """
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -473,7 +474,10 @@ def pair_sides(first: str, second: str, results: Path) -> list[tuple[Side, Side]
         )
         pairs.append((a, b))
     if not pairs:
-        raise ValueError(f"expected a recipe that {first} and {second} both ran, found none")
+        raise ValueError(
+            f"expected a recipe that {first} and {second} both ran, found none; name a recipe or "
+            "a run of each to compare these"
+        )
     return pairs
 
 
@@ -491,7 +495,9 @@ def _runs_of(name: str, results: Path) -> list[RunRecord]:
 
 
 def _records_in(results: Path) -> list[RunRecord]:
-    records = collect(results).records
-    if not records:
+    content = collect(results)
+    for reason in content.skipped:
+        print(f"left out: {reason}", file=sys.stderr)
+    if not content.records:
         raise ValueError(f"{results}: expected records in {results / 'runs'}, found none")
-    return records
+    return content.records

@@ -1,7 +1,7 @@
 """What a results folder holds, and the report at one look. No torch."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from bench.records.paper_tables import (
     OTHER,
     SGD_LARGE,
     SGD_SMALL,
+    SIZES,
     SWA_SMALL,
     SWAP_AFTER,
     TIME_TO_TARGET,
@@ -49,6 +50,7 @@ from bench.records.paper_tables import (
     place_of,
     table_groups,
 )
+from bench.report.claims import conditions
 from bench.report.claims_tables import NOT_TESTED, Claims
 from bench.report.paper_tables import all_run_tables, nets, time_to_target
 from bench.statistics import DID_NOT_HOLD, HELD, Summary, Values, contrast, summarize
@@ -206,24 +208,38 @@ def _alone(records: Sequence[RunRecord]) -> str:
 
 
 def _accuracies(group: TableGroup) -> Iterator[str]:
-    """What SWAP's runs ended with, beside small and large batches; a line for each precision."""
+    """What SWAP's runs ended with and took, beside SGD's; a line for each precision."""
     rows = [each for each in deal(group.table, group.size, group.records) if each.records]
     for swap in (each for each in rows if each.row.label == SWAP_AFTER):
         sides = [
             (label, each)
             for label in (SGD_SMALL, SGD_LARGE)
             for each in rows
-            if (each.row.label, each.precision) == (label, swap.precision)
+            if each.row.label == label
+            and conditions(each.records[0]) == conditions(swap.records[0])
         ]
         ended = ", ".join(
-            f"{name} {summary_cell(accuracy, 100)}% (n = {accuracy.n})"
+            f"{name} {summary_cell(accuracy, 100)}% (n = {accuracy.n}){_took(each)}"
             for name, each in (("SWAP", swap), *sides)
             if (accuracy := _final(each, group.table)) is not None
         )
+        less = "".join(
+            f" Difference to {label}, in points: {_difference(swap, each, group.table)}."
+            for label, each in sides[:1]
+        )
         yield (
-            f"{group.title}{swap.mark} ({' and '.join(nets(swap.records))}): {ended}. "
+            f"{group.title}{swap.mark} ({' and '.join(nets(swap.records))}): {ended}.{less} "
             f"{_gain(swap.records)}"
         )
+
+
+def _took(each: RowRuns) -> str:
+    """A row's mean time and its devices, if any run was timed alone."""
+    if any(run.had_other_work for run in timed_alone(each.records)):
+        return ""
+    time = pool_times(each.records, each.row.time_s)
+    devices = machine_key(each.records[0]).used
+    return "" if time is None else f" in {time.mean:,.0f} s on {devices}"
 
 
 def _gain(runs: Sequence[RunRecord]) -> str:
@@ -244,26 +260,30 @@ def _to_target(records: Sequence[RunRecord]) -> Iterator[str]:
             recipes.setdefault(record.recipe, []).append(record)
     for recipe, runs in recipes.items():
         ended = summarize(run.test_accuracy for run in runs)
+        target = runs[0].settings.target_accuracy
+        reached = sum(run.test_accuracy >= target for run in runs)
         yield (
             f"{runs[0].settings.table}, {recipe} ({' and '.join(nets(runs))}): SWAP "
-            f"{summary_cell(ended, 100)}% (n = {ended.n}). {_gain(runs)}"
+            f"{summary_cell(ended, 100)}% (n = {ended.n}); {reached} of {ended.n} reached "
+            f"{target:.0%}. {_gain(runs)}"
         )
 
 
 def _times(content: Content) -> Iterator[str]:
     """SWAP's time as a share of its baseline's, on more devices and on as many."""
-    kinds: dict[bool, list[float]] = {True: [], False: []}
+    kinds: dict[tuple[str, bool], list[float]] = {}
     for each in _compared(content):
         if each.ratio is not None and each.baseline is not None:
-            kinds[_devices(each.swap) > _devices(each.baseline)].append(each.ratio)
-    words = {True: "on more devices than its baseline", False: "on as many devices"}
+            more = _devices(each.swap) > _devices(each.baseline)
+            kinds.setdefault((each.baseline.row.label, more), []).append(each.ratio)
     found = [
-        f"{words[more]} {min(ratios):.2f}" + f" to {max(ratios):.2f}" * (len(ratios) > 1)
-        for more, ratios in kinds.items()
-        if ratios
+        f"of {label}'s {min(ratios):.2f}"
+        + f" to {max(ratios):.2f}" * (len(ratios) > 1)
+        + (" on more devices" if more else " on as many devices")
+        for (label, more), ratios in kinds.items()
     ]
     if found:
-        yield f"SWAP's time as a share of its baseline's: {'; '.join(found)}."
+        yield f"SWAP's time as a share: {'; '.join(found)}."
 
 
 COMPARED = {1: SGD_SMALL, 2: SGD_SMALL, 3: SGD_SMALL, 4: SWA_SMALL}
@@ -286,19 +306,20 @@ class _Compared:
 
 
 def _compared(content: Content) -> Iterator[_Compared]:
-    for group in (g for g in table_groups(content.records) if not g.is_first_look):
+    for group in table_groups(content.records):
         rows = [e for e in deal(group.table, group.size, group.records) if e.records]
         for swap in rows:
             if swap.row.is_final and swap.records[0].method == "swap":
-                alike = (COMPARED[group.table.number], swap.precision)
-                baseline = next((e for e in rows if (e.row.label, e.precision) == alike), None)
+                label, alike = COMPARED[group.table.number], conditions(swap.records[0])
+                sides = (e for e in rows if e.row.label == label)
+                baseline = next((e for e in sides if conditions(e.records[0]) == alike), None)
                 yield _Compared(group=group, swap=swap, baseline=baseline)
 
 
 def overview(content: Content) -> Table | None:
     """SWAP's accuracies and times beside those that it is to equal, of each table with runs."""
-    rows = tuple(_overview_row(each, content.paper) for each in _compared(content))
-    if not rows:
+    compared = [each for each in _compared(content) if not each.group.is_first_look]
+    if not compared:
         return None
     paper = ("Paper: SWAP", "Paper: baseline", "Paper: share")
     return Table(
@@ -306,18 +327,29 @@ def overview(content: Content) -> Table | None:
         title="SWAP and its baseline",
         caption=(
             "SWAP should be as accurate as its baseline in less time. Test accuracies (%), top-1 "
-            "in Table 3. Time: the measured mean of SWAP's runs over the baseline's, only of runs "
-            "that had the machine to themselves. Expected: this share if all epochs took equal "
-            "work, divided over the devices."
+            "in Table 3. Time: the measured mean of SWAP's runs over the baseline's, without runs "
+            "beside which other programs ran. Expected: this share if all epochs took equal work, "
+            "divided over the devices."
         ),
         columns=(
             *("Table", "SWAP", "Baseline", "Difference (points), 95%", SHARE, "expected"),
             *("Devices", "n", "Baseline is", *paper),
         ),
-        rows=rows,
-        footnotes=("Devices, n: of SWAP and of its baseline.",),
+        rows=tuple(_overview_row(each, content.paper) for each in compared),
+        footnotes=(
+            *_sizes(each.group.title for each in compared),
+            "Devices, n: of SWAP and of its baseline.",
+        ),
         details=("expected", "n", *paper),
     )
+
+
+def _sizes(titles: Iterable[str]) -> Iterator[str]:
+    """What the sizes in the tables' titles mean."""
+    found = list(titles)
+    words = [f"{s}: {of}" for s, of in SIZES.items() if any(s in title for title in found)]
+    if words:
+        yield f"Sizes: {'; '.join(words)}."
 
 
 def _overview_row(each: _Compared, paper: Paper) -> tuple[str, ...]:
@@ -413,12 +445,13 @@ def _claims(claims: Claims) -> Iterator[str]:
         words = ("held", "did not", "not tested", "undecided")
         each = zip((*counts, len(of) - sum(counts)), words, strict=True)
         found.append(f"of {kind} {', '.join(f'{count} {word}' for count, word in each if count)}")
+    modelled = f" {claims.modelled} of them by modelled times." * bool(claims.modelled)
     elsewhere = f" At another size {claims.contradicted} came out the other way." * bool(
         claims.contradicted
     )
     yield (
         f"{counted(len(outcomes), 'claim')} of the paper, each at the nearest size that decides "
-        f"it: {'; '.join(found)}.{elsewhere}"
+        f"it: {'; '.join(found)}.{modelled}{elsewhere}"
     )
 
 

@@ -75,6 +75,7 @@ MODELLED_NOTE = (
     "Modelled: had all workers of phase 2 run at the same time, phase 1 as measured. "
     "Not a measurement."
 )
+NOT_RECORDED = "Whether other programs ran beside these runs was not recorded."
 SHARE_NOTE = "; behind the runs at target, of their share, by Wilson's score."
 
 
@@ -134,9 +135,10 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
         columns=tuple(columns),
         rows=tuple(rows),
         footnotes=(
-            "mean ± sample standard deviation over n runs; times (k of n) over those that had the "
-            "machine to themselves; accuracy of the last epoch; times count preprocessing and not "
-            "test evaluation.",
+            "mean ± sample standard deviation over n runs; times (k of n) without those beside "
+            "which other programs ran; accuracy of the last epoch; times count preprocessing and "
+            "not test evaluation.",
+            *([NOT_RECORDED] if any(r.other_work is None for r in group.records) else []),
             *([] if _modelled(table, paper) in without else [MODELLED_NOTE]),
             f"95% interval: of the mean {table.target.title.removesuffix(' (%)')}, by Student's t"
             + ("." if AT_TARGET in without else SHARE_NOTE),
@@ -421,8 +423,9 @@ DIFFERS = "*"
 
 
 def recipe_tables(paper: Paper, size: Size = "paper") -> list[Table]:
-    """Tables 5 and 6."""
-    return [recipe_table(number, paper, size) for number in RUNS_OF]
+    """Tables 5 and 6, where there are recipes of that size."""
+    numbers = [number for number, runs in RUNS_OF.items() if size in RUN_TABLES[runs].sizes]
+    return [recipe_table(number, paper, size) for number in numbers]
 
 
 def recipe_table(number: int, paper: Paper, size: Size = "paper") -> Table:
@@ -450,7 +453,7 @@ def recipe_table(number: int, paper: Paper, size: Size = "paper") -> Table:
     ]
     recipes = ", ".join(runs.recipes(size))
     is_other = size != "paper"
-    forms = ": forms for a CPU, with other nets and settings than the paper's"
+    forms = ": other nets and settings than the paper's"
     return Table(
         name=f"table{number}" + f"_{size}" * is_other,
         title=name + f" {AT_SIZE[size]}" * is_other,

@@ -9,7 +9,7 @@ from bench.document import counted
 from bench.net_cost import resnet9
 from bench.planner.command import make_plan, modelled
 from bench.planner.workload import TRAIN_IMAGES
-from bench.records.grouping import MachineKey, machine_key, recipe_of
+from bench.records.grouping import MachineKey, accuracy_key, machine_key, recipe_of
 from bench.records.paper import Paper
 from bench.records.paper_tables import OTHER, RunTable, Size, place_of
 from swap_fast.config.recipe import AveragingRecipe, Recipe
@@ -79,12 +79,17 @@ def starts_of(table: RunTable, size: Size) -> dict[str, str | None]:
     return found
 
 
+PRECISION = {"cuda": "fp16", "cpu": "fp32"}
+"""Of a table's runs: `default_execution`'s, which needs torch."""
+
+
 def find_run(
     recipe: Recipe, seed: int, machine: MachineKey, records: Iterable[RunRecord], data: str | None
 ) -> RunRecord | None:
     """A run of the recipe as it is now that a table takes and that is what would be run here.
 
-    It was made on that kind of machine with as many of its devices, on data of that content. Where
+    It was made on that kind of machine with as many of its devices, in the precision that such
+    devices have by default, on data of that content. Where
     the content is not known (a set that is yet to be downloaded, a tree of images, which takes
     minutes to look through), only the kind of its data is compared, with the kinds that the table
     takes: then a run on another subset or tree counts.
@@ -98,6 +103,7 @@ def find_run(
             and machine_key(record) == machine
             and data in (None, record.data.get("sha256"))
             and place_of(record) != OTHER
+            and accuracy_key(record).precision == PRECISION[machine.host.device_type]
             and is_run_of(record, recipe)
         ):
             return record

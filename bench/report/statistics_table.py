@@ -90,7 +90,7 @@ def _statistics_of(group: TableGroup, paper: Paper) -> Table:
             f"{BOOTSTRAP_SEED}; of few runs it is too narrow. Of the share: Wilson's score. "
             "Difference and p: Welch's test against the paper's mean, deviation and n.",
             VERDICT_NOTE,
-            "Times: of the runs that had the machine to themselves, where a row has any.",
+            "Times: of the runs beside which no other programs ran, where a row has any.",
             *mark_notes(rows),
         ),
     )

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +58,7 @@ from bench.records.paper_tables import (
 from bench.records.timing import all_laps_table, energy_table, lap_table, readings_table
 from bench.report.claims_tables import claims_of
 from bench.report.content import Content, overview, speed_table, summary, warning
-from bench.report.paper_tables import AT_TARGET, N, recipe_tables, time_to_target
+from bench.report.paper_tables import AT_TARGET, NOT_RECORDED, N, recipe_tables, time_to_target
 from bench.report.run_lists import (
     RECIPE,
     configurations,
@@ -101,7 +102,7 @@ LIMITS = "Limits"
 """A section of what is written by hand about a folder's runs."""
 
 
-def draw_figures(content: Content, folder: Path, figure_run: str | None) -> dict[str, Drawn]:
+def draw_figures(content: Content, folder: Path) -> dict[str, Drawn]:
     """Draw all figures: the paper's by number in its order, then the report's own."""
     paper = [f"Figure {number}" for number in range(1, 7)]
     if importlib.util.find_spec("matplotlib") is None:
@@ -119,7 +120,7 @@ def draw_figures(content: Content, folder: Path, figure_run: str | None) -> dict
     def order(record: RunRecord | LandscapeRecord) -> int:
         return place.get(record.run_id, len(place))
 
-    drawn = {"Figure 1": _figures_1(sorted(records, key=order), folder, figure_run)}
+    drawn = {"Figure 1": _figures_1(sorted(records, key=order), folder)}
     for number in (2, 3):
         planes = sorted((p for p in content.planes if p.figure == number), key=order)
         drawn[f"Figure {number}"] = {_of_plane(each): plane_figure(each, folder) for each in planes}
@@ -162,15 +163,15 @@ def _of_plane(plane: PlaneRecord) -> str:
     return f"{SHOWN[plane.figure]}{beside}. {grid}, {images}. {plane.run_id}"
 
 
-def _figures_1(records: Sequence[RunRecord], folder: Path, figure_run: str | None) -> Drawn:
-    """Figure 1 for each SWAP recipe and machine."""
+def _figures_1(records: Sequence[RunRecord], folder: Path) -> Drawn:
+    """Figure 1 for each SWAP recipe and machine: of the run with the lowest seed."""
     figures: Drawn = {}
     numbers = number_machines(records)
     swap = [record for record in records if record.method == "swap"]
     for (recipe, host, other), group in group_by(
         swap, lambda r: (r.recipe, host_of(r), place_of(r) == OTHER)
     ).items():
-        shown = next((r for r in group if r.run_id == figure_run), group[0])
+        shown = group[0]
         name = f"figure1-{re.sub(r'[^A-Za-z0-9_-]', '-', recipe)}-machine{numbers[host]}"
         why = f" ({why_other(shown)})" if other else ""
         title = f"{_of_training(shown)} {shown.run_id}{why}, {machine_key(shown).label}"
@@ -216,6 +217,7 @@ def build_document(
     # A run's name begins with its recipe's.
     listed = [without(fold_constants(table), {RECIPE}) for table in (runs, others) if table.rows]
     is_long = len(records) > MOST_LISTED
+    lists = [f"tables/{table.name}.md and .csv" for table in (runs, others) if table.rows]
     left_out = f"Records left out: {len(skipped)}"
     document = _document(
         "Results",
@@ -234,7 +236,7 @@ def build_document(
             "Independent runs or one (Section 4.1)": sampling_blocks(records),
             "The paper's other figures": [blocks[0] for blocks in paper[1:]],
             "Speed of the parts": [] if speed is None else [speed],
-            "Runs": [Paragraph(text=f"All {len(records):,} runs are in tables/runs.md and .csv.")]
+            "Runs": [Paragraph(text=f"All {len(records):,} runs are in {' and '.join(lists)}.")]
             if is_long
             else listed,
             left_out: [Bullets(items=tuple(skipped))] if skipped else [],
@@ -382,14 +384,16 @@ MICRO_BEGIN, MICRO_END = "<!-- micro:begin -->", "<!-- micro:end -->"
 def update_readme(readme: Path, content: Content) -> None:
     """Put the forms of the first main table, without details, between the results markers.
 
-    What is between its speed markers, if it has them, is generated too; the rest stays as it is.
+    Of each size it is the one with the most runs. What is between the page's speed markers, if it
+    has them, is generated too; the rest stays as it is.
 
     Raises:
         ValueError: the markers are not there once each, in order.
     """
     report = Path(os.path.relpath(content.results / "report.md", readme.parent)).as_posix()
     groups = [group for group in table_groups(content.records) if not group.is_first_look]
-    names = {group.name for group in groups if group.table is groups[0].table}
+    sizes = groupby((g for g in groups if g.table is groups[0].table), attrgetter("size"))
+    names = {max(forms, key=lambda group: len(group.records)).name for _, forms in sizes}
     first = [table for table in content.main if table.name in names] or content.main[:1]
     lines = [
         *([] if content.main else [f"**{escape_markdown(warning(content))}**\n"]),
@@ -405,9 +409,10 @@ def update_readme(readme: Path, content: Content) -> None:
 
 
 def _short(table: Table) -> Table:
-    """A table without its details, and with the first of its notes and those on marks alone."""
+    """A table without its details, and with its notes on what the figures are and on marks."""
     short = without(table, {*table.details, AT_TARGET} - {N})
-    return replace(short, footnotes=(table.footnotes[0], *mark_notes(short.rows)))
+    kept = [n for n in table.footnotes if n in (table.footnotes[0], NOT_RECORDED)]
+    return replace(short, footnotes=(*kept, *mark_notes(short.rows)))
 
 
 def update_performance(page: Path, content: Content) -> None:
@@ -450,33 +455,26 @@ def print_summary(content: Content, console: Console | None = None) -> None:
 
 _GENERATED = re.compile(
     r"(table\d|statistics|time_to_target|claims|sampling|micro|runs|other_runs|timing|laps|energy"
-    r"|machines|stability|pairs_table\d|figure\d|roofline|collective|plan_check_paper|plan_27_seconds"
+    r"|machines|stability|pairs_table\d|figure1(?=-[\w-]+-machine\d)|figure[2-6]|roofline|collective|plan_check_paper|plan_27_seconds"
     r"|scaling_(?:cifar10|imagenet)_swap)[\w-]*\.(md|csv|svg)"
 )
-"""Names of files that a report writes."""
+"""Names of files that a report writes; not those of `python -m bench figure 1`."""
 
 
-def write_report(
-    content: Content, figure_run: str | None = None, *, appendix: bool = False
-) -> Path:
+def write_report(content: Content, *, appendix: bool = False) -> Path:
     """Write `tables`, `plots`, `report.md` and `report.html` into the results folder.
 
     Arguments:
-        figure_run: the run that Figure 1 shows for its recipe and machine; by default the one
-            with the lowest seed.
         appendix: also write `appendix.md` and `appendix.html`.
 
     Returns:
         The path of report.md.
 
     Raises:
-        ValueError: no such run.
         OSError: the folder cannot be written to.
     """
     results = content.results
-    if figure_run is not None and figure_run not in {r.run_id for r in content.records}:
-        raise ValueError(f"figure: expected a run of {results / 'runs'}, got {figure_run!r}")
-    figures = draw_figures(content, results / "plots", figure_run)
+    figures = draw_figures(content, results / "plots")
     document, further, tables = build_document(content, figures)
     written = [path for table in tables for path in write_table(table, results / "tables")]
     written += [path for drawn in figures.values() for path in drawn.values()]

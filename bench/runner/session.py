@@ -181,7 +181,22 @@ def processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[in
         ranks = min(replicas, units)
         if ranks > workers:
             ranks -= ranks % workers
-    if ranks > replicas:
+    check_ranks(recipe, ranks)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if under_torchrun() else ranks
+    if is_cuda and here > units:
+        raise ValueError(f"ranks: expected at most one a CUDA device, {units}, got {here}")
+    return ranks, options.threads or (max(1, available_cores() // here) if is_cuda else 1)
+
+
+def check_ranks(recipe: Recipe, ranks: int) -> None:
+    """Refuse a number of processes that a recipe cannot use.
+
+    Raises:
+        ValueError: more than its phase 1 has replicas, or no multiple of its workers.
+    """
+    replicas = recipe.num_replicas
+    workers = recipe.num_workers if isinstance(recipe, SWAPRecipe) else 1
+    if not 1 <= ranks <= replicas:
         raise ValueError(
             f"ranks: expected 1 to {replicas}, one a replica of {recipe.name}'s phase 1, "
             f"got {ranks}"
@@ -191,10 +206,6 @@ def processes(options: RunOptions, recipe: Recipe, device_type: str) -> tuple[in
             f"ranks: expected at most one a worker, or a multiple of the {workers} workers of "
             f"{recipe.name}, got {ranks}"
         )
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if under_torchrun() else ranks
-    if is_cuda and here > units:
-        raise ValueError(f"ranks: expected at most one a CUDA device, {units}, got {here}")
-    return ranks, options.threads or (max(1, available_cores() // here) if is_cuda else 1)
 
 
 def choose_cores(options: RunOptions, device_type: str) -> tuple[int, ...]:

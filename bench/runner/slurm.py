@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
 
+MOST_TIMEOUTS = 100
+"""Times that a job whose time is over is queued again; submitit's own 3 are few for long runs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobPart:
     """What one job does; called on a node, once in each task of the job."""
@@ -78,9 +82,17 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
     """Submit a run's jobs; the exit status.
 
     Raises:
-        ValueError: submitit is not installed, or this machine has no such cluster.
+        ValueError: submitit is not installed, this machine has no such cluster, the recipe
+            cannot use so many processes, or options are given that jobs do not have.
         RuntimeError: a local job failed.
     """
+    from bench.runner.session import check_ranks
+
+    if options.share_phase1 or options.phase2 != "together":
+        raise ValueError(
+            "submit: expected a run of its own, got --share-phase1 or --phase2 separate; its "
+            "workers are jobs of their own already"
+        )
     try:
         from submitit import AutoExecutor
         from submitit.core.utils import UncompletedJobError
@@ -89,6 +101,8 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
             "submit: expected submitit, got none; pip install 'swap_fast[slurm]'"
         ) from None
     require_trackers(options.track)
+    jobs = replace(jobs, gpus_per_node=_gpus_per_node(jobs, recipe))
+    check_ranks(recipe, jobs.nodes * (jobs.gpus_per_node or options.ranks or 1))
 
     def log(line: str, kind: str, **values: Any) -> None:
         if options.json:
@@ -103,7 +117,11 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
             name = unfinished.name
         folder = own.out / "checkpoints" / name
         try:
-            executor = AutoExecutor(folder=own.out / "jobs" / name, cluster=jobs.cluster)
+            executor = AutoExecutor(
+                folder=own.out / "jobs" / name,
+                cluster=jobs.cluster,
+                slurm_max_num_timeout=MOST_TIMEOUTS,
+            )
         except RuntimeError as error:
             raise ValueError(f"submit: {error}; --cluster local runs the jobs here") from None
         try:
@@ -120,6 +138,15 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
                 "--resume continues it"
             ) from None
     return 0
+
+
+def _gpus_per_node(jobs: JobOptions, recipe: Recipe) -> int:
+    """As many as asked for; else as many of 8 on each node as phase 1 and the workers can use."""
+    if jobs.gpus_per_node is not None:
+        return jobs.gpus_per_node
+    workers = recipe.num_workers if isinstance(recipe, SWAPRecipe) else 1
+    gpus = max(1, min(8, recipe.num_replicas // jobs.nodes))
+    return gpus if gpus <= workers else gpus - gpus % workers
 
 
 def _reason(text: str) -> str:

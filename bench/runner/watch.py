@@ -106,7 +106,9 @@ class Follower:
             return True
         if ending is None and (self._silent_s() < SILENT_S or self._is_between()):
             return False
-        return self._is_here() and not is_running(self.folder)
+        if not self._is_here():  # nor can its locks be asked: its last event says all
+            return ending is not None
+        return not is_running(self.folder)
 
     def state(self) -> str:
         """In words: "running", "done", ..."""

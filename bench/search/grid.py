@@ -46,6 +46,10 @@ class SearchOptions(RunOptions):
     """A search always resumes."""
     share_phase1: Annotated[bool, Suppress] = False
     """A search shares by itself."""
+    phase2: Annotated[Literal["together", "separate"], Suppress] = "together"
+    """Its runs are short."""
+    min_workers: Annotated[int | None, Suppress] = None
+    """All of them."""
     keep_epochs: Annotated[bool, Suppress] = False
     """A search keeps what it needs."""
 

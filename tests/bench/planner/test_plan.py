@@ -99,7 +99,8 @@ def test_a_recipe_for_any_tree_of_images_is_refused() -> None:
         (["cifar10_swap", "--nodes", "2"], "gpus: expected the devices of each of 2 nodes"),
         (["cifar10_swap", "--price-per-gpu-hour", "-1"], "expected 0 or more, got -1"),
         (["cifar10_swap", "--scaling", "--hardware", "this"], "expected v100, a100 or h100"),
-        (["--check-paper", "--json"], "json: expected a recipe's plan, got --check-paper"),
+        (["--check-paper", "--json"], "json: expected a recipe's plan alone"),
+        (["cifar10_swap", "--json", "--out", "x"], "json: expected a recipe's plan alone"),
     ],
 )
 def test_options_that_cannot_be_exit_2(

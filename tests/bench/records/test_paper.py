@@ -123,6 +123,6 @@ def test_forms_for_a_cpu_have_no_marks() -> None:
     table = recipe_table(5, PAPER, "cpu")
     ours = {row[0]: row[2:] for row in table.rows if row[1] == "ours"}
     assert ours["Batch-size"] == ("128", "1024", "1024", "128")
-    assert "forms for a CPU" in table.caption
+    assert "other nets and settings" in table.caption
     assert table.name == "table5_cpu"
     assert not any("*" in cell for row in table.rows for cell in row)

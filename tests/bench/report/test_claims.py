@@ -231,7 +231,7 @@ def test_why_a_claim_did_not_hold() -> None:
     runs = _of_two(TIME_CLAIMS[-2], 110.0, 100.0)
     table = claims_table(runs, PAPER)
     (why,) = (note for note in table.footnotes if note.startswith("Why not"))
-    assert "The paper's had 8 GPUs; of ours 4 shared 2 cores" in why
+    assert "The paper's had 8 GPUs; our 4 shared 2 CPU cores" in why
     # Of the same runs, before averaging and after, training says nothing.
     for held in (_of_two(claim, 0.80, 0.75), _of_two(ACCURACY_CLAIMS[0], 0.75, 0.80)):
         table = claims_table(held, PAPER)

@@ -59,7 +59,7 @@ def test_same_records_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_without_records_only_the_schedules_are_drawn(tmp_path: Path) -> None:
-    figures = draw_figures(_content(tmp_path), tmp_path / "plots", None)
+    figures = draw_figures(_content(tmp_path), tmp_path / "plots")
     assert [name for name, drawn in figures.items() if drawn] == ["Figure 5", "Figure 6", "Scaling"]
 
 

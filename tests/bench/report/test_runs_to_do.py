@@ -14,6 +14,7 @@ from bench.records.grouping import MachineKey, kind_of_machine, machine_key
 from bench.records.paper import load_paper
 from bench.records.paper_tables import TABLE_1, TABLE_2, TABLE_4, RunTable
 from bench.report.runs_to_do import (
+    PRECISION,
     Eta,
     RunToDo,
     agrees,
@@ -25,6 +26,7 @@ from bench.report.runs_to_do import (
     phase1_epochs,
     starts_of,
 )
+from swap_fast.config.execution import default_execution
 from swap_fast.recipes.cifar10 import RECIPES
 from swap_fast.record import RunRecord, plain
 
@@ -39,6 +41,14 @@ def _made(recipe: str, seed: int = 0, **changed: Any) -> RunRecord:
     if recipe.startswith("cifar100"):
         record = replace(record, data={**record.data, "kind": "subset"})
     return replace(with_recipe(record, **plain(asdict(RECIPES[recipe]()))), **changed)
+
+
+FP16 = {**_made("cifar10_swap").configuration, "execution": {"precision": "fp16"}}
+BF16 = {**_made("cifar10_cpu").configuration, "execution": {"precision": "bf16"}}
+
+
+def test_a_table_s_precision_is_the_default() -> None:
+    assert {kind: default_execution(kind).precision for kind in PRECISION} == PRECISION
 
 
 def _jobs(table: RunTable, runs: int, *records: RunRecord) -> list[RunToDo]:
@@ -96,10 +106,10 @@ def test_a_start_of_another_table_is_made_only_for_a_run_that_needs_it() -> None
         _made("cifar10_cpu", data={"name": "cifar10", "kind": "synthetic", "sha256": DATA}),
         _made("cifar10_cpu", data={"name": "cifar10", "kind": "published", "sha256": "cd" * 32}),
         _made("cifar10_cpu", data={"name": "cifar10", "kind": "published"}),
+        _made("cifar10_cpu", configuration=BF16),
         _made("cifar10_cpu", overrides=["width=17"]),
         with_recipe(_made("cifar10_cpu"), width=17),
     ],
-    ids=["seed", "cores", "threads", "kind", "content", "no hash", "overrides", "recipe"],
 )
 def test_another_run_is_no_run_of_it(record: RunRecord) -> None:
     recipe = RECIPES["cifar10_cpu"]()
@@ -120,7 +130,8 @@ def test_of_unknown_data_the_kind_alone_is_compared() -> None:
 def test_a_run_on_fewer_of_a_machine_s_gpus_is_no_run_on_all_of_them() -> None:
     recipe = RECIPES["cifar10_swap"]()
     two, eight = (
-        _made("cifar10_swap", machine=V100, world_size=ranks, threads=3) for ranks in (2, 8)
+        _made("cifar10_swap", machine=V100, world_size=ranks, threads=3, configuration=FP16)
+        for ranks in (2, 8)
     )
     here = kind_of_machine(V100, 8, threads=12)  # threads are no devices of a GPU machine
     assert find_run(recipe, 0, here, [two], DATA) is None
