@@ -29,8 +29,8 @@ _HOME = {
     "average_models": "averaging_files.soups",
     "average_files": "averaging_files.soups",
     "recompute_batchnorm": "user.clean_copy",
-    "recompute_statistics_": "training.batchnorm",
     "export_onnx": "onnx_export",
+    "keep_freed_memory": "host_memory",
 }
 
 __all__ = list(_HOME)
@@ -47,11 +47,11 @@ if TYPE_CHECKING:  # what type checkers and editors see; a name that is not here
     from swap_fast.config.phase import Phase as Phase
     from swap_fast.config.recipe import SGDRecipe as SGDRecipe
     from swap_fast.config.recipe import SWAPRecipe as SWAPRecipe
+    from swap_fast.host_memory import keep_freed_memory as keep_freed_memory
     from swap_fast.models import ResNet9 as ResNet9
     from swap_fast.onnx_export import export_onnx as export_onnx
     from swap_fast.recipes.cifar10 import RECIPES as RECIPES
     from swap_fast.shutdown import InterruptedRunError as InterruptedRunError
-    from swap_fast.training.batchnorm import recompute_statistics_ as recompute_statistics_
     from swap_fast.training.callback import Callback as Callback
     from swap_fast.training.muon import Muon as Muon
     from swap_fast.training.trainer import Trainer as Trainer

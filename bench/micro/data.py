@@ -22,8 +22,8 @@ from swap_fast.data.cifar.dataset import Channels, Split
 from swap_fast.data.cifar.resident import DeviceImages
 from swap_fast.data.imagenet.batches import DecoderName, TreeBatches, make_decoder
 from swap_fast.data.imagenet.scan import IMAGENET_MEAN, IMAGENET_STD, scan_tree
+from swap_fast.host_memory import keep_freed_memory
 from swap_fast.tasks.cifar import loader_maker
-from swap_fast.training.capture import keep_freed_memory
 
 # Batches of CIFAR's size, [B, 3, 32, 32], from images of noise.
 

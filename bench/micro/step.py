@@ -20,11 +20,11 @@ from swap_fast.data.cifar.batches import Batches
 from swap_fast.data.cifar.dataset import Channels, Dataset, DatasetName, Split
 from swap_fast.data.cifar.files import load_dataset
 from swap_fast.distributed import ALONE
+from swap_fast.host_memory import keep_freed_memory
 from swap_fast.models import ResNet9, SpeedNet
 from swap_fast.models.layers import Convolution
 from swap_fast.recipes.speed import OPTIMIZER as SPEED_OPTIMIZER
 from swap_fast.training.batchnorm import recompute_statistics_
-from swap_fast.training.capture import keep_freed_memory
 from swap_fast.training.loop import TrainStage, train_epochs
 from swap_fast.training.optimizer import recipe_optimizer
 from swap_fast.training.state import Progress

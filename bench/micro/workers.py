@@ -16,8 +16,9 @@ from bench.micro.interleave import Turn
 from bench.micro.peak import observe
 from bench.micro.step import make_step, nesterov_sgd, with_torch_convolutions
 from swap_fast.config.execution import Execution
+from swap_fast.host_memory import keep_freed_memory
 from swap_fast.models import ResNet9
-from swap_fast.training.capture import Captures, keep_freed_memory
+from swap_fast.training.capture import Captures
 
 
 class GroupedLinear(nn.Module):

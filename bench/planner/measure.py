@@ -17,8 +17,8 @@ from bench.planner.workload import NUM_CLASSES, PhaseWork
 from swap_fast.choices import choose_device
 from swap_fast.config.execution import DTYPES, Execution, default_execution
 from swap_fast.config.recipe import AveragingRecipe, Recipe
+from swap_fast.host_memory import keep_freed_memory
 from swap_fast.training.batchnorm import recompute_statistics_
-from swap_fast.training.capture import keep_freed_memory
 from swap_fast.training.weights import Weights
 
 LEAST_S = 0.5

@@ -38,6 +38,7 @@ from swap_fast.data.cifar.files import load_dataset
 from swap_fast.data.imagenet.scan import ImageTree, scan_tree
 from swap_fast.distributed import Comm, connect
 from swap_fast.files import remove_parts
+from swap_fast.host_memory import keep_freed_memory
 from swap_fast.models import make_tree_net, net_maker
 from swap_fast.outcome import (
     average_by_cycle,
@@ -64,7 +65,7 @@ from swap_fast.shutdown import GracefulShutdown, InterruptedRunError
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.tasks.imagenet import TreeSource
 from swap_fast.training.callback import Callback
-from swap_fast.training.capture import Captures, keep_freed_memory
+from swap_fast.training.capture import Captures
 from swap_fast.training.loop import ImageSource
 from swap_fast.training.state import Progress, Result
 from swap_fast.training.trainer import Trainer, build_trainer

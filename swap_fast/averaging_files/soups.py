@@ -14,15 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from swap_fast.averaging_files.evaluate import (
-    Evaluation,
+from swap_fast.averaging_files.evaluate import Evaluation, user_evaluation
+from swap_fast.averaging_files.inputs import (
     files_of,
     find_start,
     require_one_origin,
     require_shares,
     short_names,
     target,
-    user_evaluation,
 )
 from swap_fast.averaging_files.report import BARRIER, Ingredient, SoupReport, barrier
 from swap_fast.averaging_files.weight_files import (

@@ -55,19 +55,10 @@ from swap_fast.user.method import (
     structure_of,
     user_method,
 )
+from swap_fast.user.net import FrozenValues, bare, make_net, mark_trained, refuse_lone_examples
 from swap_fast.user.objective import Loss, Metric, Objective, counts_right
-from swap_fast.user.parts import (
-    FrozenValues,
-    Groups,
-    Make,
-    UserOptimizer,
-    UserSource,
-    UserStep,
-    bare,
-    make_net,
-    mark_trained,
-    refuse_lone_examples,
-)
+from swap_fast.user.optimizer import Groups, Make, UserOptimizer
+from swap_fast.user.parts import UserSource, UserStep
 from swap_fast.user.result import SwapResult, describe_environment, make_result
 
 # The run's folder.

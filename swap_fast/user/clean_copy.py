@@ -15,7 +15,7 @@ from swap_fast.config.checks import one_line, typed_arguments
 from swap_fast.training.weights import refuse_synchronized
 from swap_fast.user.batch import batch_length
 from swap_fast.user.data import BatchesAsGiven, Placement, generators_kept, one_pass
-from swap_fast.user.parts import bare, explained, refuse_wrapped
+from swap_fast.user.net import bare, explained, refuse_wrapped
 
 Forward = Callable[[nn.Module, Any], object]
 """Given a model and a batch: runs the model on it."""

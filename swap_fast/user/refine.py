@@ -58,7 +58,7 @@ from swap_fast.user.api import leave_ranks, open_folder, refuse_process_group, r
 from swap_fast.user.clean_copy import Forward, Measure, copied, device_of, open_evaluation
 from swap_fast.user.data import generators_kept, require_seed, seed_everything, seed_of
 from swap_fast.user.method import name_of
-from swap_fast.user.parts import bare, refuse_extra_state, refuse_wrapped
+from swap_fast.user.net import bare, refuse_extra_state, refuse_wrapped
 from swap_fast.user.result import RefineResult, describe_environment, make_refine_result
 
 Train = Callable[[int, nn.Module], nn.Module | Mapping[str, Any] | None]

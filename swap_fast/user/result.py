@@ -27,7 +27,7 @@ from swap_fast.training.state import Result
 from swap_fast.training.trainer import Trainer
 from swap_fast.training.weights import displacements, pairwise_distances
 from swap_fast.user.clean_copy import copied
-from swap_fast.user.parts import bare
+from swap_fast.user.net import bare
 
 # The model card.
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from bench.cli import main as bench
 from swap_fast import average_files
 from swap_fast.__main__ import main
-from swap_fast.averaging_files.evaluate import require_one_origin, run_evaluation, workers_of
+from swap_fast.averaging_files.evaluate import run_evaluation
+from swap_fast.averaging_files.inputs import require_one_origin, workers_of
 from swap_fast.averaging_files.weight_files import read_weights
 from swap_fast.checkpoint.files import write_json
 from swap_fast.checkpoint.run_folder import read_run_info

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from swap_fast.training.state import pack, unpack
 from swap_fast.training.weights import Weights
-from swap_fast.user.parts import UserOptimizer
+from swap_fast.user.optimizer import UserOptimizer
 
 
 def weights_of(dtype: torch.dtype = torch.float32) -> Weights:
