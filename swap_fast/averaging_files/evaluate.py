@@ -33,7 +33,7 @@ from swap_fast.distributed import ALONE
 from swap_fast.models import make_net
 from swap_fast.tasks.cifar import CifarSource
 from swap_fast.training.batchnorm import BatchNormRecompute
-from swap_fast.training.evaluate import Count, Evaluator, count_right, logits_of
+from swap_fast.training.evaluate import Count, Evaluator, count_right, logits_of, require_classes
 from swap_fast.training.weights import Weights
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor | None]]]
@@ -253,7 +253,9 @@ def _inputs_and_labels(
                 f"data, {name}: expected batches (inputs, labels) of tensors, or a dict of both, "
                 f"got {type(batch).__name__}"
             )
-        yield inputs.to(device), None if labels is None else labels.to(device)
+        # Numbers in the net's own type.
+        inputs = inputs.to(device, torch.float32 if inputs.is_floating_point() else None)
+        yield inputs, None if labels is None else labels.to(device)
 
 
 def _accuracy(
@@ -276,6 +278,7 @@ def _accuracy(
                 f"data, {split}: expected a label for each of the logits "
                 f"{list(logits.shape)}, got {got}"
             )
+        require_classes(labels, logits.shape[1])
         correct, total = count_right(logits, labels)
         return correct, 0, total
 

@@ -227,10 +227,16 @@ def average_models(
         shares: of each, to be divided by their sum; None: all alike.
 
     Raises:
-        ValueError: other names, shapes or types than the first model's, or weights that are not
-            finite.
+        ValueError: other names, shapes or types than the first model's, weights that are not
+            finite, or a state that is not of tensors alone, as with `get_extra_state`.
     """
     files = [weights_of(f"model {number}", model) for number, model in enumerate(models)]
+    for file in files:
+        if file.left_out:
+            raise ValueError(
+                f"{file.path}: expected a state of tensors alone, got others: "
+                f"{', '.join(file.left_out[:8])}; leave these out of the state dict"
+            )
     return average_files(files, shares=shares).tensors
 
 

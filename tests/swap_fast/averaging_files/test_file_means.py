@@ -204,6 +204,14 @@ def test_what_is_no_list_of_models_or_shares_is_refused_in_one_line() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+def test_a_state_that_is_more_than_tensors_is_refused() -> None:
+    states = [{**net().state_dict(), "epoch": 3} for _ in range(2)]
+    with pytest.raises(
+        ValueError, match=r"^model 0: expected a state of tensors alone, .*: epoch; "
+    ):
+        swap_fast.average_models(states)
+
+
 def test_infinity_may_stand_where_all_models_have_it() -> None:
     masked = [Averaging(), Averaging()]
     assert swap_fast.average_models(masked)["mask"].tolist() == [0.0, -torch.inf]

@@ -405,6 +405,7 @@ def endless() -> Iterator[tuple[Tensor, Tensor]]:
         ({"test": []}, "test: expected batches, got none"),
         ({"test": [INPUTS]}, "expected a label for each of the logits .* got none"),
         ({"test": [(INPUTS, torch.zeros(3))]}, r"logits \[10, 2\], got labels \[3\]"),
+        ({"test": [(INPUTS, torch.full((10,), 2))]}, "expected class numbers 0 to 1, .*, got 2"),
         ({"test": ["text"]}, "expected batches .* of tensors, or a dict of both, got str"),
     ],
 )
@@ -428,7 +429,7 @@ def test_a_net_that_gives_no_logits_is_refused_in_one_line(output: type, tmp_pat
 
 
 def test_a_dict_batch_and_a_compiled_net_are_taken(tmp_path: Path) -> None:
-    data = {"test": [{"inputs": INPUTS, "labels": TEST[0][1]}]}
+    data = {"test": [{"inputs": INPUTS.double(), "labels": TEST[0][1]}]}
     made = average_files(
         thresholds(tmp_path, 6.0, 7.0),
         model=lambda: torch.compile(Threshold(), backend="eager"),
