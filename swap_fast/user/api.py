@@ -46,6 +46,7 @@ from swap_fast.user.data import (
     num_examples,
     open_data,
     require_seed,
+    require_use,
 )
 from swap_fast.user.method import (
     describe_method,
@@ -250,6 +251,7 @@ def swap(
             )
             train = opened(train_data, "train_data")
             test = None if test_data is None else opened(test_data, "test_data")
+            require_use((train, test), collate=collate, processes=loader_processes)
         with clock.lap("model_init"):
             model = make_net(make_model, seed, where)
             weights = Weights(bare(model), may_move=True)

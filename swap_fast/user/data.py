@@ -334,6 +334,23 @@ def open_data(
     )
 
 
+def require_use(found: Iterable[Data | None], *, collate: Collate | None, processes: int) -> None:
+    """Refuse what only a data set of examples uses, where there is none.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    if any(isinstance(each, Examples) and each.columns is None for each in found):
+        return
+    uses = {"collate": collate is not None, "loader_processes": processes > 0}
+    for name, is_given in uses.items():
+        if is_given:
+            raise ValueError(
+                f"{name}: expected a data set of examples to use it on, got tensors or batches; "
+                "leave it out, or give a DataLoader its own"
+            )
+
+
 # Batches of a phase, replica by replica, and of one pass over the data.
 
 Augment = Callable[[Any, torch.Generator], Any]

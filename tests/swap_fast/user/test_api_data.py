@@ -66,8 +66,18 @@ def test_every_form_of_the_same_examples_trains_the_same() -> None:
         assert_same_bits(bits(small_swap(train=data, test=data)), expected)
     columns = {"points": X, "classes": Y}
     assert_same_bits(bits(small_swap(train=columns, test=columns, loss=of_dicts)), expected)
+    columns["classes"] = Y.tolist()
+    assert_same_bits(bits(small_swap(train=columns, test=columns, loss=of_dicts)), expected)
     rows = [{"points": X[i], "classes": Y[i]} for i in range(len(X))]
     assert_same_bits(bits(small_swap(train=rows, loss=of_dicts)), expected)
+
+
+@pytest.mark.parametrize("said", [{"collate": list}, {"loader_processes": 1}])
+@pytest.mark.parametrize("train", [blobs(), DataLoader(Pairs(), batch_size=8)], ids=type)
+def test_what_only_a_data_set_uses_is_refused_without_one(train: Any, said: dict[str, Any]) -> None:
+    (name,) = said
+    with pytest.raises(ValueError, match=f"^{name}: expected a data set of examples to use it on"):
+        small_swap(train=train, **said)
 
 
 def test_collate_makes_the_batches() -> None:
