@@ -90,6 +90,20 @@ def test_a_signal_ends_in_one_line_that_says_how_to_go_on(number: int, tmp_path:
         small_refine(how=Counting(0, KeyboardInterrupt()))
 
 
+def test_a_trainer_that_catches_exceptions_does_not_swallow_a_signal(tmp_path: Path) -> None:
+    dying = Counting(1, signal.SIGINT)
+
+    def tolerant(worker: int, model: nn.Module) -> None:
+        try:
+            dying(worker, model)
+        except Exception:
+            pytest.fail("the signal ended in the trainer")
+
+    with pytest.raises(InterruptedRunError, match=r"^SIGINT: "):
+        small_refine(how=tolerant, folder=tmp_path)
+    assert dying.trained == [0, 1]
+
+
 def test_a_folder_has_one_run(tmp_path: Path) -> None:
     small_refine(folder=tmp_path)
     with pytest.raises(ValueError, match=r"^folder: expected one without a run, .* resume=True"):
