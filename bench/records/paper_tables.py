@@ -31,10 +31,10 @@ AT_SIZE: dict[Size, str] = {
     "cpu": "at CPU size",
 }
 """In a title; the nearest to the paper first."""
-SIZES = {
-    "at width 16": "the paper's ResNet-9 with 16 channels in place of 64, near convergence",
-    "on a modern base": "SpeedNet, the net and optimizer of airbench94_muon",
-    "at CPU size": "runs of minutes, far from convergence",
+SIZES: dict[Size, str] = {
+    "narrow": "the paper's ResNet-9 with 16 channels in place of 64, near convergence",
+    "modern": "SpeedNet, the net and optimizer of airbench94_muon",
+    "cpu": "runs of minutes, far from convergence",
 }
 """What the titles mean."""
 

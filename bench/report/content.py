@@ -1,7 +1,7 @@
 """What a results folder holds, and the report at one look. No torch."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from bench.records.grouping import (
 )
 from bench.records.paper import NOT_COMPARED, Paper, judge, load_paper
 from bench.records.paper_tables import (
+    AT_SIZE,
     OTHER,
     SGD_LARGE,
     SGD_SMALL,
@@ -44,6 +45,7 @@ from bench.records.paper_tables import (
     TIME_TO_TARGET,
     RowRuns,
     RunTable,
+    Size,
     TableGroup,
     deal,
     number_machines,
@@ -337,17 +339,16 @@ def overview(content: Content) -> Table | None:
         ),
         rows=tuple(_overview_row(each, content.paper) for each in compared),
         footnotes=(
-            *_sizes(each.group.title for each in compared),
+            *_sizes({each.group.size for each in compared}),
             "Devices, n: of SWAP and of its baseline.",
         ),
         details=("expected", "n", *paper),
     )
 
 
-def _sizes(titles: Iterable[str]) -> Iterator[str]:
+def _sizes(found: Collection[Size]) -> Iterator[str]:
     """What the sizes in the tables' titles mean."""
-    found = list(titles)
-    words = [f"{s}: {of}" for s, of in SIZES.items() if any(s in title for title in found)]
+    words = [f"{AT_SIZE[size]}: {means}" for size, means in SIZES.items() if size in found]
     if words:
         yield f"Sizes: {'; '.join(words)}."
 

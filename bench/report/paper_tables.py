@@ -75,7 +75,7 @@ MODELLED_NOTE = (
     "Modelled: had all workers of phase 2 run at the same time, phase 1 as measured. "
     "Not a measurement."
 )
-NOT_RECORDED = "Whether other programs ran beside these runs was not recorded."
+NOT_RECORDED = "Of some of these runs it was not recorded whether other programs ran beside them."
 SHARE_NOTE = "; behind the runs at target, of their share, by Wilson's score."
 
 

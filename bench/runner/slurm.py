@@ -101,7 +101,8 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
             "submit: expected submitit, got none; pip install 'swap_fast[slurm]'"
         ) from None
     require_trackers(options.track)
-    jobs = replace(jobs, gpus_per_node=_gpus_per_node(jobs, recipe))
+    if jobs.gpus_per_node is None:
+        jobs = replace(jobs, gpus_per_node=default_gpus(jobs, recipe))
     check_ranks(recipe, jobs.nodes * (jobs.gpus_per_node or options.ranks or 1))
 
     def log(line: str, kind: str, **values: Any) -> None:
@@ -140,13 +141,14 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
     return 0
 
 
-def _gpus_per_node(jobs: JobOptions, recipe: Recipe) -> int:
-    """As many as asked for; else as many of 8 on each node as phase 1 and the workers can use."""
-    if jobs.gpus_per_node is not None:
-        return jobs.gpus_per_node
+def default_gpus(jobs: JobOptions, recipe: Recipe) -> int:
+    """Of 8 GPUs on each node, as many as phase 1 and the workers can use."""
     workers = recipe.num_workers if isinstance(recipe, SWAPRecipe) else 1
-    gpus = max(1, min(8, recipe.num_replicas // jobs.nodes))
-    return gpus if gpus <= workers else gpus - gpus % workers
+    for gpus in range(min(8, recipe.num_replicas // jobs.nodes), 1, -1):
+        ranks = jobs.nodes * gpus
+        if ranks <= workers or ranks % workers == 0:
+            return gpus
+    return 1
 
 
 def _reason(text: str) -> str:

@@ -106,8 +106,8 @@ class Follower:
             return True
         if ending is None and (self._silent_s() < SILENT_S or self._is_between()):
             return False
-        if not self._is_here():  # nor can its locks be asked: its last event says all
-            return ending is not None
+        if not self._is_here():  # nor can its locks be asked: each part's last event says all
+            return ending is not None and None not in self.view.parts.values()
         return not is_running(self.folder)
 
     def state(self) -> str:

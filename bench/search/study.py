@@ -24,6 +24,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bench.search.grid import Grid, Outcome, Point, Scores, State, Value
+from swap_fast.shutdown import InterruptedRunError
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -136,6 +137,9 @@ class GridStudy:
                 raise
             except RuntimeError as error:
                 store(trial, {"failed": str(error)})
+                raise
+            except InterruptedRunError:  # Optuna sees to exceptions and KeyboardInterrupt alone
+                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 raise
             store(trial, asdict(scores))
             return fmean(scores.accuracies)

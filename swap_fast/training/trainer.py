@@ -108,9 +108,11 @@ class Trainer:
     ) -> None:
         """Put an average into the model; buffers that have none are the first worker's."""
         self.weights.load_(theta, statistics)
-        if self.weights.loose_buffers():
-            own = {name: value.cpu() for name, value in workers[0].loose_buffers.items()}
-            self.weights.set_loose_buffers_(self.comm.gather(own)[0])
+        if self.weights.has_loose_buffers:
+            first = workers[0].loose_buffers.items()
+            self.weights.set_loose_buffers_(
+                self.comm.on_first(lambda: {name: value.cpu() for name, value in first})
+            )
 
     def resume(self, number: int, phase: Phase, worker: int) -> tuple[Progress, list[Tensor]]:
         """Put back what an interrupted run had done of a phase; at its start, nothing.

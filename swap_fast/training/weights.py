@@ -120,6 +120,12 @@ class Weights:
         prefixes = {module: f"{prefix}." * bool(prefix) for prefix, module in named}
         counters = [(norm, "num_batches_tracked") for norm in self.norms]
         self._held = {f"{prefixes[module]}{name}" for module, name in (*places, *counters)}
+        # By the net's form alone, so that all ranks say the same.
+        self.has_loose_buffers = any(
+            f"{prefixes[module]}{name}" not in self._held
+            for _, module in named
+            for name in module._buffers
+        )
         buffers = [module.get_buffer(name) for module, name in places]
         for (module, name), buffer in zip(places, buffers, strict=True):
             _require_own_memory(self.model, module, name, buffer)
@@ -154,7 +160,7 @@ class Weights:
         So code of a user that makes gradients of its own, or drops them, leaves `gradient` as it
         is. What is in the parameters at its end is added to it.
         """
-        for parameter, _ in self._attached:
+        for parameter, _ in (*self._attached, *self.loose):  # of loose ones all is gathered
             parameter.grad = None
         yield
         for parameter, part in self._attached:
@@ -281,7 +287,7 @@ class Weights:
     def loose_buffers(self) -> dict[str, Tensor]:
         """Copies of the buffers that are in no vector, by name; a batch norm's count is none."""
         named = self.model.named_buffers()
-        return {name: buffer.clone() for name, buffer in named if name not in self._held}
+        return {name: buffer.detach().clone() for name, buffer in named if name not in self._held}
 
     def set_loose_buffers_(self, values: Mapping[str, Tensor]) -> None:
         """Put such copies into the model; a buffer that has its value already is not touched."""
@@ -289,9 +295,9 @@ class Weights:
             owner, _, leaf = name.rpartition(".")
             module = self.model.get_submodule(owner)
             now = module._buffers.get(leaf)
-            value = value.to(self.theta.device)
-            alike = now is not None and (now.shape, now.dtype) == (value.shape, value.dtype)
-            if now is None or not alike:
+            value = value.to(self.theta.device if now is None else now.device)
+            dense = now is not None and now.layout == value.layout == torch.strided
+            if now is None or not dense or (now.shape, now.dtype) != (value.shape, value.dtype):
                 module._buffers[leaf] = value.clone()
             elif not torch.equal(now, value):
                 now.copy_(value)

@@ -129,6 +129,17 @@ def test_a_model_of_one_batch_size_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_that_gives_no_tensor_is_refused(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": x}
+
+    with pytest.raises(
+        ValueError, match=r"^model: expected one that returns a tensor, got a dict;"
+    ):
+        export_onnx(Named(), tmp_path / "net.onnx", torch.zeros(2, 3))
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
 def test_a_missing_package_is_named_with_its_extra(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

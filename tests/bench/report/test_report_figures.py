@@ -41,7 +41,7 @@ def test_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     results = _results(tmp_path)
     built = []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        figures = draw_figures(_content(results), folder, None)
+        figures = draw_figures(_content(results), folder)
         assert [(name, len(drawn)) for name, drawn in figures.items()] == [
             *(("Figure 1", 0), ("Figure 2", 2), ("Figure 3", 1)),
             *(("Figure 4", 1), ("Figure 5", 1), ("Figure 6", 1)),

@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 
 from bench.cli import main
 from bench.options import JobOptions
+from bench.runner.session import check_ranks
+from bench.runner.slurm import default_gpus
+from swap_fast.recipes.cifar10 import RECIPES
 
 pytest.importorskip("submitit")
 
@@ -116,6 +119,42 @@ def test_where_there_is_no_slurm_it_says_so(
     assert error.startswith("bench: submit: ")
     assert error.endswith("--cluster local runs the jobs here\n")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--share-phase1"], "submit: expected a run of its own, got --share-phase1 "),
+        (["--phase2", "separate"], "submit: expected a run of its own, got --share-phase1 "),
+        (["--gpus-per-node", "3", "--nodes", "3"], "ranks: expected 1 to 4, one a replica of "),
+    ],
+)
+def test_what_jobs_cannot_do_is_refused_before_they_are_submitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], line: str
+) -> None:
+    small = SMALL[: SMALL.index("--ranks")]
+    assert main(["submit", "cifar10_quick", *small, *flags, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"bench: {line}")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "nodes", "gpus"),
+    [
+        ("cifar10_swap", 1, 8),
+        ("cifar10_sgd_small", 1, 2),
+        ("imagenet_swap", 1, 8),
+        ("imagenet_swap", 2, 8),
+        ("imagenet_swap", 3, 4),  # 15 processes cannot share 2 workers
+    ],
+)
+def test_by_default_a_job_has_the_gpus_that_its_recipe_can_use(
+    recipe: str, nodes: int, gpus: int
+) -> None:
+    made = RECIPES[recipe]()
+    found = default_gpus(JobOptions(nodes=nodes), made)
+    assert found == gpus
+    check_ranks(made, nodes * found)
 
 
 @pytest.mark.parametrize("name", ["nodes", "cpus_per_task", "time_min", "at_once"])

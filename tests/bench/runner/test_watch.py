@@ -155,6 +155,16 @@ def test_a_run_of_another_machine_is_followed(
     follower = Follower(folder)
     follower.poll()
     assert not follower.is_over()
+    # Two jobs on it: one fails, then the other.
+    for worker in (0, 1):
+        tell(folder, began(6, host="another"), training(7, 2, worker), part=f"worker{worker}")
+    for worker, over in ((0, False), (1, True)):
+        tell(folder, at(8 + worker, "failed", error="gone"), part=f"worker{worker}")
+        tell(folder, at(8, "part_done"))
+        follower.poll()
+        assert follower.is_over() == over
+    code, _ = watch(tmp_path, capsys=capsys)
+    assert code == 1
 
 
 def test_between_two_jobs_it_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

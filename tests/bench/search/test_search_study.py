@@ -16,6 +16,7 @@ pytest.importorskip("optuna", reason="Optuna is not installed")
 from bench.search import study as search_study
 from bench.search.grid import Grid, Point, Scores
 from bench.search.study import GridStudy
+from swap_fast.shutdown import InterruptedRunError
 
 GRID = Grid(values={"phase1.peak_lr": (0.5, 1.0, 2.0), "width": (4, 8)})
 SETTINGS = {"held_out": 10, "seeds": [0]}
@@ -72,12 +73,15 @@ def test_a_later_call_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None
     assert len(first + rest) == len(GRID.points)
 
 
-def test_an_interrupted_point_is_measured_by_the_next_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal", [KeyboardInterrupt(), InterruptedRunError("SIGTERM")], ids=repr)
+def test_an_interrupted_point_is_measured_by_the_next_call(
+    tmp_path: Path, signal: BaseException
+) -> None:
     def interrupted(point: Point) -> Scores:
-        raise KeyboardInterrupt
+        raise signal
 
     study, ended = _study(tmp_path), []
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(signal)):
         study.work(interrupted)
     assert {o.state for o in study.outcomes} == {"waiting"}
     study.work(_measure, on_end=ended.append)

@@ -466,7 +466,18 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         r"loss: expected \(the mean loss, how many were right, of how many\), which phase 1",
     ),
     "dict batches": ({"train": {"x": X, "y": Y}}, "batch: expected .inputs, targets. for the cro"),
-    "real targets": ({"train": (X, Y.float())}, "targets: expected class numbers, got torch.float"),
+    "real targets": (
+        {"train": (X, Y.float())},
+        r"targets: expected class numbers, got torch.float32; give whole numbers, targets.long\(\)",
+    ),
+    "one-hot targets": (
+        {"train": (X, nn.functional.one_hot(Y, 4))},
+        r"targets: expected class numbers .*; give targets.argmax\(1\), or pass loss=",
+    ),
+    "a column of targets": (
+        {"train": (X, Y[:, None])},
+        r"targets: expected class numbers .*; give targets.squeeze\(1\), or pass loss=",
+    ),
     "target shapes": ({"train": (X, X)}, r"targets: expected class numbers \[8\] for logits"),
     "a metric": ({"metric": lambda m, b: 1.0, "test": (X, Y)}, "metric: expected .a sum, over how"),
     "an optimizer": ({"optimizer": lambda p: 3}, "optimizer: expected a function that makes a tor"),
