@@ -53,7 +53,7 @@ def gather_rows(trainer: Trainer, rows: Sequence[EpochRow]) -> list[EpochRow]:
 def workers_on_first(
     trainer: Trainer, result: Result
 ) -> list[tuple[list[Tensor], Tensor, dict[str, Tensor]]]:
-    """Each worker's samples [P], statistics and loose buffers, by its number, on rank 0's host.
+    """Each worker's samples [P], statistics and unaveraged buffers, by number, on rank 0's host.
 
     Elsewhere none.
 
@@ -64,7 +64,7 @@ def workers_on_first(
             model.worker,
             [theta.cpu() for theta in model.samples],
             model.statistics.cpu(),
-            {name: value.cpu() for name, value in model.loose_buffers.items()},
+            {name: value.cpu() for name, value in model.unaveraged_buffers.items()},
         )
         for model in (result.workers if trainer.group.is_first else [])
     ]

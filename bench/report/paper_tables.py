@@ -75,7 +75,7 @@ MODELLED_NOTE = (
     "Modelled: had all workers of phase 2 run at the same time, phase 1 as measured. "
     "Not a measurement."
 )
-NOT_RECORDED = "Of some of these runs it was not recorded whether other programs ran beside them."
+NOT_RECORDED = " Of some of these runs it was not recorded whether other programs ran beside them."
 SHARE_NOTE = "; behind the runs at target, of their share, by Wilson's score."
 
 
@@ -137,8 +137,8 @@ def _run_table(group: TableGroup, paper: Paper) -> Table:
         footnotes=(
             "mean ± sample standard deviation over n runs; times (k of n) without those beside "
             "which other programs ran; accuracy of the last epoch; times count preprocessing and "
-            "not test evaluation.",
-            *([NOT_RECORDED] if any(r.other_work is None for r in group.records) else []),
+            "not test evaluation."
+            + (NOT_RECORDED if any(r.other_work is None for r in group.records) else ""),
             *([] if _modelled(table, paper) in without else [MODELLED_NOTE]),
             f"95% interval: of the mean {table.target.title.removesuffix(' (%)')}, by Student's t"
             + ("." if AT_TARGET in without else SHARE_NOTE),

@@ -58,7 +58,7 @@ from bench.records.paper_tables import (
 from bench.records.timing import all_laps_table, energy_table, lap_table, readings_table
 from bench.report.claims_tables import claims_of
 from bench.report.content import Content, overview, speed_table, summary, warning
-from bench.report.paper_tables import AT_TARGET, NOT_RECORDED, N, recipe_tables, time_to_target
+from bench.report.paper_tables import AT_TARGET, N, recipe_tables, time_to_target
 from bench.report.run_lists import (
     RECIPE,
     configurations,
@@ -409,10 +409,9 @@ def update_readme(readme: Path, content: Content) -> None:
 
 
 def _short(table: Table) -> Table:
-    """A table without its details, and with its notes on what the figures are and on marks."""
+    """A table without its details, and with the first of its notes and those on marks alone."""
     short = without(table, {*table.details, AT_TARGET} - {N})
-    kept = [n for n in table.footnotes if n in (table.footnotes[0], NOT_RECORDED)]
-    return replace(short, footnotes=(*kept, *mark_notes(short.rows)))
+    return replace(short, footnotes=(table.footnotes[0], *mark_notes(short.rows)))
 
 
 def update_performance(page: Path, content: Content) -> None:

@@ -83,7 +83,7 @@ def submit(options: RunOptions, jobs: JobOptions, recipe: Recipe, original: Reci
 
     Raises:
         ValueError: submitit is not installed, this machine has no such cluster, the recipe
-            cannot use so many processes, or options are given that jobs do not have.
+            has no use for so many processes, or an option of `run` does not work in jobs.
         RuntimeError: a local job failed.
     """
     from bench.runner.session import check_ranks

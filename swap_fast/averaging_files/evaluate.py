@@ -15,15 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swap_fast.averaging_files.inputs import read_run
-from swap_fast.averaging_files.weight_files import (
-    WeightFile,
-    plain_names,
-)
-from swap_fast.checkpoint.files import (
-    COUNT,
-    load_state_,
-    tensors_of,
-)
+from swap_fast.averaging_files.weight_files import WeightFile, plain_names
+from swap_fast.checkpoint.files import COUNT, load_state_, tensors_of
 from swap_fast.config.checks import one_line
 from swap_fast.config.execution import Execution, default_execution
 from swap_fast.config.phase import shapes

@@ -160,7 +160,7 @@ class BatchNormRecompute:
         weights = self._weights
         if not self._channels:
             return
-        before, loose, num_batches = weights.copy()[1], weights.loose_buffers(), 0
+        before, loose, num_batches = weights.copy()[1], weights.unaveraged_buffers(), 0
         try:
             with self.passing():
                 for batch in batches:
@@ -182,7 +182,7 @@ class BatchNormRecompute:
             weights.set_statistics_(before)
             raise
         finally:
-            weights.set_loose_buffers_(loose)
+            weights.set_unaveraged_buffers_(loose)
         n = count.clamp(min=2)
         mean = total / n
         variance = (squares / n - mean.square()) * n / (n - 1)

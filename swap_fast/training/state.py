@@ -48,8 +48,8 @@ class TrainedModel:
     """Its weights [P] at the end of each cycle of the learning rate; the last are its own."""
     statistics: Tensor
     """Its batch-norm statistics [2C]; of phase 1, those of all replicas merged."""
-    loose_buffers: dict[str, Tensor]
-    """Its buffers that are in no vector, by name."""
+    unaveraged_buffers: dict[str, Tensor]
+    """Its integer and non-persistent buffers, by name."""
     optimizer_state: Any
     """The optimizer's state at the end of phase 1, for `keep_momentum`; None: of a worker."""
     time_s: float

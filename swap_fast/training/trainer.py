@@ -97,7 +97,7 @@ class Trainer:
         """Begin a worker from phase 1's model: weights, statistics, and its optimizer's state."""
         with self.clock.lap("phase2"):
             self.weights.load_(start.theta, start.statistics)
-            self.weights.set_loose_buffers_(start.loose_buffers)
+            self.weights.set_unaveraged_buffers_(start.unaveraged_buffers)
             self.phases[1].state.statistics.reset_()
             self.optimizer.reset_()
             if keep_momentum:
@@ -108,9 +108,9 @@ class Trainer:
     ) -> None:
         """Put an average into the model; buffers that have none are the first worker's."""
         self.weights.load_(theta, statistics)
-        if self.weights.has_loose_buffers:
-            first = workers[0].loose_buffers.items()
-            self.weights.set_loose_buffers_(
+        if self.weights.has_unaveraged_buffers:
+            first = workers[0].unaveraged_buffers.items()
+            self.weights.set_unaveraged_buffers_(
                 self.comm.on_first(lambda: {name: value.cpu() for name, value in first})
             )
 
@@ -208,13 +208,13 @@ class Trainer:
         """The model as it is at the end of a phase."""
         with self.clock.lap(f"phase{progress.phase}"):
             theta, statistics = self.weights.copy()
-            loose_buffers = self.weights.loose_buffers()
+            unaveraged_buffers = self.weights.unaveraged_buffers()
             optimizer_state = self.optimizer.state_dict() if progress.phase == 1 else None
         return TrainedModel(
             progress=progress,
             samples=(*samples, theta),
             statistics=statistics,
-            loose_buffers=loose_buffers,
+            unaveraged_buffers=unaveraged_buffers,
             optimizer_state=optimizer_state,
             time_s=self.clock.reading() - started_s,
         )

@@ -29,7 +29,7 @@ class Weights:
     statistics (a spectral norm's vectors, a moving average of the net's own) stand behind these:
     each replica and each worker has its own, and their mean is taken where statistics are merged
     and models averaged. Other buffers (integers, flags, such as are not saved) are in no vector:
-    see `loose_buffers`.
+    see `unaveraged_buffers`.
 
     Arguments:
         model: on one device. Frozen parameters stay outside.
@@ -121,7 +121,7 @@ class Weights:
         counters = [(norm, "num_batches_tracked") for norm in self.norms]
         self._held = {f"{prefixes[module]}{name}" for module, name in (*places, *counters)}
         # By the net's form alone, so that all ranks say the same.
-        self.has_loose_buffers = any(
+        self.has_unaveraged_buffers = any(
             f"{prefixes[module]}{name}" not in self._held
             for _, module in named
             for name in module._buffers
@@ -284,12 +284,15 @@ class Weights:
             for parameter, _ in loose:
                 parameter.grad = None
 
-    def loose_buffers(self) -> dict[str, Tensor]:
-        """Copies of the buffers that are in no vector, by name; a batch norm's count is none."""
+    def unaveraged_buffers(self) -> dict[str, Tensor]:
+        """Copies, by name, of the buffers that have no mean: integers, and what is not saved.
+
+        Without a batch norm's `num_batches_tracked`.
+        """
         named = self.model.named_buffers()
         return {name: buffer.detach().clone() for name, buffer in named if name not in self._held}
 
-    def set_loose_buffers_(self, values: Mapping[str, Tensor]) -> None:
+    def set_unaveraged_buffers_(self, values: Mapping[str, Tensor]) -> None:
         """Put such copies into the model; a buffer that has its value already is not touched."""
         for name, value in values.items():
             owner, _, leaf = name.rpartition(".")

@@ -163,7 +163,7 @@ def refuse_lone_examples(
         )
     if not alone or not weights.norms:
         return
-    before, loose = weights.copy(), weights.loose_buffers()
+    before, loose = weights.copy(), weights.unaveraged_buffers()
     (batch, *_) = islice(one_pass(data, place, batch_size=1, shuffled=False), 1)
     length = batch_length(batch)
 
@@ -178,7 +178,7 @@ def refuse_lone_examples(
         raise ValueError(f"{alone[0]}; the net fails on one alone: {error}") from None
     finally:
         weights.load_(*before)
-        weights.set_loose_buffers_(loose)
+        weights.set_unaveraged_buffers_(loose)
 
 
 @contextmanager

@@ -342,14 +342,14 @@ def make_result(
     known = [accuracy for accuracy in accuracies if accuracy is not None]
     before = sum(known) / len(known) if known else None
     final, thetas, states = weights.copy(), [], []
-    averaged_buffers = weights.loose_buffers()
+    averaged_buffers = weights.unaveraged_buffers()
     for samples, statistics, buffers in workers_on_first(trainer, done):
         thetas.append(samples[-1])
         weights.load_(samples[-1], statistics)
-        weights.set_loose_buffers_(buffers)
+        weights.set_unaveraged_buffers_(buffers)
         states.append(on_host(weights.model.state_dict()))
     weights.load_(*final)
-    weights.set_loose_buffers_(averaged_buffers)
+    weights.set_unaveraged_buffers_(averaged_buffers)
     norms, cosines = displacements(thetas, done.phase1.theta.cpu())
     weights.release_()
     accuracy, distances = done.accuracies.tested, pairwise_distances(thetas)
